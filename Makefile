@@ -1,0 +1,41 @@
+# make demo | test | install | lint | clean   [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12]
+
+PYTHON ?= python3
+ACCELERATOR ?= cpu
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(ACCELERATOR)
+WORKDIR ?= runs/digits
+
+ifeq ($(filter $(ACCELERATOR),cpu cuda12 cuda13 tpu),)
+$(error ACCELERATOR=$(ACCELERATOR) is unknown; choose cpu, cuda12, cuda13 or tpu)
+endif
+JAX := $(if $(filter cpu,$(ACCELERATOR)),jax,jax[$(ACCELERATOR)])
+
+.PHONY: demo test install lint clean
+
+demo: $(STAMP)
+	$(BIN)/python -m dit_jax.datasets.digits
+	$(BIN)/python -m dit_jax.train --config configs/digits.py --workdir $(WORKDIR)
+	$(BIN)/python -m dit_jax.evaluate --workdir $(WORKDIR) --num 1000
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+install: $(STAMP)
+
+$(STAMP): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) \
+	and f"Python {v} is too old: 3.11 or later is needed; make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt '$(JAX)' -e '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
