@@ -1,0 +1,1 @@
+"""Diffusion transformers in JAX: train, sample, evaluate and study how they scale."""

@@ -1,0 +1,28 @@
+"""Published checkpoints to our parameters: one rename table per format, exact coverage."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from dit_jax.convert import arrays, dit
+
+FORMATS = {"dit": dit.to_params}
+
+
+def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model_config) -> dict:
+    """Parameters of the model `model_config` from a published checkpoint.
+
+    Args:
+      kind: the reference format, 'dit'.
+      source: a mapping of published names to arrays, or a file of them: .npz (names may carry
+        the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
+    Returns:
+      Our parameter tree of numpy arrays, f32.
+    Raises: ValueError for an unknown kind or file type, and for missing or unexpected names or
+      shapes, listing both sets; FileNotFoundError.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
+    found = source if isinstance(source, Mapping) else arrays.read(pathlib.Path(source))
+    return FORMATS[kind](found, model_config)

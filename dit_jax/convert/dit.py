@@ -1,0 +1,91 @@
+"""The published DiT's parameters: its names, Linear weights [out, in], one entry per block."""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from dit_jax import models
+from dit_jax.convert import arrays
+from dit_jax.models import layers
+
+# Our module -> the published one; {} is the block's number.
+MODULES = {
+    "x_embedder": "x_embedder.proj",
+    "t_embedder/mlp_0": "t_embedder.mlp.0",
+    "t_embedder/mlp_2": "t_embedder.mlp.2",
+    "y_embedder": "y_embedder.embedding_table",
+    "blocks/adaLN_modulation": "blocks.{}.adaLN_modulation.1",
+    "blocks/attn/qkv": "blocks.{}.attn.qkv",
+    "blocks/attn/proj": "blocks.{}.attn.proj",
+    "blocks/mlp/fc1": "blocks.{}.mlp.fc1",
+    "blocks/mlp/fc2": "blocks.{}.mlp.fc2",
+    "final_layer/adaLN_modulation": "final_layer.adaLN_modulation.1",
+    "final_layer/linear": "final_layer.linear",
+}
+LEAVES = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+    """Our parameters from the published names; see `convert.load`.
+
+    The published position table is a constant here: it must equal ours and is not returned.
+    """
+    ours = parameter_shapes(model_config)
+    layout = _published_layout(ours, model_config)
+    table = layers.sincos_position_table(
+        model_config.hidden_size, model_config.input_size // model_config.patch_size
+    )[None]
+    expected = {name: shape for entries in layout.values() for name, shape in entries}
+    expected["pos_embed"] = table.shape
+    arrays.check_coverage(
+        {name: tuple(np.shape(a)) for name, a in found.items()}, expected, "the checkpoint"
+    )
+    if not np.allclose(found["pos_embed"], table, atol=1e-5):
+        difference = np.abs(found["pos_embed"] - table).max()
+        raise ValueError(
+            f"the checkpoint's pos_embed differs from the sin-cos table by {difference:.2g}; it "
+            "was trained with another position embedding."
+        )
+    params = {}
+    for path, entries in layout.items():
+        leaves = [_to_ours(path, np.asarray(found[name])) for name, _ in entries]
+        leaf = np.stack(leaves) if path.startswith("blocks/") else leaves[0]
+        params[path] = leaf.reshape(ours[path]).astype(np.float32)
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def parameter_shapes(model_config) -> dict[str, arrays.Shape]:
+    """Path -> shape of every parameter of the model, without allocating any."""
+    init = functools.partial(models.init_params, models.build(model_config))
+    flat = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _published_layout(ours, model_config):
+    """Our path -> the published (name, shape) entries that make it up, one per block."""
+    layout = {}
+    for path, shape in ours.items():
+        module, _, leaf = path.rpartition("/")
+        name = f"{MODULES[module]}.{LEAVES[leaf]}"
+        depth = shape[0] if "{}" in name else 1
+        shape = shape[1:] if "{}" in name else shape
+        if path == "x_embedder/kernel":
+            p = model_config.patch_size
+            shape = (shape[1], model_config.in_channels, p, p)
+        elif leaf == "kernel":
+            shape = (math.prod(shape[1:]), shape[0])
+        elif leaf == "bias":
+            shape = (math.prod(shape),)
+        layout[path] = [(name.format(i), shape) for i in range(depth)]
+    return layout
+
+
+def _to_ours(path, array):
+    """One published array, laid out as ours up to a reshape."""
+    if path == "x_embedder/kernel":
+        return array.transpose(2, 3, 1, 0)  # [D, C, p, p] -> [p, p, C, D]
+    return array.T if path.endswith("kernel") else array

@@ -1,0 +1,201 @@
+"""DiT: the diffusion transformer with adaLN-Zero blocks.
+
+Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from dit_jax.models import layers
+
+# Hidden size, depth, heads.
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def named(name: str) -> dict[str, int]:
+    """The config fields that a name of the paper stands for: 'DiT-XL/2' has patch size 2.
+
+    Raises: ValueError for an unknown name.
+    """
+    size, _, patch = name.removeprefix("DiT-").partition("/")
+    if not name.startswith("DiT-") or size not in SIZES or not patch.isdecimal() or not int(patch):
+        raise ValueError(
+            f"unknown model {name!r}; the names are DiT-{{{','.join(SIZES)}}}/PATCH, "
+            "for example DiT-XL/2."
+        )
+    hidden_size, depth, num_heads = SIZES[size]
+    return {
+        "hidden_size": hidden_size,
+        "depth": depth,
+        "num_heads": num_heads,
+        "patch_size": int(patch),
+    }
+
+
+def patchify(x: jax.Array, patch_size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, N, p*p*C]: tokens row-major, inside a token row, column, channel."""
+    batch, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+    return x.reshape(batch, -1, p * p * channels)
+
+
+def unpatchify(x: jax.Array, patch_size: int) -> jax.Array:
+    """[B, N, p*p*C] -> [B, H, W, C] for a square image; the inverse of `patchify`."""
+    batch, tokens, size = x.shape
+    p, grid = patch_size, round(tokens**0.5)
+    x = x.reshape(batch, grid, grid, p, p, size // p**2).swapaxes(2, 3)
+    return x.reshape(batch, grid * p, grid * p, size // p**2)
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and MLP, each modulated and gated by c; the identity at initialisation."""
+
+    num_heads: int
+    mlp_ratio: float
+    dtype: str
+    attention: str
+
+    @nn.compact
+    def __call__(self, x, c):
+        size = x.shape[-1]
+        # XLA on the GPU otherwise keeps the residual stream batch-minor and pays in transposes.
+        x = with_layout_constraint(x, Layout((0, 1, 2)))
+        modulation = nn.DenseGeneral(
+            (6, size),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,  # adaLN-Zero: every gate starts closed
+            name="adaLN_modulation",
+        )(nn.silu(c))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation[:, i] for i in range(6))
+        attn = layers.Attention(self.num_heads, self.dtype, self.attention, name="attn")
+        mlp = layers.Mlp(int(size * self.mlp_ratio), self.dtype, name="mlp")
+        x = x + gate_a[:, None] * attn(layers.modulated_layer_norm(x, shift_a, scale_a))
+        x = x + gate_m[:, None] * mlp(layers.modulated_layer_norm(x, shift_m, scale_m))
+        return x, None
+
+
+class FinalLayer(nn.Module):
+    """Modulated LayerNorm, then a Linear to pixels; its output is exactly 0 at initialisation."""
+
+    output_size: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, c):
+        zeros = nn.initializers.zeros
+        modulation = nn.DenseGeneral(
+            (2, x.shape[-1]), dtype=self.dtype, kernel_init=zeros, name="adaLN_modulation"
+        )(nn.silu(c))
+        x = layers.modulated_layer_norm(x, modulation[:, 0], modulation[:, 1])
+        return nn.Dense(self.output_size, dtype=self.dtype, kernel_init=zeros, name="linear")(x)
+
+
+class DiT(nn.Module):
+    """Predicts eps, and with learn_sigma the variance, from x_t, the network's time and a label.
+
+    Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
+    """
+
+    input_size: int  # height and width of x_t
+    patch_size: int
+    in_channels: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    num_classes: int
+    class_dropout_prob: float  # > 0 adds the null class, index num_classes
+    learn_sigma: bool
+    dtype: str  # of the activations; parameters and output are f32
+    attention: str  # 'xla' or 'cudnn'
+    remat: str  # what the backward pass recomputes: 'none', 'dots' (all but matmuls), 'full'
+    scan_unroll: bool  # one program for all blocks (fast steps) or a loop (fast compiles)
+
+    @nn.compact
+    def __call__(self, x_t: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+        """Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); y [B] int32 labels.
+
+        Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
+        """
+        grid, p = self.input_size // self.patch_size, self.patch_size
+        if x_t.shape[1:] != (self.input_size, self.input_size, self.in_channels):
+            expected = ("B", self.input_size, self.input_size, self.in_channels)
+            raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
+        out_channels = self.in_channels * (2 if self.learn_sigma else 1)
+        rows = self.num_classes + (self.class_dropout_prob > 0)
+
+        x = patchify(x_t, p)  # [B, N, p*p*C]
+        x = nn.Dense(
+            self.hidden_size,
+            dtype=self.dtype,
+            kernel_init=layers.xavier_uniform,
+            name="x_embedder",
+        )(x)  # [B, N, D]
+        position = layers.sincos_position_table(self.hidden_size, grid)
+        x = x + position[None].astype(self.dtype)
+        t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)
+        embed = nn.Embed(
+            rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
+        )
+        c = (t_emb + embed(y)).astype(self.dtype)  # [B, D]
+
+        block = DiTBlock
+        if self.remat != "none":
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll)
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+            unroll=self.depth if self.scan_unroll else 1,
+        )(self.num_heads, self.mlp_ratio, self.dtype, self.attention, name="blocks")
+        x, _ = blocks(x, c)  # [B, N, D]
+
+        x = FinalLayer(p * p * out_channels, self.dtype, name="final_layer")(x, c)
+        return unpatchify(x, p).astype(jnp.float32)  # [B, h, w, C or 2C]
+
+
+def from_config(config) -> DiT:
+    """The module that `config.model` describes.
+
+    Raises: ValueError for sizes that do not fit together, with the values.
+    """
+    fields = {key: config[key] for key in config if key != "name"}
+    hidden_size, num_heads, patch_size = (
+        fields[name] for name in ("hidden_size", "num_heads", "patch_size")
+    )
+    input_size = fields["input_size"]
+    if hidden_size % num_heads:
+        raise ValueError(f"{num_heads=} must divide {hidden_size=}; DiT-S uses 6 heads for 384.")
+    if hidden_size % 4:
+        raise ValueError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
+    if input_size % patch_size:
+        divisors = [p for p in range(1, input_size + 1) if input_size % p == 0]
+        raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
+    if fields["remat"] not in REMAT_POLICIES:
+        raise ValueError(
+            f"remat={fields['remat']!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}."
+        )
+    if fields["dtype"] not in ("float32", "bfloat16", "float16"):
+        raise ValueError(
+            f"dtype={fields['dtype']!r} is unknown; choose float32, bfloat16 or float16."
+        )
+    if not 0 <= fields["class_dropout_prob"] < 1:
+        raise ValueError(
+            f"class_dropout_prob={fields['class_dropout_prob']} must lie in [0, 1); the paper "
+            "uses 0.1."
+        )
+    fields["attention"] = layers.resolve_attention(
+        fields["attention"], fields["dtype"], hidden_size // num_heads
+    )
+    return DiT(**fields)

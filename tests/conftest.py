@@ -1,0 +1,73 @@
+"""Eight CPU devices, strict ranks, full f32 products: set before JAX starts."""
+
+import os
+import pathlib
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/ is not installed
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dit_jax import convert, diffusion, models
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The published PyTorch DiT's arrays, images as NHWC."""
+    with np.load(GOLDENS / "dit_tiny_reference.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    return {
+        name: np.moveaxis(a, -3, -1) if a.ndim >= 4 and not name.startswith("w/") else a
+        for name, a in arrays.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def golden_model_config():
+    return ConfigDict(
+        dict(
+            name="dit",
+            input_size=8,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=48,
+            depth=3,
+            num_heads=4,
+            mlp_ratio=4.0,
+            num_classes=7,
+            class_dropout_prob=0.1,
+            learn_sigma=True,
+            dtype="float32",
+            attention="auto",
+            remat="none",
+            scan_unroll=False,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_params(golden_model_config):
+    return convert.load("dit", GOLDENS / "dit_tiny_reference.npz", golden_model_config)
+
+
+@pytest.fixture(scope="session")
+def golden_predict(golden_model_config, golden_params):
+    """predict(x_t, network_time, y) of the published model."""
+    model = models.build(golden_model_config)
+    return jax.jit(lambda x_t, t, y: model.apply({"params": golden_params}, x_t, t, y))
+
+
+@pytest.fixture(scope="session")
+def process():
+    """The paper's: 1000 linear steps."""
+    return diffusion.build(ConfigDict(dict(num_steps=1000, beta_start=1e-4, beta_end=0.02)))

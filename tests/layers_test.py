@@ -1,0 +1,61 @@
+"""Embedding tables against the published ones; the hand-written gradient against autodiff."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.models import layers
+
+
+def test_position_table_equals_the_published_one(golden):
+    table = layers.sincos_position_table(48, 4)
+    assert table.dtype == np.float32
+    np.testing.assert_allclose(table, golden["w/pos_embed"][0], atol=1e-6)
+
+
+def test_first_half_of_the_position_table_encodes_the_column():
+    table = layers.sincos_position_table(8, 3).reshape(3, 3, 8)
+    np.testing.assert_array_equal(table[0, :, :4], table[2, :, :4])  # same columns, other rows
+    np.testing.assert_array_equal(table[:, 0, 4:], table[:, 2, 4:])
+    np.testing.assert_allclose(table[0, 2, 0], np.sin(2.0), rtol=1e-6)  # sin first
+
+
+def test_time_frequencies_are_cosines_then_sines():
+    out = layers.time_frequencies(jnp.array([0.0, 7.0]))
+    np.testing.assert_array_equal(out[0], np.repeat([1.0, 0.0], 128))
+    angles = 7 * 10000.0 ** (-np.arange(128) / 128)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)])
+    np.testing.assert_allclose(out[1], expected, atol=2e-6)
+
+
+def _reference_layer_norm(x, shift, scale):
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.var(x, axis=-1, keepdims=True)
+    return (x - mean) / jnp.sqrt(variance + 1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+
+def test_modulated_layer_norm_and_its_gradient():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 3 * jax.random.normal(keys[0], (2, 5, 16)) + 1
+    shift, scale = jax.random.normal(keys[1], (2, 2, 16))
+    weights = jax.random.normal(keys[2], (2, 5, 16))
+
+    def value_and_grads(f):
+        return jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2))(
+            x, shift, scale
+        )
+
+    actual = value_and_grads(layers.modulated_layer_norm)
+    expected = value_and_grads(_reference_layer_norm)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5), actual, expected
+    )
+
+
+def test_modulated_layer_norm_keeps_its_statistics_in_f32():
+    x = (1000 + jax.random.normal(jax.random.key(0), (1, 4, 64))).astype(jnp.bfloat16)
+    zeros = jnp.zeros((1, 64), jnp.bfloat16)
+    out = layers.modulated_layer_norm(x, zeros, zeros)
+    assert out.dtype == jnp.bfloat16
+    expected = _reference_layer_norm(x.astype(jnp.float32), *(2 * [jnp.zeros((1, 64))]))
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.02)
