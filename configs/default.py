@@ -1,0 +1,88 @@
+"""Every key of a config, with its unit and constraint; the values are DiT's for ImageNet 256.
+
+Other configs start from `get_config()` here and override a few keys; the config is locked, so a
+key that is not here raises.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of parameters, data order, noise and label dropout
+    config.total_steps = 400_000  # optimizer steps
+    config.batch_size = 256  # examples per optimizer step, over all devices
+    config.grad_accumulation_steps = 1  # divides batch_size per device
+    config.log_every_steps = 100  # metrics are means over these steps
+    config.eval_every_steps = 10_000  # held-out loss of the EMA weights; 0 is never
+    config.sample_every_steps = 10_000  # grid of samples of the EMA weights; 0 is never
+    config.checkpoint_every_steps = 10_000  # and at the last step
+    config.checkpoint_keep = 3  # most recent checkpoints kept, at least 2 to fall back on
+    config.checkpoint_keep_every_steps = 0  # checkpoints at multiples are kept for good; 0 is none
+    config.profile_start_step = 0  # first step of a profiler trace; 0 is no trace
+    config.profile_num_steps = 5  # length of the trace, steps
+
+    config.model = ConfigDict()
+    config.model.name = "dit"
+    config.model.input_size = 32  # height and width of x_0, latent or pixels
+    config.model.patch_size = 2  # divides input_size
+    config.model.in_channels = 4  # channels of x_0
+    config.model.hidden_size = 1152  # multiple of num_heads and of 4
+    config.model.depth = 28  # blocks
+    config.model.num_heads = 16
+    config.model.mlp_ratio = 4.0  # MLP width / hidden_size
+    config.model.num_classes = 1000  # the null class has this index
+    config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
+    config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
+    config.model.dtype = "float32"  # of activations: float32, bfloat16, float16
+    config.model.attention = "auto"  # auto, xla, cudnn
+    config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
+    config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU
+
+    config.diffusion = ConfigDict()
+    config.diffusion.num_steps = 1000  # noise levels
+    config.diffusion.beta_start = 1e-4  # betas increase linearly
+    config.diffusion.beta_end = 0.02
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 1e-4  # peak
+    config.optim.schedule = "constant"  # constant, cosine (to 0 at total_steps)
+    config.optim.warmup_steps = 0  # linear; less than total_steps
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.0  # decoupled, of all parameters
+    config.optim.grad_clip_norm = 0.0  # global norm; 0 is off
+    config.optim.ema_decay = 0.9999  # per step, from the initial weights
+
+    config.data = ConfigDict()
+    config.data.source = "tfds"  # tfds, folder
+    config.data.name = "imagenet2012"  # TFDS name, directory of a TFDS dataset, or image folder
+    config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
+    config.data.kind = "image"  # the feature read: image (uint8), moments (of a VAE, unscaled)
+    config.data.train_split = "train"
+    config.data.eval_split = "validation"  # empty: no held-out loss
+    config.data.image_size = 256  # pixels after the ADM crop
+    config.data.image_channels = 3  # 1 grey, 3 RGB
+    config.data.flip = False  # mirror images with probability 1/2
+    config.data.num_workers = 0  # processes that read; 0 reads in threads of this one
+    config.data.num_threads = 4  # reading threads per process
+    config.data.prefetch_batches = 8  # ready in host memory, per process
+
+    config.latents = ConfigDict()
+    config.latents.scale = 0.18215  # x_0 = (z - shift) * scale; moments only
+    config.latents.shift = 0.0
+
+    config.mesh = ConfigDict()  # the product is the number of devices; one may be -1
+    config.mesh.data = -1  # copies of the model, each with its share of the batch
+    config.mesh.fsdp = 1  # shards of state and batch
+    config.mesh.tensor = 1  # shards of heads and MLP width
+
+    config.sample = ConfigDict()  # of grids while training, and the commands' defaults
+    config.sample.sampler = "ddpm"  # ddpm, ddim
+    config.sample.steps = 250  # 2..diffusion.num_steps
+    config.sample.eta = 0.0  # ddim: 0 deterministic, 1 DDPM's variance
+    config.sample.cfg_scale = 1.5  # 1 is no guidance
+    config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
+    config.sample.num_images = 16  # of a grid while training
+    return config.lock()

@@ -1,0 +1,26 @@
+"""DiT on scikit-learn's 8x8 handwritten digits, in pixels: `make demo`.
+
+  python -m dit_jax.datasets.digits
+  python -m dit_jax.train --config configs/digits.py --workdir runs/digits
+
+Cost and result: not measured.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.update(
+        total_steps=4_000,
+        batch_size=64,
+        eval_every_steps=1_000,
+        sample_every_steps=1_000,
+        checkpoint_every_steps=1_000,
+        model=dict(input_size=8, in_channels=1, num_classes=10),
+        data=dict(name="digits", eval_split="test", image_size=8, image_channels=1),
+        optim=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995),
+        sample=dict(steps=100, cfg_scale=1.5, num_images=100),
+    )
+    config.model.update(hidden_size=64, depth=4, num_heads=2, scan_unroll=True)
+    return config

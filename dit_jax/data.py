@@ -1,0 +1,250 @@
+"""Images or latent moments from a TFDS dataset or an image folder to batches on the mesh.
+
+The order of records is a function of (seed, position) alone, so the state of the pipeline is one
+number, the next batch; it does not depend on worker, process or device counts.
+"""
+
+import dataclasses
+import io
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+Batch = dict[str, np.ndarray]
+
+
+def adm_crop(image: Image.Image, size: int) -> Image.Image:
+    """The published centre crop: halve with BOX, resize the shorter side with BICUBIC, cut.
+
+    Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    scaled = round(image.width * scale), round(image.height * scale)
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Random access to decoded examples: 'image' [S, S, C] uint8 or 'moments' f16; 'label' int32.
+
+    `records[i]` holds encoded image bytes, or moments, and a label; `describe(i)` names it in
+    errors.
+    """
+
+    records: Sequence
+    kind: str  # 'image' or 'moments'
+    image_size: int
+    image_channels: int
+    num_classes: int
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Batch:
+        index = int(index)
+        record = self.records[index]
+        label = int(record["label"])
+        if not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"label {label} of {self.describe(index)} lies outside 0..{self.num_classes - 1}; "
+                "set model.num_classes to the number of classes in the data."
+            )
+        example = {"label": np.int32(label)}
+        if self.kind == "moments":
+            return {"moments": np.asarray(record["moments"], np.float16), **example}
+        try:
+            image = Image.open(io.BytesIO(record["image"]))
+            image = adm_crop(
+                image.convert({1: "L", 3: "RGB"}[self.image_channels]), self.image_size
+            )
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
+            ) from error
+        shape = (self.image_size, self.image_size, self.image_channels)
+        return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
+
+    def describe(self, index: int) -> str:
+        """The file of an image folder, or 'record 3 of <dataset>'."""
+        if isinstance(self.records, _Folder):
+            return str(self.records.files[index])
+        return f"record {index} of {self.origin}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """One class per sub-folder, classes in the order of their sorted names."""
+
+    files: Sequence[pathlib.Path]
+    labels: Sequence[int]
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        return {"image": self.files[index].read_bytes(), "label": self.labels[index]}
+
+
+def open_source(config, split: str) -> Source:
+    """The examples of one split of `config.data`.
+
+    Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
+      for an empty or unknown split, or an unknown config value.
+    """
+    data = config.data
+    if data.kind not in ("image", "moments"):
+        raise ValueError(f"data.kind={data.kind!r} is unknown; choose image or moments.")
+    if data.image_channels not in (1, 3):
+        raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
+    if data.source == "tfds":
+        records, origin = _open_tfds(data, split)
+    elif data.source == "folder" and data.kind == "image":
+        records, origin = _open_folder(pathlib.Path(data.name) / split)
+    else:
+        raise ValueError(
+            f"data.source={data.source!r} with data.kind={data.kind!r}: choose tfds for images or "
+            "moments, or folder for images."
+        )
+    if not len(records):
+        raise ValueError(f"split {split!r} of {origin} is empty.")
+    num_classes = config.model.num_classes
+    return Source(records, data.kind, data.image_size, data.image_channels, num_classes, origin)
+
+
+def _open_tfds(data, split):
+    # Importing it takes most of a second, and image folders do without.
+    import tensorflow_datasets as tfds
+
+    data_dir = data.data_dir or None
+    directory = pathlib.Path(data.name).expanduser()
+    try:
+        if (directory / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(directory)
+        else:
+            builder = tfds.builder(data.name, data_dir=data_dir)
+        prepared = pathlib.Path(builder.data_dir).is_dir()
+    except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
+        prepared = False
+    if not prepared:
+        embedded = f"python -m dit_jax.datasets.digits{f' --data_dir {data_dir}' * bool(data_dir)}"
+        command = embedded if data.name == "digits" else f"tfds build {data.name}"
+        raise FileNotFoundError(
+            f"no prepared TFDS dataset {data.name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
+            f". Build it with `{command}`, or set data.data_dir (see also "
+            "data.name, which may be the directory of a prepared dataset)."
+        )
+    feature = data.kind
+    if feature not in builder.info.features:
+        found = ", ".join(builder.info.features)
+        raise ValueError(
+            f"dataset {data.name!r} has no feature {feature!r}, only {found}; check data.kind."
+        )
+    if split.partition("[")[0] not in builder.info.splits:
+        known = ", ".join(builder.info.splits)
+        raise ValueError(f"dataset {data.name!r} has no split {split!r}; it has {known}.")
+    origin = f"split {split!r} of {builder.data_dir}"
+    if not builder.info.splits[split].num_examples:
+        return (), origin
+    # The bytes are decoded by us: TFDS would hide the image's mode.
+    decoders = {"image": tfds.decode.SkipDecoding()} if data.kind == "image" else None
+    return builder.as_data_source(split=split, decoders=decoders), origin
+
+
+def _open_folder(root):
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"no image folder {root}: data.name is the root, with one folder per split (data."
+            "train_split, data.eval_split) that holds one folder of images per class."
+        )
+    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    files, labels = [], []
+    for label, folder in enumerate(classes):
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        files += found
+        labels += [label] * len(found)
+    return _Folder(files, labels), f"image folder {root}"
+
+
+class TrainIterator:
+    """Endless batches of this process's rows, reshuffled every epoch by the seed.
+
+    Args:
+      rows: this process's rows of the global batch, as `sharding.local_rows` gives them.
+      state: continues after a `state()` of an earlier iterator over the same data and seed.
+    Raises: ValueError if the dataset's size differs from the one in `state`.
+    """
+
+    def __init__(self, source: Source, config, rows: np.ndarray, state: dict | None = None):
+        self._num_records = len(source)
+        self._next_batch = 0
+        if state is not None:
+            if state["num_records"] != len(source):
+                raise ValueError(
+                    f"{source.origin} has {len(source)} records, but the run began with "
+                    f"{state['num_records']}: the data order would differ. Restore the dataset, "
+                    "or begin a new workdir."
+                )
+            self._next_batch = state["next_batch"]
+        records = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
+        if config.data.flip:
+            if config.data.kind == "moments":
+                raise ValueError(
+                    "data.flip mirrors images; a moments dataset holds mirrored records instead."
+                )
+            records = records.random_map(_flip)
+        batch_size, local_size = config.batch_size, len(rows)
+
+        def record(i):
+            return records[i // local_size * batch_size + int(rows[i % local_size])]
+
+        first = self._next_batch * local_size
+        batches = grain.MapDataset.range(first, sys.maxsize).map(record).batch(local_size)
+        options = grain.ReadOptions(
+            num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
+        )
+        batches = batches.to_iter_dataset(options)
+        if config.data.num_workers:
+            if not flags.FLAGS.is_parsed():  # outside a command Grain's workers need them marked
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
+        self._iterator = iter(batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._next_batch += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps: JSON, the same in every process."""
+        return {"next_batch": self._next_batch, "num_records": self._num_records}
+
+
+def eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
+    """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0."""
+    for start in range(0, len(source), batch_size):
+        positions = [start + int(row) for row in rows]
+        examples = [source[p if p < len(source) else 0] for p in positions]
+        batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        batch["weight"] = np.array([p < len(source) for p in positions], np.float32)
+        yield batch
+
+
+def _flip(example, rng):
+    """Mirrors the image with probability 1/2."""
+    if rng.random() < 0.5:
+        return {**example, "image": example["image"][:, ::-1]}
+    return example

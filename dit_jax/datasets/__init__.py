@@ -1,0 +1,1 @@
+"""TFDS datasets that need no network, written as array_record."""

@@ -1,0 +1,305 @@
+"""Decoding, the published crop, and an order of records that nothing but the seed decides."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from configs import default
+from dit_jax import data
+
+
+def _noise_image(width, height, mode="RGB"):
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    rng = np.random.default_rng(width * 1000 + height)
+    pixels = rng.integers(0, 256, (height, width, *channels), np.uint8)
+    return Image.fromarray(pixels, mode)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (33, 17), (16, 40), (100, 61), (5, 7), (63, 257)])
+def test_crop_follows_the_published_steps(size):
+    image = _noise_image(*size)
+    expected = image
+    while min(expected.size) >= 16:
+        half = tuple(side // 2 for side in expected.size)
+        expected = expected.resize(half, Image.Resampling.BOX)
+    factor = 8 / min(expected.size)
+    sides = tuple(round(side * factor) for side in expected.size)
+    pixels = np.asarray(expected.resize(sides, Image.Resampling.BICUBIC))
+    y, x = (pixels.shape[0] - 8) // 2, (pixels.shape[1] - 8) // 2
+    cropped = np.asarray(data.adm_crop(image, 8))
+    assert cropped.shape == (8, 8, 3)
+    np.testing.assert_array_equal(cropped, pixels[y : y + 8, x : x + 8])
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = _noise_image(8, 8)
+    np.testing.assert_array_equal(np.asarray(data.adm_crop(image, 8)), np.asarray(image))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """train/ with classes 'ant' (3 images) and 'bee' (2, one nested)."""
+    root = tmp_path_factory.mktemp("folder")
+    for i, name in enumerate(
+        ["ant/1.png", "ant/2.PNG", "ant/3.png", "bee/1.png", "bee/deep/2.png"]
+    ):
+        path = root / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _noise_image(8 + i, 8).save(path)
+    (root / "train" / "ant" / "notes.txt").write_text("not an image")
+    return root
+
+
+@pytest.fixture
+def folder_config(folder):
+    config = default.get_config()
+    config.data.update(source="folder", name=str(folder), image_size=8)
+    config.model.update(num_classes=2)
+    config.batch_size = 4
+    return config
+
+
+@pytest.fixture
+def digits_source(smoke_config):
+    return data.open_source(smoke_config, "train")
+
+
+def test_folder_gives_a_class_per_sub_folder(folder_config):
+    source = data.open_source(folder_config, "train")
+    assert [int(source[i]["label"]) for i in range(len(source))] == [0, 0, 0, 1, 1]
+    assert source[4]["image"].shape == (8, 8, 3)
+    assert source[0]["image"].dtype == np.uint8
+    assert source[0]["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_becomes_the_channels_asked_for(folder_config, mode, channels):
+    folder_config.data.image_channels = channels
+    image = _noise_image(8, 8, mode)
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    records = [{"image": file.getvalue(), "label": 1}]
+    source = data.Source(records, "image", 8, channels, 2, "a test")
+    expected = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    np.testing.assert_array_equal(source[0]["image"], expected.reshape(8, 8, channels))
+
+
+def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
+    test = data.open_source(smoke_config, "test")
+    assert (len(digits_source), len(test)) == (1617, 180)
+    everything = np.concatenate(
+        [np.stack([s[i]["image"] for i in range(len(s))]) for s in (digits_source, test)]
+    )
+    from sklearn.datasets import load_digits
+
+    pixels = np.rint(load_digits().data * 255 / 16).astype(np.uint8)
+    original = sorted(map(bytes, pixels.reshape(-1, 64)))
+    assert sorted(bytes(image) for image in everything.reshape(-1, 64)) == original
+
+
+class _Numbered:
+    """A source whose image is its own index, to see what was read."""
+
+    origin = "numbers"
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        pixels = np.zeros((2, 2, 1), np.uint8)
+        pixels[:, 0] = i
+        return {"image": pixels, "label": np.int32(i)}
+
+
+def _labels(config, rows, count, size=10, state=None):
+    iterator = data.TrainIterator(_Numbered(size), config, np.array(rows), state)
+    return np.stack([next(iterator)["label"] for _ in range(count)]), iterator.state()
+
+
+@pytest.fixture
+def config():
+    config = default.get_config()
+    config.batch_size = 4
+    return config
+
+
+def test_every_epoch_has_every_record_once_in_another_order(config):
+    labels, _ = _labels(config, range(4), 10)
+    epochs = labels.reshape(4, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_order_is_the_seed_s(config):
+    same, _ = _labels(config, range(4), 3)
+    np.testing.assert_array_equal(_labels(config, range(4), 3)[0], same)
+    config.seed = 1
+    assert not np.array_equal(_labels(config, range(4), 3)[0], same)
+
+
+def test_iterator_continues_from_its_state(config):
+    whole, _ = _labels(config, range(4), 9)
+    first, state = _labels(config, range(4), 4)
+    assert state == {"next_batch": 4, "num_records": 10}
+    rest, _ = _labels(config, range(4), 5, state=state)
+    np.testing.assert_array_equal(np.concatenate([first, rest]), whole)
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [2, 3], [1, 3]])
+def test_each_process_reads_its_rows_of_the_global_batch(config, rows):
+    whole, _ = _labels(config, range(4), 6)
+    part, _ = _labels(config, rows, 6)
+    np.testing.assert_array_equal(part, whole[:, rows])
+
+
+def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source):
+    def images(num_workers, state=None):
+        smoke_config.data.update(num_workers=num_workers, flip=True)
+        iterator = data.TrainIterator(digits_source, smoke_config, np.arange(16), state)
+        return [next(iterator)["image"] for _ in range(5)]
+
+    np.testing.assert_array_equal(images(2), images(0))
+    state = {"next_batch": 3, "num_records": 1617}
+    np.testing.assert_array_equal(images(2, state)[:2], images(0)[3:])
+
+
+def test_flip_mirrors_half_of_the_images(config):
+    config.data.flip = True
+    config.batch_size = 100
+    iterator = data.TrainIterator(_Numbered(200), config, np.arange(100))
+    left = right = 0
+    for _ in range(10):
+        batch = next(iterator)
+        sides = batch["image"][:, 0, :, 0] == batch["label"][:, None]
+        left, right = left + sides[:, 0].sum(), right + sides[:, 1].sum()
+    assert 400 < right < 600  # 1000 records, the mark moved from left to right
+    assert left + right >= 1000
+
+
+def test_eval_batches_cover_the_split_once():
+    batches = list(data.eval_batches(_Numbered(10), 4, np.arange(4)))
+    labels = np.concatenate([batch["label"][batch["weight"] == 1] for batch in batches])
+    np.testing.assert_array_equal(labels, range(10))
+    np.testing.assert_array_equal(batches[-1]["weight"], [1, 1, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def moments_dir(tmp_path_factory):
+    """A TFDS dataset of 6 moments [4, 4, 8] f16."""
+
+    class Moments(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "moments": tfds.features.Tensor(shape=(4, 4, 8), dtype=np.float16),
+                "label": tfds.features.ClassLabel(num_classes=3),
+            }
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, download_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(6):
+                yield i, {"moments": np.full((4, 4, 8), i + 0.5, np.float16), "label": i % 3}
+
+    builder = Moments(data_dir=tmp_path_factory.mktemp("moments"), file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_dir
+
+
+def test_moments_are_read_from_the_directory_of_a_dataset(config, moments_dir):
+    config.data.update(name=str(moments_dir), kind="moments")
+    source = data.open_source(config, "train")
+    iterator = data.TrainIterator(source, config, np.arange(4))
+    batch = next(iterator)
+    assert batch["moments"].shape == (4, 4, 4, 8)
+    assert batch["moments"].dtype == np.float16
+    values = np.concatenate([batch["moments"], next(iterator)["moments"]])[:6, 0, 0, 0]
+    np.testing.assert_array_equal(sorted(values), np.arange(6) + 0.5)
+
+
+def test_mirroring_moments_is_refused(config, moments_dir):
+    config.data.update(name=str(moments_dir), kind="moments", flip=True)
+    source = data.open_source(config, "train")
+    with pytest.raises(ValueError, match=r"data\.flip mirrors images"):
+        data.TrainIterator(source, config, np.arange(4))
+
+
+def test_missing_dataset_says_how_to_build_it(smoke_config, tmp_path):
+    smoke_config.data.data_dir = str(tmp_path)
+    command = rf"python -m dit_jax\.datasets\.digits --data_dir {tmp_path}"
+    with pytest.raises(FileNotFoundError, match=command):
+        data.open_source(smoke_config, "train")
+    smoke_config.data.name = "no_such_dataset"
+    with pytest.raises(FileNotFoundError, match="tfds build no_such_dataset"):
+        data.open_source(smoke_config, "train")
+
+
+def test_unknown_split_and_feature_list_the_known_ones(smoke_config):
+    with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
+        data.open_source(smoke_config, "validation")
+    smoke_config.data.kind = "moments"
+    with pytest.raises(ValueError, match="no feature 'moments', only image, label"):
+        data.open_source(smoke_config, "train")
+
+
+def test_empty_split_is_refused(smoke_config, folder_config, folder):
+    with pytest.raises(ValueError, match=r"'train\[:0\]'.* is empty"):
+        data.open_source(smoke_config, "train[:0]")
+    (folder / "val").mkdir()
+    with pytest.raises(ValueError, match="val is empty"):
+        data.open_source(folder_config, "val")
+    with pytest.raises(FileNotFoundError, match="one folder per split"):
+        data.open_source(folder_config, "test")
+
+
+def test_label_beyond_the_classes_names_the_record(smoke_config):
+    smoke_config.model.num_classes = 5
+    source = data.open_source(smoke_config, "train")
+    with pytest.raises(ValueError, match=r"label \d of record \d+ of split 'train'.*0\.\.4"):
+        next(data.TrainIterator(source, smoke_config, np.arange(16)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_image_names_the_file(folder_config, tmp_path, num_workers):
+    whole = io.BytesIO()
+    _noise_image(64, 64).save(whole, "PNG")
+    for name, content in (("good", whole.getvalue()), ("cut", whole.getvalue()[:500])):
+        path = tmp_path / "train" / "a" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    folder_config.data.update(name=str(tmp_path), num_workers=num_workers)
+    iterator = data.TrainIterator(data.open_source(folder_config, "train"), folder_config, [0, 1])
+    with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png"):
+        next(iterator)  # a batch of both
+
+
+def test_dataset_that_changed_under_a_run_is_refused(config):
+    with pytest.raises(ValueError, match="has 10 records, but the run began with 9"):
+        _labels(config, range(4), 1, state={"next_batch": 1, "num_records": 9})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(kind="pixels"), r"data.kind='pixels'.*image or moments"),
+        (dict(image_channels=2), r"image_channels=2.*1 \(grey\) or 3"),
+        (dict(source="web"), "data.source='web'"),
+    ],
+    ids=str,
+)
+def test_unknown_data_settings_list_the_known_ones(config, change, message):
+    config.data.update(change)
+    with pytest.raises(ValueError, match=message):
+        data.open_source(config, "train")

@@ -1,0 +1,22 @@
+"""The embedded dataset is written once and is the same every time."""
+
+import os
+
+import tensorflow_datasets as tfds
+
+from dit_jax.datasets import digits
+
+
+def test_written_once_and_identically(digits_dir, tmp_path):
+    directory = digits.prepare(digits_dir)
+    files = sorted(f for f in os.listdir(directory) if "array_record" in f)
+    assert len(files) == 2
+    before = os.stat(os.path.join(directory, files[0])).st_mtime_ns
+    assert digits.prepare(digits_dir) == directory
+    assert os.stat(os.path.join(directory, files[0])).st_mtime_ns == before
+
+    again = tfds.builder_from_directory(digits.prepare(tmp_path)).as_data_source(split="train")
+    first = tfds.builder_from_directory(directory).as_data_source(split="train")
+    for i in (0, 7, 1616):
+        assert again[i]["label"] == first[i]["label"]
+        assert (again[i]["image"] == first[i]["image"]).all()
