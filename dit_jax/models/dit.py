@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from dit_jax import sharding
 from dit_jax.models import layers
 
 # Hidden size, depth, heads.
@@ -68,7 +69,7 @@ class DiTBlock(nn.Module):
     def __call__(self, x, c):
         size = x.shape[-1]
         # XLA on the GPU otherwise keeps the residual stream batch-minor and pays in transposes.
-        x = with_layout_constraint(x, Layout((0, 1, 2)))
+        x = with_layout_constraint(sharding.pin_batch(x), Layout((0, 1, 2)))
         modulation = nn.DenseGeneral(
             (6, size),
             dtype=self.dtype,
@@ -78,8 +79,10 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation[:, i] for i in range(6))
         attn = layers.Attention(self.num_heads, self.dtype, self.attention, name="attn")
         mlp = layers.Mlp(int(size * self.mlp_ratio), self.dtype, name="mlp")
-        x = x + gate_a[:, None] * attn(layers.modulated_layer_norm(x, shift_a, scale_a))
-        x = x + gate_m[:, None] * mlp(layers.modulated_layer_norm(x, shift_m, scale_m))
+        a = sharding.pin_batch(attn(layers.modulated_layer_norm(x, shift_a, scale_a)))
+        x = x + gate_a[:, None] * a
+        m = sharding.pin_batch(mlp(layers.modulated_layer_norm(x, shift_m, scale_m)))
+        x = x + gate_m[:, None] * m
         return x, None
 
 

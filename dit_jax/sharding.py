@@ -1,0 +1,154 @@
+"""The device mesh, and which axis of it shards which axis of which parameter."""
+
+import logging
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+logger = logging.getLogger("dit_jax")
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Parameter path -> mesh axes; L depth, D hidden, H heads, M = mlp_ratio D, P = p*p*C.
+PARAMETER_AXES = {
+    "x_embedder/kernel": (None, "fsdp"),  # [P, D]
+    "x_embedder/bias": ("fsdp",),  # [D]
+    "t_embedder/mlp_0/kernel": (None, "fsdp"),  # [256, D]
+    "t_embedder/mlp_0/bias": ("fsdp",),  # [D]
+    "t_embedder/mlp_2/kernel": (None, "fsdp"),  # [D, D]
+    "t_embedder/mlp_2/bias": ("fsdp",),  # [D]
+    "y_embedder/embedding": (None, "fsdp"),  # [classes + 1, D]
+    "blocks/adaLN_modulation/kernel": (None, "fsdp", None, "tensor"),  # [L, D, 6, D]
+    "blocks/adaLN_modulation/bias": (None, None, ("tensor", "fsdp")),  # [L, 6, D]
+    "blocks/attn/qkv/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 3, H, D/H]
+    "blocks/attn/qkv/bias": (None, None, "tensor", "fsdp"),  # [L, 3, H, D/H]
+    "blocks/attn/proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
+    "blocks/attn/proj/bias": (None, "fsdp"),  # [L, D]
+    "blocks/mlp/fc1/kernel": (None, "fsdp", "tensor"),  # [L, D, M]
+    "blocks/mlp/fc1/bias": (None, ("tensor", "fsdp")),  # [L, M]
+    "blocks/mlp/fc2/kernel": (None, "tensor", "fsdp"),  # [L, M, D]
+    "blocks/mlp/fc2/bias": (None, "fsdp"),  # [L, D]
+    "final_layer/adaLN_modulation/kernel": ("fsdp", None, "tensor"),  # [D, 2, D]
+    "final_layer/adaLN_modulation/bias": (None, ("tensor", "fsdp")),  # [2, D]
+    "final_layer/linear/kernel": ("fsdp", None),  # [D, P or 2P]
+    "final_layer/linear/bias": (None,),  # [P or 2P]
+}
+
+
+def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh` over devices, by default all; one axis may be -1, the rest of them.
+
+    Raises: ValueError if the axes do not multiply to the number of devices.
+    """
+    sizes = [config[axis] for axis in AXES]
+    devices = jax.devices() if devices is None else devices
+    num_devices = len(devices)
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and known > 0 and num_devices % known == 0:
+        sizes[sizes.index(-1)] = num_devices // known
+    if min(sizes) < 1 or np.prod(sizes) != num_devices:
+        wanted = ", ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
+        raise ValueError(
+            f"{wanted} do not multiply to the {num_devices} devices; set at most one of them to -1 "
+            "(the rest of the devices)."
+        )
+    # Auto: under jax.make_mesh's default, Explicit, constraints inside jit may be ignored.
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+
+
+def pin_batch(x: jax.Array) -> jax.Array:
+    """Pins activations x [B, ...] to rows over the batch axes of the mesh in context.
+
+    The mesh is that of `jax.sharding.use_abstract_mesh` while tracing; without one x is returned
+    as it is. Needed for right numbers, not only for speed: where a product that is partial over
+    the tensor axis was left to XLA, the gradients of the gates missed some of its parts (data=2,
+    fsdp=2, tensor=2, one row of a micro-batch per shard; jax 0.10.2).
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; a tensor group holds the same rows."""
+    return NamedSharding(mesh, BATCH)
+
+
+def with_shardings(mesh: Mesh, tree):
+    """The tree of jax.ShapeDtypeStruct with the sharding of every leaf, by its path's end.
+
+    Serves parameters, EMA and optimizer moments alike; other leaves (counters) are replicated.
+    An axis that the mesh axes do not divide stays whole and is logged.
+    """
+    logged = set()
+
+    def attach(key_path, leaf):
+        sharding = leaf_sharding(key_path, leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def leaf_sharding(key_path, leaf):
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        name = next((name for name in PARAMETER_AXES if ("/" + path).endswith("/" + name)), None)
+        if name is None:
+            if leaf.ndim:
+                logger.warning("no sharding for %s %s: every device holds it", path, leaf.shape)
+            return replicated(mesh)
+        spec, whole = _fit(mesh, PARAMETER_AXES[name], leaf.shape)
+        if whole and name not in logged:
+            logged.add(name)
+            logger.info("not sharded: %s %s over %s", name, leaf.shape, ", ".join(whole))
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(attach, tree)
+
+
+def _fit(mesh, spec, shape):
+    """The spec with the mesh axes that divide, and those that had to be left out."""
+    fitted, whole = [], []
+    for size, entry in zip(shape, spec, strict=True):
+        kept = []
+        for axis in (entry,) if isinstance(entry, str) else entry or ():
+            if size % mesh.shape[axis]:
+                whole.append(f"{axis}={mesh.shape[axis]}")
+            else:
+                kept.append(axis)
+                size //= mesh.shape[axis]
+        fitted.append(tuple(kept) or None)
+    return fitted, whole
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int = 1) -> None:
+    """Demands that every device gets the same number of rows of every micro-batch.
+
+    Raises: ValueError with the sizes.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = shards * grad_accumulation_steps
+    if grad_accumulation_steps < 1 or batch_size < unit or batch_size % unit:
+        raise ValueError(
+            f"{batch_size=} must be a multiple of {unit}: {shards} batch shards (mesh.data x "
+            f"mesh.fsdp) x {grad_accumulation_steps=}."
+        )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process feeds, sorted."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Global arrays from each process's `local_rows`."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

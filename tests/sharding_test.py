@@ -1,0 +1,129 @@
+"""The mesh, the table of axes, and that sharding saves memory and changes no numbers."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dit_jax import sharding, train
+
+
+def _mesh(**sizes):
+    return sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1) | sizes))
+
+
+def test_one_axis_takes_the_remaining_devices():
+    assert dict(_mesh(data=-1, tensor=2).shape) == dict(data=4, fsdp=1, tensor=2)
+    assert dict(_mesh(fsdp=-1).shape) == dict(data=1, fsdp=8, tensor=1)
+
+
+@pytest.mark.parametrize("sizes", [dict(data=3), dict(data=-1, fsdp=-1), dict(data=-1, fsdp=3)])
+def test_mesh_that_does_not_cover_the_devices_is_refused(sizes):
+    with pytest.raises(ValueError, match="do not multiply to the 8 devices"):
+        _mesh(**sizes)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (8, 2), (0, 1), (16, 0)])
+def test_batch_that_does_not_divide_is_refused(batch_size, accumulation):
+    with pytest.raises(ValueError, match=f"{batch_size=} must be a multiple of"):
+        sharding.check_batch_size(_mesh(data=8), batch_size, accumulation)
+
+
+def test_table_has_every_parameter_and_no_other(smoke_config):
+    program = train.make_program(smoke_config)
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.ndim
+        for path, leaf in jax.tree_util.tree_leaves_with_path(program.state.params)
+    }
+    assert paths == {name: len(axes) for name, axes in sharding.PARAMETER_AXES.items()}
+
+
+def test_fsdp_holds_an_eighth_of_the_state_on_each_device(smoke_config):
+    """Of parameters, EMA and both Adam moments; only biases too small to divide stay whole."""
+    smoke_config.mesh.update(data=1, fsdp=8)
+    smoke_config.model.hidden_size = 64
+    program = train.make_program(smoke_config)
+    state = train.new_state(program, jax.random.key(0))
+    for part in (state.params, state.ema_params, state.opt_state):
+        leaves = jax.tree.leaves(part)
+        total = sum(leaf.nbytes for leaf in leaves)
+        on_device = [0] * 8
+        for leaf in leaves:
+            for shard in leaf.addressable_shards:
+                on_device[shard.device.id] += shard.data.nbytes
+        np.testing.assert_allclose(on_device, total / 8, rtol=0.005)
+
+
+def test_axis_that_does_not_divide_stays_whole_and_is_logged(smoke_config, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dit_jax"), "propagate", True)
+    smoke_config.mesh.update(data=2, tensor=4)  # the smoke model has 2 heads
+    with caplog.at_level(logging.INFO, "dit_jax"):
+        program = train.make_program(smoke_config)
+    qkv = program.state.params["blocks"]["attn"]["qkv"]["kernel"]
+    assert qkv.sharding.spec[3] is None
+    logged = [r.getMessage() for r in caplog.records if "qkv/kernel" in r.getMessage()]
+    assert logged == ["not sharded: blocks/attn/qkv/kernel (2, 32, 3, 2, 16) over tensor=4"]
+
+
+def test_local_rows_are_all_rows_of_a_single_process():
+    np.testing.assert_array_equal(sharding.local_rows(_mesh(data=4, tensor=2), 8), range(8))
+
+
+def _five_steps(config, devices=None):
+    """Losses and final parameters of five steps on fixed batches."""
+    program = train.make_program(config, devices)
+    key = jax.random.key(0)
+    state = train.new_state(program, key)
+    step = train.compile_train_step(program)
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(5):
+        image = rng.integers(0, 256, (config.batch_size, 8, 8, 1), np.uint8)
+        label = rng.integers(0, 10, config.batch_size, np.int32)
+        batch = sharding.put_batch(program.mesh, {"image": image, "label": label})
+        state, scalars = step(state, batch, key)
+        losses.append(jax.device_get(scalars))
+    assert int(state.step) == 5
+    return losses, jax.device_get((state.params, state.ema_params))
+
+
+@pytest.fixture(scope="module")
+def one_device(digits_dir):
+    from configs import smoke
+
+    return _five_steps(smoke.get_config(), jax.devices()[:1])
+
+
+def _assert_same_run(actual, expected):
+    for one, other in zip(actual[0], expected[0], strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        dict(data=8),
+        dict(data=1, fsdp=8),
+        dict(data=4, tensor=2),
+        dict(data=2, fsdp=2, tensor=2),
+    ],
+    ids=str,
+)
+def test_eight_devices_compute_what_one_does(smoke_config, one_device, mesh):
+    smoke_config.mesh.update(mesh)
+    _assert_same_run(_five_steps(smoke_config), one_device)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(smoke_config):
+    """On a mesh too. A large Adam eps makes updates smooth in the gradients, whose sums run in
+    another order; with the usual one, elements near zero take a step of their noise's sign."""
+    smoke_config.optim.update(eps=1.0, learning_rate=0.05)
+    expected = _five_steps(smoke_config, jax.devices()[:1])
+    smoke_config.mesh.update(data=2, fsdp=2, tensor=2)
+    smoke_config.grad_accumulation_steps = 4
+    _assert_same_run(_five_steps(smoke_config), expected)
