@@ -104,11 +104,12 @@ def classifier_free_guidance(
     """
     if cfg_scale == 1:
         return lambda x_t, network_time: predict(x_t, network_time, y)
-    labels = jnp.concatenate([y, jnp.full_like(y, null_class)])
+    # Each example beside its twin, so that on a mesh both stay on the example's device.
+    labels = jnp.stack([y, jnp.full_like(y, null_class)], axis=1).reshape(-1)
 
     def guided(x_t, network_time):
-        both = jnp.concatenate([x_t, x_t]), jnp.concatenate([network_time, network_time])
-        conditional, unconditional = jnp.split(predict(*both, labels), 2)
+        both = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(network_time, 2, axis=0), labels)
+        conditional, unconditional = both[0::2], both[1::2]
         c = x_t.shape[-1] if cfg_channels is None else cfg_channels
         eps_y, eps_null = conditional[..., :c], unconditional[..., :c]
         eps = eps_null + cfg_scale * (eps_y - eps_null)

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -13,8 +15,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import convert, diffusion, models
+from configs import smoke
+from dit_jax import convert, diffusion, models, train
+from dit_jax.datasets import digits
 
+_CACHE = tempfile.TemporaryDirectory()  # many tests compile the same step
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -71,3 +78,35 @@ def golden_predict(golden_model_config, golden_params):
 def process():
     """The paper's: 1000 linear steps."""
     return diffusion.build(ConfigDict(dict(num_steps=1000, beta_start=1e-4, beta_end=0.02)))
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """A TFDS data directory with the digits in it."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    digits.prepare(data_dir)
+    return data_dir
+
+
+@pytest.fixture
+def smoke_config(digits_dir):
+    """configs/smoke.py on the fixture's digits, free to change."""
+    config = smoke.get_config()
+    config.data.data_dir = str(digits_dir)
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained_workdir(digits_dir, tmp_path_factory):
+    """A finished run of configs/smoke.py: 40 steps, checkpoints at 20, 30 and 40. Do not change."""
+    config = smoke.get_config()
+    config.data.data_dir = str(digits_dir)
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    train.train_and_evaluate(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained_workdir, tmp_path):
+    """A copy of the finished run, to change."""
+    return pathlib.Path(shutil.copytree(trained_workdir, tmp_path / "run"))

@@ -1,0 +1,75 @@
+"""What the commands share: the --config flag, its errors, log lines, several processes."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import absl.logging
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+
+
+def define_config(required: bool = True) -> None:
+    """--config FILE[:ARG] and --config.key=value, locked."""
+    config_flags.DEFINE_config_file("config", None, "FILE[:ARG] of the config.", lock_config=True)
+    if required:
+        flags.mark_flag_as_required("config")
+
+
+SAMPLING = ("sampler", "steps", "eta", "cfg_scale", "cfg_channels")
+
+
+def define_sampling() -> None:
+    """--workdir and which checkpoint, seed and sampler to use there."""
+    flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
+    flags.DEFINE_integer(
+        "seed", 0, "Image i is a function of the model, the seed, i and its label."
+    )
+    flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
+    flags.DEFINE_string("sampler", None, "ddpm or ddim; this and the next: the run's by default.")
+    flags.DEFINE_integer("steps", None, "Sampling steps.")
+    flags.DEFINE_float("eta", None, "ddim: 0 deterministic, 1 DDPM's variance.")
+    flags.DEFINE_float("cfg_scale", None, "Classifier-free guidance; 1 is none.")
+    flags.DEFINE_integer("cfg_channels", None, "Guided channels; 0 all, the paper's samples use 3.")
+
+
+def sampling_settings() -> dict:
+    """The overrides of config.sample that the flags ask for."""
+    return {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
+
+
+def run(main: Callable) -> None:
+    """Parses the flags, starts the processes' connection and the log, and calls main."""
+    flags.DEFINE_bool(
+        "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
+    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where none is found.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
+    app.run(lambda argv: _start(main, argv), flags_parser=_parse)
+
+
+def _parse(argv):
+    try:
+        return app.parse_flags_with_usage(argv)
+    # ml_collections' message names the key and near ones, behind a long traceback.
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: unknown config key {error.args[0]}\\nAll keys are in configs/default.py.")
+
+
+def _start(main, argv):
+    if FLAGS.distributed or FLAGS.coordinator_address:
+        jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every step it takes
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("dit_jax")
+    log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    main(argv)

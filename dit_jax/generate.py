@@ -1,0 +1,183 @@
+"""Parameters, labels and seeds to images, sharded over the mesh, one key per image."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dit_jax import checkpoint, diffusion, latents, models, samplers, sharding
+
+SAMPLERS = ("ddpm", "ddim")
+# Images per device and call; a device's share of a batch does not change what is drawn.
+BATCH_PER_DEVICE = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, its parameters on a mesh of all devices."""
+
+    config: ConfigDict
+    step: int
+    mesh: Mesh
+    model: nn.Module
+    process: diffusion.DiscreteProcess
+    params: dict
+
+
+def load(workdir: pathlib.Path, step: int | None = None, raw: bool = False) -> Trained:
+    """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
+
+    Raises: FileNotFoundError if there is no such checkpoint; ValueError for a model of latents.
+    """
+    config = checkpoint.load_config(workdir)
+    if config.data.kind != "image":
+        raise ValueError(
+            f"{workdir} holds a model of latents (data.kind={config.data.kind!r}); only models of "
+            "pixels can be sampled, since there is no decoder."
+        )
+    with config.unlocked():  # the run's devices need not be here
+        config.mesh = dict(data=-1, fsdp=1, tensor=1)
+        config.model.attention = "auto"
+    mesh = sharding.make_mesh(config.mesh)
+    model = models.build(config.model)
+    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = sharding.with_shardings(mesh, shapes)
+    params, step = checkpoint.restore_params(workdir, shapes, step, raw)
+    return Trained(config, step, mesh, model, diffusion.build(config.diffusion), params)
+
+
+def make_sample_fn(
+    sample_config, model, process: diffusion.DiscreteProcess, mesh: Mesh
+) -> Callable:
+    """The jitted `sample(params, key, index, label) -> x_0` of a model.
+
+    Args:
+      sample_config: `config.sample`.
+    Returns:
+      sample: index [B] int32, the image's number, and label [B] int32, both sharded over the
+        batch, to x_0 [B, h, w, C] f32. Image i depends on key and i alone, not on the others.
+    Raises: ValueError for an unknown sampler, settings out of range, or guidance of a model
+      without a null class.
+    """
+    _check(sample_config, model)
+    grid = process.grid(sample_config.steps)
+    shape = (model.input_size, model.input_size, model.in_channels)
+    solver = samplers.ddpm
+    if sample_config.sampler == "ddim":
+        solver = functools.partial(samplers.ddim, eta=sample_config.eta)
+
+    def sample(params, key, index, label):
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+
+        def normal(i):
+            return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
+
+        def predict(x_t, network_time, y):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return model.apply({"params": params}, x_t, network_time, y)
+
+        guided = samplers.classifier_free_guidance(
+            predict,
+            label,
+            model.num_classes,
+            sample_config.cfg_scale,
+            sample_config.cfg_channels or None,
+        )
+
+        def denoise(x_t, t):
+            return guided(x_t, process.network_time(jnp.full(x_t.shape[0], t)))
+
+        # 0 is x_T's noise, i + 1 that of step i.
+        return solver(process, denoise, normal(0), grid, lambda i: normal(i + 1))
+
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh))
+
+
+def generate(
+    sample: Callable,
+    params,
+    labels: np.ndarray,
+    seed: int,
+    mesh: Mesh,
+    to_image: Callable = latents.image_from_x_0,
+    progress: bool = False,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """Images [N, H, W, C] uint8 for labels [N]; image i is a function of (params, seed, i, label).
+
+    Args:
+      sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
+        a multiple of the batch shards; does not change the images.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(labels))
+    batch_size = -(-batch_size // shards) * shards
+    key = jax.random.key(seed)
+    rows = sharding.local_rows(mesh, batch_size)
+    images = []
+    for start in tqdm(range(0, len(labels), batch_size), "samples", disable=not progress):
+        index = np.minimum(start + rows, len(labels) - 1).astype(np.int32)
+        batch = {"index": index, "label": np.asarray(labels, np.int32)[index]}
+        x_0 = sample(params, key, **sharding.put_batch(mesh, batch))
+        images.append(_to_host(to_image(x_0)))
+    return np.concatenate(images)[: len(labels)]
+
+
+def grid_columns(count: int) -> int:
+    """Columns of a grid that is about square."""
+    return math.isqrt(count - 1) + 1
+
+
+def image_grid(images: np.ndarray, columns: int, cell: int = 48, gap: int = 2) -> np.ndarray:
+    """[N, H, W, C] uint8 as one [height, width, 3] uint8 image.
+
+    Images smaller than `cell` pixels are enlarged by a whole factor; `gap` grey pixels part them.
+    """
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    factor = max(1, cell // height)
+    height, width = height * factor, width * factor
+    grid = np.full((rows, height + gap, columns, width + gap, 3), 128, np.uint8)
+    images = images if channels == 3 else images.repeat(3, axis=-1)
+    for i, image in enumerate(images.repeat(factor, axis=1).repeat(factor, axis=2)):
+        grid[i // columns, :height, i % columns, :width] = image
+    grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
+    return grid[:-gap, :-gap] if gap else grid
+
+
+def _check(config, model):
+    if config.sampler not in SAMPLERS:
+        raise ValueError(
+            f"unknown sampler {config.sampler!r}; choose one of {', '.join(SAMPLERS)}."
+        )
+    if not 0 <= config.eta <= 1:
+        raise ValueError(f"eta={config.eta} must lie in [0, 1].")
+    if config.sampler != "ddim" and config.eta:
+        raise ValueError(f"eta={config.eta} is DDIM's; sampler {config.sampler!r} takes none.")
+    if config.cfg_scale < 1:
+        raise ValueError(f"cfg_scale={config.cfg_scale} must be at least 1 (no guidance).")
+    if not 0 <= config.cfg_channels <= model.in_channels:
+        raise ValueError(
+            f"cfg_channels={config.cfg_channels} must lie in 0 (all) .. {model.in_channels}."
+        )
+    if config.cfg_scale != 1 and not model.class_dropout_prob:
+        raise ValueError(
+            f"cfg_scale={config.cfg_scale} needs a null class, but the model was trained with "
+            "class_dropout_prob=0; use cfg_scale 1."
+        )
+
+
+def _to_host(array):
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

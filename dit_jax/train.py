@@ -1,0 +1,372 @@
+"""Training: one jitted, donated step and one straight loop around it.
+
+  python -m dit_jax.train --config configs/digits.py --workdir runs/digits [--config.seed=1]
+
+Run the same command again and it resumes from the newest checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import struct
+from ml_collections import ConfigDict
+
+from dit_jax import (
+    checkpoint,
+    cli,
+    data,
+    diffusion,
+    flops,
+    generate,
+    latents,
+    metrics,
+    models,
+    objectives,
+    optimizer,
+    sharding,
+)
+
+FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes; `step` counts finished optimizer steps."""
+
+    step: jax.Array  # [] int32
+    params: dict  # f32
+    ema_params: dict  # f32
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What a config determines before any data is read or any array made."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    model: nn.Module
+    process: diffusion.DiscreteProcess
+    tx: optax.GradientTransformation
+    state: TrainState  # of jax.ShapeDtypeStruct, with shardings
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+
+def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
+    """Builds and checks everything of a config that needs no data, on devices, by default all.
+
+    Raises: ValueError for values that do not fit together or to the devices.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
+    model = models.build(config.model)
+    _check_input(config)
+    tx = optimizer.make_optimizer(config.optim, config.total_steps)
+    shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
+    state = sharding.with_shardings(mesh, shapes)
+    return Program(config, mesh, model, diffusion.build(config.diffusion), tx, state)
+
+
+def _check_input(config):
+    """What the data yields must be what the model takes."""
+    data_config, model_config = config.data, config.model
+    pixels = data_config.image_size, data_config.image_channels
+    takes = model_config.input_size, model_config.in_channels
+    if data_config.kind == "image" and pixels != takes:
+        raise ValueError(
+            f"data.image_size, data.image_channels = {pixels}, but model.input_size, model."
+            f"in_channels = {takes}: a model of pixels needs the same. For latents set "
+            "data.kind to moments."
+        )
+
+
+def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step; the EMA begins at the initial parameters."""
+    params = models.init_params(model, key)
+    return TrainState(jnp.zeros((), jnp.int32), params, params, tx.init(params))
+
+
+def new_state(program: Program, key: jax.Array) -> TrainState:
+    """The initial state, born sharded: no device ever holds more than its share."""
+    init = functools.partial(init_state, program.model, program.tx)
+    return jax.jit(init, out_shardings=program.shardings)(key)
+
+
+def train_step(
+    state: TrainState, batch: dict, key: jax.Array, *, program: Program
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on a global batch.
+
+    Args:
+      batch: 'image' or 'moments', and 'label'; [B, ...], as `data` yields them.
+      key: of the run; this step's is folded from it.
+    Returns: the next state, and scalars: loss, its parts, grad_norm, param_norm,
+      learning_rate.
+    """
+    config, model, process = program.config, program.model, program.process
+    posterior_key, noise_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    x_0 = latents.x_0_from_batch(batch, posterior_key, config.latents.scale, config.latents.shift)
+    # Drawn for the whole batch: accumulation must not change what is learned.
+    t, eps = objectives.draw(process, noise_key, x_0.shape)
+    drop = jax.random.bernoulli(drop_key, model.class_dropout_prob, batch["label"].shape)
+    label = jnp.where(drop, model.num_classes, batch["label"])
+
+    def mean_loss(params, x_0, label, t, eps):
+        losses = _losses(program, params, x_0, label, t, eps)
+        scalars = {name: jnp.mean(loss) for name, loss in losses.items()}
+        return scalars["loss"], scalars
+
+    grad = functools.partial(jax.grad(mean_loss, has_aux=True), state.params)
+    grads, scalars = _accumulate(program, grad, (x_0, label, t, eps))
+    # Left to itself XLA keeps replicated gradients under fsdp.
+    grads = jax.lax.with_sharding_constraint(grads, program.shardings.params)
+    updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = optimizer.update_ema(state.ema_params, params, config.optim.ema_decay)
+    scalars["grad_norm"] = optax.global_norm(grads)
+    scalars["param_norm"] = optax.global_norm(params)
+    scalars["learning_rate"] = optimizer.schedule(config.optim, config.total_steps)(state.step)
+    return TrainState(state.step + 1, params, ema_params, opt_state), scalars
+
+
+def _losses(program, params, x_0, label, t, eps):
+    """Each part of the loss, per example."""
+
+    def predict(x_t, network_time):
+        with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
+            return program.model.apply({"params": params}, x_t, network_time, label)
+
+    return objectives.ddpm_loss(program.process, predict, x_0, t=t, eps=eps)
+
+
+def _accumulate(program, grad, examples):
+    """The mean of grad(*examples) over config.grad_accumulation_steps micro-batches in turn."""
+    steps = program.config.grad_accumulation_steps
+    if steps == 1:
+        return grad(*examples)
+    rows = jax.sharding.PartitionSpec(None, *sharding.BATCH)
+
+    def split(a):
+        # [B, ...] -> [steps, B/steps, ...], every device's rows staying where they are.
+        a = a.reshape(-1, steps, *a.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(a, jax.NamedSharding(program.mesh, rows))
+
+    def body(total, micro_batch):
+        return jax.tree.map(jnp.add, total, grad(*micro_batch)), None
+
+    micro_batches = jax.tree.map(split, examples)
+    shapes = jax.eval_shape(grad, *jax.tree.map(lambda a: a[0], micro_batches))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, micro_batches)
+    return jax.tree.map(lambda a: a / steps, total)
+
+
+def eval_step(params, batch: dict, key: jax.Array, *, program: Program) -> dict[str, jax.Array]:
+    """Sums over the batch, weighted by batch['weight']: the loss's parts, and the weight itself."""
+    latents_config = program.config.latents
+    posterior_key, noise_key = jax.random.split(key)
+    x_0 = latents.x_0_from_batch(batch, posterior_key, latents_config.scale, latents_config.shift)
+    t, eps = objectives.draw(program.process, noise_key, x_0.shape)
+    losses = _losses(program, params, x_0, batch["label"], t, eps)
+    sums = {name: jnp.sum(loss * batch["weight"]) for name, loss in losses.items()}
+    return {**sums, "weight": jnp.sum(batch["weight"])}
+
+
+def compile_train_step(program: Program) -> Callable:
+    """`train_step` jitted; it takes over the state's buffers."""
+    return jax.jit(
+        functools.partial(train_step, program=program),
+        donate_argnums=0,
+        out_shardings=(program.shardings, sharding.replicated(program.mesh)),
+    )
+
+
+def compile_evaluate(program: Program, source: data.Source) -> Callable:
+    """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call."""
+    step = jax.jit(
+        functools.partial(eval_step, program=program),
+        out_shardings=sharding.replicated(program.mesh),
+    )
+    batch_size = program.config.batch_size
+    rows = sharding.local_rows(program.mesh, batch_size)
+
+    def evaluate(params):
+        total = {}
+        for i, batch in enumerate(data.eval_batches(source, batch_size, rows)):
+            sums = step(params, sharding.put_batch(program.mesh, batch), jax.random.key(i))
+            total = {name: total.get(name, 0) + value for name, value in sums.items()}
+        weight = float(total.pop("weight"))
+        return {f"eval_{name}": float(value) / weight for name, value in total.items()}
+
+    return evaluate
+
+
+def compile_sample_grid(program: Program) -> Callable:
+    """`draw(params) -> [rows*H, columns*W, 3] uint8`: the same labels and noise every call."""
+    config = program.config.sample
+    sample = generate.make_sample_fn(config, program.model, program.process, program.mesh)
+    labels = np.arange(config.num_images) * program.model.num_classes // config.num_images
+
+    def draw(params):
+        images = generate.generate(sample, params, labels, program.config.seed, program.mesh)
+        return generate.image_grid(images, generate.grid_columns(len(images)))
+
+    return draw
+
+
+def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
+    """Trains to config.total_steps, continuing from the newest checkpoint in the workdir.
+
+    Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ there. On SIGTERM it saves and
+    returns early.
+    Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
+    """
+    program = make_program(config)
+    train_source = data.open_source(config, config.data.train_split)
+    eval_split = config.data.eval_split
+    eval_source = data.open_source(config, eval_split) if eval_split else None
+    checkpoint.claim_workdir(workdir, config)
+    if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
+        cache = workdir.absolute() / "compilation_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+    key = jax.random.key(config.seed)
+    total_steps = config.total_steps
+
+    def due(step, every):
+        return every and step % every == 0
+
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(checkpoint.open_manager(workdir, config))
+        restored = checkpoint.restore_latest(manager, program.state)
+        state, data_state = restored or (new_state(program, key), None)
+        first_step = int(state.step)
+        if first_step >= total_steps:
+            logger.info("%s is done: step %d of %d.", workdir, first_step, total_steps)
+            return state
+        if first_step:
+            logger.info("resuming from checkpoint %d", first_step)
+        log_summary(program)
+
+        rows = sharding.local_rows(program.mesh, config.batch_size)
+        batches = data.TrainIterator(train_source, config, rows, data_state)
+        step_fn = compile_train_step(program)
+        evaluate = compile_evaluate(program, eval_source) if eval_source else None
+        draw_grid = compile_sample_grid(program)
+        profile = range(0)
+        if config.profile_start_step > first_step:
+            start = config.profile_start_step
+            profile = range(start, start + config.profile_num_steps)
+        sigterm = stack.enter_context(SigtermFlag())
+        writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
+        progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))
+        for step in range(first_step + 1, total_steps + 1):
+            last = step == total_steps
+            if profile and step == profile[0]:
+                jax.profiler.start_trace(workdir / "profile")
+            state, scalars = step_fn(state, sharding.put_batch(program.mesh, next(batches)), key)
+            progress.append(scalars)
+            if step in profile and (step == profile[-1] or last):
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+            if due(step, config.log_every_steps) or last:
+                writer.scalars(step, progress.report())
+            if evaluate and (due(step, config.eval_every_steps) or last):
+                with progress.paused():
+                    values = evaluate(state.ema_params)
+                writer.scalars(step, values)
+                logger.info("step %d  %s", step, metrics.format_values(values))
+            if due(step, config.sample_every_steps):
+                with progress.paused():
+                    grid = draw_grid(state.ema_params)
+                writer.image(step, "samples", grid)
+            stop = manager.reached_preemption(step) if jax.process_count() > 1 else sigterm.received
+            if due(step, config.checkpoint_every_steps) or last or stop:
+                with progress.paused():  # and checked: a state that is not finite is never saved
+                    checkpoint.save(manager, step, state, batches.state(), config)
+            if stop and not last:
+                logger.info("SIGTERM: saving step %d; run the same command to continue.", step)
+                break
+        return state
+
+
+class SigtermFlag:
+    """Turns SIGTERM into `received`, so that the loop can end on a whole step."""
+
+    def __init__(self):
+        self.received = False
+
+    def _receive(self, *_):
+        self.received = True
+
+    def __enter__(self) -> "SigtermFlag":
+        # Only the main thread may set handlers, and several processes must agree on the step:
+        # there JAX's own handler tells all of them.
+        main_thread = threading.current_thread() is threading.main_thread()
+        self._active = main_thread and jax.process_count() == 1
+        if self._active:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._active:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+def log_summary(program: Program) -> None:
+    """What will run, where: one line each for devices, model, batch."""
+    config, mesh = program.config, program.mesh
+    counts = flops.count(config.model)
+    device = mesh.devices.flat[0]
+    logger.info(
+        "devices: %d x %s in %d processes, mesh %s, jax %s",
+        mesh.size,
+        device.device_kind,
+        jax.process_count(),
+        " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        jax.__version__,
+    )
+    logger.info(
+        "model: %s parameters, %.4g GMACs, %d tokens, %s, attention %s, remat %s, blocks %s",
+        f"{counts['params']:,}",
+        counts["gmacs"],
+        counts["tokens"],
+        program.model.dtype,
+        program.model.attention,
+        program.model.remat,
+        "unrolled" if program.model.scan_unroll else "in a loop",
+    )
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    logger.info(
+        "batch: %d = %d shards x %d accumulation steps x %d images",
+        config.batch_size,
+        shards,
+        config.grad_accumulation_steps,
+        config.batch_size // shards // config.grad_accumulation_steps,
+    )
+
+
+def main(_):
+    train_and_evaluate(FLAGS.config, pathlib.Path(FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
+    cli.run(main)

@@ -1,0 +1,153 @@
+"""What a checkpoint restores, what it refuses, and what it does about damage."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dit_jax import checkpoint, train
+
+
+def _latest(workdir, config):
+    program = train.make_program(config)
+    with checkpoint.open_manager(workdir, config) as manager:
+        return checkpoint.restore_latest(manager, program.state)
+
+
+def _assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_checkpoint_holds_state_data_and_config(workdir, smoke_config):
+    state, data_state = _latest(workdir, smoke_config)
+    assert int(state.step) == 40
+    assert data_state == {"next_batch": 40, "num_records": 1617}
+    items = {path.name for path in (workdir / "checkpoints" / "40").iterdir() if path.is_dir()}
+    assert {"params", "ema_params", "opt_state", "data", "config"} <= items
+    config = json.loads((workdir / "checkpoints" / "40" / "config" / "metadata").read_text())
+    assert config == json.loads((workdir / "config.json").read_text())
+
+
+def test_restores_on_another_mesh(workdir, smoke_config):
+    state, _ = _latest(workdir, smoke_config)
+    smoke_config.mesh.update(data=1, fsdp=4, tensor=2)
+    other, _ = _latest(workdir, smoke_config)
+    kernel = other.params["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.spec == jax.P(None, "fsdp", "tensor")
+    _assert_equal(state, other)
+
+
+def test_goes_on_on_another_number_of_devices(workdir, smoke_config):
+    smoke_config.mesh.update(data=2, fsdp=2, tensor=2)
+    smoke_config.update(total_steps=42, sample_every_steps=0)
+    assert int(train.train_and_evaluate(smoke_config, workdir).step) == 42
+
+
+def _damage(step_directory):
+    """Cuts the largest file of the checkpoint in half."""
+    files = [path for path in step_directory.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[: len(content) // 2])
+
+
+def _lose_a_file(step_directory):
+    shutil.rmtree(step_directory / "opt_state")
+
+
+def _garble(step_directory):
+    (step_directory / "data" / "metadata").write_text('{"next_ba')
+
+
+@pytest.mark.parametrize("damage", [_damage, _lose_a_file, _garble])
+def test_damaged_checkpoint_falls_back_and_ends_the_same(workdir, smoke_config, damage, caplog):
+    expected, _ = _latest(workdir, smoke_config)
+    damage(workdir / "checkpoints" / "40")
+    state = train.train_and_evaluate(smoke_config, workdir)
+    assert "checkpoint 40 cannot be read, trying the one before" in caplog.text
+    assert (workdir / "corrupt_checkpoints" / "40").is_dir()
+    assert (workdir / "checkpoints" / "40").is_dir()  # written again, from 30
+    _assert_equal(state, expected)
+
+
+def test_half_written_checkpoint_is_ignored(workdir, smoke_config):
+    shutil.move(
+        workdir / "checkpoints" / "40", workdir / "checkpoints" / "40.orbax-checkpoint-tmp-7"
+    )
+    state, _ = _latest(workdir, smoke_config)
+    assert int(state.step) == 30
+
+
+def test_all_damaged_is_an_error_and_not_a_new_beginning(workdir, smoke_config):
+    for path in (workdir / "checkpoints").iterdir():
+        _damage(path)
+    with pytest.raises(OSError, match=r"no checkpoint in .* can be read:\n  step 40.*\n  step 30"):
+        train.train_and_evaluate(smoke_config, workdir)
+    assert len(list((workdir / "checkpoints").iterdir())) == 3
+
+
+def test_other_config_is_refused_with_the_keys(workdir, smoke_config):
+    smoke_config.optim.learning_rate = 0.5
+    smoke_config.model.depth = 3
+    with pytest.raises(ValueError, match="another config") as error:
+        train.train_and_evaluate(smoke_config, workdir)
+    assert "model.depth: workdir 2, now 3" in str(error.value)
+    assert "optim.learning_rate: workdir 0.002, now 0.5" in str(error.value)
+    assert "batch_size" not in str(error.value)
+
+
+def test_keys_that_may_change_are_taken_over(workdir, smoke_config):
+    smoke_config.update(total_steps=50, log_every_steps=7, checkpoint_keep=4)
+    smoke_config.model.remat = "full"
+    checkpoint.claim_workdir(workdir, smoke_config)
+    assert checkpoint.load_config(workdir).total_steps == 50
+
+
+def test_loaded_config_is_the_one_that_was_saved_and_locked(workdir, smoke_config):
+    loaded = checkpoint.load_config(workdir)
+    assert loaded.to_dict() == smoke_config.to_dict()
+    with pytest.raises(AttributeError):
+        loaded.no_such_key = 1
+
+
+def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
+    shapes = train.make_program(smoke_config).state.params
+    state, _ = _latest(workdir, smoke_config)
+    ema, step = checkpoint.restore_params(workdir, shapes)
+    raw, _ = checkpoint.restore_params(workdir, shapes, raw=True)
+    assert step == 40
+    _assert_equal(ema, state.ema_params)
+    _assert_equal(raw, state.params)
+    older, step = checkpoint.restore_params(workdir, shapes, step=20)
+    assert step == 20
+    different = jax.tree.map(lambda a, b: bool(np.any(a != b)), older, ema)
+    assert any(jax.tree.leaves(different))
+
+
+def test_missing_step_lists_those_there_are(workdir, smoke_config):
+    shapes = train.make_program(smoke_config).state.params
+    with pytest.raises(FileNotFoundError, match=r"of step 25 .* there are: 20, 30, 40"):
+        checkpoint.restore_params(workdir, shapes, step=25)
+    with pytest.raises(FileNotFoundError, match=r"directory that dit_jax\.train has written"):
+        checkpoint.load_config(workdir / "samples")
+
+
+def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
+        checkpoint.claim_workdir(tmp_path / "file" / "run", smoke_config)
+
+
+def test_retention_keeps_multiples_for_good(smoke_config, tmp_path):
+    smoke_config.update(checkpoint_every_steps=5, checkpoint_keep=2, checkpoint_keep_every_steps=20)
+    smoke_config.update(sample_every_steps=0, eval_every_steps=0)
+    train.train_and_evaluate(smoke_config, tmp_path)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [20, 35, 40]
+    smoke_config.checkpoint_keep = 1
+    with (
+        pytest.raises(ValueError, match="checkpoint_keep=1 must be at least 2"),
+        checkpoint.open_manager(tmp_path, smoke_config),
+    ):
+        pass

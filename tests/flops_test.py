@@ -1,0 +1,81 @@
+"""Counts against the published table and against XLA's own."""
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import smoke
+from dit_jax import flops, models
+
+# gmacs as printed in the paper, parameters with the position table.
+PUBLISHED = {
+    "DiT-S/8": (0.36, 33_148_160),
+    "DiT-S/4": (1.41, 32_945_024),
+    "DiT-S/2": (6.06, 32_963_360),
+    "DiT-B/8": (1.42, 130_881_536),
+    "DiT-B/4": (5.56, 130_475_648),
+    "DiT-B/2": (23.01, 130_512_416),
+    "DiT-L/8": (5.01, 458_594_816),
+    "DiT-L/4": (19.70, 458_053_760),
+    "DiT-L/2": (80.71, 458_102_816),
+    "DiT-XL/8": (7.39, 675_683_072),
+    "DiT-XL/4": (29.05, 675_074_432),
+    "DiT-XL/2": (118.64, 675_129_632),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_the_published_ones(name):
+    gmacs, params = PUBLISHED[name]
+    counts = flops.count(flops.published_config(name))
+    # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
+    assert counts["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
+    assert counts["params_with_pos_embed"] == params
+    assert counts["gflops"] == 2 * counts["gmacs"]
+    assert counts["train_gflops_per_image"] == 3 * counts["gflops"]
+
+
+def test_counts_at_512_pixels():
+    counts = flops.count(flops.published_config("DiT-XL/2", image_size=512))
+    assert counts["gmacs"] == pytest.approx(524.6, rel=0.003)
+    assert counts["tokens"] == 1024
+
+
+def _model_config(name):
+    config = smoke.get_config().model
+    config.unlock()
+    config.update(flops.published_config(name), scan_unroll=True)
+    return config
+
+
+@pytest.mark.parametrize("name", ["DiT-S/8", "DiT-XL/2"])
+def test_parameters_are_those_of_the_module(name):
+    config = _model_config(name)
+    model = models.build(config)
+    shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    leaves = flax.traverse_util.flatten_dict(shapes).values()
+    assert sum(leaf.size for leaf in leaves) == flops.count(config)["params"]
+
+
+@pytest.mark.parametrize("name", ["DiT-S/2", "DiT-B/4", "DiT-L/8", "DiT-XL/2"])
+def test_formula_is_xla_s_count_of_the_unrolled_program(name):
+    config = _model_config(name)
+    model = models.build(config)
+    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    size = config.input_size
+    inputs = (
+        jax.ShapeDtypeStruct((1, size, size, 4), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    lowered = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).lower(params, *inputs)
+    assert "while" not in lowered.as_text()  # XLA counts the body of a loop once
+    xla_gflops = lowered.cost_analysis()["flops"] / 1e9
+    assert xla_gflops == pytest.approx(flops.count(config)["gflops"], rel=0.01)
+
+
+@pytest.mark.parametrize("image_size", [250, 8, 0])
+def test_image_size_that_patches_do_not_divide_is_refused(image_size):
+    with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):
+        flops.published_config("DiT-XL/2", image_size)

@@ -1,0 +1,206 @@
+"""The loop end to end: it learns, writes what it says, and stops well when something is wrong."""
+
+import json
+import re
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default, digits, imagenet256, smoke
+from dit_jax import checkpoint, data, models, sharding, train
+from dit_jax.models import dit
+
+
+def _metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_writes_metrics_samples_and_checkpoints(trained_workdir):
+    lines = _metrics(trained_workdir)
+    reports = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in reports] == [10, 20, 30, 40]
+    names = {"step", "loss", "mse", "vb", "grad_norm", "param_norm", "learning_rate", "img_per_s"}
+    assert reports[0].keys() == names
+    evaluations = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [20, 40]
+    assert reports[-1]["loss"] < 0.8 * reports[0]["loss"]
+    steps = sorted(int(path.name) for path in (trained_workdir / "checkpoints").iterdir())
+    assert steps == [20, 30, 40]
+    image = Image.open(trained_workdir / "samples" / "40.png")
+    assert image.size == (4 * 50 - 2, 3 * 50 - 2)  # 10 images, 8 px enlarged to 48, 2 px apart
+    assert list((trained_workdir / "tensorboard").glob("events*"))
+
+
+def test_evaluation_repeats_itself(trained_workdir, smoke_config):
+    """The same weights on one device more or less give the same held-out loss."""
+    program = train.make_program(smoke_config, jax.devices()[:4])
+    source = data.open_source(smoke_config, "test")
+    params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
+    first = train.compile_evaluate(program, source)(params)
+    recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
+    for name, value in first.items():
+        assert value == pytest.approx(recorded[name], rel=1e-5)
+
+
+def test_finished_run_says_so_and_changes_nothing(trained_workdir, caplog, smoke_config):
+    before = _metrics(trained_workdir)
+    with caplog.at_level("INFO", "dit_jax"):
+        state = train.train_and_evaluate(smoke_config, trained_workdir)
+    assert int(state.step) == 40
+    assert "is done: step 40 of 40" in caplog.text
+    assert _metrics(trained_workdir) == before
+
+
+def test_one_batch_is_overfitted(smoke_config):
+    smoke_config.update(total_steps=60)
+    smoke_config.model.class_dropout_prob = 0.0
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    key = jax.random.key(0)
+    state, step = train.new_state(program, key), train.compile_train_step(program)
+    source = data.open_source(smoke_config, "train")
+    batch = {name: np.stack([source[i][name] for i in range(16)]) for name in ("image", "label")}
+    batch = sharding.put_batch(program.mesh, batch)
+    losses = []
+    for _ in range(60):
+        state, scalars = step(state, batch, key)
+        losses.append(float(scalars["mse"]))
+    assert np.mean(losses[:5]) > 0.9
+    assert np.mean(losses[-10:]) < 0.35
+
+
+def test_labels_are_dropped_with_the_configured_probability(smoke_config):
+    """With probability near 1 the label table learns nothing but its null row."""
+    smoke_config.model.class_dropout_prob = 0.999999
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    key = jax.random.key(0)
+    state = train.new_state(program, key)
+    before = np.asarray(state.params["y_embedder"]["embedding"])
+    step = train.compile_train_step(program)
+    batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.arange(16) % 10}
+    batch = sharding.put_batch(program.mesh, batch)
+    for _ in range(3):
+        state, _ = step(state, batch, key)
+    moved = np.abs(np.asarray(state.params["y_embedder"]["embedding"]) - before).max(axis=1)
+    assert not moved[:10].any()
+    assert moved[10] > 0
+
+
+def test_every_step_draws_other_noise(smoke_config):
+    """At a learning rate of next to nothing, only the noise can make losses differ."""
+    smoke_config.optim.update(learning_rate=1e-30, warmup_steps=0)
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    key = jax.random.key(0)
+    state, step = train.new_state(program, key), train.compile_train_step(program)
+    batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
+    batch = sharding.put_batch(program.mesh, batch)
+    losses = set()
+    for _ in range(4):
+        state, scalars = step(state, batch, key)
+        losses.add(float(scalars["loss"]))
+    assert len(losses) == 4
+
+
+def test_ema_is_of_the_step_s_own_result(smoke_config):
+    smoke_config.optim.ema_decay = 0.75
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    key = jax.random.key(0)
+    state, step = train.new_state(program, key), train.compile_train_step(program)
+    initial = jax.device_get(state.params)
+    batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
+    state, _ = step(state, sharding.put_batch(program.mesh, batch), key)
+    jax.tree.map(
+        lambda ema, new, old: np.testing.assert_allclose(ema, 0.75 * old + 0.25 * new, atol=1e-7),
+        state.ema_params,
+        state.params,
+        initial,
+    )
+
+
+@pytest.mark.parametrize("size", list(dit.SIZES))
+@pytest.mark.parametrize("patch", [2, 8])
+def test_imagenet_configs_build_without_allocating(size, patch):
+    config = imagenet256.get_config(f"DiT-{size}/{patch}")
+    config.mesh.update(data=2, fsdp=4)
+    program = train.make_program(config)
+    batch = {
+        "moments": jax.ShapeDtypeStruct((256, 32, 32, 8), np.float16),
+        "label": jax.ShapeDtypeStruct((256,), np.int32),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    config.model.scan_unroll = False
+    _, scalars = jax.eval_shape(
+        lambda *a: train.train_step(*a, program=program), program.state, batch, key
+    )
+    assert scalars["loss"].shape == ()
+
+
+@pytest.mark.parametrize("config", [default, digits, smoke], ids=lambda m: m.__name__)
+def test_other_configs_build_without_allocating(config):
+    config = config.get_config()
+    if config.data.image_size != config.model.input_size:  # the defaults: latents of 256 pixels
+        config.data.kind = "moments"
+    assert train.make_program(config).state.params
+
+
+def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypatch):
+    """Step 7 makes the weights infinite, between the checkpoints of steps 6 and 8."""
+    monkeypatch.setattr(
+        train.optimizer, "schedule", lambda *_: lambda step: jnp.where(step == 6, jnp.inf, 1e-3)
+    )
+    smoke_config.update(checkpoint_every_steps=2, log_every_steps=5, sample_every_steps=0)
+    with pytest.raises(FloatingPointError, match="step 7 is not finite") as error:
+        train.train_and_evaluate(smoke_config, tmp_path)
+    message = str(error.value)
+    assert re.search(r"Last finite step: .* loss 0\.\d+", message)
+    assert "lower optim.learning_rate" in message
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 6]
+    params = train.make_program(smoke_config).state.params
+    for leaf in jax.tree.leaves(checkpoint.restore_params(tmp_path, params)):
+        assert np.isfinite(leaf).all()
+
+
+def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(workdir, smoke_config):
+    smoke_config.total_steps = 50
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file may be larger
+    try:
+        with pytest.raises(OSError, match="last complete one is step 40") as error:
+            train.train_and_evaluate(smoke_config, workdir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Free space" in str(error.value)
+    smoke_config.total_steps = 41
+    assert int(train.train_and_evaluate(smoke_config, workdir).step) == 41
+
+
+def test_profile_of_chosen_steps_is_written(smoke_config, tmp_path):
+    smoke_config.update(total_steps=6, profile_start_step=3, profile_num_steps=2)
+    smoke_config.update(sample_every_steps=0)
+    smoke_config.optim.warmup_steps = 5
+    train.train_and_evaluate(smoke_config, tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
+    smoke_config.data.image_size = 16
+    with pytest.raises(ValueError, match=r"\(16, 1\), but .* = \(8, 1\)"):
+        train.make_program(smoke_config)
+
+
+def test_accumulation_that_does_not_divide_is_refused(smoke_config):
+    smoke_config.grad_accumulation_steps = 3
+    with pytest.raises(ValueError, match=r"batch_size=16 must be a multiple of 24"):
+        train.make_program(smoke_config)
+
+
+def test_null_class_follows_the_number_of_classes(smoke_config):
+    params = train.make_program(smoke_config).state.params
+    assert params["y_embedder"]["embedding"].shape == (11, 32)
+    smoke_config.model.class_dropout_prob = 0.0
+    model = models.build(smoke_config.model)
+    shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    assert shapes["y_embedder"]["embedding"].shape == (10, 32)
