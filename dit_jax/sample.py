@@ -1,0 +1,69 @@
+"""Samples of a trained model as a PNG grid or an .npz.
+
+python -m dit_jax.sample --workdir runs/digits --labels 0,3,9 --num 30 --out grid.png
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from dit_jax import cli, generate
+
+FLAGS = flags.FLAGS
+
+
+def parse_labels(text: str, num: int, num_classes: int) -> np.ndarray:
+    """[num] int32 labels: the comma-separated ones, repeated in blocks of equal size.
+
+    Raises: ValueError for a label that is no class; an empty text means all classes.
+    """
+    try:
+        labels = [int(label) for label in text.split(",")] if text else list(range(num_classes))
+    except ValueError:
+        raise ValueError(f"--labels={text!r} must be numbers with commas, such as 0,3,9.") from None
+    wrong = [label for label in labels if not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
+    if num < 1:
+        raise ValueError(f"--num={num} must be at least 1.")
+    return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
+
+
+def main(_):
+    out = pathlib.Path(FLAGS.out)
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out={out} must end in .png (a grid) or .npz (arr_0 and label).")
+    trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw)
+    labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes)
+    trained.config.sample.update(cli.sampling_settings())
+    sample = generate.make_sample_fn(
+        trained.config.sample, trained.model, trained.process, trained.mesh
+    )
+    images = generate.generate(
+        sample,
+        trained.params,
+        labels,
+        FLAGS.seed,
+        trained.mesh,
+        batch_size=FLAGS.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, arr_0=images, label=labels)
+    else:
+        columns = FLAGS.columns or generate.grid_columns(len(images))
+        Image.fromarray(generate.image_grid(images, columns)).save(out)
+    print(f"{len(images)} samples of step {trained.step}: {out}")
+
+
+if __name__ == "__main__":
+    cli.define_sampling()
+    flags.DEFINE_string("labels", "", "Comma-separated classes in equal shares; empty is all.")
+    flags.DEFINE_integer("num", 16, "Images.", lower_bound=1)
+    flags.DEFINE_string("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
+    flags.DEFINE_integer("columns", 0, "Of the grid; 0 makes it about square.", lower_bound=0)
+    cli.run(main)

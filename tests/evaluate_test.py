@@ -1,0 +1,52 @@
+"""The measures on images with known answers; a row is measured once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dit_jax import evaluate
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Three classes of 60 images around a pixel pattern each."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(180) % 3
+    patterns = rng.integers(60, 200, (3, 4, 4, 1))
+    noise = rng.integers(-20, 21, (180, 4, 4, 1))
+    return (patterns[labels] + noise).astype(np.uint8), labels
+
+
+def test_label_accuracy_counts_what_the_neighbours_say(real):
+    images, labels = real
+    assert evaluate.label_accuracy(images, labels, images, labels) == 1.0
+    wrong = labels.copy()
+    wrong[:45] = (wrong[:45] + 1) % 3
+    assert evaluate.label_accuracy(images, wrong, images, labels) == pytest.approx(135 / 180)
+
+
+def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real):
+    images, _ = real
+    same = evaluate.fd_pixels(images, images)
+    assert same["fd_pixels"] == pytest.approx(0, abs=1e-9)
+    assert same["fd_pixels_real_halves"] > 0
+    shifted = evaluate.fd_pixels(images + np.uint8(10), images)
+    # 16 pixels, each 10 / 127.5 further on; covariances are equal
+    assert shifted["fd_pixels"] == pytest.approx(16 * (10 / 127.5) ** 2, rel=1e-6)
+
+
+def test_row_is_measured_once_and_read_back(workdir):
+    row = evaluate.evaluate(workdir, {"steps": 4}, num=40)
+    assert row["step"] == 40
+    assert row["images_seen"] == 40 * 16
+    assert row["sample"]["steps"] == 4
+    assert 0 <= row["label_accuracy"] <= 1
+    assert row["fd_pixels"] > row["fd_pixels_real_halves"] > 0
+    assert (workdir / "evaluation_40.png").is_file()
+    assert evaluate.evaluate(workdir, {"steps": 4}, num=40) == row
+    path = workdir / "evaluations.jsonl"
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
+    other = evaluate.evaluate(workdir, {"steps": 4}, num=40, seed=1)
+    assert other["fd_pixels"] != row["fd_pixels"]
+    assert len(path.read_text().splitlines()) == 2
