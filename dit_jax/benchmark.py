@@ -1,0 +1,208 @@
+"""Measured speed of training, of the training loop, and of sampling, as JSON.
+
+  python -m dit_jax.benchmark train  --config configs/imagenet256.py:DiT-XL/2 --steps 20 --json
+  python -m dit_jax.benchmark loop   --config configs/digits.py --steps 200
+  python -m dit_jax.benchmark sample --config configs/digits.py --steps 20
+
+Warm-up, then the median of three windows. The batch is synthetic and stays in device memory;
+with --data `train` reads the config's data. `loop` compares the bare step with the whole of
+`train_and_evaluate`. TFLOP/s and MFU are by the formula of `dit_jax.flops`.
+"""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from dit_jax import cli, data, flops, generate, models, sharding, train
+
+FLAGS = flags.FLAGS
+WINDOWS = 3
+
+# Dense bf16 peak of a device, TFLOP/s, by the start of its device_kind; from the vendors' sheets.
+PEAK_TFLOPS = {
+    "NVIDIA A100": 312,
+    "NVIDIA H100": 989,
+    "NVIDIA H200": 989,
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5": 459,
+    "TPU v6 lite": 918,
+}
+
+
+def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict:
+    """Time of the jitted optimizer step, `steps` to a window."""
+    program = train.make_program(config)
+    key = jax.random.key(config.seed)
+    state = train.new_state(program, key)
+    batches = _real_batches(program) if real_data else _synthetic_batches(program)
+    batch = next(batches)
+    began = time.perf_counter()
+    step_fn = train.compile_train_step(program).lower(state, batch, key).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def run():
+        nonlocal state
+        for _ in range(steps):
+            state, scalars = step_fn(state, next(batches), key)
+        jax.block_until_ready(scalars)
+
+    seconds = _median_seconds(run) / steps
+    work = flops.count(config.model)["train_gflops_per_image"]
+    return {
+        **_speed(seconds, config.batch_size, work, "step"),
+        "data": "real" if real_data else "synthetic",
+        **_identity(program.mesh, program.model, config, compile_seconds),
+    }
+
+
+def bench_loop(config: ConfigDict, steps: int) -> dict:
+    """The loop's time per step beyond the bare jitted step's, in percent."""
+    with config.unlocked():
+        config.update(total_steps=WINDOWS * steps + 1, log_every_steps=steps)
+        config.update(eval_every_steps=0, sample_every_steps=0, checkpoint_every_steps=10**9)
+        config.data.eval_split = ""
+    bare = bench_train(config, steps)
+    with tempfile.TemporaryDirectory() as workdir:
+        workdir = pathlib.Path(workdir)
+        train.train_and_evaluate(config, workdir)
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        rates = [line["img_per_s"] for line in lines][:WINDOWS]
+    loop_ms = 1e3 * config.batch_size / statistics.median(rates)
+    overhead = 100 * (loop_ms / bare["ms_per_step"] - 1)
+    return {"loop_ms_per_step": loop_ms, "loop_overhead_percent": overhead, **bare}
+
+
+def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
+    """Time of drawing one batch with `steps` steps of config.sample's sampler and guidance."""
+    with config.unlocked():
+        config.sample.steps = steps
+    program = train.make_program(config)
+    sharding.check_batch_size(program.mesh, batch_size)
+    params = jax.jit(
+        lambda key: models.init_params(program.model, key),
+        out_shardings=program.shardings.params,
+    )(jax.random.key(config.seed))
+    sample = generate.make_sample_fn(config.sample, program.model, program.process, program.mesh)
+    index = np.arange(batch_size, dtype=np.int32)
+    batch = {"index": index, "label": index % config.model.num_classes}
+    batch = sharding.put_batch(program.mesh, batch)
+    arguments = params, jax.random.key(0), batch["index"], batch["label"]
+    began = time.perf_counter()
+    sample = sample.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - began
+    seconds = _median_seconds(lambda: jax.block_until_ready(sample(*arguments)))
+    passes = 1 if config.sample.cfg_scale == 1 else 2
+    work = flops.count(config.model)["gflops"] * passes * steps
+    return {
+        "ms_per_sampler_step": 1e3 * seconds / steps,
+        **_speed(seconds, batch_size, work, "batch"),
+        **_identity(program.mesh, program.model, config, compile_seconds),
+        "batch_size": batch_size,
+        "sample": config.sample.to_dict(),
+    }
+
+
+def _synthetic_batches(program):
+    """One random batch in device memory, again and again."""
+    config = program.config
+    rng = np.random.default_rng(0)
+    rows = len(sharding.local_rows(program.mesh, config.batch_size))
+    size, channels = config.model.input_size, config.model.in_channels
+    if config.data.kind == "moments":
+        moments = rng.standard_normal((rows, size, size, 2 * channels)).astype(np.float16)
+        batch = {"moments": moments}
+    else:
+        batch = {"image": rng.integers(0, 256, (rows, size, size, channels), np.uint8)}
+    batch["label"] = rng.integers(0, config.model.num_classes, rows, np.int32)
+    batch = sharding.put_batch(program.mesh, batch)
+    while True:
+        yield batch
+
+
+def _real_batches(program):
+    config = program.config
+    source = data.open_source(config, config.data.train_split)
+    rows = sharding.local_rows(program.mesh, config.batch_size)
+    for batch in data.TrainIterator(source, config, rows):
+        yield sharding.put_batch(program.mesh, batch)
+
+
+def _median_seconds(run: Callable[[], None]) -> float:
+    run()  # warm-up
+    times = []
+    for _ in range(WINDOWS):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _speed(seconds, images, gflops_per_image, unit):
+    device = jax.devices()[0].device_kind
+    peak = next((p for kind, p in PEAK_TFLOPS.items() if device.startswith(kind)), None)
+    tflops = images * gflops_per_image / 1e3 / seconds
+    return {
+        f"ms_per_{unit}": 1e3 * seconds,
+        "img_per_s": images / seconds,
+        "tflop_per_s": tflops,
+        "mfu": tflops / (peak * jax.device_count()) if peak else None,
+    }
+
+
+def _identity(mesh, model, config, compile_seconds):
+    """What a measured number depends on."""
+    memory = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in memory if stats]
+    return {
+        "peak_memory_gib": max(peaks) / 2**30 if peaks else None,  # CPUs do not say
+        "compile_seconds": compile_seconds,
+        "device": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "mesh": dict(mesh.shape),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "params": flops.count(config.model)["params"],
+        "batch_size": config.batch_size,
+        "grad_accumulation_steps": config.grad_accumulation_steps,
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "scan_unroll": model.scan_unroll,
+        "remat": model.remat,
+    }
+
+
+def main(argv):
+    if len(argv) != 2 or argv[1] not in ("train", "loop", "sample"):
+        raise app.UsageError("say what to measure: train, loop or sample.")
+    if argv[1] == "train":
+        row = bench_train(FLAGS.config, FLAGS.steps, FLAGS.data)
+    elif argv[1] == "loop":
+        row = bench_loop(FLAGS.config, FLAGS.steps)
+    else:
+        row = bench_sample(FLAGS.config, FLAGS.steps, FLAGS.batch_size)
+    if FLAGS.json:
+        print(json.dumps(row))
+        return
+    for name, value in row.items():
+        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_integer("steps", 20, "Optimizer steps per window, or sampling steps.", 1)
+    flags.DEFINE_integer("batch_size", 64, "sample: images at a time, all devices.", 1)
+    flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")
+    flags.DEFINE_bool("json", False, "Print one line of JSON.")
+    cli.run(main)
