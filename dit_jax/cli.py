@@ -66,6 +66,8 @@ def _start(main, argv):
     if FLAGS.distributed or FLAGS.coordinator_address:
         jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every step it takes
+    # Orbax reports a full disk once per file through asyncio; our error sums it up.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("dit_jax")

@@ -124,8 +124,7 @@ def train_step(
     x_0 = latents.x_0_from_batch(batch, posterior_key, config.latents.scale, config.latents.shift)
     # Drawn for the whole batch: accumulation must not change what is learned.
     t, eps = objectives.draw(process, noise_key, x_0.shape)
-    drop = jax.random.bernoulli(drop_key, model.class_dropout_prob, batch["label"].shape)
-    label = jnp.where(drop, model.num_classes, batch["label"])
+    label = drop_labels(drop_key, batch["label"], model.class_dropout_prob, model.num_classes)
 
     def mean_loss(params, x_0, label, t, eps):
         losses = _losses(program, params, x_0, label, t, eps)
@@ -143,6 +142,11 @@ def train_step(
     scalars["param_norm"] = optax.global_norm(params)
     scalars["learning_rate"] = optimizer.schedule(config.optim, config.total_steps)(state.step)
     return TrainState(state.step + 1, params, ema_params, opt_state), scalars
+
+
+def drop_labels(key: jax.Array, label: jax.Array, prob: float, null_class: int) -> jax.Array:
+    """Labels [B], each replaced by the null class with the probability."""
+    return jnp.where(jax.random.bernoulli(key, prob, label.shape), null_class, label)
 
 
 def _losses(program, params, x_0, label, t, eps):
