@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 256  # pixels after the ADM crop
     config.data.image_channels = 3  # 1 grey, 3 RGB
     config.data.flip = False  # mirror images with probability 1/2
+    config.data.cache = False  # keep decoded examples in host memory
     config.data.num_workers = 0  # processes that read; 0 reads in threads of this one
     config.data.num_threads = 4  # reading threads per process
     config.data.prefetch_batches = 8  # ready in host memory, per process

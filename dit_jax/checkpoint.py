@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "model.remat",
     "model.scan_unroll",
     "data.data_dir",
+    "data.cache",
     "data.num_workers",
     "data.num_threads",
     "data.prefetch_batches",

@@ -51,6 +51,9 @@ def run(main: Callable) -> None:
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where none is found.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
     flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
+    # --help shows the flags of the command's own module only, unless told that these are its too.
+    for flag in FLAGS.flags_by_module_dict()[__name__]:
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(lambda argv: _start(main, argv), flags_parser=_parse)
 
 

@@ -5,6 +5,7 @@ number, the next batch; it does not depend on worker, process or device counts.
 """
 
 import dataclasses
+import functools
 import io
 import pathlib
 import sys
@@ -24,6 +25,8 @@ def adm_crop(image: Image.Image, size: int) -> Image.Image:
 
     Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
     """
+    if image.size == (size, size):
+        return image
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -176,6 +179,56 @@ def _open_folder(root):
     return _Folder(files, labels), f"image folder {root}"
 
 
+@dataclasses.dataclass
+class _BatchReader:
+    """Batch i of this process, a function of i alone; picklable, for worker processes."""
+
+    source: Sequence[Batch]
+    seed: int
+    flip: bool
+    batch_size: int
+    rows: np.ndarray
+
+    def __call__(self, i: int) -> Batch:
+        positions = i * self.batch_size + self.rows
+        examples = [self._example(int(position)) for position in positions]
+        return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+    def _example(self, position):
+        epoch, place = divmod(position, len(self.source))
+        example = self.source[_permutation(self.seed, epoch, len(self.source))[place]]
+        if (
+            self.flip
+            and np.random.RandomState([self.seed, 1, *divmod(position, 2**32)]).rand() < 0.5
+        ):
+            return {**example, "image": example["image"][:, ::-1]}
+        return example
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed, epoch, size):
+    # RandomState's streams are frozen: a resumed run sees this order with any NumPy.
+    return np.random.RandomState([seed, 0, epoch]).permutation(size)
+
+
+class _Cache(dict):
+    """The examples of a source, each decoded once."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __missing__(self, index):
+        self[index] = example = self.source[index]
+        return example
+
+    def __reduce__(self):
+        return _Cache, (self.source,)
+
+
 class TrainIterator:
     """Endless batches of this process's rows, reshuffled every epoch by the seed.
 
@@ -196,23 +249,16 @@ class TrainIterator:
                     "or begin a new workdir."
                 )
             self._next_batch = state["next_batch"]
-        records = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
-        if config.data.flip:
-            if config.data.kind == "moments":
-                raise ValueError(
-                    "data.flip mirrors images; a moments dataset holds mirrored records instead."
-                )
-            records = records.random_map(_flip)
-        batch_size, local_size = config.batch_size, len(rows)
-
-        def record(i):
-            return records[i // local_size * batch_size + int(rows[i % local_size])]
-
-        first = self._next_batch * local_size
-        batches = grain.MapDataset.range(first, sys.maxsize).map(record).batch(local_size)
+        if config.data.flip and config.data.kind == "moments":
+            raise ValueError(
+                "data.flip mirrors images; a moments dataset holds mirrored records instead."
+            )
+        examples = _Cache(source) if config.data.cache else source
+        read = _BatchReader(examples, config.seed, config.data.flip, config.batch_size, rows)
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
         )
+        batches = grain.MapDataset.range(self._next_batch, sys.maxsize).map(read)
         batches = batches.to_iter_dataset(options)
         if config.data.num_workers:
             if not flags.FLAGS.is_parsed():  # outside a command Grain's workers need them marked
@@ -241,10 +287,3 @@ def eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[
         batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
         batch["weight"] = np.array([p < len(source) for p in positions], np.float32)
         yield batch
-
-
-def _flip(example, rng):
-    """Mirrors the image with probability 1/2."""
-    if rng.random() < 0.5:
-        return {**example, "image": example["image"][:, ::-1]}
-    return example
