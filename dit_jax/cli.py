@@ -1,7 +1,9 @@
 """What the commands share: the --config flag, its errors, log lines, several processes."""
 
 import logging
+import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 
 import absl.logging
@@ -10,6 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
 
 
 def define_config(required: bool = True) -> None:
@@ -44,13 +47,18 @@ def sampling_settings() -> dict:
 
 
 def run(main: Callable) -> None:
-    """Parses the flags, starts the processes' connection and the log, and calls main."""
+    """Parses the flags, connects the processes, starts the log, and calls main.
+
+    An error that this package raises is a message to the user and ends the command as such;
+    any other keeps its traceback.
+    """
     flags.DEFINE_bool(
         "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
     )
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where none is found.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
     flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
+    flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     # --help shows the flags of the command's own module only, unless told that these are its too.
     for flag in FLAGS.flags_by_module_dict()[__name__]:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -62,19 +70,47 @@ def _parse(argv):
         return app.parse_flags_with_usage(argv)
     # ml_collections' message names the key and near ones, behind a long traceback.
     except (AttributeError, KeyError) as error:
-        sys.exit(f"error: unknown config key {error.args[0]}\\nAll keys are in configs/default.py.")
+        sys.exit(f"error: unknown config key {error.args[0]}\nAll keys are in configs/default.py.")
 
 
 def _start(main, argv):
+    _start_log()
     if FLAGS.distributed or FLAGS.coordinator_address:
         jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every step it takes
+    _check_accelerator()
+    if jax.process_index():
+        logger.setLevel(logging.WARNING)
+    try:
+        main(argv)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if FLAGS.traceback or pathlib.Path(__file__).parent not in pathlib.Path(raised_in).parents:
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _start_log():
+    """Plain lines of this package; of others only warnings."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
     # Orbax reports a full disk once per file through asyncio; our error sums it up.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("dit_jax")
-    log.addHandler(handler)
-    log.propagate = False
-    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    main(argv)
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+def _check_accelerator():
+    """Ends the command if JAX has no wheel for the platform asked for; warns if a GPU lies idle."""
+    wheels = "make install ACCELERATOR=cuda13 (or cuda12, tpu)"
+    try:
+        backend = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter, empty, where the wheel is absent
+        platforms = jax.config.jax_platforms
+        sys.exit(
+            f"error: JAX cannot start JAX_PLATFORMS={platforms!r}: {error or 'no wheel for it'}\n"
+            f"Install JAX with the wheel of your accelerator: {wheels}"
+        )
+    if backend == "cpu" and pathlib.Path("/dev/nvidia0").exists():
+        logger.warning("An NVIDIA GPU is here, but this JAX runs on the CPU: %s", wheels)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -25,7 +26,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDENS = ROOT / "tests" / "goldens"
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +67,12 @@ def golden_model_config():
 @pytest.fixture(scope="session")
 def golden_params(golden_model_config):
     return convert.load("dit", GOLDENS / "dit_tiny_reference.npz", golden_model_config)
+
+
+@pytest.fixture
+def published(golden):
+    """The published model's parameters by their names."""
+    return {name.removeprefix("w/"): a for name, a in golden.items() if name.startswith("w/")}
 
 
 @pytest.fixture(scope="session")
@@ -110,3 +118,27 @@ def trained_workdir(digits_dir, tmp_path_factory):
 def workdir(trained_workdir, tmp_path):
     """A copy of the finished run, to change."""
     return pathlib.Path(shutil.copytree(trained_workdir, tmp_path / "run"))
+
+
+@pytest.fixture
+def run_command():
+    """run_command("sample", *flags): the output of `python -m dit_jax.sample` on one device.
+
+    With fails=True it must fail, and standard error is returned. Other keywords are environment
+    variables.
+    """
+
+    def run(command, *arguments, fails=False, **variables):
+        cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "XLA_FLAGS": ""}
+        result = subprocess.run(
+            [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | cache | variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert (result.returncode != 0) == fails, result.stderr
+        return result.stderr if fails else result.stdout
+
+    return run

@@ -280,7 +280,9 @@ def test_unreadable_image_names_the_file(folder_config, tmp_path, num_workers):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     folder_config.data.update(name=str(tmp_path), num_workers=num_workers)
-    iterator = data.TrainIterator(data.open_source(folder_config, "train"), folder_config, np.arange(2))
+    iterator = data.TrainIterator(
+        data.open_source(folder_config, "train"), folder_config, np.arange(2)
+    )
     with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png"):
         next(iterator)  # a batch of both
 

@@ -20,3 +20,9 @@ def test_written_once_and_identically(digits_dir, tmp_path):
     for i in (0, 7, 1616):
         assert again[i]["label"] == first[i]["label"]
         assert (again[i]["image"] == first[i]["image"]).all()
+
+
+def test_digits_command_builds_the_dataset(run_command, tmp_path):
+    assert f"digits: {tmp_path}/digits/1.0.0" in run_command(
+        "datasets.digits", "--data_dir", tmp_path
+    )

@@ -50,3 +50,10 @@ def test_row_is_measured_once_and_read_back(workdir):
     other = evaluate.evaluate(workdir, {"steps": 4}, num=40, seed=1)
     assert other["fd_pixels"] != row["fd_pixels"]
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_evaluate_prints_the_line_and_the_picture(run_command, workdir):
+    out = run_command("evaluate", "--workdir", workdir, "--num", 20, "--steps", 2)
+    assert f"picture: {workdir}/evaluation_40.png" in out
+    for name in ("label_accuracy", "fd_pixels", "img_per_s", "steps 40", "seconds"):
+        assert name in out

@@ -1,5 +1,7 @@
 """Counts against the published table and against XLA's own."""
 
+import json
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -79,3 +81,22 @@ def test_formula_is_xla_s_count_of_the_unrolled_program(name):
 def test_image_size_that_patches_do_not_divide_is_refused(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):
         flops.published_config("DiT-XL/2", image_size)
+
+
+def test_flops_of_a_name_a_config_and_the_table(run_command):
+    row = json.loads(run_command("flops", "DiT-XL/2", "--image_size", 256, "--json"))
+    assert row["params_with_pos_embed"] == 675_129_632
+    assert row.keys() == {
+        "params",
+        "params_with_pos_embed",
+        "tokens",
+        "gmacs",
+        "gflops",
+        "train_gflops_per_image",
+    }
+    table = run_command("flops").splitlines()
+    assert len(table) == 13
+    assert table[-1].split()[0] == "DiT-XL/2"
+    assert (
+        json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))["tokens"] == 16
+    )

@@ -1,0 +1,27 @@
+"""The rows are consistent in themselves; how fast it is no test asks."""
+
+import json
+
+import pytest
+
+
+def test_benchmarks_say_what_they_measured(run_command):
+    flags = ["--config", "configs/smoke.py", "--json"]
+    row = json.loads(run_command("benchmark", "train", *flags, "--steps", 2))
+    assert row["img_per_s"] == pytest.approx(16e3 / row["ms_per_step"])
+    assert row["tflop_per_s"] > 0
+    assert (row["device"], row["data"], row["attention"]) == ("cpu", "synthetic", "xla")
+    row = json.loads(run_command("benchmark", "sample", *flags, "--steps", 3, "--batch_size", 8))
+    assert row["ms_per_batch"] == pytest.approx(3 * row["ms_per_sampler_step"])
+    assert row["batch_size"] == 8
+
+
+def test_benchmarks_of_real_data_and_of_the_loop(run_command, digits_dir):
+    flags = ["--config", "configs/smoke.py", f"--config.data.data_dir={digits_dir}", "--json"]
+    assert (
+        json.loads(run_command("benchmark", "train", *flags, "--steps", 5, "--data"))["data"]
+        == "real"
+    )
+    row = json.loads(run_command("benchmark", "loop", *flags, "--steps", 20))
+    ratio = row["loop_ms_per_step"] / row["ms_per_step"]
+    assert row["loop_overhead_percent"] == pytest.approx(100 * (ratio - 1))

@@ -1,0 +1,49 @@
+"""Labels as text, and the files that the command writes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax import sample
+
+
+def test_labels_are_given_in_equal_blocks():
+    assert sample.parse_labels("0,3,9", 6, 10).tolist() == [0, 0, 3, 3, 9, 9]
+    assert sample.parse_labels("", 4, 2).tolist() == [0, 0, 1, 1]
+    assert sample.parse_labels("7", 2, 10).tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("0,10", r"\[10\] outside 0\.\.9"), ("-1", r"\[-1\] outside"), ("cat", "numbers with commas")],
+)
+def test_labels_that_are_no_class_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        sample.parse_labels(text, 4, 10)
+
+
+def test_sample_writes_npz_and_grid(run_command, workdir, tmp_path):
+    flags = ["--workdir", workdir, "--labels", "0,3,9", "--num", 6, "--steps", 4]
+    flags += ["--sampler", "ddim", "--cfg_scale", 1.5, "--seed", 0]
+    out = run_command("sample", *flags, "--out", tmp_path / "new" / "s.npz")
+    assert "6 samples of step 40" in out
+    with np.load(tmp_path / "new" / "s.npz") as file:
+        assert file["label"].tolist() == [0, 0, 3, 3, 9, 9]
+        assert (file["arr_0"].shape, file["arr_0"].dtype) == ((6, 8, 8, 1), np.uint8)
+        images = file["arr_0"]
+    run_command("sample", *flags, "--out", tmp_path / "grid.png", "--batch_size", 2)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (2 * 50 - 2, 3 * 50 - 2, 3)
+    difference = grid[:48:6, :48:6, 0].astype(int) - images[0, :, :, 0]
+    assert np.abs(difference).max() <= 1  # batches of 2: the last bit may round another way
+    run_command("sample", *flags, "--step", 20, "--raw", "--out", tmp_path / "old.npz")
+    with np.load(tmp_path / "old.npz") as file:
+        assert not np.array_equal(file["arr_0"], images)
+
+
+def test_sample_refuses_other_files_and_directories(run_command, workdir, tmp_path):
+    error = run_command("sample", "--workdir", tmp_path, fails=True)
+    assert "must be a directory that dit_jax.train has written" in error
+    assert "Traceback" not in error
+    error = run_command("sample", "--workdir", workdir, "--out", "x.gif", fails=True)
+    assert "must end in .png (a grid) or .npz" in error
