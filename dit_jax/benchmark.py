@@ -14,7 +14,6 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 
 import flax
 import jax
@@ -27,6 +26,7 @@ from dit_jax import cli, data, flops, generate, models, sharding, train
 
 FLAGS = flags.FLAGS
 WINDOWS = 3
+LOOP_WINDOWS = 5  # of each kind: the difference is small and machines drift
 
 # Dense bf16 peak of a device, TFLOP/s, by the start of its device_kind; from the vendors' sheets.
 PEAK_TFLOPS = {
@@ -43,21 +43,9 @@ PEAK_TFLOPS = {
 def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict:
     """Time of the jitted optimizer step, `steps` to a window."""
     program = train.make_program(config)
-    key = jax.random.key(config.seed)
-    state = train.new_state(program, key)
-    batches = _real_batches(program) if real_data else _synthetic_batches(program)
-    batch = next(batches)
-    began = time.perf_counter()
-    step_fn = train.compile_train_step(program).lower(state, batch, key).compile()
-    compile_seconds = time.perf_counter() - began
-
-    def run():
-        nonlocal state
-        for _ in range(steps):
-            state, scalars = step_fn(state, next(batches), key)
-        jax.block_until_ready(scalars)
-
-    seconds = _median_seconds(run) / steps
+    window, compile_seconds = _step_window(program, steps, real_data)
+    window()  # warm-up
+    seconds = statistics.median(window() for _ in range(WINDOWS)) / steps
     work = flops.count(config.model)["train_gflops_per_image"]
     return {
         **_speed(seconds, config.batch_size, work, "step"),
@@ -67,20 +55,57 @@ def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict
 
 
 def bench_loop(config: ConfigDict, steps: int) -> dict:
-    """The loop's time per step beyond the bare jitted step's, in percent."""
+    """The loop's time per step beyond the bare jitted step's, in percent.
+
+    Windows of the two take turns, so that a machine whose speed drifts slows both; the median of
+    the ratios counts.
+    """
     with config.unlocked():
-        config.update(total_steps=WINDOWS * steps + 1, log_every_steps=steps)
-        config.update(eval_every_steps=0, sample_every_steps=0, checkpoint_every_steps=10**9)
+        config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
+        config.update(eval_every_steps=0, sample_every_steps=0)
+        config.optim.update(schedule="constant", warmup_steps=0)
         config.data.eval_split = ""
-    bare = bench_train(config, steps)
+    program = train.make_program(config)
+    window, compile_seconds = _step_window(program, steps, real_data=False)
+    window()  # warm-up
+    bare_ms, loop_ms = [], []
     with tempfile.TemporaryDirectory() as workdir:
         workdir = pathlib.Path(workdir)
-        train.train_and_evaluate(config, workdir)
-        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-        rates = [line["img_per_s"] for line in lines][:WINDOWS]
-    loop_ms = 1e3 * config.batch_size / statistics.median(rates)
-    overhead = 100 * (loop_ms / bare["ms_per_step"] - 1)
-    return {"loop_ms_per_step": loop_ms, "loop_overhead_percent": overhead, **bare}
+        for i in range(LOOP_WINDOWS):
+            bare_ms.append(1e3 * window() / steps)
+            # Resumes, warms up with one window, and the second counts.
+            config.total_steps = 2 * steps * (i + 1)
+            train.train_and_evaluate(config, workdir)
+            report = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+            loop_ms.append(1e3 * config.batch_size / report["img_per_s"])
+    ratios = [loop / bare for loop, bare in zip(loop_ms, bare_ms, strict=True)]
+    return {
+        "loop_overhead_percent": 100 * (statistics.median(ratios) - 1),
+        "loop_ms_per_step": loop_ms,
+        "bare_ms_per_step": bare_ms,
+        **_identity(program.mesh, program.model, config, compile_seconds),
+    }
+
+
+def _step_window(program, steps, real_data):
+    """(window, compile seconds); window() runs `steps` optimizer steps and returns its seconds."""
+    key = jax.random.key(program.config.seed)
+    state = train.new_state(program, key)
+    batches = _real_batches(program) if real_data else _synthetic_batches(program)
+    batch = next(batches)
+    began = time.perf_counter()
+    step = train.compile_train_step(program).lower(state, batch, key).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def window():
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(steps):
+            state, _ = step(state, next(batches), key)
+        jax.block_until_ready(state)
+        return time.perf_counter() - began
+
+    return window, compile_seconds
 
 
 def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
@@ -101,7 +126,14 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     began = time.perf_counter()
     sample = sample.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
-    seconds = _median_seconds(lambda: jax.block_until_ready(sample(*arguments)))
+
+    def window():
+        began = time.perf_counter()
+        jax.block_until_ready(sample(*arguments))
+        return time.perf_counter() - began
+
+    window()  # warm-up
+    seconds = statistics.median(window() for _ in range(WINDOWS))
     passes = 1 if config.sample.cfg_scale == 1 else 2
     work = flops.count(config.model)["gflops"] * passes * steps
     return {
@@ -136,16 +168,6 @@ def _real_batches(program):
     rows = sharding.local_rows(program.mesh, config.batch_size)
     for batch in data.TrainIterator(source, config, rows):
         yield sharding.put_batch(program.mesh, batch)
-
-
-def _median_seconds(run: Callable[[], None]) -> float:
-    run()  # warm-up
-    times = []
-    for _ in range(WINDOWS):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def _speed(seconds, images, gflops_per_image, unit):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 
@@ -22,6 +23,7 @@ def test_benchmarks_of_real_data_and_of_the_loop(run_command, digits_dir):
         json.loads(run_command("benchmark", "train", *flags, "--steps", 5, "--data"))["data"]
         == "real"
     )
-    row = json.loads(run_command("benchmark", "loop", *flags, "--steps", 20))
-    ratio = row["loop_ms_per_step"] / row["ms_per_step"]
-    assert row["loop_overhead_percent"] == pytest.approx(100 * (ratio - 1))
+    row = json.loads(run_command("benchmark", "loop", *flags, "--steps", 5))
+    ratios = np.divide(row["loop_ms_per_step"], row["bare_ms_per_step"])
+    assert len(ratios) == 5
+    assert row["loop_overhead_percent"] == pytest.approx(100 * (np.median(ratios) - 1))

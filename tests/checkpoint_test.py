@@ -94,7 +94,7 @@ def test_other_config_is_refused_with_the_keys(workdir, smoke_config):
     with pytest.raises(ValueError, match="another config") as error:
         train.train_and_evaluate(smoke_config, workdir)
     assert "model.depth: workdir 2, now 3" in str(error.value)
-    assert "optim.learning_rate: workdir 0.002, now 0.5" in str(error.value)
+    assert "optim.learning_rate: workdir 0.003, now 0.5" in str(error.value)
     assert "batch_size" not in str(error.value)
 
 
