@@ -3,7 +3,9 @@
   python -m dit_jax.datasets.digits
   python -m dit_jax.train --config configs/digits.py --workdir runs/digits
 
-Cost and result: not measured.
+Cost: 126 s of training on two CPU cores (2,000 images/s), compilation not counted.
+Result: 1,000 EMA samples, DDPM 100 steps, cfg 1.5, seed 0: label_accuracy 0.988, fd_pixels 0.650
+(two halves of the real training digits: 0.340); seed 1: 0.993, 0.697.
 """
 
 from configs import default
@@ -22,5 +24,6 @@ def get_config():
         optim=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995),
         sample=dict(steps=100, cfg_scale=1.5, num_images=100),
     )
+    config.data.update(num_threads=1, prefetch_batches=2)  # two cores have other things to do
     config.model.update(hidden_size=64, depth=4, num_heads=2, scan_unroll=True)
     return config
