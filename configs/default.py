@@ -14,8 +14,10 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # examples per optimizer step, over all devices
     config.grad_accumulation_steps = 1  # divides batch_size per device
     config.log_every_steps = 100  # metrics are means over these steps
-    config.eval_every_steps = 10_000  # held-out loss of the EMA weights; 0 is never
-    config.sample_every_steps = 10_000  # grid of samples of the EMA weights; 0 is never
+    config.eval_every_steps = (
+        10_000  # held-out loss of the EMA weights, also at the end; 0 is never
+    )
+    config.sample_every_steps = 0  # grid of samples of the EMA weights, of pixels only; 0 is never
     config.checkpoint_every_steps = 10_000  # and at the last step
     config.checkpoint_keep = 3  # most recent checkpoints kept, at least 2 to fall back on
     config.checkpoint_keep_every_steps = 0  # checkpoints at multiples are kept for good; 0 is none
@@ -57,9 +59,11 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "tfds"  # tfds, folder
-    config.data.name = "imagenet2012"  # TFDS name, directory of a TFDS dataset, or image folder
+    config.data.name = (
+        "imagenet256_moments"  # TFDS name, directory of a TFDS dataset, or image folder
+    )
     config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
-    config.data.kind = "image"  # the feature read: image (uint8), moments (of a VAE, unscaled)
+    config.data.kind = "moments"  # the feature read: image (uint8), moments (of a VAE, unscaled)
     config.data.train_split = "train"
     config.data.eval_split = "validation"  # empty: no held-out loss
     config.data.image_size = 256  # pixels after the ADM crop

@@ -20,10 +20,12 @@ def get_config():
         sample_every_steps=1_000,
         checkpoint_every_steps=1_000,
         model=dict(input_size=8, in_channels=1, num_classes=10),
-        data=dict(name="digits", eval_split="test", image_size=8, image_channels=1, cache=True),
+        data=dict(name="digits", kind="image", eval_split="test", image_size=8, image_channels=1),
         optim=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995),
         sample=dict(steps=100, cfg_scale=1.5, num_images=100),
     )
-    config.data.update(num_threads=1, prefetch_batches=2)  # two cores have other things to do
+    config.data.update(
+        cache=True, num_threads=1, prefetch_batches=2
+    )  # two cores have other things to do
     config.model.update(hidden_size=64, depth=4, num_heads=2, scan_unroll=True)
     return config

@@ -20,5 +20,4 @@ from dit_jax.models import dit
 def get_config(name: str = "DiT-XL/2"):
     config = default.get_config()
     config.model.update(dtype="bfloat16", scan_unroll=True, **dit.named(name))
-    config.data.update(name="imagenet256_moments", kind="moments")
     return config

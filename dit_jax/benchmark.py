@@ -64,7 +64,6 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
         config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
         config.update(eval_every_steps=0, sample_every_steps=0)
         config.optim.update(schedule="constant", warmup_steps=0)
-        config.data.eval_split = ""
     program = train.make_program(config)
     window, compile_seconds = _step_window(program, steps, real_data=False)
     window()  # warm-up

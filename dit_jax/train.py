@@ -94,6 +94,11 @@ def _check_input(config):
             f"in_channels = {takes}: a model of pixels needs the same. For latents set "
             "data.kind to moments."
         )
+    if data_config.kind != "image" and config.sample_every_steps:
+        raise ValueError(
+            f"sample_every_steps={config.sample_every_steps} needs a model of pixels, since there "
+            "is no decoder of latents; set it to 0."
+        )
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -243,8 +248,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     """
     program = make_program(config)
     train_source = data.open_source(config, config.data.train_split)
-    eval_split = config.data.eval_split
-    eval_source = data.open_source(config, eval_split) if eval_split else None
+    eval_source = None
+    if config.eval_every_steps and config.data.eval_split:
+        eval_source = data.open_source(config, config.data.eval_split)
     checkpoint.claim_workdir(workdir, config)
     if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
         cache = workdir.absolute() / "compilation_cache"
@@ -272,7 +278,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         batches = data.TrainIterator(train_source, config, rows, data_state)
         step_fn = compile_train_step(program)
         evaluate = compile_evaluate(program, eval_source) if eval_source else None
-        draw_grid = compile_sample_grid(program)
+        draw_grid = compile_sample_grid(program) if config.sample_every_steps else None
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step

@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def folder_config(folder):
     config = default.get_config()
-    config.data.update(source="folder", name=str(folder), image_size=8)
+    config.data.update(source="folder", kind="image", name=str(folder), image_size=8)
     config.model.update(num_classes=2)
     config.batch_size = 4
     return config
@@ -126,6 +126,7 @@ def _labels(config, rows, count, size=10, state=None):
 @pytest.fixture
 def config():
     config = default.get_config()
+    config.data.kind = "image"
     config.batch_size = 4
     return config
 

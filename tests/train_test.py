@@ -133,10 +133,7 @@ def test_imagenet_configs_build_without_allocating(size, patch):
 
 @pytest.mark.parametrize("config", [default, digits, smoke], ids=lambda m: m.__name__)
 def test_other_configs_build_without_allocating(config):
-    config = config.get_config()
-    if config.data.image_size != config.model.input_size:  # the defaults: latents of 256 pixels
-        config.data.kind = "moments"
-    assert train.make_program(config).state.params
+    assert train.make_program(config.get_config()).state.params
 
 
 def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypatch):
@@ -182,6 +179,13 @@ def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
     smoke_config.data.image_size = 16
     with pytest.raises(ValueError, match=r"\(16, 1\), but .* = \(8, 1\)"):
         train.make_program(smoke_config)
+
+
+def test_grids_of_latents_are_refused_before_the_first_step():
+    config = imagenet256.get_config("DiT-S/8")
+    config.sample_every_steps = 100
+    with pytest.raises(ValueError, match=r"sample_every_steps=100 needs a model of pixels"):
+        train.make_program(config)
 
 
 def test_accumulation_that_does_not_divide_is_refused(smoke_config):
