@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 1000  # the null class has this index
     config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
     config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
-    config.model.dtype = "float32"  # of activations: float32, bfloat16, float16
+    config.model.dtype = "float32"  # of activations: float32, bfloat16
     config.model.attention = "auto"  # auto, xla, cudnn
     config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
     config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 logger = logging.getLogger("dit_jax")
 
-# A run may go on with other values of these: they change neither the function that is trained
-# nor the data it sees. A key that ends with a dot stands for all below it.
+# A run may go on with other values of these: they do not change what is trained on what, up to
+# rounding; total_steps also stretches a cosine schedule. A key that ends with a dot stands for all
+# below it.
 MAY_CHANGE = (
     "total_steps",
     "log_every_steps",
@@ -52,7 +53,7 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
       cannot be written.
     """
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and _steps(workdir):  # before the first checkpoint nothing can be mixed up
         saved, wanted = _flatten(load_config(workdir)), _flatten(config)
         differing = [
             f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
@@ -75,6 +76,12 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             raise OSError(f"cannot write to the workdir {workdir}: {error}") from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claim_workdir")
+
+
+def _steps(workdir):
+    """The steps of the complete checkpoints, ascending."""
+    directory = workdir.absolute() / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
@@ -131,6 +138,14 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
         raise _write_error(manager, error) from error
 
 
+def check_for_errors(manager: ocp.CheckpointManager) -> None:
+    """Raises: OSError if a checkpoint could not be written since the last save."""
+    try:
+        manager.check_for_errors()
+    except Exception as error:
+        raise _write_error(manager, error) from error
+
+
 def _write_error(manager, error):
     complete = sorted(ocp.utils.checkpoint_steps(manager.directory))
     kept = (
@@ -157,7 +172,9 @@ def restore_latest(manager: ocp.CheckpointManager, state):
             restored = manager.restore(step, args=ocp.args.Composite(**items))
         # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
         except Exception as error:
-            errors.append(f"  step {step}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            errors.append(
+                f"  step {step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            )
             logger.warning(
                 "checkpoint %d cannot be read, trying the one before:%s", step, errors[-1]
             )
@@ -198,7 +215,7 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
     Raises: FileNotFoundError, listing the steps there are.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    steps = _steps(workdir)
     if not steps or step not in (None, *steps):
         raise FileNotFoundError(
             f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "

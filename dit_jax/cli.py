@@ -70,7 +70,8 @@ def _parse(argv):
         return app.parse_flags_with_usage(argv)
     # ml_collections' message names the key and near ones, behind a long traceback.
     except (AttributeError, KeyError) as error:
-        sys.exit(f"error: unknown config key {error.args[0]}\nAll keys are in configs/default.py.")
+        message = str(error.args[0]).encode().decode("unicode_escape").strip("'\"")
+        sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
 
 
 def _start(main, argv):
@@ -109,7 +110,7 @@ def _check_accelerator():
     except (RuntimeError, AssertionError) as error:  # the latter, empty, where the wheel is absent
         platforms = jax.config.jax_platforms
         sys.exit(
-            f"error: JAX cannot start JAX_PLATFORMS={platforms!r}: {error or 'no wheel for it'}\n"
+            f"error: JAX cannot start JAX_PLATFORMS={platforms!r}: {str(error) or 'no wheel'}\n"
             f"Install JAX with the wheel of your accelerator: {wheels}"
         )
     if backend == "cpu" and pathlib.Path("/dev/nvidia0").exists():

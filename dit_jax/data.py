@@ -71,7 +71,8 @@ class Source:
             image = adm_crop(
                 image.convert({1: "L", 3: "RGB"}[self.image_channels]), self.image_size
             )
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow's decoders raise whatever they meet in a damaged file.
+        except Exception as error:
             raise ValueError(
                 f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
             ) from error
@@ -120,7 +121,7 @@ def open_source(config, split: str) -> Source:
             "moments, or folder for images."
         )
     if not len(records):
-        raise ValueError(f"split {split!r} of {origin} is empty.")
+        raise ValueError(f"{origin} is empty.")
     num_classes = config.model.num_classes
     return Source(records, data.kind, data.image_size, data.image_channels, num_classes, origin)
 

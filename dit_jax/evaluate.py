@@ -136,7 +136,8 @@ def main(_):
     print(
         f"label_accuracy {row['label_accuracy']:.3f}  fd_pixels {row['fd_pixels']:.3f} (between "
         f"halves of the real images: {row['fd_pixels_real_halves']:.3f})  "
-        f"img_per_s {row['img_per_s']:.0f}  steps {row['step']}  seconds {row['seconds']:.0f}"
+        f"img_per_s {row['img_per_s'] or 0:.0f}  steps {row['step']}  "
+        f"seconds {row['seconds'] or 0:.0f}"
     )
 
 

@@ -25,8 +25,8 @@ MAX_STEPS_AHEAD = 8
 class MetricWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in the workdir, from the first process only.
 
-    A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it, so
-    that the file reads as if the run had never stopped.
+    A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it.
+    The first means after it are of the steps since `first_step` alone.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
@@ -42,9 +42,7 @@ class MetricWriter:
             temporary.write_text("".join(kept))
             temporary.rename(path)
         self._file = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One JSON line {'step': step, **values}, and a TensorBoard scalar for each value."""
@@ -84,13 +82,18 @@ def _step(line):
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
-    """'img_per_s' and 'seconds' of training up to a step, by metrics.jsonl, without compiling."""
+    """'img_per_s' and 'seconds' of training up to a step, by metrics.jsonl, without compiling.
+
+    Both are None where nothing up to that step was timed.
+    """
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
     begins = [0, *(line["step"] for line in reports)]
     images = [
         (line["step"] - begin) * batch_size for line, begin in zip(reports, begins, strict=False)
     ]
+    if not reports:
+        return {"img_per_s": None, "seconds": None}
     seconds = sum(n / line["img_per_s"] for n, line in zip(images, reports, strict=True))
     return {"img_per_s": sum(images) / seconds, "seconds": seconds}
 
@@ -150,8 +153,8 @@ class Progress:
                     f"step {step} is not finite: {format_values(values)}\n"
                     f"Last finite step: {format_values(self._finite) or 'none'}\n"
                     "Training stops; this state is not saved and earlier checkpoints are intact. "
-                    "Try a lower optim.learning_rate, optim.grad_clip_norm=1, optim.warmup_steps, "
-                    "or model.dtype=float32."
+                    "In a new workdir, try a lower optim.learning_rate, optim.grad_clip_norm=1, "
+                    "optim.warmup_steps, or model.dtype=float32."
                 )
             self._finite = values
             self._window.append(values)
@@ -163,9 +166,10 @@ class Progress:
         now = time.monotonic()
         means = {name: _mean(values[name] for values in self._window) for name in self._window[0]}
         rate = self._timed_steps / max(now - self._clock, 1e-9)
-        means["img_per_s"] = rate * self._batch_size
+        if self._timed_steps:
+            means["img_per_s"] = rate * self._batch_size
         self._window, self._clock, self._timed_steps = [], now, 0
-        shown = f"loss {means['loss']:.4f}  {means['img_per_s']:.0f} img/s"
+        shown = f"loss {means['loss']:.4f}  {means.get('img_per_s', 0):.0f} img/s"
         self._bar.set_postfix_str(shown)
         if self._bar.disable:
             left = (self._total_steps - self._step) / rate if rate else 0

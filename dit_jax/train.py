@@ -258,11 +258,15 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
 
     key = jax.random.key(config.seed)
     total_steps = config.total_steps
+    if config.log_every_steps < 1:
+        raise ValueError(f"{config.log_every_steps=} must be at least 1.")
 
     def due(step, every):
         return every and step % every == 0
 
     with contextlib.ExitStack() as stack:
+        # First in, last out: a second signal must not end the last checkpoint's writing.
+        sigterm = stack.enter_context(SigtermFlag())
         manager = stack.enter_context(checkpoint.open_manager(workdir, config))
         restored = checkpoint.restore_latest(manager, program.state)
         state, data_state = restored or (new_state(program, key), None)
@@ -283,7 +287,6 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
-        sigterm = stack.enter_context(SigtermFlag())
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
         progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))
         for step in range(first_step + 1, total_steps + 1):
@@ -297,6 +300,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 jax.profiler.stop_trace()
             if due(step, config.log_every_steps) or last:
                 writer.scalars(step, progress.report())
+                checkpoint.check_for_errors(manager)
             if evaluate and (due(step, config.eval_every_steps) or last):
                 with progress.paused():
                     values = evaluate(state.ema_params)

@@ -1,5 +1,7 @@
 """Every kind of file gives the same parameters; others are refused."""
 
+import argparse
+
 import jax
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ def test_torch_file(golden_model_config, golden_params, published, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is optional")
     state = {name: torch.from_numpy(a.copy()) for name, a in published.items()}
     torch.save(state, tmp_path / "plain.pt")
-    torch.save({"model": {}, "ema": state, "args": None}, tmp_path / "training.pt")
+    torch.save(
+        {"model": {}, "ema": state, "args": argparse.Namespace(lr=1)}, tmp_path / "training.pt"
+    )
     for name in ("plain.pt", "training.pt"):
         params = convert.load("dit", tmp_path / name, golden_model_config)
         jax.tree.map(np.testing.assert_array_equal, params, golden_params)

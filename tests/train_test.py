@@ -118,13 +118,13 @@ def test_labels_are_dropped_with_the_configured_probability():
 def test_imagenet_configs_build_without_allocating(size, patch):
     config = imagenet256.get_config(f"DiT-{size}/{patch}")
     config.mesh.update(data=2, fsdp=4)
+    config.model.scan_unroll = False
     program = train.make_program(config)
     batch = {
         "moments": jax.ShapeDtypeStruct((256, 32, 32, 8), np.float16),
         "label": jax.ShapeDtypeStruct((256,), np.int32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    config.model.scan_unroll = False
     _, scalars = jax.eval_shape(
         lambda *a: train.train_step(*a, program=program), program.state, batch, key
     )

@@ -1,6 +1,8 @@
 """Files of named arrays, and the demand that their names and shapes are exactly the expected."""
 
+import argparse
 import pathlib
+import pickle
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,7 +39,14 @@ def _read_torch(path):
             f"reading {path} needs torch, which is not installed: install torch, or save the "
             "tensors as .safetensors where it is."
         ) from error
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        # The published training checkpoints also hold their command line.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and running its code is not safe: {error}"
+        ) from error
     # Training checkpoints of the published code hold {'model', 'ema', 'opt', ...}.
     tensors = tensors.get("ema", tensors)
     if not_tensors := [k for k, v in tensors.items() if not isinstance(v, torch.Tensor)]:

@@ -189,10 +189,8 @@ def from_config(config) -> DiT:
         raise ValueError(
             f"remat={fields['remat']!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}."
         )
-    if fields["dtype"] not in ("float32", "bfloat16", "float16"):
-        raise ValueError(
-            f"dtype={fields['dtype']!r} is unknown; choose float32, bfloat16 or float16."
-        )
+    if fields["dtype"] not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
     if not 0 <= fields["class_dropout_prob"] < 1:
         raise ValueError(
             f"class_dropout_prob={fields['class_dropout_prob']} must lie in [0, 1); the paper "

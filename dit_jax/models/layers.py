@@ -93,8 +93,8 @@ def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
         return "xla"
     if jax.default_backend() != "gpu":
         reason = f"the backend is {jax.default_backend()!r}, not an NVIDIA GPU"
-    elif dtype not in ("bfloat16", "float16"):
-        reason = f"cuDNN attention takes bfloat16 or float16, not {dtype}"
+    elif dtype != "bfloat16":
+        reason = f"cuDNN attention takes bfloat16, not {dtype}"
     elif head_dim % 8:
         reason = f"cuDNN attention needs a head size divisible by 8, not {head_dim}"
     else:
