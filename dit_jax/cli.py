@@ -70,7 +70,7 @@ def _parse(argv):
         return app.parse_flags_with_usage(argv)
     # ml_collections' message names the key and near ones, behind a long traceback.
     except (AttributeError, KeyError) as error:
-        message = str(error.args[0]).encode().decode("unicode_escape").strip("'\"")
+        message = str(error.args[0]).encode().decode("unicode_escape").replace("'", "")
         sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
 
 
