@@ -1,4 +1,4 @@
-# make demo | test | install | lint | clean   [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12]
+# make demo | test | test-slow | install | lint | clean   [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12]
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
@@ -12,7 +12,7 @@ $(error ACCELERATOR=$(ACCELERATOR) is unknown; choose cpu, cuda12, cuda13 or tpu
 endif
 JAX := $(if $(filter cpu,$(ACCELERATOR)),jax,jax[$(ACCELERATOR)])
 
-.PHONY: demo test install lint clean
+.PHONY: demo test test-slow install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m dit_jax.datasets.digits
@@ -21,6 +21,9 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

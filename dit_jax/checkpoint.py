@@ -1,6 +1,7 @@
 """Orbax checkpoints in DIR/checkpoints/<step>, and the config that a workdir belongs to.
 
-A checkpoint has the items params, ema_params, opt_state, data (the pipeline's state) and config.
+A checkpoint has the items params, ema_params, opt_state, data (the pipeline's state), config, and
+digest: a number per array, by which a bit that changed on the disk is seen.
 """
 
 import contextlib
@@ -9,13 +10,17 @@ import logging
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+
+from dit_jax import sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -66,6 +71,10 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
                 + "\n".join(differing)
                 + "\nChoose another --workdir, or restore these values."
             )
+        steps = saved["total_steps"], wanted["total_steps"]
+        if steps[0] != steps[1] and wanted["optim.schedule"] == "cosine":
+            logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *steps)
+    problem = ""
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -73,9 +82,9 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
             os.replace(temporary, path)
         except OSError as error:
-            raise OSError(f"cannot write to the workdir {workdir}: {error}") from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("claim_workdir")
+            problem = f"cannot write to the workdir {workdir}: {error}"
+    if problem := sharding.from_first_process(problem):
+        raise OSError(problem)
 
 
 def _steps(workdir):
@@ -114,28 +123,38 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
         cleanup_tmp_directories=True,
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
+    failed = True
     try:
         yield manager
+        failed = False
     finally:
         try:
-            manager.wait_until_finished()
+            manager.close()
         except Exception as error:
-            raise _write_error(manager, error) from error
-        manager.close()
+            if not failed:
+                raise _write_error(manager, error) from error
+            logger.error("%s", _write_error(manager, error))  # what ended the run is told last
 
 
 def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, config) -> None:
     """Begins to write checkpoint <step>; an earlier one still being written is awaited first.
 
-    Raises: OSError if the earlier one could not be written.
+    Raises: OSError if the earlier one could not be written, or this one was not begun.
     """
-    items = {name: ocp.args.StandardSave(getattr(state, name)) for name in STATE_ITEMS}
+    trees = {name: getattr(state, name) for name in STATE_ITEMS}
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items["data"] = ocp.args.JsonSave(data_state)
     items["config"] = ocp.args.JsonSave(config.to_dict())
+    items["digest"] = ocp.args.JsonSave(_digests(trees, data_state))
     try:
-        manager.save(step, args=ocp.args.Composite(**items))
+        begun = manager.save(step, args=ocp.args.Composite(**items))
     except Exception as error:
         raise _write_error(manager, error) from error
+    if not begun:
+        raise OSError(
+            f"checkpoint {step} was not written: {manager.directory} holds {manager.all_steps()}. "
+            "Does another process train in this workdir?"
+        )
 
 
 def check_for_errors(manager: ocp.CheckpointManager) -> None:
@@ -153,7 +172,8 @@ def _write_error(manager, error):
     )
     return OSError(
         f"cannot write a checkpoint to {manager.directory}: {type(error).__name__}: {error}\n"
-        f"Training stops; {kept}. Free space or permissions there, then run the same command."
+        f"Training stops; {kept}. If space or permission is what is missing there, mend that; then "
+        "run the same command."
     )
 
 
@@ -161,37 +181,18 @@ def restore_latest(manager: ocp.CheckpointManager, state):
     """(state, data_state) of the newest readable checkpoint, or None if there is none at all.
 
     Args: state, a tree of jax.ShapeDtypeStruct with the shardings to restore to.
-    An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is tried.
+    An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is used.
     Raises: OSError if there are checkpoints and none can be read.
     """
-    errors = []
-    for step in sorted(manager.all_steps(), reverse=True):
-        items = {name: ocp.args.StandardRestore(getattr(state, name)) for name in STATE_ITEMS}
-        items["data"] = ocp.args.JsonRestore()
-        try:
-            restored = manager.restore(step, args=ocp.args.Composite(**items))
-        # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
-        except Exception as error:
-            errors.append(
-                f"  step {step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            )
-            logger.warning(
-                "checkpoint %d cannot be read, trying the one before:%s", step, errors[-1]
-            )
-            continue
-        for corrupt in [s for s in manager.all_steps() if s > step]:
-            _set_aside(manager, corrupt)
-        loaded = {name: restored[name] for name in STATE_ITEMS}
-        loaded["step"] = jax.device_put(np.int32(step), state.step.sharding)
-        return state.replace(**loaded), restored["data"]
-    if errors:
-        raise OSError(
-            f"no checkpoint in {manager.directory} can be read:\n"
-            + "\n".join(errors)
-            + "\nRestore "
-            "one from a copy, or begin a new workdir."
-        )
-    return None
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+        return None
+    trees = {name: getattr(state, name) for name in STATE_ITEMS}
+    step, loaded, data_state = _restore_newest(pathlib.Path(manager.directory), steps, trees)
+    for corrupt in steps[: steps.index(step)]:
+        _set_aside(manager, corrupt)
+    loaded["step"] = jax.device_put(np.int32(step), state.step.sharding)
+    return state.replace(**loaded), data_state
 
 
 def _set_aside(manager, step):
@@ -211,8 +212,9 @@ def _set_aside(manager, step):
 def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: bool = False):
     """(params, step): the EMA parameters of a checkpoint, or with raw the trained ones.
 
-    Args: params, a tree of jax.ShapeDtypeStruct with shardings.   step: None is the newest.
-    Raises: FileNotFoundError, listing the steps there are.
+    Args: params, a tree of jax.ShapeDtypeStruct with shardings.   step: None is the newest that
+      can be read.
+    Raises: FileNotFoundError, listing the steps there are; OSError if it cannot be read.
     """
     directory = workdir.absolute() / "checkpoints"
     steps = _steps(workdir)
@@ -221,10 +223,98 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
             f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
             f"there are: {', '.join(map(str, steps)) or 'none'}."
         )
-    step = steps[-1] if step is None else step
     item = "params" if raw else "ema_params"
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory / str(step) / item, params), step
+    candidates = steps[::-1] if step is None else [step]
+    step, loaded, _ = _restore_newest(directory, candidates, {item: params})
+    return loaded[item], step
+
+
+def _restore_newest(directory, steps, trees):
+    """(step, {item: tree}, data_state) of the first of the steps that can be read."""
+    errors = []
+    for step in steps:
+        try:
+            return step, *_restore(directory / str(step), trees)
+        except OSError as error:
+            errors.append(f"  step {step}: {error}")
+            logger.warning("checkpoint %d cannot be read: %s", step, error)
+    others = sorted(set(ocp.utils.checkpoint_steps(directory)) - set(steps))
+    way_out = f"choose another step: {others}" if others else "restore one from a copy"
+    raise OSError(
+        f"no checkpoint in {directory} can be read:\n"
+        + "\n".join(errors)
+        + f"\nTo go on, {way_out}, or begin a new workdir."
+    )
+
+
+def _restore(directory, trees):
+    """({item: tree}, data_state) of one checkpoint, as it was saved to the bit.
+
+    Raises: OSError, in all processes alike.
+    """
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+    items |= {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
+    # Every process reads for itself: in Orbax's barriers those that can read would wait for one
+    # that cannot.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    problem = ""
+    try:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            restored = checkpointer.restore(directory, args=ocp.args.Composite(**items))
+    # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
+    except Exception as error:
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    if not sharding.all_processes(not problem):
+        raise OSError(problem or "another process cannot read its part")
+    loaded = {name: restored[name] for name in trees}
+    saved, digests = restored["digest"], _digests(loaded, restored["data"])
+    changed = [path for path, digest in digests.items() if saved.get(path) != digest]
+    if changed:
+        raise OSError(
+            f"{len(changed)} of {len(digests)} arrays are not what was saved, such as {changed[0]}"
+        )
+    return loaded, restored["data"]
+
+
+def _digests(trees, data_state):
+    """{'params/blocks/...': number} for every array of the trees, and one for the data's state."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_array_digests(trees)))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    digests = dict(zip(names, (int(digest) for _, digest in leaves), strict=True))
+    return digests | {"data": zlib.crc32(json.dumps(data_state, sort_keys=True).encode())}
+
+
+@jax.jit
+def _array_digests(trees):
+    """A uint32 per array, the sum of a hash of every element's bits and place.
+
+    Whole numbers add up to the same on every mesh, and one changed bit always shows.
+    """
+
+    def digest(array):
+        bits = array.view(jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)
+        place = jnp.zeros(array.shape, jnp.uint32)
+        for axis, size in enumerate(array.shape):
+            place = place * np.uint32(size) + jax.lax.broadcasted_iota(
+                jnp.uint32, array.shape, axis
+            )
+        return jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
+
+    return jax.tree.map(digest, trees)
+
+
+def _mix(bits):
+    """A bijection of uint32 that scatters its bits.   Source: MurmurHash3's finalizer, Appleby."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def _may_change(key):

@@ -1,5 +1,6 @@
 """What the commands share: the --config flag, its errors, log lines, several processes."""
 
+import io
 import logging
 import pathlib
 import sys
@@ -66,10 +67,23 @@ def run(main: Callable) -> None:
 
 
 def _parse(argv):
+    """The positional arguments; what is wrong with the others ends the command in a line or two."""
     try:
-        return app.parse_flags_with_usage(argv)
-    # ml_collections' message names the key and near ones, behind a long traceback.
+        rest = FLAGS(argv)
+        if "config" in FLAGS and FLAGS.config is not None:
+            _ = FLAGS.config.model  # raises what kept the file from loading
+        return rest
+    except flags.Error as error:
+        # An error inside get_config comes as the text of a traceback.
+        reason = str(error).strip().rpartition("Error: ")[2]
+        sys.exit(f"error: {reason}\n--help lists the flags.")
+    except OSError as error:
+        sys.exit(f"error: cannot load --config: {str(error).splitlines()[-1].strip()}")
     except (AttributeError, KeyError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.name == "get_config" for frame in frames):
+            raise  # a bug in the user's file: it must be seen where it is
+        # ml_collections' message names the key and near ones, behind a long traceback.
         message = str(error.args[0]).encode().decode("unicode_escape").replace("'", "")
         sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
 
@@ -79,8 +93,9 @@ def _start(main, argv):
     if FLAGS.distributed or FLAGS.coordinator_address:
         jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     _check_accelerator()
-    if jax.process_index():
+    if jax.process_index():  # the first process speaks for all
         logger.setLevel(logging.WARNING)
+        sys.stdout = io.StringIO()
     try:
         main(argv)
     except (ValueError, OSError, FloatingPointError) as error:

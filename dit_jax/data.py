@@ -66,15 +66,17 @@ class Source:
         example = {"label": np.int32(label)}
         if self.kind == "moments":
             return {"moments": np.asarray(record["moments"], np.float16), **example}
+        file = io.BytesIO(record["image"])
         try:
-            image = Image.open(io.BytesIO(record["image"]))
+            image = Image.open(file)
             image = adm_crop(
                 image.convert({1: "L", 3: "RGB"}[self.image_channels]), self.image_size
             )
         # Pillow's decoders raise whatever they meet in a damaged file.
         except Exception as error:
+            reason = str(error).replace(f" {file!r}", "")
             raise ValueError(
-                f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
+                f"cannot read the image of {self.describe(index)}: {reason}. Remove or repair it."
             ) from error
         shape = (self.image_size, self.image_size, self.image_channels)
         return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
@@ -132,6 +134,7 @@ def _open_tfds(data, split):
 
     data_dir = data.data_dir or None
     directory = pathlib.Path(data.name).expanduser()
+    known = True
     try:
         if (directory / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(directory)
@@ -139,14 +142,17 @@ def _open_tfds(data, split):
             builder = tfds.builder(data.name, data_dir=data_dir)
         prepared = pathlib.Path(builder.data_dir).is_dir()
     except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
-        prepared = False
+        known = prepared = False
+    if data.name == "digits":
+        build = f"python -m dit_jax.datasets.digits{f' --data_dir {data_dir}' * bool(data_dir)}"
+    else:
+        build = f"tfds build {data.name} --file_format=array_record"
+        build += f" --data_dir={data_dir}" * bool(data_dir)
     if not prepared:
-        embedded = f"python -m dit_jax.datasets.digits{f' --data_dir {data_dir}' * bool(data_dir)}"
-        command = embedded if data.name == "digits" else f"tfds build {data.name}"
+        way_out = f"Build it with `{build}`, or set" if known or data.name == "digits" else "Set"
         raise FileNotFoundError(
             f"no prepared TFDS dataset {data.name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
-            f". Build it with `{command}`, or set data.data_dir (see also "
-            "data.name, which may be the directory of a prepared dataset)."
+            f". {way_out} data.data_dir, or data.name to the directory of a prepared dataset."
         )
     feature = data.kind
     if feature not in builder.info.features:
@@ -154,15 +160,26 @@ def _open_tfds(data, split):
         raise ValueError(
             f"dataset {data.name!r} has no feature {feature!r}, only {found}; check data.kind."
         )
-    if split.partition("[")[0] not in builder.info.splits:
-        known = ", ".join(builder.info.splits)
-        raise ValueError(f"dataset {data.name!r} has no split {split!r}; it has {known}.")
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):  # no such split, or no such slice
+        splits = ", ".join(builder.info.splits)
+        raise ValueError(
+            f"dataset {data.name!r} has no split {split!r}; it has {splits}, and slices of them "
+            "such as 'train[:90%]'."
+        ) from None
     origin = f"split {split!r} of {builder.data_dir}"
-    if not builder.info.splits[split].num_examples:
+    if not num_examples:
         return (), origin
     # The bytes are decoded by us: TFDS would hide the image's mode.
     decoders = {"image": tfds.decode.SkipDecoding()} if data.kind == "image" else None
-    return builder.as_data_source(split=split, decoders=decoders), origin
+    try:
+        return builder.as_data_source(split=split, decoders=decoders), origin
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_dir} is in the format {builder.info.file_format.value}, which cannot "
+            f"be read at random; build the dataset again, with `{build}`."
+        ) from error
 
 
 def _open_folder(root):

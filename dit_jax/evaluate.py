@@ -1,26 +1,29 @@
-"""Measures the samples of a checkpoint: one JSON row, appended to DIR/evaluations.jsonl.
+"""Measures the samples of a checkpoint: a JSON row in DIR/evaluations.jsonl, a picture beside it.
 
   python -m dit_jax.evaluate --workdir runs/digits --num 1000
 
 The measures are of raw pixels: `fd_pixels`, a Frechet distance, and `label_accuracy`.
 """
 
+import hashlib
 import json
 import logging
 import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, data, fid, flops, generate, metrics
+from dit_jax import cli, data, fid, flops, generate, metrics, sharding
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
 NEIGHBOURS = 3
+MAX_VALUES = 4096  # of an image: the measures of raw pixels cost its cube, and mean little beyond
 
 
 def label_accuracy(
@@ -43,6 +46,15 @@ def fd_pixels(images: np.ndarray, real_images: np.ndarray) -> dict[str, float]:
 
     Returns: 'fd_pixels', and 'fd_pixels_real_halves', what two sets of real images come to.
     """
+    values = int(np.prod(images.shape[1:]))
+    if min(len(images), len(real_images) // 2) <= values:
+        logger.warning(
+            "fd_pixels: %d samples and %d real images in each half are too few for the covariance "
+            "of %d values; compare it only with others of the same numbers.",
+            len(images),
+            len(real_images) // 2,
+            values,
+        )
     real = _pixels(real_images)[np.random.RandomState(0).permutation(len(real_images))]
     halves = [fid.Statistics.of(half) for half in np.array_split(real, 2)]
     statistics = fid.Statistics.of(_pixels(images))
@@ -68,10 +80,17 @@ def evaluate(
     """The row of `num` samples, labels in equal shares; one that was measured before is read back.
 
     Args: settings overrides keys of `config.sample`; the others as in `generate`.
-    Writes evaluation_<step>.png, 100 of the samples with a class per row when there are ten.
+    Its 'picture' in the workdir shows 100 of the samples, with a class per row when there are ten.
+    Raises: ValueError for images of more than MAX_VALUES values.
     """
     trained = generate.load(workdir, step, raw)
     config, counts = trained.config, flops.count(trained.config.model)
+    values = config.data.image_size**2 * config.data.image_channels
+    if values > MAX_VALUES:
+        raise ValueError(
+            f"label_accuracy and fd_pixels are for small images, at most {MAX_VALUES} values; "
+            f"these have {values}. Use dit_jax.sample to look at them."
+        )
     config.sample.update(settings or {})
     row = {
         "step": trained.step,
@@ -81,11 +100,12 @@ def evaluate(
         "images_seen": trained.step * config.batch_size,
         "train_gflops": trained.step * config.batch_size * counts["train_gflops_per_image"],
     }
-    path = workdir / "evaluations.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if row.items() <= (measured := json.loads(line)).items():
-            logger.info("measured before: %s", path)
-            return measured
+    settings_hash = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+    row["picture"] = f"evaluations/{trained.step}-{settings_hash}.png"
+    row["git_revision"] = _git_revision()
+    if measured := sharding.from_first_process(_measured_before(workdir, row)):
+        logger.info("measured before: %s", workdir / "evaluations.jsonl")
+        return json.loads(measured)
 
     source = data.open_source(config, config.data.train_split)
     real = [source[i] for i in range(len(source))]
@@ -96,19 +116,28 @@ def evaluate(
     images = generate.generate(
         sample, trained.params, labels, seed, trained.mesh, progress=progress
     )
-    shown = images[np.linspace(0, num - 1, min(num, 100)).astype(int)]
-    Image.fromarray(generate.image_grid(shown, columns=10)).save(picture_path(workdir, row))
     row["label_accuracy"] = label_accuracy(images, labels, real_images, real_labels)
     row |= fd_pixels(images, real_images)
     row |= metrics.training_speed(workdir, trained.step, config.batch_size)
-    row["git_revision"] = _git_revision()
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    if jax.process_index() == 0:
+        shown = images[np.linspace(0, num - 1, min(num, 100)).astype(int)]
+        picture = workdir / row["picture"]
+        picture.parent.mkdir(exist_ok=True)
+        Image.fromarray(generate.image_grid(shown, columns=10)).save(picture)
+        with (workdir / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
     return row
 
 
-def picture_path(workdir: pathlib.Path, row: dict) -> pathlib.Path:
-    return workdir / f"evaluation_{row['step']}.png"
+def _measured_before(workdir, row):
+    """The line of the same row with its measures, if its picture is still there; else ''."""
+    path = workdir / "evaluations.jsonl"
+    if row["git_revision"].endswith("-dirty") or not (workdir / row["picture"]).is_file():
+        return ""
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if row.items() <= json.loads(line).items():
+            return line
+    return ""
 
 
 def _git_revision():
@@ -132,7 +161,7 @@ def main(_):
         FLAGS.raw,
         progress=sys.stderr.isatty(),
     )
-    print(f"picture: {picture_path(workdir, row)}")
+    print(f"picture: {workdir / row['picture']}")
     print(
         f"label_accuracy {row['label_accuracy']:.3f}  fd_pixels {row['fd_pixels']:.3f} (between "
         f"halves of the real images: {row['fd_pixels_real_halves']:.3f})  "

@@ -6,9 +6,10 @@ The DiT paper's "Gflops" are multiply-adds of one forward pass: `gmacs` here, gf
 """
 
 import json
+import pathlib
 
-from absl import app, flags
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from dit_jax import cli
 from dit_jax.models import dit
@@ -74,9 +75,10 @@ def published_config(name: str, image_size: int = 256) -> ConfigDict:
 
 def main(argv):
     if FLAGS.config is not None and len(argv) > 1:
-        raise app.UsageError("give a model name or --config, not both.")
+        raise ValueError(f"give a model name or --config, not both: {' '.join(argv[1:])}.")
     if FLAGS.config is not None:
-        rows = {"config": count(FLAGS.config.model)}
+        name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
+        rows = {name: count(FLAGS.config.model)}
     else:
         table = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
         names = argv[1:] or table

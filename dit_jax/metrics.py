@@ -1,6 +1,8 @@
 """A run's scalars: checked, averaged, shown, and kept as JSON lines and TensorBoard."""
 
+import collections
 import contextlib
+import io
 import json
 import logging
 import math
@@ -11,7 +13,9 @@ import time
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -27,6 +31,7 @@ class MetricWriter:
 
     A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it.
     The first means after it are of the steps since `first_step` alone.
+    Raises: OSError, at whatever is written, if it cannot be.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
@@ -34,37 +39,68 @@ class MetricWriter:
         self._workdir = workdir
         if not self._active:
             return
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _step(line) <= first_step]
-        if kept != lines:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.rename(path)
-        self._file = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        with self._errors():
+            path = workdir / "metrics.jsonl"
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if _step(line) <= first_step]
+            if kept != lines:
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text("".join(kept))
+                temporary.rename(path)
+            self._file = path.open("a")
+            directory = workdir / "tensorboard"
+            directory.mkdir(exist_ok=True)
+            # tensorboardX's SummaryWriter writes in a thread: when that dies of a full disk the
+            # run would stand still at the next value.
+            self._events = EventsWriter(str(directory / "events"))
+            # TensorBoard too forgets what was beyond.
+            self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    @contextlib.contextmanager
+    def _errors(self):
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"cannot write metrics to {self._workdir}: {error}\n"
+                "Free space or give permission there, then run the same command."
+            ) from error
+
+    def _event(self, step, **content):
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One JSON line {'step': step, **values}, and a TensorBoard scalar for each value."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with self._errors():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            scalars = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
+            self._event(step, summary=Summary(value=scalars))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes [H, W, 3] uint8 to `<name>/<step>.png` in the workdir, and to TensorBoard."""
         if not self._active:
             return
-        path = self._workdir / name / f"{step}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image).save(path)
-        self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        height, width, _ = image.shape
+        encoded = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
+        )
+        with self._errors():
+            path = self._workdir / name / f"{step}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(png.getvalue())
+            self._event(step, summary=Summary(value=[Summary.Value(tag=name, image=encoded)]))
 
     def close(self) -> None:
         if self._active:
-            self._file.close()
-            self._tensorboard.close()
+            with self._errors():
+                self._file.close()
+                self._events.close()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -107,7 +143,7 @@ class Progress:
     def __init__(self, first_step: int, total_steps: int, batch_size: int):
         self._step, self._total_steps = first_step, total_steps
         self._batch_size = batch_size
-        self._pending = []  # device scalars of the newest steps
+        self._pending = collections.deque()  # device scalars of the newest steps
         self._window = []  # host scalars since the last report
         self._finite = {}
         self._clock = self._timed_steps = None
@@ -128,16 +164,19 @@ class Progress:
         self._bar.close()
 
     def append(self, scalars: dict[str, jax.Array]) -> None:
-        """Takes the scalars of the next step, on the devices and perhaps not computed yet."""
+        """Takes the scalars of the next step, on the devices and perhaps not computed yet.
+
+        Raises: FloatingPointError if a step was not finite, at most MAX_STEPS_AHEAD steps later.
+        """
         self._step += 1
         self._pending.append(scalars)
         if self._clock is None:  # the first step compiles: it is not timed
             jax.block_until_ready(scalars)
             self._clock, self._timed_steps = time.monotonic(), 0
+            self._bar.unpause()
         else:
             self._timed_steps += 1
-        if len(self._pending) > MAX_STEPS_AHEAD:
-            jax.block_until_ready(self._pending[-1 - MAX_STEPS_AHEAD])
+        self._check_all_but(MAX_STEPS_AHEAD)
         self._bar.update()
 
     def check(self) -> None:
@@ -145,8 +184,12 @@ class Progress:
 
         Raises: FloatingPointError at the first step that is not finite.
         """
-        steps = range(self._step - len(self._pending) + 1, self._step + 1)
-        for step, scalars in zip(steps, jax.device_get(self._pending), strict=True):
+        self._check_all_but(0)
+
+    def _check_all_but(self, newest):
+        while len(self._pending) > newest:
+            step = self._step - len(self._pending) + 1
+            scalars = jax.device_get(self._pending.popleft())
             values = {name: float(value) for name, value in scalars.items()}
             if not all(map(math.isfinite, values.values())):
                 raise FloatingPointError(
@@ -158,7 +201,6 @@ class Progress:
                 )
             self._finite = values
             self._window.append(values)
-        self._pending = []
 
     def report(self) -> dict[str, float]:
         """Means over the steps since the last report, and img_per_s; shows them."""
@@ -184,6 +226,7 @@ class Progress:
         began = time.monotonic()
         yield
         self._clock += time.monotonic() - began
+        self._bar.unpause()
 
 
 def format_values(values: dict[str, float]) -> str:

@@ -13,7 +13,10 @@ def schedule(config, total_steps: int) -> optax.Schedule:
         raise ValueError(f"optim.schedule={config.schedule!r}: choose constant or cosine.")
     warmup = config.warmup_steps
     if not 0 <= warmup < total_steps:
-        raise ValueError(f"optim.warmup_steps={warmup} must lie in 0..{total_steps=} - 1.")
+        raise ValueError(
+            f"optim.warmup_steps={warmup} must lie in 0..{total_steps - 1}: the warm-up must end "
+            f"before {total_steps=}. Set --config.optim.warmup_steps lower."
+        )
     if config.schedule == "constant":
         after = optax.constant_schedule(config.learning_rate)
     else:

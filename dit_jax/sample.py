@@ -3,9 +3,11 @@
 python -m dit_jax.sample --workdir runs/digits --labels 0,3,9 --num 30 --out grid.png
 """
 
+import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -32,10 +34,36 @@ def parse_labels(text: str, num: int, num_classes: int) -> np.ndarray:
     return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
 
 
+def _check_writable(out):
+    """Raises: OSError now rather than after the sampling."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+            raise OSError("no permission, or a directory")
+    except OSError as error:
+        raise OSError(f"cannot write --out={out}: {error}") from error
+
+
+def _write(out, images, labels):
+    """To a temporary file first, so that no half-written one bears the name."""
+    temporary = out.with_suffix(f".tmp{out.suffix}")
+    try:
+        if out.suffix == ".npz":
+            np.savez(temporary, arr_0=images, label=labels)
+        else:
+            columns = FLAGS.columns or generate.grid_columns(len(images))
+            Image.fromarray(generate.image_grid(images, columns)).save(temporary)
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write --out={out}: {error}") from error
+
+
 def main(_):
     out = pathlib.Path(FLAGS.out)
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out={out} must end in .png (a grid) or .npz (arr_0 and label).")
+    _check_writable(out)
     trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw)
     labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes)
     trained.config.sample.update(cli.sampling_settings())
@@ -51,12 +79,8 @@ def main(_):
         batch_size=FLAGS.batch_size,
         progress=sys.stderr.isatty(),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        np.savez(out, arr_0=images, label=labels)
-    else:
-        columns = FLAGS.columns or generate.grid_columns(len(images))
-        Image.fromarray(generate.image_grid(images, columns)).save(out)
+    if jax.process_index() == 0:
+        _write(out, images, labels)
     print(f"{len(images)} samples of step {trained.step}: {out}")
 
 

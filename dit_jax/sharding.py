@@ -1,10 +1,11 @@
-"""The device mesh, and which axis of it shards which axis of which parameter."""
+"""The device mesh, which axis of it shards which axis of which parameter, and several processes."""
 
 import logging
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 logger = logging.getLogger("dit_jax")
@@ -152,3 +153,20 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+def all_processes(ok: bool) -> bool:
+    """Whether it is so in every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
+
+
+def from_first_process(text: str) -> str:
+    """The first process's text, in every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return text
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    encoded = encoded if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(encoded)).tobytes().decode()

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import signal
 import threading
@@ -287,17 +288,18 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
+        trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
         progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
             if profile and step == profile[0]:
-                jax.profiler.start_trace(workdir / "profile")
+                trace.enter_context(jax.profiler.trace(workdir / "profile"))
             state, scalars = step_fn(state, sharding.put_batch(program.mesh, next(batches)), key)
             progress.append(scalars)
-            if step in profile and (step == profile[-1] or last):
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+            if profile and step == profile[-1]:
+                with progress.paused():
+                    trace.close()
             if due(step, config.log_every_steps) or last:
                 writer.scalars(step, progress.report())
                 checkpoint.check_for_errors(manager)
@@ -314,10 +316,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
                     checkpoint.save(manager, step, state, batches.state(), config)
-            if stop and not last:
-                logger.info("SIGTERM: saving step %d; run the same command to continue.", step)
+            if stop:
                 break
-        return state
+    if step < total_steps:  # and the checkpoint is written
+        logger.info("SIGTERM: step %d is saved; run the same command to continue.", step)
+    return state
 
 
 class SigtermFlag:
@@ -328,6 +331,8 @@ class SigtermFlag:
 
     def _receive(self, *_):
         self.received = True
+        # Not by the logger: the signal may have come while the loop holds its lock.
+        os.write(2, b"SIGTERM: ending this step, then saving.\n")
 
     def __enter__(self) -> "SigtermFlag":
         # Only the main thread may set handlers, and several processes must agree on the step:
@@ -347,12 +352,12 @@ def log_summary(program: Program) -> None:
     """What will run, where: one line each for devices, model, batch."""
     config, mesh = program.config, program.mesh
     counts = flops.count(config.model)
-    device = mesh.devices.flat[0]
+    device, processes = mesh.devices.flat[0], jax.process_count()
     logger.info(
-        "devices: %d x %s in %d processes, mesh %s, jax %s",
+        "devices: %d x %s in %s, mesh %s, jax %s",
         mesh.size,
         device.device_kind,
-        jax.process_count(),
+        f"{processes} processes" if processes > 1 else "one process",
         " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         jax.__version__,
     )

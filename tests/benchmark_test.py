@@ -1,9 +1,12 @@
 """The rows are consistent in themselves; how fast it is no test asks."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from dit_jax import benchmark
 
 
 def test_benchmarks_say_what_they_measured(run_command):
@@ -15,6 +18,18 @@ def test_benchmarks_say_what_they_measured(run_command):
     row = json.loads(run_command("benchmark", "sample", *flags, "--steps", 3, "--batch_size", 8))
     assert row["ms_per_batch"] == pytest.approx(3 * row["ms_per_sampler_step"])
     assert row["batch_size"] == 8
+
+
+def test_mfu_is_of_the_peak_of_this_card_in_bfloat16_alone(monkeypatch):
+    device = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(benchmark.jax, "devices", lambda: [device])
+    monkeypatch.setattr(benchmark.jax, "device_count", lambda: 2)
+    row = benchmark._speed(1.0, 100, 989.0, "step", "bfloat16")
+    assert row["tflop_per_s"] == pytest.approx(98.9)
+    assert row["mfu"] == pytest.approx(0.05)
+    assert benchmark._speed(1.0, 100, 989.0, "step", "float32")["mfu"] is None
+    device.device_kind = "NVIDIA H100 PCIe"
+    assert benchmark._speed(1.0, 100, 989.0, "step", "bfloat16")["mfu"] is None
 
 
 def test_benchmarks_of_real_data_and_of_the_loop(run_command, digits_dir):

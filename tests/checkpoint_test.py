@@ -61,12 +61,33 @@ def _garble(step_directory):
     (step_directory / "data" / "metadata").write_text('{"next_ba')
 
 
-@pytest.mark.parametrize("damage", [_damage, _lose_a_file, _garble])
+def _flip_a_bit(item):
+    """Damage that changes one bit in the middle of an item's largest file."""
+
+    def damage(step_directory):
+        files = [path for path in (step_directory / item).rglob("*") if path.is_file()]
+        largest = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+
+    damage.__name__ = f"flip_a_bit_of_{item}"
+    return damage
+
+
+def _other_data_state(step_directory):
+    (step_directory / "data" / "metadata").write_text('{"next_batch": 41, "num_records": 1617}')
+
+
+FLIPS = [_flip_a_bit(item) for item in checkpoint.STATE_ITEMS]
+
+
+@pytest.mark.parametrize("damage", [_damage, _lose_a_file, _garble, _other_data_state, *FLIPS])
 def test_damaged_checkpoint_falls_back_and_ends_the_same(workdir, smoke_config, damage, caplog):
     expected, _ = _latest(workdir, smoke_config)
     damage(workdir / "checkpoints" / "40")
     state = train.train_and_evaluate(smoke_config, workdir)
-    assert "checkpoint 40 cannot be read, trying the one before" in caplog.text
+    assert "checkpoint 40 cannot be read" in caplog.text
     assert (workdir / "corrupt_checkpoints" / "40").is_dir()
     assert (workdir / "checkpoints" / "40").is_dir()  # written again, from 30
     _assert_equal(state, expected)
@@ -83,7 +104,7 @@ def test_half_written_checkpoint_is_ignored(workdir, smoke_config):
 def test_all_damaged_is_an_error_and_not_a_new_beginning(workdir, smoke_config):
     for path in (workdir / "checkpoints").iterdir():
         _damage(path)
-    with pytest.raises(OSError, match=r"no checkpoint in .* can be read:\n  step 40.*\n  step 30"):
+    with pytest.raises(OSError, match=r"can be read:\n  step 40.*\n  step 30.*\n  step 20"):
         train.train_and_evaluate(smoke_config, workdir)
     assert len(list((workdir / "checkpoints").iterdir())) == 3
 
@@ -98,10 +119,11 @@ def test_other_config_is_refused_with_the_keys(workdir, smoke_config):
     assert "batch_size" not in str(error.value)
 
 
-def test_keys_that_may_change_are_taken_over(workdir, smoke_config):
+def test_keys_that_may_change_are_taken_over(workdir, smoke_config, caplog):
     smoke_config.update(total_steps=50, log_every_steps=7, checkpoint_keep=4)
     smoke_config.model.remat = "full"
     checkpoint.claim_workdir(workdir, smoke_config)
+    assert "total_steps was 40, now 50" in caplog.text
     assert checkpoint.load_config(workdir).total_steps == 50
 
 
@@ -151,3 +173,39 @@ def test_retention_keeps_multiples_for_good(smoke_config, tmp_path):
         checkpoint.open_manager(tmp_path, smoke_config),
     ):
         pass
+
+
+def test_parameters_come_from_the_newest_checkpoint_that_can_be_read(workdir, smoke_config):
+    shapes = train.make_program(smoke_config).state.params
+    _flip_a_bit("ema_params")(workdir / "checkpoints" / "40")
+    _, step = checkpoint.restore_params(workdir, shapes)
+    assert step == 30
+    _, step = checkpoint.restore_params(workdir, shapes, raw=True)  # these are whole
+    assert step == 40
+    with pytest.raises(OSError, match=r"(?s)step 40: 1 of .* choose another step: \[20, 30\]"):
+        checkpoint.restore_params(workdir, shapes, step=40)
+    assert (workdir / "checkpoints" / "40").is_dir()  # only training moves anything
+
+
+def test_save_into_a_run_that_went_on_is_refused(workdir, smoke_config):
+    program = train.make_program(smoke_config)
+    with checkpoint.open_manager(workdir, smoke_config) as manager:
+        state, data_state = checkpoint.restore_latest(manager, program.state)
+        with pytest.raises(OSError, match=r"checkpoint 35 was not written: .*\[20, 30, 40\]"):
+            checkpoint.save(manager, 35, state, data_state, smoke_config)
+
+
+def test_error_that_ended_the_run_is_not_hidden_by_one_of_writing(
+    workdir, smoke_config, monkeypatch, caplog
+):
+    def fail():
+        raise OSError("the disk is gone")
+
+    def run():
+        with checkpoint.open_manager(workdir, smoke_config) as manager:
+            monkeypatch.setattr(manager, "close", fail)
+            raise FloatingPointError("step 7")
+
+    with pytest.raises(FloatingPointError, match="step 7"):
+        run()
+    assert "the disk is gone" in caplog.text

@@ -1,6 +1,7 @@
 """The commands as a user types them, and what they say to a typing error."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -24,6 +25,29 @@ def test_unknown_flags_and_keys_are_named_without_a_traceback(run_command, flag,
     )
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("configs/missing.py", "cannot load --config: .*No such file.*configs/missing.py"),
+        ("configs/imagenet256.py:DiT-Z/2", "error: unknown model 'DiT-Z/2'"),
+    ],
+)
+def test_config_that_cannot_be_loaded_is_one_line(run_command, file, message, tmp_path):
+    error = run_command("train", "--config", file, "--workdir", tmp_path, fails=True)
+    assert re.search(message, error)
+    assert "Traceback" not in error
+
+
+def test_bug_in_a_config_file_is_shown_where_it_is(run_command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import smoke\ndef get_config():\n  smoke.get_config().modle = 1\n"
+    )
+    error = run_command("train", "--config", path, "--workdir", tmp_path, fails=True)
+    assert f'"{path}", line 3, in get_config' in error
+    assert 'Did you mean "model"' in error
 
 
 def test_every_command_has_help():

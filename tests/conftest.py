@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,47 @@ def workdir(trained_workdir, tmp_path):
     return pathlib.Path(shutil.copytree(trained_workdir, tmp_path / "run"))
 
 
+def start_pair(command, *arguments, devices=1):
+    """Two connected processes of `python -m dit_jax.<command>`, with so many devices each."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    flags = [f"--coordinator_address={address}", "--num_processes=2"]
+    return [
+        start(command, *arguments, *flags, f"--process_id={i}", devices=devices) for i in range(2)
+    ]
+
+
+def start(command, *arguments, devices=1, **variables):
+    """A process of `python -m dit_jax.<command>` with so many CPU devices."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | cache | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def run_pair():
+    """run_pair("sample", *flags): the outputs of two connected processes."""
+
+    def run(command, *arguments):
+        outputs = [(p, *p.communicate(timeout=300)) for p in start_pair(command, *arguments)]
+        for process, _, stderr in outputs:
+            assert process.returncode == 0, stderr
+        return [stdout for _, stdout, _ in outputs]
+
+    return run
+
+
 @pytest.fixture
 def run_command():
     """run_command("sample", *flags): the output of `python -m dit_jax.sample` on one device.
@@ -129,16 +171,9 @@ def run_command():
     """
 
     def run(command, *arguments, fails=False, **variables):
-        cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "XLA_FLAGS": ""}
-        result = subprocess.run(
-            [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
-            cwd=ROOT,
-            env=os.environ | cache | variables,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert (result.returncode != 0) == fails, result.stderr
-        return result.stderr if fails else result.stdout
+        process = start(command, *arguments, **variables)
+        stdout, stderr = process.communicate(timeout=300)
+        assert (process.returncode != 0) == fails, stderr
+        return stderr if fails else stdout
 
     return run

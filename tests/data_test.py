@@ -1,6 +1,7 @@
 """Decoding, the published crop, and an order of records that nothing but the seed decides."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -243,13 +244,31 @@ def test_missing_dataset_says_how_to_build_it(smoke_config, tmp_path):
     with pytest.raises(FileNotFoundError, match=command):
         data.open_source(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
-    with pytest.raises(FileNotFoundError, match="tfds build no_such_dataset"):
+    smoke_config.data.name = "mnist"
+    build = rf"tfds build mnist --file_format=array_record --data_dir={tmp_path}"
+    with pytest.raises(FileNotFoundError, match=build):
+        data.open_source(smoke_config, "train")
+    smoke_config.data.name = "no_such_dataset"
+    with pytest.raises(FileNotFoundError, match=r"no_such_dataset.*\. Set data\.data_dir"):
+        data.open_source(smoke_config, "train")
+
+
+def test_dataset_in_another_file_format_says_how_to_build_it_again(
+    smoke_config, digits_dir, tmp_path
+):
+    directory = shutil.copytree(digits_dir / "digits" / "1.0.0", tmp_path / "digits")
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    smoke_config.data.name = str(directory)
+    with pytest.raises(ValueError, match=r"the format tfrecord.*--file_format=array_record"):
         data.open_source(smoke_config, "train")
 
 
 def test_unknown_split_and_feature_list_the_known_ones(smoke_config):
     with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
         data.open_source(smoke_config, "validation")
+    with pytest.raises(ValueError, match=r"no split 'train\[:x\]'; it has train, test, and slices"):
+        data.open_source(smoke_config, "train[:x]")
     smoke_config.data.kind = "moments"
     with pytest.raises(ValueError, match="no feature 'moments', only image, label"):
         data.open_source(smoke_config, "train")
@@ -284,8 +303,9 @@ def test_unreadable_image_names_the_file(folder_config, tmp_path, num_workers):
     iterator = data.TrainIterator(
         data.open_source(folder_config, "train"), folder_config, np.arange(2)
     )
-    with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png"):
+    with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png") as error:
         next(iterator)  # a batch of both
+    assert "BytesIO" not in str(error.value)
 
 
 def test_dataset_that_changed_under_a_run_is_refused(config):

@@ -36,24 +36,57 @@ def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real):
     assert shifted["fd_pixels"] == pytest.approx(16 * (10 / 127.5) ** 2, rel=1e-6)
 
 
-def test_row_is_measured_once_and_read_back(workdir):
+def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
+    monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
     row = evaluate.evaluate(workdir, {"steps": 4}, num=40)
     assert row["step"] == 40
     assert row["images_seen"] == 40 * 16
     assert row["sample"]["steps"] == 4
     assert 0 <= row["label_accuracy"] <= 1
     assert row["fd_pixels"] > row["fd_pixels_real_halves"] > 0
-    assert (workdir / "evaluation_40.png").is_file()
+    assert row["picture"].startswith("evaluations/40-")
+    assert (workdir / row["picture"]).is_file()
+    monkeypatch.setattr(evaluate.data, "open_source", None)  # not needed again
     assert evaluate.evaluate(workdir, {"steps": 4}, num=40) == row
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
     path = workdir / "evaluations.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
     other = evaluate.evaluate(workdir, {"steps": 4}, num=40, seed=1)
     assert other["fd_pixels"] != row["fd_pixels"]
+    assert other["picture"] != row["picture"]
     assert len(path.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("change", ["other code", "changed code", "picture lost"])
+def test_row_is_measured_again_when_it_may_have_changed(workdir, monkeypatch, change):
+    before = "abc-dirty" if change == "changed code" else "abc"
+    monkeypatch.setattr(evaluate, "_git_revision", lambda: before)
+    row = evaluate.evaluate(workdir, {"steps": 2}, num=10)
+    if change == "other code":
+        monkeypatch.setattr(evaluate, "_git_revision", lambda: "def")
+    if change == "picture lost":
+        (workdir / row["picture"]).unlink()
+    again = evaluate.evaluate(workdir, {"steps": 2}, num=10)
+    assert len((workdir / "evaluations.jsonl").read_text().splitlines()) == 2
+    assert again == row | {"git_revision": again["git_revision"]}
+    assert (workdir / row["picture"]).is_file()
+
+
+def test_large_images_are_refused_and_few_samples_told(workdir, real, caplog):
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["data"].update(image_size=64, image_channels=3)
+    config["model"].update(input_size=64)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="at most 4096 values; these have 12288"):
+        evaluate.evaluate(workdir)
+    evaluate.fd_pixels(real[0][:16], real[0])
+    assert "16 samples and 90 real images in each half are too few" in caplog.text
 
 
 def test_evaluate_prints_the_line_and_the_picture(run_command, workdir):
     out = run_command("evaluate", "--workdir", workdir, "--num", 20, "--steps", 2)
-    assert f"picture: {workdir}/evaluation_40.png" in out
+    assert f"picture: {workdir}/evaluations/40-" in out
     for name in ("label_accuracy", "fd_pixels", "img_per_s", "steps 40", "seconds"):
         assert name in out

@@ -100,3 +100,7 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     assert (
         json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))["tokens"] == 16
     )
+    row = run_command("flops", "--config", "configs/smoke.py").splitlines()[-1]
+    assert row.split()[0] == "smoke.py"
+    error = run_command("flops", "DiT-S/2", "--config", "configs/smoke.py", fails=True)
+    assert "give a model name or --config, not both: DiT-S/2" in error

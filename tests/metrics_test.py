@@ -1,10 +1,14 @@
 """What is written, what is dropped on a resume, and which step is blamed."""
 
 import json
+import resource
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from dit_jax import metrics
 
@@ -41,12 +45,21 @@ def test_progress_reports_means_since_the_last_report():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_first_step_that_is_not_finite_is_named(bad):
-    progress = metrics.Progress(100, 200, batch_size=4)
-    for loss in (1.0, 0.5, bad, 7.0, bad):
-        progress.append({"loss": jnp.float32(loss), "grad_norm": jnp.float32(2.0)})
+    def append(progress, losses):
+        for loss in losses:
+            progress.append({"loss": jnp.float32(loss), "grad_norm": jnp.float32(2.0)})
+
+    first = metrics.Progress(100, 200, batch_size=4)
+    append(first, (1.0, 0.5, bad, 7.0, bad))
     with pytest.raises(FloatingPointError, match=r"step 103 is not finite: .*loss (nan|inf)") as e:
-        progress.check()
+        first.check()
     assert "Last finite step: grad_norm 2  loss 0.5" in str(e.value)
+
+    # Without a report or a checkpoint it is seen too, as soon as the run-ahead allows.
+    second = metrics.Progress(0, 200, batch_size=4)
+    append(second, [1.0, bad] + (metrics.MAX_STEPS_AHEAD - 1) * [1.0])
+    with pytest.raises(FloatingPointError, match="step 2 is not finite"):
+        append(second, [1.0])
 
 
 def test_training_speed_weighs_the_reports_by_their_steps(tmp_path):
@@ -57,3 +70,43 @@ def test_training_speed_weighs_the_reports_by_their_steps(tmp_path):
         writer.scalars(50, {"loss": 1.0, "img_per_s": 1.0})
     speed = metrics.training_speed(tmp_path, step=40, batch_size=10)
     assert speed == pytest.approx({"seconds": 1 + 1, "img_per_s": 200.0})
+
+
+def _events(path):
+    """The records of a TFRecord file: length, its checksum, bytes, their checksum."""
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def test_tensorboard_holds_the_same_and_forgets_what_was_beyond(tmp_path):
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    with metrics.MetricWriter(tmp_path, 20) as writer:
+        writer.scalars(30, {"loss": 0.5, "grad_norm": 2.0})
+        writer.image(30, "samples", image)
+        (path,) = (tmp_path / "tensorboard").iterdir()
+        _, start, scalars, picture = _events(path)  # on the disk at once
+    assert start.session_log.status == start.session_log.START
+    assert start.step == 21
+    assert scalars.step == picture.step == 30
+    assert {v.tag: v.simple_value for v in scalars.summary.value} == {"loss": 0.5, "grad_norm": 2}
+    png = picture.summary.value[0].image.encoded_image_string
+    assert png == (tmp_path / "samples" / "30.png").read_bytes()
+    np.testing.assert_array_equal(Image.open(tmp_path / "samples" / "30.png"), image)
+
+
+def test_full_disk_is_an_error_at_once(tmp_path):
+    def write():
+        with metrics.MetricWriter(tmp_path, 0) as writer:
+            for step in range(100):
+                writer.scalars(step, {"loss": 1.0, "a_long_name_that_fills_the_file": 2.0})
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # no file may be larger
+    try:
+        with pytest.raises(OSError, match=rf"cannot write metrics to {tmp_path}: .*\nFree space"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,44 +1,31 @@
 """Whole processes: killed, asked to stop, run as two; the result is the uninterrupted one's."""
 
 import json
-import os
-import pathlib
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 
+import conftest
 import jax
 import numpy as np
 import pytest
 
 from dit_jax import checkpoint, train
 
-ROOT = pathlib.Path(__file__).parents[1]
+
+def _flags(workdir, digits_dir, *flags):
+    """Of `dit_jax.train` on the smoke config, 60 steps."""
+    own = ["--config", "configs/smoke.py", "--workdir", workdir]
+    own += [f"--config.data.data_dir={digits_dir}", "--config.sample_every_steps=0"]
+    return [*own, "--config.total_steps=60", "--config.checkpoint_every_steps=4", *flags]
 
 
 def _start(workdir, digits_dir, *flags, devices=1):
-    """Begins `python -m dit_jax.train` on the smoke config, 60 steps."""
-    command = [sys.executable, "-m", "dit_jax.train", "--config", "configs/smoke.py"]
-    command += ["--workdir", str(workdir), f"--config.data.data_dir={digits_dir}"]
-    command += ["--config.total_steps=60", "--config.checkpoint_every_steps=4"]
-    command += ["--config.sample_every_steps=0", *flags]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return conftest.start("train", *_flags(workdir, digits_dir, *flags), devices=devices)
+
+
+def _start_pair(workdir, digits_dir, *flags, devices):
+    return conftest.start_pair("train", *_flags(workdir, digits_dir, *flags), devices=devices)
 
 
 def _finish(process):
@@ -88,11 +75,11 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path, digits_d
     _wait_for_step(broken, process, killed_at + 8)
     process.send_signal(signal.SIGTERM)
     output = _finish(process)  # exit status 0
-    assert "SIGTERM: saving step" in output
+    assert "SIGTERM: ending this step" in output
     assert "resuming from checkpoint" in output
     stopped_at = max(int(p.name) for p in (broken / "checkpoints").iterdir())
     assert killed_at < stopped_at < 60
-    assert f"SIGTERM: saving step {stopped_at};" in output
+    assert f"SIGTERM: step {stopped_at} is saved" in output
 
     output = _finish(_start(broken, digits_dir, *flags))
     assert f"resuming from checkpoint {stopped_at}" in output
@@ -104,33 +91,18 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path, digits_d
     assert [line["step"] for line in actual[2]] == list(range(1, 61))
 
 
-def _free_port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
-
-
-def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config):
-    """Five steps on a mesh whose fsdp axis spans the processes; both save one checkpoint."""
-    flags = ["--config.total_steps=5", "--config.optim.warmup_steps=2", "--config.mesh.fsdp=4"]
-    flags += ["--config.log_every_steps=1"]
+@pytest.mark.parametrize(
+    ("axis", "devices"),
+    [("fsdp", 2), pytest.param("tensor", 1, marks=pytest.mark.slow)],
+)
+def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, devices):
+    """Five steps on a mesh with an axis that spans the processes; both save one checkpoint."""
+    flags = ["--config.total_steps=5", "--config.optim.warmup_steps=2"]
+    flags += [f"--config.mesh.{axis}={2 * devices}", "--config.log_every_steps=1"]
     one, two = tmp_path / "one", tmp_path / "two"
-    address = f"localhost:{_free_port()}"
-    pair = [
-        _start(
-            two,
-            digits_dir,
-            *flags,
-            f"--coordinator_address={address}",
-            "--num_processes=2",
-            f"--process_id={i}",
-            devices=2,
-        )
-        for i in range(2)
-    ]
-    outputs = [_finish(process) for process in pair]
-    assert "4 x cpu in 2 processes" in outputs[0]
-    _finish(_start(one, digits_dir, *flags, devices=4))
+    outputs = [_finish(p) for p in _start_pair(two, digits_dir, *flags, devices=devices)]
+    assert f"{2 * devices} x cpu in 2 processes" in outputs[0]
+    _finish(_start(one, digits_dir, *flags, devices=2 * devices))
 
     smoke_config.update(total_steps=5)
     smoke_config.optim.warmup_steps = 2
@@ -143,3 +115,34 @@ def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config):
         expected[0].params,
     )
     assert actual[1] == expected[1]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_agree_on_what_is_damaged(
+    tmp_path, digits_dir, smoke_config
+):
+    """SIGTERM reaches one process only; then a file that one of them wrote is cut."""
+    flags = ["--config.log_every_steps=1", "--config.eval_every_steps=0", "--config.mesh.fsdp=2"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for process in _start_pair(whole, digits_dir, *flags, devices=1):
+        _finish(process)
+
+    pair = _start_pair(broken, digits_dir, *flags, devices=1)
+    _wait_for_step(broken, pair[0], 10)
+    pair[1].send_signal(signal.SIGTERM)
+    outputs = [_finish(process) for process in pair]
+    stopped_at = max(int(p.name) for p in (broken / "checkpoints").iterdir())
+    assert 10 <= stopped_at < 60
+    assert f"SIGTERM: step {stopped_at} is saved" in outputs[0]
+
+    newest = broken / "checkpoints" / str(stopped_at) / "ema_params" / "ocdbt.process_1" / "d"
+    path = max(newest.iterdir(), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    outputs = [_finish(p) for p in _start_pair(broken, digits_dir, *flags, devices=1)]
+    assert f"checkpoint {stopped_at} cannot be read" in outputs[0]
+    assert (broken / "corrupt_checkpoints" / str(stopped_at)).is_dir()
+
+    smoke_config.total_steps = 60
+    expected, actual = _final(whole, smoke_config), _final(broken, smoke_config)
+    jax.tree.map(np.testing.assert_array_equal, actual[0], expected[0])
+    assert actual[1:] == expected[1:]

@@ -47,3 +47,25 @@ def test_sample_refuses_other_files_and_directories(run_command, workdir, tmp_pa
     assert "Traceback" not in error
     error = run_command("sample", "--workdir", workdir, "--out", "x.gif", fails=True)
     assert "must end in .png (a grid) or .npz" in error
+    (tmp_path / "file").write_text("")
+    error = run_command(
+        "sample", "--workdir", workdir, "--out", tmp_path / "file" / "x.png", fails=True
+    )
+    assert f"cannot write --out={tmp_path}/file/x.png" in error
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(run_command, run_pair, workdir, tmp_path):
+    flags = ["--workdir", workdir, "--num", 6, "--steps", 3, "--batch_size", 4]
+    run_command("sample", *flags, "--out", tmp_path / "one.npz")
+    first, second = run_pair("sample", *flags, "--out", tmp_path / "two.npz")
+    assert "6 samples of step 40" in first
+    assert "samples" not in second
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        np.testing.assert_array_equal(one["label"], two["label"])
+        difference = one["arr_0"].astype(int) - two["arr_0"]
+        assert np.abs(difference).max() <= 1  # shares of 2 and 4: the last bit may round otherwise
+    first, second = run_pair("evaluate", "--workdir", workdir, "--num", 20, "--steps", 2)
+    assert "label_accuracy" in first
+    assert "label_accuracy" not in second
+    assert len((workdir / "evaluations.jsonl").read_text().splitlines()) == 1

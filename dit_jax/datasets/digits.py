@@ -6,6 +6,7 @@ python -m dit_jax.datasets.digits [--data_dir DIR]
 import io
 import os
 
+import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
@@ -62,6 +63,7 @@ def prepare(data_dir: str | os.PathLike | None = None) -> str:
 
 
 def main(_):
+    absl.logging.set_verbosity(absl.logging.WARNING)
     tfds.disable_progress_bar()
     print(f"digits: {prepare(FLAGS.data_dir)}")
 

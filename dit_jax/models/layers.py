@@ -103,7 +103,8 @@ def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
         return "cudnn"
     if choice == "cudnn":
         raise ValueError(f"attention='cudnn' cannot run: {reason}. Use attention='auto' or 'xla'.")
-    logger.info("attention: xla (%s)", reason)
+    if jax.default_backend() == "gpu":
+        logger.info("attention: xla (%s)", reason)
     return "xla"
 
 
