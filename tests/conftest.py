@@ -10,6 +10,10 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/ is not installed
 
 import jax
@@ -21,9 +25,6 @@ from configs import smoke
 from dit_jax import convert, diffusion, models, train
 from dit_jax.datasets import digits
 
-_CACHE = tempfile.TemporaryDirectory()  # many tests compile the same step
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -134,15 +135,11 @@ def start_pair(command, *arguments, devices=1):
 
 def start(command, *arguments, devices=1, **variables):
     """A process of `python -m dit_jax.<command>` with so many CPU devices."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | cache | variables,
+        env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
