@@ -25,7 +25,7 @@ def get_config():
         sample=dict(steps=100, cfg_scale=1.5, num_images=100),
     )
     config.data.update(
-        cache=True, num_threads=1, prefetch_batches=2
+        cache=True, num_threads=0, prefetch_batches=0
     )  # two cores have other things to do
     config.model.update(hidden_size=64, depth=4, num_heads=2, scan_unroll=True)
     return config

@@ -9,6 +9,7 @@ with --data `train` reads the config's data. `loop` compares the bare step with 
 `train_and_evaluate`. TFLOP/s and MFU are by the formula of `dit_jax.flops`.
 """
 
+import itertools
 import json
 import pathlib
 import statistics
@@ -26,7 +27,7 @@ from dit_jax import cli, data, flops, generate, models, sharding, train
 
 FLAGS = flags.FLAGS
 WINDOWS = 3
-LOOP_WINDOWS = 5  # of each kind: the difference is small and machines drift
+LOOP_WINDOWS = 11  # of each kind: the difference is small and machines drift
 
 # Dense bf16 peak by device_kind, TFLOP/s, from the vendors' sheets. Cards of other forms (PCIe,
 # NVL) have other peaks and other names: no MFU is better than a wrong one.
@@ -60,7 +61,7 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
     """The loop's time per step beyond the bare jitted step's, in percent.
 
     Windows of the two take turns, so that a machine whose speed drifts slows both; the median of
-    the ratios counts.
+    a loop window's ratios to the mean of the bare ones around it counts.
     """
     with config.unlocked():
         config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
@@ -69,17 +70,18 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
     program = train.make_program(config)
     window, compile_seconds = _step_window(program, steps, real_data=False)
     window()  # warm-up
-    bare_ms, loop_ms = [], []
+    bare_ms, loop_ms = [1e3 * window() / steps], []
     with tempfile.TemporaryDirectory() as workdir:
         workdir = pathlib.Path(workdir)
         for i in range(LOOP_WINDOWS):
-            bare_ms.append(1e3 * window() / steps)
             # Resumes, warms up with one window, and the second counts.
             config.total_steps = 2 * steps * (i + 1)
             train.train_and_evaluate(config, workdir)
             report = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
             loop_ms.append(1e3 * config.batch_size / report["img_per_s"])
-    ratios = [loop / bare for loop, bare in zip(loop_ms, bare_ms, strict=True)]
+            bare_ms.append(1e3 * window() / steps)
+    around = [statistics.mean(pair) for pair in itertools.pairwise(bare_ms)]
+    ratios = [loop / bare for loop, bare in zip(loop_ms, around, strict=True)]
     return {
         "loop_overhead_percent": 100 * (statistics.median(ratios) - 1),
         "loop_ms_per_step": loop_ms,

@@ -9,7 +9,8 @@ import functools
 import io
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -201,7 +202,8 @@ def _open_folder(root):
 class _BatchReader:
     """Batch i of this process, a function of i alone; picklable, for worker processes."""
 
-    source: Sequence[Batch]
+    gather: Callable[[np.ndarray], Batch]  # of record numbers [rows]
+    num_records: int
     seed: int
     flip: bool
     batch_size: int
@@ -209,18 +211,20 @@ class _BatchReader:
 
     def __call__(self, i: int) -> Batch:
         positions = i * self.batch_size + self.rows
-        examples = [self._example(int(position)) for position in positions]
-        return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        epochs, places = np.divmod(positions, self.num_records)
+        indices = np.empty_like(places)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            within = epochs == epoch
+            indices[within] = _permutation(self.seed, epoch, self.num_records)[places[within]]
+        batch = self.gather(indices)
+        if self.flip:
+            mirrored = [self._is_mirrored(int(position)) for position in positions]
+            batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
+        return batch
 
-    def _example(self, position):
-        epoch, place = divmod(position, len(self.source))
-        example = self.source[_permutation(self.seed, epoch, len(self.source))[place]]
-        if (
-            self.flip
-            and np.random.RandomState([self.seed, 1, *divmod(position, 2**32)]).rand() < 0.5
-        ):
-            return {**example, "image": example["image"][:, ::-1]}
-        return example
+    def _is_mirrored(self, position):
+        rng = np.random.RandomState([self.seed, 1, *divmod(position, 2**32)])
+        return rng.rand() < 0.5
 
 
 @functools.lru_cache(maxsize=2)
@@ -229,21 +233,38 @@ def _permutation(seed, epoch, size):
     return np.random.RandomState([seed, 0, epoch]).permutation(size)
 
 
-class _Cache(dict):
-    """The examples of a source, each decoded once."""
+def _gather(source, indices):
+    """The examples of these numbers as one batch of arrays."""
+    examples = [source[i] for i in indices]
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+
+class _Cache:
+    """The examples of a source as arrays in host memory, each decoded once."""
 
     def __init__(self, source):
-        super().__init__()
         self.source = source
+        self.known = np.zeros(len(source), bool)
+        self.arrays = None
+        self.lock = threading.Lock()  # several threads read
 
-    def __len__(self):
-        return len(self.source)
+    def gather(self, indices):
+        with self.lock:
+            new = indices[~self.known[indices]]
+            if len(new):
+                self._decode(new)
+        return {name: array[indices] for name, array in self.arrays.items()}
 
-    def __missing__(self, index):
-        self[index] = example = self.source[index]
-        return example
+    def _decode(self, indices):
+        batch = _gather(self.source, indices)
+        if self.arrays is None:
+            shapes = {name: (len(self.known), *a.shape[1:]) for name, a in batch.items()}
+            self.arrays = {n: np.empty(shape, batch[n].dtype) for n, shape in shapes.items()}
+        for name, array in batch.items():
+            self.arrays[name][indices] = array
+        self.known[indices] = True
 
-    def __reduce__(self):
+    def __reduce__(self):  # a worker process begins with an empty one
         return _Cache, (self.source,)
 
 
@@ -271,8 +292,12 @@ class TrainIterator:
             raise ValueError(
                 "data.flip mirrors images; a moments dataset holds mirrored records instead."
             )
-        examples = _Cache(source) if config.data.cache else source
-        read = _BatchReader(examples, config.seed, config.data.flip, config.batch_size, rows)
+        gather = functools.partial(_gather, source)
+        if config.data.cache:
+            gather = _Cache(source).gather
+        read = _BatchReader(
+            gather, len(source), config.seed, config.data.flip, config.batch_size, rows
+        )
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
         )
@@ -300,8 +325,6 @@ class TrainIterator:
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
     """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0."""
     for start in range(0, len(source), batch_size):
-        positions = [start + int(row) for row in rows]
-        examples = [source[p if p < len(source) else 0] for p in positions]
-        batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-        batch["weight"] = np.array([p < len(source) for p in positions], np.float32)
-        yield batch
+        within = start + rows < len(source)
+        batch = _gather(source, np.where(within, start + rows, 0))
+        yield {**batch, "weight": within.astype(np.float32)}

@@ -209,3 +209,14 @@ def test_error_that_ended_the_run_is_not_hidden_by_one_of_writing(
     with pytest.raises(FloatingPointError, match="step 7"):
         run()
     assert "the disk is gone" in caplog.text
+
+
+def test_digest_tells_bits_and_places_apart():
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    others = [array.copy() for _ in range(4)]
+    others[0][1, 2, 3] = np.nextafter(np.float32(23), np.float32(24))  # the last bit
+    others[1][0, 0, 0] = -0.0
+    others[2][:, [0, 1]] = others[2][:, [1, 0]]  # two rows changed places
+    others[3].view(np.uint32)[0, 0, :2] ^= np.uint32(2**31)  # two signs
+    digests = [int(checkpoint._array_digests({"a": a})["a"]) for a in (array, *others)]
+    assert len(set(digests)) == 5

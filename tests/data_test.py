@@ -3,6 +3,7 @@
 import io
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -160,6 +161,36 @@ def test_each_process_reads_its_rows_of_the_global_batch(config, rows):
     whole, _ = _labels(config, range(4), 6)
     part, _ = _labels(config, rows, 6)
     np.testing.assert_array_equal(part, whole[:, rows])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_cached_examples_are_decoded_once_and_the_same(smoke_config, digits_source, num_workers):
+    def batches(cache, source):
+        smoke_config.data.update(cache=cache, flip=True, num_threads=4, num_workers=num_workers)
+        iterator = data.TrainIterator(source, smoke_config, np.arange(16))
+        return [next(iterator) for _ in range(120)]  # beyond one epoch of 1617
+
+    for cached, plain in zip(
+        batches(True, digits_source), batches(False, digits_source), strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, cached, plain)
+
+
+def test_cache_reads_every_record_once():
+    reads = []
+
+    class Counting(_Numbered):
+        def __getitem__(self, i):
+            reads.append(int(i))
+            return super().__getitem__(i)
+
+    cache = data._Cache(Counting(10))
+    for indices in ([1, 5], [5, 1, 7], [7, 0]):
+        batch = cache.gather(np.array(indices))
+        assert batch["label"].tolist() == indices
+        assert batch["image"][:, 0, 0, 0].tolist() == indices
+        batch["image"][:] = 0  # a copy: mirroring one must not change the next
+    assert sorted(reads) == [0, 1, 5, 7]
 
 
 def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source):
