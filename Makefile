@@ -1,4 +1,4 @@
-# make demo | test | test-slow | install | lint | clean   [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12]
+# make demo | test | test-slow | test-parity | install | lint | clean   [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12]
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
@@ -12,7 +12,7 @@ $(error ACCELERATOR=$(ACCELERATOR) is unknown; choose cpu, cuda12, cuda13 or tpu
 endif
 JAX := $(if $(filter cpu,$(ACCELERATOR)),jax,jax[$(ACCELERATOR)])
 
-.PHONY: demo test test-slow install lint clean
+.PHONY: demo test test-slow test-parity install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m dit_jax.datasets.digits
@@ -24,6 +24,11 @@ test: $(STAMP) lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-parity: $(STAMP) requirements-parity.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -r requirements-parity.txt
+	$(BIN)/python -m pytest tests/parity
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

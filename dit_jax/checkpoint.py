@@ -157,6 +157,29 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
         )
 
 
+def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
+    """Writes a new workdir of parameters that were not trained here: checkpoint 0, EMA alone.
+
+    Raises: ValueError if there are checkpoints in it already; OSError if it cannot be written.
+    """
+    if steps := _steps(workdir):
+        raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
+    claim_workdir(workdir, config)
+    trees = {"ema_params": params}
+    items = {
+        "ema_params": ocp.args.StandardSave(params),
+        "data": ocp.args.JsonSave({}),
+        "digest": ocp.args.JsonSave(_digests(trees, {})),
+    }
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(
+                workdir.absolute() / "checkpoints" / "0", args=ocp.args.Composite(**items)
+            )
+    except Exception as error:
+        raise OSError(f"cannot write {workdir}: {type(error).__name__}: {error}") from error
+
+
 def check_for_errors(manager: ocp.CheckpointManager) -> None:
     """Raises: OSError if a checkpoint could not be written since the last save."""
     try:

@@ -322,11 +322,12 @@ def test_label_beyond_the_classes_names_the_record(smoke_config):
         next(data.TrainIterator(source, smoke_config, np.arange(16)))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_unreadable_image_names_the_file(folder_config, tmp_path, num_workers):
+@pytest.mark.parametrize(("damage", "num_workers"), [("cut", 0), ("cut", 1), ("text", 0)])
+def test_unreadable_image_names_the_file(folder_config, tmp_path, damage, num_workers):
     whole = io.BytesIO()
     _noise_image(64, 64).save(whole, "PNG")
-    for name, content in (("good", whole.getvalue()), ("cut", whole.getvalue()[:500])):
+    damaged = {"cut": whole.getvalue()[:500], "text": b"not an image"}[damage]
+    for name, content in (("good", whole.getvalue()), ("cut", damaged)):
         path = tmp_path / "train" / "a" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -5,16 +5,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, dit
+from dit_jax.convert import arrays, dit, vae
 
-FORMATS = {"dit": dit.to_params}
+FORMATS = {"dit": dit.to_params, "vae": vae.to_params}
 
 
 def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model_config) -> dict:
     """Parameters of the model `model_config` from a published checkpoint.
 
     Args:
-      kind: the reference format, 'dit'.
+      kind: the reference format: 'dit' (the published PyTorch code's), 'vae' (diffusers'
+        AutoencoderKL).
       source: a mapping of published names to arrays, or a file of them: .npz (names may carry
         the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
     Returns:

@@ -1,11 +1,16 @@
-"""Files of named arrays, and the demand that their names and shapes are exactly the expected."""
+"""Files of named arrays, and the demand that names and shapes are exactly the model's."""
 
 import argparse
+import functools
 import pathlib
 import pickle
 from collections.abc import Mapping
 
+import flax.traverse_util
+import jax
 import numpy as np
+
+from dit_jax import models
 
 Shape = tuple[int, ...]
 
@@ -74,3 +79,10 @@ def check_coverage(found: Mapping[str, Shape], expected: Mapping[str, Shape], wh
             f"  wrong shape ({len(differing)}): {', '.join(differing) or 'none'}\n"
             "Check the model's sizes in the config, and that the file holds this model."
         )
+
+
+def parameter_shapes(model_config) -> dict[str, Shape]:
+    """Path -> shape of every parameter of the model, without allocating any."""
+    init = functools.partial(models.init_params, models.build(model_config))
+    flat = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}

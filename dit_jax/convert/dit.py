@@ -1,14 +1,11 @@
 """The published DiT's parameters: its names, Linear weights [out, in], one entry per block."""
 
-import functools
 import math
 from collections.abc import Mapping
 
 import flax.traverse_util
-import jax
 import numpy as np
 
-from dit_jax import models
 from dit_jax.convert import arrays
 from dit_jax.models import layers
 
@@ -34,7 +31,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
     The published position table is a constant here: it must equal ours and is not returned.
     """
-    ours = parameter_shapes(model_config)
+    ours = arrays.parameter_shapes(model_config)
     layout = _published_layout(ours, model_config)
     table = layers.sincos_position_table(
         model_config.hidden_size, model_config.input_size // model_config.patch_size
@@ -56,13 +53,6 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
         leaf = np.stack(leaves) if path.startswith("blocks/") else leaves[0]
         params[path] = leaf.reshape(ours[path]).astype(np.float32)
     return flax.traverse_util.unflatten_dict(params, sep="/")
-
-
-def parameter_shapes(model_config) -> dict[str, arrays.Shape]:
-    """Path -> shape of every parameter of the model, without allocating any."""
-    init = functools.partial(models.init_params, models.build(model_config))
-    flat = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _published_layout(ours, model_config):

@@ -1,12 +1,11 @@
-"""Noise predictors. `build` is the only place where a name becomes a module."""
+"""Noise predictors and autoencoders. `build` is the only place where a name becomes a module."""
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from dit_jax.models import dit
+from dit_jax.models import dit, vae
 
-BUILDERS = {"dit": dit.from_config}
+BUILDERS = {"dit": dit.from_config, "vae": vae.from_config}
 
 
 def build(config) -> nn.Module:
@@ -21,5 +20,4 @@ def build(config) -> nn.Module:
 
 def init_params(model: nn.Module, key: jax.Array) -> dict:
     """The model's initial parameters, f32; under `jax.eval_shape` only their shapes."""
-    x_t = jnp.zeros((1, model.input_size, model.input_size, model.in_channels))
-    return model.init(key, x_t, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
+    return model.init(key, *model.example_inputs())["params"]

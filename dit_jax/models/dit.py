@@ -123,6 +123,11 @@ class DiT(nn.Module):
     remat: str  # what the backward pass recomputes: 'none', 'dots' (all but matmuls), 'full'
     scan_unroll: bool  # one program for all blocks (fast steps) or a loop (fast compiles)
 
+    def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The smallest arguments of `__call__`, for initialisation."""
+        x_t = jnp.zeros((1, self.input_size, self.input_size, self.in_channels))
+        return x_t, jnp.zeros(1), jnp.zeros(1, jnp.int32)
+
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
         """Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); y [B] int32 labels.

@@ -1,0 +1,115 @@
+"""Parameters and sizes of diffusers' AutoencoderKL: its names, convolutions [out, in, h, w]."""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+
+import flax.traverse_util
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax.convert import arrays
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+# Of the attention, in files written before diffusers 0.17.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# What their configs leave out.
+DEFAULTS = dict(
+    scaling_factor=0.18215,
+    shift_factor=None,
+    use_quant_conv=True,
+    use_post_quant_conv=True,
+    mid_block_add_attention=True,
+    norm_num_groups=32,
+    latents_mean=None,
+    latents_std=None,
+)
+# What this VAE computes, and no other.
+FIXED = dict(
+    act_fn="silu",
+    down_block_types="DownEncoderBlock2D",
+    up_block_types="UpDecoderBlock2D",
+    latents_mean=None,
+    latents_std=None,
+)
+
+
+def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+    """Our parameters from the published names, of new or old attention; see `convert.load`."""
+    found = {_new_name(name): array for name, array in found.items()}
+    ours = arrays.parameter_shapes(model_config)
+    names = {path: _published_name(path) for path in ours}
+    arrays.check_coverage(
+        {name: tuple(np.shape(a)) for name, a in found.items()},
+        {name: _published_shape(ours[path]) for path, name in names.items()},
+        "the checkpoint",
+    )
+    params = {path: _to_ours(np.asarray(found[name])) for path, name in names.items()}
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def read_config(path: pathlib.Path) -> ConfigDict:
+    """`config.model` from diffusers' config.json.
+
+    Raises: FileNotFoundError; ValueError for a VAE of another kind, with what is not supported.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
+    theirs = DEFAULTS | json.loads(path.read_text())
+    other = {name: theirs[name] for name, value in FIXED.items() if _kinds(theirs[name]) != {value}}
+    if theirs["use_quant_conv"] != theirs["use_post_quant_conv"]:
+        other["use_post_quant_conv"] = theirs["use_post_quant_conv"]
+    if theirs["in_channels"] != theirs["out_channels"]:
+        other["out_channels"] = theirs["out_channels"]
+    if other:
+        raise ValueError(f"{path} describes a VAE of another kind: {other}.")
+    return ConfigDict(
+        dict(
+            name="vae",
+            image_channels=theirs["in_channels"],
+            latent_channels=theirs["latent_channels"],
+            block_channels=tuple(theirs["block_out_channels"]),
+            layers_per_block=theirs["layers_per_block"],
+            norm_groups=theirs["norm_num_groups"],
+            use_quant_conv=theirs["use_quant_conv"],
+            mid_attention=theirs["mid_block_add_attention"],
+            scale=theirs["scaling_factor"],
+            shift=theirs["shift_factor"] or 0.0,
+            dtype="float32",
+            remat=False,
+        )
+    )
+
+
+def _kinds(value):
+    return set(value) if isinstance(value, list) else {value}
+
+
+def _new_name(name):
+    return re.sub(
+        r"(attentions\.\d+\.)(query|key|value|proj_attn)\.",
+        lambda match: f"{match[1]}{OLD_NAMES[match[2]]}.",
+        name,
+    )
+
+
+def _published_name(path):
+    """'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'."""
+    module, _, leaf = path.rpartition("/")
+    module = re.sub(r"_(\d+)(?=[_/]|$)", r".\1", module)  # numbers are modules of their own
+    module = re.sub(r"(\.\d+)_", r"\1.", module)
+    return f"{module.replace('/', '.')}.{LEAVES[leaf]}"
+
+
+def _published_shape(shape):
+    return tuple(shape[i] for i in _AXES[len(shape)])
+
+
+def _to_ours(array):
+    order = np.argsort(_AXES[array.ndim])
+    return np.ascontiguousarray(array.transpose(order), np.float32)
+
+
+# Theirs from ours, by rank: convolutions [h, w, in, out] -> [out, in, h, w]; Linear [in, out].
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}

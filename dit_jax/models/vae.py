@@ -1,0 +1,227 @@
+"""AutoencoderKL: images to the moments of a Gaussian over latents, and latents to images.
+
+Every module has the name it has in diffusers' checkpoints, so that import is one rule. A latent is
+2^(levels - 1) times smaller than the image on each side.
+Source: Rombach et al. 2022, appendix G.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-6
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder and decoder."""
+
+    image_channels: int
+    latent_channels: int
+    block_channels: tuple[int, ...]  # of each level, from the image inwards
+    layers_per_block: int  # residual blocks of a level; the decoder has one more
+    norm_groups: int
+    use_quant_conv: bool  # 1x1 convolutions between encoder, latents and decoder
+    mid_attention: bool
+    dtype: str  # of the activations; parameters, norm statistics and outputs are f32
+    remat: bool  # recompute the residual blocks in the backward pass
+
+    def setup(self):
+        levels = self.block_channels, self.layers_per_block, self.norm_groups
+        options = dict(mid_attention=self.mid_attention, dtype=self.dtype, remat=self.remat)
+        self.encoder = Encoder(*levels, 2 * self.latent_channels, **options)
+        self.decoder = Decoder(*levels, self.image_channels, **options)
+        if self.use_quant_conv:
+            self.quant_conv = nn.Conv(2 * self.latent_channels, (1, 1))
+            self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1))
+
+    def example_inputs(self) -> tuple[jax.Array]:
+        """The smallest arguments of `__call__`, for initialisation."""
+        return (jnp.zeros((1, self.factor, self.factor, self.image_channels)),)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return 2 ** (len(self.block_channels) - 1)
+
+    def encode(self, image: jax.Array) -> jax.Array:
+        """Image [B, H, W, image_channels] f32 in [-1, 1] to moments [B, h, w, 2C] f32.
+
+        The moments are the mean and the log-variance of the posterior, unscaled.
+        Raises: ValueError if the factor does not divide the size.
+        """
+        _, height, width, channels = image.shape
+        if height % self.factor or width % self.factor or channels != self.image_channels:
+            raise ValueError(
+                f"image has shape {image.shape}; height and width must be multiples of the VAE's "
+                f"factor {self.factor}, with {self.image_channels} channels."
+            )
+        moments = self.encoder(image).astype(jnp.float32)
+        return self.quant_conv(moments) if self.use_quant_conv else moments
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Latents [B, h, w, C] f32, unscaled, to an image [B, H, W, image_channels] f32."""
+        if z.shape[-1] != self.latent_channels:
+            raise ValueError(f"z has shape {z.shape}; the VAE has {self.latent_channels} channels.")
+        z = self.post_quant_conv(z) if self.use_quant_conv else z
+        return self.decoder(z).astype(jnp.float32)
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """The image of the posterior's mean; calls every module, as initialisation must."""
+        mean, _ = jnp.split(self.encode(image), 2, axis=-1)
+        return self.decode(mean)
+
+
+class Encoder(nn.Module):
+    """Residual blocks, halving the size after every level but the last."""
+
+    block_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_groups: int
+    out_channels: int
+    mid_attention: bool
+    dtype: str
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x):
+        block = functools.partial(_resnet(self.remat), groups=self.norm_groups, dtype=self.dtype)
+        x = _conv(self.block_channels[0], self.dtype, "conv_in")(x)  # [B, H, W, D_0]
+        for i, channels in enumerate(self.block_channels):
+            for j in range(self.layers_per_block):
+                x = block(channels, name=f"down_blocks_{i}_resnets_{j}")(x)
+            if i < len(self.block_channels) - 1:
+                x = Downsample(self.dtype, name=f"down_blocks_{i}_downsamplers_0")(x)
+        x = MidBlock(self.norm_groups, self.mid_attention, self.dtype, name="mid_block")(x)
+        x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
+        return _conv(self.out_channels, self.dtype, "conv_out")(x)  # [B, h, w, 2C]
+
+
+class Decoder(nn.Module):
+    """The encoder's levels from the last to the first, doubling the size after all but one."""
+
+    block_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_groups: int
+    out_channels: int
+    mid_attention: bool
+    dtype: str
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x):
+        block = functools.partial(_resnet(self.remat), groups=self.norm_groups, dtype=self.dtype)
+        x = _conv(self.block_channels[-1], self.dtype, "conv_in")(x)  # [B, h, w, D_last]
+        x = MidBlock(self.norm_groups, self.mid_attention, self.dtype, name="mid_block")(x)
+        for i, channels in enumerate(reversed(self.block_channels)):
+            for j in range(self.layers_per_block + 1):
+                x = block(channels, name=f"up_blocks_{i}_resnets_{j}")(x)
+            if i < len(self.block_channels) - 1:
+                x = Upsample(self.dtype, name=f"up_blocks_{i}_upsamplers_0")(x)
+        x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
+        return _conv(self.out_channels, self.dtype, "conv_out")(x)  # [B, H, W, image channels]
+
+
+class MidBlock(nn.Module):
+    """A residual block, attention over all positions, and another."""
+
+    groups: int
+    attention: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        x = ResnetBlock(channels, self.groups, self.dtype, name="resnets_0")(x)
+        if self.attention:
+            x = AttentionBlock(self.groups, self.dtype, name="attentions_0")(x)
+        return ResnetBlock(channels, self.groups, self.dtype, name="resnets_1")(x)
+
+
+class ResnetBlock(nn.Module):
+    """x + two normalised convolutions, through a 1x1 one where the channels change."""
+
+    channels: int
+    groups: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.silu(_norm(self.groups, self.dtype, "norm1")(x))
+        h = _conv(self.channels, self.dtype, "conv1")(h)
+        h = nn.silu(_norm(self.groups, self.dtype, "norm2")(h))
+        h = _conv(self.channels, self.dtype, "conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """x + attention with one head over all positions; softmax in f32."""
+
+    groups: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        h = _norm(self.groups, self.dtype, "group_norm")(x)
+        h = h.reshape(batch, height * width, 1, channels)  # [B, N, one head, D]
+        q, k, v = (nn.Dense(channels, dtype=self.dtype, name=f"to_{n}")(h) for n in "qkv")
+        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        return x + nn.Dense(channels, dtype=self.dtype, name="to_out_0")(h)
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided convolution, padded at the bottom and the right alone."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        padding = ((0, 1), (0, 1))
+        conv = nn.Conv(
+            x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv"
+        )
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size by repetition, then a convolution."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        return _conv(x.shape[-1], self.dtype, "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def _resnet(remat):
+    return nn.remat(ResnetBlock) if remat else ResnetBlock
+
+
+def _conv(channels, dtype, name):
+    return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)
+
+
+def _norm(groups, dtype, name):
+    # The one-pass variance loses f32 digits where the mean is large beside the deviation.
+    return nn.GroupNorm(
+        groups, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
+    )
+
+
+def from_config(config) -> AutoencoderKL:
+    """The module that `config.model` of a VAE describes.
+
+    Raises: ValueError for sizes that do not fit together, with the values.
+    """
+    fields = {name: config[name] for name in AutoencoderKL.__dataclass_fields__ if name in config}
+    fields["block_channels"] = tuple(fields["block_channels"])
+    channels, groups = fields["block_channels"], fields["norm_groups"]
+    if wrong := [c for c in channels if c < 1 or c % groups]:
+        raise ValueError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
+    if fields["dtype"] not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
+    return AutoencoderKL(**fields)

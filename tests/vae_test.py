@@ -1,0 +1,217 @@
+"""The autoencoder against a recorded one of diffusers, its import, and its sizes."""
+
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GOLDENS
+from ml_collections import ConfigDict
+
+from dit_jax import checkpoint, convert, models
+from dit_jax.convert.__main__ import convert_vae
+from dit_jax.models import vae
+
+DIFFUSERS = {
+    "act_fn": "silu",
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "in_channels": 3,
+    "latent_channels": 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "out_channels": 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """A tiny AutoencoderKL of diffusers: its parameters by name, and arrays as NHWC."""
+    with np.load(GOLDENS / "vae_tiny_reference.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    published = {n.removeprefix("w/"): a for n, a in arrays.items() if n.startswith("w/")}
+    images = {n: np.moveaxis(a, 1, -1) for n, a in arrays.items() if not n.startswith("w/")}
+    return published, images
+
+
+@pytest.fixture
+def diffusers_dir(golden, tmp_path):
+    """The files that diffusers writes."""
+    safetensors.numpy.save_file(golden[0], tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(DIFFUSERS))
+    return tmp_path
+
+
+@pytest.fixture
+def config(diffusers_dir):
+    return convert.vae.read_config(diffusers_dir / "config.json")
+
+
+def _apply(config, params, method, x):
+    return models.build(config).apply({"params": params}, x, method=method)
+
+
+def test_moments_and_decoded_pixels_are_the_recorded_ones(golden, config):
+    published, images = golden
+    params = convert.load("vae", published, config)
+    moments = _apply(config, params, "encode", images["image"])
+    decoded = _apply(config, params, "decode", images["z"])
+    for actual, name in ((moments, "moments"), (decoded, "decoded")):
+        expected = images[name]
+        assert actual.shape == expected.shape
+        assert np.abs(actual - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_dtype_and_remat_change_only_the_rounding(golden, config):
+    published, images = golden
+    params = convert.load("vae", published, config)
+
+    def loss(params, config):
+        return jnp.mean(_apply(config, params, None, images["image"]) ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params, config)
+    config.remat = True
+    value_remat, grads_remat = jax.value_and_grad(loss)(params, config)
+    assert value_remat == pytest.approx(float(value), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, grads_remat)
+    config.dtype = "bfloat16"
+    moments = _apply(config, params, "encode", images["image"])
+    assert moments.dtype == jnp.float32
+    assert np.abs(moments - images["moments"]).max() < 0.05 * np.abs(images["moments"]).max()
+
+
+def test_old_names_of_the_attention_are_read_too(golden, config):
+    published, _ = golden
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(name):
+        for new, renamed in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{renamed}.")
+        return name
+
+    renamed = {rename(name): a for name, a in published.items()}
+    assert len(renamed.keys() - published.keys()) == 16
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        convert.load("vae", renamed, config),
+        convert.load("vae", published, config),
+    )
+
+
+def test_missing_and_unexpected_tensors_are_listed(golden, config):
+    published = dict(golden[0])
+    published["encoder.mid_block.resnets.7.norm1.weight"] = published.pop("quant_conv.bias")
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        convert.load("vae", published, config)
+    assert "missing (1): quant_conv.bias (4,)" in str(error.value)
+    assert "unexpected (1): encoder.mid_block.resnets.7.norm1.weight (4,)" in str(error.value)
+
+
+def test_config_defaults_are_stable_diffusion_s(config):
+    assert (config.scale, config.shift, config.use_quant_conv) == (0.18215, 0.0, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"act_fn": "gelu"},
+        {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
+        {"use_post_quant_conv": False},
+        {"out_channels": 4},
+    ],
+)
+def test_vae_of_another_kind_is_refused(diffusers_dir, change):
+    path = diffusers_dir / "config.json"
+    path.write_text(json.dumps(DIFFUSERS | change))
+    name, value = next(iter(change.items()))
+    with pytest.raises(ValueError, match="of another kind") as error:
+        convert.vae.read_config(path)
+    assert f"{name!r}: {value!r}" in str(error.value)
+
+
+def test_converted_workdir_holds_the_parameters_and_the_config(
+    diffusers_dir, golden, config, tmp_path, run_command
+):
+    workdir = tmp_path / "vae"
+    out = run_command("convert", "vae", diffusers_dir, workdir)
+    assert f"{workdir}: " in out
+    loaded = checkpoint.load_config(workdir)
+    assert loaded.model.to_dict() == config.to_dict() | {"block_channels": [8, 16]}
+    shapes = convert.arrays.parameter_shapes(loaded.model)
+    shapes = {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in shapes.items()}
+    shapes = flax.traverse_util.unflatten_dict(shapes, sep="/")
+    params, step = checkpoint.restore_params(workdir, shapes)
+    assert step == 0
+    expected = convert.load("vae", golden[0], config)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    with pytest.raises(ValueError, match=r"holds checkpoints \[0\] already"):
+        convert_vae(diffusers_dir, workdir)
+
+
+def test_weights_without_their_config_are_refused(diffusers_dir, tmp_path):
+    (diffusers_dir / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):
+        convert_vae(diffusers_dir, tmp_path / "vae")
+
+
+def _sizes(**changes):
+    sizes = dict(
+        name="vae",
+        image_channels=3,
+        latent_channels=4,
+        block_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        norm_groups=32,
+        use_quant_conv=True,
+        mid_attention=True,
+        dtype="float32",
+        remat=False,
+    )
+    return ConfigDict(sizes | changes)
+
+
+def test_stable_diffusion_s_sizes_have_its_count():
+    shapes = convert.arrays.parameter_shapes(_sizes())
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 83_653_863
+
+
+@pytest.mark.parametrize("levels", [2, 3, 6])
+@pytest.mark.parametrize("latent_channels", [4, 32])
+def test_free_sizes(levels, latent_channels):
+    model = models.build(
+        _sizes(
+            block_channels=(32,) * levels,
+            latent_channels=latent_channels,
+            use_quant_conv=False,
+            mid_attention=False,
+        )
+    )
+    assert model.factor == 2 ** (levels - 1)
+    image = jax.ShapeDtypeStruct((1, 64, 128, 3), jnp.float32)
+    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    assert "quant_conv" not in params
+    assert "attentions_0" not in params["encoder"]["mid_block"]
+    moments = jax.eval_shape(
+        lambda p, x: model.apply({"params": p}, x, method="encode"), params, image
+    )
+    assert moments.shape == (1, 64 // model.factor, 128 // model.factor, 2 * latent_channels)
+    decoded = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, image)
+    assert decoded.shape == image.shape
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"norm_groups=32 must divide .* not \[48\]"):
+        models.build(_sizes(block_channels=(32, 48)))
+    model = models.build(_sizes(block_channels=(32, 32, 32)))
+    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    for shape in ((1, 30, 32, 3), (1, 32, 32, 1)):
+        with pytest.raises(ValueError, match=r"multiples of the VAE's factor 4, with 3 channels"):
+            jax.eval_shape(
+                lambda p, x: model.apply({"params": p}, x, method=vae.AutoencoderKL.encode),
+                params,
+                jax.ShapeDtypeStruct(shape, jnp.float32),
+            )
