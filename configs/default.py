@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     config.data.cache = False  # keep decoded examples in host memory
     config.data.num_workers = 0  # processes that read; 0 reads in threads of this one
     config.data.num_threads = 4  # reading threads per process; 0 reads in the training loop
-    config.data.prefetch_batches = 8  # ready in host memory, per process; 0 with no threads
+    config.data.prefetch_batches = 8  # that wait in host memory, per process
 
     config.latents = ConfigDict()
     config.latents.scale = 0.18215  # x_0 = (z - shift) * scale; moments only

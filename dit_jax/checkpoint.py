@@ -5,11 +5,14 @@ digest: a number per array, by which a bit that changed on the disk is seen.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -17,10 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dit_jax import sharding
+from dit_jax import latents, models, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -52,13 +54,12 @@ STATE_ITEMS = ("params", "ema_params", "opt_state")
 
 
 def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir and writes its config.json, or checks the one that is there.
+    """Makes the workdir, or checks that it belongs to a run of this config; changes nothing in it.
 
     Raises: ValueError that lists the keys that differ and may not; OSError if the directory
       cannot be written.
     """
-    path = workdir / "config.json"
-    if path.exists() and _steps(workdir):  # before the first checkpoint nothing can be mixed up
+    if _steps(workdir):  # before the first checkpoint nothing can be mixed up
         saved, wanted = _flatten(load_config(workdir)), _flatten(config)
         differing = [
             f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
@@ -74,15 +75,38 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         steps = saved["total_steps"], wanted["total_steps"]
         if steps[0] != steps[1] and wanted["optim.schedule"] == "cosine":
             logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *steps)
+
+    def make():
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+
+    _in_first_process(make, f"cannot write to the workdir {workdir}")
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json, when all of the config has been found good.
+
+    Raises: OSError.
+    """
+
+    def write():
+        path = workdir / "config.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        os.replace(temporary, path)
+
+    _in_first_process(write, f"cannot write to the workdir {workdir}")
+
+
+def _in_first_process(act, message):
+    """Calls act in the first process; its OSError is raised in all, so that none waits for it."""
     problem = ""
     if jax.process_index() == 0:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-            os.replace(temporary, path)
+            act()
         except OSError as error:
-            problem = f"cannot write to the workdir {workdir}: {error}"
+            problem = f"{message}: {error}"
     if problem := sharding.from_first_process(problem):
         raise OSError(problem)
 
@@ -94,16 +118,24 @@ def _steps(workdir):
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a workdir, locked.
+    """The config of a workdir, locked; where config.json is lost, that of the newest checkpoint.
 
-    Raises: FileNotFoundError if nothing was trained there.
+    Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    saved = [
+        workdir / "checkpoints" / str(step) / "config" / "metadata" for step in _steps(workdir)
+    ]
+    if not path.is_file() and not saved:
         raise FileNotFoundError(
             f"no {path}: --workdir must be a directory that dit_jax.train has written."
         )
-    return ConfigDict(json.loads(path.read_text())).lock()
+    for candidate in [path, *reversed(saved)]:
+        try:
+            return ConfigDict(json.loads(candidate.read_text())).lock()
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("cannot read %s: %s", candidate, error)
+    raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
 
 
 @contextlib.contextmanager
@@ -113,10 +145,6 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
     On leaving, also by an error, what is being written is finished first.
     Raises: OSError then, if a checkpoint could not be written.
     """
-    if config.checkpoint_keep < 2:
-        raise ValueError(
-            f"{config.checkpoint_keep=} must be at least 2, to have one to fall back on."
-        )
     options = ocp.CheckpointManagerOptions(
         max_to_keep=config.checkpoint_keep,
         keep_period=config.checkpoint_keep_every_steps or None,
@@ -145,7 +173,7 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items["data"] = ocp.args.JsonSave(data_state)
     items["config"] = ocp.args.JsonSave(config.to_dict())
-    items["digest"] = ocp.args.JsonSave(_digests(trees, data_state))
+    items["digest"] = ocp.args.JsonSave(_digests(trees, step, data_state))
     try:
         begun = manager.save(step, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -165,11 +193,12 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
     if steps := _steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
     claim_workdir(workdir, config)
-    trees = {"ema_params": params}
+    write_config(workdir, config)
     items = {
         "ema_params": ocp.args.StandardSave(params),
         "data": ocp.args.JsonSave({}),
-        "digest": ocp.args.JsonSave(_digests(trees, {})),
+        "config": ocp.args.JsonSave(config.to_dict()),
+        "digest": ocp.args.JsonSave(_digests({"ema_params": params}, 0, {})),
     }
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -222,13 +251,14 @@ def _set_aside(manager, step):
     """Keeps what is left of a damaged checkpoint, out of the way of the step's next save."""
     source = pathlib.Path(manager.directory) / str(step)
     target = source.parents[1] / "corrupt_checkpoints" / str(step)
-    if jax.process_index() == 0:
+
+    def move():
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         shutil.move(source, target)
         logger.warning("moved the damaged checkpoint %d to %s", step, target)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("set_aside")
+
+    _in_first_process(move, f"cannot move the damaged checkpoint {source}")
     manager.reload()
 
 
@@ -252,12 +282,33 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
     return loaded[item], step
 
 
+def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> latents.Vae:
+    """The VAE of a workdir, trained or converted, replicated over the mesh.
+
+    Args: dtype, of its activations.
+    Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
+    """
+    config = load_config(workdir)
+    if config.model.name != "vae":
+        raise ValueError(f"{workdir} holds a {config.model.name!r}, not a VAE.")
+    config.model.dtype = dtype
+    model = models.build(config.model)
+    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    everywhere = sharding.replicated(mesh)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+    )
+    params, _ = restore_params(workdir, shapes)
+    digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
+    return latents.Vae(model, params, hashlib.sha256(digests.encode()).hexdigest()[:16])
+
+
 def _restore_newest(directory, steps, trees):
     """(step, {item: tree}, data_state) of the first of the steps that can be read."""
     errors = []
     for step in steps:
         try:
-            return step, *_restore(directory / str(step), trees)
+            return step, *_restore(directory, step, trees)
         except OSError as error:
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
@@ -270,8 +321,8 @@ def _restore_newest(directory, steps, trees):
     )
 
 
-def _restore(directory, trees):
-    """({item: tree}, data_state) of one checkpoint, as it was saved to the bit.
+def _restore(directory, step, trees):
+    """({item: tree}, data_state) of a checkpoint, as it was saved to the bit.
 
     Raises: OSError, in all processes alike.
     """
@@ -290,14 +341,18 @@ def _restore(directory, trees):
     problem = ""
     try:
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            restored = checkpointer.restore(directory, args=ocp.args.Composite(**items))
+            restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise  # no damage
         problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if not sharding.all_processes(not problem):
         raise OSError(problem or "another process cannot read its part")
     loaded = {name: restored[name] for name in trees}
-    saved, digests = restored["digest"], _digests(loaded, restored["data"])
+    saved, digests = restored["digest"], _digests(loaded, step, restored["data"])
+    if not isinstance(saved, dict):
+        raise OSError("its digest is not what was saved")
     changed = [path for path, digest in digests.items() if saved.get(path) != digest]
     if changed:
         raise OSError(
@@ -306,12 +361,15 @@ def _restore(directory, trees):
     return loaded, restored["data"]
 
 
-def _digests(trees, data_state):
-    """{'params/blocks/...': number} for every array of the trees, and one for the data's state."""
+def _digests(trees, step, data_state):
+    """{'params/blocks/...': number} for every array of the trees, the step and the data's state."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_array_digests(trees)))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     digests = dict(zip(names, (int(digest) for _, digest in leaves), strict=True))
-    return digests | {"data": zlib.crc32(json.dumps(data_state, sort_keys=True).encode())}
+    return digests | {
+        "step": step,
+        "data": zlib.crc32(json.dumps(data_state, sort_keys=True).encode()),
+    }
 
 
 @jax.jit

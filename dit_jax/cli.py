@@ -80,11 +80,12 @@ def _parse(argv):
     except OSError as error:
         sys.exit(f"error: cannot load --config: {str(error).splitlines()[-1].strip()}")
     except (AttributeError, KeyError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if any(frame.name == "get_config" for frame in frames):
-            raise  # a bug in the user's file: it must be seen where it is
         # ml_collections' message names the key and near ones, behind a long traceback.
-        message = str(error.args[0]).encode().decode("unicode_escape").replace("'", "")
+        message = str(error.args[0]).replace("\\n", "\n").replace("'", "")
+        frames = traceback.extract_tb(error.__traceback__)
+        if frame := next((f for f in frames if f.name == "get_config"), None):
+            first, _, hint = message.partition(" Other fields present")
+            sys.exit(f"error: {frame.filename}:{frame.lineno}: {first}\n{hint.splitlines()[-1]}")
         sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
 
 
@@ -108,13 +109,21 @@ def _start(main, argv):
 def _start_log():
     """Plain lines of this package; of others only warnings."""
     absl.logging.set_verbosity(absl.logging.WARNING)
-    # Orbax reports a full disk once per file through asyncio; our error sums it up.
+    # Orbax reports a full disk once per file, with a traceback each; our error sums it up.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    sys.unraisablehook = _report_unraisable
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
+
+
+def _report_unraisable(unraisable):
+    """Without tensorstore's threads that end after Orbax has given up on a write."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _check_accelerator():

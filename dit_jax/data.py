@@ -233,7 +233,7 @@ def _permutation(seed, epoch, size):
     return np.random.RandomState([seed, 0, epoch]).permutation(size)
 
 
-def _gather(source, indices):
+def gather(source: Sequence[Batch], indices: Sequence[int]) -> Batch:
     """The examples of these numbers as one batch of arrays."""
     examples = [source[i] for i in indices]
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
@@ -256,7 +256,7 @@ class _Cache:
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def _decode(self, indices):
-        batch = _gather(self.source, indices)
+        batch = gather(self.source, indices)
         if self.arrays is None:
             shapes = {name: (len(self.known), *a.shape[1:]) for name, a in batch.items()}
             self.arrays = {n: np.empty(shape, batch[n].dtype) for n, shape in shapes.items()}
@@ -292,11 +292,11 @@ class TrainIterator:
             raise ValueError(
                 "data.flip mirrors images; a moments dataset holds mirrored records instead."
             )
-        gather = functools.partial(_gather, source)
+        examples = functools.partial(gather, source)
         if config.data.cache:
-            gather = _Cache(source).gather
+            examples = _Cache(source).gather
         read = _BatchReader(
-            gather, len(source), config.seed, config.data.flip, config.batch_size, rows
+            examples, len(source), config.seed, config.data.flip, config.batch_size, rows
         )
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
@@ -326,5 +326,5 @@ def eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[
     """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0."""
     for start in range(0, len(source), batch_size):
         within = start + rows < len(source)
-        batch = _gather(source, np.where(within, start + rows, 0))
+        batch = gather(source, np.where(within, start + rows, 0))
         yield {**batch, "weight": within.astype(np.float32)}

@@ -6,9 +6,11 @@ The measures are of raw pixels: `fd_pixels`, a Frechet distance, and `label_accu
 """
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -107,6 +109,7 @@ def evaluate(
         logger.info("measured before: %s", workdir / "evaluations.jsonl")
         return json.loads(measured)
 
+    speed = metrics.training_speed(workdir, trained.step, config.batch_size)
     source = data.open_source(config, config.data.train_split)
     real = [source[i] for i in range(len(source))]
     real_images = np.stack([example["image"] for example in real])
@@ -118,36 +121,40 @@ def evaluate(
     )
     row["label_accuracy"] = label_accuracy(images, labels, real_images, real_labels)
     row |= fd_pixels(images, real_images)
-    row |= metrics.training_speed(workdir, trained.step, config.batch_size)
+    row |= speed
     if jax.process_index() == 0:
         shown = images[np.linspace(0, num - 1, min(num, 100)).astype(int)]
-        picture = workdir / row["picture"]
-        picture.parent.mkdir(exist_ok=True)
-        Image.fromarray(generate.image_grid(shown, columns=10)).save(picture)
-        with (workdir / "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        _write(workdir, row, generate.image_grid(shown, columns=10))
     return row
 
 
 def _measured_before(workdir, row):
-    """The line of the same row with its measures, if its picture is still there; else ''."""
-    path = workdir / "evaluations.jsonl"
+    """The same row with its measures as JSON, if its picture is still there; else ''."""
     if row["git_revision"].endswith("-dirty") or not (workdir / row["picture"]).is_file():
         return ""
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        if row.items() <= json.loads(line).items():
-            return line
-    return ""
+    rows = metrics.read_json_lines(workdir / "evaluations.jsonl")
+    return next((json.dumps(r) for r in rows if row.items() <= r.items()), "")
+
+
+def _write(workdir, row, picture):
+    path = workdir / "evaluations.jsonl"
+    try:
+        (workdir / row["picture"]).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(workdir / row["picture"])
+        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+        with path.open("a") as file:
+            file.write("\n" * cut + json.dumps(row) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot write to {workdir}: {error}\nMeasured: {json.dumps(row)}") from error
 
 
 def _git_revision():
-    """The commit of this code, with '-dirty' if it has changes; '' outside a checkout."""
+    """The commit of this code, with '-dirty' if it has changes; of an installation its version."""
+    root = pathlib.Path(__file__).parents[1]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        here = pathlib.Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:  # no git on this machine
-        return ""
+    if (root / ".git").exists() and shutil.which("git"):
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+    return importlib.metadata.version("dit_jax")
 
 
 def main(_):

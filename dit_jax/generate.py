@@ -37,7 +37,8 @@ class Trained:
 def load(workdir: pathlib.Path, step: int | None = None, raw: bool = False) -> Trained:
     """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
 
-    Raises: FileNotFoundError if there is no such checkpoint; ValueError for a model of latents.
+    Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
+      ValueError for a model of latents.
     """
     config = checkpoint.load_config(workdir)
     if config.data.kind != "image":

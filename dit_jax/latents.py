@@ -1,7 +1,33 @@
-"""Between stored examples and x_0: pixels to [-1, 1], moments to latents, x_0 to pixels."""
+"""Between stored examples and x_0: pixels, the VAE and its moments, latents, and back."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+# The clamp of the published autoencoder; an f16 log-variance may lie far outside.
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vae:
+    """A trained autoencoder, its parameters replicated over a mesh."""
+
+    model: nn.Module
+    params: dict
+    digest: str  # of the parameters: two VAEs with the same one have the same latents
+
+
+def encode(vae_model: nn.Module, params, image: jax.Array) -> jax.Array:
+    """Images [B, H, W, C] uint8 to moments [B, h, w, 2C] f32, unscaled: mean, log-variance."""
+    pixels = pixels_from_image(image)
+    return vae_model.apply({"params": params}, pixels, method="encode")
+
+
+def pixels_from_image(image: jax.Array) -> jax.Array:
+    """uint8 0..255 to f32 in [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1
 
 
 def x_0_from_batch(
@@ -17,10 +43,9 @@ def x_0_from_batch(
     Returns: [B, h, w, C] f32.
     """
     if "image" in batch:
-        return batch["image"].astype(jnp.float32) / 127.5 - 1
+        return pixels_from_image(batch["image"])
     mean, log_variance = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
-    # The clamp of the published autoencoder: an f16 log-variance may lie far outside.
-    std = jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
+    std = jnp.exp(0.5 * jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
     z = mean + std * jax.random.normal(key, mean.shape)
     # SD latents have std 5.5; 0.18215 makes it 1. Applied here and nowhere else.
     return (z - shift) * scale

@@ -105,8 +105,12 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.close()
+        except OSError:
+            if kind is None:  # else what is on its way up says more
+                raise
 
 
 def _step(line):
@@ -117,12 +121,21 @@ def _step(line):
         return float("inf")
 
 
+def read_json_lines(path: pathlib.Path) -> list[dict]:
+    """The lines of a JSON-lines file, without one that a kill or a full disk cut short."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
     """'img_per_s' and 'seconds' of training up to a step, by metrics.jsonl, without compiling.
 
     Both are None where nothing up to that step was timed.
     """
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    lines = read_json_lines(workdir / "metrics.jsonl")
     reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
     begins = [0, *(line["step"] for line in reports)]
     images = [

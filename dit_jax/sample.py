@@ -29,8 +29,8 @@ def parse_labels(text: str, num: int, num_classes: int) -> np.ndarray:
     wrong = [label for label in labels if not 0 <= label < num_classes]
     if wrong:
         raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
-    if num < 1:
-        raise ValueError(f"--num={num} must be at least 1.")
+    if num < 1 or (text and num < len(labels)):
+        raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {labels=}.")
     return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
 
 

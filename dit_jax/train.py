@@ -74,6 +74,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
 
     Raises: ValueError for values that do not fit together or to the devices.
     """
+    _check_ranges(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
     model = models.build(config.model)
@@ -82,6 +83,30 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, diffusion.build(config.diffusion), tx, state)
+
+
+def _check_ranges(config):
+    """The ranges of configs/default.py that no other module checks."""
+    data_config, most = config.data, 2**32 - 1
+    ranges = {
+        "seed": (config.seed, 0, most),  # NumPy's
+        "total_steps": (config.total_steps, 1, most),
+        "log_every_steps": (config.log_every_steps, 1, most),
+        "eval_every_steps": (config.eval_every_steps, 0, most),
+        "sample_every_steps": (config.sample_every_steps, 0, most),
+        "checkpoint_every_steps": (config.checkpoint_every_steps, 1, most),
+        "checkpoint_keep": (config.checkpoint_keep, 2, most),  # one to fall back on
+        "checkpoint_keep_every_steps": (config.checkpoint_keep_every_steps, 0, most),
+        "profile_start_step": (config.profile_start_step, 0, most),
+        "profile_num_steps": (config.profile_num_steps, 1, most),
+        "data.num_workers": (data_config.num_workers, 0, 1024),
+        "data.num_threads": (data_config.num_threads, 0, 1024),
+        "data.prefetch_batches": (data_config.prefetch_batches, 0, most),
+        "sample.num_images": (config.sample.num_images, 1, most),
+    }
+    for key, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise ValueError(f"{key}={value} must lie in {low}..{high}.")
 
 
 def _check_input(config):
@@ -259,8 +284,6 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
 
     key = jax.random.key(config.seed)
     total_steps = config.total_steps
-    if config.log_every_steps < 1:
-        raise ValueError(f"{config.log_every_steps=} must be at least 1.")
 
     def due(step, every):
         return every and step % every == 0
@@ -288,6 +311,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
+        checkpoint.write_config(workdir, config)  # all of it is good: the run begins
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
         progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))
@@ -344,8 +368,8 @@ class SigtermFlag:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._active:
-            signal.signal(signal.SIGTERM, self._previous)
+        if self._active:  # a scheduler repeats the signal until the process is gone
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.received else self._previous)
 
 
 def log_summary(program: Program) -> None:

@@ -56,6 +56,9 @@ def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
     assert other["fd_pixels"] != row["fd_pixels"]
     assert other["picture"] != row["picture"]
     assert len(path.read_text().splitlines()) == 2
+    path.write_text(path.read_text()[:-20])  # the disk was full
+    assert evaluate.evaluate(workdir, {"steps": 4}, num=40, seed=1) == other
+    assert json.loads(path.read_text().splitlines()[-1]) == other
 
 
 @pytest.mark.parametrize("change", ["other code", "changed code", "picture lost"])

@@ -68,6 +68,8 @@ def test_training_speed_weighs_the_reports_by_their_steps(tmp_path):
         writer.scalars(10, {"eval_loss": 1.0})
         writer.scalars(40, {"loss": 1.0, "img_per_s": 300.0})
         writer.scalars(50, {"loss": 1.0, "img_per_s": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "lo')  # killed while writing
     speed = metrics.training_speed(tmp_path, step=40, batch_size=10)
     assert speed == pytest.approx({"seconds": 1 + 1, "img_per_s": 200.0})
 

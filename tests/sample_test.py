@@ -22,6 +22,11 @@ def test_labels_that_are_no_class_are_refused(text, message):
         sample.parse_labels(text, 4, 10)
 
 
+def test_fewer_images_than_labels_are_refused():
+    with pytest.raises(ValueError, match=r"--num=2 must be at least 3: labels=\[0, 3, 9\]"):
+        sample.parse_labels("0,3,9", 2, 10)
+
+
 def test_sample_writes_npz_and_grid(run_command, workdir, tmp_path):
     flags = ["--workdir", workdir, "--labels", "0,3,9", "--num", 6, "--steps", 4]
     flags += ["--sampler", "ddim", "--cfg_scale", 1.5, "--seed", 0]

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +180,37 @@ def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
     smoke_config.data.image_size = 16
     with pytest.raises(ValueError, match=r"\(16, 1\), but .* = \(8, 1\)"):
         train.make_program(smoke_config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("log_every_steps", 0),
+        ("checkpoint_every_steps", -5),
+        ("checkpoint_keep", 1),
+        ("data.num_threads", -1),
+        ("sample.num_images", 0),
+    ],
+)
+def test_values_out_of_range_are_named(smoke_config, key, value):
+    smoke_config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=rf"{key}={value} must lie in \d+\.\.\d+"):
+        train.make_program(smoke_config)
+
+
+def test_full_disk_is_told_without_the_libraries_tracebacks(digits_dir, tmp_path):
+    flags = ["--config", "configs/smoke.py", "--workdir", tmp_path, "--config.total_steps=20"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the command inherits it
+    try:
+        process = conftest.start("train", *flags, f"--config.data.data_dir={digits_dir}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "error: cannot write a checkpoint" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_grids_of_latents_are_refused_before_the_first_step():
