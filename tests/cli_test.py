@@ -8,6 +8,16 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+COMMANDS = [
+    "train",
+    "encode",
+    "sample",
+    "evaluate",
+    "convert",
+    "flops",
+    "benchmark",
+    "datasets.digits",
+]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +62,7 @@ def test_unknown_key_in_a_config_file_is_shown_where_it_is(run_command, tmp_path
 
 
 def test_every_command_has_help():
-    for command in ("train", "sample", "evaluate", "flops", "benchmark", "datasets.digits"):
+    for command in COMMANDS:
         result = subprocess.run(
             [sys.executable, "-m", f"dit_jax.{command}", "--help"],
             cwd=ROOT,

@@ -1,0 +1,292 @@
+"""Images to a TFDS dataset of VAE moments, shard by shard.
+
+  python -m dit_jax.encode --config configs/imagenet256.py --vae runs/vae --out DIR
+
+Reads the images of `config.data`: its train_split becomes 'train', its eval_split 'eval'. A record
+is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled) and `label`; with
+data.flip every image is followed by its mirror, since the flip comes before the VAE. Killed and run
+again, the command goes on with the missing shards and ends with the same bytes. Several processes
+share the shards.
+"""
+
+import concurrent.futures
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+from array_record.python.array_record_module import ArrayRecordWriter
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from dit_jax import checkpoint, cli, data, latents, sharding
+
+FLAGS = flags.FLAGS
+
+
+def encode(
+    config: ConfigDict,
+    vae_workdir: pathlib.Path,
+    out: pathlib.Path,
+    shard_images: int = 1024,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    progress: bool = False,
+) -> dict:
+    """Writes the dataset to the directory `out`; returns the metadata that it records.
+
+    Args:
+      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device.
+      dtype: of the VAE's activations.
+    Raises: ValueError if `out` was begun with other images, VAE or versions, or if the VAE's
+      factor does not divide the image size; OSError if it cannot be written.
+    """
+    local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
+    vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
+    splits = {"train": config.data.train_split, "eval": config.data.eval_split}
+    sources = {n: data.open_source(config, split) for n, split in splits.items() if split}
+    identity = {
+        "vae_digest": vae.digest,
+        "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
+        "num_images": {name: len(source) for name, source in sources.items()},
+        "crop": "adm",
+        "image_size": config.data.image_size,
+        "mirrored": config.data.flip,
+        "shard_images": shard_images,
+        "dtype": dtype,
+        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
+    }
+    _claim(out, identity)
+    moments_of = _compile(vae, mesh, config.data.flip)
+    size = config.data.image_size // vae.model.factor
+    features = tfds.features.FeaturesDict(
+        {
+            "moments": tfds.features.Tensor(
+                shape=(size, size, 2 * vae.model.latent_channels), dtype=np.float16
+            ),
+            "label": tfds.features.ClassLabel(num_classes=config.model.num_classes),
+        }
+    )
+    shards = {
+        name: _shards(out, name, len(source), shard_images) for name, source in sources.items()
+    }
+    threads = concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1))
+    for name, source in sources.items():
+        with tqdm(total=len(source), desc=name, unit="img", disable=not progress) as bar:
+            for i, (path, numbers) in enumerate(shards[name].items()):
+                if i % jax.process_count() == jax.process_index() and not path.is_file():
+                    batches = _batches(source, numbers, batch_size * mesh.size, threads)
+                    _write_shard(path, batches, moments_of, features, bar)
+                else:
+                    bar.update(len(numbers))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("every shard is written")
+    metadata = identity | _statistics(shards["train"])
+    if jax.process_index() == 0:
+        _write_metadata(out, shards, features, metadata)
+    return metadata
+
+
+def _claim(out, identity):
+    """Makes the directory, or demands that what is in it was begun in the same way."""
+    problem = ""
+    if jax.process_index() == 0:
+        path = out / "encode.json"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            begun = json.loads(path.read_text()) if path.is_file() else identity
+            differing = [
+                f"  {key}: then {begun.get(key)!r}, now {value!r}"
+                for key, value in identity.items()
+                if begun.get(key) != value
+            ]
+            if differing:
+                problem = f"{out} was begun in another way:\n" + "\n".join(differing)
+                problem += "\nChoose another --out, or restore these values."
+            else:
+                _write_atomically(path, json.dumps(identity, indent=2))
+        except OSError as error:
+            problem = f"cannot write to {out}: {error}"
+    if problem := sharding.from_first_process(problem):
+        raise ValueError(problem)
+
+
+def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], np.ndarray]:
+    """moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16, in the images' order."""
+    rows = sharding.batch_sharding(mesh)
+
+    def moments_of(params, image):
+        if mirrored:
+            pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
+            image = pairs.reshape(-1, *image.shape[1:])
+        return latents.encode(vae.model, params, image).astype(jnp.float16)
+
+    jitted = jax.jit(moments_of, out_shardings=rows)
+    return lambda image: np.asarray(jitted(vae.params, jax.device_put(image, rows)))
+
+
+def _shards(out, name, num_images, shard_images):
+    """Path -> the images of every shard of a split."""
+    num_shards = -(-num_images // shard_images)
+    starts = range(0, num_images, shard_images)
+    return {
+        out / f"moments-{name}.array_record-{i:05d}-of-{num_shards:05d}": range(
+            start, min(start + shard_images, num_images)
+        )
+        for i, start in enumerate(starts)
+    }
+
+
+def _batches(source, numbers, batch_size, threads):
+    """(image [batch_size, H, W, C], labels of those that count); the last one is filled up."""
+    for start in range(numbers.start, numbers.stop, batch_size):
+        wanted = range(start, min(start + batch_size, numbers.stop))
+        examples = list(threads.map(source.__getitem__, wanted))
+        image = np.stack([example["image"] for example in examples])
+        image = np.resize(image, (batch_size, *image.shape[1:]))
+        yield image, [int(example["label"]) for example in examples]
+
+
+def _write_shard(path, batches, moments_of, features, bar):
+    """The records of a shard, and their sums; the shard bears its name when all is written."""
+    temporary, sums = path.with_name(path.name + ".tmp"), []
+    try:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for image, labels in batches:
+            moments = moments_of(image)
+            views = len(moments) // len(image)
+            moments = moments[: views * len(labels)]
+            if not np.isfinite(moments).all():
+                raise ValueError(
+                    f"moments in {path.name} are not finite in float16: is this VAE, in this "
+                    "--dtype, for these images?"
+                )
+            for i, moment in enumerate(moments):
+                example = features.encode_example({"moments": moment, "label": labels[i // views]})
+                writer.write(_deterministic(features.serialize_example(example)))
+            sums.append(_sums(moments))
+            bar.update(len(labels))
+        writer.close()
+        totals = {name: np.sum([s[name] for s in sums], axis=0).tolist() for name in sums[0]}
+        totals["bytes"] = temporary.stat().st_size
+        _write_atomically(_sums_path(path), json.dumps(totals))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # the latter is array_record's
+        raise OSError(
+            f"cannot write {path}: {error}\nOther shards are complete. If space is what is missing "
+            "there, free some; then run the same command."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _deterministic(example):
+    """The bytes of a record with its features in order: Protocol Buffers' maps have none."""
+    return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
+
+
+def _sums(moments):
+    """Of moments [B, h, w, 2C], in f64: what mean and deviation of every channel come from."""
+    moments = moments.astype(np.float64)
+    mean, log_variance = np.split(moments.reshape(-1, moments.shape[-1]), 2, axis=1)
+    variance = np.exp(np.clip(log_variance, latents.MIN_LOG_VARIANCE, latents.MAX_LOG_VARIANCE))
+    return {
+        "records": len(moments),
+        "positions": len(mean),
+        "mean": mean.sum(axis=0),
+        "square": (mean**2 + variance).sum(axis=0),
+        "absolute": np.abs(mean).sum(),
+    }
+
+
+def _sums_path(path):
+    return path.parent / "sums" / f"{path.name}.json"
+
+
+def _read_sums(path):
+    return json.loads(_sums_path(path).read_text())
+
+
+def _statistics(shards):
+    """Mean and deviation of each latent channel, of samples of the posterior."""
+    sums = [_read_sums(path) for path in shards]
+    positions = sum(s["positions"] for s in sums)
+    mean = np.sum([s["mean"] for s in sums], axis=0) / positions
+    variance = np.sum([s["square"] for s in sums], axis=0) / positions - mean**2
+    absolute = sum(s["absolute"] for s in sums) / (positions * len(mean))
+    return {"mean": mean.tolist(), "std": np.sqrt(variance).tolist(), "mean_absolute": absolute}
+
+
+def _write_metadata(out, shards, features, metadata):
+    """What makes the shards a TFDS dataset."""
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name="moments", data_dir=out, filetype_suffix="array_record"
+    )
+    splits = []
+    for name, paths in shards.items():
+        sums = [_read_sums(path) for path in paths]
+        for path, expected in zip(paths, sums, strict=True):
+            if path.stat().st_size != expected["bytes"]:
+                raise OSError(
+                    f"{path} has {path.stat().st_size} bytes, but was written with "
+                    f"{expected['bytes']}: remove it, then run the same command."
+                )
+        splits.append(
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[s["records"] for s in sums],
+                num_bytes=sum(s["bytes"] for s in sums),
+                filename_template=template.replace(split=name),
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=out,
+        features=features,
+        split_infos=splits,
+        filename_template=template,
+        check_data=False,  # that needs TensorFlow
+        description="Moments of a VAE's posterior over images, unscaled.",
+        metadata=tfds.core.MetadataDict(metadata),
+    )
+
+
+def _write_atomically(path, text):
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def main(_):
+    metadata = encode(
+        FLAGS.config,
+        pathlib.Path(FLAGS.vae),
+        pathlib.Path(FLAGS.out),
+        FLAGS.shard_images,
+        FLAGS.batch_size,
+        FLAGS.dtype,
+        progress=sys.stderr.isatty(),
+    )
+    images = ", ".join(f"{count} of {name}" for name, count in metadata["num_images"].items())
+    print(f"{FLAGS.out}: {images}{', and their mirrors' * metadata['mirrored']}")
+    print(f"mean {np.round(metadata['mean'], 4)}  std {np.round(metadata['std'], 4)}")
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("vae", None, "Workdir of the VAE, converted or trained.", required=True)
+    flags.DEFINE_string("out", None, "Directory of the dataset.", required=True)
+    flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
+    flags.DEFINE_integer("batch_size", 32, "Images at a time, per device.", 1)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
+    cli.run(main)

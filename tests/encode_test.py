@@ -1,0 +1,156 @@
+"""A dataset of moments: what is in it, and that it is the same however it was written."""
+
+import json
+import signal
+import time
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from dit_jax import checkpoint, data, encode, models
+
+VAE = dict(
+    name="vae",
+    image_channels=1,
+    latent_channels=2,
+    block_channels=[8, 16],
+    layers_per_block=1,
+    norm_groups=4,
+    use_quant_conv=True,
+    mid_attention=True,
+    scale=None,
+    shift=None,
+    dtype="float32",
+    remat=False,
+)
+
+
+@pytest.fixture(scope="session")
+def vae_dir(tmp_path_factory):
+    """A workdir of a tiny VAE for the digits, with random parameters."""
+    workdir = tmp_path_factory.mktemp("vae") / "tiny"
+    config = ConfigDict({"model": VAE})
+    params = models.init_params(models.build(config.model), jax.random.key(0))
+    checkpoint.save_params(workdir, config, params)
+    return workdir
+
+
+@pytest.fixture
+def config(smoke_config):
+    """The first 70 digits and a few of the held-out ones."""
+    smoke_config.data.update(train_split="train[:70]", eval_split="test[:5]", flip=True)
+    return smoke_config
+
+
+def _read(directory, split="train"):
+    records = tfds.builder_from_directory(directory).as_data_source(split)
+    records = [records[i] for i in range(len(records))]
+    return np.stack([r["moments"] for r in records]), np.array([r["label"] for r in records])
+
+
+def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_dir, tmp_path):
+    metadata = encode.encode(config, vae_dir, tmp_path, shard_images=32, batch_size=3)
+    assert len(list(tmp_path.glob("moments-train.array_record-*-of-00003"))) == 3
+    moments, labels = _read(tmp_path)
+    assert (moments.shape, moments.dtype) == ((140, 4, 4, 4), np.float16)
+    source = data.open_source(config, "train[:70]")
+    batch = data.gather(source, range(70))
+    np.testing.assert_array_equal(labels, batch["label"].repeat(2))
+    vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
+    pixels = batch["image"].astype(np.float32) / 127.5 - 1
+    for view, images in ((0, pixels), (1, pixels[:, :, ::-1])):
+        expected = vae.model.apply({"params": vae.params}, images, method="encode")
+        # half of f16's step, relative to values up to 4
+        np.testing.assert_allclose(moments[view::2], expected, atol=2e-3)
+    eval_moments, _ = _read(tmp_path, "eval")
+    assert len(eval_moments) == 10
+
+    mean, log_variance = np.split(moments.astype(np.float64), 2, axis=-1)
+    noise = np.random.default_rng(0).standard_normal((400, *mean.shape))
+    samples = mean + np.exp(log_variance / 2) * noise
+    np.testing.assert_allclose(metadata["mean"], mean.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(metadata["std"], samples.std((0, 1, 2, 3)), rtol=2e-3)
+    recorded = tfds.builder_from_directory(tmp_path).info.metadata
+    assert recorded["vae_digest"] == vae.digest
+    assert recorded["mirrored"] is True
+    assert recorded["mean"] == metadata["mean"]
+
+
+def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path):
+    encode.encode(config, vae_dir, tmp_path, shard_images=64)
+    with pytest.raises(ValueError, match=r"begun in another way:\n  shard_images: then 64, now 32"):
+        encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    config.data.flip = False
+    with pytest.raises(ValueError, match="mirrored: then True, now False"):
+        encode.encode(config, vae_dir, tmp_path, shard_images=64)
+
+
+def test_damaged_shard_is_named_and_a_lost_one_written_again(config, vae_dir, tmp_path):
+    encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    shard = tmp_path / "moments-train.array_record-00001-of-00003"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(OSError, match=r"00001-of-00003 has 1000 bytes.*remove it"):
+        encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    shard.unlink()
+    encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_size_that_the_factor_does_not_divide_is_refused(config, vae_dir, tmp_path):
+    config.data.image_size = 7
+    with pytest.raises(ValueError, match=r"multiples of the VAE's factor 2"):
+        encode.encode(config, vae_dir, tmp_path)
+
+
+def test_moments_beyond_float16_are_refused(config, vae_dir, tmp_path):
+    vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
+    params = jax.tree.map(jnp.asarray, vae.params)
+    params["quant_conv"]["bias"] += 1e6
+    checkpoint.save_params(tmp_path / "vae", ConfigDict({"model": VAE}), params)
+    with pytest.raises(ValueError, match=r"moments-train.* are not finite in float16"):
+        encode.encode(config, tmp_path / "vae", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("moments-*"))
+
+
+def _flags(vae_dir, digits_dir, out):
+    flags = ["--config", "configs/smoke.py", "--config.data.flip=True", "--vae", vae_dir]
+    flags += [f"--config.data.data_dir={digits_dir}", "--batch_size", 8, "--shard_images", 64]
+    return [*flags, "--out", out]
+
+
+def _files(directory):
+    return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_killed_and_run_again_it_ends_with_the_same_bytes(
+    run_command, vae_dir, digits_dir, tmp_path
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    out = run_command("encode", *_flags(vae_dir, digits_dir, whole))
+    assert f"{whole}: 1617 of train, 180 of eval, and their mirrors" in out
+    process = conftest.start("encode", *_flags(vae_dir, digits_dir, broken))
+    while len(list(broken.glob("moments-train*of-*"))) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list(broken.glob("moments-*of-*"))) < 26
+    assert not (broken / "dataset_info.json").exists()
+    run_command("encode", *_flags(vae_dir, digits_dir, broken))
+    assert _files(broken) == _files(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_records(run_command, run_pair, vae_dir, digits_dir, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_command("encode", *_flags(vae_dir, digits_dir, one))
+    run_pair("encode", *_flags(vae_dir, digits_dir, two))
+    assert _files(two) == _files(one)
+    assert json.loads((two / "metadata.json").read_text())["num_images"]["train"] == 1617
