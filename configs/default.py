@@ -59,24 +59,29 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "tfds"  # tfds, folder
-    config.data.name = (
-        "imagenet256_moments"  # TFDS name, directory of a TFDS dataset, or image folder
-    )
+    config.data.name = "imagenet2012"  # of images: TFDS name or directory, or image folder
     config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
-    config.data.kind = "moments"  # the feature read: image (uint8), moments (of a VAE, unscaled)
-    config.data.train_split = "train"
+    config.data.train_split = "train"  # of the images; those of moments are train and eval
     config.data.eval_split = "validation"  # empty: no held-out loss
     config.data.image_size = 256  # pixels after the ADM crop
     config.data.image_channels = 3  # 1 grey, 3 RGB
-    config.data.flip = False  # mirror images with probability 1/2
+    config.data.flip = True  # mirror images with probability 1/2, before the VAE
     config.data.cache = False  # keep decoded examples in host memory
     config.data.num_workers = 0  # processes that read; 0 reads in threads of this one
     config.data.num_threads = 4  # reading threads per process; 0 reads in the training loop
     config.data.prefetch_batches = 8  # that wait in host memory, per process
 
     config.latents = ConfigDict()
-    config.latents.scale = 0.18215  # x_0 = (z - shift) * scale; moments only
-    config.latents.shift = 0.0
+    # x_0 is: pixels; images, encoded in every step; moments, as dit_jax.encode stored them; device,
+    # stored moments that are kept in device memory.
+    config.latents.source = "moments"
+    config.latents.moments = "imagenet256_moments"  # stored ones: TFDS name or directory
+    config.latents.vae = ""  # workdir of the VAE, to encode images or decode samples
+    config.latents.vae_digest = ""  # of the VAE that the moments are of; filled in by the run
+    # x_0 = (z - shift) * scale: one number, or one for each channel; empty takes the mean and the
+    # inverse deviation that the stored moments' metadata records.
+    config.latents.scale = (0.18215,)
+    config.latents.shift = (0.0,)
 
     config.mesh = ConfigDict()  # the product is the number of devices; one may be -1
     config.mesh.data = -1  # copies of the model, each with its share of the batch

@@ -1,14 +1,15 @@
 """DiT on ImageNet 256x256 in latents of the Stable Diffusion VAE, any size of the paper.
 
+  python -m dit_jax.convert vae VAE runs/vae      # VAE: the directory of diffusers' AutoencoderKL
+  python -m dit_jax.encode --config configs/imagenet256.py --vae runs/vae --out DIR
   python -m dit_jax.train --config configs/imagenet256.py:DiT-XL/2 --workdir runs/xl2 \
-      --config.data.data_dir=DIR
+      --config.latents.moments=DIR
 
 Paper: Peebles & Xie 2023, table 4; FID-50K 19.47 after 400K steps without guidance. Here the
 hyper-parameters are the paper's and the activations bfloat16, where the paper's run was f32.
 
-Reads the TFDS dataset `imagenet256_moments`: per image a `moments` tensor [32, 32, 8] f16 (mean and
-log-variance of the VAE, unscaled) and a `label`; of every image also its mirror, since the flip
-comes before the VAE.
+Images: the TFDS dataset `imagenet2012`, or an image folder. Their moments, with those of the
+mirrors, are 2 x 1,281,167 x 16 KiB = 42 GB before compression.
 
 Cost and result: not measured.
 """

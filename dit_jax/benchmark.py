@@ -96,15 +96,17 @@ def _step_window(program, steps, real_data):
     state = train.new_state(program, key)
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
     batch = next(batches)
+    source = data.open_split(program.config, "train") if real_data else None
+    resident = train.load_resident(program, source)
     began = time.perf_counter()
-    step = train.compile_train_step(program).lower(state, batch, key).compile()
+    step = train.compile_train_step(program).lower(state, batch, key, resident).compile()
     compile_seconds = time.perf_counter() - began
 
     def window():
         nonlocal state
         began = time.perf_counter()
         for _ in range(steps):
-            state, _ = step(state, next(batches), key)
+            state, _ = step(state, next(batches), key, resident)
         jax.block_until_ready(state)
         return time.perf_counter() - began
 
@@ -154,10 +156,11 @@ def _synthetic_batches(program):
     rng = np.random.default_rng(0)
     rows = len(sharding.local_rows(program.mesh, config.batch_size))
     size, channels = config.model.input_size, config.model.in_channels
-    if config.data.kind == "moments":
+    if config.latents.source in ("moments", "device"):
         moments = rng.standard_normal((rows, size, size, 2 * channels)).astype(np.float16)
         batch = {"moments": moments}
     else:
+        size, channels = config.data.image_size, config.data.image_channels
         batch = {"image": rng.integers(0, 256, (rows, size, size, channels), np.uint8)}
     batch["label"] = rng.integers(0, config.model.num_classes, rows, np.int32)
     batch = sharding.put_batch(program.mesh, batch)
@@ -167,7 +170,7 @@ def _synthetic_batches(program):
 
 def _real_batches(program):
     config = program.config
-    source = data.open_source(config, config.data.train_split)
+    source = data.open_split(config, "train")
     rows = sharding.local_rows(program.mesh, config.batch_size)
     for batch in data.TrainIterator(source, config, rows):
         yield sharding.put_batch(program.mesh, batch)

@@ -43,6 +43,8 @@ MAY_CHANGE = (
     "model.remat",
     "model.scan_unroll",
     "data.data_dir",
+    "latents.vae",
+    "latents.moments",
     "data.cache",
     "data.num_workers",
     "data.num_threads",
@@ -60,7 +62,8 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
       cannot be written.
     """
     if _steps(workdir):  # before the first checkpoint nothing can be mixed up
-        saved, wanted = _flatten(load_config(workdir)), _flatten(config)
+        as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
+        saved, wanted = _flatten(load_config(workdir)), _flatten(as_saved)
         differing = [
             f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
             for key in sorted(saved.keys() | wanted.keys())
@@ -300,7 +303,7 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
     )
     params, _ = restore_params(workdir, shapes)
     digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
-    return latents.Vae(model, params, hashlib.sha256(digests.encode()).hexdigest()[:16])
+    return latents.Vae(params, model, hashlib.sha256(digests.encode()).hexdigest()[:16])
 
 
 def _restore_newest(directory, steps, trees):

@@ -30,6 +30,7 @@ def define_sampling() -> None:
     """--workdir and which checkpoint, seed and sampler to use there."""
     flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    flags.DEFINE_string("vae", None, "Workdir of the VAE that decodes; the run's by default.")
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
     flags.DEFINE_integer(
         "seed", 0, "Image i is a function of the model, the seed, i and its label."

@@ -51,13 +51,15 @@ class Source:
     image_channels: int
     num_classes: int
     origin: str
+    views: int = 1  # records of an image in a row: itself, and with 2 its mirror
+    metadata: dict = dataclasses.field(default_factory=dict)  # of moments: what `encode` recorded
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Batch:
         index = int(index)
-        record = self.records[index]
+        record = self._record(index)
         label = int(record["label"])
         if not 0 <= label < self.num_classes:
             raise ValueError(
@@ -82,6 +84,16 @@ class Source:
         shape = (self.image_size, self.image_size, self.image_channels)
         return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
 
+    def _record(self, index):
+        try:
+            return self.records[index]
+        # array_record and Protocol Buffers have exceptions of their own.
+        except Exception as error:
+            raise ValueError(
+                f"cannot read {self.describe(index)}: {error}. If a shard was cut, remove it and "
+                "build the dataset again."
+            ) from error
+
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""
         if isinstance(self.records, _Folder):
@@ -103,77 +115,129 @@ class _Folder:
         return {"image": self.files[index].read_bytes(), "label": self.labels[index]}
 
 
-def open_source(config, split: str) -> Source:
-    """The examples of one split of `config.data`.
+def open_split(config, split: str) -> Source:
+    """What a run with `config.latents.source` trains on or, with split 'eval', is evaluated on.
+
+    Raises: as `open_images` and `open_moments`.
+    """
+    if config.latents.source in ("pixels", "images"):
+        return open_images(config, config.data[f"{split}_split"])
+    return open_moments(config, split)
+
+
+def open_images(config, split: str) -> Source:
+    """The images of one split of `config.data`.
 
     Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
       for an empty or unknown split, or an unknown config value.
     """
     data = config.data
-    if data.kind not in ("image", "moments"):
-        raise ValueError(f"data.kind={data.kind!r} is unknown; choose image or moments.")
     if data.image_channels not in (1, 3):
         raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
     if data.source == "tfds":
-        records, origin = _open_tfds(data, split)
-    elif data.source == "folder" and data.kind == "image":
+        build = _build_command(data.name, data.data_dir)
+        builder = _open_tfds(data.name, data.data_dir, "image", build)
+        records, origin = _read_split(builder, split, "image", build)
+    elif data.source == "folder":
         records, origin = _open_folder(pathlib.Path(data.name) / split)
     else:
-        raise ValueError(
-            f"data.source={data.source!r} with data.kind={data.kind!r}: choose tfds for images or "
-            "moments, or folder for images."
-        )
+        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
     if not len(records):
         raise ValueError(f"{origin} is empty.")
-    num_classes = config.model.num_classes
-    return Source(records, data.kind, data.image_size, data.image_channels, num_classes, origin)
+    size, channels = data.image_size, data.image_channels
+    return Source(records, "image", size, channels, config.model.num_classes, origin)
 
 
-def _open_tfds(data, split):
+def open_moments(config, split: str) -> Source:
+    """The moments of one split, 'train' or 'eval', that `dit_jax.encode` wrote.
+
+    Raises: FileNotFoundError if there is no such dataset; ValueError for an empty split, moments
+      of another shape than the model takes, or moments that something has scaled.
+    """
+    name = config.latents.moments
+    build = "python -m dit_jax.encode --config ... --vae ... --out ..."
+    builder = _open_tfds(name, config.data.data_dir, "moments", build)
+    records, origin = _read_split(builder, split, "moments", build)
+    if not len(records):
+        raise ValueError(f"{origin} is empty.")
+    model, shape = config.model, tuple(builder.info.features["moments"].shape)
+    wanted = (model.input_size, model.input_size, 2 * model.in_channels)
+    if shape != wanted:
+        raise ValueError(
+            f"{origin} holds moments {shape}, but the model takes {wanted}: [h, w, 2C] by "
+            f"model.input_size={model.input_size}, model.in_channels={model.in_channels}."
+        )
+    metadata = dict(builder.info.metadata or {})
+    size, channels = config.data.image_size, config.data.image_channels
+    views = 2 if metadata.get("mirrored") else 1
+    source = Source(records, "moments", size, channels, model.num_classes, origin, views, metadata)
+    if metadata:
+        numbers = np.linspace(0, len(source) - 1, min(len(source), 256)).astype(int)
+        means = gather(source, numbers)["moments"][..., : model.in_channels]
+        found, recorded = float(np.abs(means).mean(dtype=np.float64)), metadata["mean_absolute"]
+        if not recorded / 2 < found < recorded * 2:
+            raise ValueError(
+                f"the means in {origin} are {found:.3g} large on average, but were written as "
+                f"{recorded:.3g}: they may have been scaled already. Encode the images again."
+            )
+    return source
+
+
+def _build_command(name, data_dir):
+    if name == "digits":
+        return "python -m dit_jax.datasets.digits" + f" --data_dir {data_dir}" * bool(data_dir)
+    return f"tfds build {name} --file_format=array_record" + f" --data_dir={data_dir}" * bool(
+        data_dir
+    )
+
+
+def _open_tfds(name, data_dir, feature, build):
+    """The builder of a prepared dataset, by name or directory."""
     # Importing it takes most of a second, and image folders do without.
     import tensorflow_datasets as tfds
 
-    data_dir = data.data_dir or None
-    directory = pathlib.Path(data.name).expanduser()
+    directory = pathlib.Path(name).expanduser()
     known = True
     try:
         if (directory / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(directory)
         else:
-            builder = tfds.builder(data.name, data_dir=data_dir)
+            builder = tfds.builder(name, data_dir=data_dir or None)
         prepared = pathlib.Path(builder.data_dir).is_dir()
     except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
-        known = prepared = False
-    if data.name == "digits":
-        build = f"python -m dit_jax.datasets.digits{f' --data_dir {data_dir}' * bool(data_dir)}"
-    else:
-        build = f"tfds build {data.name} --file_format=array_record"
-        build += f" --data_dir={data_dir}" * bool(data_dir)
+        known, prepared = name == "digits" or feature == "moments", False
     if not prepared:
-        way_out = f"Build it with `{build}`, or set" if known or data.name == "digits" else "Set"
+        way_out = f"Build it with `{build}`, or set" if known else "Set"
         raise FileNotFoundError(
-            f"no prepared TFDS dataset {data.name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
-            f". {way_out} data.data_dir, or data.name to the directory of a prepared dataset."
+            f"no prepared TFDS dataset {name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
+            f". {way_out} data.data_dir, or the name to the directory of a prepared dataset."
         )
-    feature = data.kind
     if feature not in builder.info.features:
         found = ", ".join(builder.info.features)
         raise ValueError(
-            f"dataset {data.name!r} has no feature {feature!r}, only {found}; check data.kind."
+            f"dataset {name!r} has no feature {feature!r}, only {found}; check latents.source."
         )
+    return builder
+
+
+def _read_split(builder, split, feature, build):
+    """(records, origin) of a split or a slice of one."""
+    import tensorflow_datasets as tfds
+
+    name = builder.info.name
     try:
         num_examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError):  # no such split, or no such slice
         splits = ", ".join(builder.info.splits)
         raise ValueError(
-            f"dataset {data.name!r} has no split {split!r}; it has {splits}, and slices of them "
+            f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them "
             "such as 'train[:90%]'."
         ) from None
     origin = f"split {split!r} of {builder.data_dir}"
     if not num_examples:
         return (), origin
     # The bytes are decoded by us: TFDS would hide the image's mode.
-    decoders = {"image": tfds.decode.SkipDecoding()} if data.kind == "image" else None
+    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
     try:
         return builder.as_data_source(split=split, decoders=decoders), origin
     except NotImplementedError as error:
@@ -203,7 +267,8 @@ class _BatchReader:
     """Batch i of this process, a function of i alone; picklable, for worker processes."""
 
     gather: Callable[[np.ndarray], Batch]  # of record numbers [rows]
-    num_records: int
+    num_images: int
+    views: int
     seed: int
     flip: bool
     batch_size: int
@@ -211,14 +276,16 @@ class _BatchReader:
 
     def __call__(self, i: int) -> Batch:
         positions = i * self.batch_size + self.rows
-        epochs, places = np.divmod(positions, self.num_records)
+        epochs, places = np.divmod(positions, self.num_images)
         indices = np.empty_like(places)
         for epoch in range(epochs[0], epochs[-1] + 1):
             within = epochs == epoch
-            indices[within] = _permutation(self.seed, epoch, self.num_records)[places[within]]
+            indices[within] = _permutation(self.seed, epoch, self.num_images)[places[within]]
+        mirrored = np.array([self.flip and self._is_mirrored(int(p)) for p in positions])
+        if self.views == 2:
+            return self.gather(2 * indices + mirrored)
         batch = self.gather(indices)
         if self.flip:
-            mirrored = [self._is_mirrored(int(position)) for position in positions]
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
 
@@ -237,6 +304,11 @@ def gather(source: Sequence[Batch], indices: Sequence[int]) -> Batch:
     """The examples of these numbers as one batch of arrays."""
     examples = [source[i] for i in indices]
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+
+def _records(indices):
+    """The places of examples that lie on the devices already."""
+    return {"record": indices.astype(np.int32)}
 
 
 class _Cache:
@@ -278,6 +350,7 @@ class TrainIterator:
     """
 
     def __init__(self, source: Source, config, rows: np.ndarray, state: dict | None = None):
+        num_images = len(source) // source.views
         self._num_records = len(source)
         self._next_batch = 0
         if state is not None:
@@ -288,15 +361,24 @@ class TrainIterator:
                     "or begin a new workdir."
                 )
             self._next_batch = state["next_batch"]
-        if config.data.flip and config.data.kind == "moments":
+        if config.data.flip and source.kind == "moments" and source.views == 1:
             raise ValueError(
-                "data.flip mirrors images; a moments dataset holds mirrored records instead."
+                f"data.flip mirrors images before the VAE, but {source.origin} holds no mirrors: "
+                "encode with data.flip, or set it to False."
             )
         examples = functools.partial(gather, source)
-        if config.data.cache:
+        if config.latents.source == "device":
+            examples = _records
+        elif config.data.cache:
             examples = _Cache(source).gather
         read = _BatchReader(
-            examples, len(source), config.seed, config.data.flip, config.batch_size, rows
+            examples,
+            num_images,
+            source.views,
+            config.seed,
+            config.data.flip,
+            config.batch_size,
+            rows,
         )
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
@@ -324,7 +406,8 @@ class TrainIterator:
 
 def eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
     """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0."""
-    for start in range(0, len(source), batch_size):
-        within = start + rows < len(source)
-        batch = gather(source, np.where(within, start + rows, 0))
+    num_images = len(source) // source.views
+    for start in range(0, num_images, batch_size):
+        within = start + rows < num_images
+        batch = gather(source, source.views * np.where(within, start + rows, 0))
         yield {**batch, "weight": within.astype(np.float32)}

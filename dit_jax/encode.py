@@ -54,7 +54,7 @@ def encode(
     mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
     splits = {"train": config.data.train_split, "eval": config.data.eval_split}
-    sources = {n: data.open_source(config, split) for n, split in splits.items() if split}
+    sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
     identity = {
         "vae_digest": vae.digest,
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
@@ -125,14 +125,14 @@ def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], np.ndarray]:
     """moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16, in the images' order."""
     rows = sharding.batch_sharding(mesh)
 
-    def moments_of(params, image):
+    def moments_of(vae, image):
         if mirrored:
             pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
             image = pairs.reshape(-1, *image.shape[1:])
-        return latents.encode(vae.model, params, image).astype(jnp.float16)
+        return latents.encode(vae, image).astype(jnp.float16)
 
     jitted = jax.jit(moments_of, out_shardings=rows)
-    return lambda image: np.asarray(jitted(vae.params, jax.device_put(image, rows)))
+    return lambda image: np.asarray(jitted(vae, jax.device_put(image, rows)))
 
 
 def _shards(out, name, num_images, shard_images):

@@ -77,6 +77,7 @@ def evaluate(
     seed: int = 0,
     step: int | None = None,
     raw: bool = False,
+    vae_workdir: pathlib.Path | None = None,
     progress: bool = False,
 ) -> dict:
     """The row of `num` samples, labels in equal shares; one that was measured before is read back.
@@ -85,7 +86,7 @@ def evaluate(
     Its 'picture' in the workdir shows 100 of the samples, with a class per row when there are ten.
     Raises: ValueError for images of more than MAX_VALUES values.
     """
-    trained = generate.load(workdir, step, raw)
+    trained = generate.load(workdir, step, raw, vae_workdir)
     config, counts = trained.config, flops.count(trained.config.model)
     values = config.data.image_size**2 * config.data.image_channels
     if values > MAX_VALUES:
@@ -110,14 +111,14 @@ def evaluate(
         return json.loads(measured)
 
     speed = metrics.training_speed(workdir, trained.step, config.batch_size)
-    source = data.open_source(config, config.data.train_split)
+    source = data.open_images(config, config.data.train_split)
     real = [source[i] for i in range(len(source))]
     real_images = np.stack([example["image"] for example in real])
     real_labels = np.array([example["label"] for example in real])
     labels = np.arange(num) * trained.model.num_classes // num
     sample = generate.make_sample_fn(config.sample, trained.model, trained.process, trained.mesh)
     images = generate.generate(
-        sample, trained.params, labels, seed, trained.mesh, progress=progress
+        sample, trained.params, labels, seed, trained.mesh, trained.to_image, progress
     )
     row["label_accuracy"] = label_accuracy(images, labels, real_images, real_labels)
     row |= fd_pixels(images, real_images)
@@ -166,6 +167,7 @@ def main(_):
         FLAGS.seed,
         FLAGS.step,
         FLAGS.raw,
+        FLAGS.vae,
         progress=sys.stderr.isatty(),
     )
     print(f"picture: {workdir / row['picture']}")

@@ -20,6 +20,7 @@ from dit_jax import checkpoint, diffusion, latents, models, samplers, sharding
 SAMPLERS = ("ddpm", "ddim")
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
+DECODED_PER_DEVICE = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,19 +33,27 @@ class Trained:
     model: nn.Module
     process: diffusion.DiscreteProcess
     params: dict
+    to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
 
 
-def load(workdir: pathlib.Path, step: int | None = None, raw: bool = False) -> Trained:
+def load(
+    workdir: pathlib.Path,
+    step: int | None = None,
+    raw: bool = False,
+    vae_workdir: pathlib.Path | None = None,
+) -> Trained:
     """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
 
     Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
-      ValueError for a model of latents.
+      ValueError for a model of latents without its VAE.
     """
     config = checkpoint.load_config(workdir)
-    if config.data.kind != "image":
+    if vae_workdir:
+        config.latents.vae = str(vae_workdir)
+    if config.latents.source != "pixels" and not config.latents.vae:
         raise ValueError(
-            f"{workdir} holds a model of latents (data.kind={config.data.kind!r}); only models of "
-            "pixels can be sampled, since there is no decoder."
+            f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
+            f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
     with config.unlocked():  # the run's devices need not be here
         config.mesh = dict(data=-1, fsdp=1, tensor=1)
@@ -54,7 +63,33 @@ def load(workdir: pathlib.Path, step: int | None = None, raw: bool = False) -> T
     shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
     shapes = sharding.with_shardings(mesh, shapes)
     params, step = checkpoint.restore_params(workdir, shapes, step, raw)
-    return Trained(config, step, mesh, model, diffusion.build(config.diffusion), params)
+    to_image = latents.image_from_x_0
+    if config.latents.source != "pixels":
+        to_image = make_decode_fn(load_vae(config, mesh), config.latents, mesh)
+    process = diffusion.build(config.diffusion)
+    return Trained(config, step, mesh, model, process, params, to_image)
+
+
+def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
+    """The VAE of `config.latents`, which must be the one that the moments are of.
+
+    Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
+    """
+    vae = checkpoint.load_vae(pathlib.Path(config.latents.vae), mesh, config.model.dtype)
+    if config.latents.vae_digest not in ("", vae.digest):
+        raise ValueError(
+            f"latents.vae={config.latents.vae} has digest {vae.digest}, but the moments are of "
+            f"the VAE with digest {config.latents.vae_digest}."
+        )
+    size, channels = config.data.image_size // vae.model.factor, vae.model.latent_channels
+    takes = config.model.input_size, config.model.in_channels
+    if (size, channels) != takes:
+        raise ValueError(
+            f"latents.vae={config.latents.vae} makes latents of size and channels "
+            f"{(size, channels)} of data.image_size={config.data.image_size}, but the model takes "
+            f"{takes}."
+        )
+    return vae
 
 
 def make_sample_fn(
@@ -104,13 +139,36 @@ def make_sample_fn(
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh))
 
 
+def make_decode_fn(vae: latents.Vae, config, mesh: Mesh) -> Callable:
+    """`to_image(x_0 [B, h, w, C]) -> [B, H, W, channels] uint8` of latents.
+
+    Args: config, `config.latents`.
+    DECODED_PER_DEVICE images at a time, so that large ones fit.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    grouped = jax.NamedSharding(mesh, jax.P(None, *sharding.BATCH))
+
+    @jax.jit
+    def decode(vae, x_0):
+        rows = math.gcd(x_0.shape[0] // shards, DECODED_PER_DEVICE)
+        # Every device's rows stay where they are: [B, ...] -> [groups, shards * rows, ...].
+        groups = x_0.reshape(shards, -1, rows, *x_0.shape[1:]).swapaxes(0, 1)
+        groups = groups.reshape(-1, shards * rows, *x_0.shape[1:])
+        groups = jax.lax.with_sharding_constraint(groups, grouped)
+        images = jax.lax.map(lambda z: latents.decode(vae, config, z), groups)
+        images = images.reshape(-1, shards, rows, *images.shape[2:]).swapaxes(0, 1)
+        return images.reshape(-1, *images.shape[3:])
+
+    return functools.partial(decode, vae)
+
+
 def generate(
     sample: Callable,
     params,
     labels: np.ndarray,
     seed: int,
     mesh: Mesh,
-    to_image: Callable = latents.image_from_x_0,
+    to_image: Callable,
     progress: bool = False,
     batch_size: int | None = None,
 ) -> np.ndarray:

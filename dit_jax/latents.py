@@ -1,28 +1,36 @@
 """Between stored examples and x_0: pixels, the VAE and its moments, latents, and back."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
+# What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
+# moments in device memory.
+SOURCES = ("pixels", "images", "moments", "device")
 # The clamp of the published autoencoder; an f16 log-variance may lie far outside.
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@struct.dataclass
 class Vae:
-    """A trained autoencoder, its parameters replicated over a mesh."""
+    """A trained autoencoder; a tree of its parameters, so that jitted functions take it."""
 
-    model: nn.Module
     params: dict
-    digest: str  # of the parameters: two VAEs with the same one have the same latents
+    model: nn.Module = struct.field(pytree_node=False)
+    digest: str = struct.field(pytree_node=False)  # of the parameters
 
 
-def encode(vae_model: nn.Module, params, image: jax.Array) -> jax.Array:
+def encode(vae: Vae, image: jax.Array) -> jax.Array:
     """Images [B, H, W, C] uint8 to moments [B, h, w, 2C] f32, unscaled: mean, log-variance."""
     pixels = pixels_from_image(image)
-    return vae_model.apply({"params": params}, pixels, method="encode")
+    return vae.model.apply({"params": vae.params}, pixels, method="encode")
+
+
+def decode(vae: Vae, config, x_0: jax.Array) -> jax.Array:
+    """x_0 [B, h, w, C] f32, scaled by `config.latents`, to images [B, H, W, C] uint8."""
+    z = unscale(config, x_0)
+    return image_from_x_0(vae.model.apply({"params": vae.params}, z, method="decode"))
 
 
 def pixels_from_image(image: jax.Array) -> jax.Array:
@@ -30,25 +38,49 @@ def pixels_from_image(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1
 
 
-def x_0_from_batch(
-    batch: dict[str, jax.Array], key: jax.Array, scale: float, shift: float
-) -> jax.Array:
-    """The clean x_0 of a batch of images or of stored VAE moments.
+def x_0_from_batch(batch: dict[str, jax.Array], key: jax.Array, config, resident: dict):
+    """The clean x_0 of a batch by `config.latents`, scaled and shifted here and nowhere else.
 
     Args:
-      batch: 'image' [B, H, W, C] uint8, or 'moments' [B, h, w, 2C] f16: mean, log-variance,
-        unscaled.
+      batch: 'image' [B, H, W, C] uint8, 'moments' [B, h, w, 2C] f16: mean, log-variance,
+        unscaled; or 'record' [B] int32, their places in resident['moments'].
       key: draws the posterior sample of moments, afresh for each call.
-      scale, shift: of latents, (z - shift) * scale; not used for images.
+      resident: what every step reads and none changes: 'vae', a `Vae`, for images to be encoded;
+        'moments' [N, h, w, 2C] f16.
     Returns: [B, h, w, C] f32.
     """
-    if "image" in batch:
+    if config.source == "pixels":
         return pixels_from_image(batch["image"])
-    mean, log_variance = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
+    if config.source == "images":
+        # Rounded as they are stored, so that a run on stored ones is the same run.
+        moments = encode(resident["vae"], batch["image"]).astype(jnp.float16)
+    elif "record" in batch:
+        moments = resident["moments"][batch["record"]]
+    else:
+        moments = batch["moments"]
+    return scale(config, posterior_sample(moments, key))
+
+
+def posterior_sample(moments: jax.Array, key: jax.Array) -> jax.Array:
+    """z [B, h, w, C] f32, unscaled, of moments [B, h, w, 2C]."""
+    mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     std = jnp.exp(0.5 * jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
-    z = mean + std * jax.random.normal(key, mean.shape)
-    # SD latents have std 5.5; 0.18215 makes it 1. Applied here and nowhere else.
-    return (z - shift) * scale
+    return mean + std * jax.random.normal(key, mean.shape)
+
+
+def scale(config, z: jax.Array) -> jax.Array:
+    """(z - shift) * scale of z [B, h, w, C], by one number each or one for every channel."""
+    # SD latents have std 5.5; 0.18215 makes it 1.
+    return (z - _per_channel(config.shift)) * _per_channel(config.scale)
+
+
+def unscale(config, x_0: jax.Array) -> jax.Array:
+    """The inverse of `scale`."""
+    return x_0 / _per_channel(config.scale) + _per_channel(config.shift)
+
+
+def _per_channel(numbers):
+    return jnp.array(numbers, jnp.float32).reshape(1, 1, 1, -1)
 
 
 def image_from_x_0(x_0: jax.Array) -> jax.Array:

@@ -64,7 +64,7 @@ def main(_):
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out={out} must end in .png (a grid) or .npz (arr_0 and label).")
     _check_writable(out)
-    trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw)
+    trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw, FLAGS.vae)
     labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes)
     trained.config.sample.update(cli.sampling_settings())
     sample = generate.make_sample_fn(
@@ -76,6 +76,7 @@ def main(_):
         labels,
         FLAGS.seed,
         trained.mesh,
+        trained.to_image,
         batch_size=FLAGS.batch_size,
         progress=sys.stderr.isatty(),
     )

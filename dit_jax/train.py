@@ -111,20 +111,91 @@ def _check_ranges(config):
 
 def _check_input(config):
     """What the data yields must be what the model takes."""
-    data_config, model_config = config.data, config.model
+    data_config, model_config, source = config.data, config.model, config.latents.source
+    if source not in latents.SOURCES:
+        raise ValueError(
+            f"latents.source={source!r} is unknown; choose one of {', '.join(latents.SOURCES)}."
+        )
     pixels = data_config.image_size, data_config.image_channels
     takes = model_config.input_size, model_config.in_channels
-    if data_config.kind == "image" and pixels != takes:
+    if source == "pixels" and pixels != takes:
         raise ValueError(
             f"data.image_size, data.image_channels = {pixels}, but model.input_size, model."
             f"in_channels = {takes}: a model of pixels needs the same. For latents set "
-            "data.kind to moments."
+            "latents.source."
         )
-    if data_config.kind != "image" and config.sample_every_steps:
+    needs_vae = source == "images" or (source != "pixels" and config.sample_every_steps)
+    if needs_vae and not config.latents.vae:
         raise ValueError(
-            f"sample_every_steps={config.sample_every_steps} needs a model of pixels, since there "
-            "is no decoder of latents; set it to 0."
+            f"latents.source={source!r} with sample_every_steps={config.sample_every_steps} needs "
+            "latents.vae, the workdir of a VAE."
         )
+    for key in ("scale", "shift"):
+        numbers = config.latents[key]
+        if source != "pixels" and len(numbers) not in (1, model_config.in_channels):
+            raise ValueError(
+                f"latents.{key}={numbers} must be one number, or one for each of "
+                f"model.in_channels={model_config.in_channels}."
+            )
+
+
+def resolve_latents(config: ConfigDict, source: data.Source) -> ConfigDict:
+    """The config with what only the stored moments know: their VAE, and scale and shift if empty.
+
+    Raises: ValueError if scale or shift is empty and nothing is recorded.
+    """
+    config = config.copy_and_resolve_references()
+    recorded, latents_config = source.metadata, config.latents
+    latents_config.vae_digest = recorded.get("vae_digest", latents_config.vae_digest)
+    if config.latents.source == "pixels" or (latents_config.scale and latents_config.shift):
+        return config
+    if not recorded:
+        raise ValueError(
+            f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
+            f"ones are taken from what dit_jax.encode records, but {source.origin} has no record."
+        )
+    latents_config.scale = latents_config.scale or tuple(1 / std for std in recorded["std"])
+    latents_config.shift = latents_config.shift or tuple(recorded["mean"])
+    return config
+
+
+def load_resident(program: Program, source: data.Source | None) -> dict:
+    """What every step reads and none changes, on the devices; {} for pixels and moments.
+
+    Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`'s
+      'moments' [N, h, w, 2C] f16 and 'label' [N] int32, sharded over the batch axes.
+    Raises: ValueError if the moments do not fit, with the bytes, or as `load_vae`.
+    """
+    config, mesh = program.config, program.mesh
+    if config.latents.source == "images":
+        return {"vae": generate.load_vae(config, mesh)}
+    if config.latents.source != "device" or source is None:
+        return {}
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    count = -(-len(source) // shards) * shards  # the last few repeat the last record
+    shape = (config.model.input_size, config.model.input_size, 2 * config.model.in_channels)
+    needed = count // shards * int(np.prod(shape)) * 2
+    free = _free_bytes(mesh.local_devices[0])
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free: use "
+            "more devices, or latents.source=moments."
+        )
+    rows = sharding.batch_sharding(mesh)
+
+    def place(name, shape):
+        def read(index):
+            numbers = np.minimum(np.arange(count)[index[0]], len(source) - 1)
+            return data.gather(source, numbers)[name]
+
+        return jax.make_array_from_callback((count, *shape), rows, read)
+
+    return {"moments": place("moments", shape), "label": place("label", ())}
+
+
+def _free_bytes(device):
+    memory = device.memory_stats()  # None from CPUs
+    return memory and memory["bytes_limit"] - memory["bytes_in_use"]
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -140,22 +211,24 @@ def new_state(program: Program, key: jax.Array) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch: dict, key: jax.Array, *, program: Program
+    state: TrainState, batch: dict, key: jax.Array, resident: dict, *, program: Program
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a global batch.
 
     Args:
-      batch: 'image' or 'moments', and 'label'; [B, ...], as `data` yields them.
+      batch: 'image' or 'moments', and 'label', or 'record'; [B, ...], as `data` yields them.
       key: of the run; this step's is folded from it.
+      resident: of `load_resident`.
     Returns: the next state, and scalars: loss, its parts, grad_norm, param_norm,
       learning_rate.
     """
     config, model, process = program.config, program.model, program.process
     posterior_key, noise_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    x_0 = latents.x_0_from_batch(batch, posterior_key, config.latents.scale, config.latents.shift)
+    label = resident["label"][batch["record"]] if "record" in batch else batch["label"]
+    x_0 = latents.x_0_from_batch(batch, posterior_key, config.latents, resident)
     # Drawn for the whole batch: accumulation must not change what is learned.
     t, eps = objectives.draw(process, noise_key, x_0.shape)
-    label = drop_labels(drop_key, batch["label"], model.class_dropout_prob, model.num_classes)
+    label = drop_labels(drop_key, label, model.class_dropout_prob, model.num_classes)
 
     def mean_loss(params, x_0, label, t, eps):
         losses = _losses(program, params, x_0, label, t, eps)
@@ -212,11 +285,12 @@ def _accumulate(program, grad, examples):
     return jax.tree.map(lambda a: a / steps, total)
 
 
-def eval_step(params, batch: dict, key: jax.Array, *, program: Program) -> dict[str, jax.Array]:
+def eval_step(
+    params, batch: dict, key: jax.Array, resident: dict, *, program: Program
+) -> dict[str, jax.Array]:
     """Sums over the batch, weighted by batch['weight']: the loss's parts, and the weight itself."""
-    latents_config = program.config.latents
     posterior_key, noise_key = jax.random.split(key)
-    x_0 = latents.x_0_from_batch(batch, posterior_key, latents_config.scale, latents_config.shift)
+    x_0 = latents.x_0_from_batch(batch, posterior_key, program.config.latents, resident)
     t, eps = objectives.draw(program.process, noise_key, x_0.shape)
     losses = _losses(program, params, x_0, batch["label"], t, eps)
     sums = {name: jnp.sum(loss * batch["weight"]) for name, loss in losses.items()}
@@ -232,7 +306,7 @@ def compile_train_step(program: Program) -> Callable:
     )
 
 
-def compile_evaluate(program: Program, source: data.Source) -> Callable:
+def compile_evaluate(program: Program, source: data.Source, resident: dict) -> Callable:
     """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call."""
     step = jax.jit(
         functools.partial(eval_step, program=program),
@@ -244,7 +318,9 @@ def compile_evaluate(program: Program, source: data.Source) -> Callable:
     def evaluate(params):
         total = {}
         for i, batch in enumerate(data.eval_batches(source, batch_size, rows)):
-            sums = step(params, sharding.put_batch(program.mesh, batch), jax.random.key(i))
+            sums = step(
+                params, sharding.put_batch(program.mesh, batch), jax.random.key(i), resident
+            )
             total = {name: total.get(name, 0) + value for name, value in sums.items()}
         weight = float(total.pop("weight"))
         return {f"eval_{name}": float(value) / weight for name, value in total.items()}
@@ -256,10 +332,16 @@ def compile_sample_grid(program: Program) -> Callable:
     """`draw(params) -> [rows*H, columns*W, 3] uint8`: the same labels and noise every call."""
     config = program.config.sample
     sample = generate.make_sample_fn(config, program.model, program.process, program.mesh)
+    to_image = latents.image_from_x_0
+    if program.config.latents.source != "pixels":
+        vae = generate.load_vae(program.config, program.mesh)
+        to_image = generate.make_decode_fn(vae, program.config.latents, program.mesh)
     labels = np.arange(config.num_images) * program.model.num_classes // config.num_images
 
     def draw(params):
-        images = generate.generate(sample, params, labels, program.config.seed, program.mesh)
+        images = generate.generate(
+            sample, params, labels, program.config.seed, program.mesh, to_image
+        )
         return generate.image_grid(images, generate.grid_columns(len(images)))
 
     return draw
@@ -272,11 +354,12 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     returns early.
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
     """
+    train_source = data.open_split(config, "train")
+    config = resolve_latents(config, train_source)
     program = make_program(config)
-    train_source = data.open_source(config, config.data.train_split)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
-        eval_source = data.open_source(config, config.data.eval_split)
+        eval_source = data.open_split(config, "eval")
     checkpoint.claim_workdir(workdir, config)
     if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
         cache = workdir.absolute() / "compilation_cache"
@@ -305,7 +388,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = data.TrainIterator(train_source, config, rows, data_state)
         step_fn = compile_train_step(program)
-        evaluate = compile_evaluate(program, eval_source) if eval_source else None
+        resident = load_resident(program, train_source)
+        evaluate = compile_evaluate(program, eval_source, resident) if eval_source else None
         draw_grid = compile_sample_grid(program) if config.sample_every_steps else None
         profile = range(0)
         if config.profile_start_step > first_step:
@@ -319,7 +403,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             last = step == total_steps
             if profile and step == profile[0]:
                 trace.enter_context(jax.profiler.trace(workdir / "profile"))
-            state, scalars = step_fn(state, sharding.put_batch(program.mesh, next(batches)), key)
+            state, scalars = step_fn(
+                state, sharding.put_batch(program.mesh, next(batches)), key, resident
+            )
             progress.append(scalars)
             if profile and step == profile[-1]:
                 with progress.paused():

@@ -32,6 +32,7 @@ def test_mfu_is_of_the_peak_of_this_card_in_bfloat16_alone(monkeypatch):
     assert benchmark._speed(1.0, 100, 989.0, "step", "bfloat16")["mfu"] is None
 
 
+@pytest.mark.slow
 def test_benchmarks_of_real_data_and_of_the_loop(run_command, digits_dir):
     flags = ["--config", "configs/smoke.py", f"--config.data.data_dir={digits_dir}", "--json"]
     assert (

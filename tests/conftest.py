@@ -23,7 +23,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import smoke
-from dit_jax import convert, diffusion, models, train
+from dit_jax import checkpoint, convert, diffusion, encode, models, train
 from dit_jax.datasets import digits
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -99,6 +99,43 @@ def digits_dir(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("tfds")
     digits.prepare(data_dir)
     return data_dir
+
+
+VAE = dict(
+    name="vae",
+    image_channels=1,
+    latent_channels=2,
+    block_channels=[8, 16],
+    layers_per_block=1,
+    norm_groups=4,
+    use_quant_conv=True,
+    mid_attention=True,
+    scale=None,
+    shift=None,
+    dtype="float32",
+    remat=False,
+)
+
+
+@pytest.fixture(scope="session")
+def vae_dir(tmp_path_factory):
+    """A workdir of a tiny VAE for the digits, with random parameters."""
+    workdir = tmp_path_factory.mktemp("vae") / "tiny"
+    config = ConfigDict({"model": VAE})
+    params = models.init_params(models.build(config.model), jax.random.key(0))
+    checkpoint.save_params(workdir, config, params)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def moments_dir(digits_dir, vae_dir, tmp_path_factory):
+    """The moments of 160 digits, 20 held-out ones, and of their mirrors."""
+    config = smoke.get_config()
+    config.data.update(data_dir=str(digits_dir), flip=True)
+    config.data.update(train_split="train[:160]", eval_split="test[:20]")
+    out = tmp_path_factory.mktemp("moments") / "digits"
+    encode.encode(config, vae_dir, out, shard_images=64, batch_size=8)
+    return out
 
 
 @pytest.fixture

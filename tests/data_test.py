@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def folder_config(folder):
     config = default.get_config()
-    config.data.update(source="folder", kind="image", name=str(folder), image_size=8)
+    config.data.update(source="folder", name=str(folder), image_size=8)
     config.model.update(num_classes=2)
     config.batch_size = 4
     return config
@@ -66,11 +66,11 @@ def folder_config(folder):
 
 @pytest.fixture
 def digits_source(smoke_config):
-    return data.open_source(smoke_config, "train")
+    return data.open_images(smoke_config, "train")
 
 
 def test_folder_gives_a_class_per_sub_folder(folder_config):
-    source = data.open_source(folder_config, "train")
+    source = data.open_images(folder_config, "train")
     assert [int(source[i]["label"]) for i in range(len(source))] == [0, 0, 0, 1, 1]
     assert source[4]["image"].shape == (8, 8, 3)
     assert source[0]["image"].dtype == np.uint8
@@ -91,7 +91,7 @@ def test_every_mode_becomes_the_channels_asked_for(folder_config, mode, channels
 
 
 def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
-    test = data.open_source(smoke_config, "test")
+    test = data.open_images(smoke_config, "test")
     assert (len(digits_source), len(test)) == (1617, 180)
     everything = np.concatenate(
         [np.stack([s[i]["image"] for i in range(len(s))]) for s in (digits_source, test)]
@@ -106,7 +106,7 @@ def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
 class _Numbered:
     """A source whose image is its own index, to see what was read."""
 
-    origin = "numbers"
+    origin, kind, views = "numbers", "image", 1
 
     def __init__(self, size):
         self.size = size
@@ -128,7 +128,8 @@ def _labels(config, rows, count, size=10, state=None):
 @pytest.fixture
 def config():
     config = default.get_config()
-    config.data.kind = "image"
+    config.data.flip = False
+    config.latents.source = "pixels"
     config.batch_size = 4
     return config
 
@@ -251,10 +252,16 @@ def moments_dir(tmp_path_factory):
     return builder.data_dir
 
 
-def test_moments_are_read_from_the_directory_of_a_dataset(config, moments_dir):
-    config.data.update(name=str(moments_dir), kind="moments")
-    source = data.open_source(config, "train")
-    iterator = data.TrainIterator(source, config, np.arange(4))
+@pytest.fixture
+def moments_config(config, moments_dir):
+    config.latents.update(source="moments", moments=str(moments_dir))
+    config.model.update(input_size=4, num_classes=3)
+    return config
+
+
+def test_moments_are_read_from_the_directory_of_a_dataset(moments_config):
+    source = data.open_split(moments_config, "train")
+    iterator = data.TrainIterator(source, moments_config, np.arange(4))
     batch = next(iterator)
     assert batch["moments"].shape == (4, 4, 4, 8)
     assert batch["moments"].dtype == np.float16
@@ -262,26 +269,56 @@ def test_moments_are_read_from_the_directory_of_a_dataset(config, moments_dir):
     np.testing.assert_array_equal(sorted(values), np.arange(6) + 0.5)
 
 
-def test_mirroring_moments_is_refused(config, moments_dir):
-    config.data.update(name=str(moments_dir), kind="moments", flip=True)
-    source = data.open_source(config, "train")
-    with pytest.raises(ValueError, match=r"data\.flip mirrors images"):
-        data.TrainIterator(source, config, np.arange(4))
+def test_mirroring_moments_without_mirrors_is_refused(moments_config):
+    moments_config.data.flip = True
+    source = data.open_split(moments_config, "train")
+    with pytest.raises(
+        ValueError, match=r"data\.flip mirrors images before the VAE, but .* no mirr"
+    ):
+        data.TrainIterator(source, moments_config, np.arange(4))
+
+
+def test_mirror_of_moments_is_the_next_record(config):
+    """Records 2i and 2i + 1 are image i and its mirror: flips pick the latter half of the time."""
+
+    class Mirrored(_Numbered):
+        kind, views = "moments", 2
+
+    config.data.flip = True
+    config.batch_size = 10
+    iterator = data.TrainIterator(Mirrored(20), config, np.arange(10))
+    records = np.stack([next(iterator)["label"] for _ in range(50)])
+    for epoch in records:
+        assert sorted(epoch // 2) == list(range(10))
+    assert 180 < (records % 2).sum() < 320
+    plain = data.TrainIterator(_Numbered(10), config, np.arange(10))
+    sides = [b["image"][:, 0, 0, 0] == b["label"] for b in (next(plain) for _ in range(50))]
+    # Record 0 looks the same from both sides; the others are mirrored in the same places.
+    assert (np.stack(sides) == (records % 2 == 0))[records // 2 > 0].all()
+    config.data.flip = False
+    unflipped = data.TrainIterator(Mirrored(20), config, np.arange(10))
+    assert not (next(unflipped)["label"] % 2).any()
+
+
+def test_moments_of_another_shape_than_the_model_takes_are_refused(moments_config):
+    moments_config.model.input_size = 8
+    with pytest.raises(ValueError, match=r"moments \(4, 4, 8\), but the model takes \(8, 8, 8\)"):
+        data.open_split(moments_config, "train")
 
 
 def test_missing_dataset_says_how_to_build_it(smoke_config, tmp_path):
     smoke_config.data.data_dir = str(tmp_path)
     command = rf"python -m dit_jax\.datasets\.digits --data_dir {tmp_path}"
     with pytest.raises(FileNotFoundError, match=command):
-        data.open_source(smoke_config, "train")
+        data.open_images(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
     smoke_config.data.name = "mnist"
     build = rf"tfds build mnist --file_format=array_record --data_dir={tmp_path}"
     with pytest.raises(FileNotFoundError, match=build):
-        data.open_source(smoke_config, "train")
+        data.open_images(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
     with pytest.raises(FileNotFoundError, match=r"no_such_dataset.*\. Set data\.data_dir"):
-        data.open_source(smoke_config, "train")
+        data.open_images(smoke_config, "train")
 
 
 def test_dataset_in_another_file_format_says_how_to_build_it_again(
@@ -292,32 +329,32 @@ def test_dataset_in_another_file_format_says_how_to_build_it_again(
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     smoke_config.data.name = str(directory)
     with pytest.raises(ValueError, match=r"the format tfrecord.*--file_format=array_record"):
-        data.open_source(smoke_config, "train")
+        data.open_images(smoke_config, "train")
 
 
 def test_unknown_split_and_feature_list_the_known_ones(smoke_config):
     with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
-        data.open_source(smoke_config, "validation")
+        data.open_images(smoke_config, "validation")
     with pytest.raises(ValueError, match=r"no split 'train\[:x\]'; it has train, test, and slices"):
-        data.open_source(smoke_config, "train[:x]")
-    smoke_config.data.kind = "moments"
+        data.open_images(smoke_config, "train[:x]")
+    smoke_config.latents.update(source="moments", moments=smoke_config.data.name)
     with pytest.raises(ValueError, match="no feature 'moments', only image, label"):
-        data.open_source(smoke_config, "train")
+        data.open_split(smoke_config, "train")
 
 
 def test_empty_split_is_refused(smoke_config, folder_config, folder):
     with pytest.raises(ValueError, match=r"'train\[:0\]'.* is empty"):
-        data.open_source(smoke_config, "train[:0]")
+        data.open_images(smoke_config, "train[:0]")
     (folder / "val").mkdir()
     with pytest.raises(ValueError, match="val is empty"):
-        data.open_source(folder_config, "val")
+        data.open_images(folder_config, "val")
     with pytest.raises(FileNotFoundError, match="one folder per split"):
-        data.open_source(folder_config, "test")
+        data.open_images(folder_config, "test")
 
 
 def test_label_beyond_the_classes_names_the_record(smoke_config):
     smoke_config.model.num_classes = 5
-    source = data.open_source(smoke_config, "train")
+    source = data.open_images(smoke_config, "train")
     with pytest.raises(ValueError, match=r"label \d of record \d+ of split 'train'.*0\.\.4"):
         next(data.TrainIterator(source, smoke_config, np.arange(16)))
 
@@ -333,7 +370,7 @@ def test_unreadable_image_names_the_file(folder_config, tmp_path, damage, num_wo
         path.write_bytes(content)
     folder_config.data.update(name=str(tmp_path), num_workers=num_workers)
     iterator = data.TrainIterator(
-        data.open_source(folder_config, "train"), folder_config, np.arange(2)
+        data.open_images(folder_config, "train"), folder_config, np.arange(2)
     )
     with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png") as error:
         next(iterator)  # a batch of both
@@ -348,7 +385,6 @@ def test_dataset_that_changed_under_a_run_is_refused(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(kind="pixels"), r"data.kind='pixels'.*image or moments"),
         (dict(image_channels=2), r"image_channels=2.*1 \(grey\) or 3"),
         (dict(source="web"), "data.source='web'"),
     ],
@@ -357,4 +393,4 @@ def test_dataset_that_changed_under_a_run_is_refused(config):
 def test_unknown_data_settings_list_the_known_ones(config, change, message):
     config.data.update(change)
     with pytest.raises(ValueError, match=message):
-        data.open_source(config, "train")
+        data.open_images(config, "train")

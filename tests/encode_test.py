@@ -12,32 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, encode, models
-
-VAE = dict(
-    name="vae",
-    image_channels=1,
-    latent_channels=2,
-    block_channels=[8, 16],
-    layers_per_block=1,
-    norm_groups=4,
-    use_quant_conv=True,
-    mid_attention=True,
-    scale=None,
-    shift=None,
-    dtype="float32",
-    remat=False,
-)
-
-
-@pytest.fixture(scope="session")
-def vae_dir(tmp_path_factory):
-    """A workdir of a tiny VAE for the digits, with random parameters."""
-    workdir = tmp_path_factory.mktemp("vae") / "tiny"
-    config = ConfigDict({"model": VAE})
-    params = models.init_params(models.build(config.model), jax.random.key(0))
-    checkpoint.save_params(workdir, config, params)
-    return workdir
+from dit_jax import checkpoint, data, encode
 
 
 @pytest.fixture
@@ -58,7 +33,7 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     assert len(list(tmp_path.glob("moments-train.array_record-*-of-00003"))) == 3
     moments, labels = _read(tmp_path)
     assert (moments.shape, moments.dtype) == ((140, 4, 4, 4), np.float16)
-    source = data.open_source(config, "train[:70]")
+    source = data.open_images(config, "train[:70]")
     batch = data.gather(source, range(70))
     np.testing.assert_array_equal(labels, batch["label"].repeat(2))
     vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
@@ -113,7 +88,7 @@ def test_moments_beyond_float16_are_refused(config, vae_dir, tmp_path):
     vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
     params = jax.tree.map(jnp.asarray, vae.params)
     params["quant_conv"]["bias"] += 1e6
-    checkpoint.save_params(tmp_path / "vae", ConfigDict({"model": VAE}), params)
+    checkpoint.save_params(tmp_path / "vae", ConfigDict({"model": conftest.VAE}), params)
     with pytest.raises(ValueError, match=r"moments-train.* are not finite in float16"):
         encode.encode(config, tmp_path / "vae", tmp_path / "out")
     assert not list((tmp_path / "out").glob("moments-*"))
@@ -129,6 +104,7 @@ def _files(directory):
     return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_ends_with_the_same_bytes(
     run_command, vae_dir, digits_dir, tmp_path
 ):

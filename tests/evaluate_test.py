@@ -46,7 +46,7 @@ def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
     assert row["fd_pixels"] > row["fd_pixels_real_halves"] > 0
     assert row["picture"].startswith("evaluations/40-")
     assert (workdir / row["picture"]).is_file()
-    monkeypatch.setattr(evaluate.data, "open_source", None)  # not needed again
+    monkeypatch.setattr(evaluate.data, "open_images", None)  # not needed again
     assert evaluate.evaluate(workdir, {"steps": 4}, num=40) == row
     monkeypatch.undo()
     monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")

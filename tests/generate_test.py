@@ -105,8 +105,10 @@ def test_guidance_without_a_null_class_is_refused(model, process):
 
 def test_models_of_latents_are_refused(workdir):
     config = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(config.replace('"kind": "image"', '"kind": "moments"'))
-    with pytest.raises(ValueError, match="holds a model of latents"):
+    (workdir / "config.json").write_text(
+        config.replace('"source": "pixels"', '"source": "moments"')
+    )
+    with pytest.raises(ValueError, match="holds a model of latents: give --vae"):
         generate.load(workdir)
 
 

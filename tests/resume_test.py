@@ -93,10 +93,8 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path, digits_d
     assert [line["step"] for line in actual[2]] == list(range(1, 61))
 
 
-@pytest.mark.parametrize(
-    ("axis", "devices"),
-    [("fsdp", 2), pytest.param("tensor", 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("axis", "devices"), [("fsdp", 2), ("tensor", 1)])
 def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, devices):
     """Five steps on a mesh with an axis that spans the processes; both save one checkpoint."""
     flags = ["--config.total_steps=5", "--config.optim.warmup_steps=2"]

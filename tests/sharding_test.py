@@ -83,7 +83,7 @@ def _five_steps(config, devices=None):
         image = rng.integers(0, 256, (config.batch_size, 8, 8, 1), np.uint8)
         label = rng.integers(0, 10, config.batch_size, np.int32)
         batch = sharding.put_batch(program.mesh, {"image": image, "label": label})
-        state, scalars = step(state, batch, key)
+        state, scalars = step(state, batch, key, {})
         losses.append(jax.device_get(scalars))
     assert int(state.step) == 5
     return losses, jax.device_get((state.params, state.ema_params))

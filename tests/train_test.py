@@ -39,9 +39,9 @@ def test_run_writes_metrics_samples_and_checkpoints(trained_workdir):
 def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     """The same weights on one device more or less give the same held-out loss."""
     program = train.make_program(smoke_config, jax.devices()[:4])
-    source = data.open_source(smoke_config, "test")
+    source = data.open_images(smoke_config, "test")
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
-    first = train.compile_evaluate(program, source)(params)
+    first = train.compile_evaluate(program, source, {})(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
     for name, value in first.items():
         assert value == pytest.approx(recorded[name], rel=1e-5)
@@ -63,13 +63,13 @@ def stepper(digits_dir):
     config.data.data_dir = str(digits_dir)
     config.optim.ema_decay = 0.75
     program = train.make_program(config, jax.devices()[:1])
-    source = data.open_source(config, "train")
+    source = data.open_images(config, "train")
     records = [i for i in range(100) if source[i]["label"] < 5][:16]
     batch = {name: np.stack([source[i][name] for i in records]) for name in ("image", "label")}
     batch = sharding.put_batch(program.mesh, batch)
     key = jax.random.key(0)
     step_fn = train.compile_train_step(program)
-    return lambda: train.new_state(program, key), lambda state: step_fn(state, batch, key)
+    return lambda: train.new_state(program, key), lambda state: step_fn(state, batch, key, {})
 
 
 def test_one_batch_is_overfitted(stepper):
@@ -127,7 +127,7 @@ def test_imagenet_configs_build_without_allocating(size, patch):
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, scalars = jax.eval_shape(
-        lambda *a: train.train_step(*a, program=program), program.state, batch, key
+        lambda *a: train.train_step(*a, program=program), program.state, batch, key, {}
     )
     assert scalars["loss"].shape == ()
 
@@ -213,10 +213,10 @@ def test_full_disk_is_told_without_the_libraries_tracebacks(digits_dir, tmp_path
     assert "Traceback" not in stderr
 
 
-def test_grids_of_latents_are_refused_before_the_first_step():
+def test_grids_of_latents_without_a_vae_are_refused_before_the_first_step():
     config = imagenet256.get_config("DiT-S/8")
     config.sample_every_steps = 100
-    with pytest.raises(ValueError, match=r"sample_every_steps=100 needs a model of pixels"):
+    with pytest.raises(ValueError, match=r"sample_every_steps=100 needs latents\.vae"):
         train.make_program(config)
 
 
