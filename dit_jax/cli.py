@@ -85,7 +85,9 @@ def _parse(argv):
         message = str(error.args[0]).replace("\\n", "\n").replace("'", "")
         frames = traceback.extract_tb(error.__traceback__)
         if frame := next((f for f in frames if f.name == "get_config"), None):
-            first, _, hint = message.partition(" Other fields present")
+            first, listing, hint = message.partition(" Other fields present")
+            if not listing:
+                raise  # a bug of another kind in the user's file
             sys.exit(f"error: {frame.filename}:{frame.lineno}: {first}\n{hint.splitlines()[-1]}")
         sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
 

@@ -61,6 +61,14 @@ def test_unknown_key_in_a_config_file_is_shown_where_it_is(run_command, tmp_path
     assert error.strip().endswith('Did you mean "model" instead of "modle"?')
 
 
+def test_other_bug_in_a_config_file_keeps_its_traceback(run_command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n  return {}['size']\n")
+    error = run_command("train", "--config", path, "--workdir", tmp_path, fails=True)
+    assert f'"{path}", line 2, in get_config' in error
+    assert error.strip().endswith("KeyError: 'size'")
+
+
 def test_every_command_has_help():
     for command in COMMANDS:
         result = subprocess.run(
