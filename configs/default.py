@@ -7,7 +7,8 @@ key that is not here raises.
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(model: str = "dit") -> ConfigDict:
+    """The keys of a run of a noise predictor, 'dit', or of an autoencoder, 'vae'."""
     config = ConfigDict()
     config.seed = 0  # of parameters, data order, noise and label dropout
     config.total_steps = 400_000  # optimizer steps
@@ -17,34 +18,13 @@ def get_config() -> ConfigDict:
     config.eval_every_steps = (
         10_000  # held-out loss of the EMA weights, also at the end; 0 is never
     )
-    config.sample_every_steps = 0  # grid of samples of the EMA weights, of pixels only; 0 is never
+    config.sample_every_steps = 0  # picture by the EMA weights, samples/<step>.png; 0 is never
+    config.sample_num_images = 16  # in that picture
     config.checkpoint_every_steps = 10_000  # and at the last step
     config.checkpoint_keep = 3  # most recent checkpoints kept, at least 2 to fall back on
     config.checkpoint_keep_every_steps = 0  # checkpoints at multiples are kept for good; 0 is none
     config.profile_start_step = 0  # first step of a profiler trace; 0 is no trace
     config.profile_num_steps = 5  # length of the trace, steps
-
-    config.model = ConfigDict()
-    config.model.name = "dit"
-    config.model.input_size = 32  # height and width of x_0, latent or pixels
-    config.model.patch_size = 2  # divides input_size
-    config.model.in_channels = 4  # channels of x_0
-    config.model.hidden_size = 1152  # multiple of num_heads and of 4
-    config.model.depth = 28  # blocks
-    config.model.num_heads = 16
-    config.model.mlp_ratio = 4.0  # MLP width / hidden_size
-    config.model.num_classes = 1000  # the null class has this index
-    config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
-    config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
-    config.model.dtype = "float32"  # of activations: float32, bfloat16
-    config.model.attention = "auto"  # auto, xla, cudnn
-    config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
-    config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU
-
-    config.diffusion = ConfigDict()
-    config.diffusion.num_steps = 1000  # noise levels
-    config.diffusion.beta_start = 1e-4  # betas increase linearly
-    config.diffusion.beta_end = 0.02
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-4  # peak
@@ -71,6 +51,43 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 4  # reading threads per process; 0 reads in the training loop
     config.data.prefetch_batches = 8  # that wait in host memory, per process
 
+    config.mesh = ConfigDict()  # the product is the number of devices; one may be -1
+    config.mesh.data = -1  # copies of the model, each with its share of the batch
+    config.mesh.fsdp = 1  # shards of state and batch
+    config.mesh.tensor = 1  # shards of heads and MLP width
+
+    if model == "vae":
+        _add_vae(config)
+    elif model == "dit":
+        _add_dit(config)
+    else:
+        raise ValueError(f"unknown {model=}; choose dit or vae.")
+    return config.lock()
+
+
+def _add_dit(config):
+    config.model = ConfigDict()
+    config.model.name = "dit"
+    config.model.input_size = 32  # height and width of x_0, latent or pixels
+    config.model.patch_size = 2  # divides input_size
+    config.model.in_channels = 4  # channels of x_0
+    config.model.hidden_size = 1152  # multiple of num_heads and of 4
+    config.model.depth = 28  # blocks
+    config.model.num_heads = 16
+    config.model.mlp_ratio = 4.0  # MLP width / hidden_size
+    config.model.num_classes = 1000  # the null class has this index
+    config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
+    config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
+    config.model.dtype = "float32"  # of activations: float32, bfloat16
+    config.model.attention = "auto"  # auto, xla, cudnn
+    config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
+    config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU
+
+    config.diffusion = ConfigDict()
+    config.diffusion.num_steps = 1000  # noise levels
+    config.diffusion.beta_start = 1e-4  # betas increase linearly
+    config.diffusion.beta_end = 0.02
+
     config.latents = ConfigDict()
     # x_0 is: pixels; images, encoded in every step; moments, as dit_jax.encode stored them; device,
     # stored moments that are kept in device memory.
@@ -83,16 +100,32 @@ def get_config() -> ConfigDict:
     config.latents.scale = (0.18215,)
     config.latents.shift = (0.0,)
 
-    config.mesh = ConfigDict()  # the product is the number of devices; one may be -1
-    config.mesh.data = -1  # copies of the model, each with its share of the batch
-    config.mesh.fsdp = 1  # shards of state and batch
-    config.mesh.tensor = 1  # shards of heads and MLP width
-
-    config.sample = ConfigDict()  # of grids while training, and the commands' defaults
+    config.sample = ConfigDict()  # of pictures while training, and the commands' defaults
     config.sample.sampler = "ddpm"  # ddpm, ddim
     config.sample.steps = 250  # 2..diffusion.num_steps
     config.sample.eta = 0.0  # ddim: 0 deterministic, 1 DDPM's variance
     config.sample.cfg_scale = 1.5  # 1 is no guidance
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
-    config.sample.num_images = 16  # of a grid while training
-    return config.lock()
+
+
+def _add_vae(config):
+    config.model = ConfigDict()
+    config.model.name = "vae"
+    config.model.image_channels = 3
+    config.model.latent_channels = 4
+    # Of each level, from the image inwards; multiples of norm_groups. Each level but the first
+    # halves the size.
+    config.model.block_channels = (128, 256, 512, 512)
+    config.model.layers_per_block = 2  # residual blocks of a level; the decoder has one more
+    config.model.norm_groups = 32
+    config.model.use_quant_conv = True  # 1x1 convolutions between encoder, latents and decoder
+    config.model.mid_attention = True  # over all positions of the smallest level
+    config.model.dtype = "float32"  # of activations: float32, bfloat16
+    config.model.remat = False  # recompute the residual blocks in the backward pass
+
+    config.autoencoder = ConfigDict()  # its loss
+    config.autoencoder.distance = "l1"  # to the reconstruction, per value: l1, l2
+    config.autoencoder.kl_weight = 1e-6  # of the KL per value; 1e-6 is latent diffusion's
+
+    config.latents = ConfigDict()
+    config.latents.source = "pixels"  # what it is trained on

@@ -18,12 +18,13 @@ def get_config():
         batch_size=64,
         eval_every_steps=1_000,
         sample_every_steps=1_000,
+        sample_num_images=100,
         checkpoint_every_steps=1_000,
         model=dict(input_size=8, in_channels=1, num_classes=10),
         data=dict(name="digits", eval_split="test", image_size=8, image_channels=1, flip=False),
         latents=dict(source="pixels"),
         optim=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995),
-        sample=dict(steps=100, cfg_scale=1.5, num_images=100),
+        sample=dict(steps=100, cfg_scale=1.5),
     )
     config.data.update(
         cache=True, num_threads=0, prefetch_batches=0

@@ -14,9 +14,10 @@ def get_config():
         log_every_steps=10,
         eval_every_steps=20,
         sample_every_steps=20,
+        sample_num_images=10,
         checkpoint_every_steps=10,
         model=dict(hidden_size=32, depth=2, num_heads=2),
         optim=dict(warmup_steps=10),
-        sample=dict(steps=10, num_images=10),
+        sample=dict(steps=10),
     )
     return config

@@ -97,7 +97,7 @@ def _step_window(program, steps, real_data):
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
     batch = next(batches)
     source = data.open_split(program.config, "train") if real_data else None
-    resident = train.load_resident(program, source)
+    resident = program.task.load_resident(source)
     began = time.perf_counter()
     step = train.compile_train_step(program).lower(state, batch, key, resident).compile()
     compile_seconds = time.perf_counter() - began
@@ -123,7 +123,9 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
         lambda key: models.init_params(program.model, key),
         out_shardings=program.shardings.params,
     )(jax.random.key(config.seed))
-    sample = generate.make_sample_fn(config.sample, program.model, program.process, program.mesh)
+    sample = generate.make_sample_fn(
+        config.sample, program.model, program.task.process, program.mesh
+    )
     index = np.arange(batch_size, dtype=np.int32)
     batch = {"index": index, "label": index % config.model.num_classes}
     batch = sharding.put_batch(program.mesh, batch)

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "log_every_steps",
     "eval_every_steps",
     "sample_every_steps",
+    "sample_num_images",
     "checkpoint_every_steps",
     "checkpoint_keep",
     "checkpoint_keep_every_steps",

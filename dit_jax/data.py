@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 Batch = dict[str, np.ndarray]
 
@@ -49,7 +50,7 @@ class Source:
     kind: str  # 'image' or 'moments'
     image_size: int
     image_channels: int
-    num_classes: int
+    num_classes: int | None  # None: labels mean nothing to the model
     origin: str
     views: int = 1  # records of an image in a row: itself, and with 2 its mirror
     metadata: dict = dataclasses.field(default_factory=dict)  # of moments: what `encode` recorded
@@ -61,7 +62,7 @@ class Source:
         index = int(index)
         record = self._record(index)
         label = int(record["label"])
-        if not 0 <= label < self.num_classes:
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
             raise ValueError(
                 f"label {label} of {self.describe(index)} lies outside 0..{self.num_classes - 1}; "
                 "set model.num_classes to the number of classes in the data."
@@ -145,7 +146,7 @@ def open_images(config, split: str) -> Source:
     if not len(records):
         raise ValueError(f"{origin} is empty.")
     size, channels = data.image_size, data.image_channels
-    return Source(records, "image", size, channels, config.model.num_classes, origin)
+    return Source(records, "image", size, channels, config.model.get("num_classes"), origin)
 
 
 def open_moments(config, split: str) -> Source:
@@ -184,8 +185,10 @@ def open_moments(config, split: str) -> Source:
 
 
 def _build_command(name, data_dir):
-    if name == "digits":
-        return "python -m dit_jax.datasets.digits" + f" --data_dir {data_dir}" * bool(data_dir)
+    dataset, _, size = name.partition("/")
+    if dataset in DATASETS:
+        options = f" --size {size}" * bool(size) + f" --data_dir {data_dir}" * bool(data_dir)
+        return f"python -m dit_jax.datasets.{dataset}{options}"
     return f"tfds build {name} --file_format=array_record" + f" --data_dir={data_dir}" * bool(
         data_dir
     )
@@ -205,7 +208,8 @@ def _open_tfds(name, data_dir, feature, build):
             builder = tfds.builder(name, data_dir=data_dir or None)
         prepared = pathlib.Path(builder.data_dir).is_dir()
     except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
-        known, prepared = name == "digits" or feature == "moments", False
+        known = name.partition("/")[0] in DATASETS or feature == "moments"
+        prepared = False
     if not prepared:
         way_out = f"Build it with `{build}`, or set" if known else "Set"
         raise FileNotFoundError(

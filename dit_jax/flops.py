@@ -49,6 +49,66 @@ def count(config) -> dict[str, int | float]:
     }
 
 
+def count_vae(config, image_size: int) -> dict[str, int | float]:
+    """Counts of `config.model` of a VAE, for one image of image_size x image_size pixels.
+
+    Returns: params; encode_gmacs and decode_gmacs: convolutions and attention only, at their sizes
+      before padding; gflops of both; train_gflops_per_image = 3 gflops.
+    """
+    encoder = _vae_half(config, image_size, decoder=False)
+    decoder = _vae_half(config, image_size, decoder=True)
+    params = encoder[0] + decoder[0]
+    gmacs = encoder[1] / 1e9, decoder[1] / 1e9
+    return {
+        "params": params,
+        "encode_gmacs": gmacs[0],
+        "decode_gmacs": gmacs[1],
+        "gflops": 2 * sum(gmacs),
+        "train_gflops_per_image": 6 * sum(gmacs),
+    }
+
+
+def _vae_half(config, image_size, decoder):
+    """(parameters, multiply-adds) of the encoder or the decoder, with its 1x1 convolution."""
+    channels, latent = list(config.block_channels), config.latent_channels
+    sizes = [image_size // 2**i for i in range(len(channels))]
+    convs, norms = [], []  # (kernel, in, out, size of the output), (channels,)
+
+    def block(into, out, size):
+        convs.extend([(3, into, out, size), (3, out, out, size)])
+        norms.extend([into, out])
+        if into != out:
+            convs.append((1, into, out, size))
+
+    wide, small = channels[-1], sizes[-1]
+    block(wide, wide, small)
+    block(wide, wide, small)
+    attention = 0
+    if config.mid_attention:
+        convs.extend(4 * [(1, wide, wide, small)])
+        norms.append(wide)
+        attention = 2 * small**4 * wide
+    levels = list(zip(channels, sizes, strict=True))
+    if decoder:
+        levels.reverse()
+    convs.append((3, latent if decoder else config.image_channels, levels[0][0], levels[0][1]))
+    into = levels[0][0]
+    for i, (width, size) in enumerate(levels):
+        for _ in range(config.layers_per_block + decoder):
+            block(into, width, size)
+            into = width
+        if i < len(levels) - 1:
+            convs.append((3, width, width, levels[i + 1][1]))
+    moments = 2 * latent
+    convs.append((3, into, config.image_channels if decoder else moments, levels[-1][1]))
+    norms.append(into)
+    if config.use_quant_conv:
+        ends = latent if decoder else moments
+        convs.append((1, ends, ends, small))
+    params = sum((k * k * i + 1) * o for k, i, o, _ in convs) + 2 * sum(norms)
+    return params, sum(k * k * i * o * n * n for k, i, o, n in convs) + attention
+
+
 def published_config(name: str, image_size: int = 256) -> ConfigDict:
     """`config.model` of a model of the paper, as far as its counts depend on it.
 
@@ -78,7 +138,11 @@ def main(argv):
         raise ValueError(f"give a model name or --config, not both: {' '.join(argv[1:])}.")
     if FLAGS.config is not None:
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
-        rows = {name: count(FLAGS.config.model)}
+        config = FLAGS.config
+        vae = config.model.name == "vae"
+        rows = {
+            name: count_vae(config.model, config.data.image_size) if vae else count(config.model)
+        }
     else:
         table = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
         names = argv[1:] or table

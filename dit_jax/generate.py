@@ -48,6 +48,8 @@ def load(
       ValueError for a model of latents without its VAE.
     """
     config = checkpoint.load_config(workdir)
+    if config.model.name == "vae":
+        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
     if vae_workdir:
         config.latents.vae = str(vae_workdir)
     if config.latents.source != "pixels" and not config.latents.vae:

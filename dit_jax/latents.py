@@ -3,7 +3,11 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from ml_collections import ConfigDict
+
+from dit_jax import data, sharding
 
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
@@ -58,14 +62,20 @@ def x_0_from_batch(batch: dict[str, jax.Array], key: jax.Array, config, resident
         moments = resident["moments"][batch["record"]]
     else:
         moments = batch["moments"]
-    return scale(config, posterior_sample(moments, key))
+    mean, log_variance = posterior(moments)
+    eps = jax.random.normal(key, mean.shape)
+    return scale(config, posterior_sample(mean, log_variance, eps))
 
 
-def posterior_sample(moments: jax.Array, key: jax.Array) -> jax.Array:
-    """z [B, h, w, C] f32, unscaled, of moments [B, h, w, 2C]."""
+def posterior(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(mean, log-variance) of moments [B, h, w, 2C], each [B, h, w, C] f32."""
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    std = jnp.exp(0.5 * jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
-    return mean + std * jax.random.normal(key, mean.shape)
+    return mean, jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
+
+
+def posterior_sample(mean: jax.Array, log_variance: jax.Array, eps: jax.Array) -> jax.Array:
+    """z [B, h, w, C], unscaled, of standard normal eps."""
+    return mean + jnp.exp(0.5 * log_variance) * eps
 
 
 def scale(config, z: jax.Array) -> jax.Array:
@@ -86,3 +96,57 @@ def _per_channel(numbers):
 def image_from_x_0(x_0: jax.Array) -> jax.Array:
     """x_0 [B, H, W, C] f32 of a pixel model to uint8, truncated as the published samples are."""
     return jnp.clip(127.5 * x_0 + 128, 0, 255).astype(jnp.uint8)
+
+
+def resolve(config: ConfigDict, source: data.Source) -> ConfigDict:
+    """The config with what only the stored moments know: their VAE, and scale and shift if empty.
+
+    Raises: ValueError if scale or shift is empty and nothing is recorded.
+    """
+    if config.latents.source == "pixels":
+        return config
+    config = config.copy_and_resolve_references()
+    recorded, latents_config = source.metadata, config.latents
+    latents_config.vae_digest = recorded.get("vae_digest", latents_config.vae_digest)
+    if latents_config.scale and latents_config.shift:
+        return config
+    if not recorded:
+        raise ValueError(
+            f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
+            f"ones are taken from what dit_jax.encode records, but {source.origin} has no record."
+        )
+    latents_config.scale = latents_config.scale or tuple(1 / std for std in recorded["std"])
+    latents_config.shift = latents_config.shift or tuple(recorded["mean"])
+    return config
+
+
+def load_moments(mesh: jax.sharding.Mesh, source: data.Source) -> dict[str, jax.Array]:
+    """All of a source's 'moments' [N, h, w, 2C] f16 and 'label' [N], sharded over the batch axes.
+
+    Raises: ValueError if they do not fit on the devices, with the bytes.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    count = -(-len(source) // shards) * shards  # the last few repeat the last record
+    shape = source[0]["moments"].shape
+    needed = count // shards * int(np.prod(shape)) * 2
+    free = _free_bytes(mesh.local_devices[0])
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free: use "
+            "more devices, or latents.source=moments."
+        )
+    rows = sharding.batch_sharding(mesh)
+
+    def place(name, shape):
+        def read(index):
+            numbers = np.minimum(np.arange(count)[index[0]], len(source) - 1)
+            return data.gather(source, numbers)[name]
+
+        return jax.make_array_from_callback((count, *shape), rows, read)
+
+    return {"moments": place("moments", shape), "label": place("label", ())}
+
+
+def _free_bytes(device):
+    memory = device.memory_stats()  # None from CPUs
+    return memory and memory["bytes_limit"] - memory["bytes_in_use"]

@@ -14,6 +14,7 @@ import numpy as np
 from dit_jax import diffusion
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
+DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # of pixels, for autoencoders
 
 
 def ddpm_loss(
@@ -124,6 +125,34 @@ def _discretised_normal_log_likelihood(x, mean, log_std):
     lower = cdf((x - mean - 1 / 255) * inverse_std)
     probability = jnp.where(x < -0.999, upper, jnp.where(x > 0.999, 1 - lower, upper - lower))
     return jnp.log(jnp.maximum(probability, 1e-12))
+
+
+def autoencoder_loss(
+    pixels: jax.Array,
+    reconstruction: jax.Array,
+    mean: jax.Array,
+    log_variance: jax.Array,
+    *,
+    distance: str,
+    kl_weight: float,
+) -> dict[str, jax.Array]:
+    """A VAE's loss of each example: distance to the reconstruction + kl_weight KL / values.
+
+    Args:
+      pixels, reconstruction: [B, H, W, C] f32, in [-1, 1].
+      mean, log_variance: of the posterior, [B, h, w, c].
+      distance: 'l1' or 'l2', the mean over the H W C values of an image.
+    Returns:
+      'loss'; 'reconstruction', the distance; 'kl' to N(0, I), nats per image; 'psnr', dB, of the
+      reconstruction clipped to [-1, 1]; each [B] f32.
+    Source: Rombach et al. 2022, appendix G, where kl_weight is 1e-6 beside sums over pixels.
+    """
+    kl = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance, axis=(1, 2, 3))
+    error = _mean(DISTANCES[distance](pixels - reconstruction))
+    loss = error + kl_weight * kl / math.prod(pixels.shape[1:])
+    squared = _mean((pixels - jnp.clip(reconstruction, -1, 1)) ** 2)
+    psnr = 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10))  # 4 is the range squared
+    return {"loss": loss, "reconstruction": error, "kl": kl, "psnr": psnr}
 
 
 def _mean(a):

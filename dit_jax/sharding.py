@@ -13,8 +13,8 @@ logger = logging.getLogger("dit_jax")
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
-# Parameter path -> mesh axes; L depth, D hidden, H heads, M = mlp_ratio D, P = p*p*C.
-PARAMETER_AXES = {
+# Ends of parameter paths -> mesh axes; L depth, D hidden, H heads, M = mlp_ratio D, P = p*p*C.
+DIT_AXES = {
     "x_embedder/kernel": (None, "fsdp"),  # [P, D]
     "x_embedder/bias": ("fsdp",),  # [D]
     "t_embedder/mlp_0/kernel": (None, "fsdp"),  # [256, D]
@@ -37,6 +37,21 @@ PARAMETER_AXES = {
     "final_layer/linear/kernel": ("fsdp", None),  # [D, P or 2P]
     "final_layer/linear/bias": (None,),  # [P or 2P]
 }
+# Convolutions [h, w, in, out], Linears [in, out] and norms.
+VAE_AXES = {
+    f"{name}/{leaf}": axes
+    for names, leaves in (
+        (
+            "conv_in conv_out conv conv1 conv2 conv_shortcut quant_conv post_quant_conv",
+            {"kernel": (None, None, None, "fsdp"), "bias": ("fsdp",)},
+        ),
+        ("to_q to_k to_v to_out_0", {"kernel": (None, "fsdp"), "bias": ("fsdp",)}),
+        ("norm1 norm2 conv_norm_out group_norm", {"scale": ("fsdp",), "bias": ("fsdp",)}),
+    )
+    for name in names.split()
+    for leaf, axes in leaves.items()
+}
+PARAMETER_AXES = DIT_AXES | VAE_AXES
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import flags
 from flax import struct
@@ -28,15 +27,12 @@ from dit_jax import (
     checkpoint,
     cli,
     data,
-    diffusion,
-    flops,
-    generate,
     latents,
     metrics,
     models,
-    objectives,
     optimizer,
     sharding,
+    tasks,
 )
 
 FLAGS = flags.FLAGS
@@ -60,7 +56,7 @@ class Program:
     config: ConfigDict
     mesh: jax.sharding.Mesh
     model: nn.Module
-    process: diffusion.DiscreteProcess
+    task: tasks.Denoising | tasks.Autoencoding
     tx: optax.GradientTransformation
     state: TrainState  # of jax.ShapeDtypeStruct, with shardings
 
@@ -78,11 +74,11 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
     model = models.build(config.model)
-    _check_input(config)
+    task = tasks.build(config, model, mesh)
     tx = optimizer.make_optimizer(config.optim, config.total_steps)
     shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
     state = sharding.with_shardings(mesh, shapes)
-    return Program(config, mesh, model, diffusion.build(config.diffusion), tx, state)
+    return Program(config, mesh, model, task, tx, state)
 
 
 def _check_ranges(config):
@@ -102,100 +98,11 @@ def _check_ranges(config):
         "data.num_workers": (data_config.num_workers, 0, 1024),
         "data.num_threads": (data_config.num_threads, 0, 1024),
         "data.prefetch_batches": (data_config.prefetch_batches, 0, most),
-        "sample.num_images": (config.sample.num_images, 1, most),
+        "sample_num_images": (config.sample_num_images, 1, most),
     }
     for key, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise ValueError(f"{key}={value} must lie in {low}..{high}.")
-
-
-def _check_input(config):
-    """What the data yields must be what the model takes."""
-    data_config, model_config, source = config.data, config.model, config.latents.source
-    if source not in latents.SOURCES:
-        raise ValueError(
-            f"latents.source={source!r} is unknown; choose one of {', '.join(latents.SOURCES)}."
-        )
-    pixels = data_config.image_size, data_config.image_channels
-    takes = model_config.input_size, model_config.in_channels
-    if source == "pixels" and pixels != takes:
-        raise ValueError(
-            f"data.image_size, data.image_channels = {pixels}, but model.input_size, model."
-            f"in_channels = {takes}: a model of pixels needs the same. For latents set "
-            "latents.source."
-        )
-    needs_vae = source == "images" or (source != "pixels" and config.sample_every_steps)
-    if needs_vae and not config.latents.vae:
-        raise ValueError(
-            f"latents.source={source!r} with sample_every_steps={config.sample_every_steps} needs "
-            "latents.vae, the workdir of a VAE."
-        )
-    for key in ("scale", "shift"):
-        numbers = config.latents[key]
-        if source != "pixels" and len(numbers) not in (1, model_config.in_channels):
-            raise ValueError(
-                f"latents.{key}={numbers} must be one number, or one for each of "
-                f"model.in_channels={model_config.in_channels}."
-            )
-
-
-def resolve_latents(config: ConfigDict, source: data.Source) -> ConfigDict:
-    """The config with what only the stored moments know: their VAE, and scale and shift if empty.
-
-    Raises: ValueError if scale or shift is empty and nothing is recorded.
-    """
-    config = config.copy_and_resolve_references()
-    recorded, latents_config = source.metadata, config.latents
-    latents_config.vae_digest = recorded.get("vae_digest", latents_config.vae_digest)
-    if config.latents.source == "pixels" or (latents_config.scale and latents_config.shift):
-        return config
-    if not recorded:
-        raise ValueError(
-            f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
-            f"ones are taken from what dit_jax.encode records, but {source.origin} has no record."
-        )
-    latents_config.scale = latents_config.scale or tuple(1 / std for std in recorded["std"])
-    latents_config.shift = latents_config.shift or tuple(recorded["mean"])
-    return config
-
-
-def load_resident(program: Program, source: data.Source | None) -> dict:
-    """What every step reads and none changes, on the devices; {} for pixels and moments.
-
-    Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`'s
-      'moments' [N, h, w, 2C] f16 and 'label' [N] int32, sharded over the batch axes.
-    Raises: ValueError if the moments do not fit, with the bytes, or as `load_vae`.
-    """
-    config, mesh = program.config, program.mesh
-    if config.latents.source == "images":
-        return {"vae": generate.load_vae(config, mesh)}
-    if config.latents.source != "device" or source is None:
-        return {}
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    count = -(-len(source) // shards) * shards  # the last few repeat the last record
-    shape = (config.model.input_size, config.model.input_size, 2 * config.model.in_channels)
-    needed = count // shards * int(np.prod(shape)) * 2
-    free = _free_bytes(mesh.local_devices[0])
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free: use "
-            "more devices, or latents.source=moments."
-        )
-    rows = sharding.batch_sharding(mesh)
-
-    def place(name, shape):
-        def read(index):
-            numbers = np.minimum(np.arange(count)[index[0]], len(source) - 1)
-            return data.gather(source, numbers)[name]
-
-        return jax.make_array_from_callback((count, *shape), rows, read)
-
-    return {"moments": place("moments", shape), "label": place("label", ())}
-
-
-def _free_bytes(device):
-    memory = device.memory_stats()  # None from CPUs
-    return memory and memory["bytes_limit"] - memory["bytes_in_use"]
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -218,25 +125,20 @@ def train_step(
     Args:
       batch: 'image' or 'moments', and 'label', or 'record'; [B, ...], as `data` yields them.
       key: of the run; this step's is folded from it.
-      resident: of `load_resident`.
+      resident: of the task's `load_resident`.
     Returns: the next state, and scalars: loss, its parts, grad_norm, param_norm,
       learning_rate.
     """
-    config, model, process = program.config, program.model, program.process
-    posterior_key, noise_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    label = resident["label"][batch["record"]] if "record" in batch else batch["label"]
-    x_0 = latents.x_0_from_batch(batch, posterior_key, config.latents, resident)
-    # Drawn for the whole batch: accumulation must not change what is learned.
-    t, eps = objectives.draw(process, noise_key, x_0.shape)
-    label = drop_labels(drop_key, label, model.class_dropout_prob, model.num_classes)
+    config, task = program.config, program.task
+    examples = task.examples(batch, jax.random.fold_in(key, state.step), resident, dropout=True)
 
-    def mean_loss(params, x_0, label, t, eps):
-        losses = _losses(program, params, x_0, label, t, eps)
+    def mean_loss(params, *examples):
+        losses = task.losses(params, resident, *examples)
         scalars = {name: jnp.mean(loss) for name, loss in losses.items()}
         return scalars["loss"], scalars
 
     grad = functools.partial(jax.grad(mean_loss, has_aux=True), state.params)
-    grads, scalars = _accumulate(program, grad, (x_0, label, t, eps))
+    grads, scalars = _accumulate(program, grad, examples)
     # Left to itself XLA keeps replicated gradients under fsdp.
     grads = jax.lax.with_sharding_constraint(grads, program.shardings.params)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
@@ -246,21 +148,6 @@ def train_step(
     scalars["param_norm"] = optax.global_norm(params)
     scalars["learning_rate"] = optimizer.schedule(config.optim, config.total_steps)(state.step)
     return TrainState(state.step + 1, params, ema_params, opt_state), scalars
-
-
-def drop_labels(key: jax.Array, label: jax.Array, prob: float, null_class: int) -> jax.Array:
-    """Labels [B], each replaced by the null class with the probability."""
-    return jnp.where(jax.random.bernoulli(key, prob, label.shape), null_class, label)
-
-
-def _losses(program, params, x_0, label, t, eps):
-    """Each part of the loss, per example."""
-
-    def predict(x_t, network_time):
-        with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-            return program.model.apply({"params": params}, x_t, network_time, label)
-
-    return objectives.ddpm_loss(program.process, predict, x_0, t=t, eps=eps)
 
 
 def _accumulate(program, grad, examples):
@@ -289,10 +176,8 @@ def eval_step(
     params, batch: dict, key: jax.Array, resident: dict, *, program: Program
 ) -> dict[str, jax.Array]:
     """Sums over the batch, weighted by batch['weight']: the loss's parts, and the weight itself."""
-    posterior_key, noise_key = jax.random.split(key)
-    x_0 = latents.x_0_from_batch(batch, posterior_key, program.config.latents, resident)
-    t, eps = objectives.draw(program.process, noise_key, x_0.shape)
-    losses = _losses(program, params, x_0, batch["label"], t, eps)
+    examples = program.task.examples(batch, key, resident, dropout=False)
+    losses = program.task.losses(params, resident, *examples)
     sums = {name: jnp.sum(loss * batch["weight"]) for name, loss in losses.items()}
     return {**sums, "weight": jnp.sum(batch["weight"])}
 
@@ -328,25 +213,6 @@ def compile_evaluate(program: Program, source: data.Source, resident: dict) -> C
     return evaluate
 
 
-def compile_sample_grid(program: Program) -> Callable:
-    """`draw(params) -> [rows*H, columns*W, 3] uint8`: the same labels and noise every call."""
-    config = program.config.sample
-    sample = generate.make_sample_fn(config, program.model, program.process, program.mesh)
-    to_image = latents.image_from_x_0
-    if program.config.latents.source != "pixels":
-        vae = generate.load_vae(program.config, program.mesh)
-        to_image = generate.make_decode_fn(vae, program.config.latents, program.mesh)
-    labels = np.arange(config.num_images) * program.model.num_classes // config.num_images
-
-    def draw(params):
-        images = generate.generate(
-            sample, params, labels, program.config.seed, program.mesh, to_image
-        )
-        return generate.image_grid(images, generate.grid_columns(len(images)))
-
-    return draw
-
-
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     """Trains to config.total_steps, continuing from the newest checkpoint in the workdir.
 
@@ -355,7 +221,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
     """
     train_source = data.open_split(config, "train")
-    config = resolve_latents(config, train_source)
+    config = latents.resolve(config, train_source)
     program = make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
@@ -388,9 +254,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = data.TrainIterator(train_source, config, rows, data_state)
         step_fn = compile_train_step(program)
-        resident = load_resident(program, train_source)
+        resident = program.task.load_resident(train_source)
         evaluate = compile_evaluate(program, eval_source, resident) if eval_source else None
-        draw_grid = compile_sample_grid(program) if config.sample_every_steps else None
+        draw = None
+        if config.sample_every_steps:
+            draw = program.task.compile_picture(resident, eval_source or train_source)
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step
@@ -420,8 +288,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 logger.info("step %d  %s", step, metrics.format_values(values))
             if due(step, config.sample_every_steps):
                 with progress.paused():
-                    grid = draw_grid(state.ema_params)
-                writer.image(step, "samples", grid)
+                    picture = draw(state.ema_params)
+                writer.image(step, "samples", picture)
             stop = manager.reached_preemption(step) if jax.process_count() > 1 else sigterm.received
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
@@ -461,7 +329,6 @@ class SigtermFlag:
 def log_summary(program: Program) -> None:
     """What will run, where: one line each for devices, model, batch."""
     config, mesh = program.config, program.mesh
-    counts = flops.count(config.model)
     device, processes = mesh.devices.flat[0], jax.process_count()
     logger.info(
         "devices: %d x %s in %s, mesh %s, jax %s",
@@ -471,16 +338,7 @@ def log_summary(program: Program) -> None:
         " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         jax.__version__,
     )
-    logger.info(
-        "model: %s parameters, %.4g GMACs, %d tokens, %s, attention %s, remat %s, blocks %s",
-        f"{counts['params']:,}",
-        counts["gmacs"],
-        counts["tokens"],
-        program.model.dtype,
-        program.model.attention,
-        program.model.remat,
-        "unrolled" if program.model.scan_unroll else "in a loop",
-    )
+    logger.info("model: %s", program.task.summary())
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     logger.info(
         "batch: %d = %d shards x %d accumulation steps x %d images",

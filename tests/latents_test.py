@@ -77,7 +77,7 @@ def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_p
 def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     latent_config.latents.update(scale=(), shift=())
     source = data.open_split(latent_config, "train")
-    config = train.resolve_latents(latent_config, source)
+    config = latents.resolve(latent_config, source)
     batch = data.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
     x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {})
@@ -138,7 +138,7 @@ def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, t
 
 def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypatch, tmp_path):
     latent_config.latents.source = "device"
-    monkeypatch.setattr(train, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(latents, "_free_bytes", lambda device: 1000)
     # 320 records of 4 x 4 x 4 f16 over eight devices
     with pytest.raises(ValueError, match="needs 5,120 bytes on each device, where 1,000 are free"):
         train.train_and_evaluate(latent_config, tmp_path)

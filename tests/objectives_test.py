@@ -83,3 +83,29 @@ def test_other_channel_counts_are_refused(golden, process):
 
     with pytest.raises(ValueError, match="returned 3 channels for 4"):
         objectives.ddpm_loss(process, predict, golden["x_0"], jax.random.key(0))
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_autoencoder_loss_of_known_errors(distance):
+    """A reconstruction off by 0.1 everywhere, posterior N(1, 4) in 6 values."""
+    pixels = jnp.full((2, 4, 4, 3), 0.5)
+    mean, log_variance = jnp.ones((2, 1, 2, 3)), jnp.full((2, 1, 2, 3), np.log(4.0))
+    losses = objectives.autoencoder_loss(
+        pixels, pixels + 0.1, mean, log_variance, distance=distance, kl_weight=0.01
+    )
+    error = {"l1": 0.1, "l2": 0.01}[distance]
+    kl = 6 * 0.5 * (1 + 4 - 1 - np.log(4.0))  # nats per image
+    np.testing.assert_allclose(losses["reconstruction"], 2 * [error], rtol=1e-5)
+    np.testing.assert_allclose(losses["kl"], 2 * [kl], rtol=1e-6)
+    np.testing.assert_allclose(losses["psnr"], 2 * [20 * np.log10(2 / 0.1)], rtol=1e-5)
+    np.testing.assert_allclose(losses["loss"], 2 * [error + 0.01 * kl / 48], rtol=1e-5)
+
+
+def test_psnr_is_of_the_clipped_image():
+    pixels, moments = jnp.ones((1, 2, 2, 1)), jnp.zeros((1, 1, 1, 1))
+    losses = objectives.autoencoder_loss(
+        pixels, pixels + 5, moments, moments, distance="l1", kl_weight=0.0
+    )
+    assert float(losses["psnr"][0]) == pytest.approx(10 * np.log10(4 / 1e-10))
+    np.testing.assert_allclose(losses["loss"], [5.0])
+    np.testing.assert_allclose(losses["kl"], [0.0])

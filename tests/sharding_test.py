@@ -1,13 +1,16 @@
 """The mesh, the table of axes, and that sharding saves memory and changes no numbers."""
 
+import functools
 import logging
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import sharding, train
+from configs import default
+from dit_jax import models, sharding, train
 
 
 def _mesh(**sizes):
@@ -37,7 +40,18 @@ def test_table_has_every_parameter_and_no_other(smoke_config):
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.ndim
         for path, leaf in jax.tree_util.tree_leaves_with_path(program.state.params)
     }
-    assert paths == {name: len(axes) for name, axes in sharding.PARAMETER_AXES.items()}
+    assert paths == {name: len(axes) for name, axes in sharding.DIT_AXES.items()}
+
+
+def test_table_has_the_last_two_names_of_every_parameter_of_a_vae():
+    config = default.get_config("vae")
+    shapes = jax.eval_shape(
+        functools.partial(models.init_params, models.build(config.model)), jax.random.key(0)
+    )
+    ends = {path[-2:]: leaf.ndim for path, leaf in flax.traverse_util.flatten_dict(shapes).items()}
+    assert {"/".join(end): ndim for end, ndim in ends.items()} == {
+        name: len(axes) for name, axes in sharding.VAE_AXES.items()
+    }
 
 
 def test_fsdp_holds_an_eighth_of_the_state_on_each_device(smoke_config):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import default, digits, imagenet256, smoke
-from dit_jax import checkpoint, data, models, sharding, train
+from dit_jax import checkpoint, data, models, sharding, tasks, train
 from dit_jax.models import dit
 
 
@@ -108,10 +108,10 @@ def test_ema_is_of_the_step_s_own_result(stepper):
 
 def test_labels_are_dropped_with_the_configured_probability():
     label = jnp.arange(20_000) % 10
-    dropped = train.drop_labels(jax.random.key(0), label, 0.1, null_class=10)
+    dropped = tasks.drop_labels(jax.random.key(0), label, 0.1, null_class=10)
     assert float(jnp.mean(dropped == 10)) == pytest.approx(0.1, abs=0.01)
     assert bool(jnp.all((dropped == label) | (dropped == 10)))
-    np.testing.assert_array_equal(train.drop_labels(jax.random.key(0), label, 0.0, 10), label)
+    np.testing.assert_array_equal(tasks.drop_labels(jax.random.key(0), label, 0.0, 10), label)
 
 
 @pytest.mark.parametrize("size", list(dit.SIZES))
@@ -190,7 +190,7 @@ def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
         ("checkpoint_every_steps", -5),
         ("checkpoint_keep", 1),
         ("data.num_threads", -1),
-        ("sample.num_images", 0),
+        ("sample_num_images", 0),
     ],
 )
 def test_values_out_of_range_are_named(smoke_config, key, value):

@@ -1,0 +1,19 @@
+"""DiT on the digits in latents of configs/vae_digits.py: the second half of `make demo`.
+
+  python -m dit_jax.encode --config configs/digits_latents.py --vae runs/digits/vae \
+      --out runs/digits/moments
+  python -m dit_jax.train --config configs/digits_latents.py --workdir runs/digits/dit
+
+Cost and result: not measured.
+"""
+
+from configs import digits
+
+
+def get_config():
+    config = digits.get_config()
+    config.model.update(input_size=4, in_channels=4, patch_size=1)
+    config.latents.update(
+        source="moments", moments="runs/digits/moments", vae="runs/digits/vae", scale=(), shift=()
+    )
+    return config

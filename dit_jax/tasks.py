@@ -1,0 +1,220 @@
+"""What a run learns: to predict noise or, where the model is a VAE, to reconstruct images.
+
+A task turns a batch into examples, examples into losses, and parameters into a picture. Whatever
+is random is drawn with the examples, for the whole batch: accumulation must not change what is
+learned.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dit_jax import data, diffusion, flops, generate, latents, objectives, sharding
+
+
+def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
+    """The task of a config's model.
+
+    Raises: ValueError for values that do not fit together.
+    """
+    if config.latents.source not in latents.SOURCES:
+        raise ValueError(
+            f"latents.source={config.latents.source!r} is unknown; choose one of "
+            f"{', '.join(latents.SOURCES)}."
+        )
+    if config.model.name == "vae":
+        return Autoencoding.build(config, model, mesh)
+    return Denoising.build(config, model, mesh)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoising:
+    """Noise prediction, where x_0 is pixels or latents."""
+
+    config: ConfigDict
+    model: nn.Module
+    mesh: Mesh
+    process: diffusion.DiscreteProcess
+
+    @classmethod
+    def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
+        """Checks that what the data yields is what the model takes; errors as `build`."""
+        data_config, model_config, source = config.data, config.model, config.latents.source
+        pixels = data_config.image_size, data_config.image_channels
+        takes = model_config.input_size, model_config.in_channels
+        if source == "pixels" and pixels != takes:
+            raise ValueError(
+                f"data.image_size, data.image_channels = {pixels}, but model.input_size, model."
+                f"in_channels = {takes}: a model of pixels needs the same. For latents set "
+                "latents.source."
+            )
+        needs_vae = source == "images" or (source != "pixels" and config.sample_every_steps)
+        if needs_vae and not config.latents.vae:
+            raise ValueError(
+                f"latents.source={source!r} with sample_every_steps={config.sample_every_steps} "
+                "needs latents.vae, the workdir of a VAE."
+            )
+        for key in ("scale", "shift"):
+            numbers = config.latents[key]
+            if source != "pixels" and len(numbers) not in (1, model_config.in_channels):
+                raise ValueError(
+                    f"latents.{key}={numbers} must be one number, or one for each of "
+                    f"model.in_channels={model_config.in_channels}."
+                )
+        return cls(config, model, mesh, diffusion.build(config.diffusion))
+
+    def load_resident(self, source: data.Source | None) -> dict:
+        """What every step reads and none changes, on the devices; {} for pixels and moments.
+
+        Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
+          as `latents.load_moments`.
+        Raises: ValueError if the moments do not fit, or as `generate.load_vae`.
+        """
+        if self.config.latents.source == "images":
+            return {"vae": generate.load_vae(self.config, self.mesh)}
+        if self.config.latents.source == "device" and source:
+            return latents.load_moments(self.mesh, source)
+        return {}
+
+    def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
+        """(x_0, label, t, eps) of a batch; with dropout some labels are the null class."""
+        posterior_key, noise_key, drop_key = jax.random.split(key, 3)
+        label = resident["label"][batch["record"]] if "record" in batch else batch["label"]
+        if dropout:
+            prob, null_class = self.model.class_dropout_prob, self.model.num_classes
+            label = drop_labels(drop_key, label, prob, null_class)
+        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident)
+        t, eps = objectives.draw(self.process, noise_key, x_0.shape)
+        return x_0, label, t, eps
+
+    def losses(self, params, resident: dict, x_0, label, t, eps) -> dict[str, jax.Array]:
+        """'loss' and its parts, each [B]."""
+
+        def predict(x_t, network_time):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return self.model.apply({"params": params}, x_t, network_time, label)
+
+        return objectives.ddpm_loss(self.process, predict, x_0, t=t, eps=eps)
+
+    def compile_picture(self, resident: dict, source: data.Source) -> Callable:
+        """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
+        config, num = self.config, self.config.sample_num_images
+        sample = generate.make_sample_fn(config.sample, self.model, self.process, self.mesh)
+        to_image = latents.image_from_x_0
+        if config.latents.source != "pixels":
+            vae = resident.get("vae") or generate.load_vae(config, self.mesh)
+            to_image = generate.make_decode_fn(vae, config.latents, self.mesh)
+        labels = np.arange(num) * self.model.num_classes // num
+
+        def draw(params):
+            images = generate.generate(sample, params, labels, config.seed, self.mesh, to_image)
+            return generate.image_grid(images, generate.grid_columns(num))
+
+        return draw
+
+    def summary(self) -> str:
+        """The model in a line."""
+        counts, model = flops.count(self.config.model), self.model
+        return (
+            f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {counts['tokens']} "
+            f"tokens, {model.dtype}, attention {model.attention}, remat {model.remat}, blocks "
+            f"{'unrolled' if model.scan_unroll else 'in a loop'}"
+        )
+
+
+def drop_labels(key: jax.Array, label: jax.Array, prob: float, null_class: int) -> jax.Array:
+    """Labels [B], each replaced by the null class with the probability."""
+    return jnp.where(jax.random.bernoulli(key, prob, label.shape), null_class, label)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Autoencoding:
+    """Reconstruction of images from samples of the VAE's posterior."""
+
+    config: ConfigDict
+    model: nn.Module
+    mesh: Mesh
+
+    @classmethod
+    def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Autoencoding":
+        """Checks that the model takes the images; errors as `build`."""
+        size, channels = config.data.image_size, config.data.image_channels
+        if size % model.factor or channels != model.image_channels:
+            raise ValueError(
+                f"data.image_size={size} must be a multiple of the factor {model.factor}, and "
+                f"data.image_channels={channels} must be model.image_channels="
+                f"{model.image_channels}."
+            )
+        if config.latents.source != "pixels":
+            raise ValueError(
+                f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
+            )
+        loss = config.autoencoder
+        if loss.distance not in objectives.DISTANCES or loss.kl_weight < 0:
+            raise ValueError(
+                f"autoencoder.distance={loss.distance!r} must be one of "
+                f"{', '.join(objectives.DISTANCES)}, autoencoder.kl_weight={loss.kl_weight} not "
+                "negative."
+            )
+        return cls(config, model, mesh)
+
+    def load_resident(self, source: data.Source | None) -> dict:
+        """Nothing."""
+        return {}
+
+    def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
+        """(pixels [B, H, W, C] in [-1, 1], the posterior's noise [B, h, w, c]) of a batch."""
+        pixels = latents.x_0_from_batch(batch, key, self.config.latents, resident)
+        batch_size, height, width, _ = pixels.shape
+        factor, channels = self.model.factor, self.model.latent_channels
+        shape = (batch_size, height // factor, width // factor, channels)
+        return pixels, jax.random.normal(key, shape)
+
+    def losses(self, params, resident: dict, pixels, eps) -> dict[str, jax.Array]:
+        """'loss', its parts and 'psnr', each [B]."""
+
+        def apply(x, method):
+            return self.model.apply({"params": params}, x, method=method)
+
+        mean, log_variance = latents.posterior(apply(pixels, "encode"))
+        reconstruction = apply(latents.posterior_sample(mean, log_variance, eps), "decode")
+        return objectives.autoencoder_loss(
+            pixels, reconstruction, mean, log_variance, **self.config.autoencoder
+        )
+
+    def compile_picture(self, resident: dict, source: data.Source) -> Callable:
+        """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
+        num = min(self.config.sample_num_images, len(source))
+        images = data.gather(source, range(num))["image"]
+        config = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
+        everywhere = sharding.replicated(self.mesh)
+
+        @functools.partial(jax.jit, out_shardings=everywhere)
+        def reconstruct(params, images):
+            vae = latents.Vae(params, self.model, digest="")
+            z, _ = latents.posterior(latents.encode(vae, images))
+            return latents.decode(vae, config, z)
+
+        def draw(params):
+            reconstruction = np.asarray(reconstruct(params, jax.device_put(images, everywhere)))
+            pairs = np.concatenate([images, reconstruction], axis=2)
+            return generate.image_grid(pairs, generate.grid_columns(num))
+
+        return draw
+
+    def summary(self) -> str:
+        """The model in a line."""
+        config, model = self.config, self.model
+        counts = flops.count_vae(config.model, config.data.image_size)
+        return (
+            f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "
+            f"{counts['decode_gmacs']:.4g} GMACs, factor {model.factor}, {model.dtype}, remat "
+            f"{model.remat}"
+        )
