@@ -16,8 +16,12 @@ JAX := $(if $(filter cpu,$(ACCELERATOR)),jax,jax[$(ACCELERATOR)])
 
 demo: $(STAMP)
 	$(BIN)/python -m dit_jax.datasets.digits
-	$(BIN)/python -m dit_jax.train --config configs/digits.py --workdir $(WORKDIR)
-	$(BIN)/python -m dit_jax.evaluate --workdir $(WORKDIR) --num 1000
+	$(BIN)/python -m dit_jax.train --config configs/vae_digits.py --workdir $(WORKDIR)/vae
+	$(BIN)/python -m dit_jax.encode --config configs/digits_latents.py \
+	  --vae $(WORKDIR)/vae --out $(WORKDIR)/moments
+	$(BIN)/python -m dit_jax.train --config configs/digits_latents.py --workdir $(WORKDIR)/dit \
+	  --config.latents.moments=$(WORKDIR)/moments --config.latents.vae=$(WORKDIR)/vae
+	$(BIN)/python -m dit_jax.evaluate --workdir $(WORKDIR)/dit --num 1000
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest

@@ -1,14 +1,16 @@
-"""Measured speed of training, of the training loop, and of sampling, as JSON.
+"""Measured speed of training, of the training loop, of sampling, and of a VAE, as JSON.
 
   python -m dit_jax.benchmark train  --config configs/imagenet256.py:DiT-XL/2 --steps 20 --json
   python -m dit_jax.benchmark loop   --config configs/digits.py --steps 200
   python -m dit_jax.benchmark sample --config configs/digits.py --steps 20
+  python -m dit_jax.benchmark vae    --config configs/vae_imagenet256.py --batch_size 16
 
 Warm-up, then the median of three windows. The batch is synthetic and stays in device memory;
 with --data `train` reads the config's data. `loop` compares the bare step with the whole of
 `train_and_evaluate`. TFLOP/s and MFU are by the formula of `dit_jax.flops`.
 """
 
+import functools
 import itertools
 import json
 import pathlib
@@ -23,10 +25,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, flops, generate, models, sharding, train
+from dit_jax import cli, data, flops, generate, latents, models, sharding, train
 
 FLAGS = flags.FLAGS
 WINDOWS = 3
+MODEL_SETTINGS = ("dtype", "attention", "scan_unroll", "remat")  # not every model has all
 LOOP_WINDOWS = 11  # of each kind: the difference is small and machines drift
 
 # Dense bf16 peak by device_kind, TFLOP/s, from the vendors' sheets. Cards of other forms (PCIe,
@@ -49,7 +52,7 @@ def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict
     window, compile_seconds = _step_window(program, steps, real_data)
     window()  # warm-up
     seconds = statistics.median(window() for _ in range(WINDOWS)) / steps
-    work = flops.count(config.model)["train_gflops_per_image"]
+    work = flops.count(config)["train_gflops_per_image"]
     return {
         **_speed(seconds, config.batch_size, work, "step", program.model.dtype),
         "data": "real" if real_data else "synthetic",
@@ -130,19 +133,9 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     batch = {"index": index, "label": index % config.model.num_classes}
     batch = sharding.put_batch(program.mesh, batch)
     arguments = params, jax.random.key(0), batch["index"], batch["label"]
-    began = time.perf_counter()
-    sample = sample.lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - began
-
-    def window():
-        began = time.perf_counter()
-        jax.block_until_ready(sample(*arguments))
-        return time.perf_counter() - began
-
-    window()  # warm-up
-    seconds = statistics.median(window() for _ in range(WINDOWS))
+    seconds, compile_seconds = _time(sample, arguments)
     passes = 1 if config.sample.cfg_scale == 1 else 2
-    work = flops.count(config.model)["gflops"] * passes * steps
+    work = flops.count(config)["gflops"] * passes * steps
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
         **_speed(seconds, batch_size, work, "batch", program.model.dtype),
@@ -152,19 +145,68 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     }
 
 
+def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict]:
+    """Time of encoding and of decoding one batch, `steps` to a window."""
+    program = train.make_program(config)
+    model, mesh = program.model, program.mesh
+    sharding.check_batch_size(mesh, batch_size)
+    init = functools.partial(models.init_params, model)
+    params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(config.seed))
+    vae = latents.Vae(params, model, digest="")
+    rows, rng = len(sharding.local_rows(mesh, batch_size)), np.random.default_rng(0)
+    size, channels = config.data.image_size, config.data.image_channels
+    image = rng.integers(0, 256, (rows, size, size, channels), np.uint8)
+    shape = (rows, size // model.factor, size // model.factor, model.latent_channels)
+    batch = sharding.put_batch(
+        mesh, {"image": image, "x_0": rng.standard_normal(shape, np.float32)}
+    )
+    unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
+    functions = {
+        "encode": (jax.jit(latents.encode), batch["image"]),
+        "decode": (generate.make_decode_fn(unscaled, mesh), batch["x_0"]),
+    }
+    counts, results = flops.count(config), {}
+    for name, (function, x) in functions.items():
+        seconds, compile_seconds = _time(function, (vae, x), steps)
+        results[name] = {
+            **_speed(seconds, batch_size, 2 * counts[f"{name}_gmacs"], "batch", model.dtype),
+            **_identity(mesh, model, config, compile_seconds),
+            "batch_size": batch_size,
+            "image_size": size,
+        }
+    return results
+
+
+def _time(function, arguments, calls=1):
+    """(seconds of a call in the median window, seconds of compilation) of a jitted function."""
+    began = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def window():
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = compiled(*arguments)
+        jax.block_until_ready(result)
+        return time.perf_counter() - began
+
+    window()  # warm-up
+    return statistics.median(window() for _ in range(WINDOWS)) / calls, compile_seconds
+
+
 def _synthetic_batches(program):
     """One random batch in device memory, again and again."""
     config = program.config
     rng = np.random.default_rng(0)
     rows = len(sharding.local_rows(program.mesh, config.batch_size))
-    size, channels = config.model.input_size, config.model.in_channels
     if config.latents.source in ("moments", "device"):
+        size, channels = config.model.input_size, config.model.in_channels
         moments = rng.standard_normal((rows, size, size, 2 * channels)).astype(np.float16)
         batch = {"moments": moments}
     else:
         size, channels = config.data.image_size, config.data.image_channels
         batch = {"image": rng.integers(0, 256, (rows, size, size, channels), np.uint8)}
-    batch["label"] = rng.integers(0, config.model.num_classes, rows, np.int32)
+    batch["label"] = rng.integers(0, config.model.get("num_classes", 1), rows, np.int32)
     batch = sharding.put_batch(program.mesh, batch)
     while True:
         yield batch
@@ -203,36 +245,42 @@ def _identity(mesh, model, config, compile_seconds):
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "flax": flax.__version__,
-        "params": flops.count(config.model)["params"],
+        "params": flops.count(config)["params"],
         "batch_size": config.batch_size,
         "grad_accumulation_steps": config.grad_accumulation_steps,
-        "dtype": model.dtype,
-        "attention": model.attention,
-        "scan_unroll": model.scan_unroll,
-        "remat": model.remat,
+        **{name: getattr(model, name) for name in MODEL_SETTINGS if hasattr(model, name)},
     }
 
 
 def main(argv):
-    if len(argv) != 2 or argv[1] not in ("train", "loop", "sample"):
-        raise ValueError(f"say what to measure: train, loop or sample, not {argv[1:]}.")
+    if len(argv) != 2 or argv[1] not in ("train", "loop", "sample", "vae"):
+        raise ValueError(f"say what to measure: train, loop, sample or vae, not {argv[1:]}.")
+    config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
+    if (config.model.name == "vae") != (argv[1] == "vae") and argv[1] != "train":
+        raise ValueError(f"{argv[1]} does not measure the model {config.model.name!r} of --config.")
     if argv[1] == "train":
-        row = bench_train(FLAGS.config, FLAGS.steps, FLAGS.data)
+        row = bench_train(config, steps, FLAGS.data)
     elif argv[1] == "loop":
-        row = bench_loop(FLAGS.config, FLAGS.steps)
+        row = bench_loop(config, steps)
+    elif argv[1] == "sample":
+        row = bench_sample(config, steps, batch_size)
     else:
-        row = bench_sample(FLAGS.config, FLAGS.steps, FLAGS.batch_size)
+        row = bench_vae(config, steps, batch_size)
     if FLAGS.json:
         print(json.dumps(row))
         return
-    for name, value in row.items():
-        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
+    for part, values in row.items() if argv[1] == "vae" else [("", row)]:
+        for name, value in values.items():
+            name = f"{part} {name}".strip()
+            print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_integer("steps", 20, "Optimizer steps per window, or sampling steps.", 1)
-    flags.DEFINE_integer("batch_size", 64, "sample: images at a time, all devices.", 1)
+    flags.DEFINE_integer(
+        "steps", 20, "Optimizer steps or batches per window, or sampling steps.", 1
+    )
+    flags.DEFINE_integer("batch_size", 64, "sample, vae: images at a time, all devices.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")
     flags.DEFINE_bool("json", False, "Print one line of JSON.")
     cli.run(main)

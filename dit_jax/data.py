@@ -408,9 +408,14 @@ class TrainIterator:
         return {"next_batch": self._next_batch, "num_records": self._num_records}
 
 
-def eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
-    """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0."""
-    num_images = len(source) // source.views
+def eval_batches(
+    source: Source, batch_size: int, rows: np.ndarray, num_images: int | None = None
+) -> Iterator[Batch]:
+    """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0.
+
+    Args: num_images, the first so many; None is all.
+    """
+    num_images = num_images or len(source) // source.views
     for start in range(0, num_images, batch_size):
         within = start + rows < num_images
         batch = gather(source, source.views * np.where(within, start + rows, 0))

@@ -87,7 +87,7 @@ def evaluate(
     Raises: ValueError for images of more than MAX_VALUES values.
     """
     trained = generate.load(workdir, step, raw, vae_workdir)
-    config, counts = trained.config, flops.count(trained.config.model)
+    config, counts = trained.config, flops.count(trained.config)
     values = config.data.image_size**2 * config.data.image_channels
     if values > MAX_VALUES:
         raise ValueError(

@@ -19,7 +19,14 @@ VAE_FACTOR = 8  # pixels per latent of the published models
 
 
 def count(config) -> dict[str, int | float]:
-    """Counts of `config.model`, for one image.
+    """Counts of a config's model, for one image: those of `count_dit` or `count_vae`."""
+    if config.model.name == "vae":
+        return count_vae(config.model, config.data.image_size)
+    return count_dit(config.model)
+
+
+def count_dit(config) -> dict[str, int | float]:
+    """Counts of `config.model` of a DiT, for one image.
 
     Returns: params (trained), params_with_pos_embed (the published count), tokens; gmacs of one
       forward pass: matrix products only; gflops; train_gflops_per_image = 3 gflops.
@@ -52,8 +59,8 @@ def count(config) -> dict[str, int | float]:
 def count_vae(config, image_size: int) -> dict[str, int | float]:
     """Counts of `config.model` of a VAE, for one image of image_size x image_size pixels.
 
-    Returns: params; encode_gmacs and decode_gmacs: convolutions and attention only, at their sizes
-      before padding; gflops of both; train_gflops_per_image = 3 gflops.
+    Returns: params; encode_gmacs and decode_gmacs of convolutions and attention, products with
+      the padding included; gflops of both; train_gflops_per_image = 3 gflops.
     """
     encoder = _vae_half(config, image_size, decoder=False)
     decoder = _vae_half(config, image_size, decoder=True)
@@ -138,15 +145,11 @@ def main(argv):
         raise ValueError(f"give a model name or --config, not both: {' '.join(argv[1:])}.")
     if FLAGS.config is not None:
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
-        config = FLAGS.config
-        vae = config.model.name == "vae"
-        rows = {
-            name: count_vae(config.model, config.data.image_size) if vae else count(config.model)
-        }
+        rows = {name: count(FLAGS.config)}
     else:
         table = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
         names = argv[1:] or table
-        rows = {name: count(published_config(name, FLAGS.image_size)) for name in names}
+        rows = {name: count_dit(published_config(name, FLAGS.image_size)) for name in names}
     if FLAGS.json:
         print(json.dumps(rows if len(rows) > 1 else next(iter(rows.values()))))
         return

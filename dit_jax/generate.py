@@ -67,7 +67,8 @@ def load(
     params, step = checkpoint.restore_params(workdir, shapes, step, raw)
     to_image = latents.image_from_x_0
     if config.latents.source != "pixels":
-        to_image = make_decode_fn(load_vae(config, mesh), config.latents, mesh)
+        decode = make_decode_fn(config.latents, mesh)
+        to_image = functools.partial(decode, load_vae(config, mesh))
     process = diffusion.build(config.diffusion)
     return Trained(config, step, mesh, model, process, params, to_image)
 
@@ -141,8 +142,8 @@ def make_sample_fn(
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh))
 
 
-def make_decode_fn(vae: latents.Vae, config, mesh: Mesh) -> Callable:
-    """`to_image(x_0 [B, h, w, C]) -> [B, H, W, channels] uint8` of latents.
+def make_decode_fn(config, mesh: Mesh) -> Callable:
+    """The jitted `decode(vae, x_0 [B, h, w, C]) -> [B, H, W, channels] uint8` of latents.
 
     Args: config, `config.latents`.
     DECODED_PER_DEVICE images at a time, so that large ones fit.
@@ -161,7 +162,7 @@ def make_decode_fn(vae: latents.Vae, config, mesh: Mesh) -> Callable:
         images = images.reshape(-1, shards, rows, *images.shape[2:]).swapaxes(0, 1)
         return images.reshape(-1, *images.shape[3:])
 
-    return functools.partial(decode, vae)
+    return decode
 
 
 def generate(

@@ -37,6 +37,12 @@ def decode(vae: Vae, config, x_0: jax.Array) -> jax.Array:
     return image_from_x_0(vae.model.apply({"params": vae.params}, z, method="decode"))
 
 
+def reconstruct(vae: Vae, image: jax.Array) -> jax.Array:
+    """Images [B, H, W, C] uint8 to the posterior's mean and back to uint8."""
+    z, _ = posterior(encode(vae, image))
+    return image_from_x_0(vae.model.apply({"params": vae.params}, z, method="decode"))
+
+
 def pixels_from_image(image: jax.Array) -> jax.Array:
     """uint8 0..255 to f32 in [-1, 1]."""
     return image.astype(jnp.float32) / 127.5 - 1

@@ -34,16 +34,6 @@ def parse_labels(text: str, num: int, num_classes: int) -> np.ndarray:
     return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
 
 
-def _check_writable(out):
-    """Raises: OSError now rather than after the sampling."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
-            raise OSError("no permission, or a directory")
-    except OSError as error:
-        raise OSError(f"cannot write --out={out}: {error}") from error
-
-
 def _write(out, images, labels):
     """To a temporary file first, so that no half-written one bears the name."""
     temporary = out.with_suffix(f".tmp{out.suffix}")
@@ -61,9 +51,7 @@ def _write(out, images, labels):
 
 def main(_):
     out = pathlib.Path(FLAGS.out)
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out={out} must end in .png (a grid) or .npz (arr_0 and label).")
-    _check_writable(out)
+    cli.check_out(out, (".png", ".npz"))
     trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw, FLAGS.vae)
     labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes)
     trained.config.sample.update(cli.sampling_settings())

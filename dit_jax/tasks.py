@@ -110,7 +110,8 @@ class Denoising:
         to_image = latents.image_from_x_0
         if config.latents.source != "pixels":
             vae = resident.get("vae") or generate.load_vae(config, self.mesh)
-            to_image = generate.make_decode_fn(vae, config.latents, self.mesh)
+            decode = generate.make_decode_fn(config.latents, self.mesh)
+            to_image = functools.partial(decode, vae)
         labels = np.arange(num) * self.model.num_classes // num
 
         def draw(params):
@@ -121,7 +122,7 @@ class Denoising:
 
     def summary(self) -> str:
         """The model in a line."""
-        counts, model = flops.count(self.config.model), self.model
+        counts, model = flops.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {counts['tokens']} "
             f"tokens, {model.dtype}, attention {model.attention}, remat {model.remat}, blocks "
@@ -193,26 +194,22 @@ class Autoencoding:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
         num = min(self.config.sample_num_images, len(source))
         images = data.gather(source, range(num))["image"]
-        config = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
         everywhere = sharding.replicated(self.mesh)
 
         @functools.partial(jax.jit, out_shardings=everywhere)
         def reconstruct(params, images):
-            vae = latents.Vae(params, self.model, digest="")
-            z, _ = latents.posterior(latents.encode(vae, images))
-            return latents.decode(vae, config, z)
+            return latents.reconstruct(latents.Vae(params, self.model, digest=""), images)
 
         def draw(params):
-            reconstruction = np.asarray(reconstruct(params, jax.device_put(images, everywhere)))
-            pairs = np.concatenate([images, reconstruction], axis=2)
+            reconstruction = reconstruct(params, jax.device_put(images, everywhere))
+            pairs = np.concatenate([images, np.asarray(reconstruction)], axis=2)
             return generate.image_grid(pairs, generate.grid_columns(num))
 
         return draw
 
     def summary(self) -> str:
         """The model in a line."""
-        config, model = self.config, self.model
-        counts = flops.count_vae(config.model, config.data.image_size)
+        counts, model = flops.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "
             f"{counts['decode_gmacs']:.4g} GMACs, factor {model.factor}, {model.dtype}, remat "

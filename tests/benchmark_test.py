@@ -20,6 +20,17 @@ def test_benchmarks_say_what_they_measured(run_command):
     assert row["batch_size"] == 8
 
 
+def test_benchmark_of_a_vae_times_both_halves(run_command):
+    flags = ["--config", "configs/vae_digits.py", "--json", "--steps", 2, "--batch_size", 8]
+    rows = json.loads(run_command("benchmark", "vae", *flags))
+    for row, gmacs in ((rows["encode"], 0.00119808), (rows["decode"], 0.002567424)):
+        assert row["img_per_s"] == pytest.approx(8e3 / row["ms_per_batch"])
+        assert row["tflop_per_s"] == pytest.approx(2e-3 * gmacs * row["img_per_s"])
+        assert (row["image_size"], row["batch_size"], row["params"]) == (8, 8, 158_805)
+    error = run_command("benchmark", "vae", "--config", "configs/smoke.py", fails=True)
+    assert "error: vae does not measure the model 'dit'" in error
+
+
 def test_mfu_is_of_the_peak_of_this_card_in_bfloat16_alone(monkeypatch):
     device = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(benchmark.jax, "devices", lambda: [device])

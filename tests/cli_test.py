@@ -17,6 +17,8 @@ COMMANDS = [
     "flops",
     "benchmark",
     "datasets.digits",
+    "datasets.openmoji",
+    "reconstruct",
 ]
 
 

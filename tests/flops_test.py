@@ -30,7 +30,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     gmacs, params = PUBLISHED[name]
-    counts = flops.count(flops.published_config(name))
+    counts = flops.count_dit(flops.published_config(name))
     # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
     assert counts["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
     assert counts["params_with_pos_embed"] == params
@@ -39,7 +39,7 @@ def test_counts_are_the_published_ones(name):
 
 
 def test_counts_at_512_pixels():
-    counts = flops.count(flops.published_config("DiT-XL/2", image_size=512))
+    counts = flops.count_dit(flops.published_config("DiT-XL/2", image_size=512))
     assert counts["gmacs"] == pytest.approx(524.6, rel=0.003)
     assert counts["tokens"] == 1024
 
@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_module(name):
     model = models.build(config)
     shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
     leaves = flax.traverse_util.flatten_dict(shapes).values()
-    assert sum(leaf.size for leaf in leaves) == flops.count(config)["params"]
+    assert sum(leaf.size for leaf in leaves) == flops.count_dit(config)["params"]
 
 
 @pytest.mark.parametrize("name", ["DiT-S/2", "DiT-B/4", "DiT-L/8", "DiT-XL/2"])
@@ -74,7 +74,7 @@ def test_formula_is_xla_s_count_of_the_unrolled_program(name):
     lowered = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).lower(params, *inputs)
     assert "while" not in lowered.as_text()  # XLA counts the body of a loop once
     xla_gflops = lowered.cost_analysis()["flops"] / 1e9
-    assert xla_gflops == pytest.approx(flops.count(config)["gflops"], rel=0.01)
+    assert xla_gflops == pytest.approx(flops.count_dit(config)["gflops"], rel=0.01)
 
 
 @pytest.mark.parametrize(

