@@ -126,6 +126,8 @@ def _add_vae(config):
     config.autoencoder = ConfigDict()  # its loss
     config.autoencoder.distance = "l1"  # to the reconstruction, per value: l1, l2
     config.autoencoder.kl_weight = 1e-6  # of the KL per value; 1e-6 is latent diffusion's
+    config.autoencoder.lpips_weight = 0.0  # of LPIPS; 1 is latent diffusion's
+    config.autoencoder.lpips = ""  # workdir of its weights, for lpips_weight > 0
 
     config.latents = ConfigDict()
     config.latents.source = "pixels"  # what it is trained on

@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "data.data_dir",
     "latents.vae",
     "latents.moments",
+    "autoencoder.lpips",
     "data.cache",
     "data.num_workers",
     "data.num_threads",
@@ -292,9 +293,20 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
     Args: dtype, of its activations.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
     """
+    model, params = load_model(workdir, mesh, dtype, "vae")
+    digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
+    return latents.Vae(params, model, hashlib.sha256(digests.encode()).hexdigest()[:16])
+
+
+def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):
+    """(model, its newest EMA parameters, replicated over the mesh) of a workdir.
+
+    Args: dtype, of its activations.   name: what `config.model.name` must be.
+    Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
+    """
     config = load_config(workdir)
-    if config.model.name != "vae":
-        raise ValueError(f"{workdir} holds a {config.model.name!r}, not a VAE.")
+    if config.model.name != name:
+        raise ValueError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
     model = models.build(config.model)
     shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
@@ -303,8 +315,7 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
     )
     params, _ = restore_params(workdir, shapes)
-    digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
-    return latents.Vae(params, model, hashlib.sha256(digests.encode()).hexdigest()[:16])
+    return model, params
 
 
 def _restore_newest(directory, steps, trees):

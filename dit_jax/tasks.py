@@ -7,6 +7,7 @@ learned.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import data, diffusion, flops, generate, latents, objectives, sharding
+from dit_jax import checkpoint, data, diffusion, flops, generate, latents, objectives, sharding
+from dit_jax.models import lpips
 
 
 def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
@@ -158,17 +160,32 @@ class Autoencoding:
                 f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
             )
         loss = config.autoencoder
-        if loss.distance not in objectives.DISTANCES or loss.kl_weight < 0:
+        if loss.distance not in objectives.DISTANCES:
             raise ValueError(
-                f"autoencoder.distance={loss.distance!r} must be one of "
-                f"{', '.join(objectives.DISTANCES)}, autoencoder.kl_weight={loss.kl_weight} not "
-                "negative."
+                f"autoencoder.distance={loss.distance!r} is unknown; choose one of "
+                f"{', '.join(objectives.DISTANCES)}."
+            )
+        if min(loss.kl_weight, loss.lpips_weight) < 0:
+            raise ValueError(
+                f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="
+                f"{loss.lpips_weight} must not be negative."
+            )
+        if loss.lpips_weight and (not loss.lpips or size < 16):
+            raise ValueError(
+                f"autoencoder.lpips_weight={loss.lpips_weight} needs autoencoder.lpips, the "
+                f"workdir that dit_jax.convert lpips writes, and data.image_size={size} of at "
+                "least 16."
             )
         return cls(config, model, mesh)
 
     def load_resident(self, source: data.Source | None) -> dict:
-        """Nothing."""
-        return {}
+        """{'lpips': its parameters} if it has a weight; errors as `checkpoint.load_model`."""
+        loss = self.config.autoencoder
+        if not loss.lpips_weight:
+            return {}
+        workdir = pathlib.Path(loss.lpips)
+        _, params = checkpoint.load_model(workdir, self.mesh, self.model.dtype, "lpips")
+        return {"lpips": params}
 
     def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
         """(pixels [B, H, W, C] in [-1, 1], the posterior's noise [B, h, w, c]) of a batch."""
@@ -186,9 +203,21 @@ class Autoencoding:
 
         mean, log_variance = latents.posterior(apply(pixels, "encode"))
         reconstruction = apply(latents.posterior_sample(mean, log_variance, eps), "decode")
-        return objectives.autoencoder_loss(
-            pixels, reconstruction, mean, log_variance, **self.config.autoencoder
+        weights = self.config.autoencoder
+        losses = objectives.autoencoder_loss(
+            pixels,
+            reconstruction,
+            mean,
+            log_variance,
+            distance=weights.distance,
+            kl_weight=weights.kl_weight,
         )
+        if weights.lpips_weight:
+            distance = lpips.LPIPS(self.model.dtype).apply(
+                {"params": resident["lpips"]}, pixels, reconstruction
+            )
+            losses |= {"lpips": distance, "loss": losses["loss"] + weights.lpips_weight * distance}
+        return losses
 
     def compile_picture(self, resident: dict, source: data.Source) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""

@@ -2,8 +2,10 @@
 
   python -m dit_jax.convert vae SRC DST
   python -m dit_jax.convert dit SRC DST --config configs/imagenet256.py:DiT-XL/2
+  python -m dit_jax.convert lpips SRC DST
 
-SRC is the directory that diffusers wrote (`vae`), or a .npz, .safetensors or .pt file (`dit`).
+SRC is the directory that diffusers wrote (`vae`), a .npz, .safetensors or .pt file (`dit`), or a
+directory with vgg16-397923af.pth and vgg.pth (`lpips`).
 """
 
 import json
@@ -13,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, cli, convert
-from dit_jax.convert import vae
+from dit_jax.convert import lpips, vae
 
 FLAGS = flags.FLAGS
 
@@ -27,6 +29,14 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     weights = source / "diffusion_pytorch_model.safetensors" if source.is_dir() else source
     config = ConfigDict({"model": vae.read_config(weights.parent / "config.json")})
     params = convert.load("vae", weights, config.model)
+    checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
+    """Writes VGG-16 and LPIPS's weights in the directory `source` to a new workdir."""
+    config = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
+    params = convert.load("lpips", lpips.read(source), config.model)
     checkpoint.save_params(workdir, config, params)
     return config
 
@@ -45,6 +55,8 @@ def main(argv):
     source, workdir = pathlib.Path(source), pathlib.Path(workdir)
     if kind == "vae":
         config = convert_vae(source, workdir)
+    elif kind == "lpips":
+        config = convert_lpips(source, workdir)
     elif FLAGS.config is None:
         raise ValueError("the file of a DiT does not tell all its sizes: give --config.")
     else:

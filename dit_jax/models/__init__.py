@@ -1,11 +1,11 @@
-"""Noise predictors and autoencoders. `build` is the only place where a name becomes a module."""
+"""Noise predictors, autoencoders, LPIPS. Only `build` makes a module of a name."""
 
 import flax.linen as nn
 import jax
 
-from dit_jax.models import dit, vae
+from dit_jax.models import dit, lpips, vae
 
-BUILDERS = {"dit": dit.from_config, "vae": vae.from_config}
+BUILDERS = {"dit": dit.from_config, "vae": vae.from_config, "lpips": lpips.from_config}
 
 
 def build(config) -> nn.Module:

@@ -1,0 +1,53 @@
+"""LPIPS: the distance of two images in the features of VGG-16, as autoencoders are trained with.
+
+Source: Zhang et al. 2018, eq. 1; the features are Simonyan & Zisserman 2015's configuration D.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Widths of the convolutions of each stage; its last output is compared.
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Pixels in [-1, 1] to those that VGG was trained on: (x - SHIFT) / SCALE.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+class LPIPS(nn.Module):
+    """The trained linear weights on VGG's normalised feature differences."""
+
+    dtype: str  # of the activations; parameters and the distance are f32
+
+    def example_inputs(self) -> tuple[jax.Array, jax.Array]:
+        """The smallest arguments of `__call__`, for initialisation."""
+        return jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3))
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Args: x, y [B, H, W, 3] or [B, H, W, 1] in [-1, 1], at least 16 pixels high and wide.
+
+        Returns: [B] f32.
+        """
+        h = jnp.concatenate([x, y])
+        h = (h - jnp.array(SHIFT).reshape(1, 1, 1, 3)) / jnp.array(SCALE).reshape(1, 1, 1, 3)
+        distance, index = jnp.zeros(len(x)), 0
+        for stage, widths in enumerate(STAGES):
+            if stage:
+                h, index = nn.max_pool(h, (2, 2), (2, 2)), index + 1
+            for width in widths:
+                name = f"features_{index}"  # as published: ReLU and pooling count too
+                h = nn.relu(nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=name)(h))
+                index += 2
+            features = h.astype(jnp.float32)
+            squared = jnp.sum(features**2, axis=-1, keepdims=True)
+            # Inside the root too: a position where every feature is 0 has no gradient otherwise.
+            unit = features / (jnp.sqrt(squared + 1e-20) + 1e-10)
+            difference = (unit[: len(x)] - unit[len(x) :]) ** 2
+            weighted = nn.Dense(1, use_bias=False, name=f"lin{stage}")(difference)
+            distance += jnp.mean(weighted, axis=(1, 2, 3))
+        return distance
+
+
+def from_config(config) -> LPIPS:
+    """The module that `config.model` of a perceptual distance describes."""
+    return LPIPS(config.dtype)

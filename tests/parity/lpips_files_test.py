@@ -1,0 +1,33 @@
+"""LPIPS's weights from files as torch writes them."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from dit_jax import checkpoint, sharding
+from dit_jax.convert import arrays, lpips
+from dit_jax.convert.__main__ import convert_lpips
+
+
+def test_both_files_become_a_workdir(tmp_path):
+    config = ConfigDict(dict(name="lpips", dtype="float32"))
+    shapes = {
+        lpips._published_name(path): lpips._published_shape(shape)
+        for path, shape in arrays.parameter_shapes(config).items()
+    }
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    vgg = {n: t for n, t in tensors.items() if n.startswith("features")}
+    vgg["classifier.0.weight"] = torch.zeros(10, 10)
+    torch.save(vgg, tmp_path / "vgg16-397923af.pth")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*/vgg\.pth"):
+        convert_lpips(tmp_path, tmp_path / "workdir")
+    lins = {n: t for n, t in tensors.items() if n.startswith("lin")}
+    torch.save(lins, tmp_path / "vgg.pth")
+    convert_lpips(tmp_path, tmp_path / "workdir")
+    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
+    _, params = checkpoint.load_model(tmp_path / "workdir", mesh, "float32", "lpips")
+    kernel = np.asarray(params["features_5"]["kernel"])
+    np.testing.assert_array_equal(kernel, tensors["features.5.weight"].permute(2, 3, 1, 0))
+    assert params["lin4"]["kernel"].shape == (512, 1)
