@@ -295,7 +295,10 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
     """
     model, params = load_model(workdir, mesh, dtype, "vae")
     digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
-    return latents.Vae(params, model, hashlib.sha256(digests.encode()).hexdigest()[:16])
+    digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
+    config = load_config(workdir).model
+    published = (config.scale, config.shift) if config.get("scale") else None
+    return latents.Vae(params, model, digest, published)
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):

@@ -57,6 +57,7 @@ def encode(
     sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
     identity = {
         "vae_digest": vae.digest,
+        "published": vae.published and list(vae.published),
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
         "num_images": {name: len(source) for name, source in sources.items()},
         "crop": "adm",

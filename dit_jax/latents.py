@@ -1,5 +1,7 @@
 """Between stored examples and x_0: pixels, the VAE and its moments, latents, and back."""
 
+import logging
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from dit_jax import data, sharding
+
+logger = logging.getLogger("dit_jax")
 
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
@@ -23,6 +27,8 @@ class Vae:
     params: dict
     model: nn.Module = struct.field(pytree_node=False)
     digest: str = struct.field(pytree_node=False)  # of the parameters
+    published: tuple[float, float] | None = struct.field(pytree_node=False, default=None)
+    """Scale and shift that its publisher uses; None if it was trained here."""
 
 
 def encode(vae: Vae, image: jax.Array) -> jax.Array:
@@ -114,7 +120,14 @@ def resolve(config: ConfigDict, source: data.Source) -> ConfigDict:
     config = config.copy_and_resolve_references()
     recorded, latents_config = source.metadata, config.latents
     latents_config.vae_digest = recorded.get("vae_digest", latents_config.vae_digest)
-    if latents_config.scale and latents_config.shift:
+    used, published = (latents_config.scale, latents_config.shift), recorded.get("published")
+    if published and used[0] and used != ((published[0],), (published[1],)):
+        logger.warning(
+            "latents.scale=%s, latents.shift=%s, but this VAE's publisher uses (%g,), (%g,)",
+            *used,
+            *published,
+        )
+    if all(used):
         return config
     if not recorded:
         raise ValueError(

@@ -3,8 +3,10 @@
 import argparse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 import safetensors.numpy
 
 from dit_jax import convert
@@ -20,6 +22,15 @@ def test_files_give_what_the_mapping_gives(golden_model_config, golden_params, p
     for source in (published, tmp_path / "dit.safetensors", str(tmp_path / "plain.npz")):
         params = convert.load("dit", source, golden_model_config)
         jax.tree.map(np.testing.assert_array_equal, params, golden_params)
+
+
+def test_half_precision_files_are_read(tmp_path):
+    """The public VAEs of Stable Diffusion 3 and FLUX are f16 and bf16."""
+    saved = {"a": jnp.array([1.0, -2.5], jnp.bfloat16), "b": jnp.array([0.25], jnp.float16)}
+    safetensors.flax.save_file(saved, tmp_path / "half.safetensors")
+    found = arrays.read(tmp_path / "half.safetensors")
+    assert {a.dtype for a in found.values()} == {np.dtype(np.float32)}
+    assert (found["a"].tolist(), found["b"].tolist()) == ([1.0, -2.5], [0.25])
 
 
 def test_torch_file(golden_model_config, golden_params, published, tmp_path):

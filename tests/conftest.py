@@ -110,8 +110,6 @@ VAE = dict(
     norm_groups=4,
     use_quant_conv=True,
     mid_attention=True,
-    scale=None,
-    shift=None,
     dtype="float32",
     remat=False,
 )

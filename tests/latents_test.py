@@ -1,5 +1,6 @@
 """Pixels and moments to x_0 and back: scaled once, truncated as published; the same three ways."""
 
+import dataclasses
 import json
 import shutil
 
@@ -86,6 +87,23 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     metadata = json.loads((moments_dir / "metadata.json").read_text())
     assert config.latents.vae_digest == metadata["vae_digest"]
     assert latent_config.latents.scale == ()  # the caller's is left alone
+
+
+def test_scale_that_is_not_the_publisher_s_is_told(latent_config, caplog):
+    source = data.open_split(latent_config, "train")
+    source = dataclasses.replace(source, metadata=source.metadata | {"published": [0.25, 0.5]})
+    with caplog.at_level("WARNING", "dit_jax"):
+        latent_config.latents.update(scale=(0.25,), shift=(0.5,))
+        latents.resolve(latent_config, source)
+        latent_config.latents.update(scale=(), shift=())  # each channel's own: a choice
+        latents.resolve(latent_config, source)
+        assert not caplog.text
+        latent_config.latents.update(scale=(0.18215,), shift=(0.5,))
+        latents.resolve(latent_config, source)
+    assert (
+        "latents.scale=(0.18215,), latents.shift=(0.5,), but this VAE's publisher uses (0.25,)"
+        in (caplog.text)
+    )
 
 
 def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_command):

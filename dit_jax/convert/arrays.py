@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The name -> array mapping in a .npz, .safetensors or .pt file.
+    """The name -> f32 array mapping in a .npz, .safetensors or .pt (.pth) file.
 
     Raises: FileNotFoundError; ValueError for another suffix, a .pt without torch installed, or a
       .pt that holds anything but tensors.
@@ -28,9 +28,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             prefixed = {k.removeprefix("w/"): file[k] for k in file.files if k.startswith("w/")}
             return prefixed or {k: file[k] for k in file.files}
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
+        from safetensors.flax import load_file  # NumPy's has no bfloat16
 
-        return load_file(path)
+        return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
     if path.suffix in (".pt", ".pth"):
         return _read_torch(path)
     raise ValueError(f"cannot read {path}: expected .npz, .safetensors or .pt.")
