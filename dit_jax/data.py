@@ -7,6 +7,7 @@ number, the next batch; it does not depend on worker, process or device counts.
 import dataclasses
 import functools
 import io
+import logging
 import pathlib
 import sys
 import threading
@@ -18,6 +19,8 @@ from absl import flags
 from PIL import Image
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
+logger = logging.getLogger("dit_jax")
+
 EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 Batch = dict[str, np.ndarray]
 
@@ -73,6 +76,8 @@ class Source:
         file = io.BytesIO(record["image"])
         try:
             image = Image.open(file)
+            if min(image.size) < self.image_size:
+                _warn_of_small_images(self.origin, self.image_size, self.describe(index))
             image = adm_crop(
                 image.convert({1: "L", 3: "RGB"}[self.image_channels]), self.image_size
             )
@@ -100,6 +105,16 @@ class Source:
         if isinstance(self.records, _Folder):
             return str(self.records.files[index])
         return f"record {index} of {self.origin}"
+
+
+@functools.cache  # once for each dataset
+def _warn_of_small_images(origin, image_size, first):
+    logger.warning(
+        "%s: some images are smaller than data.image_size=%d, such as %s; they are enlarged.",
+        origin,
+        image_size,
+        first,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

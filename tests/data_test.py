@@ -90,6 +90,20 @@ def test_every_mode_becomes_the_channels_asked_for(folder_config, mode, channels
     np.testing.assert_array_equal(source[0]["image"], expected.reshape(8, 8, channels))
 
 
+def test_images_smaller_than_the_crop_are_enlarged_and_that_is_told_once(caplog):
+    file = io.BytesIO()
+    _noise_image(12, 5).save(file, "PNG")
+    records = 3 * [{"image": file.getvalue(), "label": 1}]
+    source = data.Source(records, "image", 8, 3, 2, "small images")
+    with caplog.at_level("WARNING", "dit_jax"):
+        images = [source[i]["image"] for i in range(3)]
+    expected = _noise_image(12, 5).resize((19, 8), Image.Resampling.BICUBIC).crop((5, 0, 13, 8))
+    np.testing.assert_array_equal(images[0], np.asarray(expected))
+    assert (
+        caplog.text.count("smaller than data.image_size=8, such as record 0 of small images") == 1
+    )
+
+
 def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
     test = data.open_images(smoke_config, "test")
     assert (len(digits_source), len(test)) == (1617, 180)

@@ -1,6 +1,7 @@
 """A dataset of moments: what is in it, and that it is the same however it was written."""
 
 import json
+import resource
 import signal
 import time
 
@@ -130,3 +131,23 @@ def test_two_processes_write_the_same_records(run_command, run_pair, vae_dir, di
     run_pair("encode", *_flags(vae_dir, digits_dir, two))
     assert _files(two) == _files(one)
     assert json.loads((two / "metadata.json").read_text())["num_images"]["train"] == 1617
+
+
+def test_full_disk_ends_with_an_error_and_complete_shards(
+    run_command, vae_dir, digits_dir, tmp_path
+):
+    """Files may grow to 100 kB; a shard of 512 images and their mirrors needs more."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = [*_flags(vae_dir, digits_dir, broken), "--shard_images", 512]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the command inherits it
+    try:
+        error = run_command("encode", *flags, fails=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "error: cannot write" in error
+    assert "then run the same command" in error
+    assert not list(broken.glob("moments-*"))
+    run_command("encode", *flags)
+    run_command("encode", *_flags(vae_dir, digits_dir, whole), "--shard_images", 512)
+    assert _files(broken) == _files(whole)
