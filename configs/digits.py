@@ -1,4 +1,4 @@
-"""DiT on scikit-learn's 8x8 handwritten digits, in pixels: `make demo`.
+"""DiT on scikit-learn's 8x8 handwritten digits, in pixels.
 
   python -m dit_jax.datasets.digits
   python -m dit_jax.train --config configs/digits.py --workdir runs/digits

@@ -9,7 +9,7 @@ Paper: Peebles & Xie 2023, table 4; FID-50K 19.47 after 400K steps without guida
 hyper-parameters are the paper's and the activations bfloat16, where the paper's run was f32.
 
 Images: the TFDS dataset `imagenet2012`, or an image folder. Their moments, with those of the
-mirrors, are 2 x 1,281,167 x 16 KiB = 42 GB before compression.
+mirrors, are 2 x 1,281,167 x 16 KiB = 42 GB. docs/imagenet.md has all steps, with disk and time.
 
 Cost and result: not measured.
 """

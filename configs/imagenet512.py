@@ -9,7 +9,7 @@ Paper: Peebles & Xie 2023, section 5.1; XL/2 after 3M steps has FID-50K 12.03, w
 The hyper-parameters are those of 256x256; an image has 1,024 tokens.
 
 Images: as configs/imagenet256.py says. Their moments, with those of the mirrors, are
-2 x 1,281,167 x 64 KiB = 168 GB before compression.
+2 x 1,281,167 x 64 KiB = 168 GB.
 
 Cost and result: not measured.
 """
