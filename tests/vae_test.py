@@ -1,6 +1,7 @@
 """The autoencoder against a recorded one of diffusers, its import, and its sizes."""
 
 import json
+import re
 
 import flax.traverse_util
 import jax
@@ -74,6 +75,8 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
         def loss(params):
             return jnp.mean(_apply(config, params, None, images["image"]) ** 2)
 
+        jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
+        assert bool(re.search(r"(remat2?|checkpoint)\[", jaxpr)) == config.remat
         return jax.jit(jax.value_and_grad(loss))(params)
 
     value, grads = loss_and_grads(config)
