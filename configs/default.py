@@ -89,8 +89,8 @@ def _add_dit(config):
     config.diffusion.beta_end = 0.02
 
     config.latents = ConfigDict()
-    # x_0 is: pixels; images, encoded in every step; moments, as dit_jax.encode stored them; device,
-    # stored moments that are kept in device memory.
+    # x_0 is: pixels; images, encoded in every step (in model.dtype); moments, as dit_jax.encode
+    # stored them; device, stored moments that are kept in device memory.
     config.latents.source = "moments"
     config.latents.moments = "imagenet256_moments"  # stored ones: TFDS name or directory
     config.latents.vae = ""  # workdir of the VAE, to encode images or decode samples

@@ -95,10 +95,10 @@ class Source:
             return self.records[index]
         # array_record and Protocol Buffers have exceptions of their own.
         except Exception as error:
-            raise ValueError(
-                f"cannot read {self.describe(index)}: {error}. If a shard was cut, remove it and "
-                "build the dataset again."
-            ) from error
+            way_out = "If a shard was cut, remove it and build the dataset again."
+            if isinstance(self.records, _Folder):
+                way_out = "Put the file back: the data order depends on every one of them."
+            raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""

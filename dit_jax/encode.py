@@ -9,9 +9,12 @@ again, the command goes on with the missing shards and ends with the same bytes.
 share the shards.
 """
 
+import collections
 import concurrent.futures
 import importlib.metadata
+import itertools
 import json
+import operator
 import os
 import pathlib
 import sys
@@ -31,6 +34,7 @@ from tqdm import tqdm
 from dit_jax import checkpoint, cli, data, latents, sharding
 
 FLAGS = flags.FLAGS
+BATCHES_AHEAD = 3  # that threads read while the devices compute
 
 
 def encode(
@@ -73,7 +77,9 @@ def encode(
     features = tfds.features.FeaturesDict(
         {
             "moments": tfds.features.Tensor(
-                shape=(size, size, 2 * vae.model.latent_channels), dtype=np.float16
+                shape=(size, size, 2 * vae.model.latent_channels),
+                dtype=np.float16,
+                encoding="bytes",  # else TFDS stores f32, twice the size and 40 times slower
             ),
             "label": tfds.features.ClassLabel(num_classes=config.model.num_classes),
         }
@@ -83,13 +89,16 @@ def encode(
     }
     threads = concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1))
     for name, source in sources.items():
-        with tqdm(total=len(source), desc=name, unit="img", disable=not progress) as bar:
-            for i, (path, numbers) in enumerate(shards[name].items()):
-                if i % jax.process_count() == jax.process_index() and not path.is_file():
-                    batches = _batches(source, numbers, batch_size * mesh.size, threads)
-                    _write_shard(path, batches, moments_of, features, bar)
-                else:
-                    bar.update(len(numbers))
+        mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
+        missing = {path: numbers for path, numbers in mine if not path.is_file()}
+        done = len(source) - sum(map(len, missing.values()))
+        with tqdm(
+            total=len(source), initial=done, desc=name, unit="img", disable=not progress
+        ) as bar:
+            batches = _batches(source, missing, batch_size * mesh.size, threads)
+            encoded = _one_behind((p, moments_of(image), labels) for p, image, labels in batches)
+            for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
+                _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("every shard is written")
     metadata = identity | _statistics(shards["train"])
@@ -122,7 +131,7 @@ def _claim(out, identity):
         raise ValueError(problem)
 
 
-def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], np.ndarray]:
+def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
     """moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16, in the images' order."""
     rows = sharding.batch_sharding(mesh)
 
@@ -133,7 +142,7 @@ def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], np.ndarray]:
         return latents.encode(vae, image).astype(jnp.float16)
 
     jitted = jax.jit(moments_of, out_shardings=rows)
-    return lambda image: np.asarray(jitted(vae, jax.device_put(image, rows)))
+    return lambda image: jitted(vae, jax.device_put(image, rows))
 
 
 def _shards(out, name, num_images, shard_images):
@@ -148,33 +157,55 @@ def _shards(out, name, num_images, shard_images):
     }
 
 
-def _batches(source, numbers, batch_size, threads):
-    """(image [batch_size, H, W, C], labels of those that count); the last one is filled up."""
-    for start in range(numbers.start, numbers.stop, batch_size):
-        wanted = range(start, min(start + batch_size, numbers.stop))
-        examples = list(threads.map(source.__getitem__, wanted))
+def _batches(source, shards, batch_size, threads):
+    """(path, image [batch_size, H, W, C], labels of those that count); a shard's last one is
+    filled up. Threads read BATCHES_AHEAD of what is asked for."""
+    wanted = (
+        (path, range(start, min(start + batch_size, numbers.stop)))
+        for path, numbers in shards.items()
+        for start in range(numbers.start, numbers.stop, batch_size)
+    )
+    reading = collections.deque()
+    for path, numbers in itertools.chain(wanted, BATCHES_AHEAD * [(None, ())]):
+        reading.append((path, [threads.submit(source.__getitem__, i) for i in numbers]))
+        if len(reading) <= BATCHES_AHEAD:
+            continue
+        path, futures = reading.popleft()
+        examples = [future.result() for future in futures]
         image = np.stack([example["image"] for example in examples])
         image = np.resize(image, (batch_size, *image.shape[1:]))
-        yield image, [int(example["label"]) for example in examples]
+        yield path, image, [int(example["label"]) for example in examples]
 
 
-def _write_shard(path, batches, moments_of, features, bar):
-    """The records of a shard, and their sums; the shard bears its name when all is written."""
+def _one_behind(items):
+    """The items, each when the next has begun: devices compute while the host writes."""
+    previous = None
+    for item in items:
+        if previous is not None:
+            yield previous
+        previous = item
+    if previous is not None:
+        yield previous
+
+
+def _write_shard(path, batches, views, features, bar):
+    """The records of a shard, and their sums; the shard bears its name when all is written.
+
+    Args: batches of (path, moments, labels), `views` moments in a row for every label.
+    """
     temporary, sums = path.with_name(path.name + ".tmp"), []
     try:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for image, labels in batches:
-            moments = moments_of(image)
-            views = len(moments) // len(image)
-            moments = moments[: views * len(labels)]
+        for _, moments, labels in batches:
+            moments = np.asarray(moments)[: views * len(labels)]
             if not np.isfinite(moments).all():
                 raise ValueError(
                     f"moments in {path.name} are not finite in float16: is this VAE, in this "
                     "--dtype, for these images?"
                 )
-            for i, moment in enumerate(moments):
-                example = features.encode_example({"moments": moment, "label": labels[i // views]})
-                writer.write(_deterministic(features.serialize_example(example)))
+            for moment, label in zip(moments, np.repeat(labels, views), strict=True):
+                example = features.serialize_example({"moments": moment, "label": label})
+                writer.write(_deterministic(example))
             sums.append(_sums(moments))
             bar.update(len(labels))
         writer.close()
@@ -183,6 +214,8 @@ def _write_shard(path, batches, moments_of, features, bar):
         _write_atomically(_sums_path(path), json.dumps(totals))
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # the latter is array_record's
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise
         raise OSError(
             f"cannot write {path}: {error}\nOther shards are complete. If space is what is missing "
             "there, free some; then run the same command."
