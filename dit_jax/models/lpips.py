@@ -39,9 +39,7 @@ class LPIPS(nn.Module):
                 h = nn.relu(nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=name)(h))
                 index += 2
             features = h.astype(jnp.float32)
-            squared = jnp.sum(features**2, axis=-1, keepdims=True)
-            # Inside the root too: a position where every feature is 0 has no gradient otherwise.
-            unit = features / (jnp.sqrt(squared + 1e-20) + 1e-10)
+            unit = features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + 1e-10)
             difference = (unit[: len(x)] - unit[len(x) :]) ** 2
             weighted = nn.Dense(1, use_bias=False, name=f"lin{stage}")(difference)
             distance += jnp.mean(weighted, axis=(1, 2, 3))
