@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, generate, latents, models, train
+from dit_jax import checkpoint, data, generate, latents, models, sharding, train
 
 KEY = jax.random.key(0)
 
@@ -151,6 +151,21 @@ def test_another_vae_than_the_moments_are_of_is_refused(latent_config, other_vae
     latent_config.latents.vae = str(other_vae_dir)
     with pytest.raises(ValueError, match=r"other has digest \w+, but the moments are of the VAE"):
         train.train_and_evaluate(latent_config, tmp_path / "run")
+
+
+def test_what_is_no_vae_is_refused(latent_config, trained_workdir):
+    mesh = sharding.make_mesh(latent_config.mesh)
+    latent_config.latents.update(source="images", vae=str(trained_workdir))
+    with pytest.raises(ValueError, match=r"smoke holds a 'dit', not a 'vae'"):
+        generate.load_vae(latent_config, mesh)
+
+
+@pytest.mark.parametrize(("key", "value"), [("input_size", 8), ("in_channels", 4)])
+def test_vae_of_another_size_is_refused(latent_config, key, value):
+    latent_config.latents.source = "images"
+    latent_config.model[key] = value
+    with pytest.raises(ValueError, match=r"makes latents of size and channels \(4, 2\)"):
+        generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
 def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, tmp_path):
