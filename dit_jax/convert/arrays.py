@@ -28,7 +28,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             prefixed = {k.removeprefix("w/"): file[k] for k in file.files if k.startswith("w/")}
             return prefixed or {k: file[k] for k in file.files}
     if path.suffix == ".safetensors":
-        from safetensors.flax import load_file  # NumPy's has no bfloat16
+        from safetensors.numpy import load_file  # JAX has taught NumPy bfloat16
 
         return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
     if path.suffix in (".pt", ".pth"):
