@@ -120,12 +120,13 @@ def test_scale_that_is_not_the_publisher_s_is_told(latent_config, caplog):
     )
 
 
-def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_command):
+def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_command, monkeypatch):
     latent_config.update(sample_every_steps=3)
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "3.png").is_file()
+    monkeypatch.setattr(generate, "PIXELS_DECODED_PER_DEVICE", 4 * 64)  # of 12 on each device
     trained = generate.load(tmp_path / "run", vae_workdir=vae_dir)
-    x_0 = jax.random.normal(KEY, (96, 4, 4, 2))  # of 12 on each device, 4 are decoded at a time
+    x_0 = jax.random.normal(KEY, (96, 4, 4, 2))
     decoded = trained.to_image(x_0)
     vae = checkpoint.load_vae(vae_dir, trained.mesh, "float32")
     z = latents.unscale(trained.config.latents, x_0)
