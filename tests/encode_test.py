@@ -133,6 +133,7 @@ def test_two_processes_write_the_same_records(run_command, run_pair, vae_dir, di
     assert json.loads((two / "metadata.json").read_text())["num_images"]["train"] == 1617
 
 
+@pytest.mark.slow
 def test_full_disk_ends_with_an_error_and_complete_shards(
     run_command, vae_dir, digits_dir, tmp_path
 ):

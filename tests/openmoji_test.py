@@ -144,6 +144,7 @@ def test_opened_through_a_config(data_dir, splits):
         assert source[i]["label"] == record["label"]
 
 
+@pytest.mark.slow
 def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
     script = f"""if True:
         from configs import default
@@ -159,6 +160,7 @@ def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
     assert f"Build it with `{build}`" in process.stderr
 
 
+@pytest.mark.slow
 def test_command_builds_the_same_records_again(run_command, splits, tmp_path):
     output = run_command("datasets.openmoji", "--size", 32, "--data_dir", tmp_path)
     assert f"openmoji/32: {tmp_path}/openmoji/32/1.0.0" in output
