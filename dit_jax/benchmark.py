@@ -256,6 +256,8 @@ def main(argv):
     if len(argv) != 2 or argv[1] not in ("train", "loop", "sample", "vae"):
         raise ValueError(f"say what to measure: train, loop, sample or vae, not {argv[1:]}.")
     config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
+    if not config.latents.get("scale", True):  # the data's, which make no difference to speed
+        config.latents.update(scale=(1.0,), shift=(0.0,))
     if (config.model.name == "vae") != (argv[1] == "vae") and argv[1] != "train":
         raise ValueError(f"{argv[1]} does not measure the model {config.model.name!r} of --config.")
     if argv[1] == "train":

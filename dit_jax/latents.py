@@ -110,15 +110,17 @@ def image_from_x_0(x_0: jax.Array) -> jax.Array:
     return jnp.clip(127.5 * x_0 + 128, 0, 255).astype(jnp.uint8)
 
 
-def resolve(config: ConfigDict, source: data.Source) -> ConfigDict:
-    """The config with what only the stored moments know: their VAE, and scale and shift if empty.
+def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
+    """The config with what only the data know: the VAE's digest, and scale and shift if empty.
 
+    Args: recorded, the moments' metadata, or of a VAE that encodes in every step 'vae_digest' and
+      'published'.
     Raises: ValueError if scale or shift is empty and nothing is recorded.
     """
     if config.latents.source == "pixels":
         return config
     config = config.copy_and_resolve_references()
-    recorded, latents_config = source.metadata, config.latents
+    latents_config = config.latents
     latents_config.vae_digest = recorded.get("vae_digest", latents_config.vae_digest)
     used, published = (latents_config.scale, latents_config.shift), recorded.get("published")
     if published and used[0] and used != ((published[0],), (published[1],)):
@@ -129,10 +131,10 @@ def resolve(config: ConfigDict, source: data.Source) -> ConfigDict:
         )
     if all(used):
         return config
-    if not recorded:
+    if "std" not in recorded:
         raise ValueError(
             f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
-            f"ones are taken from what dit_jax.encode records, but {source.origin} has no record."
+            "ones are taken from what dit_jax.encode records, but these data have no record."
         )
     latents_config.scale = latents_config.scale or tuple(1 / std for std in recorded["std"])
     latents_config.shift = latents_config.shift or tuple(recorded["mean"])

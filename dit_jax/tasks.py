@@ -70,6 +70,8 @@ class Denoising:
                     f"latents.{key}={numbers} must be one number, or one for each of "
                     f"model.in_channels={model_config.in_channels}."
                 )
+        if source != "pixels" and 0 in config.latents.scale:
+            raise ValueError(f"latents.scale={config.latents.scale} must not be 0.")
         return cls(config, model, mesh, diffusion.build(config.diffusion))
 
     def load_resident(self, source: data.Source | None) -> dict:

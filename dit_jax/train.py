@@ -27,6 +27,7 @@ from dit_jax import (
     checkpoint,
     cli,
     data,
+    generate,
     latents,
     metrics,
     models,
@@ -221,7 +222,12 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
     """
     train_source = data.open_split(config, "train")
-    config = latents.resolve(config, train_source)
+    config = latents.resolve(config, train_source.metadata)
+    if config.latents.source != "pixels" and config.latents.vae:
+        local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+        vae = generate.load_vae(config, sharding.make_mesh(local, jax.local_devices()))
+        if config.latents.source == "images":  # nothing else has recorded which one it is
+            config = latents.resolve(config, dict(vae_digest=vae.digest, published=vae.published))
     program = make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:

@@ -99,9 +99,20 @@ def test_images_smaller_than_the_crop_are_enlarged_and_that_is_told_once(caplog)
         images = [source[i]["image"] for i in range(3)]
     expected = _noise_image(12, 5).resize((19, 8), Image.Resampling.BICUBIC).crop((5, 0, 13, 8))
     np.testing.assert_array_equal(images[0], np.asarray(expected))
-    assert (
-        caplog.text.count("smaller than data.image_size=8, such as record 0 of small images") == 1
-    )
+    assert caplog.text.count("small images: some images are smaller than data.image_size=8") == 1
+
+
+def test_16_bits_become_8():
+    pixels = np.array([[0, 257, 32768], [65535, 514, 1000], [7, 7, 7]], np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    records = [{"image": file.getvalue(), "label": 0}]
+    image = data.Source(records, "image", 3, 1, 1, "a test")[0]["image"]
+    assert image[..., 0].tolist() == [[0, 1, 127], [255, 2, 3], [0, 0, 0]]
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.float32)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="its mode 'F' has no range of values"):
+        data.Source([{"image": file.getvalue(), "label": 0}], "image", 3, 1, 1, "a test")[0]
 
 
 def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):

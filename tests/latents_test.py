@@ -92,7 +92,7 @@ def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir
 def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     latent_config.latents.update(scale=(), shift=())
     source = data.open_split(latent_config, "train")
-    config = latents.resolve(latent_config, source)
+    config = latents.resolve(latent_config, source.metadata)
     batch = data.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
     x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {})
@@ -108,12 +108,12 @@ def test_scale_that_is_not_the_publisher_s_is_told(latent_config, caplog):
     source = dataclasses.replace(source, metadata=source.metadata | {"published": [0.25, 0.5]})
     with caplog.at_level("WARNING", "dit_jax"):
         latent_config.latents.update(scale=(0.25,), shift=(0.5,))
-        latents.resolve(latent_config, source)
+        latents.resolve(latent_config, source.metadata)
         latent_config.latents.update(scale=(), shift=())  # each channel's own: a choice
-        latents.resolve(latent_config, source)
+        latents.resolve(latent_config, source.metadata)
         assert not caplog.text
         latent_config.latents.update(scale=(0.18215,), shift=(0.5,))
-        latents.resolve(latent_config, source)
+        latents.resolve(latent_config, source.metadata)
     assert (
         "latents.scale=(0.18215,), latents.shift=(0.5,), but this VAE's publisher uses (0.25,)"
         in (caplog.text)
@@ -169,11 +169,23 @@ def test_vae_of_another_size_is_refused(latent_config, key, value):
         generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
+def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path):
+    latent_config.latents.source = "images"
+    train.train_and_evaluate(latent_config, tmp_path / "run")
+    assert checkpoint.load_config(tmp_path / "run").latents.vae_digest
+    latent_config.total_steps = 4
+    latent_config.latents.vae = str(other_vae_dir)
+    with pytest.raises(ValueError, match=r"another config:\n  latents.vae_digest: workdir"):
+        train.train_and_evaluate(latent_config, tmp_path / "run")
+    with pytest.raises(ValueError, match="but the moments are of the VAE with digest"):
+        generate.load(tmp_path / "run", vae_workdir=other_vae_dir)
+
+
 def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, tmp_path):
     copy = shutil.copytree(moments_dir, tmp_path / "copy")
     latent_config.latents.moments = str(copy)
     metadata = json.loads((copy / "metadata.json").read_text())
-    metadata["mean_absolute"] *= 5.5
+    metadata["mean_absolute"] *= 1.5  # as by the scale of Stable Diffusion 3
     (copy / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="they may have been scaled already"):
         data.open_split(latent_config, "train")
@@ -198,6 +210,7 @@ def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypa
         (dict(source="pixel"), "latents.source='pixel' is unknown; choose one of pixels, images"),
         (dict(source="images", vae=""), "needs latents.vae, the workdir of a VAE"),
         (dict(scale=(1.0, 2.0, 3.0)), "one number, or one for each of model.in_channels=2"),
+        (dict(scale=(0.0,)), "must not be 0"),
     ],
     ids=str,
 )
