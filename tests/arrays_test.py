@@ -1,6 +1,7 @@
 """Every kind of file gives the same parameters; others are refused."""
 
 import argparse
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +46,61 @@ def test_torch_file(golden_model_config, golden_params, published, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, params, golden_params)
 
 
+def test_torch_file_without_torch_says_what_to_do(monkeypatch, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match=r"needs torch, which is not installed: .*\.safetensors"):
+        arrays.read(tmp_path / "weights.pt")
+
+
 def test_torch_file_of_more_than_tensors_is_refused(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is optional")
     torch.save({"weight": torch.zeros(2), "epoch": 3}, tmp_path / "mixed.pt")
     with pytest.raises(ValueError, match="holds more than tensors: epoch"):
         arrays.read(tmp_path / "mixed.pt")
+
+
+def test_torch_file_with_code_is_refused_in_a_line(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is optional")
+    torch.save({"weight": torch.zeros(2), "path": tmp_path}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="must hold tensors alone, as running") as error:
+        arrays.read(tmp_path / "code.pt")
+    assert "PosixPath" in str(error.value)
+    assert "weights_only" not in str(error.value)  # torch's advice to run it
+
+
+def _save(path):
+    weight = np.arange(1000, dtype=np.float32)
+    if path.suffix == ".npz":
+        np.savez(path, weight=weight)
+    elif path.suffix == ".safetensors":
+        safetensors.numpy.save_file({"weight": weight}, path)
+    else:
+        torch = pytest.importorskip("torch", reason="torch is optional")
+        is_new = path.suffix == ".pt"  # torchvision's and LPIPS's .pth are not
+        tensors = {"weight": torch.from_numpy(weight)}
+        torch.save(tensors, path, _use_new_zipfile_serialization=is_new)
+
+
+@pytest.mark.parametrize("damage", ["empty", "beginning", "half", "web page"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"])
+def test_damaged_file_is_named_with_the_way_out(suffix, damage, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    _save(path)
+    assert arrays.read(path)["weight"][-1] == 999
+    whole = path.read_bytes()
+    left = {
+        "empty": b"",
+        "beginning": whole[:50],
+        "half": whole[: len(whole) // 2],
+        "web page": b"<!DOCTYPE html><title>Not found</title>",
+    }[damage]
+    path.write_bytes(left)
+    with pytest.raises(ValueError, match=f"cannot read .*weights{suffix}: ") as error:
+        arrays.read(path)
+    message = str(error.value)
+    assert f"Its {len(left):,} bytes begin with {left[:20]!r}: it is cut short, damaged" in message
+    assert message.endswith("compare its size and SHA-256 with docs/weights.md.")
 
 
 def test_other_files_are_refused(tmp_path):

@@ -139,6 +139,34 @@ def test_vae_of_another_kind_is_refused(diffusers_dir, change):
     assert f"{name!r}: {value!r}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(DIFFUSERS)[:50], r"cannot read .*config\.json: JSONDecodeError.*"),
+        ("[1]", r"cannot read .*config\.json: "),
+        ('{"_class_name": "AutoencoderTiny"}', "diffusers' AutoencoderTiny, but only an Auto"),
+        (
+            json.dumps({n: v for n, v in DIFFUSERS.items() if not n.endswith("_types")}),
+            r"config\.json has no down_block_types, up_block_types: ",
+        ),
+    ],
+)
+def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, message):
+    path = diffusers_dir / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert.vae.read_config(path)
+
+
+def test_command_says_what_is_wrong_with_a_file_in_a_message(diffusers_dir, tmp_path, run_command):
+    path = diffusers_dir / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    error = run_command("convert", "vae", diffusers_dir, tmp_path / "vae", fails=True)
+    assert error.startswith(f"error: cannot read {path}: SafetensorError: ")
+    assert "Traceback" not in error
+    assert not (tmp_path / "vae").exists()
+
+
 def test_converted_workdir_holds_the_parameters_and_the_config(
     diffusers_dir, golden, config, tmp_path, run_command
 ):

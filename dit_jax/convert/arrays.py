@@ -2,9 +2,11 @@
 
 import argparse
 import functools
+import importlib.util
 import pathlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -18,45 +20,86 @@ Shape = tuple[int, ...]
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The name -> f32 array mapping in a .npz, .safetensors or .pt (.pth) file.
 
-    Raises: FileNotFoundError; ValueError for another suffix, a .pt without torch installed, or a
-      .pt that holds anything but tensors.
+    Raises: OSError; ValueError for another suffix, a .pt without torch installed, a .pt that holds
+      anything but tensors, or as `parse`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}.")
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            prefixed = {k.removeprefix("w/"): file[k] for k in file.files if k.startswith("w/")}
-            return prefixed or {k: file[k] for k in file.files}
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file  # JAX has taught NumPy bfloat16
-
-        return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
-    if path.suffix in (".pt", ".pth"):
-        return _read_torch(path)
-    raise ValueError(f"cannot read {path}: expected .npz, .safetensors or .pt.")
-
-
-def _read_torch(path):
-    try:
-        import torch
-    except ImportError as error:
+    if path.suffix not in READERS:
+        raise ValueError(f"cannot read {path}: expected .npz, .safetensors or .pt.")
+    if READERS[path.suffix] is _read_torch and importlib.util.find_spec("torch") is None:
         raise ValueError(
             f"reading {path} needs torch, which is not installed: install torch, or save the "
             "tensors as .safetensors where it is."
+        )
+    found = parse(path, READERS[path.suffix])
+    if others := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"{path} holds more than tensors: {', '.join(others)}.")
+    return found
+
+
+def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
+    """What the reader makes of a published file.
+
+    Raises: OSError; ValueError that says how the file begins if the reader cannot read it.
+    """
+    with path.open("rb") as file:  # what the system refuses is no damage
+        beginning = file.read(20)
+    try:
+        return reader(path)
+    except MemoryError:
+        raise
+    # NumPy, zipfile, safetensors, torch and JSON each have their own for a damaged file.
+    except Exception as error:
+        reason = (str(error).splitlines() or ["no message"])[0]
+        raise ValueError(
+            f"cannot read {path}: {type(error).__name__}: {reason}\n"
+            f"Its {path.stat().st_size:,} bytes begin with {beginning!r}: it is cut short, damaged "
+            f"or no {path.suffix} file.\n"
+            "Download it again, and compare its size and SHA-256 with docs/weights.md."
         ) from error
+
+
+def _read_npz(path):
+    with np.load(path) as file:
+        prefixed = [name for name in file.files if name.startswith("w/")]
+        names = prefixed or file.files
+        return {name.removeprefix("w/"): np.asarray(file[name], np.float32) for name in names}
+
+
+def _read_safetensors(path):
+    from safetensors.numpy import load_file  # JAX has taught NumPy bfloat16
+
+    return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
+
+
+def _read_torch(path):
+    import torch
+
     try:
         # The published training checkpoints also hold their command line.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, and running its code is not safe: {error}"
+        # Around its reason torch says how to run the file's code all the same.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition(". ")[0]
+        raise pickle.UnpicklingError(
+            f"it must hold tensors alone, as running a file's code is not safe: {reason}"
         ) from error
     # Training checkpoints of the published code hold {'model', 'ema', 'opt', ...}.
-    tensors = tensors.get("ema", tensors)
-    if not_tensors := [k for k, v in tensors.items() if not isinstance(v, torch.Tensor)]:
-        raise ValueError(f"{path} holds more than tensors: {', '.join(not_tensors)}.")
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    tensors = contents.get("ema", contents)
+    return {
+        name: value.float().numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in tensors.items()
+    }
+
+
+READERS = {
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
 
 
 def check_coverage(found: Mapping[str, Shape], expected: Mapping[str, Shape], what: str) -> None:

@@ -14,8 +14,20 @@ from dit_jax.convert import arrays
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 # Of the attention, in files written before diffusers 0.17.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What their configs leave out.
+# What all their configs say.
+REQUIRED = (
+    "act_fn",
+    "block_out_channels",
+    "down_block_types",
+    "in_channels",
+    "latent_channels",
+    "layers_per_block",
+    "out_channels",
+    "up_block_types",
+)
+# What some leave out.
 DEFAULTS = dict(
+    _class_name="AutoencoderKL",
     scaling_factor=0.18215,
     shift_factor=None,
     use_quant_conv=True,
@@ -52,11 +64,22 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 def read_config(path: pathlib.Path) -> ConfigDict:
     """`config.model` from diffusers' config.json.
 
-    Raises: FileNotFoundError; ValueError for a VAE of another kind, with what is not supported.
+    Raises: FileNotFoundError; ValueError for a VAE of another kind, with what is not supported, or
+      as `arrays.parse`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
-    theirs = DEFAULTS | json.loads(path.read_text())
+    theirs = DEFAULTS | arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    if theirs["_class_name"] != "AutoencoderKL":
+        raise ValueError(
+            f"{path} describes diffusers' {theirs['_class_name']}, but only an AutoencoderKL can "
+            "be converted; docs/weights.md lists some."
+        )
+    if missing := [name for name in REQUIRED if name not in theirs]:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: it must be the config.json that diffusers wrote "
+            "beside the weights of an AutoencoderKL; docs/weights.md lists some."
+        )
     other = {name: theirs[name] for name, value in FIXED.items() if _kinds(theirs[name]) != {value}}
     if theirs["use_quant_conv"] != theirs["use_post_quant_conv"]:
         other["use_post_quant_conv"] = theirs["use_post_quant_conv"]
