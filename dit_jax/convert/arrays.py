@@ -1,4 +1,4 @@
-"""Files of named arrays, and the demand that names and shapes are exactly the model's."""
+"""Files of named arrays, and our parameters from exactly the arrays that a model is made of."""
 
 import argparse
 import functools
@@ -102,25 +102,56 @@ READERS = {
 }
 
 
-def check_coverage(found: Mapping[str, Shape], expected: Mapping[str, Shape], what: str) -> None:
-    """Demands that two name -> shape mappings are equal.
+def to_params(
+    found: Mapping[str, np.ndarray],
+    shapes: Mapping[str, Shape],
+    published: Mapping[str, Mapping[str, Shape]],
+    to_ours: Callable[[str, np.ndarray], np.ndarray],
+) -> dict:
+    """Our parameter tree, f32, from exactly the published arrays that it is made of.
 
-    Raises: ValueError that lists missing names, unexpected names and differing shapes.
+    Args:
+      found: published name -> array.   shapes: our path -> our shape.
+      published: our path -> {name: shape} of the published array, or of every block's.
+      to_ours(our path, published array): the array, its axes in our order.
+    Raises: ValueError as `check`.
     """
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in found]
-    unexpected = [f"{name} {shape}" for name, shape in found.items() if name not in expected]
+    check(found, {name: shape for part in published.values() for name, shape in part.items()})
+    params = {}
+    for path, shape in shapes.items():
+        arrays = [to_ours(path, np.asarray(found[name], np.float32)) for name in published[path]]
+        params[path] = np.ascontiguousarray(np.stack(arrays).reshape(shape))
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> None:
+    """Demands of the arrays exactly the expected names and shapes, and finite values.
+
+    Raises: ValueError that lists missing names, unexpected names and differing shapes, or the first
+      names with NaN or infinity.
+    """
+    shapes = {name: tuple(np.shape(array)) for name, array in found.items()}
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
+    unexpected = [f"{name} {shape}" for name, shape in shapes.items() if name not in expected]
     differing = [
-        f"{name} {found[name]} instead of {shape}"
+        f"{name} {shapes[name]} instead of {shape}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in shapes and shapes[name] != shape
     ]
     if missing or unexpected or differing:
         raise ValueError(
-            f"{what} does not fit the model.\n"
+            "the checkpoint does not fit the model.\n"
             f"  missing ({len(missing)}): {', '.join(missing) or 'none'}\n"
             f"  unexpected ({len(unexpected)}): {', '.join(unexpected) or 'none'}\n"
             f"  wrong shape ({len(differing)}): {', '.join(differing) or 'none'}\n"
             "Check the model's sizes in the config, and that the file holds this model."
+        )
+    if broken := [name for name, array in found.items() if not np.isfinite(array).all()]:
+        raise ValueError(
+            f"{len(broken)} of the checkpoint's {len(found)} tensors hold NaN or infinity, such as "
+            f"{', '.join(broken[:3])}.\n"
+            "Download it again, and compare its SHA-256 with docs/weights.md; if that is right, "
+            "the model itself is broken."
         )
 
 

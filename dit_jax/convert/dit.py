@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import flax.traverse_util
 import numpy as np
 
 from dit_jax.convert import arrays
@@ -31,47 +30,38 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
     The published position table is a constant here: it must equal ours and is not returned.
     """
-    ours = arrays.parameter_shapes(model_config)
-    layout = _published_layout(ours, model_config)
+    shapes = arrays.parameter_shapes(model_config)
+    published = {path: _published(path, shape, model_config) for path, shape in shapes.items()}
     table = layers.sincos_position_table(
         model_config.hidden_size, model_config.input_size // model_config.patch_size
     )[None]
-    expected = {name: shape for entries in layout.values() for name, shape in entries}
-    expected["pos_embed"] = table.shape
-    arrays.check_coverage(
-        {name: tuple(np.shape(a)) for name, a in found.items()}, expected, "the checkpoint"
-    )
-    if not np.allclose(found["pos_embed"], table, atol=1e-5):
-        difference = np.abs(found["pos_embed"] - table).max()
+    shapes["pos_embed"] = table.shape
+    published["pos_embed"] = {"pos_embed": table.shape}
+    params = arrays.to_params(found, shapes, published, _to_ours)
+    pos_embed = params.pop("pos_embed")
+    if not np.allclose(pos_embed, table, atol=1e-5):
+        difference = np.abs(pos_embed - table).max()
         raise ValueError(
             f"the checkpoint's pos_embed differs from the sin-cos table by {difference:.2g}; it "
             "was trained with another position embedding."
         )
-    params = {}
-    for path, entries in layout.items():
-        leaves = [_to_ours(path, np.asarray(found[name])) for name, _ in entries]
-        leaf = np.stack(leaves) if path.startswith("blocks/") else leaves[0]
-        params[path] = leaf.reshape(ours[path]).astype(np.float32)
-    return flax.traverse_util.unflatten_dict(params, sep="/")
+    return params
 
 
-def _published_layout(ours, model_config):
-    """Our path -> the published (name, shape) entries that make it up, one per block."""
-    layout = {}
-    for path, shape in ours.items():
-        module, _, leaf = path.rpartition("/")
-        name = f"{MODULES[module]}.{LEAVES[leaf]}"
-        depth = shape[0] if "{}" in name else 1
-        shape = shape[1:] if "{}" in name else shape
-        if path == "x_embedder/kernel":
-            p = model_config.patch_size
-            shape = (shape[1], model_config.in_channels, p, p)
-        elif leaf == "kernel":
-            shape = (math.prod(shape[1:]), shape[0])
-        elif leaf == "bias":
-            shape = (math.prod(shape),)
-        layout[path] = [(name.format(i), shape) for i in range(depth)]
-    return layout
+def _published(path, shape, model_config):
+    """{name: shape} of the published array behind one of our parameters, or of every block's."""
+    module, _, leaf = path.rpartition("/")
+    name = f"{MODULES[module]}.{LEAVES[leaf]}"
+    depth = shape[0] if "{}" in name else 1
+    shape = shape[1:] if "{}" in name else shape
+    if path == "x_embedder/kernel":
+        p = model_config.patch_size
+        shape = (shape[1], model_config.in_channels, p, p)
+    elif leaf == "kernel":
+        shape = (math.prod(shape[1:]), shape[0])
+    elif leaf == "bias":
+        shape = (math.prod(shape),)
+    return {name.format(i): shape for i in range(depth)}
 
 
 def _to_ours(path, array):

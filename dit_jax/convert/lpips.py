@@ -3,7 +3,6 @@
 import pathlib
 from collections.abc import Mapping
 
-import flax.traverse_util
 import numpy as np
 
 from dit_jax.convert import arrays
@@ -25,15 +24,11 @@ def read(directory: pathlib.Path) -> dict[str, np.ndarray]:
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from the published names; see `convert.load`. The classifier is left out."""
     found = {name: a for name, a in found.items() if not name.startswith("classifier.")}
-    ours = arrays.parameter_shapes(model_config)
-    names = {path: _published_name(path) for path in ours}
-    arrays.check_coverage(
-        {name: tuple(np.shape(a)) for name, a in found.items()},
-        {name: _published_shape(ours[path]) for path, name in names.items()},
-        "the checkpoint",
-    )
-    params = {path: _to_ours(found[name], ours[path]) for path, name in names.items()}
-    return flax.traverse_util.unflatten_dict(params, sep="/")
+    shapes = arrays.parameter_shapes(model_config)
+    published = {
+        path: {_published_name(path): _published_shape(shape)} for path, shape in shapes.items()
+    }
+    return arrays.to_params(found, shapes, published, _to_ours)
 
 
 def _published_name(path):
@@ -49,7 +44,5 @@ def _published_shape(shape):
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
 
 
-def _to_ours(array, shape):
-    array = np.asarray(array, np.float32)
-    array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-    return np.ascontiguousarray(array.reshape(shape))
+def _to_ours(_, array):
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

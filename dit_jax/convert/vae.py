@@ -5,7 +5,6 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-import flax.traverse_util
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -50,15 +49,11 @@ FIXED = dict(
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from the published names, of new or old attention; see `convert.load`."""
     found = {_new_name(name): array for name, array in found.items()}
-    ours = arrays.parameter_shapes(model_config)
-    names = {path: _published_name(path) for path in ours}
-    arrays.check_coverage(
-        {name: tuple(np.shape(a)) for name, a in found.items()},
-        {name: _published_shape(ours[path]) for path, name in names.items()},
-        "the checkpoint",
-    )
-    params = {path: _to_ours(np.asarray(found[name])) for path, name in names.items()}
-    return flax.traverse_util.unflatten_dict(params, sep="/")
+    shapes = arrays.parameter_shapes(model_config)
+    published = {
+        path: {_published_name(path): _published_shape(shape)} for path, shape in shapes.items()
+    }
+    return arrays.to_params(found, shapes, published, _to_ours)
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
@@ -129,9 +124,8 @@ def _published_shape(shape):
     return tuple(shape[i] for i in _AXES[len(shape)])
 
 
-def _to_ours(array):
-    order = np.argsort(_AXES[array.ndim])
-    return np.ascontiguousarray(array.transpose(order), np.float32)
+def _to_ours(_, array):
+    return array.transpose(np.argsort(_AXES[array.ndim]))
 
 
 # Theirs from ours, by rank: convolutions [h, w, in, out] -> [out, in, h, w]; Linear [in, out].
