@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDENS
+from conftest import GOLDENS, VAE
 from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, convert, models
@@ -18,12 +18,12 @@ from dit_jax.models import vae
 
 DIFFUSERS = {
     "act_fn": "silu",
-    "block_out_channels": [8, 16],
+    "block_out_channels": VAE["block_channels"],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
     "in_channels": 3,
-    "latent_channels": 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
+    "latent_channels": VAE["latent_channels"],
+    "layers_per_block": VAE["layers_per_block"],
+    "norm_num_groups": VAE["norm_groups"],
     "out_channels": 3,
     "up_block_types": ["UpDecoderBlock2D"] * 2,
 }
@@ -193,23 +193,13 @@ def test_weights_without_their_config_are_refused(diffusers_dir, tmp_path):
 
 
 def _sizes(**changes):
-    sizes = dict(
-        name="vae",
-        image_channels=3,
-        latent_channels=4,
-        block_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        norm_groups=32,
-        use_quant_conv=True,
-        mid_attention=True,
-        dtype="float32",
-        remat=False,
-    )
-    return ConfigDict(sizes | changes)
+    return ConfigDict(VAE | dict(image_channels=3, norm_groups=32) | changes)
 
 
 def test_stable_diffusion_s_sizes_have_its_count():
-    shapes = convert.arrays.parameter_shapes(_sizes())
+    channels = (128, 256, 512, 512)
+    config = _sizes(latent_channels=4, block_channels=channels, layers_per_block=2)
+    shapes = convert.arrays.parameter_shapes(config)
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 83_653_863
 
 
