@@ -133,7 +133,8 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     ]
     if not path.is_file() and not saved:
         raise FileNotFoundError(
-            f"no {path}: --workdir must be a directory that dit_jax.train has written."
+            f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
+            "dit_jax.convert."
         )
     for candidate in [path, *reversed(saved)]:
         try:

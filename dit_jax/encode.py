@@ -51,9 +51,15 @@ def encode(
     Args:
       shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device.
       dtype: of the VAE's activations.
-    Raises: ValueError if `out` was begun with other images, VAE or versions, or if the VAE's
-      factor does not divide the image size; OSError if it cannot be written.
+    Raises: ValueError if the config's model has no classes, if `out` was begun with other images,
+      VAE or versions, or if the VAE's factor does not divide the image size; FileNotFoundError
+      without a VAE; OSError if `out` cannot be written.
     """
+    if "num_classes" not in config.model:
+        raise ValueError(
+            f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
+            "give the config of what will train on the moments, such as configs/digits_latents.py."
+        )
     local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)

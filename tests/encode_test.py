@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from configs import vae_digits
 from dit_jax import checkpoint, data, encode
 
 
@@ -84,6 +85,16 @@ def test_size_that_the_factor_does_not_divide_is_refused(config, vae_dir, tmp_pa
     with pytest.raises(ValueError, match=r"multiples of the VAE's factor 2"):
         encode.encode(config, vae_dir, tmp_path)
     assert not list(tmp_path.iterdir())  # the right size may follow
+
+
+def test_config_of_a_vae_and_a_missing_vae_are_refused(config, vae_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"a 'vae', has no num_classes .*digits_latents\.py"):
+        encode.encode(vae_digits.get_config(), vae_dir, tmp_path / "out")
+    missing = tmp_path / "nope"
+    with pytest.raises(FileNotFoundError, match=f"{missing} must be a directory") as error:
+        encode.encode(config, missing, tmp_path / "out")
+    assert "--workdir" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_moments_beyond_float16_are_refused(config, vae_dir, tmp_path):
