@@ -20,8 +20,8 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
         the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
     Returns:
       Our parameter tree of numpy arrays, f32.
-    Raises: ValueError for an unknown kind or file type, and for missing or unexpected names or
-      shapes, listing both sets; FileNotFoundError.
+    Raises: ValueError for an unknown kind or file type, a damaged file, missing or unexpected names
+      or shapes, listing both sets, and values that are not finite; FileNotFoundError.
     """
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
