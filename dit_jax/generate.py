@@ -139,7 +139,11 @@ def make_sample_fn(
         # 0 is x_T's noise, i + 1 that of step i.
         return solver(process, denoise, normal(0), grid, lambda i: normal(i + 1))
 
-    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh))
+    return jax.jit(
+        sample,
+        compiler_options=models.compiler_options(),
+        out_shardings=sharding.batch_sharding(mesh),
+    )
 
 
 def make_decode_fn(config, mesh: Mesh) -> Callable:

@@ -188,6 +188,7 @@ def compile_train_step(program: Program) -> Callable:
     return jax.jit(
         functools.partial(train_step, program=program),
         donate_argnums=0,
+        compiler_options=models.compiler_options(),
         out_shardings=(program.shardings, sharding.replicated(program.mesh)),
     )
 
@@ -196,6 +197,7 @@ def compile_evaluate(program: Program, source: data.Source, resident: dict) -> C
     """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call."""
     step = jax.jit(
         functools.partial(eval_step, program=program),
+        compiler_options=models.compiler_options(),
         out_shardings=sharding.replicated(program.mesh),
     )
     batch_size = program.config.batch_size

@@ -1,8 +1,10 @@
 """Embedding tables against the published ones; the hand-written gradient against autodiff."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dit_jax.models import layers
 
@@ -50,6 +52,39 @@ def test_modulated_layer_norm_and_its_gradient():
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5), actual, expected
     )
+
+
+def test_modulated_layer_norm_of_a_constant_is_its_shift_in_training_too():
+    x, shift, scale = jnp.full((1, 2, 48), 1000.1), jnp.ones((1, 48)), jnp.ones((1, 48))
+    out, backward = jax.vjp(layers.modulated_layer_norm, x, shift, scale)
+    np.testing.assert_allclose(out, 1, atol=0.2)  # x less its mean is rounding, times 1000
+    assert all(np.isfinite(g).all() for g in backward(jnp.ones_like(out)))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("bfloat16", 2**-8)])
+def test_gelu_and_its_gradient(dtype, rtol):
+    h = jnp.linspace(-5, 5, 999, dtype=dtype)
+    x = np.asarray(h, np.float64)
+    tanh = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    du = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+    gradient = jax.vmap(jax.grad(layers.gelu))(h)
+    assert gradient.dtype == dtype
+    expected = (1 + tanh) / 2 + x / 2 * (1 - tanh**2) * du
+    np.testing.assert_allclose(gradient.astype("float32"), expected, rtol=rtol, atol=1e-6)
+    if dtype == "float32":
+        np.testing.assert_allclose(layers.gelu(h), x / 2 * (1 + tanh), rtol=rtol, atol=1e-6)
+
+
+def test_projections_are_the_parts_of_one_product():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    one = nn.DenseGeneral((3, 2, 4), kernel_init=layers.xavier_uniform)
+    module = layers.Projections(num_heads=2, dtype="float32")
+    params = jax.tree.map(lambda a: a + 0.1, module.init(jax.random.key(1), x))
+    expected = one.apply(params, x)
+    for i, part in enumerate(module.apply(params, x)):
+        np.testing.assert_allclose(part, expected[:, :, i], rtol=1e-6, atol=1e-6)
+    drawn = one.init(jax.random.key(1), x)["params"]["kernel"]
+    np.testing.assert_array_equal(module.init(jax.random.key(1), x)["params"]["kernel"], drawn)
 
 
 def test_modulated_layer_norm_keeps_its_statistics_in_f32():

@@ -36,14 +36,6 @@ def time_frequencies(t: jax.Array, size: int = 256, max_period: float = 10000.0)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _normalise(x):
-    """(x_hat, rstd) of x over its last axis, f32."""
-    x = x.astype(jnp.float32)
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + LAYER_NORM_EPS)
-    return centred * rstd, rstd
-
-
 @jax.custom_vjp
 def modulated_layer_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """LayerNorm(x) * (1 + scale) + shift, without affine parameters; statistics in f32.
@@ -53,30 +45,60 @@ def modulated_layer_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> ja
     Returns:
       [B, N, D] in x's dtype.
 
-    The backward pass keeps x and recomputes x_hat; differentiated by XLA the f32 x_hat of
+    The backward pass keeps x, its mean and 1 / deviation. Differentiated by XLA the f32 x_hat of
     every block would be saved, which costs memory traffic.
     """
-    x_hat, _ = _normalise(x)
-    scale, shift = (a.astype(jnp.float32)[:, None] for a in (scale, shift))
-    return (x_hat * (1 + scale) + shift).astype(x.dtype)
+    # Not differentiated, two passes over x are one kernel; in training, statistics in one pass are
+    # part of the kernel that makes x.
+    x_32 = x.astype(jnp.float32)
+    mean = _mean(x_32)
+    rstd = jax.lax.rsqrt(_mean((x_32 - mean) ** 2) + LAYER_NORM_EPS)
+    return _modulate(x, mean, rstd, shift, scale)
 
 
 def _modulated_layer_norm_fwd(x, shift, scale):
-    return modulated_layer_norm(x, shift, scale), (x, shift, scale)
+    x_32 = x.astype(jnp.float32)
+    mean = _mean(x_32)
+    variance = jnp.maximum(_mean(x_32**2) - mean**2, 0)  # rounding may make it negative
+    rstd = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+    return _modulate(x, mean, rstd, shift, scale), (x, mean, rstd, shift, scale)
 
 
 def _modulated_layer_norm_bwd(saved, g):
-    x, shift, scale = saved
-    x_hat, rstd = _normalise(x)
+    x, mean, rstd, shift, scale = saved
+    x_hat = (x.astype(jnp.float32) - mean) * rstd
     g = g.astype(jnp.float32)
     g_hat = g * (1 + scale.astype(jnp.float32)[:, None])
-    mean = functools.partial(jnp.mean, axis=-1, keepdims=True)
-    g_x = rstd * (g_hat - mean(g_hat) - x_hat * mean(g_hat * x_hat))
+    g_x = rstd * (g_hat - _mean(g_hat) - x_hat * _mean(g_hat * x_hat))
     g_shift, g_scale = jnp.sum(g, axis=1), jnp.sum(g * x_hat, axis=1)
     return g_x.astype(x.dtype), g_shift.astype(shift.dtype), g_scale.astype(scale.dtype)
 
 
+def _modulate(x, mean, rstd, shift, scale):
+    scale, shift = (a.astype(jnp.float32)[:, None] for a in (scale, shift))
+    return ((x.astype(jnp.float32) - mean) * rstd * (1 + scale) + shift).astype(x.dtype)
+
+
+_mean = functools.partial(jnp.mean, axis=-1, keepdims=True)
 modulated_layer_norm.defvjp(_modulated_layer_norm_fwd, _modulated_layer_norm_bwd)
+
+
+@jax.custom_vjp
+def gelu(h: jax.Array) -> jax.Array:
+    """h / 2 (1 + tanh(u)), u = sqrt(2 / pi) (h + 0.044715 h^3); the backward pass keeps h alone."""
+    return nn.gelu(h, approximate=True)
+
+
+def _gelu_bwd(h, g):
+    # The same GELU as h sigmoid(2 u): written with tanh, XLA would save that for the backward pass.
+    x = h.astype(jnp.float32)
+    two_u = math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
+    two_du = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    s = nn.sigmoid(two_u)
+    return ((g.astype(jnp.float32) * (s + x * s * (1 - s) * two_du)).astype(h.dtype),)
+
+
+gelu.defvjp(lambda h: (gelu(h), h), _gelu_bwd)
 
 
 def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
@@ -123,6 +145,36 @@ def _cudnn_attention_error(dtype, head_dim):
     return None
 
 
+class Projections(nn.Module):
+    """q, k and v [B, N, H, D/H] of x [B, N, D]: three products with the parts of one matrix.
+
+    One product would be split before the attention, and its gradient joined after it.
+    """
+
+    num_heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        batch, tokens, size = x.shape
+        heads = (self.num_heads, size // self.num_heads)
+
+        def init(key, shape):
+            # Three separate [D, D] would draw from a wider uniform.
+            return xavier_uniform(key, (size, 3 * size)).reshape(shape)
+
+        kernel = self.param("kernel", init, (size, 3, *heads))
+        bias = self.param("bias", nn.initializers.zeros, (3, *heads))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+
+        def project(i):
+            # cuBLAS takes the bias into the product only where both are flat.
+            y = x @ kernel[:, i].reshape(size, size) + bias[i].reshape(1, 1, size)
+            return y.reshape(batch, tokens, *heads)
+
+        return project(0), project(1), project(2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in f32."""
 
@@ -133,10 +185,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, tokens, size = x.shape
-        heads = (3, self.num_heads, size // self.num_heads)
-        # One [D, 3D] matrix: three separate ones would draw from a wider uniform at init.
-        qkv = nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=xavier_uniform, name="qkv")(x)
-        q, k, v = (qkv[:, :, i] for i in range(3))  # [B, N, H, D/H]
+        q, k, v = Projections(self.num_heads, self.dtype, name="qkv")(x)
         x = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
         x = x.reshape(batch, tokens, size)
         return nn.Dense(size, dtype=self.dtype, kernel_init=xavier_uniform, name="proj")(x)
@@ -151,7 +200,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier_uniform)
-        h = nn.gelu(dense(self.hidden_size, name="fc1")(x), approximate=True)  # [B, N, 4D]
+        h = gelu(dense(self.hidden_size, name="fc1")(x))  # [B, N, 4D]
         return dense(x.shape[-1], name="fc2")(h)
 
 
