@@ -49,7 +49,8 @@ def encode(
     """Writes the dataset to the directory `out`; returns the metadata that it records.
 
     Args:
-      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device.
+      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device,
+        rounded up to whole groups of `latents.images_at_once`, which alone the VAE takes together.
       dtype: of the VAE's activations.
     Raises: ValueError if `out` was begun with other images, VAE or versions, or if the VAE's
       factor does not divide the image size; OSError if it cannot be written.
@@ -76,6 +77,9 @@ def encode(
     jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))  # raises: no claim
     _claim(out, identity)
     size = config.data.image_size // vae.model.factor
+    # Else the images of a group, and with them the rounding, would depend on the batch.
+    group = latents.images_at_once(config.data.image_size, config.data.image_size)
+    batch_size = -(-batch_size // group) * group
     features = tfds.features.FeaturesDict(
         {
             "moments": tfds.features.Tensor(
@@ -141,7 +145,7 @@ def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
         if mirrored:
             pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
             image = pairs.reshape(-1, *image.shape[1:])
-        return latents.encode(vae, image).astype(jnp.float16)
+        return latents.encode_in_groups(vae, image, mesh)
 
     jitted = jax.jit(moments_of, out_shardings=rows)
     return lambda image: jitted(vae, jax.device_put(image, rows))
@@ -211,7 +215,8 @@ def _write_shard(path, batches, views, features, bar):
             sums.append(_sums(moments))
             bar.update(len(labels))
         writer.close()
-        totals = {name: np.sum([s[name] for s in sums], axis=0).tolist() for name in sums[0]}
+        # Of all records at once: batches must not decide in which order they are added.
+        totals = {n: np.concatenate([s[n] for s in sums]).sum(axis=0).tolist() for n in sums[0]}
         totals["bytes"] = temporary.stat().st_size
         _write_atomically(_sums_path(path), json.dumps(totals))
         os.replace(temporary, path)
@@ -232,16 +237,17 @@ def _deterministic(example):
 
 
 def _sums(moments):
-    """Of moments [B, h, w, 2C], in f64: what mean and deviation of every channel come from."""
-    moments = moments.astype(np.float64)
-    mean, log_variance = np.split(moments.reshape(-1, moments.shape[-1]), 2, axis=1)
+    """Of each of the moments [B, h, w, 2C], in f64: what the deviation of a channel comes from."""
+    records, channels = len(moments), moments.shape[-1]
+    moments = moments.astype(np.float64).reshape(records, -1, channels)
+    mean, log_variance = np.split(moments, 2, axis=-1)  # [B, positions, C]
     variance = np.exp(np.clip(log_variance, latents.MIN_LOG_VARIANCE, latents.MAX_LOG_VARIANCE))
     return {
-        "records": len(moments),
-        "positions": len(mean),
-        "mean": mean.sum(axis=0),
-        "square": (mean**2 + variance).sum(axis=0),
-        "absolute": np.abs(mean).sum(),
+        "records": np.ones(records, int),
+        "positions": np.full(records, mean.shape[1]),
+        "mean": mean.sum(axis=1),
+        "square": (mean**2 + variance).sum(axis=1),
+        "absolute": np.abs(mean).sum(axis=(1, 2)),
     }
 
 

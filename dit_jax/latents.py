@@ -16,6 +16,9 @@ logger = logging.getLogger("dit_jax")
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
 SOURCES = ("pixels", "images", "moments", "device")
+# What a VAE encodes or decodes at a time, so that large images and batches fit: 8 images of 256 x
+# 256, 2 of 512 x 512, and of small ones no more than these.
+PIXELS_PER_DEVICE, IMAGES_PER_DEVICE = 8 * 256**2, 32
 # The clamp of the published autoencoder; an f16 log-variance may lie far outside.
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 
@@ -43,6 +46,32 @@ def decode(vae: Vae, config, x_0: jax.Array) -> jax.Array:
     return image_from_x_0(vae.model.apply({"params": vae.params}, z, method="decode"))
 
 
+def images_at_once(height: int, width: int) -> int:
+    """Images of this size that a VAE takes at a time on each device."""
+    return min(max(PIXELS_PER_DEVICE // (height * width), 1), IMAGES_PER_DEVICE)
+
+
+def encode_in_groups(vae: Vae, image: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Images [B, H, W, C] uint8 to moments [B, h, w, 2C] f16, rounded as they are stored.
+
+    `images_at_once` at a time, every device's images on it.
+    """
+    return sharding.map_groups(
+        mesh,
+        lambda image: encode(vae, image).astype(jnp.float16),
+        image,
+        images_at_once(*image.shape[1:3]),
+    )
+
+
+def decode_in_groups(vae: Vae, config, x_0: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    """As `decode`, `images_at_once` at a time, every device's images on it."""
+    height, width = (vae.model.factor * side for side in x_0.shape[1:3])
+    return sharding.map_groups(
+        mesh, lambda x_0: decode(vae, config, x_0), x_0, images_at_once(height, width)
+    )
+
+
 def reconstruct(vae: Vae, image: jax.Array) -> jax.Array:
     """Images [B, H, W, C] uint8 to the posterior's mean and back to uint8."""
     z, _ = posterior(encode(vae, image))
@@ -54,7 +83,9 @@ def pixels_from_image(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1
 
 
-def x_0_from_batch(batch: dict[str, jax.Array], key: jax.Array, config, resident: dict):
+def x_0_from_batch(
+    batch: dict[str, jax.Array], key: jax.Array, config, resident: dict, mesh: jax.sharding.Mesh
+) -> jax.Array:
     """The clean x_0 of a batch by `config.latents`, scaled and shifted here and nowhere else.
 
     Args:
@@ -63,13 +94,14 @@ def x_0_from_batch(batch: dict[str, jax.Array], key: jax.Array, config, resident
       key: draws the posterior sample of moments, afresh for each call.
       resident: what every step reads and none changes: 'vae', a `Vae`, for images to be encoded;
         'moments' [N, h, w, 2C] f16.
+      mesh: that the batch's rows lie on.
     Returns: [B, h, w, C] f32.
     """
     if config.source == "pixels":
         return pixels_from_image(batch["image"])
     if config.source == "images":
         # Rounded as they are stored, so that a run on stored ones is the same run.
-        moments = encode(resident["vae"], batch["image"]).astype(jnp.float16)
+        moments = encode_in_groups(resident["vae"], batch["image"], mesh)
     elif "record" in batch:
         moments = resident["moments"][batch["record"]]
     else:

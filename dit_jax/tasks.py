@@ -94,7 +94,7 @@ class Denoising:
         if dropout:
             prob, null_class = self.model.class_dropout_prob, self.model.num_classes
             label = drop_labels(drop_key, label, prob, null_class)
-        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident)
+        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident, self.mesh)
         t, eps = objectives.draw(self.process, noise_key, x_0.shape)
         return x_0, label, t, eps
 
@@ -191,7 +191,7 @@ class Autoencoding:
 
     def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
         """(pixels [B, H, W, C] in [-1, 1], the posterior's noise [B, h, w, c]) of a batch."""
-        pixels = latents.x_0_from_batch(batch, key, self.config.latents, resident)
+        pixels = latents.x_0_from_batch(batch, key, self.config.latents, resident, self.mesh)
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
         shape = (batch_size, height // factor, width // factor, channels)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, encode
+from dit_jax import checkpoint, data, encode, latents
 
 
 @pytest.fixture
@@ -55,6 +55,26 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     assert recorded["vae_digest"] == vae.digest
     assert recorded["mirrored"] is True
     assert recorded["mean"] == metadata["mean"]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
+    config, vae_dir, tmp_path, monkeypatch, flip
+):
+    config.data.flip = flip
+    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # 4 images on each of 8 devices
+    plain, shapes = latents.encode, []
+
+    def recorded(vae, image):
+        shapes.append(image.shape)
+        return plain(vae, image)
+
+    monkeypatch.setattr(latents, "encode", recorded)
+    for batch_size in (1, 6, 32):
+        out = tmp_path / str(batch_size)
+        encode.encode(config, vae_dir, out, shard_images=64, batch_size=batch_size)
+        assert _files(out) == _files(tmp_path / "1")
+    assert set(shapes) == {(8, 8, 8, 1), (32, 8, 8, 1)}  # the former is the check of the size
 
 
 def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path):

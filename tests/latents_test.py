@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 from dit_jax import checkpoint, data, generate, latents, models, sharding, train
 
 KEY = jax.random.key(0)
+MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
 
 
 def test_every_pixel_value_survives_the_round_trip():
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     config = ConfigDict(dict(source="pixels", scale=(7.0,), shift=(3.0,)))
-    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, {})
+    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, {}, MESH)
     assert (float(x_0.min()), float(x_0.max())) == (-1.0, 1.0)
     np.testing.assert_array_equal(latents.image_from_x_0(x_0), image)
 
@@ -37,11 +38,11 @@ def test_posterior_sample_is_scaled_once(channels):
     moments = np.concatenate([mean, np.full_like(mean, np.log(4.0))], axis=-1).astype(np.float16)
     config = ConfigDict(dict(source="moments", scale=channels * (0.5,), shift=channels * (1.0,)))
     batch = {"moments": jnp.asarray(moments)}
-    x_0 = latents.x_0_from_batch(batch, KEY, config, {})
+    x_0 = latents.x_0_from_batch(batch, KEY, config, {}, MESH)
     assert (x_0.shape, x_0.dtype) == ((4, 64, 64, 4), jnp.float32)
     assert float(x_0.mean()) == pytest.approx(2.0, abs=0.02)
     assert float(x_0.std()) == pytest.approx(1.0, rel=0.02)
-    other = latents.x_0_from_batch(batch, jax.random.key(1), config, {})
+    other = latents.x_0_from_batch(batch, jax.random.key(1), config, {}, MESH)
     assert not np.array_equal(x_0, other)  # drawn afresh for every key
     np.testing.assert_allclose(latents.unscale(config, x_0), 2 * x_0 + 1, rtol=1e-6)
 
@@ -85,8 +86,37 @@ def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir
     x_0 = {}
     for source, batch in (("images", {"image": image}), ("moments", {"moments": stored})):
         latent_config.latents.source = source
-        x_0[source] = latents.x_0_from_batch(batch, KEY, latent_config.latents, {"vae": vae})
+        x_0[source] = latents.x_0_from_batch(batch, KEY, latent_config.latents, {"vae": vae}, MESH)
     np.testing.assert_array_equal(x_0["images"], x_0["moments"])
+
+
+def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkeypatch):
+    """With memory for a group, to the moments of all at once."""
+    mesh = sharding.make_mesh(latent_config.mesh)
+    vae = checkpoint.load_vae(vae_dir, mesh, "float32")
+    image = np.random.default_rng(0).integers(0, 256, (192, 8, 8, 1), np.uint8)
+    batch = sharding.put_batch(mesh, {"image": image})
+    latent_config.latents.source = "images"
+
+    def compile_x_0(images_at_once):
+        monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", images_at_once * 64)
+        return (
+            jax.jit(
+                lambda batch, vae: latents.x_0_from_batch(
+                    batch, KEY, latent_config.latents, {"vae": vae}, mesh
+                )
+            )
+            .lower(batch, vae)
+            .compile()
+        )
+
+    whole, grouped = compile_x_0(24), compile_x_0(5)  # of 24 on each device; 4 divide them
+    x_0, expected = grouped(batch, vae), whole(batch, vae)
+    # A moment may round to the next f16.
+    np.testing.assert_allclose(x_0, expected, atol=2e-3)
+    assert x_0.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+    bytes_of = [c.memory_analysis().temp_size_in_bytes for c in (grouped, whole)]
+    assert bytes_of[0] < bytes_of[1] / 3
 
 
 def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
@@ -95,7 +125,7 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     config = latents.resolve(latent_config, source.metadata)
     batch = data.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
-    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {})
+    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {}, MESH)
     np.testing.assert_allclose(x_0.mean((0, 1, 2)), 0, atol=0.05)
     np.testing.assert_allclose(x_0.std((0, 1, 2)), 1, rtol=0.05)
     metadata = json.loads((moments_dir / "metadata.json").read_text())
@@ -124,7 +154,7 @@ def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_co
     latent_config.update(sample_every_steps=3)
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "3.png").is_file()
-    monkeypatch.setattr(generate, "PIXELS_DECODED_PER_DEVICE", 4 * 64)  # of 12 on each device
+    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # of 12 on each device
     trained = generate.load(tmp_path / "run", vae_workdir=vae_dir)
     x_0 = jax.random.normal(KEY, (96, 4, 4, 2))
     decoded = trained.to_image(x_0)
