@@ -26,7 +26,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
@@ -53,7 +52,8 @@ def encode(
         rounded up to whole groups of `latents.images_at_once`, which alone the VAE takes together.
       dtype: of the VAE's activations.
     Raises: ValueError if `out` was begun with other images, VAE or versions, or if the VAE's
-      factor does not divide the image size; OSError if it cannot be written.
+      factor does not divide the image size; OSError if it cannot be written, or if another
+      process failed.
     """
     local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
@@ -94,19 +94,25 @@ def encode(
         name: _shards(out, name, len(source), shard_images) for name, source in sources.items()
     }
     threads = concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1))
-    for name, source in sources.items():
-        mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
-        missing = {path: numbers for path, numbers in mine if not path.is_file()}
-        done = len(source) - sum(map(len, missing.values()))
-        with tqdm(
-            total=len(source), initial=done, desc=name, unit="img", disable=not progress
-        ) as bar:
-            batches = _batches(source, missing, batch_size * mesh.size, threads)
-            encoded = _one_behind((p, moments_of(image), labels) for p, image, labels in batches)
-            for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
-                _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("every shard is written")
+    failure = None
+    try:
+        for name, source in sources.items():
+            mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
+            missing = {path: numbers for path, numbers in mine if not path.is_file()}
+            done = len(source) - sum(map(len, missing.values()))
+            with tqdm(
+                total=len(source), initial=done, desc=name, unit="img", disable=not progress
+            ) as bar:
+                batches = _batches(source, missing, batch_size * mesh.size, threads)
+                encoded = _one_behind((p, moments_of(x), labels) for p, x, labels in batches)
+                for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
+                    _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
+    except Exception as error:  # of any kind: the other processes wait for this one
+        failure = error
+    if not sharding.all_processes(failure is None):
+        raise failure or OSError(
+            "another process failed: see its output; run the same command again."
+        )
     metadata = identity | _statistics(shards["train"])
     if jax.process_index() == 0:
         _write_metadata(out, shards, features, metadata)
