@@ -33,6 +33,7 @@ from tqdm import tqdm
 from dit_jax import checkpoint, cli, data, latents, sharding
 
 FLAGS = flags.FLAGS
+RECORD_FORMAT = 1  # raised when the same images and VAE would give other bytes
 BATCHES_AHEAD = 3  # that threads read while the devices compute
 
 
@@ -61,6 +62,7 @@ def encode(
     splits = {"train": config.data.train_split, "eval": config.data.eval_split}
     sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
     identity = {
+        "record_format": RECORD_FORMAT,
         "vae_digest": vae.digest,
         "published": vae.published and list(vae.published),
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},

@@ -66,6 +66,7 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     recorded = tfds.builder_from_directory(tmp_path).info.metadata
     assert recorded["vae_digest"] == vae.digest
     assert recorded["mirrored"] is True
+    assert recorded["record_format"] == encode.RECORD_FORMAT
     assert recorded["mean"] == metadata["mean"]
 
 
@@ -89,10 +90,14 @@ def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
     assert set(shapes) == {(8, 8, 8, 1), (32, 8, 8, 1)}  # the former is the check of the size
 
 
-def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path):
+def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path, monkeypatch):
     encode.encode(config, vae_dir, tmp_path, shard_images=64)
     with pytest.raises(ValueError, match=r"begun in another way:\n  shard_images: then 64, now 32"):
         encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "RECORD_FORMAT", 2)
+        with pytest.raises(ValueError, match="record_format: then 1, now 2"):
+            encode.encode(config, vae_dir, tmp_path, shard_images=64)
     config.data.flip = False
     with pytest.raises(ValueError, match="mirrored: then True, now False"):
         encode.encode(config, vae_dir, tmp_path, shard_images=64)
