@@ -78,11 +78,7 @@ def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
     Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
     """
     vae = checkpoint.load_vae(pathlib.Path(config.latents.vae), mesh, config.model.dtype)
-    if config.latents.vae_digest not in ("", vae.digest):
-        raise ValueError(
-            f"latents.vae={config.latents.vae} has digest {vae.digest}, but the moments are of "
-            f"the VAE with digest {config.latents.vae_digest}."
-        )
+    latents.check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
     size, channels = config.data.image_size // vae.model.factor, vae.model.latent_channels
     takes = config.model.input_size, config.model.in_channels
     if (size, channels) != takes:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import conftest
 import jax
@@ -80,7 +81,7 @@ def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_p
 
 
 def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir):
-    vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
+    vae = checkpoint.load_vae(vae_dir, MESH, "float32")
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
     stored = latents.encode(vae, image).astype(np.float16)
     x_0 = {}
@@ -180,7 +181,16 @@ def other_vae_dir(tmp_path):
 def test_another_vae_than_the_moments_are_of_is_refused(latent_config, other_vae_dir, tmp_path):
     latent_config.update(sample_every_steps=3)
     latent_config.latents.vae = str(other_vae_dir)
-    with pytest.raises(ValueError, match=r"other has digest \w+, but the moments are of the VAE"):
+    with pytest.raises(ValueError, match=r"other has digest \w+, but latents.vae_digest=\w+ is of"):
+        train.train_and_evaluate(latent_config, tmp_path / "run")
+
+
+def test_moments_of_another_vae_than_asked_for_are_refused(latent_config, tmp_path):
+    latent_config.latents.update(vae="", vae_digest="0123456789abcdef")
+    message = (
+        r"the VAE of latents.moments=.* has digest \w+, but latents.vae_digest=0123456789abcdef"
+    )
+    with pytest.raises(ValueError, match=message):
         train.train_and_evaluate(latent_config, tmp_path / "run")
 
 
@@ -199,15 +209,19 @@ def test_vae_of_another_size_is_refused(latent_config, key, value):
         generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
-def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path):
+def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path, monkeypatch):
     latent_config.latents.source = "images"
+    latent_config.sample_every_steps = 3
+    loads, load = [], checkpoint.load_vae
+    monkeypatch.setattr(checkpoint, "load_vae", lambda *args: loads.append(args) or load(*args))
     train.train_and_evaluate(latent_config, tmp_path / "run")
+    assert len(loads) == 1  # to check it, to encode and to decode
     assert checkpoint.load_config(tmp_path / "run").latents.vae_digest
     latent_config.total_steps = 4
     latent_config.latents.vae = str(other_vae_dir)
     with pytest.raises(ValueError, match=r"another config:\n  latents.vae_digest: workdir"):
         train.train_and_evaluate(latent_config, tmp_path / "run")
-    with pytest.raises(ValueError, match="but the moments are of the VAE with digest"):
+    with pytest.raises(ValueError, match=r"but latents.vae_digest=\w+ is of another VAE"):
         generate.load(tmp_path / "run", vae_workdir=other_vae_dir)
 
 
@@ -224,6 +238,39 @@ def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, t
     shard.write_bytes(shard.read_bytes()[:70_000])
     with pytest.raises(ValueError, match=r"cannot read .*If a shard was cut, remove it"):
         data.open_split(latent_config, "train")
+
+
+class _Counted:
+    """Records of random moments that count their readings."""
+
+    origin = "counted"
+
+    def __init__(self, size):
+        rng = np.random.default_rng(0)
+        self.moments = rng.standard_normal((size, 16, 16, 8)).astype(np.float16)
+        self.reads = np.zeros(size, int)
+
+    def __len__(self):
+        return len(self.reads)
+
+    def __getitem__(self, i):
+        self.reads[i] += 1
+        return {"moments": self.moments[i], "label": np.int32(i)}
+
+
+def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
+    monkeypatch.setattr(latents, "RECORDS_AT_ONCE", 7)
+    mesh, source = sharding.make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))), _Counted(301)
+    tracemalloc.start()
+    resident = latents.load_moments(mesh, source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert resident["moments"].sharding.spec == resident["label"].sharding.spec == sharding.BATCH
+    np.testing.assert_array_equal(resident["moments"][:301], source.moments)
+    np.testing.assert_array_equal(resident["label"][:301], range(301))
+    assert (source.reads[1:-1] == 1).all()
+    assert (source.reads[0], source.reads[-1]) == (2, 4)  # for the shape, and to fill the shards
+    assert peak < 1.2 * source.moments.nbytes
 
 
 def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypatch, tmp_path):
