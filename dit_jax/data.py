@@ -318,8 +318,7 @@ class _BatchReader:
         return batch
 
 
-# RandomState's streams are frozen: a resumed run sees these with any NumPy. Drawn for an epoch at
-# once, they cost a batch nothing; two are kept, for batches that span epochs.
+# RandomState's streams are frozen: a resumed run sees these with any NumPy. Batches span epochs.
 @functools.lru_cache(maxsize=2)
 def _permutation(seed, epoch, size):
     """The image at every place of an epoch."""

@@ -337,6 +337,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("vae", None, "Workdir of the VAE, converted or trained.", required=True)
     flags.DEFINE_string("out", None, "Directory of the dataset.", required=True)
     flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
-    flags.DEFINE_integer("batch_size", 32, "Images at a time, per device.", 1)
+    flags.DEFINE_integer("batch_size", 32, "Images that are read at a time, per device.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
     cli.run(main)
