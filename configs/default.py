@@ -94,7 +94,7 @@ def _add_dit(config):
     config.latents.source = "moments"
     config.latents.moments = "imagenet256_moments"  # stored ones: TFDS name or directory
     config.latents.vae = ""  # workdir of the VAE, to encode images or decode samples
-    config.latents.vae_digest = ""  # of the VAE that the moments are of; filled in by the run
+    config.latents.vae_digest = ""  # of the moments' VAE; the run fills in an empty one
     # x_0 = (z - shift) * scale: one number, or one for each channel; empty takes the mean and the
     # inverse deviation that the stored moments' metadata records.
     config.latents.scale = (0.18215,)

@@ -162,7 +162,7 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     )
     unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
     functions = {
-        "encode": (jax.jit(latents.encode), batch["image"]),
+        "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), batch["image"]),
         "decode": (generate.make_decode_fn(unscaled, mesh), batch["x_0"]),
     }
     counts, results = flops.count(config), {}

@@ -304,10 +304,12 @@ class _BatchReader:
         positions = i * self.batch_size + self.rows
         epochs, places = np.divmod(positions, self.num_images)
         indices = np.empty_like(places)
+        mirrored = np.zeros(len(places), bool)
         for epoch in range(epochs[0], epochs[-1] + 1):
             within = epochs == epoch
             indices[within] = _permutation(self.seed, epoch, self.num_images)[places[within]]
-        mirrored = np.array([self.flip and self._is_mirrored(int(p)) for p in positions])
+            if self.flip:
+                mirrored[within] = _flips(self.seed, epoch, self.num_images)[places[within]]
         if self.views == 2:
             return self.gather(2 * indices + mirrored)
         batch = self.gather(indices)
@@ -315,15 +317,18 @@ class _BatchReader:
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
 
-    def _is_mirrored(self, position):
-        rng = np.random.RandomState([self.seed, 1, *divmod(position, 2**32)])
-        return rng.rand() < 0.5
+
+# RandomState's streams are frozen: a resumed run sees these with any NumPy. Batches span epochs.
+@functools.lru_cache(maxsize=2)
+def _permutation(seed, epoch, size):
+    """The image at every place of an epoch."""
+    return np.random.RandomState([seed, 0, epoch]).permutation(size)
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(seed, epoch, size):
-    # RandomState's streams are frozen: a resumed run sees this order with any NumPy.
-    return np.random.RandomState([seed, 0, epoch]).permutation(size)
+def _flips(seed, epoch, size):
+    """Whether the image at every place of an epoch is mirrored."""
+    return np.random.RandomState([seed, 1, epoch]).rand(size) < 0.5
 
 
 def gather(source: Sequence[Batch], indices: Sequence[int]) -> Batch:

@@ -26,7 +26,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from dit_jax import checkpoint, cli, data, latents, sharding
 
 FLAGS = flags.FLAGS
+RECORD_FORMAT = 1  # raised when the same images and VAE would give other bytes
 BATCHES_AHEAD = 3  # that threads read while the devices compute
 
 
@@ -49,11 +49,12 @@ def encode(
     """Writes the dataset to the directory `out`; returns the metadata that it records.
 
     Args:
-      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device.
+      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device,
+        rounded up to whole groups of `latents.images_at_once`, which alone the VAE takes together.
       dtype: of the VAE's activations.
     Raises: ValueError if the config's model has no classes, if `out` was begun with other images,
       VAE or versions, or if the VAE's factor does not divide the image size; FileNotFoundError
-      without a VAE; OSError if `out` cannot be written.
+      without a VAE; OSError if `out` cannot be written, or if another process failed.
     """
     if "num_classes" not in config.model:
         raise ValueError(
@@ -66,6 +67,7 @@ def encode(
     splits = {"train": config.data.train_split, "eval": config.data.eval_split}
     sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
     identity = {
+        "record_format": RECORD_FORMAT,
         "vae_digest": vae.digest,
         "published": vae.published and list(vae.published),
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
@@ -82,6 +84,9 @@ def encode(
     jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))  # raises: no claim
     _claim(out, identity)
     size = config.data.image_size // vae.model.factor
+    # Else the images of a group, and with them the rounding, would depend on the batch.
+    group = latents.images_at_once(config.data.image_size, config.data.image_size)
+    batch_size = -(-batch_size // group) * group
     features = tfds.features.FeaturesDict(
         {
             "moments": tfds.features.Tensor(
@@ -96,19 +101,25 @@ def encode(
         name: _shards(out, name, len(source), shard_images) for name, source in sources.items()
     }
     threads = concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1))
-    for name, source in sources.items():
-        mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
-        missing = {path: numbers for path, numbers in mine if not path.is_file()}
-        done = len(source) - sum(map(len, missing.values()))
-        with tqdm(
-            total=len(source), initial=done, desc=name, unit="img", disable=not progress
-        ) as bar:
-            batches = _batches(source, missing, batch_size * mesh.size, threads)
-            encoded = _one_behind((p, moments_of(image), labels) for p, image, labels in batches)
-            for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
-                _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("every shard is written")
+    failure = None
+    try:
+        for name, source in sources.items():
+            mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
+            missing = {path: numbers for path, numbers in mine if not path.is_file()}
+            done = len(source) - sum(map(len, missing.values()))
+            with tqdm(
+                total=len(source), initial=done, desc=name, unit="img", disable=not progress
+            ) as bar:
+                batches = _batches(source, missing, batch_size * mesh.size, threads)
+                encoded = _one_behind((p, moments_of(x), labels) for p, x, labels in batches)
+                for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
+                    _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
+    except Exception as error:  # of any kind: the other processes wait for this one
+        failure = error
+    if not sharding.all_processes(failure is None):
+        raise failure or OSError(
+            "another process failed: see its output; run the same command again."
+        )
     metadata = identity | _statistics(shards["train"])
     if jax.process_index() == 0:
         _write_metadata(out, shards, features, metadata)
@@ -147,7 +158,7 @@ def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
         if mirrored:
             pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
             image = pairs.reshape(-1, *image.shape[1:])
-        return latents.encode(vae, image).astype(jnp.float16)
+        return latents.encode_in_groups(vae, image, mesh)
 
     jitted = jax.jit(moments_of, out_shardings=rows)
     return lambda image: jitted(vae, jax.device_put(image, rows))
@@ -217,7 +228,8 @@ def _write_shard(path, batches, views, features, bar):
             sums.append(_sums(moments))
             bar.update(len(labels))
         writer.close()
-        totals = {name: np.sum([s[name] for s in sums], axis=0).tolist() for name in sums[0]}
+        # Of all records at once: batches must not decide in which order they are added.
+        totals = {n: np.concatenate([s[n] for s in sums]).sum(axis=0).tolist() for n in sums[0]}
         totals["bytes"] = temporary.stat().st_size
         _write_atomically(_sums_path(path), json.dumps(totals))
         os.replace(temporary, path)
@@ -238,16 +250,17 @@ def _deterministic(example):
 
 
 def _sums(moments):
-    """Of moments [B, h, w, 2C], in f64: what mean and deviation of every channel come from."""
-    moments = moments.astype(np.float64)
-    mean, log_variance = np.split(moments.reshape(-1, moments.shape[-1]), 2, axis=1)
+    """Of each of the moments [B, h, w, 2C], in f64: what the deviation of a channel comes from."""
+    records, channels = len(moments), moments.shape[-1]
+    moments = moments.astype(np.float64).reshape(records, -1, channels)
+    mean, log_variance = np.split(moments, 2, axis=-1)  # [B, positions, C]
     variance = np.exp(np.clip(log_variance, latents.MIN_LOG_VARIANCE, latents.MAX_LOG_VARIANCE))
     return {
-        "records": len(moments),
-        "positions": len(mean),
-        "mean": mean.sum(axis=0),
-        "square": (mean**2 + variance).sum(axis=0),
-        "absolute": np.abs(mean).sum(),
+        "records": np.ones(records, int),
+        "positions": np.full(records, mean.shape[1]),
+        "mean": mean.sum(axis=1),
+        "square": (mean**2 + variance).sum(axis=1),
+        "absolute": np.abs(mean).sum(axis=(1, 2)),
     }
 
 
@@ -329,6 +342,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("vae", None, "Workdir of the VAE, converted or trained.", required=True)
     flags.DEFINE_string("out", None, "Directory of the dataset.", required=True)
     flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
-    flags.DEFINE_integer("batch_size", 32, "Images at a time, per device.", 1)
+    flags.DEFINE_integer("batch_size", 32, "Images that are read at a time, per device.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
     cli.run(main)

@@ -20,7 +20,6 @@ from dit_jax import checkpoint, diffusion, latents, models, samplers, sharding
 SAMPLERS = ("ddpm", "ddim")
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
-PIXELS_DECODED_PER_DEVICE = 8 * 256**2  # at a time: 2 images of 512 x 512, 1 of 1024 x 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,11 +78,7 @@ def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
     Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
     """
     vae = checkpoint.load_vae(pathlib.Path(config.latents.vae), mesh, config.model.dtype)
-    if config.latents.vae_digest not in ("", vae.digest):
-        raise ValueError(
-            f"latents.vae={config.latents.vae} has digest {vae.digest}, but the moments are of "
-            f"the VAE with digest {config.latents.vae_digest}."
-        )
+    latents.check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
     size, channels = config.data.image_size // vae.model.factor, vae.model.latent_channels
     takes = config.model.input_size, config.model.in_channels
     if (size, channels) != takes:
@@ -150,25 +145,8 @@ def make_decode_fn(config, mesh: Mesh) -> Callable:
     """The jitted `decode(vae, x_0 [B, h, w, C]) -> [B, H, W, channels] uint8` of latents.
 
     Args: config, `config.latents`.
-    PIXELS_DECODED_PER_DEVICE at a time, so that large images fit.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    grouped = jax.NamedSharding(mesh, jax.P(None, *sharding.BATCH))
-
-    @jax.jit
-    def decode(vae, x_0):
-        pixels = x_0.shape[1] * x_0.shape[2] * vae.model.factor**2
-        at_once = max(1, PIXELS_DECODED_PER_DEVICE // pixels)
-        rows = math.gcd(x_0.shape[0] // shards, at_once)
-        # Every device's rows stay where they are: [B, ...] -> [groups, shards * rows, ...].
-        groups = x_0.reshape(shards, -1, rows, *x_0.shape[1:]).swapaxes(0, 1)
-        groups = groups.reshape(-1, shards * rows, *x_0.shape[1:])
-        groups = jax.lax.with_sharding_constraint(groups, grouped)
-        images = jax.lax.map(lambda z: latents.decode(vae, config, z), groups)
-        images = images.reshape(-1, shards, rows, *images.shape[2:]).swapaxes(0, 1)
-        return images.reshape(-1, *images.shape[3:])
-
-    return decode
+    return jax.jit(lambda vae, x_0: latents.decode_in_groups(vae, config, x_0, mesh))
 
 
 def generate(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from dit_jax import data, sharding
 
@@ -16,6 +17,10 @@ logger = logging.getLogger("dit_jax")
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
 SOURCES = ("pixels", "images", "moments", "device")
+# What a VAE encodes or decodes at a time, so that large images and batches fit: 8 images of 256 x
+# 256, 2 of 512 x 512, and of small ones no more than these.
+PIXELS_PER_DEVICE, IMAGES_PER_DEVICE = 8 * 256**2, 32
+RECORDS_AT_ONCE = 1024  # that are read before they are copied into their place
 # The clamp of the published autoencoder; an f16 log-variance may lie far outside.
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 
@@ -43,6 +48,32 @@ def decode(vae: Vae, config, x_0: jax.Array) -> jax.Array:
     return image_from_x_0(vae.model.apply({"params": vae.params}, z, method="decode"))
 
 
+def images_at_once(height: int, width: int) -> int:
+    """Images of this size that a VAE takes at a time on each device."""
+    return min(max(PIXELS_PER_DEVICE // (height * width), 1), IMAGES_PER_DEVICE)
+
+
+def encode_in_groups(vae: Vae, image: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Images [B, H, W, C] uint8 to moments [B, h, w, 2C] f16, rounded as they are stored.
+
+    `images_at_once` at a time, every device's images on it.
+    """
+    return sharding.map_groups(
+        mesh,
+        lambda image: encode(vae, image).astype(jnp.float16),
+        image,
+        images_at_once(*image.shape[1:3]),
+    )
+
+
+def decode_in_groups(vae: Vae, config, x_0: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    """As `decode`, `images_at_once` at a time, every device's images on it."""
+    height, width = (vae.model.factor * side for side in x_0.shape[1:3])
+    return sharding.map_groups(
+        mesh, lambda x_0: decode(vae, config, x_0), x_0, images_at_once(height, width)
+    )
+
+
 def reconstruct(vae: Vae, image: jax.Array) -> jax.Array:
     """Images [B, H, W, C] uint8 to the posterior's mean and back to uint8."""
     z, _ = posterior(encode(vae, image))
@@ -54,7 +85,9 @@ def pixels_from_image(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1
 
 
-def x_0_from_batch(batch: dict[str, jax.Array], key: jax.Array, config, resident: dict):
+def x_0_from_batch(
+    batch: dict[str, jax.Array], key: jax.Array, config, resident: dict, mesh: jax.sharding.Mesh
+) -> jax.Array:
     """The clean x_0 of a batch by `config.latents`, scaled and shifted here and nowhere else.
 
     Args:
@@ -63,13 +96,14 @@ def x_0_from_batch(batch: dict[str, jax.Array], key: jax.Array, config, resident
       key: draws the posterior sample of moments, afresh for each call.
       resident: what every step reads and none changes: 'vae', a `Vae`, for images to be encoded;
         'moments' [N, h, w, 2C] f16.
+      mesh: that the batch's rows lie on.
     Returns: [B, h, w, C] f32.
     """
     if config.source == "pixels":
         return pixels_from_image(batch["image"])
     if config.source == "images":
         # Rounded as they are stored, so that a run on stored ones is the same run.
-        moments = encode(resident["vae"], batch["image"]).astype(jnp.float16)
+        moments = encode_in_groups(resident["vae"], batch["image"], mesh)
     elif "record" in batch:
         moments = resident["moments"][batch["record"]]
     else:
@@ -115,13 +149,17 @@ def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
 
     Args: recorded, the moments' metadata, or of a VAE that encodes in every step 'vae_digest' and
       'published'.
-    Raises: ValueError if scale or shift is empty and nothing is recorded.
+    Raises: ValueError if scale or shift is empty and nothing is recorded, or if the config's
+      digest is of another VAE.
     """
     if config.latents.source == "pixels":
         return config
     config = config.copy_and_resolve_references()
     latents_config = config.latents
-    latents_config.vae_digest = recorded.get("vae_digest", latents_config.vae_digest)
+    if "vae_digest" in recorded:
+        name = f"the VAE of latents.moments={latents_config.moments}"
+        check_digest(config, recorded["vae_digest"], name)
+        latents_config.vae_digest = recorded["vae_digest"]
     used, published = (latents_config.scale, latents_config.shift), recorded.get("published")
     if published and used[0] and used != ((published[0],), (published[1],)):
         logger.warning(
@@ -141,10 +179,24 @@ def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
     return config
 
 
+def check_digest(config: ConfigDict, digest: str, name: str) -> None:
+    """Demands that a VAE, described by `name`, is the one of `config.latents`, if that says which.
+
+    Raises: ValueError with both digests.
+    """
+    if config.latents.vae_digest not in ("", digest):
+        raise ValueError(
+            f"{name} has digest {digest}, but latents.vae_digest={config.latents.vae_digest} is of "
+            "another VAE: give that one, or moments that it encoded."
+        )
+
+
 def load_moments(mesh: jax.sharding.Mesh, source: data.Source) -> dict[str, jax.Array]:
     """All of a source's 'moments' [N, h, w, 2C] f16 and 'label' [N], sharded over the batch axes.
 
-    Raises: ValueError if they do not fit on the devices, with the bytes.
+    Host memory holds this process's part once, until it lies on the devices.
+    Raises: ValueError if they do not fit on the devices, with the bytes. What the model's
+      activations will need is not known here, so no room is kept for them.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     count = -(-len(source) // shards) * shards  # the last few repeat the last record
@@ -153,19 +205,18 @@ def load_moments(mesh: jax.sharding.Mesh, source: data.Source) -> dict[str, jax.
     free = _free_bytes(mesh.local_devices[0])
     if free is not None and needed > free:
         raise ValueError(
-            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free: use "
-            "more devices, or latents.source=moments."
+            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free "
+            "and training steps need some too: use more devices, or latents.source=moments."
         )
-    rows = sharding.batch_sharding(mesh)
-
-    def place(name, shape):
-        def read(index):
-            numbers = np.minimum(np.arange(count)[index[0]], len(source) - 1)
-            return data.gather(source, numbers)[name]
-
-        return jax.make_array_from_callback((count, *shape), rows, read)
-
-    return {"moments": place("moments", shape), "label": place("label", ())}
+    numbers = np.minimum(sharding.local_rows(mesh, count), len(source) - 1)
+    moments, label = np.empty((len(numbers), *shape), np.float16), np.empty(len(numbers), np.int32)
+    with tqdm(total=len(numbers), desc="moments", disable=None) as bar:  # None: on terminals
+        for start in range(0, len(numbers), RECORDS_AT_ONCE):
+            block = slice(start, start + RECORDS_AT_ONCE)
+            batch = data.gather(source, numbers[block])
+            moments[block], label[block] = batch["moments"], batch["label"]
+            bar.update(len(batch["label"]))
+    return sharding.put_batch(mesh, {"moments": moments, "label": label})
 
 
 def _free_bytes(device):

@@ -1,7 +1,7 @@
 """The device mesh, which axis of it shards which axis of which parameter, and several processes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -168,6 +168,25 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+def map_groups(mesh: Mesh, f: Callable, x: jax.Array, at_once: int) -> jax.Array:
+    """f(x) for x [B, ...], computed for a group of rows after another, to bound the memory.
+
+    Every device's rows stay where they are. For use inside jit, where f is a function of each row.
+
+    Args: at_once, the most rows of a group on each device; a group is the largest that divides
+      the device's rows, which B must give every device alike.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = next(n for n in range(at_once, 0, -1) if x.shape[0] // shards % n == 0)
+    groups = x.reshape(shards, -1, rows, *x.shape[1:]).swapaxes(0, 1)
+    groups = groups.reshape(-1, shards * rows, *x.shape[1:])
+    grouped = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+    groups = jax.lax.with_sharding_constraint(groups, grouped)
+    y = jax.lax.map(f, groups)
+    y = y.reshape(-1, shards, rows, *y.shape[2:]).swapaxes(0, 1)
+    return y.reshape(-1, *y.shape[3:])
 
 
 def all_processes(ok: bool) -> bool:

@@ -74,15 +74,16 @@ class Denoising:
             raise ValueError(f"latents.scale={config.latents.scale} must not be 0.")
         return cls(config, model, mesh, diffusion.build(config.diffusion))
 
-    def load_resident(self, source: data.Source | None) -> dict:
+    def load_resident(self, source: data.Source | None, vae: latents.Vae | None = None) -> dict:
         """What every step reads and none changes, on the devices; {} for pixels and moments.
 
+        Args: vae, if it lies on the mesh already; else it is loaded where it is needed.
         Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
           as `latents.load_moments`.
         Raises: ValueError if the moments do not fit, or as `generate.load_vae`.
         """
         if self.config.latents.source == "images":
-            return {"vae": generate.load_vae(self.config, self.mesh)}
+            return {"vae": vae or generate.load_vae(self.config, self.mesh)}
         if self.config.latents.source == "device" and source:
             return latents.load_moments(self.mesh, source)
         return {}
@@ -94,7 +95,7 @@ class Denoising:
         if dropout:
             prob, null_class = self.model.class_dropout_prob, self.model.num_classes
             label = drop_labels(drop_key, label, prob, null_class)
-        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident)
+        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident, self.mesh)
         t, eps = objectives.draw(self.process, noise_key, x_0.shape)
         return x_0, label, t, eps
 
@@ -107,13 +108,15 @@ class Denoising:
 
         return objectives.ddpm_loss(self.process, predict, x_0, t=t, eps=eps)
 
-    def compile_picture(self, resident: dict, source: data.Source) -> Callable:
+    def compile_picture(
+        self, resident: dict, source: data.Source, vae: latents.Vae | None = None
+    ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
         config, num = self.config, self.config.sample_num_images
         sample = generate.make_sample_fn(config.sample, self.model, self.process, self.mesh)
         to_image = latents.image_from_x_0
         if config.latents.source != "pixels":
-            vae = resident.get("vae") or generate.load_vae(config, self.mesh)
+            vae = vae or generate.load_vae(config, self.mesh)
             decode = generate.make_decode_fn(config.latents, self.mesh)
             to_image = functools.partial(decode, vae)
         labels = np.arange(num) * self.model.num_classes // num
@@ -180,7 +183,7 @@ class Autoencoding:
             )
         return cls(config, model, mesh)
 
-    def load_resident(self, source: data.Source | None) -> dict:
+    def load_resident(self, source: data.Source | None, vae: latents.Vae | None = None) -> dict:
         """{'lpips': its parameters} if it has a weight; errors as `checkpoint.load_model`."""
         loss = self.config.autoencoder
         if not loss.lpips_weight:
@@ -191,7 +194,7 @@ class Autoencoding:
 
     def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
         """(pixels [B, H, W, C] in [-1, 1], the posterior's noise [B, h, w, c]) of a batch."""
-        pixels = latents.x_0_from_batch(batch, key, self.config.latents, resident)
+        pixels = latents.x_0_from_batch(batch, key, self.config.latents, resident, self.mesh)
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
         shape = (batch_size, height // factor, width // factor, channels)
@@ -221,7 +224,9 @@ class Autoencoding:
             losses |= {"lpips": distance, "loss": losses["loss"] + weights.lpips_weight * distance}
         return losses
 
-    def compile_picture(self, resident: dict, source: data.Source) -> Callable:
+    def compile_picture(
+        self, resident: dict, source: data.Source, vae: latents.Vae | None = None
+    ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
         num = min(self.config.sample_num_images, len(source))
         images = data.gather(source, range(num))["image"]

@@ -225,9 +225,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     """
     train_source = data.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
+    vae = None
     if config.latents.source != "pixels" and config.latents.vae:
-        local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-        vae = generate.load_vae(config, sharding.make_mesh(local, jax.local_devices()))
+        vae = generate.load_vae(config, sharding.make_mesh(config.mesh))
         if config.latents.source == "images":  # nothing else has recorded which one it is
             config = latents.resolve(config, dict(vae_digest=vae.digest, published=vae.published))
     program = make_program(config)
@@ -262,11 +262,12 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = data.TrainIterator(train_source, config, rows, data_state)
         step_fn = compile_train_step(program)
-        resident = program.task.load_resident(train_source)
+        resident = program.task.load_resident(train_source, vae)
         evaluate = compile_evaluate(program, eval_source, resident) if eval_source else None
         draw = None
         if config.sample_every_steps:
-            draw = program.task.compile_picture(resident, eval_source or train_source)
+            draw = program.task.compile_picture(resident, eval_source or train_source, vae)
+        del vae  # who needs it holds it
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step

@@ -243,6 +243,28 @@ def test_flip_mirrors_half_of_the_images(config):
     assert left + right >= 1000
 
 
+def test_flips_are_those_of_the_places_in_the_order(config):
+    """In any batch size, rows or restart, across epochs; every epoch flips others."""
+
+    def records(batch_size, rows, count, state=None):
+        config.batch_size = batch_size
+        iterator = data.TrainIterator(Mirrored(40), config, np.array(rows), state)
+        return np.concatenate([next(iterator)["label"] for _ in range(count)])
+
+    class Mirrored(_Numbered):
+        kind, views = "moments", 2
+
+    config.data.flip = True
+    whole = records(4, range(4), 15)  # three epochs of 20 images
+    np.testing.assert_array_equal(records(12, range(12), 5), whole)
+    np.testing.assert_array_equal(records(4, [1, 3], 15), whole.reshape(15, 4)[:, [1, 3]].ravel())
+    state = {"next_batch": 3, "num_records": 40}
+    np.testing.assert_array_equal(records(12, range(12), 2, state), whole[36:])
+    assert len({tuple(epoch % 2) for epoch in whole.reshape(3, 20)}) == 3
+    config.seed = 1
+    assert not np.array_equal(records(4, range(4), 15) % 2, whole % 2)
+
+
 def test_eval_batches_cover_the_split_once():
     batches = list(data.eval_batches(_Numbered(10), 4, np.arange(4)))
     labels = np.concatenate([batch["label"][batch["weight"] == 1] for batch in batches])

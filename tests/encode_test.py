@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode
+from dit_jax import checkpoint, data, encode, latents
 
 
 @pytest.fixture
@@ -22,6 +23,17 @@ def config(smoke_config):
     """The first 70 digits and a few of the held-out ones."""
     smoke_config.data.update(train_split="train[:70]", eval_split="test[:5]", flip=True)
     return smoke_config
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Eight images of noise, of one class."""
+    images = tmp_path / "images"
+    (images / "train" / "0").mkdir(parents=True)
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(images / "train" / "0" / f"{i}.png")
+    return images
 
 
 def _read(directory, split="train"):
@@ -55,13 +67,38 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     recorded = tfds.builder_from_directory(tmp_path).info.metadata
     assert recorded["vae_digest"] == vae.digest
     assert recorded["mirrored"] is True
+    assert recorded["record_format"] == encode.RECORD_FORMAT
     assert recorded["mean"] == metadata["mean"]
 
 
-def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path):
+@pytest.mark.parametrize("flip", [False, True])
+def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
+    config, vae_dir, tmp_path, monkeypatch, flip
+):
+    config.data.flip = flip
+    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # 4 images on each of 8 devices
+    plain, shapes = latents.encode, []
+
+    def recorded(vae, image):
+        shapes.append(image.shape)
+        return plain(vae, image)
+
+    monkeypatch.setattr(latents, "encode", recorded)
+    for batch_size in (1, 6, 32):
+        out = tmp_path / str(batch_size)
+        encode.encode(config, vae_dir, out, shard_images=64, batch_size=batch_size)
+        assert _files(out) == _files(tmp_path / "1")
+    assert set(shapes) == {(8, 8, 8, 1), (32, 8, 8, 1)}  # the former is the check of the size
+
+
+def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path, monkeypatch):
     encode.encode(config, vae_dir, tmp_path, shard_images=64)
     with pytest.raises(ValueError, match=r"begun in another way:\n  shard_images: then 64, now 32"):
         encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "RECORD_FORMAT", 2)
+        with pytest.raises(ValueError, match="record_format: then 1, now 2"):
+            encode.encode(config, vae_dir, tmp_path, shard_images=64)
     config.data.flip = False
     with pytest.raises(ValueError, match="mirrored: then True, now False"):
         encode.encode(config, vae_dir, tmp_path, shard_images=64)
@@ -143,6 +180,31 @@ def test_two_processes_write_the_same_records(run_command, run_pair, vae_dir, di
     run_pair("encode", *_flags(vae_dir, digits_dir, two))
     assert _files(two) == _files(one)
     assert json.loads((two / "metadata.json").read_text())["num_images"]["train"] == 1617
+
+
+@pytest.mark.slow
+def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
+    """In the third shard of four, the first process's; the other one's shards are complete."""
+    flags = ["--config", "configs/smoke.py", "--vae", vae_dir, "--out", tmp_path / "out"]
+    flags += ["--config.data.source=folder", f"--config.data.name={image_folder}"]
+    flags += ["--config.data.eval_split=", "--shard_images", 2]
+    damaged = image_folder / "train" / "0" / "4.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:40])
+    pair = conftest.start_pair("encode", *flags)
+    errors = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1]
+    assert f"error: cannot read the image of {damaged}" in errors[0]
+    assert "error: another process failed: see its output; run the same command" in errors[1]
+    assert "Traceback" not in "".join(errors)
+    for shard in (1, 3):
+        assert (tmp_path / "out" / f"moments-train.array_record-{shard:05d}-of-00004").is_file()
+    damaged.write_bytes(whole)
+    for process in conftest.start_pair("encode", *flags):
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+    moments, _ = _read(tmp_path / "out")
+    assert len(moments) == 8
 
 
 @pytest.mark.slow

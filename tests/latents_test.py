@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import conftest
 import jax
@@ -14,12 +15,13 @@ from ml_collections import ConfigDict
 from dit_jax import checkpoint, data, generate, latents, models, sharding, train
 
 KEY = jax.random.key(0)
+MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
 
 
 def test_every_pixel_value_survives_the_round_trip():
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     config = ConfigDict(dict(source="pixels", scale=(7.0,), shift=(3.0,)))
-    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, {})
+    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, {}, MESH)
     assert (float(x_0.min()), float(x_0.max())) == (-1.0, 1.0)
     np.testing.assert_array_equal(latents.image_from_x_0(x_0), image)
 
@@ -37,11 +39,11 @@ def test_posterior_sample_is_scaled_once(channels):
     moments = np.concatenate([mean, np.full_like(mean, np.log(4.0))], axis=-1).astype(np.float16)
     config = ConfigDict(dict(source="moments", scale=channels * (0.5,), shift=channels * (1.0,)))
     batch = {"moments": jnp.asarray(moments)}
-    x_0 = latents.x_0_from_batch(batch, KEY, config, {})
+    x_0 = latents.x_0_from_batch(batch, KEY, config, {}, MESH)
     assert (x_0.shape, x_0.dtype) == ((4, 64, 64, 4), jnp.float32)
     assert float(x_0.mean()) == pytest.approx(2.0, abs=0.02)
     assert float(x_0.std()) == pytest.approx(1.0, rel=0.02)
-    other = latents.x_0_from_batch(batch, jax.random.key(1), config, {})
+    other = latents.x_0_from_batch(batch, jax.random.key(1), config, {}, MESH)
     assert not np.array_equal(x_0, other)  # drawn afresh for every key
     np.testing.assert_allclose(latents.unscale(config, x_0), 2 * x_0 + 1, rtol=1e-6)
 
@@ -79,14 +81,43 @@ def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_p
 
 
 def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir):
-    vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
+    vae = checkpoint.load_vae(vae_dir, MESH, "float32")
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
     stored = latents.encode(vae, image).astype(np.float16)
     x_0 = {}
     for source, batch in (("images", {"image": image}), ("moments", {"moments": stored})):
         latent_config.latents.source = source
-        x_0[source] = latents.x_0_from_batch(batch, KEY, latent_config.latents, {"vae": vae})
+        x_0[source] = latents.x_0_from_batch(batch, KEY, latent_config.latents, {"vae": vae}, MESH)
     np.testing.assert_array_equal(x_0["images"], x_0["moments"])
+
+
+def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkeypatch):
+    """With memory for a group, to the moments of all at once."""
+    mesh = sharding.make_mesh(latent_config.mesh)
+    vae = checkpoint.load_vae(vae_dir, mesh, "float32")
+    image = np.random.default_rng(0).integers(0, 256, (192, 8, 8, 1), np.uint8)
+    batch = sharding.put_batch(mesh, {"image": image})
+    latent_config.latents.source = "images"
+
+    def compile_x_0(images_at_once):
+        monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", images_at_once * 64)
+        return (
+            jax.jit(
+                lambda batch, vae: latents.x_0_from_batch(
+                    batch, KEY, latent_config.latents, {"vae": vae}, mesh
+                )
+            )
+            .lower(batch, vae)
+            .compile()
+        )
+
+    whole, grouped = compile_x_0(24), compile_x_0(5)  # of 24 on each device; 4 divide them
+    x_0, expected = grouped(batch, vae), whole(batch, vae)
+    # A moment may round to the next f16.
+    np.testing.assert_allclose(x_0, expected, atol=2e-3)
+    assert x_0.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+    bytes_of = [c.memory_analysis().temp_size_in_bytes for c in (grouped, whole)]
+    assert bytes_of[0] < bytes_of[1] / 3
 
 
 def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
@@ -95,7 +126,7 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     config = latents.resolve(latent_config, source.metadata)
     batch = data.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
-    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {})
+    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {}, MESH)
     np.testing.assert_allclose(x_0.mean((0, 1, 2)), 0, atol=0.05)
     np.testing.assert_allclose(x_0.std((0, 1, 2)), 1, rtol=0.05)
     metadata = json.loads((moments_dir / "metadata.json").read_text())
@@ -124,7 +155,7 @@ def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_co
     latent_config.update(sample_every_steps=3)
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "3.png").is_file()
-    monkeypatch.setattr(generate, "PIXELS_DECODED_PER_DEVICE", 4 * 64)  # of 12 on each device
+    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # of 12 on each device
     trained = generate.load(tmp_path / "run", vae_workdir=vae_dir)
     x_0 = jax.random.normal(KEY, (96, 4, 4, 2))
     decoded = trained.to_image(x_0)
@@ -150,7 +181,16 @@ def other_vae_dir(tmp_path):
 def test_another_vae_than_the_moments_are_of_is_refused(latent_config, other_vae_dir, tmp_path):
     latent_config.update(sample_every_steps=3)
     latent_config.latents.vae = str(other_vae_dir)
-    with pytest.raises(ValueError, match=r"other has digest \w+, but the moments are of the VAE"):
+    with pytest.raises(ValueError, match=r"other has digest \w+, but latents.vae_digest=\w+ is of"):
+        train.train_and_evaluate(latent_config, tmp_path / "run")
+
+
+def test_moments_of_another_vae_than_asked_for_are_refused(latent_config, tmp_path):
+    latent_config.latents.update(vae="", vae_digest="0123456789abcdef")
+    message = (
+        r"the VAE of latents.moments=.* has digest \w+, but latents.vae_digest=0123456789abcdef"
+    )
+    with pytest.raises(ValueError, match=message):
         train.train_and_evaluate(latent_config, tmp_path / "run")
 
 
@@ -169,15 +209,19 @@ def test_vae_of_another_size_is_refused(latent_config, key, value):
         generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
-def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path):
+def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path, monkeypatch):
     latent_config.latents.source = "images"
+    latent_config.sample_every_steps = 3
+    loads, load = [], checkpoint.load_vae
+    monkeypatch.setattr(checkpoint, "load_vae", lambda *args: loads.append(args) or load(*args))
     train.train_and_evaluate(latent_config, tmp_path / "run")
+    assert len(loads) == 1  # to check it, to encode and to decode
     assert checkpoint.load_config(tmp_path / "run").latents.vae_digest
     latent_config.total_steps = 4
     latent_config.latents.vae = str(other_vae_dir)
     with pytest.raises(ValueError, match=r"another config:\n  latents.vae_digest: workdir"):
         train.train_and_evaluate(latent_config, tmp_path / "run")
-    with pytest.raises(ValueError, match="but the moments are of the VAE with digest"):
+    with pytest.raises(ValueError, match=r"but latents.vae_digest=\w+ is of another VAE"):
         generate.load(tmp_path / "run", vae_workdir=other_vae_dir)
 
 
@@ -194,6 +238,39 @@ def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, t
     shard.write_bytes(shard.read_bytes()[:70_000])
     with pytest.raises(ValueError, match=r"cannot read .*If a shard was cut, remove it"):
         data.open_split(latent_config, "train")
+
+
+class _Counted:
+    """Records of random moments that count their readings."""
+
+    origin = "counted"
+
+    def __init__(self, size):
+        rng = np.random.default_rng(0)
+        self.moments = rng.standard_normal((size, 16, 16, 8)).astype(np.float16)
+        self.reads = np.zeros(size, int)
+
+    def __len__(self):
+        return len(self.reads)
+
+    def __getitem__(self, i):
+        self.reads[i] += 1
+        return {"moments": self.moments[i], "label": np.int32(i)}
+
+
+def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
+    monkeypatch.setattr(latents, "RECORDS_AT_ONCE", 7)
+    mesh, source = sharding.make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))), _Counted(301)
+    tracemalloc.start()
+    resident = latents.load_moments(mesh, source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert resident["moments"].sharding.spec == resident["label"].sharding.spec == sharding.BATCH
+    np.testing.assert_array_equal(resident["moments"][:301], source.moments)
+    np.testing.assert_array_equal(resident["label"][:301], range(301))
+    assert (source.reads[1:-1] == 1).all()
+    assert (source.reads[0], source.reads[-1]) == (2, 4)  # for the shape, and to fill the shards
+    assert peak < 1.2 * source.moments.nbytes
 
 
 def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 
 import flax.traverse_util
 import jax
@@ -83,6 +84,25 @@ def test_axis_that_does_not_divide_stays_whole_and_is_logged(smoke_config, caplo
 
 def test_local_rows_are_all_rows_of_a_single_process():
     np.testing.assert_array_equal(sharding.local_rows(_mesh(data=4, tensor=2), 8), range(8))
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(96, 4), (40, 5), (28, 1), (4, 1)])
+def test_groups_are_computed_in_turn_where_their_rows_are(batch_size, rows):
+    """At most 5 of a device's rows at a time, so many as divide all of them."""
+    mesh, shapes = _mesh(data=2, fsdp=2, tensor=2), []
+    x = np.arange(batch_size * 3, dtype=np.float32).reshape(batch_size, 3)
+
+    def f(x):
+        shapes.append(x.shape)
+        return 2 * x[:, :2]
+
+    placed = sharding.put_batch(mesh, {"x": x})["x"]
+    compiled = jax.jit(lambda x: sharding.map_groups(mesh, f, x, 5)).lower(placed).compile()
+    y = compiled(placed)
+    np.testing.assert_array_equal(y, 2 * x[:, :2])
+    assert set(shapes) == {(4 * rows, 3)}
+    assert y.sharding.is_equivalent_to(placed.sharding, 2)
+    assert not re.search("all-|collective-|reduce-scatter", compiled.as_text())
 
 
 def _five_steps(config, devices=None):

@@ -93,7 +93,9 @@ class Encoder(nn.Module):
                 x = block(channels, name=f"down_blocks_{i}_resnets_{j}")(x)
             if i < len(self.block_channels) - 1:
                 x = Downsample(self.dtype, name=f"down_blocks_{i}_downsamplers_0")(x)
-        x = MidBlock(self.norm_groups, self.mid_attention, self.dtype, name="mid_block")(x)
+        x = MidBlock(
+            self.norm_groups, self.mid_attention, self.dtype, self.remat, name="mid_block"
+        )(x)
         x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
         return _conv(self.out_channels, self.dtype, "conv_out")(x)  # [B, h, w, 2C]
 
@@ -113,7 +115,9 @@ class Decoder(nn.Module):
     def __call__(self, x):
         block = functools.partial(_resnet(self.remat), groups=self.norm_groups, dtype=self.dtype)
         x = _conv(self.block_channels[-1], self.dtype, "conv_in")(x)  # [B, h, w, D_last]
-        x = MidBlock(self.norm_groups, self.mid_attention, self.dtype, name="mid_block")(x)
+        x = MidBlock(
+            self.norm_groups, self.mid_attention, self.dtype, self.remat, name="mid_block"
+        )(x)
         for i, channels in enumerate(reversed(self.block_channels)):
             for j in range(self.layers_per_block + 1):
                 x = block(channels, name=f"up_blocks_{i}_resnets_{j}")(x)
@@ -129,14 +133,15 @@ class MidBlock(nn.Module):
     groups: int
     attention: bool
     dtype: str
+    remat: bool
 
     @nn.compact
     def __call__(self, x):
-        channels = x.shape[-1]
-        x = ResnetBlock(channels, self.groups, self.dtype, name="resnets_0")(x)
+        block = functools.partial(_resnet(self.remat), x.shape[-1], self.groups, self.dtype)
+        x = block(name="resnets_0")(x)
         if self.attention:
             x = AttentionBlock(self.groups, self.dtype, name="attentions_0")(x)
-        return ResnetBlock(channels, self.groups, self.dtype, name="resnets_1")(x)
+        return block(name="resnets_1")(x)
 
 
 class ResnetBlock(nn.Module):
