@@ -44,11 +44,13 @@ def load(
     """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
 
     Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
-      ValueError for a model of latents without its VAE.
+      ValueError for a model of latents without its VAE, or of pixels with one.
     """
     config = checkpoint.load_config(workdir)
     if config.model.name == "vae":
         raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    if vae_workdir and config.latents.source == "pixels":
+        raise ValueError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
     if vae_workdir:
         config.latents.vae = str(vae_workdir)
     if config.latents.source != "pixels" and not config.latents.vae:

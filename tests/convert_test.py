@@ -49,3 +49,8 @@ def test_another_position_table_is_refused(golden_model_config, published):
 def test_unknown_format_lists_the_known(golden_model_config):
     with pytest.raises(ValueError, match="unknown format 'sit'; known: dit"):
         convert.load("sit", {}, golden_model_config)
+
+
+def test_another_model_s_config_is_refused(golden_model_config):
+    with pytest.raises(ValueError, match="'dit', but 'vae' is asked for"):
+        convert.load("vae", {}, golden_model_config)

@@ -103,7 +103,12 @@ def test_guidance_without_a_null_class_is_refused(model, process):
     generate.make_sample_fn(_settings(cfg_scale=1.0), model, process, _mesh(1))
 
 
-def test_models_of_latents_are_refused(workdir):
+def test_models_of_pixels_take_no_vae(workdir):
+    with pytest.raises(ValueError, match="a model of pixels, which takes no --vae=runs/vae"):
+        generate.load(workdir, vae_workdir="runs/vae")
+
+
+def test_models_of_latents_are_refused_without_their_vae(workdir):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(
         config.replace('"source": "pixels"', '"source": "moments"')

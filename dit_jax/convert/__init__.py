@@ -20,10 +20,15 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
         the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
     Returns:
       Our parameter tree of numpy arrays, f32.
-    Raises: ValueError for an unknown kind or file type, a damaged file, missing or unexpected names
-      or shapes, listing both sets, and values that are not finite; FileNotFoundError.
+    Raises: ValueError for an unknown kind, another model's config, an unknown file type, a damaged
+      file, missing or unexpected names or shapes, listing both sets, and values that are not
+      finite; FileNotFoundError.
     """
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
+    if model_config.name != kind:
+        raise ValueError(
+            f"the config's model is a {model_config.name!r}, but {kind!r} is asked for."
+        )
     found = source if isinstance(source, Mapping) else arrays.read(pathlib.Path(source))
     return FORMATS[kind](found, model_config)
