@@ -10,7 +10,11 @@ import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Nearly all of the tests' time is compilation, and nothing here is large enough to repay it.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=8"
+)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
@@ -173,7 +177,9 @@ def start_pair(command, *arguments, devices=1):
 
 def start(command, *arguments, devices=1, **variables):
     """A process of `python -m dit_jax.<command>` with so many CPU devices."""
-    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    # The last of two flags counts.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    variables["XLA_FLAGS"] = flags
     return subprocess.Popen(
         [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
         cwd=ROOT,

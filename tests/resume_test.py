@@ -57,6 +57,7 @@ def _final(workdir, config):
     return jax.device_get(state), data_state, lines
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path, digits_dir, smoke_config):
     flags = ["--config.log_every_steps=1", "--config.eval_every_steps=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
