@@ -5,8 +5,8 @@
 Reads the images of `config.data`: its train_split becomes 'train', its eval_split 'eval'. A record
 is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled) and `label`; with
 data.flip every image is followed by its mirror, since the flip comes before the VAE. Killed and run
-again, the command goes on with the missing shards and ends with the same bytes. Several processes
-share the shards.
+again on such devices, the command goes on with the missing shards and ends with the same bytes.
+Several processes share the shards.
 """
 
 import collections
@@ -52,41 +52,16 @@ def encode(
       shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device,
         rounded up to whole groups of `latents.images_at_once`, which alone the VAE takes together.
       dtype: of the VAE's activations.
-    Raises: ValueError if the config's model has no classes, if `out` was begun with other images,
-      VAE or versions, or if the VAE's factor does not divide the image size; FileNotFoundError
-      without a VAE; OSError if `out` cannot be written, or if another process failed.
+    Raises: ValueError if the config's model has no classes or there is no train_split, if `out`
+      cannot be made or was begun with other images, VAE or versions, or if the VAE's factor does
+      not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
+      written, or if another process failed.
     """
-    if "num_classes" not in config.model:
-        raise ValueError(
-            f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
-            "give the config of what will train on the moments, such as configs/digits_latents.py."
-        )
-    local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
-    vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
-    splits = {"train": config.data.train_split, "eval": config.data.eval_split}
-    sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
-    identity = {
-        "record_format": RECORD_FORMAT,
-        "vae_digest": vae.digest,
-        "published": vae.published and list(vae.published),
-        "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
-        "num_images": {name: len(source) for name, source in sources.items()},
-        "crop": "adm",
-        "image_size": config.data.image_size,
-        "mirrored": config.data.flip,
-        "shard_images": shard_images,
-        "dtype": dtype,
-        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
-    }
-    moments_of = _compile(vae, mesh, config.data.flip)
-    shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)
-    jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))  # raises: no claim
+    mesh, vae, sources, identity = sharding.together(
+        lambda: _open(config, vae_workdir, shard_images, dtype)
+    )
     _claim(out, identity)
     size = config.data.image_size // vae.model.factor
-    # Else the images of a group, and with them the rounding, would depend on the batch.
-    group = latents.images_at_once(config.data.image_size, config.data.image_size)
-    batch_size = -(-batch_size // group) * group
     features = tfds.features.FeaturesDict(
         {
             "moments": tfds.features.Tensor(
@@ -100,30 +75,62 @@ def encode(
     shards = {
         name: _shards(out, name, len(source), shard_images) for name, source in sources.items()
     }
-    threads = concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1))
-    failure = None
-    try:
-        for name, source in sources.items():
-            mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
-            missing = {path: numbers for path, numbers in mine if not path.is_file()}
-            done = len(source) - sum(map(len, missing.values()))
-            with tqdm(
-                total=len(source), initial=done, desc=name, unit="img", disable=not progress
-            ) as bar:
-                batches = _batches(source, missing, batch_size * mesh.size, threads)
-                encoded = _one_behind((p, moments_of(x), labels) for p, x, labels in batches)
-                for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
-                    _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
-    except Exception as error:  # of any kind: the other processes wait for this one
-        failure = error
-    if not sharding.all_processes(failure is None):
-        raise failure or OSError(
-            "another process failed: see its output; run the same command again."
-        )
+    # Else the images of a group, and with them the rounding, would depend on the batch.
+    group = latents.images_at_once(config.data.image_size, config.data.image_size)
+    batch_size = -(-batch_size // group) * group * mesh.size
+    moments_of = _compile(vae, mesh, config.data.flip)
+
+    def write_missing():
+        with concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads:
+            for name, source in sources.items():
+                mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
+                missing = {path: numbers for path, numbers in mine if not path.is_file()}
+                done = len(source) - sum(map(len, missing.values()))
+                with tqdm(
+                    total=len(source), initial=done, desc=name, unit="img", disable=not progress
+                ) as bar:
+                    batches = _batches(source, missing, batch_size, threads)
+                    encoded = _one_behind((p, moments_of(x), labels) for p, x, labels in batches)
+                    for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
+                        _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
+
+    sharding.together(write_missing)
     metadata = identity | _statistics(shards["train"])
     if jax.process_index() == 0:
         _write_metadata(out, shards, features, metadata)
     return metadata
+
+
+def _open(config, vae_workdir, shard_images, dtype):
+    """(mesh, VAE, split -> images, all that decides the bytes); raises before anything is made."""
+    if "num_classes" not in config.model:
+        raise ValueError(
+            f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
+            "give the config of what will train on the moments, such as configs/digits_latents.py."
+        )
+    splits = {"train": config.data.train_split, "eval": config.data.eval_split}
+    if not splits["train"]:
+        raise ValueError("data.train_split is empty: there is nothing to encode.")
+    local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
+    vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
+    sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
+    shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)
+    jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
+    identity = {
+        "record_format": RECORD_FORMAT,
+        "vae_digest": vae.digest,
+        "published": vae.published and list(vae.published),
+        "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
+        "num_images": {name: len(source) for name, source in sources.items()},
+        "crop": "adm",
+        "image_size": config.data.image_size,
+        "mirrored": config.data.flip,
+        "shard_images": shard_images,
+        "dtype": dtype,
+        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
+    }
+    return mesh, vae, sources, identity
 
 
 def _claim(out, identity):
@@ -144,6 +151,8 @@ def _claim(out, identity):
                 problem += "\nChoose another --out, or restore these values."
             else:
                 _write_atomically(path, json.dumps(identity, indent=2))
+        except json.JSONDecodeError as error:
+            problem = f"{path} is damaged: {error}. Choose another --out."
         except OSError as error:
             problem = f"cannot write to {out}: {error}"
     if problem := sharding.from_first_process(problem):

@@ -81,7 +81,14 @@ def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
     """
     vae = checkpoint.load_vae(pathlib.Path(config.latents.vae), mesh, config.model.dtype)
     latents.check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
-    size, channels = config.data.image_size // vae.model.factor, vae.model.latent_channels
+    image_size, image_channels = config.data.image_size, config.data.image_channels
+    encodes = config.latents.source == "images"
+    if image_size % vae.model.factor or (encodes and image_channels != vae.model.image_channels):
+        raise ValueError(
+            f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
+            f"and multiples of {vae.model.factor} pixels, not {image_channels=} and {image_size=}."
+        )
+    size, channels = image_size // vae.model.factor, vae.model.latent_channels
     takes = config.model.input_size, config.model.in_channels
     if (size, channels) != takes:
         raise ValueError(

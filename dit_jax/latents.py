@@ -102,7 +102,7 @@ def x_0_from_batch(
     if config.source == "pixels":
         return pixels_from_image(batch["image"])
     if config.source == "images":
-        # Rounded as they are stored, so that a run on stored ones is the same run.
+        # Rounded as they are stored, so that a run on moments stored in the same dtype is the same.
         moments = encode_in_groups(resident["vae"], batch["image"], mesh)
     elif "record" in batch:
         moments = resident["moments"][batch["record"]]

@@ -189,6 +189,23 @@ def map_groups(mesh: Mesh, f: Callable, x: jax.Array, at_once: int) -> jax.Array
     return y.reshape(-1, *y.shape[3:])
 
 
+def together(f: Callable):
+    """f() in every process; where it raises in one it ends all: they would wait for that one.
+
+    Raises: the process's own error; OSError where only others failed.
+    """
+    result, failure = None, None
+    try:
+        result = f()
+    except Exception as error:  # of any kind
+        failure = error
+    if not all_processes(failure is None):
+        raise failure or OSError(
+            "another process failed: see its output; run the same command again."
+        )
+    return result
+
+
 def all_processes(ok: bool) -> bool:
     """Whether it is so in every process; all of them must ask."""
     if jax.process_count() == 1:

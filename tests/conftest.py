@@ -177,9 +177,8 @@ def start_pair(command, *arguments, devices=1):
 
 def start(command, *arguments, devices=1, **variables):
     """A process of `python -m dit_jax.<command>` with so many CPU devices."""
-    # The last of two flags counts.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    variables["XLA_FLAGS"] = flags
+    # Compiled as users' are: these runs are compared bit for bit.
+    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
         cwd=ROOT,

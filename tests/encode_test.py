@@ -124,6 +124,19 @@ def test_size_that_the_factor_does_not_divide_is_refused(config, vae_dir, tmp_pa
     assert not list(tmp_path.iterdir())  # the right size may follow
 
 
+def test_nothing_to_encode_is_refused(config, vae_dir, tmp_path):
+    config.data.train_split = ""
+    with pytest.raises(ValueError, match="train_split is empty"):
+        encode.encode(config, vae_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_claim_is_named(config, vae_dir, tmp_path):
+    (tmp_path / "encode.json").write_text("{")
+    with pytest.raises(ValueError, match=r"encode\.json is damaged: .* Choose another --out"):
+        encode.encode(config, vae_dir, tmp_path)
+
+
 def test_config_of_a_vae_and_a_missing_vae_are_refused(config, vae_dir, tmp_path):
     with pytest.raises(ValueError, match=r"a 'vae', has no num_classes .*digits_latents\.py"):
         encode.encode(vae_digits.get_config(), vae_dir, tmp_path / "out")

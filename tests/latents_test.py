@@ -201,6 +201,15 @@ def test_what_is_no_vae_is_refused(latent_config, trained_workdir):
         generate.load_vae(latent_config, mesh)
 
 
+@pytest.mark.parametrize(("key", "value"), [("image_size", 9), ("image_channels", 3)])
+def test_images_that_the_vae_does_not_take_are_refused(latent_config, key, value):
+    latent_config.latents.source = "images"
+    latent_config.data[key] = value
+    message = rf"takes images of 1 channels and multiples of 2 pixels, not .*{key}={value}"
+    with pytest.raises(ValueError, match=message):
+        generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+
+
 @pytest.mark.parametrize(("key", "value"), [("input_size", 8), ("in_channels", 4)])
 def test_vae_of_another_size_is_refused(latent_config, key, value):
     latent_config.latents.source = "images"

@@ -54,6 +54,17 @@ def test_modulated_layer_norm_and_its_gradient():
     )
 
 
+def test_modulated_layer_norm_of_far_values_in_training():
+    x = 30 + jax.random.normal(jax.random.key(0), (2, 5, 1152))
+    zeros = jnp.zeros((2, 1152))
+    out, backward = jax.vjp(layers.modulated_layer_norm, x, zeros, zeros)
+    expected, expected_backward = jax.vjp(_reference_layer_norm, x, zeros, zeros)
+    np.testing.assert_allclose(out, expected, atol=1e-3)
+    g = jax.random.normal(jax.random.key(1), x.shape)
+    for actual, reference in zip(backward(g), expected_backward(g), strict=True):
+        np.testing.assert_allclose(actual, reference, atol=1e-3 * np.abs(reference).max())
+
+
 def test_modulated_layer_norm_of_a_constant_is_its_shift_in_training_too():
     x, shift, scale = jnp.full((1, 2, 48), 1000.1), jnp.ones((1, 48)), jnp.ones((1, 48))
     out, backward = jax.vjp(layers.modulated_layer_norm, x, shift, scale)

@@ -150,8 +150,13 @@ def test_vae_of_another_kind_is_refused(diffusers_dir, change):
         ('{"_class_name": "AutoencoderTiny"}', "diffusers' AutoencoderTiny, but only an Auto"),
         (
             json.dumps({n: v for n, v in DIFFUSERS.items() if not n.endswith("_types")}),
-            r"config\.json has no down_block_types, up_block_types: ",
+            r"config\.json has \{'down_block_types': None, 'up_block_types': None\}: ",
         ),
+        (
+            json.dumps(DIFFUSERS | dict(block_out_channels=128, norm_num_groups=0)),
+            r"config\.json has \{'block_out_channels': 128, 'norm_num_groups': 0\}: ",
+        ),
+        (json.dumps(DIFFUSERS | dict(latents_mean=[[0.0]])), "another kind.*latents_mean"),
     ],
 )
 def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, message):
@@ -159,6 +164,14 @@ def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, mes
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         convert.vae.read_config(path)
+
+
+def test_tensor_under_an_old_and_a_new_name_is_refused(golden, config):
+    new = "encoder.mid_block.attentions.0.to_q.weight"
+    published = dict(golden[0])
+    published[new.replace("to_q", "query")] = -published[new]
+    with pytest.raises(ValueError, match=f"holds {new} under an old name too"):
+        convert.load("vae", published, config)
 
 
 def test_command_says_what_is_wrong_with_a_file_in_a_message(diffusers_dir, tmp_path, run_command):

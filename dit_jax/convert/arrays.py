@@ -47,15 +47,15 @@ def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
         beginning = file.read(20)
     try:
         return reader(path)
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     # NumPy, zipfile, safetensors, torch and JSON each have their own for a damaged file.
     except Exception as error:
         reason = (str(error).splitlines() or ["no message"])[0]
         raise ValueError(
             f"cannot read {path}: {type(error).__name__}: {reason}\n"
-            f"Its {path.stat().st_size:,} bytes begin with {beginning!r}: it is cut short, damaged "
-            f"or no {path.suffix} file.\n"
+            f"Its {path.stat().st_size:,} bytes begin with {beginning!r}: it is cut short, "
+            f"damaged, no {path.suffix} file, or holds more than it should.\n"
             "Download it again, and compare its size and SHA-256 with docs/weights.md."
         ) from error
 

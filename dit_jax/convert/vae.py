@@ -1,5 +1,6 @@
 """Parameters and sizes of diffusers' AutoencoderKL: its names, convolutions [out, in, h, w]."""
 
+import collections
 import json
 import pathlib
 import re
@@ -13,16 +14,18 @@ from dit_jax.convert import arrays
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 # Of the attention, in files written before diffusers 0.17.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What all their configs say.
-REQUIRED = (
-    "act_fn",
-    "block_out_channels",
-    "down_block_types",
-    "in_channels",
-    "latent_channels",
-    "layers_per_block",
-    "out_channels",
-    "up_block_types",
+# What all their configs say, or the defaults below, and as what.
+TYPES = dict(
+    act_fn=str,
+    block_out_channels=list,
+    down_block_types=list,
+    in_channels=int,
+    latent_channels=int,
+    layers_per_block=int,
+    norm_num_groups=int,
+    out_channels=int,
+    scaling_factor=(int, float),
+    up_block_types=list,
 )
 # What some leave out.
 DEFAULTS = dict(
@@ -48,6 +51,9 @@ FIXED = dict(
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from the published names, of new or old attention; see `convert.load`."""
+    new_names = collections.Counter(map(_new_name, found))
+    if twice := [name for name, count in new_names.items() if count > 1]:
+        raise ValueError(f"the checkpoint holds {', '.join(twice)} under an old name too.")
     found = {_new_name(name): array for name, array in found.items()}
     shapes = arrays.parameter_shapes(model_config)
     published = {
@@ -70,10 +76,15 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             f"{path} describes diffusers' {theirs['_class_name']}, but only an AutoencoderKL can "
             "be converted; docs/weights.md lists some."
         )
-    if missing := [name for name in REQUIRED if name not in theirs]:
+    wrong = {
+        name: theirs.get(name)
+        for name, kind in TYPES.items()
+        if not isinstance(theirs.get(name), kind) or not theirs[name]
+    }
+    if wrong:
         raise ValueError(
-            f"{path} has no {', '.join(missing)}: it must be the config.json that diffusers wrote "
-            "beside the weights of an AutoencoderKL; docs/weights.md lists some."
+            f"{path} has {wrong}: it must be the config.json that diffusers wrote beside the "
+            "weights of an AutoencoderKL; docs/weights.md lists some."
         )
     other = {name: theirs[name] for name, value in FIXED.items() if _kinds(theirs[name]) != {value}}
     if theirs["use_quant_conv"] != theirs["use_post_quant_conv"]:
@@ -101,7 +112,8 @@ def read_config(path: pathlib.Path) -> ConfigDict:
 
 
 def _kinds(value):
-    return set(value) if isinstance(value, list) else {value}
+    """The different values of a list, as text, or the one value."""
+    return set(map(str, value)) if isinstance(value, list) else {value}
 
 
 def _new_name(name):

@@ -26,7 +26,7 @@ def init_params(model: nn.Module, key: jax.Array) -> dict:
 
 
 def compiler_options() -> dict[str, bool]:
-    """What XLA is told, on the present backend, about a function that applies a model."""
+    """What XLA is told, on the present backend, about a function that applies a transformer."""
     if jax.default_backend() != "gpu":
         return {}
     # XLA otherwise sets its products aside for Triton, and those that cuBLAS wins after all no

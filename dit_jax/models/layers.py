@@ -46,7 +46,8 @@ def modulated_layer_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> ja
       [B, N, D] in x's dtype.
 
     The backward pass keeps x, its mean and 1 / deviation. Differentiated by XLA the f32 x_hat of
-    every block would be saved, which costs memory traffic.
+    every block would be saved, which costs memory traffic. Differentiated, the variance is
+    E[x^2] - E[x]^2, exact to (E[x] / deviation)^2 1e-7.
     """
     # Not differentiated, two passes over x are one kernel; in training, statistics in one pass are
     # part of the kernel that makes x.
