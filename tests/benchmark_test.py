@@ -20,12 +20,14 @@ def test_benchmarks_say_what_they_measured(run_command):
     assert row["batch_size"] == 8
 
 
+@pytest.mark.slow
 def test_config_whose_scale_the_moments_record_is_timed(run_command):
     flags = ["--config", "configs/digits_latents.py", "--json", "--steps", 2]
     row = json.loads(run_command("benchmark", "train", *flags, "--config.batch_size=8"))
     assert row["batch_size"] == 8
 
 
+@pytest.mark.slow
 def test_benchmark_of_a_vae_times_both_halves(run_command):
     flags = ["--config", "configs/vae_digits.py", "--json", "--steps", 2, "--batch_size", 8]
     rows = json.loads(run_command("benchmark", "vae", *flags))
