@@ -5,7 +5,7 @@
 Reads the images of `config.data`: its train_split becomes 'train', its eval_split 'eval'. A record
 is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled) and `label`; with
 data.flip every image is followed by its mirror, since the flip comes before the VAE. Killed and run
-again on such devices, the command goes on with the missing shards and ends with the same bytes.
+again on the same devices, the command goes on with the missing shards and ends with the same bytes.
 Several processes share the shards.
 """
 

@@ -21,7 +21,8 @@ def build(config) -> nn.Module:
 def init_params(model: nn.Module, key: jax.Array) -> dict:
     """The model's initial parameters, f32; under `jax.eval_shape` only their shapes."""
     if hasattr(model, "scan_unroll"):
-        model = model.clone(scan_unroll=False)  # the same numbers, compiled in a tenth of the time
+        # The same numbers; unrolled, DiT-XL/2's initialisation compiles for 37 s on an H100.
+        model = model.clone(scan_unroll=False)
     return model.init(key, *model.example_inputs())["params"]
 
 
