@@ -1,11 +1,11 @@
 """Noise processes: x_t = alpha(t) x_0 + sigma(t) eps, where t = 0 is data and t = 1 is noise.
 
-A process owns what depends on t alone: the noise levels, what the network is fed, and the grids that
+A process owns what depends on t alone: noise levels, what the network is fed, and the grids that
 samplers walk along. NumPy in, f64 NumPy out, for samplers' tables; JAX in, f32 out, for training.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ import numpy as np
 
 PROCESSES = ("ddpm", "vp", "flow", "gvp", "edm")
 SCHEDULES = ("linear", "scaled_linear", "cosine")
-PREDICTIONS = ("eps", "x_0", "v", "u", "score", "edm")
 GRIDS = ("uniform", "ddim", "quadratic", "karras", "shifted")
 # Where x_t shows nothing of x_0 at t = 1, a predicted eps says nothing of it: samplers begin here.
 LAST_T_OF_EPS = 1 - 1e-3
@@ -24,6 +23,7 @@ class Process:
     """A process whose t is continuous; a subclass says alpha, sigma, velocity and time_of_ratio."""
 
     time_scale: float  # what the network is fed for t = 1
+    sigma_data: float  # the standard deviation of x_0, where an objective needs it
     smallest_t: ClassVar[float] = 1e-3  # of Karras' grid and of the likelihood
 
     def alpha(self, t):
@@ -44,7 +44,7 @@ class Process:
 
     def log_snr(self, t):
         """log(alpha^2 / sigma^2); infinite where there is no noise, or no signal."""
-        xp = _numpy_of(t)
+        xp = numpy_of(t)
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def snr_rate(self, t):
@@ -58,7 +58,7 @@ class Process:
 
     def network_scale(self, t):
         """The factor of x_t with which the network is fed."""
-        return _numpy_of(t).ones_like(t)
+        return numpy_of(t).ones_like(t)
 
     @property
     def x_T_std(self) -> float:  # noqa: N802
@@ -208,7 +208,7 @@ class DiscreteProcess(Process):
 
     def time_of_ratio(self, ratio):
         """Between the levels, by their log ratios."""
-        xp = _numpy_of(ratio)
+        xp = numpy_of(ratio)
         table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
         levels = np.arange(1, self.num_steps + 1) / self.num_steps
         return xp.interp(xp.log(ratio), table, levels)
@@ -288,10 +288,10 @@ class VariancePreserving(Process):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def alpha(self, t):
-        return _numpy_of(t).exp(self._log_alpha(t))
+        return numpy_of(t).exp(self._log_alpha(t))
 
     def sigma(self, t):
-        xp = _numpy_of(t)
+        xp = numpy_of(t)
         return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))
 
     def velocity(self, t):
@@ -300,13 +300,11 @@ class VariancePreserving(Process):
         return -half_beta * alpha, half_beta * alpha**2 / sigma
 
     def time_of_ratio(self, ratio):
-        xp = _numpy_of(ratio)
+        xp = numpy_of(ratio)
         minus_log_alpha = 0.5 * xp.log1p(ratio**2)
         slope = self.beta_max - self.beta_min
         root = xp.sqrt(self.beta_min**2 + 4 * slope * minus_log_alpha)
-        return (
-            4 * minus_log_alpha / (self.beta_min + root)
-        )  # the positive root, without its difference
+        return 4 * minus_log_alpha / (self.beta_min + root)  # without a difference of near numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -323,7 +321,7 @@ class LinearFlow(Process):
         return 1 * t
 
     def velocity(self, t):
-        one = _numpy_of(t).ones_like(t)
+        one = numpy_of(t).ones_like(t)
         return -one, one
 
     def time_of_ratio(self, ratio):
@@ -338,17 +336,17 @@ class TrigonometricFlow(Process):
     """
 
     def alpha(self, t):
-        xp = _numpy_of(t)
+        xp = numpy_of(t)
         return xp.where(t == 1, 0.0, xp.cos(np.pi / 2 * t))  # cos(pi / 2) rounds to 6e-17
 
     def sigma(self, t):
-        return _numpy_of(t).sin(np.pi / 2 * t)
+        return numpy_of(t).sin(np.pi / 2 * t)
 
     def velocity(self, t):
         return -np.pi / 2 * self.sigma(t), np.pi / 2 * self.alpha(t)
 
     def time_of_ratio(self, ratio):
-        return 2 / np.pi * _numpy_of(ratio).arctan(ratio)
+        return 2 / np.pi * numpy_of(ratio).arctan(ratio)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -360,7 +358,6 @@ class VarianceExploding(Process):
 
     sigma_min: float
     sigma_max: float
-    sigma_data: float
 
     @property
     def smallest_t(self) -> float:
@@ -371,13 +368,13 @@ class VarianceExploding(Process):
         return self.sigma_max
 
     def alpha(self, t):
-        return _numpy_of(t).ones_like(t)
+        return numpy_of(t).ones_like(t)
 
     def sigma(self, t):
         return self.sigma_max * t
 
     def velocity(self, t):
-        xp = _numpy_of(t)
+        xp = numpy_of(t)
         return xp.zeros_like(t), xp.full_like(t, self.sigma_max)
 
     def time_of_ratio(self, ratio):
@@ -385,10 +382,10 @@ class VarianceExploding(Process):
 
     def network_time(self, t):
         """log(sigma) / 4."""
-        return _numpy_of(t).log(self.sigma(t)) / 4
+        return numpy_of(t).log(self.sigma(t)) / 4
 
     def network_scale(self, t):
-        return 1 / _numpy_of(t).sqrt(self.sigma(t) ** 2 + self.sigma_data**2)
+        return 1 / numpy_of(t).sqrt(self.sigma(t) ** 2 + self.sigma_data**2)
 
 
 def build(config) -> Process:
@@ -397,30 +394,32 @@ def build(config) -> Process:
     Raises: ValueError for an unknown process or schedule, and values out of range.
     """
     start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
+    common = num_steps, config.sigma_data
     if config.process not in PROCESSES:
         raise ValueError(
             f"unknown diffusion.process={config.process!r}; choose one of {', '.join(PROCESSES)}."
         )
+    if config.sigma_data <= 0:
+        raise ValueError(f"diffusion.sigma_data={config.sigma_data} must be positive.")
     if config.process == "edm":
-        sigmas = config.sigma_min, config.sigma_max, config.sigma_data
-        if not (0 < sigmas[0] < sigmas[1] and sigmas[2] > 0):
+        if not 0 < config.sigma_min < config.sigma_max:
             raise ValueError(
-                f"sigma_min={sigmas[0]}, sigma_max={sigmas[1]}, sigma_data={sigmas[2]}: EDM needs "
-                "0 < sigma_min < sigma_max and sigma_data > 0; the paper's are 0.002, 80, 0.5."
+                f"sigma_min={config.sigma_min}, sigma_max={config.sigma_max}: EDM needs "
+                "0 < sigma_min < sigma_max; the paper's are 0.002 and 80."
             )
-        return VarianceExploding(num_steps, *sigmas)
+        return VarianceExploding(*common, config.sigma_min, config.sigma_max)
     if config.process == "flow":
-        return LinearFlow(num_steps)
+        return LinearFlow(*common)
     if config.process == "gvp":
-        return TrigonometricFlow(num_steps)
+        return TrigonometricFlow(*common)
     if not (0 < start <= end < 1 and num_steps >= 2):
         raise ValueError(
             f"beta_start={start}, beta_end={end}, num_steps={num_steps}: a DDPM needs "
             "0 < beta_start <= beta_end < 1 and at least 2 steps; the paper's are 1e-4, 0.02, 1000."
         )
     if config.process == "vp":
-        return VariancePreserving(num_steps, num_steps * start, num_steps * end)
-    return DiscreteProcess(num_steps, _alpha_bar(config))
+        return VariancePreserving(*common, num_steps * start, num_steps * end)
+    return DiscreteProcess(*common, _alpha_bar(config))
 
 
 def _alpha_bar(config):
@@ -465,67 +464,6 @@ def check_grid(grid: np.ndarray) -> np.ndarray:
     return grid
 
 
-def coefficients(process: Process, prediction: str, t):
-    """(a, b) at t of a network whose target is a x_0 + b eps.
-
-    'eps'; 'x_0'; 'v' = alpha eps - sigma x_0; 'u' = d x_t / dt; 'score' = -eps / sigma; 'edm', which
-    has unit variance if x_0 has sigma_data's.
-    Raises: ValueError for an unknown prediction, or 'edm' of another process.
-    Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1.
-    """
-    xp = _numpy_of(t)
-    zero, one = xp.zeros_like(t), xp.ones_like(t)
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    if prediction == "eps":
-        return zero, one
-    if prediction == "x_0":
-        return one, zero
-    if prediction == "v":
-        return -sigma, alpha
-    if prediction == "u":
-        return process.velocity(t)
-    if prediction == "score":
-        return zero, -1 / sigma
-    if prediction == "edm" and isinstance(process, VarianceExploding):
-        norm = xp.sqrt(sigma**2 + process.sigma_data**2)
-        return sigma / (process.sigma_data * norm), -process.sigma_data / norm
-    raise ValueError(
-        f"objective.prediction={prediction!r} is none of {', '.join(PREDICTIONS)}, or is edm's "
-        "without diffusion.process=edm."
-    )
-
-
-class Solution(NamedTuple):
-    """x_0 = x_0_of_x_t x_t + x_0_of_output output, and eps likewise, of a network's output."""
-
-    x_0_of_x_t: jax.Array
-    x_0_of_output: jax.Array
-    eps_of_x_t: jax.Array
-    eps_of_output: jax.Array
-
-    def x_0_and_eps(self, x_t: jax.Array, output: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The x_0 and the eps that give both x_t [B, ...] and the output, like x_t."""
-        a, b, c, d = (expand(jnp.asarray(f), x_t) for f in self)
-        return a * x_t + b * output, c * x_t + d * output
-
-
-def solve(process: Process, prediction: str, t) -> Solution:
-    """What a network's output says of x_0 and eps at t: x_t and the output are two linear equations."""
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    a, b = coefficients(process, prediction, t)
-    determinant = alpha * b - sigma * a
-    return Solution(b / determinant, -sigma / determinant, -a / determinant, alpha / determinant)
-
-
-def convert(
-    process: Process, output: jax.Array, x_t: jax.Array, t: jax.Array, source: str, target: str
-) -> jax.Array:
-    """A network's output, a prediction of kind `source` at x_t and t [B], as one of kind `target`."""
-    x_0, eps = solve(process, source, t).x_0_and_eps(x_t, output)
-    a, b = coefficients(process, target, t)
-    return expand(a, x_t) * x_0 + expand(b, x_t) * eps
-
-
 def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """Noises clean latents: x_t = alpha(t) x_0 + sigma(t) eps.
 
@@ -543,13 +481,14 @@ def expand(a: jax.Array, x: jax.Array) -> jax.Array:
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
-def _numpy_of(t):
+def numpy_of(t):
+    """The module that computes with t: NumPy for its arrays and numbers, else JAX's."""
     return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp
 
 
 def _float_of(t):
-    return np.float64 if _numpy_of(t) is np else jnp.float32
+    return np.float64 if numpy_of(t) is np else jnp.float32
 
 
 def _gather(table, index, t):
-    return table[index] if _numpy_of(t) is np else jnp.asarray(table, jnp.float32)[index]
+    return table[index] if numpy_of(t) is np else jnp.asarray(table, jnp.float32)[index]

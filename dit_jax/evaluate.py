@@ -71,22 +71,18 @@ def _pixels(images):
 
 
 def evaluate(
+    trained: generate.Trained,
     workdir: pathlib.Path,
-    settings: dict | None = None,
     num: int = 1000,
     seed: int = 0,
-    step: int | None = None,
-    raw: bool = False,
-    vae_workdir: pathlib.Path | None = None,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> dict:
     """The row of `num` samples, labels in equal shares; one that was measured before is read back.
 
-    Args: settings overrides keys of `config.sample`; the others as in `generate`.
     Its 'picture' in the workdir shows 100 of the samples, with a class per row when there are ten.
     Raises: ValueError for images of more than MAX_VALUES values.
     """
-    trained = generate.load(workdir, step, raw, vae_workdir)
     config, counts = trained.config, flops.count(trained.config)
     values = config.data.image_size**2 * config.data.image_channels
     if values > MAX_VALUES:
@@ -94,10 +90,12 @@ def evaluate(
             f"label_accuracy and fd_pixels are for small images, at most {MAX_VALUES} values; "
             f"these have {values}. Use dit_jax.sample to look at them."
         )
-    config.sample.update(settings or {})
+    sample = {**config.sample.to_dict(), "num": num, "seed": seed, "raw": trained.raw}
+    if guide := trained.guide:
+        sample |= {"guide": guide.workdir, "guide_step": guide.step}
     row = {
         "step": trained.step,
-        "sample": {**config.sample.to_dict(), "num": num, "seed": seed, "raw": raw},
+        "sample": json.loads(json.dumps(sample)),  # as it will be read back
         "params": counts["params"],
         "gmacs": counts["gmacs"],
         "images_seen": trained.step * config.batch_size,
@@ -116,9 +114,15 @@ def evaluate(
     real_images = np.stack([example["image"] for example in real])
     real_labels = np.array([example["label"] for example in real])
     labels = np.arange(num) * trained.model.num_classes // num
-    sample = generate.make_sample_fn(config.sample, trained.model, trained.process, trained.mesh)
     images = generate.generate(
-        sample, trained.params, labels, seed, trained.mesh, trained.to_image, progress
+        trained.make_sample_fn(),
+        trained.params,
+        labels,
+        seed,
+        trained.mesh,
+        trained.to_image,
+        progress,
+        batch_size,
     )
     row["label_accuracy"] = label_accuracy(images, labels, real_images, real_labels)
     row |= fd_pixels(images, real_images)
@@ -160,15 +164,9 @@ def _git_revision():
 
 def main(_):
     workdir = pathlib.Path(FLAGS.workdir)
+    trained = generate.load(**cli.loading())
     row = evaluate(
-        workdir,
-        cli.sampling_settings(),
-        FLAGS.num,
-        FLAGS.seed,
-        FLAGS.step,
-        FLAGS.raw,
-        FLAGS.vae,
-        progress=sys.stderr.isatty(),
+        trained, workdir, FLAGS.num, FLAGS.seed, FLAGS.batch_size, progress=sys.stderr.isatty()
     )
     print(f"picture: {workdir / row['picture']}")
     print(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion
+from dit_jax import diffusion, predictions
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 WEIGHTS = ("uniform", "min_snr", "p2", "edm", "likelihood")
@@ -42,12 +42,14 @@ def denoising_loss(
     x_t = diffusion.q_sample(process, x_0, t, eps)
     x_in = diffusion.expand(process.network_scale(t), x_t) * x_t
     output, variance = split_prediction(predict(x_in, process.network_time(t)), x_0.shape[-1])
-    a, b = (diffusion.expand(f, x_0) for f in diffusion.coefficients(process, config.prediction, t))
+    a, b = (
+        diffusion.expand(f, x_0) for f in predictions.coefficients(process, config.prediction, t)
+    )
     mse = _mean((a * x_0 + b * eps - output) ** 2)
     losses = {"loss": weight(process, config, t) * mse, "mse": mse}
     if variance is not None:
         # The bound teaches the variance only; the prediction learns from the mse.
-        solution = diffusion.solve(process, config.prediction, t)
+        solution = predictions.solve(process, config.prediction, t)
         x_0_hat, _ = solution.x_0_and_eps(x_t, jax.lax.stop_gradient(output))
         losses["vb"] = _variational_bound(process, x_0, x_t, t, x_0_hat, variance)
         losses["loss"] += losses["vb"]
@@ -59,7 +61,7 @@ def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
 
     Raises: ValueError with the keys.
     """
-    diffusion.coefficients(process, config.prediction, np.full(1, 0.5))
+    predictions.coefficients(process, config.prediction, np.full(1, 0.5))
     process.first_t(config.prediction)
     if config.weight not in WEIGHTS:
         raise ValueError(
@@ -95,7 +97,7 @@ def weight(process: diffusion.Process, config, t: jax.Array) -> jax.Array:
     if config.weight == "uniform":
         return jnp.ones_like(t)
     alpha, sigma = process.alpha(t), process.sigma(t)
-    solution = diffusion.solve(process, config.prediction, t)
+    solution = predictions.solve(process, config.prediction, t)
     of_x_0, of_eps = solution.x_0_of_output**2, solution.eps_of_output**2
     snr = (alpha / sigma) ** 2
     if config.weight == "min_snr":
@@ -103,7 +105,7 @@ def weight(process: diffusion.Process, config, t: jax.Array) -> jax.Array:
     if config.weight == "p2":
         return (1 + snr) ** -config.p2_gamma * of_eps
     if config.weight == "edm":
-        return (1 / config.sigma_data**2 + snr) * of_x_0
+        return (1 / process.sigma_data**2 + snr) * of_x_0
     return 0.5 * process.snr_rate(t) * of_x_0
 
 

@@ -52,14 +52,10 @@ def _write(out, images, labels):
 def main(_):
     out = pathlib.Path(FLAGS.out)
     cli.check_out(out, (".png", ".npz"))
-    trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw, FLAGS.vae)
+    trained = generate.load(**cli.loading())
     labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes)
-    trained.config.sample.update(cli.sampling_settings())
-    sample = generate.make_sample_fn(
-        trained.config.sample, trained.model, trained.process, trained.mesh
-    )
     images = generate.generate(
-        sample,
+        trained.make_sample_fn(),
         trained.params,
         labels,
         FLAGS.seed,

@@ -1,8 +1,8 @@
-"""Samplers as lax.scan over a time grid, and guidance as wrappers of the network.
+"""Samplers as lax.scan over a time grid.
 
-A sampler sees only `denoise(x_t, i)`, which says x_0 and eps at the i-th of its times; never labels or
-text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns step i's N(0, I) like
-x_T, so that the caller owns the keys.
+A sampler sees only `denoise(x_t, i)`, which says x_0 and eps at the i-th of its times; never labels
+or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns step i's
+N(0, I) like x_T, so that the caller owns the keys.
 """
 
 import dataclasses
@@ -14,7 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, objectives
+from dit_jax import diffusion, objectives, predictions
+
+SAMPLERS = (
+    "ddpm",
+    "ddim",
+    "dpmpp1",
+    "dpmpp2m",
+    "dpmpp2m_sde",
+    "euler",
+    "heun",
+    "ab2",
+    "ab4",
+    "euler_maruyama",
+)
+VARIANCES = ("large", "small")
+SDE_DIFFUSIONS = ("sigma", "sbdm")
+LAST_STEPS = ("mean", "euler", "tweedie", "none")
 
 
 class Denoised(NamedTuple):
@@ -29,19 +45,107 @@ Denoise = Callable[[jax.Array, jax.Array], Denoised]
 Noise = Callable[[jax.Array], jax.Array]
 
 
+Parts = Sequence[tuple[Denoise, int]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """What every sampler takes: a process, a grid, the network bound to its times, and noise."""
 
     process: diffusion.Process
     grid: np.ndarray  # [n + 1] f64, decreasing to 0
-    parts: Sequence[tuple[Denoise, int]]  # in turn, each for so many steps; n in all
+    parts: Parts  # denoisers in turn, each for so many steps; n in all
     noise: Noise
 
-    def last_step_apart(self) -> tuple[list, Denoise]:
-        """The parts without the last step, and its denoiser."""
-        *parts, (denoise, count) = self.parts
-        return [*parts, (denoise, count - 1)], denoise
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """A sampler of `config.sample` for one process.
+
+    `solve(problem, x_T)` returns x_0 like x_T, and finite [n] bool: whether x was after each step.
+    """
+
+    grid: np.ndarray  # [n + 1] f64
+    times: np.ndarray  # at which it may ask the network: the grid's, then its own
+    evaluations: np.ndarray  # [n] of the network, in each step
+    solve: Callable[[Problem, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def build(config, process: diffusion.Process, prediction: str) -> Sampler:
+    """The sampler of `config`, which is `config.sample`, for networks of this prediction.
+
+    Raises: ValueError for an unknown sampler, settings out of range, or those that the process or
+      the prediction does not allow.
+    """
+    name, steps = config.sampler, config.steps
+    _check(config, process)
+    last_step = config.last_step_size if name == "euler_maruyama" else 0.0
+    if last_step:
+        steps -= 1
+        prediction = "eps" if config.sde_diffusion == "sbdm" else prediction  # its w may not end
+    grid = process.grid(steps, config.grid, prediction, rho=config.rho, shift=config.shift)
+    if last_step:
+        grid = np.append(last_step + (1 - last_step / grid[0]) * grid, 0.0)
+    times, evaluations = grid, np.ones(len(grid) - 1, int)
+    if name == "ddpm":
+        solve = functools.partial(ddpm, variance=config.variance)
+    elif name == "ddim":
+        solve = functools.partial(ddim, eta=config.eta)
+    elif name == "euler_maruyama":
+        options = dict(diffusion=config.sde_diffusion, last_step=config.last_step)
+        solve = functools.partial(euler_maruyama, **options)
+        evaluations[-1] = config.last_step != "none"
+    elif name == "heun":
+        noisier = None
+        if config.churn:
+            noisier = churned(process, grid, config.churn, config.churn_range)
+            times = np.append(grid, noisier)
+        evaluations = 2 - (grid[1:] == 0)
+        solve = functools.partial(heun, noisier=noisier, noise_scale=config.churn_noise)
+    elif name.startswith("dpmpp"):
+        solve = functools.partial(dpmpp, order=int(name[5]), sde=name.endswith("sde"))
+    else:
+        order = {"euler": 1, "ab2": 2, "ab4": 4}[name]
+        solve = functools.partial(adams_bashforth, order=order)
+    return Sampler(grid, times, evaluations, solve)
+
+
+def _check(config, process):
+    name, discrete = config.sampler, isinstance(process, diffusion.DiscreteProcess)
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
+    others = ", ".join(s for s in SAMPLERS if s != "euler_maruyama")
+    if discrete and name == "euler_maruyama":
+        raise ValueError(
+            f"sampler {name!r} needs a process in continuous time, vp, flow, gvp or edm; for "
+            f"diffusion.process=ddpm choose {others}."
+        )
+    if not 0 <= config.eta <= 1:
+        raise ValueError(f"eta={config.eta} must lie in [0, 1].")
+    if name != "ddim" and config.eta:
+        raise ValueError(f"eta={config.eta} is DDIM's; sampler {name!r} takes none.")
+    if config.variance not in VARIANCES:
+        raise ValueError(f"unknown variance={config.variance!r}; choose large or small.")
+    if config.churn and (name != "heun" or discrete or process.alpha(np.ones(1)) == 0):
+        raise ValueError(
+            f"churn={config.churn} is of sampler 'heun' with diffusion.process=edm or vp: the "
+            f"sampler here is {name!r}, and x_t must tell x_0 at every level, continuous in t."
+        )
+    if config.churn < 0 or config.churn_noise <= 0:
+        raise ValueError(
+            f"churn={config.churn} must not be negative, churn_noise={config.churn_noise} must be "
+            "positive."
+        )
+    if config.sde_diffusion not in SDE_DIFFUSIONS or config.last_step not in LAST_STEPS:
+        raise ValueError(
+            f"sde_diffusion={config.sde_diffusion!r} must be one of {', '.join(SDE_DIFFUSIONS)}, "
+            f"last_step={config.last_step!r} one of {', '.join(LAST_STEPS)}."
+        )
+    if name == "euler_maruyama" and not (config.steps > 1 and 0 < config.last_step_size < 1):
+        raise ValueError(
+            f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_size="
+            f"{config.last_step_size} in (0, 1)."
+        )
 
 
 def make_denoise(
@@ -52,7 +156,7 @@ def make_denoise(
     Only the times at which it is called need to be ones where the network is defined.
     """
     with np.errstate(divide="ignore", invalid="ignore"):  # at t = 0, where no sampler calls it
-        solution = diffusion.solve(process, prediction, times)
+        solution = predictions.solve(process, prediction, times)
         network_time, scale = process.network_time(times), process.network_scale(times)
 
     def denoise(x_t, i):
@@ -60,7 +164,7 @@ def make_denoise(
         time = jnp.broadcast_to(at(network_time), x_t.shape[:1])
         output = predict(at(scale) * x_t, time)
         output, variance = objectives.split_prediction(output, x_t.shape[-1])
-        here = diffusion.Solution(*map(at, solution))
+        here = predictions.Solution(*map(at, solution))
         return Denoised(*here.x_0_and_eps(x_t, output), variance)
 
     return denoise
@@ -199,27 +303,100 @@ def _adams_bashforth_weights(clock, order):
     return weights
 
 
-def heun(problem: Problem, x_T: jax.Array):  # noqa: N803
-    """The probability flow by Heun's method: two evaluations a step, of order 2; the last is Euler's.
+def churned(process: diffusion.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
+    """[n] f64 the noisier times to which `heun` goes back before each step.
 
-    Args and returns: as `ddpm`.   Source: Karras et al. 2022, algorithm 1.
+    There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in
+    `span`, (low, high), and never beyond the grid's first.
+    Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
     """
-    ode = problem.process.ode(problem.grid)
-    step_of_clock = np.diff(ode.clock)
+    ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
+    gamma = min(churn / len(ratio), 2**0.5 - 1) * ((span[0] <= ratio) & (ratio <= span[1]))
+    noisier = process.time_of_ratio(np.minimum(ratio * (1 + gamma), ratio[0]))
+    return np.where(gamma > 0, noisier, grid[:-1])
+
+
+def heun(
+    problem: Problem,
+    x_T: jax.Array,  # noqa: N803
+    noisier: np.ndarray | None = None,
+    noise_scale: float = 1.0,
+):
+    """The probability flow by Heun's method: two evaluations a step, order 2; the last is Euler's.
+
+    Args:
+      noisier: of `churned`, where noise of deviation noise_scale brings x before each step. The
+        denoiser knows these times as n + 1, n + 2, ...
+    Args and returns else: as `ddpm`.   Source: Karras et al. 2022, algorithms 1 and 2.
+    """
+    process, grid = problem.process, problem.grid
+    from_t = grid[:-1] if noisier is None else noisier
+    ode_from, ode = process.ode(from_t), process.ode(grid)
+    step_of_clock = ode.clock[1:] - ode_from.clock
 
     def move(x_t, rate, i):
         change = _at(step_of_clock, i) * rate
-        return _at(ode.scale, i + 1) * (x_t / _at(ode.scale, i) + change)
+        return _at(ode.scale, i + 1) * (x_t / _at(ode_from.scale, i) + change)
+
+    def start(denoise, x_t, i):
+        if noisier is None:
+            return x_t, _rate(ode, denoise(x_t, i), i)
+        x_t = _at(factor, i) * x_t + noise_scale * _at(std, i) * problem.noise(i)
+        return x_t, _rate(ode_from, denoise(x_t, len(grid) + i), i)
 
     def step(denoise, x_t, i, history):
-        rate = _rate(ode, denoise(x_t, i), i)
+        x_t, rate = start(denoise, x_t, i)
         next_rate = _rate(ode, denoise(move(x_t, rate, i), i + 1), i + 1)
         return move(x_t, (rate + next_rate) / 2, i), history
 
     def last(denoise, x_t, i, history):
-        return move(x_t, _rate(ode, denoise(x_t, i), i), i), history
+        x_t, rate = start(denoise, x_t, i)
+        return move(x_t, rate, i), history
 
-    return _scan_but_last(problem, x_T, step, last)
+    if noisier is not None:
+        factor = process.alpha(noisier) / process.alpha(grid[:-1])
+        variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
+        std = np.sqrt(np.maximum(variance, 0))
+    return _scan_but_last(problem.parts, x_T, step, last)
+
+
+def euler_maruyama(
+    problem: Problem,
+    x_T: jax.Array,  # noqa: N803
+    diffusion: str = "sigma",
+    last_step: str = "mean",
+):
+    """The reverse SDE with the probability flow's marginals, by the Euler-Maruyama method.
+
+    x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
+    Args:
+      diffusion: w(t); 'sigma', sigma(t); 'sbdm', that of the process as an SDE.
+      last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
+        'tweedie', the network's x_0; 'none', x_t stays.
+    Args and returns else: as `ddpm`.   Source: Ma et al. 2024, "SiT", eq. 4 and 5, section 3.5.
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
+    w = sigma if diffusion == "sigma" else 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
+    std = np.sqrt(w * (t - s))
+
+    def moved(denoised, x_t, i, w):
+        at = functools.partial(_at, i=i)
+        u = at(d_alpha) * denoised.x_0 + at(d_sigma) * denoised.eps
+        return x_t - at(t - s) * (u + at(w / (2 * sigma)) * denoised.eps)
+
+    def step(denoise, x_t, i, history):
+        return moved(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
+
+    def last(denoise, x_t, i, history):
+        if last_step == "none":
+            return x_t, history
+        denoised = denoise(x_t, i)
+        if last_step == "tweedie":
+            return denoised.x_0, history
+        return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
+
+    return _scan_but_last(problem.parts, x_T, step, last)
 
 
 def _rate(ode, denoised, i):
@@ -244,71 +421,14 @@ def _scan(parts, x, step, history=(), first=0):
     return carry[0], jnp.concatenate(finite)
 
 
-def _scan_but_last(problem, x, step, last):
-    parts, denoise = problem.last_step_apart()
-    n = len(problem.grid) - 1
-    x, finite = _scan(parts, x, step)
-    x, ok = _scan([(denoise, 1)], x, last, first=n - 1)
-    return x, jnp.concatenate([finite, ok])
+def _scan_but_last(parts, x, step, last):
+    *parts, (denoise, count) = parts
+    before = sum(count for _, count in parts) + count - 1
+    x, finite = _scan([*parts, (denoise, count - 1)], x, step)
+    x, finite_last = _scan([(denoise, 1)], x, last, first=before)
+    return x, jnp.concatenate([finite, finite_last])
 
 
 def _at(table, i):
     """table[i] as f32."""
     return jnp.asarray(table, jnp.float32)[i]
-
-
-def classifier_free_guidance(
-    predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    y: jax.Array,
-    null_class: int,
-    cfg_scale: float,
-    cfg_channels: int | None = None,
-    rescale: float = 0.0,
-) -> objectives.Predict:
-    """Wraps predict(x_t, network_time, y) into a guided predict(x_t, network_time).
-
-    out = out_null + cfg_scale (out_y - out_null) on the first cfg_channels channels, by default
-    on all C of x_t; other channels and the variance stay conditional. The published DiT samples
-    guide 3 of the 4 latent channels. cfg_scale 1 runs no unconditional pass.
-
-    Args:
-      y: [B] int32.   rescale: 0..1, how far the guided channels of an image get the conditional
-        ones' deviation.
-    Source: Ho & Salimans 2022, eq. 6, with cfg_scale = 1 + w; Lin et al. 2023, eq. 15 and 16.
-    """
-    if cfg_scale == 1:
-        return lambda x_t, network_time: predict(x_t, network_time, y)
-    # Each example beside its twin, so that on a mesh both stay on the example's device.
-    labels = jnp.stack([y, jnp.full_like(y, null_class)], axis=1).reshape(-1)
-
-    def guided(x_t, network_time):
-        both = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(network_time, 2, axis=0), labels)
-        c = x_t.shape[-1] if cfg_channels is None else cfg_channels
-        return _extrapolate(both[0::2], both[1::2], cfg_scale, c, rescale)
-
-    return guided
-
-
-def autoguidance(
-    predict: objectives.Predict, predict_worse: objectives.Predict, scale: float, channels: int
-) -> objectives.Predict:
-    """out = out_worse + scale (out - out_worse) on the first channels: away from a worse model.
-
-    Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", eq. 3.
-    """
-
-    def guided(x_t, network_time):
-        out, worse = predict(x_t, network_time), predict_worse(x_t, network_time)
-        return _extrapolate(out, worse, scale, channels, 0.0)
-
-    return guided
-
-
-def _extrapolate(out, worse, scale, channels, rescale):
-    better = out[..., :channels]
-    guided = worse[..., :channels] + scale * (better - worse[..., :channels])
-    if rescale:
-        axes = tuple(range(1, out.ndim))
-        std = functools.partial(jnp.std, axis=axes, keepdims=True)
-        guided *= 1 - rescale + rescale * std(better) / std(guided)
-    return jnp.concatenate([guided, out[..., channels:]], axis=-1)
