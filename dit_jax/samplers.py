@@ -298,7 +298,7 @@ def _adams_bashforth_weights(clock, order):
             others = np.delete(known, j)
             basis = np.prod((points[:, None] - others) / (node - others), axis=1)
             weights[i, j] = half * quadrature @ basis
-    if order > 2 and len(weights) > 1:
+    if order > 2 and len(weights) > 2:  # a last step is too short for it
         weights[1, :2] += (clock[1] - clock[0]) / 2 * np.array([1, -1])
     return weights
 
@@ -408,7 +408,7 @@ def _scan(parts, x, step, history=(), first=0):
 
     Returns: x, and finite [n] bool.
     """
-    carry, finite = (x, history), []
+    carry, finite = (x, history), [jnp.zeros(0, bool)]
     for denoise, count in parts:
 
         def body(carry, i, denoise=denoise):
@@ -424,11 +424,12 @@ def _scan(parts, x, step, history=(), first=0):
 def _scan_but_last(parts, x, step, last):
     *parts, (denoise, count) = parts
     before = sum(count for _, count in parts) + count - 1
-    x, finite = _scan([*parts, (denoise, count - 1)], x, step)
+    parts = parts if count == 1 else [*parts, (denoise, count - 1)]
+    x, finite = _scan(parts, x, step)
     x, finite_last = _scan([(denoise, 1)], x, last, first=before)
     return x, jnp.concatenate([finite, finite_last])
 
 
 def _at(table, i):
-    """table[i] as f32."""
-    return jnp.asarray(table, jnp.float32)[i]
+    """table[i] as f32, or f64 where JAX computes in it."""
+    return jnp.asarray(table)[i]
