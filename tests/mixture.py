@@ -41,9 +41,7 @@ class Mixture:
             # eps = -sigma score is exact even where alpha or sigma are small.
             eps = jnp.sum(posterior * sigma * (x - mean) / total, axis=-1)
             means = jnp.asarray(np.array(self.means)).reshape(mean.shape)
-            x_0 = jnp.sum(
-                posterior * (alpha * variances * x + sigma**2 * means) / total, axis=-1
-            )
+            x_0 = jnp.sum(posterior * (alpha * variances * x + sigma**2 * means) / total, axis=-1)
             return samplers.Denoised(x_0, eps, None)
 
         return denoise

@@ -161,9 +161,7 @@ def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name
     ("sampler", "prediction"), [("ddim", "v"), ("heun", "x_0"), ("ab2", "score"), ("dpmpp2m", "u")]
 )
 @pytest.mark.parametrize("process", ["ddpm", "flow", "edm"])
-def test_what_the_network_predicts_makes_no_difference(
-    build_process, process, sampler, prediction
-):
+def test_what_the_network_predicts_makes_no_difference(build_process, process, sampler, prediction):
     process = build_process(process)
     settings = _settings(sampler=sampler, steps=8, grid="karras")
     x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))  # noqa: N806
@@ -298,7 +296,11 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
         ("ddpm", dict(eta=0.5), "eta=0.5 is DDIM's"),
         ("ddpm", dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
         ("ddpm", dict(variance="medium"), "unknown variance='medium'"),
-        ("flow", dict(sampler="heun", churn=1.0), "churn=1.0 is of sampler 'heun' with .*edm or vp"),
+        (
+            "flow",
+            dict(sampler="heun", churn=1.0),
+            "churn=1.0 is of sampler 'heun' with .*edm or vp",
+        ),
         ("edm", dict(sampler="euler", churn=1.0), "the sampler here is 'euler'"),
         ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
         ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
@@ -315,7 +317,7 @@ def test_settings_out_of_range_are_refused(build_process, process, change, messa
 
 def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
     process = build_process("ddpm", zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="a predicted eps says nothing of x_0.*prediction=v"):
+    with pytest.raises(ValueError, match=r"a predicted eps says nothing of x_0.*prediction=v"):
         samplers.build(_settings(), process, "eps")
     assert samplers.build(_settings(), process, "v").grid[0] == 1
     assert isinstance(process, diffusion.DiscreteProcess)
