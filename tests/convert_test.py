@@ -186,6 +186,16 @@ def test_diffusers_directory_gives_the_published_parameters(
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
 
 
+def test_weights_that_torch_wrote_are_read(golden_params, diffusers_dir, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is optional")
+    found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
+    (diffusers_dir / WEIGHTS).unlink()
+    tensors = {name: torch.from_numpy(array) for name, array in found.items()}
+    torch.save(tensors, diffusers_dir / "diffusion_pytorch_model.bin")
+    convert_dit(diffusers_dir, tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
+
+
 def test_files_in_several_parts_are_one(golden_params, diffusers_dir, tmp_path):
     found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
     (diffusers_dir / WEIGHTS).unlink()
@@ -277,12 +287,15 @@ def test_configs_of_diffusers_may_leave_out_what_is_the_default(diffusers_dir):
     assert not diffusers_dit.read_sizes(diffusers_dir)["learn_sigma"]
 
 
-def test_whole_pipeline_and_no_config_are_refused_with_the_way_out(diffusers_dir, tmp_path):
+def test_whole_pipeline_and_missing_files_are_refused_with_the_way_out(diffusers_dir, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(
         ValueError, match=r"convert the DiT in .*/transformer, .*convert vae .*/vae"
     ):
         convert_dit(tmp_path, tmp_path / "ours")
+    (diffusers_dir / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint file at .*/{WEIGHTS}"):
+        convert_dit(diffusers_dir, tmp_path / "ours")
     (diffusers_dir / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):
         convert_dit(diffusers_dir, tmp_path / "ours")

@@ -120,7 +120,8 @@ def read(directory: pathlib.Path) -> dict[str, np.ndarray]:
     """
     index = directory / f"{WEIGHTS}.safetensors.index.json"
     if not index.is_file():
-        return arrays.read(directory / f"{WEIGHTS}.safetensors")
+        whole, old = directory / f"{WEIGHTS}.safetensors", directory / f"{WEIGHTS}.bin"
+        return arrays.read(old if old.is_file() and not whole.is_file() else whole)
     files = arrays.parse(
         index, lambda path: set(json.loads(path.read_text())["weight_map"].values())
     )
