@@ -337,6 +337,7 @@ def test_export_takes_step_and_raw(
     np.testing.assert_array_equal(exported[name], factor * published[name])
     np.testing.assert_array_equal(exported["pos_embed"], published["pos_embed"])
     assert list(out.parent.iterdir()) == [out]
+    assert out.stat().st_mode == (tmp_path / "run" / "config.json").stat().st_mode
 
 
 def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):

@@ -113,7 +113,10 @@ def export_dit(
     params, step = checkpoint.restore_params(workdir, shapes, step, raw)
     temporary = out.with_suffix(".tmp.safetensors")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors' files are their owner's alone
         safetensors.numpy.save_file(dit.to_published(params, config.model), temporary)
+        temporary.chmod(mode)
         os.replace(temporary, out)
     except (OSError, safetensors.SafetensorError) as error:
         temporary.unlink(missing_ok=True)
