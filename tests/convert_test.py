@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 import types
 
 import jax
@@ -157,10 +158,13 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     assert convert.dit.read_sizes(published) == sizes | changed
 
 
-def test_published_xl_2_is_its_config(tmp_path):
+def test_published_xl_2_is_its_config():
     """Names and shapes have the published count, and tell the config's sizes."""
     config = dit_xl_2_256_published.get_config()
     shapes = convert.dit.published_shapes(config.model)
+    sample = config.sample
+    recipe = sample.sampler, sample.steps, sample.cfg_scale, sample.cfg_channels
+    assert recipe == ("ddpm", 250, 1.5, 3)
     assert sum(math.prod(shape) for shape in shapes.values()) == 675_129_632  # with pos_embed
     found = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     assert {**config.model, **convert.dit.read_sizes(found)} == dict(config.model)
@@ -309,10 +313,17 @@ def test_file_of_other_names_or_sizes_without_a_name_is_refused(published, diffu
         convert_dit(diffusers_dir / WEIGHTS, tmp_path / "ours")
 
 
+def test_without_configs_the_sizes_are_told(monkeypatch, diffusers_dir, tmp_path):
+    monkeypatch.setitem(sys.modules, "configs", None)
+    with pytest.raises(ValueError, match=r"no configs/ here: .* give --config .*'num_heads': 4"):
+        convert_dit(diffusers_dir, tmp_path / "ours")
+
+
 def _train(golden_model_config, golden_params, workdir):
     """A workdir of two checkpoints, as training writes them."""
     config = dit_xl_2_256_published.get_config()
     config.model.update(golden_model_config)
+    config.model.attention = "cudnn"  # not here
     checkpoint.claim_workdir(workdir, config)
     checkpoint.write_config(workdir, config)
     with checkpoint.open_manager(workdir, config) as manager:
