@@ -95,19 +95,19 @@ def loading() -> dict:
     )
 
 
-def check_out(out: pathlib.Path, suffixes: tuple[str, ...]) -> None:
+def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
     """Demands now, rather than after the work, that --out can be written.
 
     Raises: ValueError for another suffix; OSError.
     """
     if out.suffix not in suffixes:
-        raise ValueError(f"--out={out} must end in {' or '.join(suffixes)}.")
+        raise ValueError(f"{name}{out} must end in {' or '.join(suffixes)}.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
             raise OSError("no permission, or a directory")
     except OSError as error:
-        raise OSError(f"cannot write --out={out}: {error}") from error
+        raise OSError(f"cannot write {name}{out}: {error}") from error
 
 
 def run(main: Callable) -> None:
