@@ -61,7 +61,7 @@ class Process:
         return numpy_of(t).ones_like(t)
 
     @property
-    def x_T_std(self) -> float:  # noqa: N802
+    def x_T_std(self) -> float:
         """The standard deviation with which samplers begin."""
         return 1.0
 
@@ -364,7 +364,7 @@ class VarianceExploding(Process):
         return self.sigma_min / self.sigma_max
 
     @property
-    def x_T_std(self) -> float:  # noqa: N802
+    def x_T_std(self) -> float:
         return self.sigma_max
 
     def alpha(self, t):

@@ -170,7 +170,7 @@ def make_denoise(
     return denoise
 
 
-def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):  # noqa: N803
+def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
     """Ancestral sampling on a respaced chain; no noise in the last step.
 
     Args:
@@ -196,7 +196,7 @@ def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):  # noqa: N8
     return _scan(problem.parts, x_T, step)
 
 
-def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):  # noqa: N803
+def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
     """DDIM; eta 0 is deterministic and never calls noise, eta 1 has DDPM's variance.
 
     Args and returns: as `ddpm`.   Source: Song et al. 2021, eq. 12 and 16.
@@ -232,11 +232,11 @@ def invert_ddim(problem: Problem, x_0: jax.Array):
         eps = denoise(x_s, i).eps
         return _at(ratio, i) * x_s + _at(eps_coef, i) * eps, history
 
-    x_T, finite = _scan(problem.parts[::-1], x_0, step)  # noqa: N806
+    x_T, finite = _scan(problem.parts[::-1], x_0, step)
     return x_T, finite[::-1]
 
 
-def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):  # noqa: N803
+def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
     """DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), and their stochastic forms.
 
     The first step and one to t = 0 are of order 1.
@@ -254,7 +254,7 @@ def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):  # n
     with np.errstate(divide="ignore", invalid="ignore"):
         h = -np.log(shrink)
         slope = np.append(0.0, 0.5 * h[1:] / h[:-1])  # 1 / (2 r)
-    slope[~np.isfinite(slope) | (sigma_s == 0)] = 0
+    slope[~np.isfinite(slope)] = 0
     if order == 1:
         slope[:] = 0
 
@@ -267,7 +267,7 @@ def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):  # n
     return _scan(problem.parts, x_T, step, jnp.zeros_like(x_T))
 
 
-def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):  # noqa: N803
+def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
     """The probability flow by Adams-Bashforth of order 1 (Euler) to 4, for any grid.
 
     The first steps take as many values as there are. With order 3 and 4 the second corrects the
@@ -318,7 +318,7 @@ def churned(process: diffusion.Process, grid: np.ndarray, churn: float, span) ->
 
 def heun(
     problem: Problem,
-    x_T: jax.Array,  # noqa: N803
+    x_T: jax.Array,
     noisier: np.ndarray | None = None,
     noise_scale: float = 1.0,
 ):
@@ -362,7 +362,7 @@ def heun(
 
 def euler_maruyama(
     problem: Problem,
-    x_T: jax.Array,  # noqa: N803
+    x_T: jax.Array,
     diffusion: str = "sigma",
     last_step: str = "mean",
 ):

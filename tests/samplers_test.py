@@ -19,7 +19,7 @@ def _settings(**changes):
     return config
 
 
-def _solve(process, data, x_T, prediction="u", seed=1, **settings):  # noqa: N803
+def _solve(process, data, x_T, prediction="u", seed=1, **settings):
     """x_0 of the sampler that the settings ask for, with the data's exact denoiser."""
     sampler = samplers.build(_settings(**settings), process, prediction)
     denoise = data.denoise(process, sampler.times)
@@ -27,7 +27,7 @@ def _solve(process, data, x_T, prediction="u", seed=1, **settings):  # noqa: N80
     steps = len(sampler.grid) - 1
 
     @jax.jit
-    def run(x_T, noise):  # noqa: N803
+    def run(x_T, noise):
         parts = [(denoise, steps)]
         problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise[i])
         return sampler.solve(problem, x_T)
@@ -59,7 +59,7 @@ def _error(process, data, steps, **settings):
     In one variable the probability flow keeps the order of points, so it keeps their quantiles.
     """
     with jax.enable_x64(True):
-        x_T = np.linspace(-1.5, 1.5, 7).reshape(-1, 1, 1, 1) * process.x_T_std  # noqa: N806
+        x_T = np.linspace(-1.5, 1.5, 7).reshape(-1, 1, 1, 1) * process.x_T_std
         grid = samplers.build(_settings(steps=steps, **settings), process, "u").grid
         x_0 = _solve(process, data, jnp.asarray(x_T), steps=steps, **settings)
         assert x_0.dtype == jnp.float64
@@ -118,7 +118,7 @@ NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler")
 )
 def test_stochastic_samplers_reach_the_distribution(build_process, process, name):
     process = build_process(process)
-    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (5_000, 1, 1, 2))  # noqa: N806
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (5_000, 1, 1, 2))
     settings = dict(grid="karras") if process.x_T_std > 1 else {}
     x_0 = _solve(process, Channels((NORMAL, TWO)), x_T, steps=250, **settings, **STOCHASTIC[name])
     for data, x in ((NORMAL, np.asarray(x_0[..., 0])), (TWO, np.asarray(x_0[..., 1]))):
@@ -131,7 +131,7 @@ def test_stochastic_samplers_reach_the_distribution(build_process, process, name
 
 def test_euler_maruyama_without_last_step_stays_noisy(build_process):
     process = build_process("flow")
-    x_T = jax.random.normal(jax.random.key(0), (10_000, 1, 1, 1))  # noqa: N806
+    x_T = jax.random.normal(jax.random.key(0), (10_000, 1, 1, 1))
     settings = dict(sampler="euler_maruyama", last_step="none", last_step_size=0.2)
     x = np.ravel(_solve(process, NORMAL, x_T, steps=100, **settings))
     assert x.mean() == pytest.approx(0.8 * 0.7, abs=0.015)
@@ -141,7 +141,7 @@ def test_euler_maruyama_without_last_step_stays_noisy(build_process):
 @pytest.mark.parametrize("process", ["ddpm", "vp", "flow", "gvp", "edm"])
 def test_ddim_is_dpm_solver_of_order_1(build_process, process):
     process = build_process(process)
-    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))  # noqa: N806
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
     ddim, dpmpp = (_solve(process, TWO, x_T, steps=7, sampler=s) for s in ("ddim", "dpmpp1"))
     np.testing.assert_allclose(ddim, dpmpp, atol=2e-5)
 
@@ -151,7 +151,7 @@ def test_ddim_is_dpm_solver_of_order_1(build_process, process):
 def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name):
     """All of these move along x_0, and here it is known from the first step on."""
     process = build_process(process)
-    x_T = jax.random.normal(jax.random.key(0), (8, 1, 1, 1))  # noqa: N806
+    x_T = jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
     for steps in (2, 7):
         x_0 = _solve(process, Mixture((1.0,), (0.7,), (0.0,)), x_T, steps=steps, sampler=name)
         np.testing.assert_allclose(x_0, 0.7, atol=2e-4)
@@ -164,7 +164,7 @@ def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name
 def test_what_the_network_predicts_makes_no_difference(build_process, process, sampler, prediction):
     process = build_process(process)
     settings = _settings(sampler=sampler, steps=8, grid="karras")
-    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))  # noqa: N806
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
     built = samplers.build(settings, process, "eps")
 
     def run(prediction):
@@ -190,7 +190,7 @@ def test_what_the_network_predicts_makes_no_difference(build_process, process, s
 
 def test_learned_variance_is_used(process):
     """variance +1 takes beta, as 'large' does without one; -1 the posterior's, as 'small' does."""
-    x_T = jnp.zeros((1, 1, 1, 1))  # noqa: N806
+    x_T = jnp.zeros((1, 1, 1, 1))
     sampler = samplers.build(_settings(steps=10), process, "eps")
 
     def run(learned, variance="large"):
@@ -209,7 +209,7 @@ def test_learned_variance_is_used(process):
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp2m_sde", "euler_maruyama"])
 def test_last_step_adds_no_noise(build_process, name):
     """With noise that is huge at the last step only, a moderate result proves it unused."""
-    process, x_T = build_process("vp"), jnp.zeros((1, 1, 1, 1))  # noqa: N806
+    process, x_T = build_process("vp"), jnp.zeros((1, 1, 1, 1))
     sampler = samplers.build(_settings(sampler=name, steps=5), process, "eps")
     problem = samplers.Problem(
         process,
@@ -230,7 +230,7 @@ def test_inversion_leads_back(build_process, process):
         sampler = samplers.build(_settings(sampler="ddim", steps=steps), process, "eps")
         parts = [(NORMAL.denoise(process, sampler.times), steps)]
         problem = samplers.Problem(process, sampler.grid, parts, noise=None)
-        x_T, finite = samplers.invert_ddim(problem, x_0)  # noqa: N806
+        x_T, finite = samplers.invert_ddim(problem, x_0)
         assert finite.shape == (steps,)
         return float(jnp.abs(sampler.solve(problem, x_T)[0] - x_0).max())
 

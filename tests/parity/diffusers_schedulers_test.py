@@ -103,7 +103,7 @@ def _predict(x, time, variance=False):
     return _to_torch(_network(np, _to_numpy(x), np.full(len(x), float(time)), variance))
 
 
-def _run(theirs, ours, x_T=None, **options):  # noqa: N803
+def _run(theirs, ours, x_T=None, **options):
     x = _to_torch(ours.x_T if x_T is None else x_T)
     for time in theirs.timesteps:
         scaled = theirs.scale_model_input(x, time) if hasattr(theirs, "scale_model_input") else x
@@ -229,7 +229,7 @@ def test_heun(prediction):
     ours = Ours({"sample.sampler": "heun", "objective.prediction": prediction})
     theirs = ours.theirs(diffusers.HeunDiscreteScheduler)
     theirs.set_timesteps(timesteps=ours.index)
-    x_T = ours.x_T / ours.process.alpha(np.ones(()))  # noqa: N806
+    x_T = ours.x_T / ours.process.alpha(np.ones(()))
     _compare(ours.run(), _run(theirs, ours, x_T))
 
 
