@@ -13,6 +13,7 @@ import time
 from string import Template
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from configs import digits_latents
@@ -20,6 +21,8 @@ from dit_jax import cli, evaluate, generate, train
 
 FLAGS = flags.FLAGS
 WINDOWS = 3
+BATCH_SIZE = 1_000
+GUIDANCE = (1.5, 1.0)
 TEXT = Template((pathlib.Path(__file__).parent / "samplers.md.template").read_text())
 # Process, sampler, grid, steps, other settings; the first row is what the others are compared with.
 ROWS = (
@@ -33,17 +36,20 @@ ROWS = (
     ("ddpm", "dpmpp2m_sde", "karras", 20, {}),
     ("ddpm", "heun", "karras", 10, {}),
     ("ddpm", "ab2", "karras", 20, {}),
+    ("ddpm", "heun", "karras", 100, {}),
     ("flow", "euler_maruyama", "uniform", 250, {}),
     ("flow", "euler", "uniform", 50, {}),
     ("flow", "euler", "uniform", 16, {}),
     ("flow", "heun", "uniform", 8, {}),
     ("flow", "ab2", "uniform", 16, {}),
     ("flow", "ab4", "uniform", 16, {}),
-    ("flow", "dpmpp2m", "shifted", 16, {"shift": 1.5}),
+    ("flow", "dpmpp2m", "uniform", 16, {}),
+    ("flow", "heun", "uniform", 100, {}),
     ("edm", "euler", "karras", 18, {}),
     ("edm", "heun", "karras", 9, {}),
     ("edm", "heun", "karras", 18, {"churn": 10.0}),
     ("edm", "dpmpp2m", "karras", 18, {}),
+    ("edm", "heun", "karras", 100, {}),
 )
 
 
@@ -59,10 +65,10 @@ def train_process(demo: pathlib.Path, process: str) -> pathlib.Path:
 def measure(workdir: pathlib.Path, settings: dict, num: int) -> dict:
     """The row of `evaluate`, with an image's 'passes' through the network, and 'img_per_s'."""
     trained = generate.load(workdir, settings=settings)
-    row = evaluate.evaluate(trained, workdir, num)
-    sample, batch = trained.make_sample_fn(), min(num, 1_000)
-    labels = jax.numpy.arange(batch) % trained.model.num_classes
-    arguments = trained.params, jax.random.key(0), jax.numpy.arange(batch), labels
+    row = evaluate.evaluate(trained, workdir, num, batch_size=BATCH_SIZE)
+    sample = trained.make_sample_fn()
+    index = jnp.arange(BATCH_SIZE)
+    arguments = trained.params, jax.random.key(0), index, index % trained.model.num_classes
     jax.block_until_ready(sample(*arguments))  # compiles
 
     def window():
@@ -72,24 +78,27 @@ def measure(workdir: pathlib.Path, settings: dict, num: int) -> dict:
 
     prediction = trained.config.objective.prediction
     passes = generate.forward_passes(trained.config.sample, trained.process, prediction)
-    speed = batch / statistics.median(window() for _ in range(WINDOWS))
+    speed = BATCH_SIZE / statistics.median(window() for _ in range(WINDOWS))
     return row | {"passes": passes, "img_per_s": speed}
 
 
-def table(rows: list[tuple[tuple, dict]]) -> str:
-    """Markdown of (what was asked for, what was measured)."""
+def table(rows: list[tuple[tuple, list[dict]]]) -> str:
+    """Markdown of (what was asked for, what was measured with each guidance)."""
+    guided = " | ".join(f"guidance {scale:g} | to the first row" for scale in GUIDANCE)
     lines = [
-        "| process | sampler | grid | steps | passes | `fd_pixels` | to the first row | "
-        "`label_accuracy` | images/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| process | sampler | grid | steps | passes | {guided} | images/s |",
+        "|---" * (6 + 2 * len(GUIDANCE)) + "|",
     ]
-    first = rows[0][1]["fd_pixels"]
-    for (process, sampler, grid, steps, others), row in rows:
+    first = [row["fd_pixels"] for row in rows[0][1]]
+    for (process, sampler, grid, steps, others), measured in rows:
         grid = " ".join([grid, *(f"{key}={value:g}" for key, value in others.items())])
+        distances = " | ".join(
+            f"{row['fd_pixels']:.3f} | {row['fd_pixels'] / reference - 1:+.0%}"
+            for row, reference in zip(measured, first, strict=True)
+        )
         lines.append(
-            f"| {process} | {sampler} | {grid} | {steps} | {row['passes']} | "
-            f"{row['fd_pixels']:.3f} | {row['fd_pixels'] / first - 1:+.0%} | "
-            f"{row['label_accuracy']:.3f} | {row['img_per_s']:.0f} |"
+            f"| {process} | {sampler} | {grid} | {steps} | {measured[0]['passes']} | {distances} | "
+            f"{measured[0]['img_per_s']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -104,14 +113,17 @@ def main(_):
     for asked in ROWS:
         process, sampler, grid, steps, others = asked
         settings = {"sampler": sampler, "grid": grid, "steps": steps, **others}
-        row = measure(workdirs[process], settings, FLAGS.num)
-        print(f"{process} {settings}: fd_pixels {row['fd_pixels']:.3f}", flush=True)
-        rows.append((asked, row))
+        measured = [
+            measure(workdirs[process], {"cfg_scale": scale, **settings}, FLAGS.num)
+            for scale in GUIDANCE
+        ]
+        print(process, settings, [f"{row['fd_pixels']:.3f}" for row in measured], flush=True)
+        rows.append((asked, measured))
     device = jax.devices()[0]
     text = TEXT.substitute(
         table=table(rows),
         num=f"{FLAGS.num:,}",
-        halves=f"{rows[0][1]['fd_pixels_real_halves']:.3f}",
+        halves=f"{rows[0][1][0]['fd_pixels_real_halves']:.3f}",
         device=f"{device.device_kind} ({device.platform}), JAX {jax.__version__}",
     )
     out.write_text(text)
