@@ -63,17 +63,17 @@ def bound_of_normal(process, x_0, variance, discretised=False, learned=None):
     return jax.jit(lambda: likelihood.variational_bound(*arguments))()
 
 
-def test_bound_of_the_exact_reverse_chain_is_the_density(process):
+def test_bound_of_the_exact_reverse_chain_is_the_density(build_process):
+    process = build_process("ddpm", num_steps=20, beta_end=0.2)  # some signal is left at its end
     x_0 = jnp.broadcast_to(jnp.array([-1.5, 0.2, 2.0]).reshape(3, 1), (3, 100_000))
     bound = bound_of_normal(process, x_0, "large")
     expected = bits_of_normal(np.asarray(x_0), 0.0, 1.0)
     np.testing.assert_allclose(bound.total, expected, atol=0.02)
     np.testing.assert_allclose(bound.total, bound.steps.sum(0) + bound.prior, rtol=1e-6)
     assert bound.steps.shape == (20, 3)
-    # q(x_T | x_0) against the prior: the mean alone is not the prior's
     alpha = process.alpha(np.array(1.0))
     kl = 0.5 * ((alpha * np.array([-1.5, 0.2, 2.0])) ** 2 - alpha**2 - np.log1p(-(alpha**2)))
-    np.testing.assert_allclose(bound.prior, kl / np.log(2), atol=1e-7)
+    np.testing.assert_allclose(bound.prior, kl / np.log(2), rtol=1e-4)
 
 
 def test_bound_with_another_variance_is_looser_and_a_learned_one_interpolates(process):
@@ -92,17 +92,19 @@ def test_steps_of_the_bound_are_those_that_training_minimises(process):
     config = default.get_config().objective
     grid = process.grid(process.num_steps)
     x_0 = jnp.round(jax.random.uniform(jax.random.key(0), (2, 4, 4, 1)) * 255) / 127.5 - 1
-    eps = jax.random.normal(jax.random.key(1), x_0.shape)
+
+    def noise(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x_0.shape)
 
     def predict(x, time):
         scale = (1 + time / 1000).reshape(-1, 1, 1, 1)
         return jnp.concatenate([0.9 * x / scale, jnp.sin(3 * x)], -1)
 
     denoise = samplers.make_denoise(process, "eps", predict, grid)
-    bound = likelihood.variational_bound(process, denoise, x_0, grid, lambda i: eps, "large", True)
+    bound = likelihood.variational_bound(process, denoise, x_0, grid, noise, "large", True)
     for step in (0, 400, 998, 999):
         t = jnp.full(2, grid[step], jnp.float32)
-        losses = objectives.denoising_loss(process, config, predict, x_0, t, eps)
+        losses = objectives.denoising_loss(process, config, predict, x_0, t, noise(step))
         np.testing.assert_allclose(bound.steps[step], losses["vb"], rtol=1e-4, err_msg=step)
 
 
@@ -217,6 +219,7 @@ def test_uniform_pixels_have_8_bits():
     images = np.arange(256, dtype=np.uint8)
     x_0 = latents.pixels_from_image(jnp.asarray(images)).reshape(2, 128)
     low, high = (likelihood.dequantise(x_0, jnp.full_like(x_0, u)) for u in (0.0, 1.0))
+    np.testing.assert_allclose((low + high) / 2, x_0, atol=1e-6)
     np.testing.assert_allclose(low.ravel()[1:], high.ravel()[:-1], atol=1e-6)  # bins touch
     density = 1 / (high.max() - low.min())
     log_p = jnp.full(2, 128 * jnp.log(density))
@@ -377,7 +380,9 @@ def test_flow_without_a_word_of_the_data_has_the_bits_of_its_prior(smoke_config,
     trained = some_model(config, 1)
     zeros = jax.tree.map(jnp.zeros_like, trained.params["final_layer"])
     trained.params["final_layer"] = zeros  # u = 0: x_t stands still, from N(0, 1)
-    row, _ = bits_of_images(trained, 12, steps=20)
+    row, bits = bits_of_images(trained, 12, steps=20)
     images = data.gather(data.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
     expected = bits_of_normal(images / 127.5 - 1, 0.0, 1.0).mean() + math.log2(255 / 2)
     assert row["bits_per_dim"] == pytest.approx(expected, abs=0.02)
+    _, other_seed = bits_of_images(trained, 12, steps=20, seed=1)
+    assert (np.abs(other_seed - bits) > 1e-6).all()  # another place in the bins; no probe matters
