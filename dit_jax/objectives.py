@@ -173,19 +173,19 @@ def _variational_bound(process, x_0, x_t, t, x_0_hat, variance):
     log_posterior = gather(table.log_variance)
     log_variance = learned_log_variance(variance, gather(table.log_beta), log_posterior)
     mean_hat = mean(x_0_hat)
-    kl = _normal_kl(mean(x_0), log_posterior, mean_hat, log_variance)
-    nll = -_discretised_normal_log_likelihood(x_0, mean_hat, 0.5 * log_variance)
+    kl = normal_kl(mean(x_0), log_posterior, mean_hat, log_variance)
+    nll = -discretised_normal_log_likelihood(x_0, mean_hat, 0.5 * log_variance)
     return jnp.where(process.level(t) == 1, _mean(nll), _mean(kl)) / math.log(2)
 
 
-def _normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
+def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
     """KL(N_1 || N_2) per element, in nats."""
     ratio = jnp.exp(log_variance_1 - log_variance_2)
     distance = (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2)
     return 0.5 * (log_variance_2 - log_variance_1 + ratio + distance - 1)
 
 
-def _discretised_normal_log_likelihood(x, mean, log_std):
+def discretised_normal_log_likelihood(x, mean, log_std):
     """log P(the bin of width 2/255 around x), the outermost bins reaching to infinity.
 
     The bins, the tanh approximation of the normal CDF and the clamps are the published ones,
