@@ -36,7 +36,7 @@ ROWS = (
     ("ddpm", "dpmpp2m_sde", "karras", 20, {}),
     ("ddpm", "heun", "karras", 10, {}),
     ("ddpm", "ab2", "karras", 20, {}),
-    ("ddpm", "heun", "karras", 100, {}),
+    ("ddpm", "heun", "uniform", 100, {}),
     ("flow", "euler_maruyama", "uniform", 250, {}),
     ("flow", "euler", "uniform", 50, {}),
     ("flow", "euler", "uniform", 16, {}),
