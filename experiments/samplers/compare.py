@@ -1,30 +1,26 @@
-"""How many steps do samplers need? Trains three processes on the digits demo's latents, measures
-samples of each sampler, and writes the table of docs/samplers.md.
+"""How many steps do samplers need? Three processes on the digits demo's latents, many samplers.
 
   make demo
-  python -m experiments.samplers.compare --demo runs/digits --out docs/samplers.md
+  python -m experiments.samplers.compare --demo runs/digits --out experiments/samplers/results.jsonl
+  python -m experiments.samplers.page    # results.jsonl as docs/samplers.md
 
-Each run is a workdir beside the demo's, DEMO/samplers/<process>; what is there is not done again.
+Each process is trained in DEMO/samplers/<process>; runs and measures that are there are not done
+again. A line of the results has a sampler's settings, what `evaluate` measures of its samples, and
+'passes' of an image through the network and 'img_per_s' of sampling in batches of BATCH_SIZE.
 """
 
+import json
 import pathlib
-import statistics
-import time
-from string import Template
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 from configs import digits_latents
-from dit_jax import cli, evaluate, generate, train
+from dit_jax import benchmark, cli, diffusion, evaluate, generate, train
 
 FLAGS = flags.FLAGS
-WINDOWS = 3
 BATCH_SIZE = 1_000
 GUIDANCE = (1.5, 1.0)
-TEXT = Template((pathlib.Path(__file__).parent / "samplers.md.template").read_text())
-# Process, sampler, grid, steps, other settings; the first row is what the others are compared with.
+# Process, sampler, grid, steps, other settings; the first is what the others are compared with.
 ROWS = (
     ("ddpm", "ddpm", "uniform", 250, {}),
     ("ddpm", "ddpm", "uniform", 100, {}),
@@ -62,76 +58,51 @@ def train_process(demo: pathlib.Path, process: str) -> pathlib.Path:
     return workdir
 
 
-def measure(workdir: pathlib.Path, settings: dict, num: int) -> dict:
-    """The row of `evaluate`, with an image's 'passes' through the network, and 'img_per_s'."""
+def settings_of(row: tuple, cfg_scale: float) -> dict:
+    """What a row sets in `config.sample`."""
+    _, sampler, grid, steps, others = row
+    return {"sampler": sampler, "grid": grid, "steps": steps, "cfg_scale": cfg_scale, **others}
+
+
+def speed(process: str, settings: dict) -> dict:
+    """'passes' and 'img_per_s' of a sampler, and where it was measured; weights make none."""
+    config = digits_latents.get_config(process)
+    config.latents.update(scale=(1.0,), shift=(0.0,))
+    config.sample.update(settings)
+    measured = benchmark.bench_sample(config, config.sample.steps, BATCH_SIZE)
+    prediction = config.objective.prediction
+    passes = generate.forward_passes(config.sample, diffusion.build(config.diffusion), prediction)
+    kept = {name: measured[name] for name in ("img_per_s", "device", "jax")}
+    return {"passes": passes, **kept}
+
+
+def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
+    """What `evaluate` measures of num samples."""
     trained = generate.load(workdir, settings=settings)
     row = evaluate.evaluate(trained, workdir, num, batch_size=BATCH_SIZE)
-    sample = trained.make_sample_fn()
-    index = jnp.arange(BATCH_SIZE)
-    arguments = trained.params, jax.random.key(0), index, index % trained.model.num_classes
-    jax.block_until_ready(sample(*arguments))  # compiles
-
-    def window():
-        began = time.perf_counter()
-        jax.block_until_ready(sample(*arguments))
-        return time.perf_counter() - began
-
-    prediction = trained.config.objective.prediction
-    passes = generate.forward_passes(trained.config.sample, trained.process, prediction)
-    speed = BATCH_SIZE / statistics.median(window() for _ in range(WINDOWS))
-    return row | {"passes": passes, "img_per_s": speed}
-
-
-def table(rows: list[tuple[tuple, list[dict]]]) -> str:
-    """Markdown of (what was asked for, what was measured with each guidance)."""
-    guided = " | ".join(f"guidance {scale:g} | to the first row" for scale in GUIDANCE)
-    lines = [
-        f"| process | sampler | grid | steps | passes | {guided} | images/s |",
-        "|---" * (6 + 2 * len(GUIDANCE)) + "|",
-    ]
-    first = [row["fd_pixels"] for row in rows[0][1]]
-    for (process, sampler, grid, steps, others), measured in rows:
-        grid = " ".join([grid, *(f"{key}={value:g}" for key, value in others.items())])
-        distances = " | ".join(
-            f"{row['fd_pixels']:.3f} | {row['fd_pixels'] / reference - 1:+.0%}"
-            for row, reference in zip(measured, first, strict=True)
-        )
-        lines.append(
-            f"| {process} | {sampler} | {grid} | {steps} | {measured[0]['passes']} | {distances} | "
-            f"{measured[0]['img_per_s']:.0f} |"
-        )
-    return "\n".join(lines)
+    kept = ("step", "fd_pixels", "fd_pixels_real_halves", "label_accuracy", "git_revision")
+    return {"num": num, **{name: row[name] for name in kept}}
 
 
 def main(_):
     demo, out = pathlib.Path(FLAGS.demo), pathlib.Path(FLAGS.out)
-    cli.check_out(out, (".md",))
+    cli.check_out(out, (".jsonl",))
     if not (demo / "vae").is_dir() or not (demo / "moments").is_dir():
         raise ValueError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
     workdirs = {process: train_process(demo, process) for process in ("ddpm", "flow", "edm")}
-    rows = []
-    for asked in ROWS:
-        process, sampler, grid, steps, others = asked
-        settings = {"sampler": sampler, "grid": grid, "steps": steps, **others}
-        measured = [
-            measure(workdirs[process], {"cfg_scale": scale, **settings}, FLAGS.num)
-            for scale in GUIDANCE
-        ]
-        print(process, settings, [f"{row['fd_pixels']:.3f}" for row in measured], flush=True)
-        rows.append((asked, measured))
-    device = jax.devices()[0]
-    text = TEXT.substitute(
-        table=table(rows),
-        num=f"{FLAGS.num:,}",
-        halves=f"{rows[0][1][0]['fd_pixels_real_halves']:.3f}",
-        device=f"{device.device_kind} ({device.platform}), JAX {jax.__version__}",
-    )
-    out.write_text(text)
-    print(out)
+    lines = []
+    for row in ROWS:
+        for cfg_scale in GUIDANCE:
+            settings = settings_of(row, cfg_scale)
+            line = {"process": row[0], **settings}
+            line |= quality(workdirs[row[0]], settings, FLAGS.num) | speed(row[0], settings)
+            lines.append(json.dumps(line))
+            print(lines[-1], flush=True)
+    out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("demo", "runs/digits", "Workdir of `make demo`.")
-    flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
+    flags.DEFINE_string("out", "experiments/samplers/results.jsonl", "The results.")
     flags.DEFINE_integer("num", 5_000, "Samples of each row.", lower_bound=2)
     cli.run(main)
