@@ -158,7 +158,8 @@ def _add_dit(config):
 
     config.objective = ConfigDict()
     config.objective.prediction = "eps"  # eps, x_0, v, u (d x_t / dt), score, edm (preconditioned)
-    config.objective.weight = "uniform"  # uniform, min_snr, p2, edm, likelihood
+    # uniform, min_snr, p2, edm, likelihood (as 1 / t near data: not for prediction x_0)
+    config.objective.weight = "uniform"
     config.objective.snr_gamma = 5.0  # of min_snr
     config.objective.p2_gamma = 1.0  # of p2
     config.objective.t_distribution = "uniform"  # uniform, logit_normal, log_normal

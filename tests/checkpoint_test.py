@@ -260,3 +260,8 @@ def test_digest_tells_bits_and_places_apart():
     others[3].view(np.uint32)[0, 0, :2] ^= np.uint32(2**31)  # two signs
     digests = [int(checkpoint._array_digests({"a": a})["a"]) for a in (array, *others)]
     assert len(set(digests)) == 5
+
+
+def test_converted_models_have_no_raw_parameters(vae_dir):
+    with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
+        checkpoint.restore_params(vae_dir, {}, raw=True)

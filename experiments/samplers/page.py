@@ -21,7 +21,7 @@ def table(lines: list[dict]) -> str:
     guided = " | ".join(f"guidance {scale:g} | to the first" for scale in compare.GUIDANCE)
     text = [f"| process | sampler | grid | steps | passes | {guided} | images/s |"]
     text.append("|---" * (6 + 2 * len(compare.GUIDANCE)) + "|")
-    size, reference = len(compare.GUIDANCE), lines[0]
+    size = len(compare.GUIDANCE)
     for start in range(0, len(lines), size):
         row, cells = lines[start], []
         for line, first in zip(lines[start : start + size], lines, strict=False):
@@ -32,7 +32,6 @@ def table(lines: list[dict]) -> str:
             f"| {row['process']} | {row['sampler']} | {grid} | {row['steps']} | {row['passes']} | "
             f"{' | '.join(cells)} | {row['img_per_s']:.0f} |"
         )
-    assert reference["process"] == compare.ROWS[0][0]
     return "\n".join(text)
 
 
