@@ -1,12 +1,12 @@
 """How many steps do samplers need? Three processes on the digits demo's latents, many samplers.
 
   make demo
-  python -m experiments.samplers.compare --demo runs/digits --out experiments/samplers/results.jsonl
-  python -m experiments.samplers.page    # results.jsonl as docs/samplers.md
+  python -m experiments.samplers.compare    # writes results.jsonl beside this file
+  python -m experiments.samplers.page       # results.jsonl as docs/samplers.md
 
 Each process is trained in DEMO/samplers/<process>; runs and measures that are there are not done
-again. A line of the results has a sampler's settings, what `evaluate` measures of its samples, and, with
-guidance, 'passes' of an image through the network and 'img_per_s' of sampling a batch.
+again. A line of the results has a sampler's settings, what `evaluate` measures of its samples,
+and, with guidance, 'passes' of an image through the network and 'img_per_s' of sampling a batch.
 """
 
 import json
@@ -110,6 +110,6 @@ def main(_):
 
 if __name__ == "__main__":
     flags.DEFINE_string("demo", "runs/digits", "Workdir of `make demo`.")
-    flags.DEFINE_string("out", "experiments/samplers/results.jsonl", "The results.")
+    flags.DEFINE_string("out", str(pathlib.Path(__file__).parent / "results.jsonl"), "The results.")
     flags.DEFINE_integer("num", 5_000, "Samples of each row.", lower_bound=2)
     cli.run(main)

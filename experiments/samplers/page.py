@@ -17,7 +17,7 @@ OUT = flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
 
 
 def table(lines: list[dict]) -> str:
-    """Markdown: a row for each sampler, `fd_pixels` with each guidance and beside the first row's."""
+    """Markdown: a row for each sampler, with `fd_pixels` beside the first row's."""
     guided = " | ".join(f"guidance {scale:g} | to the first" for scale in compare.GUIDANCE)
     text = [f"| process | sampler | grid | steps | passes | {guided} | images/s |"]
     text.append("|---" * (6 + 2 * len(compare.GUIDANCE)) + "|")
