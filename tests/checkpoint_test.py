@@ -222,7 +222,7 @@ def test_parameters_come_from_the_newest_checkpoint_that_can_be_read(workdir, sm
     assert step == 30
     _, step = checkpoint.restore_params(workdir, shapes, raw=True)  # these are whole
     assert step == 40
-    with pytest.raises(OSError, match=r"(?s)step 40: 1 of .* choose another step: \[20, 30\]"):
+    with pytest.raises(OSError, match=r"(?s)step 40: .* choose another step: \[20, 30\]"):
         checkpoint.restore_params(workdir, shapes, step=40)
     assert (workdir / "checkpoints" / "40").is_dir()  # only training moves anything
 

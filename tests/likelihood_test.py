@@ -276,7 +276,7 @@ def bits_of_images(monkeypatch, tmp_path):
     return measure
 
 
-@pytest.mark.parametrize("kind", ["vlb", "latents"])
+@pytest.mark.parametrize("kind", [pytest.param("vlb", marks=pytest.mark.slow), "latents"])
 def test_bits_are_of_the_image_not_of_its_batch(
     smoke_config, bits_of_images, moments_dir, vae_dir, kind
 ):
@@ -363,6 +363,7 @@ def test_flags_that_say_nothing_are_refused(monkeypatch, tmp_path):
         evaluate.main(None)
 
 
+@pytest.mark.slow
 def test_command_measures_a_flow(run_command, smoke_config, tmp_path):
     config = flow_config(smoke_config)
     checkpoint.save_params(tmp_path / "run", config, some_model(config, 1).params)

@@ -108,7 +108,7 @@ NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler")
 @pytest.mark.parametrize(
     ("process", "name"),
     [
-        (process, name)
+        pytest.param(process, name, marks=[pytest.mark.slow] * (process in ("vp", "gvp")))
         for process in ("ddpm", "vp", "flow", "gvp", "edm")
         for name in STOCHASTIC
         if not (process == "ddpm" and name in NOT_OF_DISCRETE)
