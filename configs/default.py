@@ -194,12 +194,12 @@ def _add_dit(config):
     config.sample.churn = 0.0  # heun: EDM's S_churn, noise added before steps; 0 is deterministic
     config.sample.churn_range = (0.0, 1e9)  # of sigma / alpha where it churns: S_tmin, S_tmax
     config.sample.churn_noise = 1.0  # S_noise
-    config.sample.sde_diffusion = "sigma"  # euler_maruyama: sigma, sbdm (the process's own)
+    config.sample.sde_diffusion = "sigma"  # euler_maruyama: sigma (as SiT), sbdm (the process's)
     config.sample.last_step = "mean"  # euler_maruyama: mean, euler, tweedie, none
-    config.sample.last_step_size = 0.04  # in t
+    config.sample.last_step_size = 0.0  # in t; 0 is 0.04, of edm sigma_min / sigma_max
     config.sample.cfg_scale = 1.5  # 1 is no guidance
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
-    config.sample.cfg_interval = (0.0, 1.0)  # of t: only steps from there are guided
+    config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided
     config.sample.cfg_rescale = 0.0  # 0..1: how far guided outputs keep unguided ones' deviation
 
 

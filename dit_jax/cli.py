@@ -45,10 +45,16 @@ SAMPLING = {
     "churn_noise": (float, "Deviation of that noise."),
     "sde_diffusion": (str, "sampler euler_maruyama: sigma or sbdm."),
     "last_step": (str, "sampler euler_maruyama: mean, euler, tweedie or none."),
-    "last_step_size": (float, "Of that step, in t."),
+    "last_step_size": (
+        float,
+        "Of that step, in t; 0 is 0.04, of process edm sigma_min / sigma_max.",
+    ),
     "cfg_scale": (float, "Guidance; 1 is none."),
     "cfg_channels": (int, "Guided channels; 0 all, the paper's samples use 3."),
-    "cfg_interval": (_floats, "LOW,HIGH of the times t that are guided."),
+    "cfg_interval": (
+        _floats,
+        "LOW,HIGH of the times t that are guided; of process edm t = sigma / sigma_max.",
+    ),
     "cfg_rescale": (float, "0..1: how far guided outputs keep the deviation of unguided ones."),
 }
 
@@ -60,7 +66,9 @@ def define_sampling() -> None:
     flags.DEFINE_string("vae", None, "Workdir of the VAE that decodes; the run's by default.")
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
     flags.DEFINE_string("guide", None, "Workdir of a worse model that guides: autoguidance.")
-    flags.DEFINE_integer("guide_step", None, "Checkpoint of --guide; its newest by default.")
+    flags.DEFINE_integer(
+        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it."
+    )
     flags.DEFINE_integer(
         "seed", 0, "Image i is a function of the model, the seed, i and its label."
     )

@@ -1,7 +1,7 @@
 """Noise processes: x_t = alpha(t) x_0 + sigma(t) eps, where t = 0 is data and t = 1 is noise.
 
-A process owns what depends on t alone: noise levels, what the network is fed, and the grids that
-samplers walk along. NumPy in, f64 NumPy out, for samplers' tables; JAX in, f32 out, for training.
+A process owns what depends on t alone: noise levels, and what the network is fed. NumPy in, f64
+NumPy out, for samplers' tables; JAX in, f32 out, for training.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import numpy as np
 
 PROCESSES = ("ddpm", "vp", "flow", "gvp", "edm")
 SCHEDULES = ("linear", "scaled_linear", "cosine")
-GRIDS = ("uniform", "ddim", "quadratic", "karras", "shifted")
 # Where x_t shows nothing of x_0 at t = 1, a predicted eps says nothing of it: samplers begin here.
 LAST_T_OF_EPS = 1 - 1e-3
 
@@ -65,42 +64,27 @@ class Process:
         """The standard deviation with which samplers begin."""
         return 1.0
 
+    @property
+    def last_step_size(self) -> float:
+        """In t, of the step to data of a sampler of the SDE: SiT's."""
+        return 0.04
+
+    def from_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
+        """Uniform u in [0, 1) as a time to train at."""
+        return self.nearest(u, min_t)
+
     def nearest(self, t: jax.Array, min_t: float) -> jax.Array:
-        """The t in [0, 1) as one that the network can be trained at."""
-        return jnp.clip(t, min_t, 1)
+        """The time to train at that is nearest to t; not 1 where weights of eps would end there."""
+        return jnp.clip(t, min_t, 1.0 if self.last_t_of_eps == 1 else 1 - 1e-6)
+
+    @property
+    def last_t_of_eps(self) -> float:
+        """The last time at which x_t and eps tell x_0."""
+        return LAST_T_OF_EPS if self.alpha(np.ones(1)) == 0 else 1.0
 
     def first_t(self, prediction: str) -> float:
         """Where samplers of a network that predicts this begin."""
-        blind = prediction in ("eps", "score") and self.alpha(np.ones(1)) == 0
-        return LAST_T_OF_EPS if blind else 1.0
-
-    def grid(
-        self, steps: int, kind: str = "uniform", prediction: str = "eps", *, rho=7.0, shift=3.0
-    ) -> np.ndarray:
-        """[steps + 1] f64 decreasing times of a sampler, from noise to 0, which is data.
-
-        Args:
-          kind: 'uniform' in t; 'quadratic', squares of these; 'karras', uniform in
-            (sigma / alpha)^(1 / rho); 'shifted', t -> shift t / (1 + (shift - 1) t).
-        Raises: ValueError for an unknown kind, or less than 1 step.
-        Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23.
-        """
-        if steps < 1:
-            raise ValueError(f"cannot take {steps} sampling steps; choose at least 1.")
-        u, first_t = np.linspace(1, 0, steps + 1), self.first_t(prediction)
-        if kind == "uniform":
-            t = u
-        elif kind == "quadratic":
-            t = u**2
-        elif kind == "shifted":
-            t = shift * u / (1 + (shift - 1) * u)
-        elif kind == "karras":
-            ends = np.array([min(first_t, self.first_t("eps")), self.smallest_t])
-            high, low = (self.sigma(ends) / self.alpha(ends)) ** (1 / rho)
-            t = np.append(self.time_of_ratio(np.linspace(high, low, steps) ** rho), 0.0)
-        else:
-            raise ValueError(f"grid {kind!r} is none of this process; choose {', '.join(GRIDS)}.")
-        return check_grid(np.minimum(t, first_t))
+        return self.last_t_of_eps if prediction in ("eps", "score") else 1.0
 
     def posterior(self, t: np.ndarray, s: np.ndarray) -> "Posterior":
         """q(x_s | x_t, x_0) for times t, s [n] f64 with s < t, noisiest first.
@@ -209,13 +193,28 @@ class DiscreteProcess(Process):
     def time_of_ratio(self, ratio):
         """Between the levels, by their log ratios."""
         xp = numpy_of(ratio)
-        table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
+        with np.errstate(divide="ignore"):  # no signal: an infinite ratio
+            table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
         levels = np.arange(1, self.num_steps + 1) / self.num_steps
         return xp.interp(xp.log(ratio), table, levels)
 
-    def nearest(self, t, min_t):
-        index = jnp.floor(t * self.num_steps).astype(jnp.int32)
+    def ode(self, t):
+        """As `Process.ode`; where there is no signal at t = 1, in the angle of (alpha, sigma)."""
+        if self.alpha_bar[-1] > 0:
+            return super().ode(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return Ode(np.arctan2(sigma, alpha), np.ones_like(t), -sigma, alpha)
+
+    def from_uniform(self, u, min_t):
+        index = jnp.floor(u * self.num_steps).astype(jnp.int32)
         return self.time_of_index(jnp.clip(index, 0, self.num_steps - 1))
+
+    def nearest(self, t, min_t):
+        return jnp.clip(self.level(t), 1, self.num_steps) / self.num_steps
+
+    @property
+    def last_t_of_eps(self) -> float:
+        return 1.0 if self.alpha_bar[-1] > 0 else 1 - 1 / self.num_steps
 
     def first_t(self, prediction):
         if prediction in ("eps", "score") and self.alpha_bar[-1] == 0:
@@ -224,54 +223,6 @@ class DiscreteProcess(Process):
                 "the last level: train with objective.prediction=v, x_0 or u."
             )
         return 1.0
-
-    def grid(self, steps, kind="uniform", prediction="eps", **options):
-        """As `Process.grid`, rounded to levels; also DDPM's ways of retaining some of its indices.
-
-        Args: kind also 'ddim', every n-th index from 0 on; or numbers with commas, 'a,b,c': so
-          many indices of each part of the chain, the part next to data first.
-        Raises: also for more steps than levels, or times that fall on one level.
-        Source: Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3.
-        """
-        if not 2 <= steps <= self.num_steps:
-            raise ValueError(
-                f"cannot take {steps} sampling steps: the process has {self.num_steps}, so choose "
-                f"2 to {self.num_steps}."
-            )
-        self.first_t(prediction)
-        if kind == "uniform":
-            index = _sections((steps,), self.num_steps)
-        elif kind == "ddim":
-            index = _strided(steps, self.num_steps)
-        elif kind.replace(",", "").isdecimal():
-            index = _sections(tuple(map(int, kind.split(","))), self.num_steps)
-            if len(index) != steps:
-                raise ValueError(f"grid={kind} has {len(index)} steps, not {steps=}.")
-        else:
-            t = super().grid(steps, kind, prediction, **options)
-            return check_grid(self.level(t) / self.num_steps)
-        return np.append(self.time_of_index(index[::-1]), 0.0)
-
-
-def _sections(counts, num_steps):
-    """Indices: counts[i] of the i-th of equal parts of the chain, evenly, both ends included."""
-    sizes = [num_steps // len(counts) + (i < num_steps % len(counts)) for i in range(len(counts))]
-    index, start = [], 0
-    for count, size in zip(counts, sizes, strict=True):
-        if not 1 <= count <= size:
-            raise ValueError(f"cannot retain {count} of the {size} levels of a section: {counts}.")
-        index.append(start + np.rint(np.arange(count) * ((size - 1) / max(count - 1, 1))))
-        start += size
-    return np.concatenate(index)
-
-
-def _strided(steps, num_steps):
-    for stride in range(1, num_steps + 1):
-        if len(index := np.arange(0, num_steps, stride)) == steps:
-            return index
-    counts = sorted({len(range(0, num_steps, stride)) for stride in range(1, num_steps + 1)})
-    near = sorted(counts, key=lambda count: abs(count - steps))[:2]
-    raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -367,6 +318,10 @@ class VarianceExploding(Process):
     def x_T_std(self) -> float:
         return self.sigma_max
 
+    @property
+    def last_step_size(self) -> float:
+        return self.smallest_t
+
     def alpha(self, t):
         return numpy_of(t).ones_like(t)
 
@@ -399,7 +354,12 @@ def build(config) -> Process:
         raise ValueError(
             f"unknown diffusion.process={config.process!r}; choose one of {', '.join(PROCESSES)}."
         )
-    if config.sigma_data <= 0:
+    if config.process != "ddpm" and (config.schedule != "linear" or config.zero_terminal_snr):
+        raise ValueError(
+            f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="
+            f"{config.zero_terminal_snr} are of diffusion.process=ddpm, not {config.process!r}."
+        )
+    if not config.sigma_data > 0:
         raise ValueError(f"diffusion.sigma_data={config.sigma_data} must be positive.")
     if config.process == "edm":
         if not 0 < config.sigma_min < config.sigma_max:
@@ -448,22 +408,6 @@ def _alpha_bar(config):
     return np.append(1.0, alpha_bar)
 
 
-def check_grid(grid: np.ndarray) -> np.ndarray:
-    """The grid, if its times decrease to 0.
-
-    Raises: ValueError with the first that does not.
-    """
-    if len(grid) < 2 or grid[-1] != 0:
-        raise ValueError(f"a grid ends on data, t = 0, after at least one step, not {grid[-2:]}.")
-    if (wrong := np.flatnonzero(np.diff(grid) >= 0)).size:
-        i = int(wrong[0])
-        raise ValueError(
-            f"the grid does not decrease: t = {grid[i]:.6g} is followed by {grid[i + 1]:.6g} at "
-            f"step {i + 1} of {len(grid) - 1}. Take fewer steps, or another grid."
-        )
-    return grid
-
-
 def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """Noises clean latents: x_t = alpha(t) x_0 + sigma(t) eps.
 
@@ -482,7 +426,7 @@ def expand(a: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def numpy_of(t):
-    """The module that computes with t: NumPy for its arrays and numbers, else JAX's."""
+    """The module that computes with t: NumPy for its arrays and for Python's floats, else JAX's."""
     return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp
 
 

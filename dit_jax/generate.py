@@ -67,7 +67,8 @@ def load(
 
     Args:
       settings: override keys of `config.sample`.
-      guide_workdir, guide_step: of the worse model, for autoguidance; always its EMA parameters.
+      guide_workdir, guide_step: of the worse model, for autoguidance, always its EMA parameters; by
+        default the same workdir, and the newest step.
     Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
       ValueError for a model of latents without its VAE, or of pixels with one, or for a guide of
       another input, process or prediction.
@@ -83,6 +84,7 @@ def load(
             f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
     config.sample.update(settings or {})
+    samplers.check_used(config.sample, settings or {})
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     to_image = latents.image_from_x_0
@@ -90,7 +92,8 @@ def load(
         decode = make_decode_fn(config.latents, mesh)
         to_image = functools.partial(decode, load_vae(config, mesh))
     guide = None
-    if guide_workdir:
+    if guide_workdir or guide_step is not None:
+        guide_workdir = guide_workdir or workdir
         guide_config = _load_config(guide_workdir)
         _check_guide(guide_config, config, guide_workdir)
         loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
@@ -123,7 +126,7 @@ def _check_guide(guide, config, workdir):
             **{f"model.{key}": config.model[key] for key in keys},
             "diffusion": config.diffusion.to_dict(),
             "objective.prediction": config.objective.prediction,
-            "latents.vae_digest": config.latents.vae_digest,
+            **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},
         }
 
     theirs, ours = of(guide), of(config)

@@ -69,9 +69,10 @@ def in_interval(t: np.ndarray, interval: tuple[float, float]) -> list[tuple[bool
     Source: Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval".
     Raises: ValueError unless 0 <= low < high <= 1.
     """
-    low, high = interval
+    low, high = interval if len(interval) == 2 else (np.nan, np.nan)
     if not 0 <= low < high <= 1:
-        raise ValueError(f"cfg_interval={low},{high} must be two times 0 <= low < high <= 1.")
+        shown = ",".join(map(str, interval))
+        raise ValueError(f"cfg_interval={shown} must be two times 0 <= low < high <= 1.")
     runs = itertools.groupby((low <= t) & (t <= high))
     return [(bool(guided), len(list(steps))) for guided, steps in runs]
 
@@ -81,5 +82,5 @@ def _extrapolate(better, worse, scale, channels, rescale):
     guided = worse_part + scale * (better_part - worse_part)
     if rescale:
         std = functools.partial(jnp.std, axis=tuple(range(1, guided.ndim)), keepdims=True)
-        guided *= 1 - rescale + rescale * std(better_part) / std(guided)
+        guided *= 1 - rescale + rescale * std(better_part) / jnp.maximum(std(guided), 1e-12)
     return jnp.concatenate([guided, better[..., channels:]], axis=-1)

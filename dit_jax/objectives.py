@@ -72,12 +72,23 @@ def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
             f"unknown objective.t_distribution={config.t_distribution!r}; choose one of "
             f"{', '.join(T_DISTRIBUTIONS)}."
         )
-    if not 0 <= config.min_t < 1 or config.t_std <= 0:
+    if not (0 <= config.min_t < 1 and config.t_std > 0):
         raise ValueError(
             f"objective.min_t={config.min_t} must lie in [0, 1), and objective.t_std="
             f"{config.t_std} be positive."
         )
-    if learn_sigma and not isinstance(process, diffusion.DiscreteProcess):
+    if not (config.snr_gamma > 0 and config.p2_gamma >= 0):
+        raise ValueError(
+            f"objective.snr_gamma={config.snr_gamma} must be positive, and objective.p2_gamma="
+            f"{config.p2_gamma} not negative."
+        )
+    chain = isinstance(process, diffusion.DiscreteProcess)
+    if chain and weight(process, config, jnp.ones(1)) == 0:
+        raise ValueError(
+            f"objective.weight={config.weight} with prediction={config.prediction} is 0 at the "
+            "last level, where samplers begin: with diffusion.zero_terminal_snr take 'uniform'."
+        )
+    if learn_sigma and not chain:
         raise ValueError(
             "a learned variance has a bound for diffusion.process=ddpm only: set "
             "--config.model.learn_sigma=False."
@@ -124,14 +135,15 @@ def draw(process: diffusion.Process, config, key: jax.Array, shape) -> tuple[jax
     else:
         u = jax.random.uniform(t_key, shape[:1])
     if config.t_distribution == "uniform":
-        t = u
+        t = process.from_uniform(u, config.min_t)
     else:
         normal = config.t_mean + config.t_std * jax.scipy.special.ndtri(jnp.maximum(u, 2**-24))
         if config.t_distribution == "logit_normal":
             t = jax.nn.sigmoid(normal)
         else:
             t = process.time_of_ratio(jnp.exp(normal))
-    return process.nearest(t, config.min_t), jax.random.normal(eps_key, shape)
+        t = process.nearest(t, config.min_t)
+    return t, jax.random.normal(eps_key, shape)
 
 
 def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:

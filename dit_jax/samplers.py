@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, objectives, predictions
+from dit_jax import diffusion, grids, objectives, predictions
 
 SAMPLERS = (
     "ddpm",
@@ -28,6 +28,18 @@ SAMPLERS = (
     "ab4",
     "euler_maruyama",
 )
+# Keys of config.sample that are of some samplers, or of one grid, alone.
+OF_SAMPLERS = {
+    "variance": ("ddpm",),
+    "eta": ("ddim",),
+    "churn": ("heun",),
+    "churn_range": ("heun",),
+    "churn_noise": ("heun",),
+    "sde_diffusion": ("euler_maruyama",),
+    "last_step": ("euler_maruyama",),
+    "last_step_size": ("euler_maruyama",),
+}
+OF_GRIDS = {"rho": ("karras",), "shift": ("shifted",)}
 VARIANCES = ("large", "small")
 SDE_DIFFUSIONS = ("sigma", "sbdm")
 LAST_STEPS = ("mean", "euler", "tweedie", "none")
@@ -79,11 +91,13 @@ def build(config, process: diffusion.Process, prediction: str) -> Sampler:
     """
     name, steps = config.sampler, config.steps
     _check(config, process)
-    last_step = config.last_step_size if name == "euler_maruyama" else 0.0
+    last_step = 0.0
+    if name == "euler_maruyama":
+        last_step = config.last_step_size or process.last_step_size
     if last_step:
         steps -= 1
         prediction = "eps" if config.sde_diffusion == "sbdm" else prediction  # its w may not end
-    grid = process.grid(steps, config.grid, prediction, rho=config.rho, shift=config.shift)
+    grid = grids.build(process, steps, config.grid, prediction, rho=config.rho, shift=config.shift)
     if last_step:
         grid = np.append(last_step + (1 - last_step / grid[0]) * grid, 0.0)
     times, evaluations = grid, np.ones(len(grid) - 1, int)
@@ -110,6 +124,20 @@ def build(config, process: diffusion.Process, prediction: str) -> Sampler:
     return Sampler(grid, times, evaluations, solve)
 
 
+def check_used(config, keys) -> None:
+    """Demands that the sampler or the grid of `config.sample` heeds these of its keys.
+
+    Raises: ValueError with the first that does nothing.
+    """
+    for key in keys:
+        for of, chosen in ((OF_SAMPLERS, "sampler"), (OF_GRIDS, "grid")):
+            if key in of and config[chosen] not in of[key]:
+                raise ValueError(
+                    f"{key}={config[key]} is of {chosen} {', '.join(of[key])}; {config[chosen]!r} "
+                    "takes none."
+                )
+
+
 def _check(config, process):
     name, discrete = config.sampler, isinstance(process, diffusion.DiscreteProcess)
     if name not in SAMPLERS:
@@ -123,7 +151,7 @@ def _check(config, process):
     if not 0 <= config.eta <= 1:
         raise ValueError(f"eta={config.eta} must lie in [0, 1].")
     if name != "ddim" and config.eta:
-        raise ValueError(f"eta={config.eta} is DDIM's; sampler {name!r} takes none.")
+        raise ValueError(f"eta={config.eta} is of sampler ddim; {name!r} takes none.")
     if config.variance not in VARIANCES:
         raise ValueError(f"unknown variance={config.variance!r}; choose large or small.")
     if config.churn and (name != "heun" or discrete or process.alpha(np.ones(1)) == 0):
@@ -131,20 +159,20 @@ def _check(config, process):
             f"churn={config.churn} is of sampler 'heun' with diffusion.process=edm or vp: the "
             f"sampler here is {name!r}, and x_t must tell x_0 at every level, continuous in t."
         )
-    if config.churn < 0 or config.churn_noise <= 0:
+    if not (config.churn >= 0 and config.churn_noise > 0 and len(config.churn_range) == 2):
         raise ValueError(
             f"churn={config.churn} must not be negative, churn_noise={config.churn_noise} must be "
-            "positive."
+            f"positive, and churn_range={config.churn_range} two numbers."
         )
     if config.sde_diffusion not in SDE_DIFFUSIONS or config.last_step not in LAST_STEPS:
         raise ValueError(
             f"sde_diffusion={config.sde_diffusion!r} must be one of {', '.join(SDE_DIFFUSIONS)}, "
             f"last_step={config.last_step!r} one of {', '.join(LAST_STEPS)}."
         )
-    if name == "euler_maruyama" and not (config.steps > 1 and 0 < config.last_step_size < 1):
+    if name == "euler_maruyama" and not (config.steps > 1 and 0 <= config.last_step_size < 1):
         raise ValueError(
             f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_size="
-            f"{config.last_step_size} in (0, 1)."
+            f"{config.last_step_size} in [0, 1)."
         )
 
 
@@ -175,7 +203,9 @@ def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
 
     Args:
       x_T: [B, h, w, C] N(0, x_T_std^2).
-      variance: where the network predicts none, 'large', beta, or 'small', the posterior's.
+      variance: where the network predicts none, 'large', beta, or 'small', the posterior's; exact
+        for data N(0, I) or for one datum where the process preserves variance. Elsewhere, in few
+        steps, 'large' is too large.
     Returns: x_0 like x_T, and finite [n] bool, whether x was after each step.
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4.
     """
@@ -370,14 +400,18 @@ def euler_maruyama(
 
     x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
     Args:
-      diffusion: w(t); 'sigma', sigma(t); 'sbdm', that of the process as an SDE.
+      diffusion: w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
       last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
         'tweedie', the network's x_0; 'none', x_t stays.
-    Args and returns else: as `ddpm`.   Source: Ma et al. 2024, "SiT", eq. 4 and 5, section 3.5.
+    Args and returns else: as `ddpm`.
+    Source: Ma et al. 2024, "SiT", section 2; w and last steps under the names, and 'sigma' with the
+      factor, of its published code.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
     alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
-    w = sigma if diffusion == "sigma" else 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
+    w = 2 * sigma
+    if diffusion == "sbdm":
+        w = w * (d_sigma - d_alpha / alpha * sigma)
     std = np.sqrt(w * (t - s))
 
     def moved(denoised, x_t, i, w):

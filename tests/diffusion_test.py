@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax import diffusion
+from dit_jax import diffusion, grids
 
 CONTINUOUS = ("vp", "flow", "gvp", "edm")
 ALL = ("ddpm", *CONTINUOUS)
@@ -112,7 +112,7 @@ def test_network_is_fed_unit_variance_at_t_of_noise(build_process, name):
 
 def test_grid_retains_the_published_indices(golden, process):
     for steps, name in ((250, "timesteps_250"), (10, "ddpm_timesteps")):
-        grid = process.grid(steps)
+        grid = grids.build(process, steps)
         assert grid[-1] == 0  # ends on data
         visited = process.network_time(grid[:-1])
         np.testing.assert_array_equal(visited, golden[name][::-1])  # T-1 .. 0, never T or -1
@@ -120,24 +120,24 @@ def test_grid_retains_the_published_indices(golden, process):
 
 def test_grid_by_sections_and_by_strides(process):
     def indices(steps, kind):
-        return process.network_time(process.grid(steps, kind)[:-1])[::-1].tolist()
+        return process.network_time(grids.build(process, steps, kind)[:-1])[::-1].tolist()
 
     assert indices(6, "3,2,1") == [0, 166, 333, 334, 666, 667]
     assert indices(5, "ddim") == [0, 200, 400, 600, 800]
     assert indices(250, "ddim")[-1] == 996
     with pytest.raises(ValueError, match=r"grid=3,2,1 has 6 steps, not steps=5"):
-        process.grid(5, "3,2,1")
+        grids.build(process, 5, "3,2,1")
     with pytest.raises(ValueError, match=r"cannot retain 400 of the 333 levels of a section"):
-        process.grid(402, "1,400,1")
+        grids.build(process, 402, "1,400,1")
     with pytest.raises(ValueError, match=r"no stride retains 300 of 1000 levels; \[334, 250\]"):
-        process.grid(300, "ddim")
+        grids.build(process, 300, "ddim")
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("kind", ["uniform", "quadratic", "karras", "shifted"])
 def test_grids_decrease_to_data(build_process, name, kind):
     process = build_process(name)
-    grid = process.grid(12, kind, "u")
+    grid = grids.build(process, 12, kind, "u")
     assert grid.shape == (13,)
     assert 0.9 < grid[0] <= 1
     assert grid[-1] == 0
@@ -150,31 +150,47 @@ def test_karras_grid_is_the_published_one(build_process):
     process = build_process("edm")
     i = np.arange(18)
     sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(process.sigma(process.grid(18, "karras"))[:-1], sigma, rtol=1e-12)
+    np.testing.assert_allclose(
+        process.sigma(grids.build(process, 18, "karras"))[:-1], sigma, rtol=1e-12
+    )
 
 
 def test_shifted_grid_moves_log_snr(build_process):
     """A shift by s is one of log SNR by -2 log s."""
     process = build_process("flow")
-    plain = process.log_snr(process.grid(9, "uniform", "u")[1:-1])
-    shifted = process.log_snr(process.grid(9, "shifted", "u", shift=3.0)[1:-1])
+    plain = process.log_snr(grids.build(process, 9, "uniform", "u")[1:-1])
+    shifted = process.log_snr(grids.build(process, 9, "shifted", "u", shift=3.0)[1:-1])
     np.testing.assert_allclose(shifted, plain - 2 * np.log(3), rtol=1e-12)
 
 
 def test_samplers_of_eps_begin_where_x_t_tells_x_0(build_process):
     process = build_process("flow")
-    assert process.grid(10, prediction="u")[0] == 1
-    assert process.grid(10, prediction="eps")[0] == 0.999
-    assert build_process("vp").grid(10, prediction="eps")[0] == 1
+    assert grids.build(process, 10, prediction="u")[0] == 1
+    assert grids.build(process, 10, prediction="eps")[0] == 0.999
+    assert grids.build(build_process("vp"), 10, prediction="eps")[0] == 1
+
+
+def test_a_chain_without_signal_at_its_end_has_a_grid_in_ratios(build_process):
+    process = build_process("ddpm", zero_terminal_snr=True)
+    assert grids.build(process, 10, "karras", "v")[0] == 0.999
+    assert grids.build(process, 20, "uniform", "v")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "option", [dict(rho=0.0), dict(shift=-1.0), dict(rho=float("nan"))], ids=str
+)
+def test_grid_options_out_of_range_are_refused(process, option):
+    with pytest.raises(ValueError, match=r"rho=.* and shift=.* of a grid must be positive"):
+        grids.build(process, 10, "karras", **option)
 
 
 def test_grid_that_does_not_decrease_names_the_step(process):
     with pytest.raises(ValueError, match=r"t = 0\.202 is followed by 0.202 at step 496 of 900"):
-        process.grid(900, "quadratic")
+        grids.build(process, 900, "quadratic")
     with pytest.raises(ValueError, match=r"t = 0\.5 is followed by 0\.7 at step 2 of 3"):
-        diffusion.check_grid(np.array([1.0, 0.5, 0.7, 0.0]))
+        grids.check(np.array([1.0, 0.5, 0.7, 0.0]))
     with pytest.raises(ValueError, match="ends on data"):
-        diffusion.check_grid(np.array([1.0, 0.5]))
+        grids.check(np.array([1.0, 0.5]))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -195,10 +211,12 @@ def test_posterior_clips_the_last_variance_to_its_neighbour(process):
     assert p.log_variance[-1] == p.log_variance[-2] != p.log_variance[-3]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "ddpm without signal"])
 def test_ode_is_the_velocity_of_x_t(build_process, name):
     """d(x / scale) / d clock is what x_t = alpha x_0 + sigma eps does, for any x_0 and eps."""
-    process = build_process(name)
+    changes = dict(zero_terminal_snr=True) if name == "ddpm without signal" else {}
+    name = name.split()[0]
+    process = build_process(name, **changes)
     x_0, eps = 0.3, -1.2
     t = np.linspace(0.2, 0.9, 2001) if name != "ddpm" else np.arange(200, 901) / 1000
     ode = process.ode(t)
@@ -209,11 +227,12 @@ def test_ode_is_the_velocity_of_x_t(build_process, name):
 
 def test_training_times_are_those_of_the_process(build_process):
     u = jnp.array([0.0, 1e-9, 0.4321, 1 - 2**-24])
-    np.testing.assert_allclose(build_process("ddpm").nearest(u, 0.1), [0.001, 0.001, 0.433, 1])
-    np.testing.assert_allclose(build_process("flow").nearest(u, 0.1), [0.1, 0.1, 0.4321, 1])
-    level = build_process("ddpm").level(
-        build_process("ddpm").nearest(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0)
-    )
+    chain, flow = build_process("ddpm"), build_process("flow")
+    np.testing.assert_allclose(chain.from_uniform(u, 0.1), [0.001, 0.001, 0.433, 1])
+    np.testing.assert_allclose(chain.nearest(u, 0.1), [0.001, 0.001, 0.432, 1])
+    np.testing.assert_allclose(flow.nearest(u, 0.1), [0.1, 0.1, 0.4321, 1], rtol=2e-6)
+    assert flow.nearest(u, 0.1)[-1] < 1  # where weights of eps are infinite
+    level = chain.level(chain.from_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
     assert (level.min(), level.max()) == (1, 1000)
     assert abs(float(level.mean()) - 500.5) < 10
 
@@ -221,7 +240,7 @@ def test_training_times_are_those_of_the_process(build_process):
 @pytest.mark.parametrize("steps", [1, 1001])
 def test_grid_refuses_steps_beyond_the_process(process, steps):
     with pytest.raises(ValueError, match=f"{steps} sampling steps.*2 to 1000"):
-        process.grid(steps)
+        grids.build(process, steps)
 
 
 def test_q_sample_refuses_one_time_for_all(golden, process):
@@ -240,6 +259,11 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
         ("ot", {}, "unknown diffusion.process='ot'; choose one of ddpm, vp, flow, gvp, edm"),
         ("edm", dict(sigma_min=90.0), "sigma_min=90.0, sigma_max=80.0: EDM needs"),
         ("flow", dict(sigma_data=0.0), "diffusion.sigma_data=0.0 must be positive"),
+        (
+            "vp",
+            dict(schedule="cosine"),
+            "schedule='cosine' .*are of diffusion.process=ddpm, not 'vp'",
+        ),
     ],
 )
 def test_processes_out_of_range_are_refused(build_process, name, changes, message):

@@ -210,9 +210,7 @@ def test_guidance_without_a_null_class_is_refused(model, process):
 
 def test_checkpoints_guide_each_other(workdir):
     """The model of the last step, guided by itself of an earlier one."""
-    trained = generate.load(
-        workdir, guide_workdir=workdir, guide_step=20, settings=dict(cfg_scale=2.0)
-    )
+    trained = generate.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
     assert (trained.step, trained.guide.step) == (40, 20)
     images = generate.generate(
         trained.make_sample_fn(), trained.params, LABELS, 0, trained.mesh, trained.to_image

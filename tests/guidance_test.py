@@ -48,6 +48,14 @@ def test_rescale_keeps_the_deviation_of_each_image():
     assert np.all(std(0.0) > 1.2 * std(1.0))
 
 
+def test_rescale_of_nothing_is_nothing():
+    """The output of a new DiT is 0 everywhere."""
+    guided = guidance.classifier_free_guidance(
+        lambda x, t, y: jnp.zeros_like(x), jnp.array([0]), 2, 3.0, rescale=0.7
+    )
+    assert not np.any(guided(jnp.ones((1, 2, 2, 3)), jnp.zeros(1)))
+
+
 def test_autoguidance_goes_away_from_the_worse_model():
     x_t = jnp.ones((2, 1, 1, 4))
     better = lambda x, t: jnp.concatenate([3 * x, 5 * x], axis=-1)  # noqa: E731
@@ -65,8 +73,8 @@ def test_interval_splits_the_steps():
     assert guidance.in_interval(t, (0.5, 1.0)) == [(True, 6), (False, 4)]
 
 
-@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.5), (0.5, 0.5), (0.8, 0.2)])
+@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.5), (0.5, 0.5), (0.8, 0.2), (0.5,)])
 def test_intervals_outside_0_and_1_are_refused(interval):
-    low, high = interval
-    with pytest.raises(ValueError, match=f"cfg_interval={low},{high} must be two times 0 <= low"):
+    shown = ",".join(map(str, interval))
+    with pytest.raises(ValueError, match=f"cfg_interval={shown} must be two times 0 <= low"):
         guidance.in_interval(np.ones(1), interval)

@@ -18,6 +18,7 @@ from dit_jax import (
     diffusion,
     evaluate,
     generate,
+    grids,
     latents,
     likelihood,
     models,
@@ -50,7 +51,7 @@ def bits_of_normal(x, mean, std):
 
 
 def bound_of_normal(process, x_0, variance, discretised=False, learned=None):
-    grid = process.grid(20)
+    grid = grids.build(process, 20)
     exact = gaussian(process, grid, 0.0, 1.0)
 
     def denoise(x_t, i):
@@ -90,7 +91,7 @@ def test_bound_with_another_variance_is_looser_and_a_learned_one_interpolates(pr
 
 def test_steps_of_the_bound_are_those_that_training_minimises(process):
     config = default.get_config().objective
-    grid = process.grid(process.num_steps)
+    grid = grids.build(process, process.num_steps)
     x_0 = jnp.round(jax.random.uniform(jax.random.key(0), (2, 4, 4, 1)) * 255) / 127.5 - 1
 
     def noise(i):

@@ -237,6 +237,8 @@ def test_noise_and_times_are_the_key_s(process):
         ("flow", dict(t_distribution="cosine"), False, "unknown objective.t_distribution='cosine'"),
         ("flow", dict(min_t=1.0), False, r"objective.min_t=1.0 must lie in \[0, 1\)"),
         ("flow", dict(t_std=0.0), False, "objective.t_std=0.0 be positive"),
+        ("ddpm", dict(snr_gamma=-1.0), True, "objective.snr_gamma=-1.0 must be positive"),
+        ("ddpm", dict(p2_gamma=float("nan")), True, "objective.p2_gamma=nan not negative"),
         ("flow", {}, True, "diffusion.process=ddpm only: set --config.model.learn_sigma=False"),
     ],
 )
@@ -252,6 +254,8 @@ def test_zero_terminal_snr_refuses_eps(build_process):
     with pytest.raises(ValueError, match="says nothing of x_0"):
         objectives.check(process, _objective(), learn_sigma=True)
     objectives.check(process, _objective(prediction="v"), learn_sigma=True)
+    with pytest.raises(ValueError, match="weight=min_snr with prediction=v is 0 at the last level"):
+        objectives.check(process, _objective(prediction="v", weight="min_snr"), learn_sigma=True)
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
