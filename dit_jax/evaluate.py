@@ -339,7 +339,8 @@ def main(_):
 def _print_bpd(workdir, loading, progress):
     variance = loading["settings"].pop("variance", None)
     others = [f"--{name}" for name in loading["settings"]]
-    others += [f"--{name}" for name in ("guide", "guide_step") if FLAGS[name].value is not None]
+    if loading["guide_workdir"] or loading["guide_step"] is not None:
+        others.append("--guide or --guide_step")
     if others:
         raise ValueError(f"--bpd draws no samples, so it takes no {', '.join(others)}.")
     trained = generate.load(**loading)

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from configs import dit_xl_2_256_published
+from configs import dit_xl_2_256_published, smoke
 from dit_jax import checkpoint, convert, sharding
 from dit_jax.convert import diffusers_dit
 from dit_jax.convert.__main__ import convert_dit, export_dit
@@ -366,12 +366,12 @@ def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):
         export_dit(tmp_path, out)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 3 in"):
         export_dit(tmp_path / "ours", out, step=3)
-    with pytest.raises(OSError, match='Item "params" was not found'):
+    with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
         export_dit(tmp_path / "ours", out, raw=True)
 
     out.write_bytes(b"what was there")
 
-    def fail(_, path):
+    def fail(_, path, metadata):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
@@ -413,3 +413,19 @@ def test_wrong_commands_end_in_a_message(run_command, arguments, message):
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def test_export_takes_the_process_along(workdir, tmp_path):
+    """A flow comes back as one, with its sizes, although they bear no name."""
+    config = json.loads((workdir / "config.json").read_text())
+    config["diffusion"]["process"] = "flow"
+    config["objective"]["prediction"] = "u"
+    (workdir / "config.json").write_text(json.dumps(config))
+    export_dit(workdir, tmp_path / "flow.safetensors")
+    back = convert_dit(tmp_path / "flow.safetensors", tmp_path / "back")
+    assert (back.diffusion.process, back.objective.prediction) == ("flow", "u")
+    assert back.model.to_dict() == config["model"]
+    assert back.data.image_size == 8
+    other = smoke.get_config()
+    with pytest.raises(ValueError, match=r"was exported with diffusion=.* leave it out"):
+        convert_dit(tmp_path / "flow.safetensors", tmp_path / "other", other)

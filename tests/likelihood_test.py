@@ -353,10 +353,10 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
 
 def test_flags_that_say_nothing_are_refused(monkeypatch, tmp_path):
     given = dict(workdir=tmp_path, bpd=True, bpd_steps=None, guide="runs/worse")
-    settings = dict(settings={"variance": "small", "cfg_scale": 2.0})
-    monkeypatch.setattr(evaluate.cli, "loading", lambda: settings)
+    loading = dict(settings={"cfg_scale": 2.0}, guide_workdir=None, guide_step=20)
+    monkeypatch.setattr(evaluate.cli, "loading", lambda: loading)
     monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
-    with pytest.raises(ValueError, match=r"so it takes no --cfg_scale, --guide\."):
+    with pytest.raises(ValueError, match=r"so it takes no --cfg_scale, --guide or --guide_step\."):
         evaluate.main(None)
     given.update(bpd=False, bpd_steps=3)
     monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))

@@ -196,7 +196,7 @@ def test_ddim_is_dpm_solver_of_order_1(build_process, process):
 def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name):
     """All of these move along x_0, and here it is known from the first step on.
 
-    Those of the probability flow move along the tangent of an arc where a chain ends without signal.
+    Those of the probability flow move on tangents of an arc where a chain ends without signal.
     """
     process, *without_signal = process.split(" ", 1)
     process = build_process(process, zero_terminal_snr=bool(without_signal))

@@ -25,6 +25,7 @@ from dit_jax import checkpoint, cli, convert
 from dit_jax.convert import arrays, diffusers_dit, dit, lpips, vae
 
 FLAGS = flags.FLAGS
+CONFIG = "dit_jax"  # of a file's metadata
 # Of each command, its own flags.
 COMMANDS = {"dit": ("config",), "vae": (), "lpips": (), "dit-export": ("step", "raw")}
 
@@ -56,14 +57,26 @@ def convert_dit(
     """Writes the DiT at `source` to a new workdir, and returns its config.
 
     Args: source, a file of the published names, or the directory of diffusers'.   config: with the
-      model's sizes; None is the published model's, with the sizes that `source` tells.
+      model's sizes; None is the one that `export_dit` wrote into the file, else the published
+      model's with the sizes that `source` tells.
     Raises: ValueError or FileNotFoundError for files that are not this DiT's.
     """
     is_diffusers = source.is_dir()
     sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
     found = diffusers_dit.read(source) if is_diffusers else arrays.read(source)
-    if config is None:
+    exported = _exported_config(source)
+    if config is None and exported:
+        config = _published_config(exported["model"])
+        for key in ("diffusion", "objective", "latents"):
+            config[key].update(exported[key])
+        config.data.image_size = exported["image_size"]
+    elif config is None:
         config = _published_config(sizes or dit.read_sizes(found))
+    elif exported and any(config[k].to_dict() != exported[k] for k in ("diffusion", "objective")):
+        raise ValueError(
+            f"{source} was exported with diffusion={exported['diffusion']}, objective="
+            f"{exported['objective']}, and --config has others: leave it out."
+        )
     elif is_diffusers and sizes["num_heads"] != config.model.num_heads:
         raise ValueError(  # no array's shape tells
             f"{source} has {sizes['num_heads']} heads, but the config's model.num_heads is "
@@ -89,11 +102,31 @@ def _published_config(sizes):
     return config
 
 
+def _config_to_export(config):
+    """What the arrays do not tell, as JSON."""
+    latents = {key: config.latents[key] for key in ("scale", "shift")}
+    kept = {key: config[key].to_dict() for key in ("model", "diffusion", "objective")}
+    return json.dumps(kept | {"latents": latents, "image_size": config.data.image_size})
+
+
+def _exported_config(source):
+    """The config that `export_dit` wrote into a file, or None."""
+    if source.suffix != ".safetensors" or not source.is_file():
+        return None
+    try:
+        with safetensors.safe_open(source, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError:
+        return None  # reading its arrays says what is wrong
+    return json.loads(metadata[CONFIG]) if CONFIG in metadata else None
+
+
 def export_dit(
     workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, raw: bool = False
 ) -> int:
     """Writes a workdir's DiT, f32, under the published names, and returns its step.
 
+    The file's metadata hold what the arrays do not tell: process, objective, sizes.
     Args: out, a .safetensors file.   step: None is the newest.   raw: the trained parameters
       instead of their EMA.
     Raises: ValueError for a workdir of another model or another suffix; FileNotFoundError or
@@ -115,7 +148,8 @@ def export_dit(
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # safetensors' files are their owner's alone
-        safetensors.numpy.save_file(dit.to_published(params, config.model), temporary)
+        arrays_by_name = dit.to_published(params, config.model)
+        safetensors.numpy.save_file(arrays_by_name, temporary, {CONFIG: _config_to_export(config)})
         temporary.chmod(mode)
         os.replace(temporary, out)
     except (OSError, safetensors.SafetensorError) as error:
