@@ -91,23 +91,24 @@ def build(config, process: diffusion.Process, prediction: str) -> Sampler:
     """
     name, steps = config.sampler, config.steps
     _check(config, process)
-    last_step = 0.0
+    options = dict(kind=config.grid, rho=config.rho, shift=config.shift)
     if name == "euler_maruyama":
-        last_step = config.last_step_size or process.last_step_size
-    if last_step:
-        steps -= 1
-        prediction = "eps" if config.sde_diffusion == "sbdm" else prediction  # its w may not end
-    grid = grids.build(process, steps, config.grid, prediction, rho=config.rho, shift=config.shift)
-    if last_step:
-        grid = np.append(last_step + (1 - last_step / grid[0]) * grid, 0.0)
+        # sbdm's w is infinite where alpha is 0.
+        of = "eps" if config.sde_diffusion == "sbdm" else prediction
+        last = config.last_step_size or process.last_step_size
+        grid = grids.build(process, steps - 1, prediction=of, **options)
+        grid = np.append(last + (1 - last / grid[0]) * grid, 0.0)
+    else:
+        grid = grids.build(process, steps, prediction=prediction, **options)
     times, evaluations = grid, np.ones(len(grid) - 1, int)
     if name == "ddpm":
         solve = functools.partial(ddpm, variance=config.variance)
     elif name == "ddim":
         solve = functools.partial(ddim, eta=config.eta)
     elif name == "euler_maruyama":
-        options = dict(diffusion=config.sde_diffusion, last_step=config.last_step)
-        solve = functools.partial(euler_maruyama, **options)
+        solve = functools.partial(
+            euler_maruyama, form=config.sde_diffusion, last_step=config.last_step
+        )
         evaluations[-1] = config.last_step != "none"
     elif name == "heun":
         noisier = None
@@ -393,14 +394,14 @@ def heun(
 def euler_maruyama(
     problem: Problem,
     x_T: jax.Array,
-    diffusion: str = "sigma",
+    form: str = "sigma",
     last_step: str = "mean",
 ):
     """The reverse SDE with the probability flow's marginals, by the Euler-Maruyama method.
 
     x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
     Args:
-      diffusion: w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
+      form: of w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
       last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
         'tweedie', the network's x_0; 'none', x_t stays.
     Args and returns else: as `ddpm`.
@@ -410,7 +411,7 @@ def euler_maruyama(
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
     alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
     w = 2 * sigma
-    if diffusion == "sbdm":
+    if form == "sbdm":
         w = w * (d_sigma - d_alpha / alpha * sigma)
     std = np.sqrt(w * (t - s))
 

@@ -35,7 +35,6 @@ ROWS = (
     ("ddpm", "heun", "karras", 10, {}),
     ("ddpm", "ab2", "karras", 20, {}),
     ("ddpm", "heun", "uniform", 100, {}),
-    ("flow", "euler_maruyama", "uniform", 250, {}),
     ("flow", "euler", "uniform", 50, {}),
     ("flow", "euler", "uniform", 16, {}),
     ("flow", "heun", "uniform", 8, {}),
