@@ -6,9 +6,64 @@ key that is not here raises.
 
 from ml_collections import ConfigDict
 
+# Published combinations of process, objective and sampler, by name.
+PROCESSES = {
+    "ddpm": {},  # Ho et al. 2020, with the learned variance of Nichol & Dhariwal 2021
+    "ddpm_v": {  # Lin et al. 2023: no signal at t = 1, predicted velocity
+        "diffusion.schedule": "scaled_linear",
+        "diffusion.beta_start": 0.00085,
+        "diffusion.beta_end": 0.012,
+        "diffusion.zero_terminal_snr": True,
+        "objective.prediction": "v",
+        "sample.sampler": "ddim",
+        "sample.steps": 50,
+        "sample.cfg_rescale": 0.7,
+    },
+    "vp": {  # Song et al. 2021
+        "diffusion.process": "vp",
+        "sample.sampler": "dpmpp2m",
+        "sample.grid": "karras",
+        "sample.steps": 20,
+    },
+    "flow": {  # Lipman et al. 2022; SiT, linear
+        "diffusion.process": "flow",
+        "objective.prediction": "u",
+        "sample.sampler": "ab4",
+        "sample.steps": 16,
+    },
+    "flow_logit_normal": {  # Esser et al. 2024, Stable Diffusion 3
+        "diffusion.process": "flow",
+        "objective.prediction": "u",
+        "objective.t_distribution": "logit_normal",
+        "sample.sampler": "euler",
+        "sample.grid": "shifted",
+        "sample.steps": 28,
+    },
+    "gvp": {  # SiT, generalised variance-preserving
+        "diffusion.process": "gvp",
+        "objective.prediction": "u",
+        "sample.sampler": "ab4",
+        "sample.steps": 16,
+    },
+    "edm": {  # Karras et al. 2022
+        "diffusion.process": "edm",
+        "objective.prediction": "edm",
+        "objective.weight": "edm",
+        "objective.t_distribution": "log_normal",
+        "objective.t_mean": -1.2,
+        "objective.t_std": 1.2,
+        "sample.sampler": "heun",
+        "sample.grid": "karras",
+        "sample.steps": 18,
+    },
+}
 
-def get_config(model: str = "dit") -> ConfigDict:
-    """The keys of a run of a noise predictor, 'dit', or of an autoencoder, 'vae'."""
+
+def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
+    """The keys of a run of a noise predictor, 'dit', or of an autoencoder, 'vae'.
+
+    Args: process, of a noise predictor: one of PROCESSES.
+    """
     config = ConfigDict()
     config.seed = 0  # of parameters, data order, noise and label dropout
     config.total_steps = 400_000  # optimizer steps
@@ -60,6 +115,10 @@ def get_config(model: str = "dit") -> ConfigDict:
         _add_vae(config)
     elif model == "dit":
         _add_dit(config)
+        if process not in PROCESSES:
+            raise ValueError(f"unknown {process=}; choose one of {', '.join(PROCESSES)}.")
+        config.update_from_flattened_dict(PROCESSES[process])
+        config.model.learn_sigma = process == "ddpm"
     else:
         raise ValueError(f"unknown {model=}; choose dit or vae.")
     return config.lock()
@@ -84,9 +143,30 @@ def _add_dit(config):
     config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU
 
     config.diffusion = ConfigDict()
-    config.diffusion.num_steps = 1000  # noise levels
-    config.diffusion.beta_start = 1e-4  # betas increase linearly
-    config.diffusion.beta_end = 0.02
+    # ddpm, a chain of levels; in continuous time vp (its limit), flow (straight lines, as SiT),
+    # gvp (trigonometric, as SiT), edm (noise of deviation up to sigma_max). PROCESSES above
+    # has published combinations of these keys with those of objective and sample.
+    config.diffusion.process = "ddpm"
+    config.diffusion.num_steps = 1000  # ddpm: noise levels; else what the network is fed for t = 1
+    config.diffusion.schedule = "linear"  # ddpm's betas: linear, scaled_linear, cosine
+    config.diffusion.beta_start = 1e-4  # ddpm, vp: of the first step, of num_steps
+    config.diffusion.beta_end = 0.02  # and of the last
+    config.diffusion.zero_terminal_snr = False  # ddpm: no signal in the last level
+    config.diffusion.sigma_min = 0.002  # edm: where samplers take their last step
+    config.diffusion.sigma_max = 80.0  # edm: where they begin
+    config.diffusion.sigma_data = 1.0  # of x_0, for prediction and weight edm; about 0.5 for pixels
+
+    config.objective = ConfigDict()
+    config.objective.prediction = "eps"  # eps, x_0, v, u (d x_t / dt), score, edm (preconditioned)
+    # uniform, min_snr, p2, edm, likelihood (as 1 / t near data: not for prediction x_0)
+    config.objective.weight = "uniform"
+    config.objective.snr_gamma = 5.0  # of min_snr
+    config.objective.p2_gamma = 1.0  # of p2
+    config.objective.t_distribution = "uniform"  # uniform, logit_normal, log_normal
+    config.objective.t_mean = 0.0  # logit_normal: of logit(t); log_normal: of log(sigma / alpha)
+    config.objective.t_std = 1.0  # its deviation
+    config.objective.low_discrepancy = False  # t spread evenly over the global batch
+    config.objective.min_t = 1e-5  # of continuous processes: no smaller t is drawn
 
     config.latents = ConfigDict()
     # x_0 is: pixels; images, encoded in every step (in model.dtype); moments, as dit_jax.encode
@@ -101,11 +181,26 @@ def _add_dit(config):
     config.latents.shift = (0.0,)
 
     config.sample = ConfigDict()  # of pictures while training, and the commands' defaults
-    config.sample.sampler = "ddpm"  # ddpm, ddim
-    config.sample.steps = 250  # 2..diffusion.num_steps
+    # ddpm, ddim, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama
+    config.sample.sampler = "ddpm"
+    config.sample.steps = 250  # of process ddpm 2..diffusion.num_steps
+    # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride)
+    # or 'a,b,c', counts for equal parts of the chain, the part next to data first.
+    config.sample.grid = "uniform"
+    config.sample.rho = 7.0  # karras: its exponent
+    config.sample.shift = 3.0  # shifted: its factor
+    config.sample.variance = "large"  # ddpm without a learned one: large (beta), small (posterior)
     config.sample.eta = 0.0  # ddim: 0 deterministic, 1 DDPM's variance
+    config.sample.churn = 0.0  # heun: EDM's S_churn, noise added before steps; 0 is deterministic
+    config.sample.churn_range = (0.0, 1e9)  # of sigma / alpha where it churns: S_tmin, S_tmax
+    config.sample.churn_noise = 1.0  # S_noise
+    config.sample.sde_diffusion = "sigma"  # euler_maruyama: sigma (as SiT), sbdm (the process's)
+    config.sample.last_step = "mean"  # euler_maruyama: mean, euler, tweedie, none
+    config.sample.last_step_size = 0.0  # in t; 0 is 0.04, of edm sigma_min / sigma_max
     config.sample.cfg_scale = 1.5  # 1 is no guidance
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
+    config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided
+    config.sample.cfg_rescale = 0.0  # 0..1: how far guided outputs keep unguided ones' deviation
 
 
 def _add_vae(config):

@@ -11,8 +11,11 @@ Result: 1,000 EMA samples, DDPM 100 steps, cfg 1.5, seed 0: label_accuracy 0.988
 from configs import default
 
 
-def get_config():
-    config = default.get_config()
+def get_config(process: str = "ddpm"):
+    config = default.get_config(process=process)
+    if process == "ddpm":
+        config.sample.steps = 100
+    config.diffusion.sigma_data = 0.5
     config.update(
         total_steps=4_000,
         batch_size=64,
@@ -24,7 +27,6 @@ def get_config():
         data=dict(name="digits", eval_split="test", image_size=8, image_channels=1, flip=False),
         latents=dict(source="pixels"),
         optim=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995),
-        sample=dict(steps=100, cfg_scale=1.5),
     )
     config.data.update(
         cache=True, num_threads=0, prefetch_batches=0

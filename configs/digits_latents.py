@@ -12,8 +12,9 @@ Result: 1,000 EMA samples, DDPM 100 steps, cfg 1.5, seed 0: label_accuracy 0.997
 from configs import digits
 
 
-def get_config():
-    config = digits.get_config()
+def get_config(process: str = "ddpm"):
+    config = digits.get_config(process)
+    config.diffusion.sigma_data = 1.0
     config.model.update(input_size=4, in_channels=4, patch_size=1)
     config.latents.update(
         source="moments", moments="runs/digits/moments", vae="runs/digits/vae", scale=(), shift=()

@@ -14,7 +14,9 @@ from dit_jax.models import dit
 
 
 def get_config(name: str = "DiT-S/2"):
-    config = default.get_config()
+    """Args: name, of the paper; 'DiT-S/2,flow' takes another process of configs/default.py."""
+    name, _, process = name.partition(",")
+    config = default.get_config(process=process or "ddpm")
     config.update(
         total_steps=50_000,
         batch_size=128,

@@ -126,16 +126,15 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
         lambda key: models.init_params(program.model, key),
         out_shardings=program.shardings.params,
     )(jax.random.key(config.seed))
-    sample = generate.make_sample_fn(
-        config.sample, program.model, program.task.process, program.mesh
-    )
+    settings = config.sample, program.task.process, config.objective.prediction
+    sample = generate.make_sample_fn(program.model, *settings, program.mesh)
     index = np.arange(batch_size, dtype=np.int32)
     batch = {"index": index, "label": index % config.model.num_classes}
     batch = sharding.put_batch(program.mesh, batch)
     arguments = params, jax.random.key(0), batch["index"], batch["label"]
     seconds, compile_seconds = _time(sample, arguments)
-    passes = 1 if config.sample.cfg_scale == 1 else 2
-    work = flops.count(config)["gflops"] * passes * steps
+    passes = generate.forward_passes(*settings)
+    work = flops.count(config)["gflops"] * passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
         **_speed(seconds, batch_size, work, "batch", program.model.dtype),

@@ -273,7 +273,8 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
 
     Args: params, a tree of jax.ShapeDtypeStruct with shardings.   step: None is the newest that
       can be read.
-    Raises: FileNotFoundError, listing the steps there are; OSError if it cannot be read.
+    Raises: FileNotFoundError, listing the steps there are; OSError if it cannot be read; ValueError
+      for the trained parameters of a converted model, which has none.
     """
     directory = workdir.absolute() / "checkpoints"
     steps = _steps(workdir)
@@ -284,6 +285,10 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
         )
     item = "params" if raw else "ema_params"
     candidates = steps[::-1] if step is None else [step]
+    if raw and steps == [0]:
+        raise ValueError(
+            f"{workdir} was converted and holds EMA parameters alone: leave out --raw."
+        )
     step, loaded, _ = _restore_newest(directory, candidates, {item: params})
     return loaded[item], step
 

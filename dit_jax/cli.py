@@ -24,7 +24,39 @@ def define_config(required: bool = True) -> None:
         flags.mark_flag_as_required("config")
 
 
-SAMPLING = ("sampler", "steps", "eta", "cfg_scale", "cfg_channels")
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+# Keys of config.sample: the type of a flag's text, and its help.
+SAMPLING = {
+    "sampler": (
+        str,
+        "ddpm, ddim, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4 or euler_maruyama.",
+    ),
+    "steps": (int, "Sampling steps."),
+    "grid": (str, "uniform, quadratic, karras, shifted; ddpm: also ddim or counts 'a,b,c'."),
+    "rho": (float, "grid karras: its exponent."),
+    "shift": (float, "grid shifted: its factor."),
+    "variance": (str, "sampler ddpm, without a learned one: large or small."),
+    "eta": (float, "sampler ddim: 0 deterministic, 1 DDPM's variance."),
+    "churn": (float, "sampler heun: S_churn of EDM."),
+    "churn_range": (_floats, "LOW,HIGH of sigma / alpha where it churns."),
+    "churn_noise": (float, "Deviation of that noise."),
+    "sde_diffusion": (str, "sampler euler_maruyama: sigma or sbdm."),
+    "last_step": (str, "sampler euler_maruyama: mean, euler, tweedie or none."),
+    "last_step_size": (
+        float,
+        "Of that step, in t; 0 is 0.04, of process edm sigma_min / sigma_max.",
+    ),
+    "cfg_scale": (float, "Guidance; 1 is none."),
+    "cfg_channels": (int, "Guided channels; 0 all, the paper's samples use 3."),
+    "cfg_interval": (
+        _floats,
+        "LOW,HIGH of the times t that are guided; of process edm t = sigma / sigma_max.",
+    ),
+    "cfg_rescale": (float, "0..1: how far guided outputs keep the deviation of unguided ones."),
+}
 
 
 def define_sampling() -> None:
@@ -33,35 +65,57 @@ def define_sampling() -> None:
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
     flags.DEFINE_string("vae", None, "Workdir of the VAE that decodes; the run's by default.")
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
+    flags.DEFINE_string("guide", None, "Workdir of a worse model that guides: autoguidance.")
+    flags.DEFINE_integer(
+        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it."
+    )
     flags.DEFINE_integer(
         "seed", 0, "Image i is a function of the model, the seed, i and its label."
     )
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
-    flags.DEFINE_string("sampler", None, "ddpm or ddim; this and the next: the run's by default.")
-    flags.DEFINE_integer("steps", None, "Sampling steps.")
-    flags.DEFINE_float("eta", None, "ddim: 0 deterministic, 1 DDPM's variance.")
-    flags.DEFINE_float("cfg_scale", None, "Classifier-free guidance; 1 is none.")
-    flags.DEFINE_integer("cfg_channels", None, "Guided channels; 0 all, the paper's samples use 3.")
+    for name, (_, text) in SAMPLING.items():
+        flags.DEFINE_string(name, None, f"{text} By default the run's.")
 
 
-def sampling_settings() -> dict:
-    """The overrides of config.sample that the flags ask for."""
-    return {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
+def loading() -> dict:
+    """The arguments of `generate.load` that the flags ask for.
+
+    Raises: ValueError for a number that is none.
+    """
+    settings = {}
+    for name, (kind, _) in SAMPLING.items():
+        if (text := FLAGS[name].value) is None:
+            continue
+        try:
+            settings[name] = kind(text)
+        except ValueError:
+            shape = {_floats: "numbers with commas, such as 0.1,0.8", int: "a whole number"}
+            message = f"--{name}={text!r} must be {shape.get(kind, 'a number')}."
+            raise ValueError(message) from None
+    return dict(
+        workdir=pathlib.Path(FLAGS.workdir),
+        step=FLAGS.step,
+        raw=FLAGS.raw,
+        vae_workdir=FLAGS.vae,
+        settings=settings,
+        guide_workdir=FLAGS.guide and pathlib.Path(FLAGS.guide),
+        guide_step=FLAGS.guide_step,
+    )
 
 
-def check_out(out: pathlib.Path, suffixes: tuple[str, ...]) -> None:
+def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
     """Demands now, rather than after the work, that --out can be written.
 
     Raises: ValueError for another suffix; OSError.
     """
     if out.suffix not in suffixes:
-        raise ValueError(f"--out={out} must end in {' or '.join(suffixes)}.")
+        raise ValueError(f"{name}{out} must end in {' or '.join(suffixes)}.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
             raise OSError("no permission, or a directory")
     except OSError as error:
-        raise OSError(f"cannot write --out={out}: {error}") from error
+        raise OSError(f"cannot write {name}{out}: {error}") from error
 
 
 def run(main: Callable) -> None:

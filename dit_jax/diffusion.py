@@ -1,84 +1,123 @@
-"""The noise process: alpha(t), sigma(t), q(x_t | x_0) and q(x_s | x_t, x_0).
+"""Noise processes: x_t = alpha(t) x_0 + sigma(t) eps, where t = 0 is data and t = 1 is noise.
 
-t = 0 is data, t = 1 is noise. A process owns the map from t to what the network is fed.
-Schedules are computed in f64 on the host; a gather casts them to f32.
+A process owns what depends on t alone: noise levels, and what the network is fed. NumPy in, f64
+NumPy out, for samplers' tables; JAX in, f32 out, for training.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+PROCESSES = ("ddpm", "vp", "flow", "gvp", "edm")
+SCHEDULES = ("linear", "scaled_linear", "cosine")
+# Where x_t shows nothing of x_0 at t = 1, a predicted eps says nothing of it: samplers begin here.
+LAST_T_OF_EPS = 1 - 1e-3
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DiscreteProcess:
-    """DDPM's chain of T noise levels; level 0 is data, level k + 1 is DDPM's index k.
+class Process:
+    """A process whose t is continuous; a subclass says alpha, sigma, velocity and time_of_ratio."""
 
-    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models".
-    """
+    time_scale: float  # what the network is fed for t = 1
+    sigma_data: float  # the standard deviation of x_0, where an objective needs it
+    smallest_t: ClassVar[float] = 1e-3  # of Karras' grid and of the likelihood
 
-    alpha_bar: np.ndarray  # [T + 1] f64: alpha(t)**2 of every level, starting with 1
+    def alpha(self, t):
+        """The signal's factor at t."""
+        raise NotImplementedError
+
+    def sigma(self, t):
+        """The noise's standard deviation at t."""
+        raise NotImplementedError
+
+    def velocity(self, t):
+        """(d alpha / dt, d sigma / dt)."""
+        raise NotImplementedError
+
+    def time_of_ratio(self, ratio):
+        """The t at which sigma / alpha is `ratio`."""
+        raise NotImplementedError
+
+    def log_snr(self, t):
+        """log(alpha^2 / sigma^2); infinite where there is no noise, or no signal."""
+        xp = numpy_of(t)
+        return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
+
+    def snr_rate(self, t):
+        """-d/dt (alpha^2 / sigma^2), the weight of x_0's squared error in the likelihood, twice."""
+        (d_alpha, d_sigma), alpha, sigma = self.velocity(t), self.alpha(t), self.sigma(t)
+        return 2 * alpha * (alpha * d_sigma - sigma * d_alpha) / sigma**3
+
+    def network_time(self, t):
+        """What the network is fed for t."""
+        return self.time_scale * t
+
+    def network_scale(self, t):
+        """The factor of x_t with which the network is fed."""
+        return numpy_of(t).ones_like(t)
 
     @property
-    def num_steps(self) -> int:
-        return len(self.alpha_bar) - 1
+    def x_T_std(self) -> float:
+        """The standard deviation with which samplers begin."""
+        return 1.0
 
-    def level(self, t):
-        """The noise level 0..T of t in [0, 1], int32; numpy in, numpy out."""
-        return (t * self.num_steps + 0.5).astype(np.int32)
+    @property
+    def last_step_size(self) -> float:
+        """In t, of the step to data of a sampler of the SDE: SiT's."""
+        return 0.04
 
-    def time_of_index(self, index):
-        """t of DDPM's index k in 0..T-1."""
-        return (index + 1) / self.num_steps
+    def from_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
+        """Uniform u in [0, 1) as a time to train at."""
+        return self.nearest(u, min_t)
 
-    def network_time(self, t: jax.Array) -> jax.Array:
-        """What the network is fed at t: DDPM's index k, f32."""
-        return (self.level(t) - 1).astype(jnp.float32)
+    def nearest(self, t: jax.Array, min_t: float) -> jax.Array:
+        """The time to train at that is nearest to t; not 1 where weights of eps would end there."""
+        return jnp.clip(t, min_t, 1.0 if self.last_t_of_eps == 1 else 1 - 1e-6)
 
-    def alpha(self, t: jax.Array) -> jax.Array:
-        """The signal's factor at t, f32."""
-        return _gather(np.sqrt(self.alpha_bar), self.level(t))
+    @property
+    def last_t_of_eps(self) -> float:
+        """The last time at which x_t and eps tell x_0."""
+        return LAST_T_OF_EPS if self.alpha(np.ones(1)) == 0 else 1.0
 
-    def sigma(self, t: jax.Array) -> jax.Array:
-        """The noise's standard deviation at t, f32."""
-        return _gather(np.sqrt(1 - self.alpha_bar), self.level(t))
-
-    def draw_t(self, key: jax.Array, batch_size: int) -> jax.Array:
-        """[batch_size] times, uniform over the T indices."""
-        return self.time_of_index(jax.random.randint(key, (batch_size,), 0, self.num_steps))
-
-    def grid(self, num_steps: int) -> np.ndarray:
-        """[num_steps + 1] f64 decreasing times of a sampler, 1 first and 0 (data) last.
-
-        The retained indices are i * (T - 1) / (num_steps - 1), rounded half to even.
-
-        Raises: ValueError unless 2 <= num_steps <= T.
-        """
-        if not 2 <= num_steps <= self.num_steps:
-            raise ValueError(
-                f"cannot take {num_steps} sampling steps: the process has {self.num_steps}, so "
-                f"choose 2 to {self.num_steps}."
-            )
-        index = np.rint(np.arange(num_steps) * ((self.num_steps - 1) / (num_steps - 1)))
-        return np.append(self.time_of_index(index[::-1]), 0.0)
+    def first_t(self, prediction: str) -> float:
+        """Where samplers of a network that predicts this begin."""
+        return self.last_t_of_eps if prediction in ("eps", "score") else 1.0
 
     def posterior(self, t: np.ndarray, s: np.ndarray) -> "Posterior":
         """q(x_s | x_t, x_0) for times t, s [n] f64 with s < t, noisiest first.
 
-        Source: Ho et al. 2020, eq. 6 and 7, for any two levels of the chain.
+        Source: Kingma et al. 2021, appendix A.2; for DDPM Ho et al. 2020, eq. 6 and 7.
         """
-        ab_t, ab_s = self.alpha_bar[self.level(t)], self.alpha_bar[self.level(s)]
-        beta = 1 - ab_t / ab_s
-        variance = beta * (1 - ab_s) / (1 - ab_t)
+        alpha_t, alpha_s, sigma_t, sigma_s = (
+            self.alpha(t),
+            self.alpha(s),
+            self.sigma(t),
+            self.sigma(s),
+        )
+        beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+        variance = beta * (sigma_s / sigma_t) ** 2
         # q(x_0 | x_1, x_0) has no variance; its logarithm is taken from the level above.
         clipped = np.where(variance > 0, variance, np.append(beta[:1], variance[:-1]))
         return Posterior(
-            x_0_coef=np.sqrt(ab_s) * beta / (1 - ab_t),
-            x_t_coef=np.sqrt(ab_t / ab_s) * (1 - ab_s) / (1 - ab_t),
+            x_0_coef=alpha_s * beta / sigma_t**2,
+            x_t_coef=alpha_t / alpha_s * (sigma_s / sigma_t) ** 2,
             log_beta=np.log(beta),
             log_variance=np.log(clipped),
         )
+
+    def ode(self, t: np.ndarray) -> "Ode":
+        """The probability flow ODE at times t [n] f64, in the variables that it is straightest in.
+
+        Source: Karras et al. 2022, eq. 4 with s = alpha; in t itself where alpha ends at 0.
+        """
+        if self.alpha(np.ones(1)) == 0:
+            one = np.ones_like(t)
+            return Ode(t, one, *self.velocity(t))
+        alpha = self.alpha(t)
+        return Ode(self.sigma(t) / alpha, alpha, np.zeros_like(t), np.ones_like(t))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,22 +130,285 @@ class Posterior:
     log_variance: np.ndarray  # the lower bound, with the 0 at s = 0 replaced by its neighbour
 
 
-def build(config) -> DiscreteProcess:
-    """The process of `config.diffusion`: betas linear from beta_start to beta_end.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ode:
+    """d(x / scale) / d clock = x_0_coef x_0 + eps_coef eps along the flow; arrays [n] f64."""
 
-    Raises: ValueError if the betas do not increase within (0, 1).
+    clock: np.ndarray
+    scale: np.ndarray
+    x_0_coef: np.ndarray
+    eps_coef: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiscreteProcess(Process):
+    """DDPM's chain of T noise levels; level 0 is data, level k + 1 is DDPM's index k.
+
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models".
+    """
+
+    alpha_bar: np.ndarray  # [T + 1] f64: alpha(t)**2 of every level, starting with 1
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alpha_bar) - 1
+
+    @property
+    def smallest_t(self) -> float:
+        return 1 / self.num_steps
+
+    def level(self, t):
+        """The noise level 0..T of t in [0, 1], int32; numpy in, numpy out."""
+        return (t * self.num_steps + 0.5).astype(np.int32)
+
+    def time_of_index(self, index):
+        """t of DDPM's index k in 0..T-1."""
+        return (index + 1) / self.num_steps
+
+    def network_time(self, t):
+        """What the network is fed at t: DDPM's index k."""
+        return (self.level(t) - 1).astype(_float_of(t))
+
+    def alpha(self, t):
+        return _gather(np.sqrt(self.alpha_bar), self.level(t), t)
+
+    def sigma(self, t):
+        return _gather(np.sqrt(1 - self.alpha_bar), self.level(t), t)
+
+    def velocity(self, t):
+        """By the differences of neighbouring levels."""
+        tables = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
+        level = self.level(t)
+        return tuple(_gather(np.gradient(a, 1 / self.num_steps), level, t) for a in tables)
+
+    def snr_rate(self, t):
+        """T times the loss of the signal-to-noise ratio in a level; that of level 1 is level 2's.
+
+        Source: Kingma et al. 2021, eq. 13.
+        """
+        snr = self.alpha_bar[1:] / (1 - self.alpha_bar[1:])
+        rate = self.num_steps * np.append(snr[:1] - snr[1:2], snr[:-1] - snr[1:])
+        return _gather(np.append(np.nan, rate), self.level(t), t)
+
+    def time_of_ratio(self, ratio):
+        """Between the levels, by their log ratios."""
+        xp = numpy_of(ratio)
+        with np.errstate(divide="ignore"):  # no signal: an infinite ratio
+            table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
+        levels = np.arange(1, self.num_steps + 1) / self.num_steps
+        return xp.interp(xp.log(ratio), table, levels)
+
+    def ode(self, t):
+        """As `Process.ode`; where there is no signal at t = 1, in the angle of (alpha, sigma)."""
+        if self.alpha_bar[-1] > 0:
+            return super().ode(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return Ode(np.arctan2(sigma, alpha), np.ones_like(t), -sigma, alpha)
+
+    def from_uniform(self, u, min_t):
+        index = jnp.floor(u * self.num_steps).astype(jnp.int32)
+        return self.time_of_index(jnp.clip(index, 0, self.num_steps - 1))
+
+    def nearest(self, t, min_t):
+        return jnp.clip(self.level(t), 1, self.num_steps) / self.num_steps
+
+    @property
+    def last_t_of_eps(self) -> float:
+        return 1.0 if self.alpha_bar[-1] > 0 else 1 - 1 / self.num_steps
+
+    def first_t(self, prediction):
+        if prediction in ("eps", "score") and self.alpha_bar[-1] == 0:
+            raise ValueError(
+                f"with diffusion.zero_terminal_snr a predicted {prediction} says nothing of x_0 at "
+                "the last level: train with objective.prediction=v, x_0 or u."
+            )
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VariancePreserving(Process):
+    """DDPM in continuous time: d log alpha^2 / dt = -beta(t), linear from beta_min to beta_max.
+
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 11 and 32.
+    """
+
+    beta_min: float
+    beta_max: float
+
+    def _log_alpha(self, t):
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def alpha(self, t):
+        return numpy_of(t).exp(self._log_alpha(t))
+
+    def sigma(self, t):
+        xp = numpy_of(t)
+        return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))
+
+    def velocity(self, t):
+        half_beta = 0.5 * (self.beta_min + t * (self.beta_max - self.beta_min))
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return -half_beta * alpha, half_beta * alpha**2 / sigma
+
+    def time_of_ratio(self, ratio):
+        xp = numpy_of(ratio)
+        minus_log_alpha = 0.5 * xp.log1p(ratio**2)
+        slope = self.beta_max - self.beta_min
+        root = xp.sqrt(self.beta_min**2 + 4 * slope * minus_log_alpha)
+        return 4 * minus_log_alpha / (self.beta_min + root)  # without a difference of near numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearFlow(Process):
+    """Straight lines between data and noise: alpha = 1 - t, sigma = t.
+
+    Source: Liu et al. 2022, "Flow Straight and Fast"; Lipman et al. 2022, "Flow Matching".
+    """
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return 1 * t
+
+    def velocity(self, t):
+        one = numpy_of(t).ones_like(t)
+        return -one, one
+
+    def time_of_ratio(self, ratio):
+        return ratio / (1 + ratio)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrigonometricFlow(Process):
+    """The generalised variance-preserving path: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Source: Albergo & Vanden-Eijnden 2022; Ma et al. 2024, "SiT", section 2 (GVP).
+    """
+
+    def alpha(self, t):
+        xp = numpy_of(t)
+        return xp.where(t == 1, 0.0, xp.cos(np.pi / 2 * t))  # cos(pi / 2) rounds to 6e-17
+
+    def sigma(self, t):
+        return numpy_of(t).sin(np.pi / 2 * t)
+
+    def velocity(self, t):
+        return -np.pi / 2 * self.sigma(t), np.pi / 2 * self.alpha(t)
+
+    def time_of_ratio(self, ratio):
+        return 2 / np.pi * numpy_of(ratio).arctan(ratio)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VarianceExploding(Process):
+    """EDM: alpha = 1, sigma = sigma_max t; the network is fed x_t at unit variance.
+
+    Source: Karras et al. 2022, "Elucidating the Design Space", table 1, last column.
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    @property
+    def smallest_t(self) -> float:
+        return self.sigma_min / self.sigma_max
+
+    @property
+    def x_T_std(self) -> float:
+        return self.sigma_max
+
+    @property
+    def last_step_size(self) -> float:
+        return self.smallest_t
+
+    def alpha(self, t):
+        return numpy_of(t).ones_like(t)
+
+    def sigma(self, t):
+        return self.sigma_max * t
+
+    def velocity(self, t):
+        xp = numpy_of(t)
+        return xp.zeros_like(t), xp.full_like(t, self.sigma_max)
+
+    def time_of_ratio(self, ratio):
+        return ratio / self.sigma_max
+
+    def network_time(self, t):
+        """log(sigma) / 4."""
+        return numpy_of(t).log(self.sigma(t)) / 4
+
+    def network_scale(self, t):
+        return 1 / numpy_of(t).sqrt(self.sigma(t) ** 2 + self.sigma_data**2)
+
+
+def build(config) -> Process:
+    """The process of `config.diffusion`.
+
+    Raises: ValueError for an unknown process or schedule, and values out of range.
     """
     start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
+    common = num_steps, config.sigma_data
+    if config.process not in PROCESSES:
+        raise ValueError(
+            f"unknown diffusion.process={config.process!r}; choose one of {', '.join(PROCESSES)}."
+        )
+    if config.process != "ddpm" and (config.schedule != "linear" or config.zero_terminal_snr):
+        raise ValueError(
+            f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="
+            f"{config.zero_terminal_snr} are of diffusion.process=ddpm, not {config.process!r}."
+        )
+    if not config.sigma_data > 0:
+        raise ValueError(f"diffusion.sigma_data={config.sigma_data} must be positive.")
+    if config.process == "edm":
+        if not 0 < config.sigma_min < config.sigma_max:
+            raise ValueError(
+                f"sigma_min={config.sigma_min}, sigma_max={config.sigma_max}: EDM needs "
+                "0 < sigma_min < sigma_max; the paper's are 0.002 and 80."
+            )
+        return VarianceExploding(*common, config.sigma_min, config.sigma_max)
+    if config.process == "flow":
+        return LinearFlow(*common)
+    if config.process == "gvp":
+        return TrigonometricFlow(*common)
     if not (0 < start <= end < 1 and num_steps >= 2):
         raise ValueError(
             f"beta_start={start}, beta_end={end}, num_steps={num_steps}: a DDPM needs "
             "0 < beta_start <= beta_end < 1 and at least 2 steps; the paper's are 1e-4, 0.02, 1000."
         )
-    betas = np.linspace(start, end, num_steps, dtype=np.float64)
-    return DiscreteProcess(alpha_bar=np.append(1.0, np.cumprod(1 - betas)))
+    if config.process == "vp":
+        return VariancePreserving(*common, num_steps * start, num_steps * end)
+    return DiscreteProcess(*common, _alpha_bar(config))
 
 
-def q_sample(process: DiscreteProcess, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+def _alpha_bar(config):
+    """alpha^2 of every level, f64.
+
+    Source: scaled_linear: Rombach et al. 2022; cosine: Nichol & Dhariwal 2021, eq. 17; zero
+      terminal SNR: Lin et al. 2023, algorithm 1.
+    """
+    start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
+    if config.schedule == "linear":
+        betas = np.linspace(start, end, num_steps, dtype=np.float64)
+    elif config.schedule == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float64) ** 2
+    elif config.schedule == "cosine":
+        t = np.arange(num_steps + 1) / num_steps
+        squared = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - squared[1:] / squared[:-1], 0.999)
+    else:
+        raise ValueError(
+            f"unknown diffusion.schedule={config.schedule!r}; choose one of {', '.join(SCHEDULES)}."
+        )
+    alpha_bar = np.cumprod(1 - betas)
+    if config.zero_terminal_snr:
+        alpha = np.sqrt(alpha_bar)
+        alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return np.append(1.0, alpha_bar)
+
+
+def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """Noises clean latents: x_t = alpha(t) x_0 + sigma(t) eps.
 
     Args:
@@ -118,17 +420,19 @@ def q_sample(process: DiscreteProcess, x_0: jax.Array, t: jax.Array, eps: jax.Ar
     return expand(process.alpha(t), x_0) * x_0 + expand(process.sigma(t), x_0) * eps
 
 
-def x_0_from_eps(
-    process: DiscreteProcess, x_t: jax.Array, t: jax.Array, eps: jax.Array
-) -> jax.Array:
-    """The x_0 that noise eps implies: (x_t - sigma(t) eps) / alpha(t)."""
-    return (x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t)
-
-
 def expand(a: jax.Array, x: jax.Array) -> jax.Array:
     """[B] or scalar, with trailing axes so that it multiplies x [B, ...]."""
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
-def _gather(table, index):
-    return jnp.asarray(table, jnp.float32)[index]
+def numpy_of(t):
+    """The module that computes with t: NumPy for its arrays and for Python's floats, else JAX's."""
+    return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp
+
+
+def _float_of(t):
+    return np.float64 if numpy_of(t) is np else jnp.float32
+
+
+def _gather(table, index, t):
+    return table[index] if numpy_of(t) is np else jnp.asarray(table, jnp.float32)[index]

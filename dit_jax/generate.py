@@ -8,16 +8,14 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, diffusion, latents, models, samplers, sharding
+from dit_jax import checkpoint, diffusion, guidance, latents, models, samplers, sharding
 
-SAMPLERS = ("ddpm", "ddim")
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
 
@@ -28,11 +26,32 @@ class Trained:
 
     config: ConfigDict
     step: int
+    raw: bool  # not the EMA
     mesh: Mesh
     model: nn.Module
-    process: diffusion.DiscreteProcess
+    process: diffusion.Process
     params: dict
     to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
+    guide: "Guide | None" = None
+
+    def make_sample_fn(self) -> Callable:
+        """As the function of that name, with the guide bound."""
+        prediction = self.config.objective.prediction
+        arguments = self.model, self.config.sample, self.process, prediction, self.mesh
+        if self.guide is None:
+            return make_sample_fn(*arguments)
+        sample = make_sample_fn(*arguments, self.guide.model)
+        return functools.partial(sample, guide_params=self.guide.params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guide:
+    """A worse model for autoguidance, on the mesh of the better one."""
+
+    workdir: str
+    step: int
+    model: nn.Module
+    params: dict
 
 
 def load(
@@ -40,15 +59,21 @@ def load(
     step: int | None = None,
     raw: bool = False,
     vae_workdir: pathlib.Path | None = None,
+    settings: dict | None = None,
+    guide_workdir: pathlib.Path | None = None,
+    guide_step: int | None = None,
 ) -> Trained:
     """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
 
+    Args:
+      settings: override keys of `config.sample`.
+      guide_workdir, guide_step: of the worse model, for autoguidance, always its EMA parameters; by
+        default the same workdir, and the newest step.
     Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
-      ValueError for a model of latents without its VAE, or of pixels with one.
+      ValueError for a model of latents without its VAE, or of pixels with one, or for a guide of
+      another input, process or prediction.
     """
-    config = checkpoint.load_config(workdir)
-    if config.model.name == "vae":
-        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    config = _load_config(workdir)
     if vae_workdir and config.latents.source == "pixels":
         raise ValueError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
     if vae_workdir:
@@ -58,20 +83,59 @@ def load(
             f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
             f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
-    with config.unlocked():  # the run's devices need not be here
-        config.mesh = dict(data=-1, fsdp=1, tensor=1)
-        config.model.attention = "auto"
+    config.sample.update(settings or {})
+    samplers.check_used(config.sample, settings or {})
     mesh = sharding.make_mesh(config.mesh)
-    model = models.build(config.model)
-    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
-    shapes = sharding.with_shardings(mesh, shapes)
-    params, step = checkpoint.restore_params(workdir, shapes, step, raw)
+    model, params, step = _load_model(workdir, config, mesh, step, raw)
     to_image = latents.image_from_x_0
     if config.latents.source != "pixels":
         decode = make_decode_fn(config.latents, mesh)
         to_image = functools.partial(decode, load_vae(config, mesh))
+    guide = None
+    if guide_workdir or guide_step is not None:
+        guide_workdir = guide_workdir or workdir
+        guide_config = _load_config(guide_workdir)
+        _check_guide(guide_config, config, guide_workdir)
+        loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
+        guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
-    return Trained(config, step, mesh, model, process, params, to_image)
+    return Trained(config, step, raw, mesh, model, process, params, to_image, guide)
+
+
+def _load_config(workdir):
+    config = checkpoint.load_config(workdir)
+    if config.model.name == "vae":
+        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    with config.unlocked():  # the run's devices need not be here
+        config.mesh = dict(data=-1, fsdp=1, tensor=1)
+        config.model.attention = "auto"
+    return config
+
+
+def _load_model(workdir, config, mesh, step, raw):
+    model = models.build(config.model)
+    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = sharding.with_shardings(mesh, shapes)
+    return model, *checkpoint.restore_params(workdir, shapes, step, raw)
+
+
+def _check_guide(guide, config, workdir):
+    def of(config):
+        keys = "input_size", "in_channels", "num_classes"
+        return {
+            **{f"model.{key}": config.model[key] for key in keys},
+            "diffusion": config.diffusion.to_dict(),
+            "objective.prediction": config.objective.prediction,
+            **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},
+        }
+
+    theirs, ours = of(guide), of(config)
+    if differing := [key for key in ours if theirs[key] != ours[key]]:
+        lines = [f"  {key}: guide {theirs[key]!r}, model {ours[key]!r}" for key in differing]
+        raise ValueError(
+            f"--guide={workdir} must be a model of the same inputs and outputs; these differ:\n"
+            + "\n".join(lines)
+        )
 
 
 def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
@@ -100,54 +164,84 @@ def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
 
 
 def make_sample_fn(
-    sample_config, model, process: diffusion.DiscreteProcess, mesh: Mesh
+    model: nn.Module,
+    sample_config,
+    process: diffusion.Process,
+    prediction: str,
+    mesh: Mesh,
+    guide: nn.Module | None = None,
 ) -> Callable:
-    """The jitted `sample(params, key, index, label) -> x_0` of a model.
+    """The jitted `sample(params, key, index, label, guide_params=None) -> (x_0, finite)`.
 
     Args:
-      sample_config: `config.sample`.
+      sample_config: `config.sample`.   prediction: `config.objective.prediction`.
+      guide: a worse model, which takes the null class's place in guidance.
     Returns:
       sample: index [B] int32, the image's number, and label [B] int32, both sharded over the
-        batch, to x_0 [B, h, w, C] f32. Image i depends on key and i alone, not on the others.
-    Raises: ValueError for an unknown sampler, settings out of range, or guidance of a model
-      without a null class.
+        batch, to x_0 [B, h, w, C] f32 and finite [steps] bool, whether every x_t was. Image i
+        depends on key and i alone, not on the others.
+    Raises: ValueError as `samplers.build`, or for guidance of a model without a null class.
     """
-    _check(sample_config, model)
-    grid = process.grid(sample_config.steps)
+    sampler = samplers.build(sample_config, process, prediction)
+    runs = _guided_runs(sample_config, sampler)
+    _check_guidance(sample_config, model, guide)
+    scale = sample_config.cfg_scale
+    options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
     shape = (model.input_size, model.input_size, model.in_channels)
-    solver = samplers.ddpm
-    if sample_config.sampler == "ddim":
-        solver = functools.partial(samplers.ddim, eta=sample_config.eta)
 
-    def sample(params, key, index, label):
+    def sample(params, key, index, label, guide_params=None):
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
 
         def normal(i):
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
 
-        def predict(x_t, network_time, y):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return model.apply({"params": params}, x_t, network_time, y)
+        def apply(model, params):
+            def predict(x_t, network_time, y=label):
+                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                    return model.apply({"params": params}, x_t, network_time, y)
 
-        guided = samplers.classifier_free_guidance(
-            predict,
-            label,
-            model.num_classes,
-            sample_config.cfg_scale,
-            sample_config.cfg_channels or None,
-        )
+            return predict
 
-        def denoise(x_t, t):
-            return guided(x_t, process.network_time(jnp.full(x_t.shape[0], t)))
-
+        predict = apply(model, params)
+        if guide is not None:
+            guided = guidance.autoguidance(predict, apply(guide, guide_params), scale, **options)
+        else:
+            guided = guidance.classifier_free_guidance(
+                predict, label, model.num_classes, scale, **options
+            )
+        parts = [
+            (
+                samplers.make_denoise(
+                    process, prediction, guided if is_guided else predict, sampler.times
+                ),
+                count,
+            )
+            for is_guided, count in runs
+        ]
         # 0 is x_T's noise, i + 1 that of step i.
-        return solver(process, denoise, normal(0), grid, lambda i: normal(i + 1))
+        problem = samplers.Problem(process, sampler.grid, parts, lambda i: normal(i + 1))
+        return sampler.solve(problem, process.x_T_std * normal(0))
 
     return jax.jit(
         sample,
         compiler_options=models.compiler_options(),
-        out_shardings=sharding.batch_sharding(mesh),
+        out_shardings=(sharding.batch_sharding(mesh), sharding.replicated(mesh)),
     )
+
+
+def forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
+    """How often an image passes through the network; guidance by the null class counts twice."""
+    sampler = samplers.build(sample_config, process, prediction)
+    runs = _guided_runs(sample_config, sampler)
+    passes = np.repeat([1 + guided for guided, _ in runs], [count for _, count in runs])
+    return int(passes @ sampler.evaluations)
+
+
+def _guided_runs(config, sampler):
+    """The steps as runs of (guided, count)."""
+    steps = sampler.grid[:-1]
+    runs = guidance.in_interval(steps, config.cfg_interval)
+    return runs if config.cfg_scale != 1 else [(False, len(steps))]
 
 
 def make_decode_fn(config, mesh: Mesh) -> Callable:
@@ -173,6 +267,7 @@ def generate(
     Args:
       sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
         a multiple of the batch shards; does not change the images.
+    Raises: FloatingPointError with the step at which x_t was not finite.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(labels))
@@ -183,7 +278,14 @@ def generate(
     for start in tqdm(range(0, len(labels), batch_size), "samples", disable=not progress):
         index = np.minimum(start + rows, len(labels) - 1).astype(np.int32)
         batch = {"index": index, "label": np.asarray(labels, np.int32)[index]}
-        x_0 = sample(params, key, **sharding.put_batch(mesh, batch))
+        x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
+        if not (finite := np.asarray(finite)).all():
+            raise FloatingPointError(
+                f"sampling became NaN or infinite at step {int(finite.argmin()) + 1} of "
+                f"{len(finite)}, among the images {start} to {start + batch_size - 1}. Is the loss "
+                "of this checkpoint finite? Try an earlier --step, --cfg_scale 1, more steps or "
+                "another sampler."
+            )
         images.append(_to_host(to_image(x_0)))
     return np.concatenate(images)[: len(labels)]
 
@@ -210,26 +312,22 @@ def image_grid(images: np.ndarray, columns: int, cell: int = 48, gap: int = 2) -
     return grid[:-gap, :-gap] if gap else grid
 
 
-def _check(config, model):
-    if config.sampler not in SAMPLERS:
-        raise ValueError(
-            f"unknown sampler {config.sampler!r}; choose one of {', '.join(SAMPLERS)}."
-        )
-    if not 0 <= config.eta <= 1:
-        raise ValueError(f"eta={config.eta} must lie in [0, 1].")
-    if config.sampler != "ddim" and config.eta:
-        raise ValueError(f"eta={config.eta} is DDIM's; sampler {config.sampler!r} takes none.")
+def _check_guidance(config, model, guide):
     if config.cfg_scale < 1:
         raise ValueError(f"cfg_scale={config.cfg_scale} must be at least 1 (no guidance).")
     if not 0 <= config.cfg_channels <= model.in_channels:
         raise ValueError(
             f"cfg_channels={config.cfg_channels} must lie in 0 (all) .. {model.in_channels}."
         )
-    if config.cfg_scale != 1 and not model.class_dropout_prob:
+    if not 0 <= config.cfg_rescale <= 1:
+        raise ValueError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
+    if config.cfg_scale != 1 and guide is None and not model.class_dropout_prob:
         raise ValueError(
             f"cfg_scale={config.cfg_scale} needs a null class, but the model was trained with "
-            "class_dropout_prob=0; use cfg_scale 1."
+            "class_dropout_prob=0; use cfg_scale 1, or --guide with a worse model."
         )
+    if guide is not None and config.cfg_scale == 1:
+        raise ValueError("a guide without --cfg_scale above 1 changes nothing.")
 
 
 def _to_host(array):

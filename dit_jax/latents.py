@@ -93,7 +93,8 @@ def x_0_from_batch(
     Args:
       batch: 'image' [B, H, W, C] uint8, 'moments' [B, h, w, 2C] f16: mean, log-variance,
         unscaled; or 'record' [B] int32, their places in resident['moments'].
-      key: draws the posterior sample of moments, afresh for each call.
+      key: draws the posterior sample of moments, afresh for each call; or keys [B], one for each
+        image, whose sample is then a function of its own alone.
       resident: what every step reads and none changes: 'vae', a `Vae`, for images to be encoded;
         'moments' [N, h, w, 2C] f16.
       mesh: that the batch's rows lie on.
@@ -109,7 +110,10 @@ def x_0_from_batch(
     else:
         moments = batch["moments"]
     mean, log_variance = posterior(moments)
-    eps = jax.random.normal(key, mean.shape)
+    if key.ndim:
+        eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(key)
+    else:
+        eps = jax.random.normal(key, mean.shape)
     return scale(config, posterior_sample(mean, log_variance, eps))
 
 

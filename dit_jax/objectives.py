@@ -1,7 +1,8 @@
 """Training losses, per example.
 
-`predict(x_t, network_time) -> [B, h, w, C or 2C]` is the network with parameters and condition
-bound: channels 0..C-1 are eps, C..2C-1, if there are any, the learned variance.
+`predict(x, network_time) -> [B, h, w, C or 2C]` is the network with parameters and condition bound:
+channels 0..C-1 are what `config.objective.prediction` says, C..2C-1, if there are any, the learned
+variance.
 """
 
 import math
@@ -11,63 +12,149 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion
+from dit_jax import diffusion, predictions
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
+WEIGHTS = ("uniform", "min_snr", "p2", "edm", "likelihood")
+T_DISTRIBUTIONS = ("uniform", "logit_normal", "log_normal")
 DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # of pixels, for autoencoders
 
 
-def ddpm_loss(
-    process: diffusion.DiscreteProcess,
+def denoising_loss(
+    process: diffusion.Process,
+    config,
     predict: Predict,
     x_0: jax.Array,
-    key: jax.Array | None = None,
-    *,
-    t: jax.Array | None = None,
-    eps: jax.Array | None = None,
+    t: jax.Array,
+    eps: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The DDPM loss of each example: mse, plus the variational bound if variance is learned.
+    """The loss of each example: weighted mse of the prediction, plus a learned variance's bound.
 
     Args:
-      x_0: [B, h, w, C] f32.   key: draws t and eps where they are not given.
-      t: [B] in [0, 1].   eps: like x_0.
+      config: `config.objective`.   x_0: [B, h, w, C] f32.   t: [B] in [0, 1].   eps: like x_0.
     Returns:
-      'loss' = 'mse' (+ 'vb'), each [B] f32; 'vb' in bits, there if predict returns 2C channels.
+      'loss' = weight 'mse' (+ 'vb'), each [B] f32; 'vb' in bits, there if predict returns 2C
+      channels.
     Raises: ValueError if predict returns neither C nor 2C channels.
     Source: Nichol & Dhariwal 2021, eq. 16 (L_hybrid); the weight of vb is 1 because a bound on
       one uniformly drawn step is not multiplied by T.
     """
-    if t is None or eps is None:
-        drawn_t, drawn_eps = draw(process, key, x_0.shape)
-        t = drawn_t if t is None else t
-        eps = drawn_eps if eps is None else eps
     x_t = diffusion.q_sample(process, x_0, t, eps)
-    eps_hat, variance = split_prediction(predict(x_t, process.network_time(t)), x_0.shape[-1])
-    losses = {"mse": _mean((eps - eps_hat) ** 2)}
-    losses["loss"] = losses["mse"]
+    x_in = diffusion.expand(process.network_scale(t), x_t) * x_t
+    output, variance = split_prediction(predict(x_in, process.network_time(t)), x_0.shape[-1])
+    a, b = (
+        diffusion.expand(f, x_0) for f in predictions.coefficients(process, config.prediction, t)
+    )
+    mse = _mean((a * x_0 + b * eps - output) ** 2)
+    losses = {"loss": weight(process, config, t) * mse, "mse": mse}
     if variance is not None:
-        # The bound teaches the variance only; eps learns from the mse.
-        eps_hat = jax.lax.stop_gradient(eps_hat)
-        losses["vb"] = _variational_bound(process, x_0, x_t, t, eps_hat, variance)
-        losses["loss"] = losses["mse"] + losses["vb"]
+        # The bound teaches the variance only; the prediction learns from the mse.
+        solution = predictions.solve(process, config.prediction, t)
+        x_0_hat, _ = solution.x_0_and_eps(x_t, jax.lax.stop_gradient(output))
+        losses["vb"] = _variational_bound(process, x_0, x_t, t, x_0_hat, variance)
+        losses["loss"] += losses["vb"]
     return losses
 
 
-def draw(process: diffusion.DiscreteProcess, key: jax.Array, shape) -> tuple[jax.Array, jax.Array]:
-    """The (t [B], eps) of a batch of x_0 with this shape."""
+def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
+    """Demands that the keys of `config.objective` exist, and go with the process.
+
+    Raises: ValueError with the keys.
+    """
+    predictions.coefficients(process, config.prediction, np.full(1, 0.5))
+    process.first_t(config.prediction)
+    if config.weight not in WEIGHTS:
+        raise ValueError(
+            f"unknown objective.weight={config.weight!r}; choose one of {', '.join(WEIGHTS)}."
+        )
+    if config.t_distribution not in T_DISTRIBUTIONS:
+        raise ValueError(
+            f"unknown objective.t_distribution={config.t_distribution!r}; choose one of "
+            f"{', '.join(T_DISTRIBUTIONS)}."
+        )
+    if not (0 <= config.min_t < 1 and config.t_std > 0):
+        raise ValueError(
+            f"objective.min_t={config.min_t} must lie in [0, 1), and objective.t_std="
+            f"{config.t_std} be positive."
+        )
+    if not (config.snr_gamma > 0 and config.p2_gamma >= 0):
+        raise ValueError(
+            f"objective.snr_gamma={config.snr_gamma} must be positive, and objective.p2_gamma="
+            f"{config.p2_gamma} not negative."
+        )
+    chain = isinstance(process, diffusion.DiscreteProcess)
+    if chain and weight(process, config, jnp.ones(1)) == 0:
+        raise ValueError(
+            f"objective.weight={config.weight} with prediction={config.prediction} is 0 at the "
+            "last level, where samplers begin: with diffusion.zero_terminal_snr take 'uniform'."
+        )
+    if learn_sigma and not chain:
+        raise ValueError(
+            "a learned variance has a bound for diffusion.process=ddpm only: set "
+            "--config.model.learn_sigma=False."
+        )
+
+
+def weight(process: diffusion.Process, config, t: jax.Array) -> jax.Array:
+    """[B] the factor of the predictions' squared error at t, by `config.objective.weight`.
+
+    'uniform' is 1. The others are what their papers say of an error of x_0 or of eps, for this
+    prediction: 'min_snr', min(snr, gamma) of x_0; 'p2', (1 + snr)^-gamma of eps; 'edm',
+    (r^2 + d^2) / (r d)^2 of x_0, r = sigma / alpha, d = sigma_data; 'likelihood', the bound on
+    -log p(x_0) in nats per value, of uniform t.
+    Source: Hang et al. 2023, eq. 8; Choi et al. 2022, eq. 8; Karras et al. 2022, table 1; Kingma et
+      al. 2021, eq. 13 and 17.
+    """
+    if config.weight == "uniform":
+        return jnp.ones_like(t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    solution = predictions.solve(process, config.prediction, t)
+    of_x_0, of_eps = solution.x_0_of_output**2, solution.eps_of_output**2
+    snr = (alpha / sigma) ** 2
+    if config.weight == "min_snr":
+        return jnp.minimum(snr, config.snr_gamma) * of_x_0
+    if config.weight == "p2":
+        return (1 + snr) ** -config.p2_gamma * of_eps
+    if config.weight == "edm":
+        return (1 / process.sigma_data**2 + snr) * of_x_0
+    return 0.5 * process.snr_rate(t) * of_x_0
+
+
+def draw(process: diffusion.Process, config, key: jax.Array, shape) -> tuple[jax.Array, jax.Array]:
+    """The (t [B], eps) of a global batch of x_0 with this shape, by `config.objective`.
+
+    t is uniform; 'logit_normal', sigmoid of N(t_mean, t_std^2); or 'log_normal', where log(sigma /
+    alpha) is N(t_mean, t_std^2). low_discrepancy draws it once in every of B equal parts.
+    Source: Esser et al. 2024, section 3.1; Karras et al. 2022, table 1; Kingma et al. 2021,
+      appendix I.1.
+    """
     t_key, eps_key = jax.random.split(key)
-    return process.draw_t(t_key, shape[0]), jax.random.normal(eps_key, shape)
+    if config.low_discrepancy:
+        u = jax.random.uniform(t_key) + jnp.arange(shape[0]) / shape[0]
+        u = u % 1
+    else:
+        u = jax.random.uniform(t_key, shape[:1])
+    if config.t_distribution == "uniform":
+        t = process.from_uniform(u, config.min_t)
+    else:
+        normal = config.t_mean + config.t_std * jax.scipy.special.ndtri(jnp.maximum(u, 2**-24))
+        if config.t_distribution == "logit_normal":
+            t = jax.nn.sigmoid(normal)
+        else:
+            t = process.time_of_ratio(jnp.exp(normal))
+        t = process.nearest(t, config.min_t)
+    return t, jax.random.normal(eps_key, shape)
 
 
 def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
-    """(eps, variance or None) of a network output with C or 2C channels."""
+    """(prediction, variance or None) of a network output with C or 2C channels."""
     if prediction.shape[-1] == channels:
         return prediction, None
     if prediction.shape[-1] == 2 * channels:
         return prediction[..., :channels], prediction[..., channels:]
     raise ValueError(
         f"the network returned {prediction.shape[-1]} channels for {channels}: expected "
-        f"{channels} (eps), or {2 * channels} (eps and variance)."
+        f"{channels}, or {2 * channels} with a variance."
     )
 
 
@@ -80,7 +167,7 @@ def learned_log_variance(variance: jax.Array, log_beta, log_posterior) -> jax.Ar
     return fraction * log_beta + (1 - fraction) * log_posterior
 
 
-def _variational_bound(process, x_0, x_t, t, eps_hat, variance):
+def _variational_bound(process, x_0, x_t, t, x_0_hat, variance):
     """L_{t-1}, or L_0 at the first level, in bits, mean over elements.
 
     Source: Ho et al. 2020, eq. 8 and 13.
@@ -97,20 +184,20 @@ def _variational_bound(process, x_0, x_t, t, eps_hat, variance):
 
     log_posterior = gather(table.log_variance)
     log_variance = learned_log_variance(variance, gather(table.log_beta), log_posterior)
-    mean_hat = mean(diffusion.x_0_from_eps(process, x_t, t, eps_hat))
-    kl = _normal_kl(mean(x_0), log_posterior, mean_hat, log_variance)
-    nll = -_discretised_normal_log_likelihood(x_0, mean_hat, 0.5 * log_variance)
+    mean_hat = mean(x_0_hat)
+    kl = normal_kl(mean(x_0), log_posterior, mean_hat, log_variance)
+    nll = -discretised_normal_log_likelihood(x_0, mean_hat, 0.5 * log_variance)
     return jnp.where(process.level(t) == 1, _mean(nll), _mean(kl)) / math.log(2)
 
 
-def _normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
+def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
     """KL(N_1 || N_2) per element, in nats."""
     ratio = jnp.exp(log_variance_1 - log_variance_2)
     distance = (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2)
     return 0.5 * (log_variance_2 - log_variance_1 + ratio + distance - 1)
 
 
-def _discretised_normal_log_likelihood(x, mean, log_std):
+def discretised_normal_log_likelihood(x, mean, log_std):
     """log P(the bin of width 2/255 around x), the outermost bins reaching to infinity.
 
     The bins, the tanh approximation of the normal CDF and the clamps are the published ones,

@@ -17,15 +17,20 @@ from dit_jax import cli, generate
 FLAGS = flags.FLAGS
 
 
-def parse_labels(text: str, num: int, num_classes: int) -> np.ndarray:
+def parse_labels(text: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
     """[num] int32 labels: the comma-separated ones, repeated in blocks of equal size.
 
-    Raises: ValueError for a label that is no class; an empty text means all classes.
+    An empty text means all classes; 'random', each uniformly drawn by the seed.
+    Raises: ValueError for a label that is no class.
     """
+    if text == "random":
+        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
     try:
         labels = [int(label) for label in text.split(",")] if text else list(range(num_classes))
     except ValueError:
-        raise ValueError(f"--labels={text!r} must be numbers with commas, such as 0,3,9.") from None
+        raise ValueError(
+            f"--labels={text!r} must be numbers with commas, such as 0,3,9, or random."
+        ) from None
     wrong = [label for label in labels if not 0 <= label < num_classes]
     if wrong:
         raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
@@ -52,14 +57,10 @@ def _write(out, images, labels):
 def main(_):
     out = pathlib.Path(FLAGS.out)
     cli.check_out(out, (".png", ".npz"))
-    trained = generate.load(pathlib.Path(FLAGS.workdir), FLAGS.step, FLAGS.raw, FLAGS.vae)
-    labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes)
-    trained.config.sample.update(cli.sampling_settings())
-    sample = generate.make_sample_fn(
-        trained.config.sample, trained.model, trained.process, trained.mesh
-    )
+    trained = generate.load(**cli.loading())
+    labels = parse_labels(FLAGS.labels, FLAGS.num, trained.model.num_classes, FLAGS.seed)
     images = generate.generate(
-        sample,
+        trained.make_sample_fn(),
         trained.params,
         labels,
         FLAGS.seed,
@@ -75,7 +76,9 @@ def main(_):
 
 if __name__ == "__main__":
     cli.define_sampling()
-    flags.DEFINE_string("labels", "", "Comma-separated classes in equal shares; empty is all.")
+    flags.DEFINE_string(
+        "labels", "", "Comma-separated classes in equal shares; empty is all; or random."
+    )
     flags.DEFINE_integer("num", 16, "Images.", lower_bound=1)
     flags.DEFINE_string("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
     flags.DEFINE_integer("columns", 0, "Of the grid; 0 makes it about square.", lower_bound=0)

@@ -1,118 +1,470 @@
-"""Samplers as one lax.scan over a time grid, and guidance as a wrapper of the network.
+"""Samplers as lax.scan over a time grid.
 
-A sampler sees only `denoise(x_t, t) -> prediction`, t a scalar; never labels or text.
-`noise(i)` returns step i's N(0, I) like x_T, so that the caller owns the keys.
+A sampler sees only `denoise(x_t, i)`, which says x_0 and eps at the i-th of its times; never labels
+or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns step i's
+N(0, I) like x_T, so that the caller owns the keys.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, objectives
+from dit_jax import diffusion, grids, objectives, predictions
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+SAMPLERS = (
+    "ddpm",
+    "ddim",
+    "dpmpp1",
+    "dpmpp2m",
+    "dpmpp2m_sde",
+    "euler",
+    "heun",
+    "ab2",
+    "ab4",
+    "euler_maruyama",
+)
+# Keys of config.sample that are of some samplers, or of one grid, alone.
+OF_SAMPLERS = {
+    "variance": ("ddpm",),
+    "eta": ("ddim",),
+    "churn": ("heun",),
+    "churn_range": ("heun",),
+    "churn_noise": ("heun",),
+    "sde_diffusion": ("euler_maruyama",),
+    "last_step": ("euler_maruyama",),
+    "last_step_size": ("euler_maruyama",),
+}
+OF_GRIDS = {"rho": ("karras",), "shift": ("shifted",)}
+VARIANCES = ("large", "small")
+SDE_DIFFUSIONS = ("sigma", "sbdm")
+LAST_STEPS = ("mean", "euler", "tweedie", "none")
+
+
+class Denoised(NamedTuple):
+    """What a network says at x_t: x_0 and eps like x_t, and the variance if it predicts one."""
+
+    x_0: jax.Array
+    eps: jax.Array
+    variance: jax.Array | None
+
+
+Denoise = Callable[[jax.Array, jax.Array], Denoised]
 Noise = Callable[[jax.Array], jax.Array]
 
 
-def ddpm(
-    process: diffusion.DiscreteProcess,
-    denoise: Denoise,
-    x_T: jax.Array,  # noqa: N803
-    grid: np.ndarray,
-    noise: Noise,
-) -> jax.Array:
-    """Ancestral sampling on a respaced chain; variance learned if predicted, else beta.
+Parts = Sequence[tuple[Denoise, int]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What every sampler takes: a process, a grid, the network bound to its times, and noise."""
+
+    process: diffusion.Process
+    grid: np.ndarray  # [n + 1] f64, decreasing to 0
+    parts: Parts  # denoisers in turn, each for so many steps; n in all
+    noise: Noise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """A sampler of `config.sample` for one process.
+
+    `solve(problem, x_T)` returns x_0 like x_T, and finite [n] bool: whether x was after each step.
+    """
+
+    grid: np.ndarray  # [n + 1] f64
+    times: np.ndarray  # at which it may ask the network: the grid's, then its own
+    evaluations: np.ndarray  # [n] of the network, in each step
+    solve: Callable[[Problem, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def build(config, process: diffusion.Process, prediction: str) -> Sampler:
+    """The sampler of `config`, which is `config.sample`, for networks of this prediction.
+
+    Raises: ValueError for an unknown sampler, settings out of range, or those that the process or
+      the prediction does not allow.
+    """
+    name, steps = config.sampler, config.steps
+    _check(config, process)
+    options = dict(kind=config.grid, rho=config.rho, shift=config.shift)
+    if name == "euler_maruyama":
+        # sbdm's w is infinite where alpha is 0.
+        of = "eps" if config.sde_diffusion == "sbdm" else prediction
+        last = config.last_step_size or process.last_step_size
+        grid = grids.build(process, steps - 1, prediction=of, **options)
+        grid = np.append(last + (1 - last / grid[0]) * grid, 0.0)
+    else:
+        grid = grids.build(process, steps, prediction=prediction, **options)
+    times, evaluations = grid, np.ones(len(grid) - 1, int)
+    if name == "ddpm":
+        solve = functools.partial(ddpm, variance=config.variance)
+    elif name == "ddim":
+        solve = functools.partial(ddim, eta=config.eta)
+    elif name == "euler_maruyama":
+        solve = functools.partial(
+            euler_maruyama, form=config.sde_diffusion, last_step=config.last_step
+        )
+        evaluations[-1] = config.last_step != "none"
+    elif name == "heun":
+        noisier = None
+        if config.churn:
+            noisier = churned(process, grid, config.churn, config.churn_range)
+            times = np.append(grid, noisier)
+        evaluations = 2 - (grid[1:] == 0)
+        solve = functools.partial(heun, noisier=noisier, noise_scale=config.churn_noise)
+    elif name.startswith("dpmpp"):
+        solve = functools.partial(dpmpp, order=int(name[5]), sde=name.endswith("sde"))
+    else:
+        order = {"euler": 1, "ab2": 2, "ab4": 4}[name]
+        solve = functools.partial(adams_bashforth, order=order)
+    return Sampler(grid, times, evaluations, solve)
+
+
+def check_used(config, keys) -> None:
+    """Demands that the sampler or the grid of `config.sample` heeds these of its keys.
+
+    Raises: ValueError with the first that does nothing.
+    """
+    for key in keys:
+        for of, chosen in ((OF_SAMPLERS, "sampler"), (OF_GRIDS, "grid")):
+            if key in of and config[chosen] not in of[key]:
+                raise ValueError(
+                    f"{key}={config[key]} is of {chosen} {', '.join(of[key])}; {config[chosen]!r} "
+                    "takes none."
+                )
+
+
+def _check(config, process):
+    name, discrete = config.sampler, isinstance(process, diffusion.DiscreteProcess)
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
+    others = ", ".join(s for s in SAMPLERS if s != "euler_maruyama")
+    if discrete and name == "euler_maruyama":
+        raise ValueError(
+            f"sampler {name!r} needs a process in continuous time, vp, flow, gvp or edm; for "
+            f"diffusion.process=ddpm choose {others}."
+        )
+    if not 0 <= config.eta <= 1:
+        raise ValueError(f"eta={config.eta} must lie in [0, 1].")
+    if name != "ddim" and config.eta:
+        raise ValueError(f"eta={config.eta} is of sampler ddim; {name!r} takes none.")
+    if config.variance not in VARIANCES:
+        raise ValueError(f"unknown variance={config.variance!r}; choose large or small.")
+    if config.churn and (name != "heun" or discrete or process.alpha(np.ones(1)) == 0):
+        raise ValueError(
+            f"churn={config.churn} is of sampler 'heun' with diffusion.process=edm or vp: the "
+            f"sampler here is {name!r}, and x_t must tell x_0 at every level, continuous in t."
+        )
+    if not (config.churn >= 0 and config.churn_noise > 0 and len(config.churn_range) == 2):
+        raise ValueError(
+            f"churn={config.churn} must not be negative, churn_noise={config.churn_noise} must be "
+            f"positive, and churn_range={config.churn_range} two numbers."
+        )
+    if config.sde_diffusion not in SDE_DIFFUSIONS or config.last_step not in LAST_STEPS:
+        raise ValueError(
+            f"sde_diffusion={config.sde_diffusion!r} must be one of {', '.join(SDE_DIFFUSIONS)}, "
+            f"last_step={config.last_step!r} one of {', '.join(LAST_STEPS)}."
+        )
+    if name == "euler_maruyama" and not (config.steps > 1 and 0 <= config.last_step_size < 1):
+        raise ValueError(
+            f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_size="
+            f"{config.last_step_size} in [0, 1)."
+        )
+
+
+def make_denoise(
+    process: diffusion.Process, prediction: str, predict: objectives.Predict, times: np.ndarray
+) -> Denoise:
+    """`denoise(x_t, i)` at times[i] of a network that predicts `prediction`; see `objectives`.
+
+    Only the times at which it is called need to be ones where the network is defined.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # at t = 0, where no sampler calls it
+        solution = predictions.solve(process, prediction, times)
+        network_time, scale = process.network_time(times), process.network_scale(times)
+
+    def denoise(x_t, i):
+        at = functools.partial(_at, i=i)
+        time = jnp.broadcast_to(at(network_time), x_t.shape[:1])
+        output = predict(at(scale) * x_t, time)
+        output, variance = objectives.split_prediction(output, x_t.shape[-1])
+        here = predictions.Solution(*map(at, solution))
+        return Denoised(*here.x_0_and_eps(x_t, output), variance)
+
+    return denoise
+
+
+def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
+    """Ancestral sampling on a respaced chain; no noise in the last step.
 
     Args:
-      x_T: [B, h, w, C] N(0, I).   grid: `process.grid(steps)`.
-    Returns: x_0 like x_T.
+      x_T: [B, h, w, C] N(0, x_T_std^2).
+      variance: where the network predicts none, 'large', beta, or 'small', the posterior's; exact
+        for data N(0, I) or for one datum where the process preserves variance. Elsewhere, in few
+        steps, 'large' is too large.
+    Returns: x_0 like x_T, and finite [n] bool, whether x was after each step.
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4.
     """
-    posterior = process.posterior(grid[:-1], grid[1:])
+    grid, posterior = problem.grid, problem.process.posterior(problem.grid[:-1], problem.grid[1:])
+    fixed = {"large": posterior.log_beta, "small": posterior.log_variance}[variance]
 
-    def step(x_t, eps, variance, x_0, i, at):
+    def step(denoise, x_t, i, history):
+        at = functools.partial(_at, i=i)
+        x_0, _, learned = denoise(x_t, i)
         mean = at(posterior.x_0_coef) * x_0 + at(posterior.x_t_coef) * x_t
-        log_variance = at(posterior.log_beta)
-        if variance is not None:
+        log_variance = at(fixed)
+        if learned is not None:
             bounds = at(posterior.log_beta), at(posterior.log_variance)
-            log_variance = objectives.learned_log_variance(variance, *bounds)
-        return mean + at(_not_last(grid)) * jnp.exp(0.5 * log_variance) * noise(i)
+            log_variance = objectives.learned_log_variance(learned, *bounds)
+        noise = at(grid[1:] > 0) * jnp.exp(0.5 * log_variance) * problem.noise(i)
+        return mean + noise, history
 
-    return _scan(process, denoise, x_T, grid, step)
+    return _scan(problem.parts, x_T, step)
 
 
-def ddim(
-    process: diffusion.DiscreteProcess,
-    denoise: Denoise,
-    x_T: jax.Array,  # noqa: N803
-    grid: np.ndarray,
-    noise: Noise,
-    eta: float = 0.0,
-) -> jax.Array:
+def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
     """DDIM; eta 0 is deterministic and never calls noise, eta 1 has DDPM's variance.
 
     Args and returns: as `ddpm`.   Source: Song et al. 2021, eq. 12 and 16.
     """
-    ab = process.alpha_bar[process.level(grid)]
-    ab_t, ab_s = ab[:-1], ab[1:]
-    std = eta * np.sqrt((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s))
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    std = eta * np.sqrt(np.exp(process.posterior(t, s).log_beta)) * process.sigma(s)
+    std = std / process.sigma(t)
+    x_0_coef, eps_coef = process.alpha(s), np.sqrt(process.sigma(s) ** 2 - std**2)
 
-    def step(x_t, eps, variance, x_0, i, at):
-        x_s = at(np.sqrt(ab_s)) * x_0 + at(np.sqrt(1 - ab_s - std**2)) * eps
-        return x_s + at(std) * noise(i) if eta else x_s
+    def step(denoise, x_t, i, history):
+        at = functools.partial(_at, i=i)
+        x_0, eps, _ = denoise(x_t, i)
+        x_s = at(x_0_coef) * x_0 + at(eps_coef) * eps
+        return x_s + at(std) * problem.noise(i) if eta else x_s, history
 
-    return _scan(process, denoise, x_T, grid, step)
-
-
-def _scan(process, denoise, x_T, grid, step):  # noqa: N803
-    """Runs step(x_t, eps, variance, x_0, i, at) along the grid; at(a) is a[i] as f32."""
-
-    def body(x_t, i):
-        def at(a):
-            return jnp.asarray(a, jnp.float32)[i]
-
-        t = at(grid)
-        eps, variance = objectives.split_prediction(denoise(x_t, t), x_t.shape[-1])
-        x_0 = diffusion.x_0_from_eps(process, x_t, t, eps)
-        return step(x_t, eps, variance, x_0, i, at), None
-
-    x_0, _ = jax.lax.scan(body, x_T, jnp.arange(len(grid) - 1))
-    return x_0
+    return _scan(problem.parts, x_T, step)
 
 
-def _not_last(grid):
-    """1 at every step but the last, which ends on data and adds no noise."""
-    return (grid[1:] > 0).astype(np.float32)
+def invert_ddim(problem: Problem, x_0: jax.Array):
+    """The x_T from which `ddim` with eta 0 leads to x_0, to first order in the steps.
 
-
-def classifier_free_guidance(
-    predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    y: jax.Array,
-    null_class: int,
-    cfg_scale: float,
-    cfg_channels: int | None = None,
-) -> objectives.Predict:
-    """Wraps predict(x_t, network_time, y) into a guided predict(x_t, network_time).
-
-    eps = eps_null + cfg_scale (eps_y - eps_null) on the first cfg_channels channels, by default
-    on all C of x_t; other channels and the variance stay conditional. The published DiT samples
-    guide 3 of the 4 latent channels. cfg_scale 1 runs no unconditional pass.
-
-    Args: y [B] int32.   Source: Ho & Salimans 2022, eq. 6, with cfg_scale = 1 + w.
+    The eps of a step is that of its noisier end, at the x of its other end: the network is not
+    asked at t = 0.
+    Returns: x_T like x_0, and finite [n], noisiest first as in the grid.
+    Source: Song et al. 2021, section 4.3.
     """
-    if cfg_scale == 1:
-        return lambda x_t, network_time: predict(x_t, network_time, y)
-    # Each example beside its twin, so that on a mesh both stay on the example's device.
-    labels = jnp.stack([y, jnp.full_like(y, null_class)], axis=1).reshape(-1)
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    ratio = process.alpha(t) / process.alpha(s)
+    eps_coef = process.sigma(t) - ratio * process.sigma(s)
 
-    def guided(x_t, network_time):
-        both = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(network_time, 2, axis=0), labels)
-        conditional, unconditional = both[0::2], both[1::2]
-        c = x_t.shape[-1] if cfg_channels is None else cfg_channels
-        eps_y, eps_null = conditional[..., :c], unconditional[..., :c]
-        eps = eps_null + cfg_scale * (eps_y - eps_null)
-        return jnp.concatenate([eps, conditional[..., c:]], axis=-1)
+    def step(denoise, x_s, i, history):
+        i = len(t) - 1 - i
+        eps = denoise(x_s, i).eps
+        return _at(ratio, i) * x_s + _at(eps_coef, i) * eps, history
 
-    return guided
+    x_T, finite = _scan(problem.parts[::-1], x_0, step)
+    return x_T, finite[::-1]
+
+
+def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
+    """DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), and their stochastic forms.
+
+    The first step and one to t = 0 are of order 1.
+    Args and returns: as `ddpm`.
+    Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and section 5 (SDE).
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    alpha_t, alpha_s, sigma_t, sigma_s = (
+        f(a) for f in (process.alpha, process.sigma) for a in (t, s)
+    )
+    shrink = sigma_s * alpha_t / (alpha_s * sigma_t)  # exp(-h), h = the step in log(alpha / sigma)
+    x_t_coef = sigma_s / sigma_t * (shrink if sde else 1)
+    x_0_coef = alpha_s * (1 - shrink ** (2 if sde else 1))
+    std = sigma_s * np.sqrt(1 - shrink**2) * sde
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = -np.log(shrink)
+        slope = np.append(0.0, 0.5 * h[1:] / h[:-1])  # 1 / (2 r)
+    slope[~np.isfinite(slope)] = 0
+    if order == 1:
+        slope[:] = 0
+
+    def step(denoise, x_t, i, previous):
+        at = functools.partial(_at, i=i)
+        x_0 = denoise(x_t, i).x_0
+        x_s = at(x_t_coef) * x_t + at(x_0_coef) * (x_0 + at(slope) * (x_0 - previous))
+        return x_s + at(std) * problem.noise(i) if sde else x_s, x_0
+
+    return _scan(problem.parts, x_T, step, jnp.zeros_like(x_T))
+
+
+def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
+    """The probability flow by Adams-Bashforth of order 1 (Euler) to 4, for any grid.
+
+    The first steps take as many values as there are. With order 3 and 4 the second corrects the
+    first, an Euler step, by the trapezoidal rule, without which the whole is of order 2.
+    Args and returns: as `ddpm`.   Source: Hairer et al. 1993, section III.1.
+    """
+    ode = problem.process.ode(problem.grid)
+    weights = _adams_bashforth_weights(ode.clock, order)
+
+    def step(denoise, x_t, i, history):
+        rate = _rate(ode, denoise(x_t, i), i)
+        history = jnp.concatenate([rate[None], history[:-1]])  # newest first
+        change = jnp.tensordot(_at(weights, i), history, axes=1)
+        return _at(ode.scale, i + 1) * (x_t / _at(ode.scale, i) + change), history
+
+    return _scan(problem.parts, x_T, step, jnp.zeros((order, *x_T.shape)))
+
+
+def _adams_bashforth_weights(clock, order):
+    """[n, order] f64 weights of the newest and the older rates in the change of each step."""
+    nodes, quadrature = np.polynomial.legendre.leggauss(order)  # exact for these polynomials
+    weights = np.zeros((len(clock) - 1, order))
+    for i in range(len(clock) - 1):
+        known = clock[max(i - order + 1, 0) : i + 1][::-1]
+        half = (clock[i + 1] - clock[i]) / 2
+        points = clock[i] + half * (1 + nodes)
+        for j, node in enumerate(known):
+            others = np.delete(known, j)
+            basis = np.prod((points[:, None] - others) / (node - others), axis=1)
+            weights[i, j] = half * quadrature @ basis
+    if order > 2 and len(weights) > 2:  # a last step is too short for it
+        weights[1, :2] += (clock[1] - clock[0]) / 2 * np.array([1, -1])
+    return weights
+
+
+def churned(process: diffusion.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
+    """[n] f64 the noisier times to which `heun` goes back before each step.
+
+    There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in
+    `span`, (low, high), and never beyond the grid's first.
+    Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
+    """
+    ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
+    gamma = min(churn / len(ratio), 2**0.5 - 1) * ((span[0] <= ratio) & (ratio <= span[1]))
+    noisier = process.time_of_ratio(np.minimum(ratio * (1 + gamma), ratio[0]))
+    return np.where(gamma > 0, noisier, grid[:-1])
+
+
+def heun(
+    problem: Problem,
+    x_T: jax.Array,
+    noisier: np.ndarray | None = None,
+    noise_scale: float = 1.0,
+):
+    """The probability flow by Heun's method: two evaluations a step, order 2; the last is Euler's.
+
+    Args:
+      noisier: of `churned`, where noise of deviation noise_scale brings x before each step. The
+        denoiser knows these times as n + 1, n + 2, ...
+    Args and returns else: as `ddpm`.   Source: Karras et al. 2022, algorithms 1 and 2.
+    """
+    process, grid = problem.process, problem.grid
+    from_t = grid[:-1] if noisier is None else noisier
+    ode_from, ode = process.ode(from_t), process.ode(grid)
+    step_of_clock = ode.clock[1:] - ode_from.clock
+
+    def move(x_t, rate, i):
+        change = _at(step_of_clock, i) * rate
+        return _at(ode.scale, i + 1) * (x_t / _at(ode_from.scale, i) + change)
+
+    def start(denoise, x_t, i):
+        if noisier is None:
+            return x_t, _rate(ode, denoise(x_t, i), i)
+        x_t = _at(factor, i) * x_t + noise_scale * _at(std, i) * problem.noise(i)
+        return x_t, _rate(ode_from, denoise(x_t, len(grid) + i), i)
+
+    def step(denoise, x_t, i, history):
+        x_t, rate = start(denoise, x_t, i)
+        next_rate = _rate(ode, denoise(move(x_t, rate, i), i + 1), i + 1)
+        return move(x_t, (rate + next_rate) / 2, i), history
+
+    def last(denoise, x_t, i, history):
+        x_t, rate = start(denoise, x_t, i)
+        return move(x_t, rate, i), history
+
+    if noisier is not None:
+        factor = process.alpha(noisier) / process.alpha(grid[:-1])
+        variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
+        std = np.sqrt(np.maximum(variance, 0))
+    return _scan_but_last(problem.parts, x_T, step, last)
+
+
+def euler_maruyama(
+    problem: Problem,
+    x_T: jax.Array,
+    form: str = "sigma",
+    last_step: str = "mean",
+):
+    """The reverse SDE with the probability flow's marginals, by the Euler-Maruyama method.
+
+    x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
+    Args:
+      form: of w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
+      last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
+        'tweedie', the network's x_0; 'none', x_t stays.
+    Args and returns else: as `ddpm`.
+    Source: Ma et al. 2024, "SiT", section 2; w and last steps under the names, and 'sigma' with the
+      factor, of its published code.
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
+    w = 2 * sigma
+    if form == "sbdm":
+        w = w * (d_sigma - d_alpha / alpha * sigma)
+    std = np.sqrt(w * (t - s))
+
+    def moved(denoised, x_t, i, w):
+        at = functools.partial(_at, i=i)
+        u = at(d_alpha) * denoised.x_0 + at(d_sigma) * denoised.eps
+        return x_t - at(t - s) * (u + at(w / (2 * sigma)) * denoised.eps)
+
+    def step(denoise, x_t, i, history):
+        return moved(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
+
+    def last(denoise, x_t, i, history):
+        if last_step == "none":
+            return x_t, history
+        denoised = denoise(x_t, i)
+        if last_step == "tweedie":
+            return denoised.x_0, history
+        return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
+
+    return _scan_but_last(problem.parts, x_T, step, last)
+
+
+def _rate(ode, denoised, i):
+    return _at(ode.x_0_coef, i) * denoised.x_0 + _at(ode.eps_coef, i) * denoised.eps
+
+
+def _scan(parts, x, step, history=(), first=0):
+    """Runs step(denoise, x, i, history) -> (x, history) for every step of the parts in turn.
+
+    Returns: x, and finite [n] bool.
+    """
+    carry, finite = (x, history), [jnp.zeros(0, bool)]
+    for denoise, count in parts:
+
+        def body(carry, i, denoise=denoise):
+            x, history = step(denoise, carry[0], i, carry[1])
+            return (x, history), jnp.isfinite(x).all()
+
+        carry, ok = jax.lax.scan(body, carry, first + jnp.arange(count))
+        finite.append(ok)
+        first += count
+    return carry[0], jnp.concatenate(finite)
+
+
+def _scan_but_last(parts, x, step, last):
+    *parts, (denoise, count) = parts
+    before = sum(count for _, count in parts) + count - 1
+    parts = parts if count == 1 else [*parts, (denoise, count - 1)]
+    x, finite = _scan(parts, x, step)
+    x, finite_last = _scan([(denoise, 1)], x, last, first=before)
+    return x, jnp.concatenate([finite, finite_last])
+
+
+def _at(table, i):
+    """table[i] as f32, or f64 where JAX computes in it."""
+    return jnp.asarray(table)[i]

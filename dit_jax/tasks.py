@@ -43,7 +43,7 @@ class Denoising:
     config: ConfigDict
     model: nn.Module
     mesh: Mesh
-    process: diffusion.DiscreteProcess
+    process: diffusion.Process
 
     @classmethod
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
@@ -72,7 +72,9 @@ class Denoising:
                 )
         if source != "pixels" and 0 in config.latents.scale:
             raise ValueError(f"latents.scale={config.latents.scale} must not be 0.")
-        return cls(config, model, mesh, diffusion.build(config.diffusion))
+        process = diffusion.build(config.diffusion)
+        objectives.check(process, config.objective, model_config.learn_sigma)
+        return cls(config, model, mesh, process)
 
     def load_resident(self, source: data.Source | None, vae: latents.Vae | None = None) -> dict:
         """What every step reads and none changes, on the devices; {} for pixels and moments.
@@ -96,7 +98,7 @@ class Denoising:
             prob, null_class = self.model.class_dropout_prob, self.model.num_classes
             label = drop_labels(drop_key, label, prob, null_class)
         x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident, self.mesh)
-        t, eps = objectives.draw(self.process, noise_key, x_0.shape)
+        t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
         return x_0, label, t, eps
 
     def losses(self, params, resident: dict, x_0, label, t, eps) -> dict[str, jax.Array]:
@@ -106,14 +108,18 @@ class Denoising:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
                 return self.model.apply({"params": params}, x_t, network_time, label)
 
-        return objectives.ddpm_loss(self.process, predict, x_0, t=t, eps=eps)
+        objective = self.config.objective
+        return objectives.denoising_loss(self.process, objective, predict, x_0, t, eps)
 
     def compile_picture(
         self, resident: dict, source: data.Source, vae: latents.Vae | None = None
     ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
         config, num = self.config, self.config.sample_num_images
-        sample = generate.make_sample_fn(config.sample, self.model, self.process, self.mesh)
+        prediction = config.objective.prediction
+        sample = generate.make_sample_fn(
+            self.model, config.sample, self.process, prediction, self.mesh
+        )
         to_image = latents.image_from_x_0
         if config.latents.source != "pixels":
             vae = vae or generate.load_vae(config, self.mesh)

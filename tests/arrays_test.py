@@ -77,13 +77,13 @@ def _save(path):
         safetensors.numpy.save_file({"weight": weight}, path)
     else:
         torch = pytest.importorskip("torch", reason="torch is optional")
-        is_new = path.suffix == ".pt"  # torchvision's and LPIPS's .pth are not
+        is_new = path.suffix != ".pth"  # torchvision's and LPIPS's are not
         tensors = {"weight": torch.from_numpy(weight)}
         torch.save(tensors, path, _use_new_zipfile_serialization=is_new)
 
 
 @pytest.mark.parametrize("damage", ["empty", "beginning", "half", "web page"])
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth", ".bin"])
 def test_damaged_file_is_named_with_the_way_out(suffix, damage, tmp_path):
     path = tmp_path / f"weights{suffix}"
     _save(path)
@@ -106,6 +106,6 @@ def test_damaged_file_is_named_with_the_way_out(suffix, damage, tmp_path):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint file"):
         arrays.read(tmp_path / "none.npz")
-    (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "weights.h5").write_bytes(b"")
     with pytest.raises(ValueError, match=r"expected \.npz, \.safetensors or \.pt"):
-        arrays.read(tmp_path / "weights.bin")
+        arrays.read(tmp_path / "weights.h5")

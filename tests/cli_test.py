@@ -71,6 +71,7 @@ def test_other_bug_in_a_config_file_keeps_its_traceback(run_command, tmp_path):
     assert error.strip().endswith("KeyError: 'size'")
 
 
+@pytest.mark.slow
 def test_every_command_has_help():
     for command in COMMANDS:
         result = subprocess.run(

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import smoke
+from configs import default, smoke
 from dit_jax import checkpoint, convert, diffusion, encode, models, train
 from dit_jax.datasets import digits
 
@@ -94,7 +94,19 @@ def golden_predict(golden_model_config, golden_params):
 @pytest.fixture(scope="session")
 def process():
     """The paper's: 1000 linear steps."""
-    return diffusion.build(ConfigDict(dict(num_steps=1000, beta_start=1e-4, beta_end=0.02)))
+    return diffusion.build(default.get_config().diffusion)
+
+
+@pytest.fixture(scope="session")
+def build_process():
+    """build_process("flow", sigma_max=40.0): a process with changed keys of config.diffusion."""
+
+    def build(process, **changes):
+        config = default.get_config().diffusion
+        config.update(process=process, **changes)
+        return diffusion.build(config)
+
+    return build
 
 
 @pytest.fixture(scope="session")

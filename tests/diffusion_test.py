@@ -1,12 +1,14 @@
-"""The process against recorded values and against the probability calculus."""
+"""The processes against recorded values and against the probability calculus."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from dit_jax import diffusion
+from dit_jax import diffusion, grids
+
+CONTINUOUS = ("vp", "flow", "gvp", "edm")
+ALL = ("ddpm", *CONTINUOUS)
 
 
 def test_q_sample_equals_the_published_process(golden, process):
@@ -22,42 +24,184 @@ def test_every_index_survives_the_way_through_t(process):
     assert process.level(np.zeros(1))[0] == 0
 
 
-def test_variance_is_preserved_and_t_0_is_data(process):
+@pytest.mark.parametrize("name", ["ddpm", "vp", "gvp"])
+def test_variance_is_preserved(build_process, name):
     t = jnp.linspace(0, 1, 1001)
+    process = build_process(name)
     np.testing.assert_allclose(process.alpha(t) ** 2 + process.sigma(t) ** 2, 1, atol=1e-6)
-    assert process.alpha(t)[0] == 1
-    assert process.sigma(t)[0] == 0
-    assert process.alpha(t)[-1] < 0.01
 
 
-def test_x_0_from_eps_inverts_q_sample(golden, process):
-    t = jnp.array([0.001, 0.4, 0.8])
-    x_t = diffusion.q_sample(process, golden["x_0"], t, golden["eps"])
-    x_0 = diffusion.x_0_from_eps(process, x_t, t, golden["eps"])
-    np.testing.assert_allclose(x_0, golden["x_0"], atol=1e-5)
+@pytest.mark.parametrize("name", ALL)
+def test_t_0_is_data_and_t_1_noise_of_the_deviation_samplers_begin_with(build_process, name):
+    process = build_process(name)
+    ends = np.array([0.0, 1.0])
+    alpha, sigma = process.alpha(ends), process.sigma(ends)
+    assert (alpha[0], sigma[0]) == (1, 0)
+    assert sigma[1] == pytest.approx(process.x_T_std, rel=1e-4)
+    assert alpha[1] / sigma[1] < 0.02
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_numpy_gives_f64_and_jax_f32_of_the_same_values(build_process, name):
+    process = build_process(name)
+    t = np.array([0.001, 0.25, 0.5, 0.999])
+    functions = [process.alpha, process.sigma, process.log_snr, process.network_time]
+    functions += [process.network_scale, process.snr_rate, process.velocity]
+    for function in functions:
+        ours, theirs = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
+        assert (ours.dtype, theirs.dtype) == (np.float64, jnp.float32)
+        np.testing.assert_allclose(theirs, ours, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_velocity_is_the_derivative(build_process, name):
+    process = build_process(name)
+    t, h = np.linspace(0.01, 0.98, 50), 1e-6
+    for function, velocity in zip((process.alpha, process.sigma), process.velocity(t), strict=True):
+        numeric = (function(t + h) - function(t - h)) / (2 * h)
+        np.testing.assert_allclose(velocity, numeric, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_snr_rate_is_the_loss_of_signal_to_noise(build_process, name):
+    process = build_process(name)
+    t, h = np.linspace(0.01, 0.98, 50), 1e-6
+    snr = [np.exp(process.log_snr(t + d)) for d in (-h, h)]
+    np.testing.assert_allclose(process.snr_rate(t), (snr[0] - snr[1]) / (2 * h), rtol=1e-5)
+
+
+def test_snr_rate_of_levels_adds_up_to_the_whole(process):
+    """Over the levels 2..T, T times the mean loss is the loss from level 1 to T."""
+    t = process.time_of_index(np.arange(1, 1000))
+    ends = np.exp(process.log_snr(np.array([0.001, 1.0])))
+    np.testing.assert_allclose(process.snr_rate(t).sum() / 1000, ends[0] - ends[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_log_snr_decreases_and_time_of_ratio_inverts_it(build_process, name):
+    process = build_process(name)
+    t = np.linspace(0.001, 0.999, 999) if name != "edm" else np.geomspace(1e-5, 1, 999)
+    log_snr = process.log_snr(t)
+    assert np.all(np.diff(log_snr) < 0)
+    np.testing.assert_allclose(process.time_of_ratio(np.exp(-log_snr / 2)), t, rtol=1e-6)
+
+
+def test_schedules(build_process):
+    """Against the formulas written out once more, at a few levels."""
+
+    def alpha_bar(**changes):
+        return build_process("ddpm", **changes).alpha_bar
+
+    k = np.array([0, 10, 500, 900])
+    f = np.cos((k / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(alpha_bar(schedule="cosine")[k], f / f[0], rtol=1e-9)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    scaled = alpha_bar(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    np.testing.assert_allclose(scaled[1:], np.cumprod(1 - betas))
+    ends = alpha_bar(zero_terminal_snr=True)[[0, 1, -1]]
+    np.testing.assert_allclose(ends, [1, 1 - 1e-4, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_network_is_fed_unit_variance_at_t_of_noise(build_process, name):
+    process = build_process(name)
+    t = np.ones(1)
+    x_std = np.hypot(process.alpha(t) * process.sigma_data, process.sigma(t))
+    np.testing.assert_allclose(process.network_scale(t) * x_std, 1, rtol=1e-6)
 
 
 def test_grid_retains_the_published_indices(golden, process):
     for steps, name in ((250, "timesteps_250"), (10, "ddpm_timesteps")):
-        grid = process.grid(steps)
+        grid = grids.build(process, steps)
         assert grid[-1] == 0  # ends on data
         visited = process.network_time(grid[:-1])
         np.testing.assert_array_equal(visited, golden[name][::-1])  # T-1 .. 0, never T or -1
 
 
-def test_draw_t_covers_every_level_but_data(process):
-    level = process.level(process.draw_t(jax.random.key(0), 20_000))
-    assert (level.min(), level.max()) == (1, process.num_steps)
-    assert abs(float(level.mean()) - 500.5) < 10
+def test_grid_by_sections_and_by_strides(process):
+    def indices(steps, kind):
+        return process.network_time(grids.build(process, steps, kind)[:-1])[::-1].tolist()
+
+    assert indices(6, "3,2,1") == [0, 166, 333, 334, 666, 667]
+    assert indices(5, "ddim") == [0, 200, 400, 600, 800]
+    assert indices(250, "ddim")[-1] == 996
+    with pytest.raises(ValueError, match=r"grid=3,2,1 has 6 steps, not steps=5"):
+        grids.build(process, 5, "3,2,1")
+    with pytest.raises(ValueError, match=r"cannot retain 400 of the 333 levels of a section"):
+        grids.build(process, 402, "1,400,1")
+    with pytest.raises(ValueError, match=r"no stride retains 300 of 1000 levels; \[334, 250\]"):
+        grids.build(process, 300, "ddim")
 
 
-def test_posterior_composes_to_the_marginal(process):
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", ["uniform", "quadratic", "karras", "shifted"])
+def test_grids_decrease_to_data(build_process, name, kind):
+    process = build_process(name)
+    grid = grids.build(process, 12, kind, "u")
+    assert grid.shape == (13,)
+    assert 0.9 < grid[0] <= 1
+    assert grid[-1] == 0
+    assert np.all(np.diff(grid) < 0)
+    if name == "ddpm":
+        np.testing.assert_array_equal(process.level(grid) / 1000, grid)
+
+
+def test_karras_grid_is_the_published_one(build_process):
+    process = build_process("edm")
+    i = np.arange(18)
+    sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(
+        process.sigma(grids.build(process, 18, "karras"))[:-1], sigma, rtol=1e-12
+    )
+
+
+def test_shifted_grid_moves_log_snr(build_process):
+    """A shift by s is one of log SNR by -2 log s."""
+    process = build_process("flow")
+    plain = process.log_snr(grids.build(process, 9, "uniform", "u")[1:-1])
+    shifted = process.log_snr(grids.build(process, 9, "shifted", "u", shift=3.0)[1:-1])
+    np.testing.assert_allclose(shifted, plain - 2 * np.log(3), rtol=1e-12)
+
+
+def test_samplers_of_eps_begin_where_x_t_tells_x_0(build_process):
+    process = build_process("flow")
+    assert grids.build(process, 10, prediction="u")[0] == 1
+    assert grids.build(process, 10, prediction="eps")[0] == 0.999
+    assert grids.build(build_process("vp"), 10, prediction="eps")[0] == 1
+
+
+def test_a_chain_without_signal_at_its_end_has_a_grid_in_ratios(build_process):
+    process = build_process("ddpm", zero_terminal_snr=True)
+    assert grids.build(process, 10, "karras", "v")[0] == 0.999
+    assert grids.build(process, 20, "uniform", "v")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "option", [dict(rho=0.0), dict(shift=-1.0), dict(rho=float("nan"))], ids=str
+)
+def test_grid_options_out_of_range_are_refused(process, option):
+    with pytest.raises(ValueError, match=r"rho=.* and shift=.* of a grid must be positive"):
+        grids.build(process, 10, "karras", **option)
+
+
+def test_grid_that_does_not_decrease_names_the_step(process):
+    with pytest.raises(ValueError, match=r"t = 0\.202 is followed by 0.202 at step 496 of 900"):
+        grids.build(process, 900, "quadratic")
+    with pytest.raises(ValueError, match=r"t = 0\.5 is followed by 0\.7 at step 2 of 3"):
+        grids.check(np.array([1.0, 0.5, 0.7, 0.0]))
+    with pytest.raises(ValueError, match="ends on data"):
+        grids.check(np.array([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_posterior_composes_to_the_marginal(build_process, name):
     """Integrating q(x_s | x_t, x_0) over q(x_t | x_0) must give q(x_s | x_0)."""
+    process = build_process(name)
     t, s = np.array([0.9, 0.5, 0.1]), np.array([0.7, 0.2, 0.05])
     p = process.posterior(t, s)
-    ab_t, ab_s = process.alpha_bar[process.level(t)], process.alpha_bar[process.level(s)]
-    np.testing.assert_allclose(p.x_0_coef + p.x_t_coef * np.sqrt(ab_t), np.sqrt(ab_s))
-    np.testing.assert_allclose(p.x_t_coef**2 * (1 - ab_t) + np.exp(p.log_variance), 1 - ab_s)
+    np.testing.assert_allclose(p.x_0_coef + p.x_t_coef * process.alpha(t), process.alpha(s))
+    variance = p.x_t_coef**2 * process.sigma(t) ** 2 + np.exp(p.log_variance)
+    np.testing.assert_allclose(variance, process.sigma(s) ** 2)
 
 
 def test_posterior_clips_the_last_variance_to_its_neighbour(process):
@@ -67,10 +211,36 @@ def test_posterior_clips_the_last_variance_to_its_neighbour(process):
     assert p.log_variance[-1] == p.log_variance[-2] != p.log_variance[-3]
 
 
+@pytest.mark.parametrize("name", [*ALL, "ddpm without signal"])
+def test_ode_is_the_velocity_of_x_t(build_process, name):
+    """d(x / scale) / d clock is what x_t = alpha x_0 + sigma eps does, for any x_0 and eps."""
+    changes = dict(zero_terminal_snr=True) if name == "ddpm without signal" else {}
+    name = name.split()[0]
+    process = build_process(name, **changes)
+    x_0, eps = 0.3, -1.2
+    t = np.linspace(0.2, 0.9, 2001) if name != "ddpm" else np.arange(200, 901) / 1000
+    ode = process.ode(t)
+    x = process.alpha(t) * x_0 + process.sigma(t) * eps
+    numeric = np.gradient(x / ode.scale, ode.clock, edge_order=2)
+    np.testing.assert_allclose(ode.x_0_coef * x_0 + ode.eps_coef * eps, numeric, rtol=1e-4)
+
+
+def test_training_times_are_those_of_the_process(build_process):
+    u = jnp.array([0.0, 1e-9, 0.4321, 1 - 2**-24])
+    chain, flow = build_process("ddpm"), build_process("flow")
+    np.testing.assert_allclose(chain.from_uniform(u, 0.1), [0.001, 0.001, 0.433, 1])
+    np.testing.assert_allclose(chain.nearest(u, 0.1), [0.001, 0.001, 0.432, 1])
+    np.testing.assert_allclose(flow.nearest(u, 0.1), [0.1, 0.1, 0.4321, 1], rtol=2e-6)
+    assert flow.nearest(u, 0.1)[-1] < 1  # where weights of eps are infinite
+    level = chain.level(chain.from_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
+    assert (level.min(), level.max()) == (1, 1000)
+    assert abs(float(level.mean()) - 500.5) < 10
+
+
 @pytest.mark.parametrize("steps", [1, 1001])
 def test_grid_refuses_steps_beyond_the_process(process, steps):
     with pytest.raises(ValueError, match=f"{steps} sampling steps.*2 to 1000"):
-        process.grid(steps)
+        grids.build(process, steps)
 
 
 def test_q_sample_refuses_one_time_for_all(golden, process):
@@ -78,7 +248,24 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
         diffusion.q_sample(process, golden["x_0"], jnp.float32(0.5), golden["eps"])
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.0, 0.02), (0.02, 1e-4), (1e-4, 1.0)])
-def test_betas_out_of_order_are_refused(start, end):
-    with pytest.raises(ValueError, match=f"beta_start={start}, beta_end={end}"):
-        diffusion.build(ConfigDict(dict(num_steps=10, beta_start=start, beta_end=end)))
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("ddpm", dict(beta_start=0.0), "beta_start=0.0, beta_end=0.02"),
+        ("ddpm", dict(beta_start=0.03), "beta_start=0.03, beta_end=0.02"),
+        ("vp", dict(beta_end=1.0), "beta_start=0.0001, beta_end=1.0"),
+        ("ddpm", dict(num_steps=1), "num_steps=1.*at least 2 steps"),
+        ("ddpm", dict(schedule="sigmoid"), "unknown diffusion.schedule='sigmoid'; choose one of"),
+        ("ot", {}, "unknown diffusion.process='ot'; choose one of ddpm, vp, flow, gvp, edm"),
+        ("edm", dict(sigma_min=90.0), "sigma_min=90.0, sigma_max=80.0: EDM needs"),
+        ("flow", dict(sigma_data=0.0), "diffusion.sigma_data=0.0 must be positive"),
+        (
+            "vp",
+            dict(schedule="cosine"),
+            "schedule='cosine' .*are of diffusion.process=ddpm, not 'vp'",
+        ),
+    ],
+)
+def test_processes_out_of_range_are_refused(build_process, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_process(name, **changes)

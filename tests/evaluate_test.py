@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dit_jax import evaluate
+from dit_jax import evaluate, generate
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,13 @@ def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real):
     assert shifted["fd_pixels"] == pytest.approx(16 * (10 / 127.5) ** 2, rel=1e-6)
 
 
+def _evaluate(workdir, settings=None, **options):
+    return evaluate.evaluate(generate.load(workdir, settings=settings), workdir, **options)
+
+
 def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
     monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
-    row = evaluate.evaluate(workdir, {"steps": 4}, num=40)
+    row = _evaluate(workdir, {"steps": 4}, num=40)
     assert row["step"] == 40
     assert row["images_seen"] == 40 * 16
     assert row["sample"]["steps"] == 4
@@ -47,17 +51,17 @@ def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
     assert row["picture"].startswith("evaluations/40-")
     assert (workdir / row["picture"]).is_file()
     monkeypatch.setattr(evaluate.data, "open_images", None)  # not needed again
-    assert evaluate.evaluate(workdir, {"steps": 4}, num=40) == row
+    assert _evaluate(workdir, {"steps": 4}, num=40) == row
     monkeypatch.undo()
     monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
     path = workdir / "evaluations.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
-    other = evaluate.evaluate(workdir, {"steps": 4}, num=40, seed=1)
+    other = _evaluate(workdir, {"steps": 4}, num=40, seed=1)
     assert other["fd_pixels"] != row["fd_pixels"]
     assert other["picture"] != row["picture"]
     assert len(path.read_text().splitlines()) == 2
     path.write_text(path.read_text()[:-20])  # the disk was full
-    assert evaluate.evaluate(workdir, {"steps": 4}, num=40, seed=1) == other
+    assert _evaluate(workdir, {"steps": 4}, num=40, seed=1) == other
     assert json.loads(path.read_text().splitlines()[-1]) == other
 
 
@@ -65,12 +69,12 @@ def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
 def test_row_is_measured_again_when_it_may_have_changed(workdir, monkeypatch, change):
     before = "abc-dirty" if change == "changed code" else "abc"
     monkeypatch.setattr(evaluate, "_git_revision", lambda: before)
-    row = evaluate.evaluate(workdir, {"steps": 2}, num=10)
+    row = _evaluate(workdir, {"steps": 2}, num=10)
     if change == "other code":
         monkeypatch.setattr(evaluate, "_git_revision", lambda: "def")
     if change == "picture lost":
         (workdir / row["picture"]).unlink()
-    again = evaluate.evaluate(workdir, {"steps": 2}, num=10)
+    again = _evaluate(workdir, {"steps": 2}, num=10)
     assert len((workdir / "evaluations.jsonl").read_text().splitlines()) == 2
     assert again == row | {"git_revision": again["git_revision"]}
     assert (workdir / row["picture"]).is_file()
@@ -83,7 +87,7 @@ def test_large_images_are_refused_and_few_samples_told(workdir, real, caplog):
     config["model"].update(input_size=64)
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match="at most 4096 values; these have 12288"):
-        evaluate.evaluate(workdir)
+        _evaluate(workdir)
     evaluate.fd_pixels(real[0][:16], real[0])
     assert "16 samples and 90 real images in each half are too few" in caplog.text
 

@@ -1,10 +1,13 @@
 """Samples belong to (parameters, seed, image number, label), not to batches or devices."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import default
 from dit_jax import generate, models, sharding
 
 
@@ -14,8 +17,9 @@ def model(golden_model_config):
 
 
 def _settings(**changes):
-    settings = dict(sampler="ddpm", steps=5, eta=0.0, cfg_scale=1.5, cfg_channels=3)
-    return ConfigDict(settings | changes)
+    config = default.get_config().sample
+    config.update(dict(steps=5, cfg_channels=3) | changes)
+    return config
 
 
 def _mesh(num_devices):
@@ -28,7 +32,7 @@ LABELS = np.array([0, 3, 6, 1, 2, 5, 4, 0, 1, 6])
 
 def _x_0(model, process, params, num_devices=1, batch_size=None, seed=0, labels=LABELS, **changes):
     mesh = _mesh(num_devices)
-    sample = generate.make_sample_fn(_settings(**changes), model, process, mesh)
+    sample = generate.make_sample_fn(model, _settings(**changes), process, "eps", mesh)
     return generate.generate(
         sample, params, labels, seed, mesh, to_image=lambda x_0: x_0, batch_size=batch_size
     )
@@ -79,28 +83,146 @@ def test_ddim_is_deterministic_and_differs_from_ddpm(model, process, golden_para
     assert np.abs(ddim - noisy).max() > 1e-3
 
 
+def test_x_t_begins_with_the_process_s_deviation(model, build_process, golden_params):
+    """One DDIM step of the process edm from sigma_max: x_0 = c_skip x_T + c_out F, F bounded."""
+
+    def std(sigma_max):
+        process = build_process("edm", sigma_max=sigma_max, sigma_data=100.0)
+        settings = dict(sampler="ddim", steps=1, cfg_scale=1.0)
+        sample = generate.make_sample_fn(model, _settings(**settings), process, "edm", _mesh(1))
+        images = generate.generate(
+            sample, golden_params, LABELS, 0, _mesh(1), to_image=lambda x_0: x_0
+        )
+        return images.std()
+
+    c_skip = 1e4 / (10.0**2 + 1e4)
+    assert std(10.0) == pytest.approx(10 * c_skip, rel=0.3)
+
+
+def _counted(monkeypatch, model):
+    """The batch sizes with which the model is traced."""
+    batches, apply = [], type(model).__call__
+
+    def counted(self, x_t, *arguments):
+        batches.append(x_t.shape[0])
+        return apply(self, x_t, *arguments)
+
+    monkeypatch.setattr(type(model), "__call__", counted)
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (dict(cfg_scale=1.0), {10}),
+        (dict(cfg_scale=2.0), {20}),
+        (dict(cfg_scale=2.0, cfg_interval=(0.3, 0.7)), {10, 20}),
+        (dict(cfg_scale=1.0, cfg_interval=(0.3, 0.7)), {10}),
+    ],
+    ids=str,
+)
+def test_unguided_steps_run_no_unconditional_pass(
+    model, process, golden_params, monkeypatch, changes, expected
+):
+    batches = _counted(monkeypatch, model)
+    _x_0(model, process, golden_params, **changes)
+    assert set(batches) == expected
+
+
+def test_interval_guides_its_steps_alone(model, process, golden_params):
+    """All of 0..1 is plain guidance; a late interval leaves the first steps unguided."""
+
+    def x_0(**changes):
+        return _x_0(model, process, golden_params, cfg_scale=3.0, sampler="ddim", **changes)
+
+    np.testing.assert_array_equal(x_0(), x_0(cfg_interval=(0.0, 1.0)))
+    late, none = (
+        x_0(cfg_interval=(0.0, 0.5)),
+        _x_0(model, process, golden_params, cfg_scale=1.0, sampler="ddim"),
+    )
+    assert np.abs(late - x_0()).max() > 1e-3
+    assert np.abs(late - none).max() > 1e-3
+
+
+def test_forward_passes_are_counted(process):
+    def passes(**changes):
+        return generate.forward_passes(_settings(**changes), process, "eps")
+
+    assert passes(cfg_scale=1.0, steps=10) == 10
+    assert passes(cfg_scale=2.0, steps=10) == 20
+    assert passes(cfg_scale=2.0, steps=10, cfg_interval=(0.0, 0.5)) == 15
+    assert passes(cfg_scale=1.0, steps=10, sampler="heun") == 19
+
+
+def test_a_model_guided_by_itself_is_not_guided(model, process, golden_params):
+    """And by another it is."""
+    mesh, settings = _mesh(1), _settings(cfg_scale=2.0, cfg_channels=0, sampler="ddim")
+    sample = generate.make_sample_fn(model, settings, process, "eps", mesh, guide=model)
+
+    def x_0(guide_params):
+        bound = functools.partial(sample, guide_params=guide_params)
+        return generate.generate(bound, golden_params, LABELS, 0, mesh, to_image=lambda x_0: x_0)
+
+    plain = _x_0(model, process, golden_params, cfg_scale=1.0, sampler="ddim")
+    np.testing.assert_allclose(x_0(golden_params), plain, atol=1e-5 * np.abs(plain).max())
+    other = jax.tree.map(lambda p: 0.9 * p, golden_params)
+    assert np.abs(x_0(other) - plain).max() > 1e-3
+
+
+def test_nan_names_the_step_and_the_images(model, process, golden_params):
+    broken = jax.tree.map(lambda p: p * np.float32(np.nan), golden_params)
+    turns = iter([golden_params, broken])
+    healthy = generate.make_sample_fn(model, _settings(), process, "eps", _mesh(1))
+
+    def sample(params, *arguments, **batch):
+        return healthy(next(turns), *arguments, **batch)
+
+    with pytest.raises(FloatingPointError, match="at step 1 of 5, among the images 4 to 7"):
+        generate.generate(sample, {}, LABELS[:8], 0, _mesh(1), lambda x_0: x_0, batch_size=4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(sampler="heun"), "unknown sampler 'heun'; choose one of ddpm, ddim"),
-        (dict(steps=1001), "cannot take 1001 sampling steps"),
-        (dict(eta=0.5), "eta=0.5 is DDIM's"),
-        (dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
+        (dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim"),
         (dict(cfg_scale=0.5), "cfg_scale=0.5 must be at least 1"),
         (dict(cfg_channels=5), r"cfg_channels=5 must lie in 0 \(all\) .. 4"),
+        (dict(cfg_rescale=1.5), r"cfg_rescale=1.5 must lie in \[0, 1\]"),
+        (dict(cfg_interval=(0.2, 1.2)), "cfg_interval=0.2,1.2 must be two times"),
     ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(model, process, change, message):
     with pytest.raises(ValueError, match=message):
-        generate.make_sample_fn(_settings(**change), model, process, _mesh(1))
+        generate.make_sample_fn(model, _settings(**change), process, "eps", _mesh(1))
 
 
 def test_guidance_without_a_null_class_is_refused(model, process):
     model = model.clone(class_dropout_prob=0.0)
+    arguments = process, "eps", _mesh(1)
     with pytest.raises(ValueError, match="trained with class_dropout_prob=0"):
-        generate.make_sample_fn(_settings(), model, process, _mesh(1))
-    generate.make_sample_fn(_settings(cfg_scale=1.0), model, process, _mesh(1))
+        generate.make_sample_fn(model, _settings(), *arguments)
+    generate.make_sample_fn(model, _settings(cfg_scale=1.0), *arguments)
+    generate.make_sample_fn(model, _settings(), *arguments, guide=model)
+    with pytest.raises(ValueError, match="a guide without --cfg_scale above 1"):
+        generate.make_sample_fn(model, _settings(cfg_scale=1.0), *arguments, guide=model)
+
+
+def test_checkpoints_guide_each_other(workdir):
+    """The model of the last step, guided by itself of an earlier one."""
+    trained = generate.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
+    assert (trained.step, trained.guide.step) == (40, 20)
+    images = generate.generate(
+        trained.make_sample_fn(), trained.params, LABELS, 0, trained.mesh, trained.to_image
+    )
+    assert images.shape == (10, 8, 8, 1)
+
+
+def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
+    config = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(config.replace('"num_steps": 1000', '"num_steps": 500'))
+    with pytest.raises(ValueError, match=r"a model of the same inputs.*\n  diffusion: guide"):
+        generate.load(trained_workdir, guide_workdir=workdir)
 
 
 def test_models_of_pixels_take_no_vae(workdir):

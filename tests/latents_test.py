@@ -66,6 +66,7 @@ def _losses(config, workdir):
     return [line.get("loss", line.get("eval_loss")) for line in lines]
 
 
+@pytest.mark.slow
 def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_path):
     """Ten steps at a rate that makes the losses depend on x_0, as at first they do not."""
     latent_config.update(total_steps=10, eval_every_steps=10)

@@ -64,6 +64,7 @@ def test_gradient_is_finite_where_no_feature_fires(params):
     assert np.isfinite(grad).all()
 
 
+@pytest.mark.slow
 def test_vae_s_loss_takes_it_in_with_its_weight(params, tmp_path):
     checkpoint.save_params(tmp_path / "lpips", ConfigDict({"model": CONFIG}), params)
     config = default.get_config("vae")

@@ -1,65 +1,66 @@
-"""The hybrid loss against recorded values, and what its gradient may reach."""
+"""The losses against recorded values and theory, and what their gradients may reach."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from dit_jax import objectives
+from configs import default
+from dit_jax import diffusion, objectives, predictions
+
+ALL = ("ddpm", "vp", "flow", "gvp", "edm")
+
+
+def _objective(**changes):
+    config = default.get_config().objective
+    config.update(changes)
+    return config
 
 
 def test_losses_equal_the_published_ones(golden, process, golden_predict):
     """The golden's indices include 0, where the bound is the discretised likelihood."""
-    losses = objectives.ddpm_loss(
+    losses = objectives.denoising_loss(
         process,
+        _objective(),
         lambda x_t, t: golden_predict(x_t, t, golden["y"]),
         golden["x_0"],
-        t=process.time_of_index(jnp.asarray(golden["t"])),
-        eps=golden["eps"],
+        process.time_of_index(jnp.asarray(golden["t"])),
+        golden["eps"],
     )
     assert 0 in golden["t"]
     for name, published in (("mse", "loss_mse"), ("vb", "loss_vb"), ("loss", "loss_loss")):
         np.testing.assert_allclose(losses[name], golden[published], rtol=2e-5)
 
 
-def test_key_draws_what_is_not_given(golden, process):
-    def predict(x_t, t):
-        return 0.1 * x_t + 0.001 * t[:, None, None, None]
-
-    key, x_0 = jax.random.key(0), jnp.asarray(golden["x_0"])
-    t, eps = objectives.draw(process, key, x_0.shape)
-    by_key = objectives.ddpm_loss(process, predict, x_0, key)["loss"]
-    given = objectives.ddpm_loss(process, predict, x_0, t=t, eps=eps)["loss"]
-    half = objectives.ddpm_loss(process, predict, x_0, key, t=t)["loss"]
-    np.testing.assert_array_equal(by_key, given)
-    np.testing.assert_array_equal(by_key, half)
-    other = objectives.ddpm_loss(process, predict, x_0, jax.random.key(1))["loss"]
-    assert np.all(np.asarray(other != by_key))
+def _loss(golden, process, predict, t, **changes):
+    x_0, eps = jnp.asarray(golden["x_0"]), jnp.asarray(golden["eps"])
+    return objectives.denoising_loss(process, _objective(**changes), predict, x_0, t, eps)
 
 
 def test_without_learned_variance_the_loss_is_the_mse(golden, process):
-    losses = objectives.ddpm_loss(process, lambda x_t, t: x_t, golden["x_0"], jax.random.key(0))
+    losses = _loss(golden, process, lambda x_t, t: x_t, jnp.array([0.001, 0.5, 1.0]))
     assert losses.keys() == {"loss", "mse"}
     np.testing.assert_array_equal(losses["loss"], losses["mse"])
 
 
-def test_bound_teaches_only_the_variance(golden, process):
-    x_0 = jnp.asarray(golden["x_0"])
-    t, eps = process.time_of_index(jnp.array([0, 10, 900])), jnp.asarray(golden["eps"])
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+def test_bound_teaches_only_the_variance(golden, process, prediction):
+    t = process.time_of_index(jnp.array([0, 10, 900]))
 
     def grads(name):
         def total(output):
-            losses = objectives.ddpm_loss(process, lambda *_: output, x_0, t=t, eps=eps)
+            losses = _loss(golden, process, lambda *_: output, t, prediction=prediction)
             return jnp.sum(losses[name])
 
-        return jnp.split(jax.grad(total)(0.3 * jnp.ones((*x_0.shape[:-1], 8))), 2, axis=-1)
+        return jnp.split(jax.grad(total)(0.3 * jnp.ones((3, 8, 8, 8))), 2, axis=-1)
 
-    eps_grad, variance_grad = grads("vb")
-    assert not np.any(np.asarray(eps_grad))
-    assert np.all(np.any(np.asarray(variance_grad), axis=(1, 2, 3)))
-    eps_grad, variance_grad = grads("mse")
-    assert not np.any(np.asarray(variance_grad))
-    assert np.any(np.asarray(eps_grad))
+    of_prediction, of_variance = grads("vb")
+    assert not np.any(np.asarray(of_prediction))
+    assert np.all(np.any(np.asarray(of_variance), axis=(1, 2, 3)))
+    of_prediction, of_variance = grads("mse")
+    assert not np.any(np.asarray(of_variance))
+    assert np.any(np.asarray(of_prediction))
 
 
 def test_learned_variance_moves_between_its_bounds():
@@ -68,21 +69,193 @@ def test_learned_variance_moves_between_its_bounds():
     np.testing.assert_allclose(values, [-2.0, -5.0, -3.5])
 
 
-def test_bound_vanishes_where_the_prediction_is_exact(golden, process):
-    """eps exact and the variance the posterior's: the two normals are the same."""
-    x_0, eps = jnp.asarray(golden["x_0"]), jnp.asarray(golden["eps"])
-    exact = jnp.concatenate([eps, -jnp.ones_like(eps)], axis=-1)
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+def test_bound_vanishes_where_the_prediction_is_exact(golden, process, prediction):
+    """x_0 exact and the variance the posterior's: the two normals are the same."""
     t = process.time_of_index(jnp.array([5, 300, 900]))
-    vb = objectives.ddpm_loss(process, lambda *_: exact, x_0, t=t, eps=eps)["vb"]
-    np.testing.assert_allclose(vb, 0, atol=1e-5)
+    a, b = predictions.coefficients(process, prediction, t)
+    exact = a[:, None, None, None] * golden["x_0"] + b[:, None, None, None] * golden["eps"]
+    output = jnp.concatenate([exact, -jnp.ones_like(exact)], axis=-1)
+    losses = _loss(golden, process, lambda *_: output, t, prediction=prediction)
+    np.testing.assert_allclose(losses["vb"], 0, atol=1e-5)
+    np.testing.assert_allclose(losses["mse"], 0, atol=1e-10)
 
 
 def test_other_channel_counts_are_refused(golden, process):
-    def predict(x_t, t):
-        return x_t[..., :3]
-
     with pytest.raises(ValueError, match="returned 3 channels for 4"):
-        objectives.ddpm_loss(process, predict, golden["x_0"], jax.random.key(0))
+        _loss(golden, process, lambda x_t, t: x_t[..., :3], jnp.full(3, 0.5))
+
+
+@pytest.mark.parametrize("weight", objectives.WEIGHTS)
+@pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
+def test_a_weighted_error_is_the_same_whatever_is_predicted(build_process, name, weight):
+    """Weights but uniform are of the error of x_0 or eps, so the prediction cancels."""
+    process = build_process(name, sigma_data=0.5, sigma_max=10.0)
+    t = jnp.array([0.01, 0.2, 0.5, 0.9])
+    error = 0.37  # of x_0 at every t, so of eps -alpha / sigma error
+    weighted = {}
+    for prediction in predictions.PREDICTIONS:
+        a, b = predictions.coefficients(process, prediction, t)
+        squared = (error * (a - b * process.alpha(t) / process.sigma(t))) ** 2
+        config = _objective(prediction=prediction, weight=weight, p2_gamma=0.5)
+        weighted[prediction] = objectives.weight(process, config, t) * squared
+    if weight == "uniform":
+        np.testing.assert_allclose(weighted["x_0"], error**2, rtol=1e-5)
+        assert not np.allclose(weighted["eps"], weighted["x_0"], rtol=0.1)
+        return
+    snr = (process.alpha(t) / process.sigma(t)) ** 2
+    expected = {
+        "min_snr": jnp.minimum(snr, 5.0),
+        "p2": snr / (1 + snr) ** 0.5,
+        "edm": snr + 4,
+        "likelihood": 0.5 * process.snr_rate(t),
+    }[weight]
+    for value in weighted.values():
+        np.testing.assert_allclose(value, error**2 * expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "weight"),
+    [(prediction, "uniform") for prediction in predictions.PREDICTIONS]
+    + [("x_0", weight) for weight in objectives.WEIGHTS[1:]],
+)
+@pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
+def test_every_objective_has_the_same_minimiser(build_process, name, prediction, weight):
+    """An x_0 that is affine in x_t at each of three t becomes the posterior's mean.
+
+    The loss is quadratic in these numbers, so differences of its gradient solve it.
+    """
+    process = build_process(name, sigma_data=0.5, sigma_max=5.0)
+    config = _objective(prediction=prediction, weight=weight)
+    keys, size = jax.random.split(jax.random.key(0)), 6_000
+    x_0 = 0.7 + 0.5 * jax.random.normal(keys[0], (3 * size, 1, 1, 1))
+    eps = jax.random.normal(keys[1], x_0.shape)
+    t = jnp.repeat(jnp.array([0.2, 0.4, 0.7]), size)
+    alpha, sigma, scale, a, b = (
+        diffusion.expand(c, x_0)
+        for c in (
+            process.alpha(t),
+            process.sigma(t),
+            process.network_scale(t),
+            *predictions.coefficients(process, prediction, t),
+        )
+    )
+
+    @jax.grad
+    def gradient(affine):
+        def predict(x, network_time):
+            offset, slope = (diffusion.expand(jnp.repeat(c, size), x) for c in affine)
+            x_0_hat = offset + slope * x / scale
+            return a * x_0_hat + b * (x / scale - alpha * x_0_hat) / sigma
+
+        losses = objectives.denoising_loss(process, config, predict, x_0, t, eps)
+        return losses["loss"].mean()
+
+    zero = jnp.zeros((2, 3))
+    columns = [gradient(zero.at[i, j].set(1)) - gradient(zero) for i in (0, 1) for j in range(3)]
+    hessian = np.array(columns, np.float64).reshape(6, 6)
+    offset, slope = -np.linalg.solve(hessian, np.ravel(gradient(zero))).reshape(2, 3)
+    alpha, sigma = (np.ravel(c)[::size] for c in (alpha, sigma))
+    gain = alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
+    np.testing.assert_allclose(slope, gain, atol=0.03)
+    np.testing.assert_allclose(offset, 0.7 * (1 - gain * alpha), atol=0.03)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
+def test_gradients_near_both_ends_are_finite_in_bf16(build_process, name, prediction):
+    """Of a bf16 network, for every weight, at the smallest and largest t that are drawn."""
+    process = build_process(name)
+    ends = jnp.array([0.0, 1e-4, 1 - 1e-4, 1 - 2**-24])
+    t = process.nearest(ends, _objective().min_t)
+    x_0, eps = (jax.random.normal(jax.random.key(i), (4, 2, 2, 1)) for i in (0, 1))
+
+    def loss(w, config):
+        def predict(x, network_time):
+            x = x.astype(jnp.bfloat16) * w
+            return (x + 0.01 * jnp.tanh(network_time)[:, None, None, None]).astype(jnp.float32)
+
+        return objectives.denoising_loss(process, config, predict, x_0, t, eps)["loss"].sum()
+
+    for weight in objectives.WEIGHTS:
+        config = _objective(prediction=prediction, weight=weight)
+        value, grad = jax.value_and_grad(loss)(jnp.bfloat16(0.9), config)
+        assert np.isfinite(value), weight
+        assert np.isfinite(grad), weight
+
+
+@pytest.mark.parametrize("low_discrepancy", [False, True])
+@pytest.mark.parametrize("name", ["vp", "flow", "edm"])
+def test_t_has_its_distribution(build_process, name, low_discrepancy):
+    process = build_process(name)
+
+    def draw(**changes):
+        config = _objective(low_discrepancy=low_discrepancy, **changes)
+        t, eps = objectives.draw(process, config, jax.random.key(0), (4_000, 1, 1, 1))
+        assert eps.shape == (4_000, 1, 1, 1)
+        return np.asarray(t)
+
+    limit = 0.001 if low_discrepancy else 0.03
+    assert scipy.stats.kstest(draw(), "uniform").statistic < limit
+    logits = scipy.special.logit(draw(t_distribution="logit_normal", t_mean=-0.5, t_std=0.7))
+    assert scipy.stats.kstest(logits, scipy.stats.norm(-0.5, 0.7).cdf).statistic < limit
+    t = draw(t_distribution="log_normal", t_mean=-1.2, t_std=1.2)
+    log_ratio = -0.5 * process.log_snr(t)
+    assert scipy.stats.kstest(log_ratio, scipy.stats.norm(-1.2, 1.2).cdf).statistic < limit
+
+
+def test_likelihood_weight_is_the_bound(build_process):
+    """E_t of the weighted error of the exact denoiser is known: the entropy of normal data.
+
+    For x_0 ~ N(0, s^2) the mean error at snr is s^2 / (1 + s^2 snr); half its integral over snr is
+    half of log(1 + s^2 snr).
+    """
+    process, std = build_process("vp"), 0.5
+    t = jnp.linspace(0.01, 1, 20_001)
+    snr = (process.alpha(t) / process.sigma(t)) ** 2
+    weight = objectives.weight(process, _objective(prediction="x_0", weight="likelihood"), t)
+    integral = jnp.trapezoid(weight * std**2 / (1 + std**2 * snr), t)
+    expected = 0.5 * (jnp.log1p(std**2 * snr[0]) - jnp.log1p(std**2 * snr[-1]))
+    assert float(integral) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_noise_and_times_are_the_key_s(process):
+    first, again = (
+        objectives.draw(process, _objective(), jax.random.key(0), (8, 2, 2, 1)) for _ in range(2)
+    )
+    other = objectives.draw(process, _objective(), jax.random.key(1), (8, 2, 2, 1))
+    for a, b, c in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.any(np.asarray(a != c))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "learn_sigma", "message"),
+    [
+        ("ddpm", dict(prediction="noise"), True, "unknown objective.prediction='noise'"),
+        ("ddpm", dict(weight="snr"), True, "unknown objective.weight='snr'; choose one of uniform"),
+        ("flow", dict(t_distribution="cosine"), False, "unknown objective.t_distribution='cosine'"),
+        ("flow", dict(min_t=1.0), False, r"objective.min_t=1.0 must lie in \[0, 1\)"),
+        ("flow", dict(t_std=0.0), False, "objective.t_std=0.0 be positive"),
+        ("ddpm", dict(snr_gamma=-1.0), True, "objective.snr_gamma=-1.0 must be positive"),
+        ("ddpm", dict(p2_gamma=float("nan")), True, "objective.p2_gamma=nan not negative"),
+        ("flow", {}, True, "diffusion.process=ddpm only: set --config.model.learn_sigma=False"),
+    ],
+)
+def test_objectives_that_do_not_exist_are_refused(
+    build_process, name, changes, learn_sigma, message
+):
+    with pytest.raises(ValueError, match=message):
+        objectives.check(build_process(name), _objective(**changes), learn_sigma)
+
+
+def test_zero_terminal_snr_refuses_eps(build_process):
+    process = build_process("ddpm", zero_terminal_snr=True)
+    with pytest.raises(ValueError, match="says nothing of x_0"):
+        objectives.check(process, _objective(), learn_sigma=True)
+    objectives.check(process, _objective(prediction="v"), learn_sigma=True)
+    with pytest.raises(ValueError, match="weight=min_snr with prediction=v is 0 at the last level"):
+        objectives.check(process, _objective(prediction="v", weight="min_snr"), learn_sigma=True)
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])

@@ -13,6 +13,13 @@ def test_labels_are_given_in_equal_blocks():
     assert sample.parse_labels("7", 2, 10).tolist() == [7, 7]
 
 
+def test_random_labels_are_the_seed_s_and_uniform():
+    labels = sample.parse_labels("random", 10_000, 10, seed=3)
+    assert np.abs(np.bincount(labels, minlength=10) - 1_000).max() < 150
+    np.testing.assert_array_equal(labels, sample.parse_labels("random", 10_000, 10, seed=3))
+    assert np.any(labels != sample.parse_labels("random", 10_000, 10, seed=4))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("0,10", r"\[10\] outside 0\.\.9"), ("-1", r"\[-1\] outside"), ("cat", "numbers with commas")],

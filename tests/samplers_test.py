@@ -1,132 +1,382 @@
-"""Sampled results against recorded ones, and against exact denoisers."""
+"""Samplers against recorded samples, and against data whose denoiser is known exactly."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from mixture import NORMAL, TWO, Channels, Mixture
 
-from dit_jax import diffusion, samplers
+from configs import default
+from dit_jax import diffusion, grids, guidance, samplers
 
 
-@pytest.fixture(scope="module")
-def guided_denoise(golden, process, golden_predict):
-    """The recorded samples' network: cfg 1.5 on three channels."""
-    guided = samplers.classifier_free_guidance(golden_predict, jnp.asarray(golden["y"]), 7, 1.5, 3)
-    return lambda x_t, t: guided(x_t, process.network_time(jnp.full(x_t.shape[0], t)))
+def _settings(**changes):
+    config = default.get_config().sample
+    config.update(changes)
+    return config
+
+
+def _solve(process, data, x_T, prediction="u", seed=1, **settings):
+    """x_0 of the sampler that the settings ask for, with the data's exact denoiser."""
+    sampler = samplers.build(_settings(**settings), process, prediction)
+    denoise = data.denoise(process, sampler.times)
+
+    steps = len(sampler.grid) - 1
+
+    @jax.jit
+    def run(x_T, noise):
+        parts = [(denoise, steps)]
+        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise[i])
+        return sampler.solve(problem, x_T)
+
+    shape = (steps, *x_T.shape) if len(x_T) > 100 else (steps, 1, 1, 1, 1)  # else no one adds any
+    x_0, finite = run(x_T, np.random.default_rng(seed).standard_normal(shape, x_T.dtype))
+    assert finite.shape == (settings["steps"],)
+    assert np.all(finite)
+    return x_0
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_samples_equal_the_published_ones(golden, process, guided_denoise, name):
+def test_samples_equal_the_published_ones(golden, process, golden_predict, name):
+    """cfg 1.5 on three channels, ten steps, learned variance."""
+    sampler = samplers.build(_settings(sampler=name, steps=10), process, "eps")
+    guided = guidance.classifier_free_guidance(golden_predict, jnp.asarray(golden["y"]), 7, 1.5, 3)
+    denoise = samplers.make_denoise(process, "eps", guided, sampler.times)
     noise = jnp.asarray(golden["sample_noise"])
-    sampler = getattr(samplers, name)
-    x_0 = sampler(
-        process, guided_denoise, jnp.asarray(golden["x_0"]), process.grid(10), lambda i: noise[i]
-    )
+    problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: noise[i])
+    x_0, finite = sampler.solve(problem, jnp.asarray(golden["x_0"]))
     expected = golden[f"{name}_cfg1.5_sample"]
     np.testing.assert_allclose(x_0, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+    assert finite.tolist() == [True] * 10
 
 
-def test_guidance_equals_the_published_one(golden, golden_predict):
-    guided = samplers.classifier_free_guidance(golden_predict, jnp.asarray(golden["y"]), 7, 4.0, 3)
-    out = guided(jnp.asarray(golden["x_0"]), jnp.asarray(golden["t"], jnp.float32))
-    np.testing.assert_allclose(out, golden["cfg_out_scale4"], rtol=2e-5, atol=2e-5)
+def _error(process, data, steps, **settings):
+    """By how much the flow misses the quantile of x_0 that x_T's leads to, f64.
+
+    In one variable the probability flow keeps the order of points, so it keeps their quantiles.
+    """
+    with jax.enable_x64(True):
+        x_T = np.linspace(-1.5, 1.5, 7).reshape(-1, 1, 1, 1) * process.x_T_std
+        grid = samplers.build(_settings(steps=steps, **settings), process, "u").grid
+        x_0 = _solve(process, data, jnp.asarray(x_T), steps=steps, **settings)
+        assert x_0.dtype == jnp.float64
+        first = process.alpha(grid[:1]), process.sigma(grid[:1])
+        return np.abs(data.cdf(x_0) - data.cdf(x_T, *first)).max()
 
 
-def test_guidance_acts_on_the_channels_asked_for():
-    def predict(x_t, t, y):
-        return jnp.broadcast_to(y[:, None, None, None].astype(jnp.float32), (*x_t.shape[:-1], 8))
-
-    x_t, t, y = jnp.zeros((2, 1, 1, 4)), jnp.zeros(2), jnp.array([1, 2])
-    all_channels = samplers.classifier_free_guidance(predict, y, 7, 3.0)(x_t, t)
-    np.testing.assert_array_equal(all_channels[:, 0, 0, :4], [4 * [-11.0], 4 * [-8.0]])
-    np.testing.assert_array_equal(all_channels[:, 0, 0, 4:], [4 * [1.0], 4 * [2.0]])
-    three = samplers.classifier_free_guidance(predict, y, 7, 3.0, 3)(x_t, t)
-    np.testing.assert_array_equal(three[0, 0, 0], 3 * [-11.0] + 5 * [1.0])
+ORDERS = {"ddim": 1, "dpmpp1": 1, "euler": 1, "heun": 2, "ab2": 2, "dpmpp2m": 2, "ab4": 4}
 
 
-def test_scale_1_runs_no_unconditional_pass():
-    batches = []
-
-    def predict(x_t, t, y):
-        batches.append((x_t.shape[0], y.tolist()))
-        return x_t
-
-    samplers.classifier_free_guidance(predict, jnp.array([1, 2]), 7, 1.0)(
-        jnp.zeros((2, 1, 1, 4)), jnp.zeros(2)
-    )
-    assert batches == [(2, [1, 2])]
-
-
-def _gaussian_denoiser(process, mean, std):
-    """The exact eps for data N(mean, std^2)."""
-
-    def denoise(x_t, t):
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        return sigma * (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2)
-
-    return denoise
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("process", ["flow", "gvp", "edm"])
+def test_order_of_convergence_is_the_nominal_one(build_process, process, name):
+    """Twice the steps divide the error by 2^order."""
+    process = build_process(process, sigma_min=1e-4, sigma_max=20.0)
+    # DPM-Solver's variable is log(alpha / sigma), infinite at both ends of a flow.
+    grid = "karras" if process.x_T_std > 1 or name == "dpmpp2m" else "uniform"
+    error = functools.partial(_error, process, NORMAL, sampler=name, grid=grid)
+    order = np.log2(error(64) / error(128))
+    assert ORDERS[name] - (1 if name == "ab4" else 0.25) < order
+    assert name == "ab4" or order < ORDERS[name] + 0.25
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_point_mass_is_exact_in_any_number_of_steps(process, name):
-    x_T = jax.random.normal(jax.random.key(0), (8, 1, 1, 1))  # noqa: N806
-    denoise = _gaussian_denoiser(process, 0.7, 0.0)
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("process", ["ddpm", "ddpm without signal", "vp", "flow", "gvp", "edm"])
+def test_probability_flow_reaches_two_modes(build_process, process, name):
+    process, *without_signal = process.split(" ", 1)
+    process = build_process(process, zero_terminal_snr=bool(without_signal))
+    settings = dict(grid="karras") if process.x_T_std > 1 else {}
+    limit = 0.02 if ORDERS[name] == 1 else 0.004
+    assert _error(process, TWO, 200, sampler=name, **settings) < limit
+
+
+STOCHASTIC = {
+    "ddpm": dict(sampler="ddpm"),
+    "ddim": dict(sampler="ddim", eta=0.7),
+    "dpmpp2m_sde": dict(sampler="dpmpp2m_sde"),
+    "heun": dict(sampler="heun", churn=40.0),
+    "sigma": dict(sampler="euler_maruyama"),
+    "sbdm": dict(sampler="euler_maruyama", sde_diffusion="sbdm", last_step_size=0.001),
+    "tweedie": dict(sampler="euler_maruyama", last_step="tweedie", last_step_size=0.001),
+    "last euler": dict(sampler="euler_maruyama", last_step="euler", last_step_size=0.001),
+}
+NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler")
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [
+        pytest.param(process, name, marks=[pytest.mark.slow] * (process in ("vp", "gvp")))
+        for process in ("ddpm", "vp", "flow", "gvp", "edm")
+        for name in STOCHASTIC
+        if not (process == "ddpm" and name in NOT_OF_DISCRETE)
+        and not (process in ("flow", "gvp") and name == "heun")
+    ],
+)
+def test_stochastic_samplers_reach_the_distribution(build_process, process, name):
+    process = build_process(process)
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (5_000, 1, 1, 2))
+    settings = dict(grid="karras") if process.x_T_std > 1 else {}
+    x_0 = _solve(process, Channels((NORMAL, TWO)), x_T, steps=250, **settings, **STOCHASTIC[name])
+    for data, x in ((NORMAL, np.asarray(x_0[..., 0])), (TWO, np.asarray(x_0[..., 1]))):
+        mean = np.dot(data.weights, data.means)
+        second = np.dot(data.weights, np.square(data.means) + np.square(data.stds))
+        assert x.mean() == pytest.approx(mean, abs=0.03)
+        assert x.std() == pytest.approx(np.sqrt(second - mean**2), rel=0.05)
+        assert scipy.stats.kstest(x.ravel(), data.cdf).statistic < 0.03
+
+
+def test_euler_maruyama_without_last_step_stays_noisy(build_process):
+    process = build_process("flow")
+    x_T = jax.random.normal(jax.random.key(0), (10_000, 1, 1, 1))
+    settings = dict(sampler="euler_maruyama", last_step="none", last_step_size=0.2)
+    x = np.ravel(_solve(process, NORMAL, x_T, steps=100, **settings))
+    assert x.mean() == pytest.approx(0.8 * 0.7, abs=0.015)
+    assert x.std() == pytest.approx(np.hypot(0.8 * 0.5, 0.2), rel=0.05)
+
+
+@pytest.mark.parametrize(("form", "factor"), [("sigma", 1.0), ("sbdm", 1 / 0.25)])
+def test_euler_maruyama_s_step_is_the_published_one(build_process, form, factor):
+    """From t = 0.75 to 0.5 on the flow with x_0 0.3 and eps -1.2: u = -1.5, w = 2 sigma factor.
+
+    The process's own w is 2 sigma (1 + sigma / alpha) = 2 sigma / alpha.
+    """
+    process = build_process("flow")
+    zero = jnp.zeros((1, 1, 1, 1))
+
+    def denoise(x_t, i):
+        return samplers.Denoised(zero + 0.3, zero - 1.2, None)
+
+    grid = np.array([0.75, 0.5, 0.0])
+    problem = samplers.Problem(process, grid, [(denoise, 2)], lambda i: zero + 0.7)
+    x_T = zero + 0.25 * 0.3 - 0.75 * 1.2
+    x, _ = samplers.euler_maruyama(problem, x_T, form, last_step="none")
+    w = 2 * 0.75 * factor
+    score = 1.2 / 0.75
+    expected = -0.825 + 0.25 * (1.5 + w / 2 * score) + np.sqrt(w * 0.25) * 0.7
+    assert float(np.squeeze(x)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
+    """Data are 0 and known, so that x keeps its noise: sigma falls in proportion in every step."""
+    process, zero = build_process("edm"), jnp.zeros((1, 1, 1, 1))
+    grid = np.array([0.5, 0.25, 0.0])
+    noisier = samplers.churned(process, grid, 0.5, (0.0, 30.0))  # the second step alone: 20 to 25
+    np.testing.assert_allclose(process.sigma(noisier), [40, 25])
+    times = np.append(grid, noisier)
+
+    def denoise(x_t, i):
+        return samplers.Denoised(zero, x_t / jnp.asarray(process.sigma(times))[i], None)
+
+    seen = []
+
+    def recorded(x_t, i):
+        seen.append(float(np.squeeze(x_t)))
+        return denoise(x_t, i)
+
+    problem = samplers.Problem(process, grid, [(recorded, 2)], lambda i: zero + 1)
+    with jax.disable_jit():
+        samplers.heun(problem, zero + 40.0, noisier, noise_scale=1.1)
+    assert seen == pytest.approx([40, 20, 20 + 1.1 * 15], rel=1e-5)  # 15 = sqrt(25^2 - 20^2)
+
+
+@pytest.mark.parametrize("process", ["ddpm", "vp", "flow", "gvp", "edm"])
+def test_ddim_is_dpm_solver_of_order_1(build_process, process):
+    process = build_process(process)
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
+    ddim, dpmpp = (_solve(process, TWO, x_T, steps=7, sampler=s) for s in ("ddim", "dpmpp1"))
+    np.testing.assert_allclose(ddim, dpmpp, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp2m", "dpmpp2m_sde", "heun", "ab4"])
+@pytest.mark.parametrize("process", ["ddpm", "ddpm without signal", "flow"])
+def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name):
+    """All of these move along x_0, and here it is known from the first step on.
+
+    Those of the probability flow move on tangents of an arc where a chain ends without signal.
+    """
+    process, *without_signal = process.split(" ", 1)
+    process = build_process(process, zero_terminal_snr=bool(without_signal))
+    x_T = jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
     for steps in (2, 7):
-        x_0 = getattr(samplers, name)(
-            process, denoise, x_T, process.grid(steps), lambda i: jnp.ones_like(x_T)
-        )
-        np.testing.assert_allclose(x_0, 0.7, atol=2e-4)
+        x_0 = _solve(process, Mixture((1.0,), (0.7,), (0.0,)), x_T, steps=steps, sampler=name)
+        on_arc = without_signal and name in ("heun", "ab4")
+        np.testing.assert_allclose(x_0, 0.7, atol=0.01 if on_arc else 2e-4)
 
 
-@pytest.mark.parametrize(("name", "eta"), [("ddpm", None), ("ddim", 0.0), ("ddim", 0.5)])
-def test_gaussian_data_keeps_its_mean_and_variance(process, name, eta):
-    x_T = jax.random.normal(jax.random.key(0), (20_000, 1, 1, 1))  # noqa: N806
-    options = {} if eta is None else {"eta": eta}
-    x_0 = getattr(samplers, name)(
-        process,
-        _gaussian_denoiser(process, 0.7, 0.5),
-        x_T,
-        process.grid(500),
-        lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x_T.shape),
-        **options,
-    )
-    assert float(x_0.mean()) == pytest.approx(0.7, abs=0.02)
-    assert float(x_0.std()) == pytest.approx(0.5, rel=0.03)
+@pytest.mark.parametrize(
+    ("sampler", "prediction"), [("ddim", "v"), ("heun", "x_0"), ("ab2", "score"), ("dpmpp2m", "u")]
+)
+@pytest.mark.parametrize("process", ["ddpm", "flow", "edm"])
+def test_what_the_network_predicts_makes_no_difference(build_process, process, sampler, prediction):
+    process = build_process(process)
+    settings = _settings(sampler=sampler, steps=8, grid="karras")
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
+    built = samplers.build(settings, process, "eps")
+
+    def run(prediction):
+        def predict(x, network_time):
+            """The exact output of such a network, fed the scaled x and its time."""
+            t = times[np.argmin(np.abs(network_times - network_time[0]))]
+            alpha, sigma = process.alpha(t), process.sigma(t)
+            x_t = x / process.network_scale(t)
+            variance = alpha**2 * 0.25 + sigma**2
+            x_0 = (alpha * 0.25 * x_t + sigma**2 * 0.7) / variance
+            a, b = samplers.predictions.coefficients(process, prediction, t)
+            return a * x_0 + b * sigma * (x_t - alpha * 0.7) / variance
+
+        times = built.grid[:-1]
+        network_times = process.network_time(times)
+        denoise = samplers.make_denoise(process, prediction, predict, built.times)
+        problem = samplers.Problem(process, built.grid, [(denoise, 8)], noise=None)
+        with jax.disable_jit():
+            return built.solve(problem, x_T)[0]
+
+    np.testing.assert_allclose(run(prediction), run("eps"), rtol=2e-4, atol=2e-4)
 
 
 def test_learned_variance_is_used(process):
-    """variance +1 takes beta, which is what no learned variance takes; -1 takes less."""
-    x_T = jnp.zeros((1, 1, 1, 1))  # noqa: N806
+    """variance +1 takes beta, as 'large' does without one; -1 the posterior's, as 'small' does."""
+    x_T = jnp.zeros((1, 1, 1, 1))
+    sampler = samplers.build(_settings(steps=10), process, "eps")
 
-    def run(variance):
-        def denoise(x_t, t):
-            eps = _gaussian_denoiser(process, 0.7, 0.5)(x_t, t)
-            extra = [] if variance is None else [jnp.full_like(eps, variance)]
-            return jnp.concatenate([eps, *extra], axis=-1)
+    def run(learned, variance="large"):
+        def denoise(x_t, i):
+            x_0, eps, _ = NORMAL.denoise(process, sampler.times)(x_t, i)
+            return samplers.Denoised(x_0, eps, learned and jnp.full_like(eps, learned))
 
-        return samplers.ddpm(process, denoise, x_T, process.grid(10), lambda i: jnp.ones_like(x_T))
+        problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: 1 + 0 * x_T)
+        return float(np.squeeze(samplers.ddpm(problem, x_T, variance)[0]))
 
-    np.testing.assert_allclose(run(None), run(1.0), rtol=1e-6)
-    assert abs(float(np.squeeze(run(-1.0) - run(1.0)))) > 0.01
+    assert run(None) == pytest.approx(run(1.0, "small"), rel=1e-6)
+    assert run(None, "small") == pytest.approx(run(-1.0), rel=1e-6)
+    assert abs(run(-1.0) - run(1.0)) > 0.01
 
 
-def test_last_step_adds_no_noise(process):
-    """With noise that is infinite at the last step only, a finite result proves it unused."""
-    steps = 5
-    x_0 = samplers.ddpm(
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp2m_sde", "euler_maruyama"])
+def test_last_step_adds_no_noise(build_process, name):
+    """With noise that is huge at the last step only, a moderate result proves it unused."""
+    process, x_T = build_process("vp"), jnp.zeros((1, 1, 1, 1))
+    sampler = samplers.build(_settings(sampler=name, steps=5), process, "eps")
+    problem = samplers.Problem(
         process,
-        _gaussian_denoiser(process, 0.7, 0.5),
-        jnp.zeros((1, 1, 1, 1)),
-        process.grid(steps),
-        lambda i: jnp.where(i == steps - 1, 1e30, 1.0) * jnp.ones((1, 1, 1, 1)),
+        sampler.grid,
+        [(NORMAL.denoise(process, sampler.times), 5)],
+        lambda i: jnp.where(i == 4, 1e30, 1.0) * jnp.ones_like(x_T),
     )
-    assert abs(float(np.squeeze(x_0))) < 10
+    assert abs(float(np.squeeze(sampler.solve(problem, x_T)[0]))) < 10
 
 
-def test_ddim_is_the_process_run_backwards(process):
-    """Noise that the denoiser knows is removed exactly: x_t at t = 1 leads back to x_0."""
-    x_0 = jax.random.normal(jax.random.key(0), (3, 2, 2, 1))
-    eps = jax.random.normal(jax.random.key(1), x_0.shape)
-    x_T = diffusion.q_sample(process, x_0, jnp.ones(3), eps)  # noqa: N806
-    back = samplers.ddim(process, lambda *_: eps, x_T, process.grid(20), lambda i: eps)
-    np.testing.assert_allclose(back, x_0, atol=2e-3)
+@pytest.mark.parametrize("process", ["ddpm", "flow"])
+def test_inversion_leads_back(build_process, process):
+    """x_0 to x_T and back, the better the more steps there are."""
+    process = build_process(process)
+    x_0 = jnp.linspace(-1.0, 1.5, 6).reshape(-1, 1, 1, 1)
+
+    def distance(steps):
+        sampler = samplers.build(_settings(sampler="ddim", steps=steps), process, "eps")
+        parts = [(NORMAL.denoise(process, sampler.times), steps)]
+        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+        x_T, finite = samplers.invert_ddim(problem, x_0)
+        assert finite.shape == (steps,)
+        return float(jnp.abs(sampler.solve(problem, x_T)[0] - x_0).max())
+
+    errors = distance(50), distance(200)
+    assert errors[1] < 0.1
+    assert errors[1] < 0.4 * errors[0]
+
+
+def test_parts_take_turns(process):
+    """Each denoiser is asked for its own steps, also by a sampler that treats the last apart."""
+    for name in ("ddim", "heun"):
+        sampler = samplers.build(_settings(sampler=name, steps=6), process, "eps")
+        asked = []
+
+        def recorder(which, asked=asked):
+            def denoise(x_t, i):
+                asked.append((which, int(i)))
+                return samplers.Denoised(x_t, x_t, None)
+
+            return denoise
+
+        parts = [(recorder("a"), 2), (recorder("b"), 3), (recorder("c"), 1)]
+        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+        with jax.disable_jit():
+            sampler.solve(problem, jnp.zeros((1, 1, 1, 1)))
+        which = {"ddim": "aabbbc", "heun": "aaaabbbbbbc"}[name]
+        at = {"ddim": [0, 1, 2, 3, 4, 5], "heun": [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]}[name]
+        assert asked == list(zip(which, at, strict=True))
+        assert sampler.evaluations.sum() == len(asked)
+
+
+def test_step_with_nan_is_the_first_that_is_not_finite(process):
+    sampler = samplers.build(_settings(sampler="ddim", steps=6), process, "eps")
+
+    def denoise(x_t, i):
+        value = jnp.where(i == 3, jnp.nan, x_t)
+        return samplers.Denoised(value, value, None)
+
+    problem = samplers.Problem(process, sampler.grid, [(denoise, 6)], noise=None)
+    _, finite = sampler.solve(problem, jnp.zeros((2, 1, 1, 1)))
+    assert finite.tolist() == [True] * 3 + [False] * 3
+
+
+def test_churn_goes_back_in_time_within_its_range(build_process):
+    process = build_process("edm")
+    grid = grids.build(process, 10, "karras")
+    sigma = process.sigma(grid[:-1])
+    noisier = process.sigma(samplers.churned(process, grid, 40.0, (0.05, 50.0)))
+    inside = (sigma >= 0.05) & (sigma <= 50)
+    assert 0 < inside.sum() < 9
+    np.testing.assert_allclose(noisier, np.where(inside, 2**0.5, 1) * sigma)
+    few = process.sigma(samplers.churned(process, grid, 1.0, (0.0, 1e9)))
+    np.testing.assert_allclose(few, np.minimum(1.1 * sigma, 80))
+
+
+@pytest.mark.parametrize(
+    ("process", "change", "message"),
+    [
+        ("ddpm", dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim, dpmpp1,"),
+        ("ddpm", dict(sampler="euler_maruyama"), "needs a process in continuous time.*choose ddpm"),
+        ("ddpm", dict(steps=1001), "cannot take 1001 sampling steps"),
+        ("flow", dict(steps=0), "cannot take 0 sampling steps"),
+        ("ddpm", dict(eta=0.5), "eta=0.5 is of sampler ddim; 'ddpm' takes none"),
+        ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=.* two numbers"),
+        ("ddpm", dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
+        ("ddpm", dict(variance="medium"), "unknown variance='medium'"),
+        (
+            "flow",
+            dict(sampler="heun", churn=1.0),
+            "churn=1.0 is of sampler 'heun' with .*edm or vp",
+        ),
+        ("edm", dict(sampler="euler", churn=1.0), "the sampler here is 'euler'"),
+        ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
+        ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
+        ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
+        ("flow", dict(sampler="euler_maruyama", last_step_size=1.0), r"last_step_size=1.0 in \["),
+        ("flow", dict(grid="ddim"), "grid 'ddim' is none of this process; choose"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(build_process, process, change, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.build(_settings(**change), build_process(process), "eps")
+
+
+def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
+    process = build_process("ddpm", zero_terminal_snr=True)
+    with pytest.raises(ValueError, match=r"a predicted eps says nothing of x_0.*prediction=v"):
+        samplers.build(_settings(), process, "eps")
+    assert samplers.build(_settings(), process, "v").grid[0] == 1
+    assert isinstance(process, diffusion.DiscreteProcess)
+
+
+def test_keys_that_do_nothing_are_named():
+    samplers.check_used(_settings(sampler="heun", churn=1.0), ["churn", "steps", "sampler"])
+    with pytest.raises(ValueError, match="last_step=mean is of sampler euler_maruyama; 'euler'"):
+        samplers.check_used(_settings(sampler="euler"), ["steps", "last_step"])
+    with pytest.raises(ValueError, match=r"rho=7\.0 is of grid karras; 'uniform' takes none"):
+        samplers.check_used(_settings(), ["rho"])

@@ -88,7 +88,9 @@ def _two_steps(config, devices=None):
     return jax.device_get((scalars, state.params))
 
 
-@pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=4)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(dict(data=8), marks=pytest.mark.slow), dict(data=2, fsdp=4)], ids=str
+)
 def test_vae_on_eight_devices_and_in_micro_batches_is_the_same(vae_config, mesh):
     vae_config.optim.update(eps=1.0, learning_rate=0.05)  # smooth in the gradients
     expected = _two_steps(vae_config, jax.devices()[:1])

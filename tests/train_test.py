@@ -223,6 +223,7 @@ def test_values_out_of_range_are_named(smoke_config, key, value):
         train.make_program(smoke_config)
 
 
+@pytest.mark.slow
 def test_full_disk_is_told_without_the_libraries_tracebacks(digits_dir, tmp_path):
     flags = ["--config", "configs/smoke.py", "--workdir", tmp_path, "--config.total_steps=20"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,23 +1,33 @@
-"""Writes a published checkpoint as a workdir that the other commands read.
+"""Writes a published checkpoint as a workdir that the other commands read, and a DiT back.
 
+  python -m dit_jax.convert dit SRC DST [--config FILE]
   python -m dit_jax.convert vae SRC DST
-  python -m dit_jax.convert dit SRC DST --config configs/imagenet256.py:DiT-XL/2
   python -m dit_jax.convert lpips SRC DST
+  python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
-SRC is the directory that diffusers wrote (`vae`), a .npz, .safetensors or .pt file (`dit`), or a
-directory with vgg16-397923af.pth and vgg.pth (`lpips`).
+SRC is the directory that diffusers wrote (`dit`, `vae`), a .npz, .safetensors or .pt file of the
+published names (`dit`), or a directory with vgg16-397923af.pth and vgg.pth (`lpips`). A DiT without
+--config gets the published one's, with the sizes of the checkpoint.
 """
 
 import json
+import os
 import pathlib
 
+import flax.traverse_util
+import jax
+import safetensors
+import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, cli, convert
-from dit_jax.convert import lpips, vae
+from dit_jax.convert import arrays, diffusers_dit, dit, lpips, vae
 
 FLAGS = flags.FLAGS
+CONFIG = "dit_jax"  # of a file's metadata
+# Of each command, its own flags.
+COMMANDS = {"dit": ("config",), "vae": (), "lpips": (), "dit-export": ("step", "raw")}
 
 
 def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
@@ -41,29 +51,133 @@ def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     return config
 
 
-def convert_dit(source: pathlib.Path, workdir: pathlib.Path, config: ConfigDict) -> ConfigDict:
-    """Writes the published DiT in the file `source` to a new workdir; its sizes are config's."""
-    checkpoint.save_params(workdir, config, convert.load("dit", source, config.model))
+def convert_dit(
+    source: pathlib.Path, workdir: pathlib.Path, config: ConfigDict | None = None
+) -> ConfigDict:
+    """Writes the DiT at `source` to a new workdir, and returns its config.
+
+    Args: source, a file of the published names, or the directory of diffusers'.   config: with the
+      model's sizes; None is the one that `export_dit` wrote into the file, else the published
+      model's with the sizes that `source` tells.
+    Raises: ValueError or FileNotFoundError for files that are not this DiT's.
+    """
+    is_diffusers = source.is_dir()
+    sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
+    found = diffusers_dit.read(source) if is_diffusers else arrays.read(source)
+    exported = _exported_config(source)
+    if config is None and exported:
+        config = _published_config(exported["model"])
+        for key in ("diffusion", "objective", "latents"):
+            config[key].update(exported[key])
+        config.data.image_size = exported["image_size"]
+    elif config is None:
+        config = _published_config(sizes or dit.read_sizes(found))
+    elif exported and any(config[k].to_dict() != exported[k] for k in ("diffusion", "objective")):
+        raise ValueError(
+            f"{source} was exported with diffusion={exported['diffusion']}, objective="
+            f"{exported['objective']}, and --config has others: leave it out."
+        )
+    elif is_diffusers and sizes["num_heads"] != config.model.num_heads:
+        raise ValueError(  # no array's shape tells
+            f"{source} has {sizes['num_heads']} heads, but the config's model.num_heads is "
+            f"{config.model.num_heads}."
+        )
+    if is_diffusers:
+        found = diffusers_dit.to_published(found, config.model)
+    checkpoint.save_params(workdir, config, convert.load("dit", found, config.model))
     return config
 
 
+def _published_config(sizes):
+    try:
+        from configs import dit_xl_2_256_published  # not installed
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "no configs/ here: run this in the repository's root, or give --config with the "
+            f"model's sizes, {sizes}."
+        ) from error
+    config = dit_xl_2_256_published.get_config()
+    config.model.update(sizes)
+    config.data.image_size = 8 * config.model.input_size
+    return config
+
+
+def _config_to_export(config):
+    """What the arrays do not tell, as JSON."""
+    latents = {key: config.latents[key] for key in ("scale", "shift")}
+    kept = {key: config[key].to_dict() for key in ("model", "diffusion", "objective")}
+    return json.dumps(kept | {"latents": latents, "image_size": config.data.image_size})
+
+
+def _exported_config(source):
+    """The config that `export_dit` wrote into a file, or None."""
+    if source.suffix != ".safetensors" or not source.is_file():
+        return None
+    try:
+        with safetensors.safe_open(source, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError:
+        return None  # reading its arrays says what is wrong
+    return json.loads(metadata[CONFIG]) if CONFIG in metadata else None
+
+
+def export_dit(
+    workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, raw: bool = False
+) -> int:
+    """Writes a workdir's DiT, f32, under the published names, and returns its step.
+
+    The file's metadata hold what the arrays do not tell: process, objective, sizes.
+    Args: out, a .safetensors file.   step: None is the newest.   raw: the trained parameters
+      instead of their EMA.
+    Raises: ValueError for a workdir of another model or another suffix; FileNotFoundError or
+      OSError as `checkpoint.restore_params`; OSError if the file cannot be written.
+    """
+    cli.check_out(out, (".safetensors",), "DST=")
+    config = checkpoint.load_config(workdir)
+    if config.model.name != "dit":
+        raise ValueError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
+    config.model.attention = "auto"  # the run's device need not be here
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {
+        path: jax.ShapeDtypeStruct(shape, "float32", sharding=place)
+        for path, shape in arrays.parameter_shapes(config.model).items()
+    }
+    shapes = flax.traverse_util.unflatten_dict(shapes, sep="/")
+    params, step = checkpoint.restore_params(workdir, shapes, step, raw)
+    temporary = out.with_suffix(".tmp.safetensors")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors' files are their owner's alone
+        arrays_by_name = dit.to_published(params, config.model)
+        safetensors.numpy.save_file(arrays_by_name, temporary, {CONFIG: _config_to_export(config)})
+        temporary.chmod(mode)
+        os.replace(temporary, out)
+    except (OSError, safetensors.SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {out}: {error}") from error
+    return step
+
+
 def main(argv):
-    if len(argv) != 4 or argv[1] not in convert.FORMATS:
-        formats = ", ".join(convert.FORMATS)
-        raise ValueError(f"say which of {formats}, then SRC and DST, not {argv[1:]}.")
-    _, kind, source, workdir = argv
-    source, workdir = pathlib.Path(source), pathlib.Path(workdir)
-    if kind == "vae":
-        config = convert_vae(source, workdir)
-    elif kind == "lpips":
-        config = convert_lpips(source, workdir)
-    elif FLAGS.config is None:
-        raise ValueError("the file of a DiT does not tell all its sizes: give --config.")
+    if len(argv) != 4 or argv[1] not in COMMANDS:
+        raise ValueError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {argv[1:]}.")
+    _, command, source, target = argv
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    for name in {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}:
+        if FLAGS[name].present:
+            raise ValueError(f"`convert {command}` takes no --{name}.")
+    if command == "dit-export":
+        print(f"{target}: step {export_dit(source, target, FLAGS.step, FLAGS.raw)}")
+        return
+    if command == "dit":
+        config = convert_dit(source, target, FLAGS.config)
     else:
-        config = convert_dit(source, workdir, FLAGS.config)
-    print(f"{workdir}: {json.dumps(config.model.to_dict())}")
+        config = {"vae": convert_vae, "lpips": convert_lpips}[command](source, target)
+    print(f"{target}: {json.dumps(config.model.to_dict())}")
 
 
 if __name__ == "__main__":
     cli.define_config(required=False)
+    flags.DEFINE_integer("step", None, "dit-export: the checkpoint; the newest by default.")
+    flags.DEFINE_bool("raw", False, "dit-export: the trained parameters instead of their EMA.")
     cli.run(main)

@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The name -> f32 array mapping in a .npz, .safetensors or .pt (.pth) file.
+    """The name -> f32 array mapping in a .npz, .safetensors or .pt (.pth, .bin) file.
 
     Raises: OSError; ValueError for another suffix, a .pt without torch installed, a .pt that holds
       anything but tensors, or as `parse`.
@@ -99,6 +99,7 @@ READERS = {
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
     ".pth": _read_torch,
+    ".bin": _read_torch,
 }
 
 

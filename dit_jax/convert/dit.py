@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 
+import flax.traverse_util
 import numpy as np
 
 from dit_jax.convert import arrays
-from dit_jax.models import layers
+from dit_jax.models import dit, layers
 
 # Our module -> the published one; {} is the block's number.
 MODULES = {
@@ -23,6 +24,7 @@ MODULES = {
     "final_layer/linear": "final_layer.linear",
 }
 LEAVES = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
+NUM_CLASSES = 1000  # ImageNet's, of all published models
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
@@ -30,14 +32,9 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
     The published position table is a constant here: it must equal ours and is not returned.
     """
-    shapes = arrays.parameter_shapes(model_config)
-    published = {path: _published(path, shape, model_config) for path, shape in shapes.items()}
-    table = layers.sincos_position_table(
-        model_config.hidden_size, model_config.input_size // model_config.patch_size
-    )[None]
-    shapes["pos_embed"] = table.shape
-    published["pos_embed"] = {"pos_embed": table.shape}
-    params = arrays.to_params(found, shapes, published, _to_ours)
+    table = position_table(model_config)
+    shapes = arrays.parameter_shapes(model_config) | {"pos_embed": table.shape}
+    params = arrays.to_params(found, shapes, _published_by_path(model_config), _to_ours)
     pos_embed = params.pop("pos_embed")
     if not np.allclose(pos_embed, table, atol=1e-5):
         difference = np.abs(pos_embed - table).max()
@@ -46,6 +43,88 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
             "was trained with another position embedding."
         )
     return params
+
+
+def to_published(params, model_config) -> dict[str, np.ndarray]:
+    """The published names and arrays of our parameters, f32: `to_params` backwards."""
+    found = {"pos_embed": position_table(model_config)}
+    for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
+        array = np.asarray(array, np.float32)
+        names = _published(path, array.shape, model_config)
+        for name, part in zip(names, array if path.startswith("blocks/") else [array], strict=True):
+            found[name] = _to_theirs(path, part, names[name])
+    return found
+
+
+def published_shapes(model_config) -> dict[str, arrays.Shape]:
+    """Name -> shape of all that a published checkpoint of the model holds."""
+    by_path = _published_by_path(model_config)
+    return {name: shape for part in by_path.values() for name, shape in part.items()}
+
+
+def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
+    """The fields of `config.model` that published arrays tell, the number of heads by the name.
+
+    1000 labels are ImageNet's classes; any other number has the null class among them.
+
+    Raises: ValueError for arrays that no DiT is made of, or sizes that bear no name.
+    """
+    names = {
+        "patches": "x_embedder.proj.weight",  # [D, C, p, p]
+        "positions": "pos_embed",  # [1, N, D]
+        "labels": "y_embedder.embedding_table.weight",  # [classes, D]
+        "mlp": "blocks.0.mlp.fc1.weight",  # [4D, D]
+        "output": "final_layer.linear.weight",  # [p*p*C or twice that, D]
+    }
+    ranks = {"patches": 4, "positions": 3}
+    wrong = {
+        name: np.shape(found[name]) if name in found else "missing"
+        for part, name in names.items()
+        if name not in found or np.ndim(found[name]) != ranks.get(part, 2)
+    }
+    if wrong:
+        raise ValueError(
+            f"the checkpoint is not a published DiT's: {wrong}. A DiT of diffusers is given as the "
+            "directory that it wrote."
+        )
+    shapes = {part: np.shape(found[name]) for part, name in names.items()}
+    hidden_size, in_channels, patch_size, _ = shapes["patches"]
+    blocks = {name.split(".")[1] for name in found if name.startswith("blocks.")}
+    sizes = dict(
+        input_size=patch_size * math.isqrt(shapes["positions"][1]),
+        patch_size=patch_size,
+        in_channels=in_channels,
+        hidden_size=hidden_size,
+        depth=len(blocks),
+        mlp_ratio=shapes["mlp"][0] / hidden_size,
+        num_classes=NUM_CLASSES,
+        learn_sigma=shapes["output"][0] == 2 * patch_size**2 * in_channels,
+    )
+    if shapes["labels"][0] == NUM_CLASSES:
+        sizes["class_dropout_prob"] = 0.0
+    else:
+        sizes["num_classes"] = shapes["labels"][0] - 1
+    named = {size[:2]: size[2] for size in dit.SIZES.values()}
+    if (hidden_size, len(blocks)) not in named:
+        raise ValueError(
+            f"the checkpoint has hidden_size={hidden_size} and depth={len(blocks)}, and does not "
+            f"tell its num_heads, which is known of {', '.join(map(str, named))} alone: give "
+            "--config with all its sizes."
+        )
+    return sizes | {"num_heads": named[hidden_size, len(blocks)]}
+
+
+def position_table(model_config) -> np.ndarray:
+    """The published pos_embed [1, N, D] f32, to the bit."""
+    grid = model_config.input_size // model_config.patch_size
+    return layers.sincos_position_table(model_config.hidden_size, grid)[None]
+
+
+def _published_by_path(model_config):
+    """Our path -> {name: shape} of the published arrays behind it, pos_embed too."""
+    shapes = arrays.parameter_shapes(model_config)
+    published = {path: _published(path, shape, model_config) for path, shape in shapes.items()}
+    return published | {"pos_embed": {"pos_embed": position_table(model_config).shape}}
 
 
 def _published(path, shape, model_config):
@@ -64,8 +143,20 @@ def _published(path, shape, model_config):
     return {name.format(i): shape for i in range(depth)}
 
 
+def _axes(path, rank):
+    """The published array's axes in our order."""
+    if path == "x_embedder/kernel":
+        return 2, 3, 1, 0  # [D, C, p, p] -> [p, p, C, D]
+    return (1, 0) if path.endswith("kernel") else tuple(range(rank))
+
+
 def _to_ours(path, array):
     """One published array, laid out as ours up to a reshape."""
-    if path == "x_embedder/kernel":
-        return array.transpose(2, 3, 1, 0)  # [D, C, p, p] -> [p, p, C, D]
-    return array.T if path.endswith("kernel") else array
+    return array.transpose(_axes(path, array.ndim))
+
+
+def _to_theirs(path, array, shape):
+    """One of our arrays, or a block's part of it, in its published shape."""
+    axes = _axes(path, len(shape))
+    array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+    return np.ascontiguousarray(array)

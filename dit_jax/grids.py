@@ -1,0 +1,111 @@
+"""Time grids of samplers, [steps + 1] f64, decreasing from noise to 0, which is data."""
+
+import numpy as np
+
+from dit_jax.diffusion import DiscreteProcess, Process
+
+GRIDS = ("uniform", "quadratic", "karras", "shifted")
+
+
+def build(
+    process: Process, steps: int, kind: str = "uniform", prediction: str = "eps", *, rho=7, shift=3
+) -> np.ndarray:
+    """[steps + 1] f64 times of a sampler of networks with this prediction.
+
+    Args:
+      kind: 'uniform' in t; 'quadratic', squares of these; 'karras', uniform in
+        (sigma / alpha)^(1 / rho); 'shifted', t -> shift t / (1 + (shift - 1) t). Rounded to the
+        levels of a chain, of which 'uniform' retains so many evenly, both ends included; of a
+        chain also 'ddim', every n-th index from 0 on; or numbers with commas, 'a,b,c', so many
+        indices of each of its parts, the part next to data first.
+    Raises: ValueError for an unknown kind, rho or shift out of range, less than 1 step, for a chain
+      less than 2 or more than its levels, or times that fall on one level.
+    Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; of a chain:
+      Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3.
+    """
+    if not (rho > 0 and shift > 0):
+        raise ValueError(f"{rho=} and {shift=} of a grid must be positive.")
+    if isinstance(process, DiscreteProcess):
+        return check(_of_chain(process, steps, kind, prediction, rho, shift))
+    if steps < 1:
+        raise ValueError(f"cannot take {steps} sampling steps; choose at least 1.")
+    if kind not in GRIDS:
+        raise ValueError(f"grid {kind!r} is none of this process; choose {', '.join(GRIDS)}.")
+    return check(_continuous(process, steps, kind, prediction, rho, shift))
+
+
+def _continuous(process, steps, kind, prediction, rho, shift):
+    u, first_t = np.linspace(1, 0, steps + 1), process.first_t(prediction)
+    if kind == "karras":
+        ends = np.array([process.last_t_of_eps, process.smallest_t])
+        high, low = (process.sigma(ends) / process.alpha(ends)) ** (1 / rho)
+        return np.append(process.time_of_ratio(np.linspace(high, low, steps) ** rho), 0.0)
+    if kind == "quadratic":
+        return first_t * u**2
+    if kind == "shifted":
+        return first_t * shift * u / (1 + (shift - 1) * u)
+    return first_t * u
+
+
+def _of_chain(process, steps, kind, prediction, rho, shift):
+    num_steps = process.num_steps
+    if not 2 <= steps <= num_steps:
+        raise ValueError(
+            f"cannot take {steps} sampling steps: the process has {num_steps}, so choose 2 to "
+            f"{num_steps}."
+        )
+    process.first_t(prediction)  # refuses what says nothing at the last level
+    if kind == "uniform":
+        index = _sections((steps,), num_steps)
+    elif kind == "ddim":
+        index = _strided(steps, num_steps)
+    elif kind.replace(",", "").isdecimal():
+        index = _sections(tuple(map(int, kind.split(","))), num_steps)
+        if len(index) != steps:
+            raise ValueError(f"grid={kind} has {len(index)} steps, not {steps=}.")
+    elif kind in GRIDS:
+        t = _continuous(process, steps, kind, prediction, rho, shift)
+        return process.level(t) / num_steps
+    else:
+        raise ValueError(
+            f"unknown grid {kind!r}; choose {', '.join(GRIDS)}, ddim, or counts such as 100,50,50."
+        )
+    return np.append(process.time_of_index(index[::-1]), 0.0)
+
+
+def _sections(counts, num_steps):
+    """Indices: counts[i] of the i-th of equal parts of the chain, evenly, both ends included."""
+    sizes = [num_steps // len(counts) + (i < num_steps % len(counts)) for i in range(len(counts))]
+    index, start = [], 0
+    for count, size in zip(counts, sizes, strict=True):
+        if not 1 <= count <= size:
+            raise ValueError(f"cannot retain {count} of the {size} levels of a section: {counts}.")
+        index.append(start + np.rint(np.arange(count) * ((size - 1) / max(count - 1, 1))))
+        start += size
+    return np.concatenate(index)
+
+
+def _strided(steps, num_steps):
+    """Indices 0, n, 2 n, ... for the n that makes them so many."""
+    for stride in range(1, num_steps + 1):
+        if len(index := np.arange(0, num_steps, stride)) == steps:
+            return index
+    counts = sorted({len(range(0, num_steps, stride)) for stride in range(1, num_steps + 1)})
+    near = sorted(counts, key=lambda count: abs(count - steps))[:2]
+    raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
+
+
+def check(grid: np.ndarray) -> np.ndarray:
+    """The grid, if its times decrease to 0.
+
+    Raises: ValueError with the first that does not.
+    """
+    if len(grid) < 2 or grid[-1] != 0:
+        raise ValueError(f"a grid ends on data, t = 0, after at least one step, not {grid[-2:]}.")
+    if (wrong := np.flatnonzero(np.diff(grid) >= 0)).size:
+        i = int(wrong[0])
+        raise ValueError(
+            f"the grid does not decrease: t = {grid[i]:.6g} is followed by {grid[i + 1]:.6g} at "
+            f"step {i + 1} of {len(grid) - 1}. Take fewer steps, or another grid."
+        )
+    return grid

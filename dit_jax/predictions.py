@@ -1,0 +1,72 @@
+"""What a network can predict, a x_0 + b eps, and how one prediction becomes another."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dit_jax import diffusion
+from dit_jax.diffusion import Process
+
+PREDICTIONS = ("eps", "x_0", "v", "u", "score", "edm")
+
+
+def coefficients(process: Process, prediction: str, t):
+    """(a, b) at t of a network whose target is a x_0 + b eps.
+
+    'eps'; 'x_0'; 'v' = alpha eps - sigma x_0; 'u' = d x_t / dt; 'score' = -eps / sigma; 'edm', of
+    unit variance if x_0 has the deviation sigma_data, the least error of x_0 at every level.
+    Raises: ValueError for an unknown prediction.
+    Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
+      x_t / alpha and the noise sigma / alpha.
+    """
+    xp = diffusion.numpy_of(t)
+    zero, one = xp.zeros_like(t), xp.ones_like(t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    if prediction == "eps":
+        return zero, one
+    if prediction == "x_0":
+        return one, zero
+    if prediction == "v":
+        return -sigma, alpha
+    if prediction == "u":
+        return process.velocity(t)
+    if prediction == "score":
+        return zero, -1 / sigma
+    if prediction == "edm":
+        deviation = xp.sqrt(sigma**2 + (alpha * process.sigma_data) ** 2)
+        return sigma / (process.sigma_data * deviation), -process.sigma_data * alpha / deviation
+    raise ValueError(
+        f"unknown objective.prediction={prediction!r}; choose one of {', '.join(PREDICTIONS)}."
+    )
+
+
+class Solution(NamedTuple):
+    """x_0 = x_0_of_x_t x_t + x_0_of_output output, and eps likewise, of a network's output."""
+
+    x_0_of_x_t: jax.Array
+    x_0_of_output: jax.Array
+    eps_of_x_t: jax.Array
+    eps_of_output: jax.Array
+
+    def x_0_and_eps(self, x_t: jax.Array, output: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The x_0 and the eps that give both x_t [B, ...] and the output, like x_t."""
+        a, b, c, d = (diffusion.expand(jnp.asarray(f), x_t) for f in self)
+        return a * x_t + b * output, c * x_t + d * output
+
+
+def solve(process: Process, prediction: str, t) -> Solution:
+    """What a network's output says at t: x_t and the output are two equations of x_0 and eps."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = coefficients(process, prediction, t)
+    determinant = alpha * b - sigma * a
+    return Solution(b / determinant, -sigma / determinant, -a / determinant, alpha / determinant)
+
+
+def convert(
+    process: Process, output: jax.Array, x_t: jax.Array, t: jax.Array, source: str, target: str
+) -> jax.Array:
+    """A network's output, a prediction of kind `source` at x_t and t [B], as of kind `target`."""
+    x_0, eps = solve(process, source, t).x_0_and_eps(x_t, output)
+    a, b = coefficients(process, target, t)
+    return diffusion.expand(a, x_t) * x_0 + diffusion.expand(b, x_t) * eps

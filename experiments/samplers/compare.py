@@ -1,0 +1,114 @@
+"""How many steps do samplers need? Three processes on the digits demo's latents, many samplers.
+
+  make demo
+  python -m experiments.samplers.compare    # writes results.jsonl beside this file
+  python -m experiments.samplers.page       # results.jsonl as docs/samplers.md
+
+Each process is trained in DEMO/samplers/<process>; runs and measures that are there are not done
+again. A line of the results has a sampler's settings, what `evaluate` measures of its samples,
+and, with guidance, 'passes' of an image through the network and 'img_per_s' of sampling a batch.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import flags
+
+from configs import digits_latents
+from dit_jax import benchmark, cli, diffusion, evaluate, generate, train
+
+FLAGS = flags.FLAGS
+BATCH_SIZE = 1_000  # of samples
+SPEED_BATCH_SIZE = 200
+GUIDANCE = (1.5, 1.0)
+# Process, sampler, grid, steps, other settings; the first is what the others are compared with.
+ROWS = (
+    ("ddpm", "ddpm", "uniform", 250, {}),
+    ("ddpm", "ddpm", "uniform", 100, {}),
+    ("ddpm", "ddpm", "uniform", 50, {}),
+    ("ddpm", "ddim", "uniform", 50, {}),
+    ("ddpm", "ddim", "uniform", 20, {}),
+    ("ddpm", "dpmpp2m", "uniform", 20, {}),
+    ("ddpm", "dpmpp2m", "karras", 20, {}),
+    ("ddpm", "dpmpp2m_sde", "karras", 20, {}),
+    ("ddpm", "heun", "karras", 10, {}),
+    ("ddpm", "ab2", "karras", 20, {}),
+    ("ddpm", "heun", "uniform", 100, {}),
+    ("flow", "euler", "uniform", 50, {}),
+    ("flow", "euler", "uniform", 16, {}),
+    ("flow", "heun", "uniform", 8, {}),
+    ("flow", "ab2", "uniform", 16, {}),
+    ("flow", "ab4", "uniform", 16, {}),
+    ("flow", "dpmpp2m", "uniform", 16, {}),
+    ("flow", "heun", "uniform", 100, {}),
+    ("edm", "euler", "karras", 18, {}),
+    ("edm", "heun", "karras", 9, {}),
+    ("edm", "heun", "karras", 18, {"churn": 10.0}),
+    ("edm", "dpmpp2m", "karras", 18, {}),
+    ("edm", "heun", "karras", 100, {}),
+)
+
+
+def train_process(demo: pathlib.Path, process: str) -> pathlib.Path:
+    """The workdir of the process's run, finished."""
+    config = digits_latents.get_config(process)
+    config.latents.update(moments=str(demo / "moments"), vae=str(demo / "vae"))
+    workdir = demo / "samplers" / process
+    train.train_and_evaluate(config, workdir)
+    return workdir
+
+
+def settings_of(row: tuple, cfg_scale: float) -> dict:
+    """What a row sets in `config.sample`."""
+    _, sampler, grid, steps, others = row
+    return {"sampler": sampler, "grid": grid, "steps": steps, "cfg_scale": cfg_scale, **others}
+
+
+def speed(process: str, settings: dict) -> dict:
+    """'passes', 'img_per_s' and 'speed_device' of a sampler, whatever the weights."""
+    config = digits_latents.get_config(process)
+    config.latents.update(scale=(1.0,), shift=(0.0,))
+    config.sample.update(settings)
+    measured = benchmark.bench_sample(config, config.sample.steps, SPEED_BATCH_SIZE)
+    prediction = config.objective.prediction
+    passes = generate.forward_passes(config.sample, diffusion.build(config.diffusion), prediction)
+    return {
+        "passes": passes,
+        "img_per_s": measured["img_per_s"],
+        "speed_device": measured["device"],
+    }
+
+
+def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
+    """What `evaluate` measures of num samples."""
+    trained = generate.load(workdir, settings=settings)
+    row = evaluate.evaluate(trained, workdir, num, batch_size=BATCH_SIZE)
+    kept = ("step", "fd_pixels", "fd_pixels_real_halves", "label_accuracy")
+    row = {name: row[name] for name in kept}
+    return {"num": num, **row, "device": jax.devices()[0].device_kind}
+
+
+def main(_):
+    demo, out = pathlib.Path(FLAGS.demo), pathlib.Path(FLAGS.out)
+    cli.check_out(out, (".jsonl",))
+    if not (demo / "vae").is_dir() or not (demo / "moments").is_dir():
+        raise ValueError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
+    workdirs = {process: train_process(demo, process) for process in ("ddpm", "flow", "edm")}
+    lines = []
+    for row in ROWS:
+        for cfg_scale in GUIDANCE:
+            settings = settings_of(row, cfg_scale)
+            line = {"process": row[0], **settings}
+            line |= quality(workdirs[row[0]], settings, FLAGS.num)
+            line |= speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {}
+            lines.append(json.dumps(line))
+            print(lines[-1], flush=True)
+    out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("demo", "runs/digits", "Workdir of `make demo`.")
+    flags.DEFINE_string("out", str(pathlib.Path(__file__).parent / "results.jsonl"), "The results.")
+    flags.DEFINE_integer("num", 5_000, "Samples of each row.", lower_bound=2)
+    cli.run(main)

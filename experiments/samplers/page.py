@@ -1,0 +1,53 @@
+"""The results of experiments.samplers.compare as a page with a table.
+
+python -m experiments.samplers.page [--results FILE] [--out docs/samplers.md]
+"""
+
+import json
+import pathlib
+import string
+
+from absl import app, flags
+
+from experiments.samplers import compare
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = flags.DEFINE_string("results", str(HERE / "results.jsonl"), "Of compare.")
+OUT = flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
+
+
+def table(lines: list[dict]) -> str:
+    """Markdown: a row for each sampler, with `fd_pixels` beside the first row's."""
+    guided = " | ".join(f"guidance {scale:g} | to the first" for scale in compare.GUIDANCE)
+    text = [f"| process | sampler | grid | steps | passes | {guided} | images/s |"]
+    text.append("|---" * (6 + 2 * len(compare.GUIDANCE)) + "|")
+    size = len(compare.GUIDANCE)
+    for start in range(0, len(lines), size):
+        row, cells = lines[start], []
+        for line, first in zip(lines[start : start + size], lines, strict=False):
+            ratio = line["fd_pixels"] / first["fd_pixels"]
+            cells.append(f"{line['fd_pixels']:.3f} | {ratio - 1:+.0%}")
+        grid = row["grid"] + (f", churn {row['churn']:g}" if "churn" in row else "")
+        text.append(
+            f"| {row['process']} | {row['sampler']} | {grid} | {row['steps']} | {row['passes']} | "
+            f"{' | '.join(cells)} | {row['img_per_s']:.0f} |"
+        )
+    return "\n".join(text)
+
+
+def main(_):
+    lines = [json.loads(line) for line in pathlib.Path(RESULTS.value).read_text().splitlines()]
+    first = lines[0]
+    text = string.Template((HERE / "page.md").read_text()).substitute(
+        table=table(lines),
+        num=f"{first['num']:,}",
+        halves=f"{first['fd_pixels_real_halves']:.3f}",
+        device=first["device"],
+        speed_device=first["speed_device"],
+    )
+    pathlib.Path(OUT.value).write_text(text)
+    print(OUT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

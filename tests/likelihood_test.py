@@ -1,0 +1,390 @@
+"""Likelihoods against closed forms of Gaussian data, and the command that measures them."""
+
+import functools
+import itertools
+import json
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from dit_jax import (
+    checkpoint,
+    data,
+    diffusion,
+    evaluate,
+    generate,
+    grids,
+    latents,
+    likelihood,
+    models,
+    objectives,
+    samplers,
+    sharding,
+)
+
+CONTINUOUS = ("vp", "flow", "gvp", "edm")
+MEAN, STD = 0.7, 0.5
+
+
+def gaussian(process, times, mean, std):
+    """The exact `denoise` of data N(mean, std^2)."""
+
+    def denoise(x_t, i):
+        alpha, sigma = (
+            jnp.asarray(f(times), jnp.float32)[i] for f in (process.alpha, process.sigma)
+        )
+        error = (x_t - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
+        return samplers.Denoised(mean + alpha * std**2 * error, sigma * error, None)
+
+    return denoise
+
+
+def bits_of_normal(x, mean, std):
+    """-log2 of the density, [B] per value."""
+    nats = 0.5 * np.log(2 * np.pi * std**2) + (x - mean) ** 2 / (2 * std**2)
+    return nats.reshape(len(x), -1).mean(1) / np.log(2)
+
+
+def bound_of_normal(process, x_0, variance, discretised=False, learned=None):
+    grid = grids.build(process, 20)
+    exact = gaussian(process, grid, 0.0, 1.0)
+
+    def denoise(x_t, i):
+        return exact(x_t, i)._replace(variance=learned and jnp.full_like(x_t, learned))
+
+    def noise(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), i), x_0.shape)
+
+    arguments = process, denoise, x_0, grid, noise, variance, discretised
+    return jax.jit(lambda: likelihood.variational_bound(*arguments))()
+
+
+def test_bound_of_the_exact_reverse_chain_is_the_density(build_process):
+    process = build_process("ddpm", num_steps=20, beta_end=0.2)  # some signal is left at its end
+    x_0 = jnp.broadcast_to(jnp.array([-1.5, 0.2, 2.0]).reshape(3, 1), (3, 100_000))
+    bound = bound_of_normal(process, x_0, "large")
+    expected = bits_of_normal(np.asarray(x_0), 0.0, 1.0)
+    np.testing.assert_allclose(bound.total, expected, atol=0.02)
+    np.testing.assert_allclose(bound.total, bound.steps.sum(0) + bound.prior, rtol=1e-6)
+    assert bound.steps.shape == (20, 3)
+    alpha = process.alpha(np.array(1.0))
+    kl = 0.5 * ((alpha * np.array([-1.5, 0.2, 2.0])) ** 2 - alpha**2 - np.log1p(-(alpha**2)))
+    np.testing.assert_allclose(bound.prior, kl / np.log(2), rtol=1e-4)
+
+
+def test_bound_with_another_variance_is_looser_and_a_learned_one_interpolates(process):
+    x_0 = jax.random.normal(jax.random.key(1), (4, 1000))
+    large, small = (bound_of_normal(process, x_0, name) for name in ("large", "small"))
+    assert (small.total > large.total + 0.01).all()
+    for learned, of in ((1.0, large), (-1.0, small)):  # the variance that is named is not used
+        for variance in ("large", "small"):
+            bound = bound_of_normal(process, x_0, variance, learned=learned)
+            np.testing.assert_allclose(bound.total, of.total, rtol=1e-5)
+    with pytest.raises(ValueError, match="unknown variance='medium'; choose large or small"):
+        bound_of_normal(process, x_0, "medium")
+
+
+def test_steps_of_the_bound_are_those_that_training_minimises(process):
+    config = default.get_config().objective
+    grid = grids.build(process, process.num_steps)
+    x_0 = jnp.round(jax.random.uniform(jax.random.key(0), (2, 4, 4, 1)) * 255) / 127.5 - 1
+
+    def noise(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x_0.shape)
+
+    def predict(x, time):
+        scale = (1 + time / 1000).reshape(-1, 1, 1, 1)
+        return jnp.concatenate([0.9 * x / scale, jnp.sin(3 * x)], -1)
+
+    denoise = samplers.make_denoise(process, "eps", predict, grid)
+    bound = likelihood.variational_bound(process, denoise, x_0, grid, noise, "large", True)
+    for step in (0, 400, 998, 999):
+        t = jnp.full(2, grid[step], jnp.float32)
+        losses = objectives.denoising_loss(process, config, predict, x_0, t, noise(step))
+        np.testing.assert_allclose(bound.steps[step], losses["vb"], rtol=1e-4, err_msg=step)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.3), (-0.9, 0.02), (1.5, 0.001), (0.5, 4.0)])
+def test_the_256_bins_share_all_of_the_probability(mean, std):
+    x = jnp.arange(256) / 127.5 - 1
+    log_p = objectives.discretised_normal_log_likelihood(x, mean, math.log(std))
+    assert jnp.exp(log_p).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_last_step_of_the_bound_is_a_probability_of_pixels_and_a_density_of_latents(process):
+    x_0 = jnp.round(jax.random.uniform(jax.random.key(0), (2, 500)) * 200 + 20) / 127.5 - 1
+    of_pixels, of_latents = (bound_of_normal(process, x_0, "large", d).steps for d in (True, False))
+    np.testing.assert_allclose(of_pixels[:-1], of_latents[:-1], rtol=1e-5)
+    # a bin is narrower than the last step's deviation 0.01: density times width, in expectation
+    difference = np.asarray(of_pixels[-1] - of_latents[-1])
+    np.testing.assert_allclose(difference, np.log2(255 / 2), atol=0.05)
+
+
+def draw_probe(shape, seed=1):
+    return jax.random.rademacher(jax.random.key(seed), shape, jnp.float32)
+
+
+def flow_of_normal(process, x_0, mean, std, steps, probe=None):
+    """(log p of the code [B], that of the same prior moved by the exact flow [B])."""
+    times = likelihood.ode_times(process, steps)
+    probe = draw_probe(x_0.shape) if probe is None else probe
+    denoise = gaussian(process, times, mean, std)
+    solve = jax.jit(lambda: likelihood.ode_log_likelihood(process, denoise, x_0, times, probe))
+    first, last = (process.sigma(times) / process.alpha(times))[[0, -1]]
+    stretch = np.sqrt((std**2 + last**2) / (std**2 + first**2))
+    end = mean + (np.asarray(x_0, np.float64) - mean) * stretch
+    prior = last**2 + process.sigma_data**2
+    log_p = -0.5 * np.log(2 * np.pi * prior) - end**2 / (2 * prior) + np.log(stretch)
+    return np.asarray(solve(), np.float64), log_p.reshape(len(x_0), -1).sum(1)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_flow_of_a_gaussian_has_its_density(build_process, name):
+    process = build_process(name)
+    x_0 = MEAN + STD * jax.random.normal(jax.random.key(0), (32, 8, 8, 2))
+    found, exact = flow_of_normal(process, x_0, MEAN, STD, 50)
+    np.testing.assert_allclose(found / 128, exact / 128, atol=1e-4)
+    std = math.hypot(STD, likelihood.FIRST_RATIO)
+    density = -bits_of_normal(np.asarray(x_0), MEAN, std) * np.log(2)
+    assert (found / 128).mean() == pytest.approx(density.mean(), abs=1e-3)
+
+
+def test_flow_begins_with_the_variance_of_noise_and_data(build_process):
+    process = build_process("edm", sigma_max=3.0, sigma_data=STD)
+    x_0 = STD * jax.random.normal(jax.random.key(0), (8, 100))
+    found, _ = flow_of_normal(process, x_0, 0.0, STD, 4)  # on these data the flow stands still
+    density = -bits_of_normal(np.asarray(x_0), 0.0, math.hypot(STD, 0.002)) * np.log(2)
+    np.testing.assert_allclose(found / 100, density, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_flow_is_of_order_4_in_the_steps(build_process, name):
+    x_0 = MEAN + STD * jax.random.normal(jax.random.key(0), (8, 100))
+    errors = []
+    for steps in (10, 40):
+        found, exact = flow_of_normal(build_process(name), x_0, MEAN, STD, steps)
+        errors.append(np.abs(found - exact).max())
+    assert errors[0] > 4**4 * errors[1]
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_flow_of_correlated_values_has_its_density_on_average_over_probes(build_process, name):
+    process = build_process(name)
+    covariance = np.array([[0.3, 0.2], [0.2, 0.2]])
+    x_0 = np.array([[0.4, 0.5], [-1.0, 0.3], [0.0, 0.0]])
+    times = likelihood.ode_times(process, 50)
+    alpha, sigma = process.alpha(times), process.sigma(times)
+    of_x_t = alpha[:, None, None] ** 2 * covariance + sigma[:, None, None] ** 2 * np.eye(2)
+    inverse = jnp.asarray(np.linalg.inv(of_x_t) * sigma[:, None, None], jnp.float32)
+
+    def denoise(x_t, i):
+        return samplers.Denoised(None, x_t @ inverse[i], None)
+
+    @jax.jit
+    def solve(probe):
+        x = jnp.asarray(x_0, jnp.float32)
+        probe = jnp.broadcast_to(probe, x.shape)
+        return likelihood.ode_log_likelihood(process, denoise, x, times, probe)
+
+    found = np.stack([solve(jnp.array(probe)) for probe in ([1.0, 1.0], [1.0, -1.0])])
+    covariance = covariance + likelihood.FIRST_RATIO**2 * np.eye(2)
+    density = -0.5 * np.linalg.slogdet(2 * np.pi * covariance)[1]
+    density -= 0.5 * np.einsum("bi,ij,bj->b", x_0, np.linalg.inv(covariance), x_0)
+    np.testing.assert_allclose(found.mean(0) / 2, density / 2, atol=1e-3)
+    assert (np.abs(found - density) > 0.1).all()  # one probe does not know the trace
+
+
+def test_divergence_is_the_trace_on_average_over_all_probes_without_forward_mode():
+    matrix = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+
+    @jax.custom_vjp
+    def f(x):
+        return x @ matrix.T
+
+    f.defvjp(lambda x: (f(x), None), lambda _, g: (g @ matrix,))
+    x = jnp.arange(8.0).reshape(2, 4)
+    probes = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    found = [likelihood.divergence(f, x, jnp.stack([probe, probe])) for probe in probes]
+    np.testing.assert_array_equal(found[0][0], f(x))
+    estimates = np.array([estimate for _, estimate in found])
+    np.testing.assert_allclose(estimates.mean(0), np.trace(matrix), rtol=1e-5)
+    assert estimates.std(0).min() > 0.1
+
+
+def test_uniform_pixels_have_8_bits():
+    images = np.arange(256, dtype=np.uint8)
+    x_0 = latents.pixels_from_image(jnp.asarray(images)).reshape(2, 128)
+    low, high = (likelihood.dequantise(x_0, jnp.full_like(x_0, u)) for u in (0.0, 1.0))
+    np.testing.assert_allclose((low + high) / 2, x_0, atol=1e-6)
+    np.testing.assert_allclose(low.ravel()[1:], high.ravel()[:-1], atol=1e-6)  # bins touch
+    density = 1 / (high.max() - low.min())
+    log_p = jnp.full(2, 128 * jnp.log(density))
+    np.testing.assert_allclose(likelihood.bits_per_dim(log_p, x_0, True), 8, rtol=1e-6)
+    np.testing.assert_allclose(likelihood.bits_per_dim(log_p, x_0, False), -jnp.log2(density))
+
+
+def some_model(config, num_devices=8):
+    """Parameters of no training that do not predict 0."""
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
+    model = models.build(config.model)
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def init():
+        params = models.init_params(model, jax.random.key(0))
+        return jax.tree.map(
+            lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params
+        )
+
+    process = diffusion.build(config.diffusion)
+    return generate.Trained(config, 0, False, mesh, model, process, init(), to_image=None)
+
+
+def flow_config(config):
+    config.diffusion.process = "flow"
+    config.objective.prediction = "u"
+    config.model.learn_sigma = False
+    return config
+
+
+@pytest.fixture
+def bits_of_images(monkeypatch, tmp_path):
+    """bits_of_images(trained, batch_size, ...): the row, and every image's bits."""
+    collected = []
+    make = evaluate.make_bits_fn
+
+    def spy(*arguments):
+        bits = make(*arguments)
+
+        def collect(*arguments):
+            values = bits(*arguments)
+            collected.append(np.asarray(values[""]))
+            return values
+
+        return collect
+
+    def measure(trained, num, batch_size=None, **options):
+        collected.clear()
+        monkeypatch.setattr(evaluate, "_git_revision", lambda: "-dirty")  # always measured again
+        row = evaluate.evaluate_likelihood(trained, tmp_path, num, batch_size=batch_size, **options)
+        return row, np.concatenate(collected)[:num]
+
+    monkeypatch.setattr(evaluate, "make_bits_fn", spy)
+    return measure
+
+
+@pytest.mark.parametrize("kind", [pytest.param("vlb", marks=pytest.mark.slow), "latents"])
+def test_bits_are_of_the_image_not_of_its_batch(
+    smoke_config, bits_of_images, moments_dir, vae_dir, kind
+):
+    config = smoke_config if kind == "vlb" else flow_config(smoke_config)
+    config.model.depth = 1
+    if kind == "latents":
+        config.latents.update(source="moments", moments=str(moments_dir), vae=str(vae_dir))
+        config.latents.update(scale=(1.0,), shift=(0.0,))
+        config.model.update(input_size=4, in_channels=2)
+    row, bits = bits_of_images(some_model(config), 12, steps=2)
+    name = "bits_per_latent_dim" if kind == "latents" else "bits_per_dim"
+    assert {key for key in row if key.startswith("bits")} - {f"{name}_prior"} == (
+        {name, f"{name}_standard_error"} | ({f"{name}_first_level"} if kind == "vlb" else set())
+    )
+    assert row[name] == pytest.approx(bits.mean(), rel=1e-5)
+    assert row[f"{name}_standard_error"] == pytest.approx(bits.std(ddof=1) / 12**0.5, rel=1e-5)
+    assert len(np.unique(bits)) == 12
+    _, in_batches = bits_of_images(some_model(config, 1), 12, 5, steps=2)
+    np.testing.assert_allclose(in_batches, bits, rtol=2e-5)
+    _, other_seed = bits_of_images(some_model(config, 1), 12, 5, seed=1, steps=2)
+    assert (np.abs(other_seed - bits) > 1e-4 * np.abs(bits)).all()
+
+
+def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_config, bits_of_images):
+    trained = some_model(flow_config(smoke_config), 1)
+    trained.config.data.eval_split = "test[:10]"
+    row, bits = bits_of_images(trained, 1000, steps=1)
+    assert row["likelihood"]["num"] == len(bits) == 10
+    _, half = bits_of_images(trained, 5, steps=1)
+    np.testing.assert_allclose(half, bits[::2], rtol=1e-5)
+
+
+def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):
+    trained = some_model(smoke_config)
+    with pytest.raises(ValueError, match=r"cannot take 1 sampling steps"):
+        evaluate.evaluate_likelihood(trained, tmp_path, steps=1)
+    trained.params["x_embedder"]["bias"] *= np.nan
+    with pytest.raises(FloatingPointError, match="bits_per_dim of 3 of 3 images is NaN"):
+        evaluate.evaluate_likelihood(trained, tmp_path, num=3, steps=2)
+    trained.config.data.eval_split = "test[:1]"
+    with pytest.raises(ValueError, match="1 of 1 held-out images have no standard error"):
+        evaluate.evaluate_likelihood(trained, tmp_path)
+    trained.config.data.eval_split = ""
+    with pytest.raises(ValueError, match=r"data.eval_split of .* is empty"):
+        evaluate.evaluate_likelihood(trained, tmp_path)
+    assert not (tmp_path / "evaluations.jsonl").exists()
+
+
+def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
+    flags = "--workdir", workdir, "--bpd", "--num", 6, "--seed", 1
+    out = run_command("evaluate", *flags)
+    row = json.loads((workdir / "evaluations.jsonl").read_text())
+    assert row["likelihood"] == dict(
+        kind="vlb", steps=1000, num=6, seed=1, variance="learned", raw=False
+    )
+    assert row["step"] == 40
+    assert row["images_seen"] == 40 * 16
+    assert row["gmacs"] > 0
+    assert row["params"] > 0
+    assert row["git_revision"]
+    bits, error = row["bits_per_dim"], row["bits_per_dim_standard_error"]
+    assert out.startswith(f"bits_per_dim {bits:.4f}  ")
+    assert f"standard_error {error:.4f}" in out
+    assert 0 < row["bits_per_dim_prior"] < 1e-3
+    assert 0 < row["bits_per_dim_first_level"] < bits
+    with (workdir / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(row | {"git_revision": "abc"}) + "\n")
+    monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
+    monkeypatch.setattr(evaluate.data, "gather", None)  # not needed again
+    again = evaluate.evaluate_likelihood(generate.load(workdir), workdir, num=6, seed=1)
+    assert again == row | {"git_revision": "abc"}
+
+
+def test_flags_that_say_nothing_are_refused(monkeypatch, tmp_path):
+    given = dict(workdir=tmp_path, bpd=True, bpd_steps=None, guide="runs/worse")
+    loading = dict(settings={"cfg_scale": 2.0}, guide_workdir=None, guide_step=20)
+    monkeypatch.setattr(evaluate.cli, "loading", lambda: loading)
+    monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
+    with pytest.raises(ValueError, match=r"so it takes no --cfg_scale, --guide or --guide_step\."):
+        evaluate.main(None)
+    given.update(bpd=False, bpd_steps=3)
+    monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
+    with pytest.raises(ValueError, match="--bpd_steps=3 goes with --bpd"):
+        evaluate.main(None)
+
+
+@pytest.mark.slow
+def test_command_measures_a_flow(run_command, smoke_config, tmp_path):
+    config = flow_config(smoke_config)
+    checkpoint.save_params(tmp_path / "run", config, some_model(config, 1).params)
+    flags = "--workdir", tmp_path / "run", "--bpd", "--num", 6, "--bpd_steps", 5
+    out = run_command("evaluate", *flags)
+    row = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
+    assert row["likelihood"] == dict(kind="ode", steps=5, num=6, seed=0, raw=False)
+    assert f"bits_per_dim {row['bits_per_dim']:.4f}" in out
+    assert "kind ode  steps 5  num 6  seed 0" in out
+
+
+def test_flow_without_a_word_of_the_data_has_the_bits_of_its_prior(smoke_config, bits_of_images):
+    config = flow_config(smoke_config)
+    config.diffusion.sigma_data = 1.0
+    trained = some_model(config, 1)
+    zeros = jax.tree.map(jnp.zeros_like, trained.params["final_layer"])
+    trained.params["final_layer"] = zeros  # u = 0: x_t stands still, from N(0, 1)
+    row, bits = bits_of_images(trained, 12, steps=20)
+    images = data.gather(data.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
+    expected = bits_of_normal(images / 127.5 - 1, 0.0, 1.0).mean() + math.log2(255 / 2)
+    assert row["bits_per_dim"] == pytest.approx(expected, abs=0.02)
+    _, other_seed = bits_of_images(trained, 12, steps=20, seed=1)
+    assert (np.abs(other_seed - bits) > 1e-6).all()  # another place in the bins; no probe matters
