@@ -5,7 +5,7 @@
   python -m dit_jax.train --config configs/digits_latents.py --workdir runs/digits/dit
 
 Cost: 134 s of training on two CPU cores (1,900 images/s), compilation not counted.
-Result: 1,000 EMA samples, DDPM 100 steps, cfg 1.5, seed 0: label_accuracy 0.997, fd_pixels 0.714
+Result: 1,000 EMA samples, DDPM 100 steps, cfg 1.5, seed 0: label_accuracy 0.994, fd_pixels 0.754
 (two halves of the real training digits: 0.340).
 """
 
