@@ -78,6 +78,9 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.checkpoint_every_steps = 10_000  # and at the last step
     config.checkpoint_keep = 3  # most recent checkpoints kept, at least 2 to fall back on
     config.checkpoint_keep_every_steps = 0  # checkpoints at multiples are kept for good; 0 is none
+    # A name in metrics.jsonl, such as eval_loss or fid5k: the EMA weights of the step where it was
+    # best are kept in the workdir best/ of the workdir; empty keeps none.
+    config.checkpoint_best_metric = ""
     config.profile_start_step = 0  # first step of a profiler trace; 0 is no trace
     config.profile_num_steps = 5  # length of the trace, steps
 
@@ -201,6 +204,17 @@ def _add_dit(config):
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
     config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided
     config.sample.cfg_rescale = 0.0  # 0..1: how far guided outputs keep unguided ones' deviation
+
+    # Frechet distance of samples by the EMA weights while training, by the name fid5k in
+    # metrics.jsonl; fd_dinov2_5k or fd_pixels_5k by other extractors.
+    config.fid = ConfigDict()
+    config.fid.every_steps = 0  # 0 is never
+    config.fid.num_images = 5_000  # in the name; distances of other numbers are not comparable
+    config.fid.steps = 50  # of sampling; all else as config.sample
+    config.fid.cfg_scale = 1.0
+    config.fid.reference = ""  # as --reference of dit_jax.evaluate; empty: the training images
+    config.fid.extractor = ""  # inception, dinov2, pixels; empty: as dit_jax.evaluate's default
+    config.fid.weights = ""  # workdir of its weights; empty: runs/<extractor>
 
 
 def _add_vae(config):

@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "checkpoint_every_steps",
     "checkpoint_keep",
     "checkpoint_keep_every_steps",
+    "checkpoint_best_metric",
     "profile_start_step",
     "profile_num_steps",
     "model.attention",
@@ -53,6 +54,7 @@ MAY_CHANGE = (
     "data.prefetch_batches",
     "mesh.",
     "sample.",
+    "fid.",
 )
 STATE_ITEMS = ("params", "ema_params", "opt_state")
 
@@ -199,18 +201,48 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
     if steps := _steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
     claim_workdir(workdir, config)
+    _write_params(workdir, config, params, 0, {})
+
+
+def replace_params(
+    workdir: pathlib.Path, config: ConfigDict, params, step: int, values: dict
+) -> None:
+    """Makes EMA parameters the only checkpoint of a workdir; others go when they are there.
+
+    Args: values, JSON to keep with them, for `saved_values`.
+    Raises: OSError if they cannot be written.
+    """
+    before = _steps(workdir)
+    claim_workdir(workdir, config)
+    _write_params(workdir, config, params, step, values)
+
+    def remove():
+        for old in set(before) - {step}:
+            shutil.rmtree(workdir / "checkpoints" / str(old))
+
+    _in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
+
+
+def saved_values(workdir: pathlib.Path) -> dict:
+    """What `replace_params` kept with the newest checkpoint; {} if there is none."""
+    steps = _steps(workdir)
+    if not steps:
+        return {}
+    return json.loads((workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata").read_text())
+
+
+def _write_params(workdir, config, params, step, values):
     write_config(workdir, config)
     items = {
         "ema_params": ocp.args.StandardSave(params),
-        "data": ocp.args.JsonSave({}),
+        "data": ocp.args.JsonSave(values),
         "config": ocp.args.JsonSave(config.to_dict()),
-        "digest": ocp.args.JsonSave(_digests({"ema_params": params}, 0, {})),
+        "digest": ocp.args.JsonSave(_digests({"ema_params": params}, step, values)),
     }
+    directory = workdir.absolute() / "checkpoints" / str(step)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(
-                workdir.absolute() / "checkpoints" / "0", args=ocp.args.Composite(**items)
-            )
+            checkpointer.save(directory, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
         raise OSError(f"cannot write {workdir}: {type(error).__name__}: {error}") from error
 
@@ -285,10 +317,8 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
         )
     item = "params" if raw else "ema_params"
     candidates = steps[::-1] if step is None else [step]
-    if raw and steps == [0]:
-        raise ValueError(
-            f"{workdir} was converted and holds EMA parameters alone: leave out --raw."
-        )
+    if raw and not (directory / str(steps[-1]) / item).is_dir():
+        raise ValueError(f"{workdir} holds EMA parameters alone: leave out --raw.")
     step, loaded, _ = _restore_newest(directory, candidates, {item: params})
     return loaded[item], step
 
@@ -300,11 +330,15 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
     """
     model, params = load_model(workdir, mesh, dtype, "vae")
-    digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
-    digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
     config = load_config(workdir).model
     published = (config.scale, config.shift) if config.get("scale") else None
-    return latents.Vae(params, model, digest, published)
+    return latents.Vae(params, model, digest(params), published)
+
+
+def digest(params) -> str:
+    """16 hexadecimal digits that tell parameters apart, wherever they were read from."""
+    digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):

@@ -59,9 +59,9 @@ SAMPLING = {
 }
 
 
-def define_sampling() -> None:
+def define_sampling(required: bool = True) -> None:
     """--workdir and which checkpoint, seed and sampler to use there."""
-    flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
+    flags.DEFINE_string("workdir", None, "Directory of a training run.", required=required)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
     flags.DEFINE_string("vae", None, "Workdir of the VAE that decodes; the run's by default.")
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")

@@ -95,13 +95,13 @@ class Source:
         # array_record and Protocol Buffers have exceptions of their own.
         except Exception as error:
             way_out = "If a shard was cut, remove it and build the dataset again."
-            if isinstance(self.records, _Folder):
+            if isinstance(self.records, Folder):
                 way_out = "Put the file back: the data order depends on every one of them."
             raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""
-        if isinstance(self.records, _Folder):
+        if isinstance(self.records, Folder):
             return str(self.records.files[index])
         return f"record {index} of {self.origin}"
 
@@ -125,7 +125,7 @@ def _warn_of_small_images(origin, image_size):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Folder:
+class Folder:
     """One class per sub-folder, classes in the order of their sorted names."""
 
     files: Sequence[pathlib.Path]
@@ -285,7 +285,7 @@ def _open_folder(root):
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
         files += found
         labels += [label] * len(found)
-    return _Folder(files, labels), f"image folder {root}"
+    return Folder(files, labels), f"image folder {root}"
 
 
 @dataclasses.dataclass

@@ -1,339 +1,287 @@
-"""Measures the samples of a checkpoint: a JSON row in DIR/evaluations.jsonl, a picture beside it.
+"""Measures samples against real images: a JSON row in DIR/evaluations.jsonl, a picture beside it.
 
-  python -m dit_jax.evaluate --workdir runs/digits --num 1000
-  python -m dit_jax.evaluate --workdir runs/digits --bpd --num 100
+  python -m dit_jax.evaluate --workdir runs/dit --reference imagenet256.npz --num 50000 \\
+      --sampler ddpm --steps 250 --cfg_scale 1.5
+  python -m dit_jax.evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+  python -m dit_jax.evaluate --make_reference imagenet256.npz --reference imagenet2012:train \\
+      --image_size 256
+  python -m dit_jax.evaluate --workdir runs/dit --bpd --num 100
 
-The measures are of raw pixels: `fd_pixels`, a Frechet distance, and `label_accuracy`. With --bpd
-held-out images are measured instead, by a row of their own: bits per dimension under the model.
+A reference is the ADM evaluator's .npz, one that --make_reference wrote, a folder of images or a
+TFDS split; by default the run's training images. The features stay on the devices until they are
+features: only with --save_npz do all images leave. Killed and run again, the command continues.
+With --bpd held-out images are measured instead: bits per dimension under the model.
 """
 
+import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import pathlib
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image
-from tqdm import tqdm
 
 from dit_jax import (
+    bits,
     cli,
-    data,
     diffusion,
+    extractors,
     fid,
-    flops,
     generate,
-    grids,
-    latents,
-    likelihood,
+    images,
+    measures,
     metrics,
-    models,
-    samplers,
+    references,
+    rows,
     sharding,
+    spool,
 )
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
-NEIGHBOURS = 3
-ODE_STEPS = 50  # of the probability flow's density: on N(0.7, 0.5^2) within 2e-6 nats a value
-MAX_VALUES = 4096  # of an image: the measures of raw pixels cost its cube, and mean little beyond
-
-
-def label_accuracy(
-    images: np.ndarray, labels: np.ndarray, real_images: np.ndarray, real_labels: np.ndarray
-) -> float:
-    """Share of images that a 3-nearest-neighbour classifier on the real ones gives their label.
-
-    Args: images [N, H, W, C] uint8, labels [N]; distances are Euclidean in pixels.
-    """
-    # Imported here: only this needs it, and it takes a second.
-    from sklearn.neighbors import KNeighborsClassifier
-
-    classifier = KNeighborsClassifier(NEIGHBOURS)
-    classifier.fit(_pixels(real_images), real_labels)
-    return float(classifier.score(_pixels(images), labels))
-
-
-def fd_pixels(images: np.ndarray, real_images: np.ndarray) -> dict[str, float]:
-    """Frechet distance of pixels in [-1, 1] to the real images, and between halves of those.
-
-    Returns: 'fd_pixels', and 'fd_pixels_real_halves', what two sets of real images come to.
-    """
-    values = int(np.prod(images.shape[1:]))
-    if min(len(images), len(real_images) // 2) <= values:
-        logger.warning(
-            "fd_pixels: %d samples and %d real images in each half are too few for the covariance "
-            "of %d values; compare it only with others of the same numbers.",
-            len(images),
-            len(real_images) // 2,
-            values,
-        )
-    real = _pixels(real_images)[np.random.RandomState(0).permutation(len(real_images))]
-    halves = [fid.Statistics.of(half) for half in np.array_split(real, 2)]
-    statistics = fid.Statistics.of(_pixels(images))
-    return {
-        "fd_pixels": fid.frechet_distance(statistics, halves[0].merge(halves[1])),
-        "fd_pixels_real_halves": fid.frechet_distance(*halves),
-    }
-
-
-def _pixels(images):
-    return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
+SHOWN = 100  # of the samples, in the picture
 
 
 def evaluate(
     trained: generate.Trained,
     workdir: pathlib.Path,
+    extractor: extractors.Extractor,
+    reference: references.Reference | None,
     num: int = 1000,
     seed: int = 0,
+    labels: str = "random",
     batch_size: int | None = None,
+    save_npz: pathlib.Path | None = None,
     progress: bool = False,
 ) -> dict:
-    """The row of `num` samples, labels in equal shares; one that was measured before is read back.
+    """The row of `num` samples; one that was measured before is read back.
 
-    Its 'picture' in the workdir shows 100 of the samples, with a class per row when there are ten.
-    Raises: ValueError for images of more than MAX_VALUES values.
+    Args:
+      reference: as `references.of_run`.   labels: as `generate.draw_labels`.
+      save_npz: where to write all images as the ADM evaluator reads them, 'arr_0' [N, H, W, C]
+        uint8, and 'label'.
+    Raises: ValueError for a reference of other images, or too few samples; FloatingPointError
+      where samples or features are not finite; OSError if something cannot be written.
     """
-    config = trained.config
-    values = config.data.image_size**2 * config.data.image_channels
-    if values > MAX_VALUES:
-        raise ValueError(
-            f"label_accuracy and fd_pixels are for small images, at most {MAX_VALUES} values; "
-            f"these have {values}. Use dit_jax.sample to look at them."
-        )
-    sample = {**config.sample.to_dict(), "num": num, "seed": seed, "raw": trained.raw}
+    config, model, mesh = trained.config, trained.model, trained.mesh
+    label = generate.draw_labels(labels, num, model.num_classes, seed)
+    settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
+    settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     if guide := trained.guide:
-        sample |= {"guide": guide.workdir, "guide_step": guide.step}
-    row = _row(trained, "sample", sample)
-    settings_hash = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
-    row["picture"] = f"evaluations/{trained.step}-{settings_hash}.png"
-    row["git_revision"] = _git_revision()
-    if measured := sharding.from_first_process(_measured_before(workdir, row)):
-        logger.info("measured before: %s", workdir / "evaluations.jsonl")
-        return json.loads(measured)
+        settings |= {"guide": guide.workdir, "guide_step": guide.step}
+    row = rows.of_checkpoint(config, trained.step, "sample", settings)
+    row |= _compared(extractor, reference)
+    extract = extractor.compile(mesh)
+
+    def output(x_0):
+        image = trained.to_image(x_0)
+        return {"image": image, **extract(image)}
+
+    def batches(start):
+        sample = trained.make_sample_fn()
+        arguments = trained.params, label, seed, mesh, output, batch_size, start
+        for numbers, batch in generate.batches(sample, *arguments):
+            yield numbers, {**batch, "label": np.resize(label[numbers], len(batch["image"]))}
 
     speed = metrics.training_speed(workdir, trained.step, config.batch_size)
-    source = data.open_images(config, config.data.train_split)
-    real = [source[i] for i in range(len(source))]
-    real_images = np.stack([example["image"] for example in real])
-    real_labels = np.array([example["label"] for example in real])
-    labels = np.arange(num) * trained.model.num_classes // num
-    images = generate.generate(
-        trained.make_sample_fn(),
-        trained.params,
-        labels,
-        seed,
-        trained.mesh,
-        trained.to_image,
-        progress,
-        batch_size,
-    )
-    row["label_accuracy"] = label_accuracy(images, labels, real_images, real_labels)
-    row |= fd_pixels(images, real_images)
-    row |= speed
-    if jax.process_index() == 0:
-        shown = images[np.linspace(0, num - 1, min(num, 100)).astype(int)]
-        _write(workdir, row, generate.image_grid(shown, columns=10))
-    return row
+    path = workdir / "evaluations.jsonl"
+    return _measure(path, row, speed, num, batches, reference, save_npz, progress)
 
 
-def evaluate_likelihood(
-    trained: generate.Trained,
-    workdir: pathlib.Path,
-    num: int = 1000,
-    seed: int = 0,
-    steps: int | None = None,
+def evaluate_images(
+    found: images.ImageSet,
+    extractor: extractors.Extractor,
+    reference: references.Reference,
+    num: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> dict:
-    """The row of the bits per dimension of `num` held-out images, spread evenly, or of all.
+    """The row of the first `num` of a set of images, by default all, on this process's devices.
 
-    Conditional on their labels, without guidance. 'bits_per_dim' is of pixels, 'bits_per_latent_
-    dim' of latents, where it is a density: compare it only where VAE and scale are the same.
-    Args: steps, as `make_bits_fn`; None is all levels of a chain, ODE_STEPS else.
-    Returns: the mean, its standard error, and of a chain the means of the prior's part and of the
-      first level's; a row that was measured before is read back.
-    Raises: ValueError if there are less than two held-out images, or as `make_bits_fn`;
-      FloatingPointError for bits that are not finite.
+    Row and picture are written beside the images, to NAME.evaluations.jsonl and NAME.evaluations/.
+    Raises: ValueError for fewer images than `num`; else as `evaluate`.
     """
-    config, mesh = trained.config, trained.mesh
-    if not config.data.eval_split:
-        raise ValueError(
-            f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
-            "Train with a split that data.train_split leaves out, such as 'test'."
-        )
-    source = data.open_split(config, "eval")
-    available = len(source) // source.views
-    num = min(num, available)
-    if num < 2:
-        raise ValueError(f"{num} of {available} held-out images have no standard error; take 2.")
-    chain = isinstance(trained.process, diffusion.DiscreteProcess)
-    steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
-    bits = make_bits_fn(trained, steps)
-    settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
-    if chain:
-        settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
-    row = _row(trained, "likelihood", settings | {"raw": trained.raw})
-    row["git_revision"] = _git_revision()
-    if measured := sharding.from_first_process(_measured_before(workdir, row)):
-        logger.info("measured before: %s", workdir / "evaluations.jsonl")
-        return json.loads(measured)
+    num = num or found.num
+    if num > found.num:
+        raise ValueError(f"{found.name} has {found.num} images, fewer than --num={num}.")
+    samples = {"name": found.name, "num": num, "digest": found.digest}
+    row = {"samples": samples, "git_revision": rows.git_revision()}
+    reference.check(found.shape)
+    row |= _compared(extractor, reference)
+    batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
 
-    resident = {}
-    if config.latents.source == "images":
-        resident = {"vae": generate.load_vae(config, mesh)}
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
-    batch_size = -(-batch_size // shards) * shards
-    rows, key, parts = sharding.local_rows(mesh, batch_size), jax.random.key(seed), []
-    for start in tqdm(range(0, num, batch_size), "images", disable=not progress):
-        index = np.minimum(start + rows, num - 1) * available // num
-        batch = {**data.gather(source, source.views * index), "index": index.astype(np.int32)}
-        part = bits(trained.params, resident, key, sharding.put_batch(mesh, batch))
-        parts.append(jax.tree.map(np.asarray, part))
-    name = "bits_per_dim" if config.latents.source == "pixels" else "bits_per_latent_dim"
-    values = {part: np.concatenate([p[part] for p in parts])[:num] for part in parts[0]}
-    if not np.isfinite(values[""]).all():
-        raise FloatingPointError(
-            f"{name} of {np.sum(~np.isfinite(values['']))} of {num} images is NaN or infinite. Is "
-            "the loss of this checkpoint finite? Try an earlier --step, or more --bpd_steps."
-        )
-    row |= {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
-    row[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
+    def batches(start):
+        blocks = found.blocks(batch_size, start, num)
+        for block, extracted in references.extract_blocks(extractor, blocks, batch_size):
+            numbers = range(start, start + len(block["image"]))
+            start = numbers.stop
+            yield numbers, {**block, **extracted}
+
+    place = pathlib.Path(found.name)
+    path = place.with_name(f"{place.stem}.evaluations.jsonl")
+    return _measure(path, row, {}, num, batches, reference, None, progress)
+
+
+def _compared(extractor, reference):
+    """What a row says of extractor and reference, in every process; `reference` is the first's."""
+    source = json.loads(sharding.from_first_process(json.dumps(reference and reference.source)))
+    return {"extractor": extractor.identity, "reference": source}
+
+
+def _measure(path, row, speed, num, batches, reference, save_npz, progress):
+    """The row with its measures, written to `path`, or read back from there.
+
+    The features of every batch are kept in a directory until the row is written, so that a command
+    that was killed continues there.
+    Args: batches(start) yields (numbers, {'image', perhaps 'label', features of the extractor}),
+      which may have more rows than numbers.
+    """
+    known = {key: value for key, value in row.items() if key != "git_revision"}
+    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{row['step']}-{name}" if "step" in row else name
+    kept = spool.Spool(path.with_suffix("") / (name + "-images" * bool(save_npz)))
+    row["picture"] = f"{kept.directory.parent.name}/{name}.png"
+    measured = rows.find(path, row)
+    complete = (path.parent / row["picture"]).is_file() and (not save_npz or save_npz.is_file())
+    if measured and sharding.from_first_process("complete" * complete):
+        logger.info("measured before: %s", path)
+        return measured
+
+    first_process = jax.process_index() == 0
+    start = sharding.together(lambda: kept.begin(row["git_revision"]) if first_process else 0)
+    start = int(sharding.from_first_process(str(start)))
+    with metrics.ImageProgress(num, start, progress) as bar:
+        for numbers, batch in batches(start) if start < num else ():
+            arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
+            if save_npz or numbers.start < SHOWN:
+                arrays["image"] = generate.to_host(batch["image"])
+            arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
+            references.check_finite(arrays, numbers)
+            sharding.together(functools.partial(_add, kept, numbers, arrays))
+            bar.update(len(numbers))
+
+    def finish():
+        if not first_process:
+            return None
+        arrays = kept.read(SHOWN)
+        _warn_if_sorted(arrays)
+        label = arrays.get("label")
+        row.update(measures.of_features(arrays, reference, label, progress))
+        row.update(speed)
+        _write_picture(path.parent / row["picture"], arrays["image"], label)
+        if save_npz:
+            kept.write_npz(save_npz)
+        rows.append(path, row)
+        kept.remove()
+        return row
+
+    return json.loads(sharding.from_first_process(json.dumps(sharding.together(finish))))
+
+
+def _add(kept, numbers, arrays):
     if jax.process_index() == 0:
-        _write(workdir, row)
-    return row
+        kept.add(numbers, arrays)
 
 
-def make_bits_fn(trained: generate.Trained, steps: int) -> Callable:
-    """The jitted `bits(params, resident, key, batch)` per dimension of each image.
-
-    Args: steps, of a respaced chain whose bound is taken, or of the probability flow, of four
-      evaluations, and their derivatives, each.
-    Returns:
-      bits: of a batch of images or moments, 'label' and 'index' [B], the image's number: {'': [B],
-        and of a chain '_prior' and '_first_level'}. resident: as `latents.x_0_from_batch`. Image
-        i's randomness depends on key and i alone.
-    Raises: ValueError as the process's grid, or for an unknown variance.
-    """
-    config, process, mesh = trained.config, trained.process, trained.mesh
-    prediction, pixels = config.objective.prediction, config.latents.source == "pixels"
-    chain = isinstance(process, diffusion.DiscreteProcess)
-    if chain:
-        times = grids.build(process, steps, prediction=prediction)
-    else:
-        times = likelihood.ode_times(process, steps)
-
-    def bits(params, resident, key, batch):
-        def predict(x_t, network_time):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return trained.model.apply({"params": params}, x_t, network_time, batch["label"])
-
-        def keys(i):  # 0 is the posterior's
-            return jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), i))(
-                batch["index"]
-            )
-
-        def draw(distribution, i):
-            return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
-
-        x_0 = latents.x_0_from_batch(batch, keys(0), config.latents, resident, mesh)
-        denoise = samplers.make_denoise(process, prediction, predict, times)
-        if chain:
-            bound = likelihood.variational_bound(
-                process,
-                denoise,
-                x_0,
-                times,
-                noise=lambda i: draw(jax.random.normal, i + 1),
-                variance=config.sample.variance,
-                discretised=pixels,
-            )
-            return {"": bound.total, "_prior": bound.prior, "_first_level": bound.steps[-1]}
-        if pixels:
-            x_0 = likelihood.dequantise(x_0, draw(jax.random.uniform, 1))
-        probe = draw(jax.random.rademacher, 2)
-        log_p = likelihood.ode_log_likelihood(process, denoise, x_0, times, probe)
-        return {"": likelihood.bits_per_dim(log_p, x_0, dequantised=pixels)}
-
-    return jax.jit(
-        bits,
-        compiler_options=models.compiler_options(),
-        out_shardings=sharding.replicated(mesh),
-    )
+def _warn_if_sorted(arrays):
+    if "probabilities" not in arrays or "label" not in arrays:
+        return
+    label = arrays["label"]
+    several_parts = len(label) > fid.SPLIT_SIZE and label[0] != label[-1]
+    if several_parts and (np.diff(label) >= 0).all():
+        logger.warning(
+            "the images are sorted by class: the Inception score, of parts of %d in their order, "
+            "sees few classes in each and is too low. Shuffle them.",
+            fid.SPLIT_SIZE,
+        )
 
 
-def _row(trained, kind, settings):
-    """What a row of this kind says of the checkpoint, and how it is measured."""
-    config, counts = trained.config, flops.count(trained.config)
-    images_seen = trained.step * config.batch_size
-    return {
-        "step": trained.step,
-        kind: json.loads(json.dumps(settings)),  # as it will be read back
-        "params": counts["params"],
-        "gmacs": counts["gmacs"],
-        "images_seen": images_seen,
-        "train_gflops": images_seen * counts["train_gflops_per_image"],
-    }
-
-
-def _measured_before(workdir, row):
-    """The same row with its measures as JSON, if a picture of it is still there; else ''."""
-    picture_lost = "picture" in row and not (workdir / row["picture"]).is_file()
-    if row["git_revision"].endswith("-dirty") or picture_lost:
-        return ""
-    rows = metrics.read_json_lines(workdir / "evaluations.jsonl")
-    return next((json.dumps(r) for r in rows if row.items() <= r.items()), "")
-
-
-def _write(workdir, row, picture=None):
-    path = workdir / "evaluations.jsonl"
-    try:
-        if picture is not None:
-            (workdir / row["picture"]).parent.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(workdir / row["picture"])
-        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
-            file.write("\n" * cut + json.dumps(row) + "\n")
-    except OSError as error:
-        raise OSError(f"cannot write to {workdir}: {error}\nMeasured: {json.dumps(row)}") from error
-
-
-def _git_revision():
-    """The commit of this code, with '-dirty' if it has changes; of an installation its version."""
-    root = pathlib.Path(__file__).parents[1]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    if (root / ".git").exists() and shutil.which("git"):
-        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
-    return importlib.metadata.version("dit_jax")
+def _write_picture(path, image, label):
+    """Images in rows of ten, by class where there are labels."""
+    if label is not None:
+        image = image[np.argsort(label[: len(image)], kind="stable")]
+    picture = Image.fromarray(generate.image_grid(image, columns=10))
+    spool.replace(path, lambda file: picture.save(file, "PNG"))
 
 
 def main(_):
-    workdir, progress = pathlib.Path(FLAGS.workdir), sys.stderr.isatty()
-    loading = cli.loading()
+    progress, workdir = sys.stderr.isatty(), FLAGS.workdir and pathlib.Path(FLAGS.workdir)
+    modes = FLAGS.workdir, FLAGS.samples, FLAGS.make_reference
+    if sum(map(bool, modes)) != 1:
+        raise ValueError("give one of --workdir, --samples and --make_reference.")
     if FLAGS.bpd:
-        _print_bpd(workdir, loading, progress)
+        _print_bpd(workdir, cli.loading(), progress)
         return
     if FLAGS.bpd_steps:
         raise ValueError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
-    trained = generate.load(**loading)
-    row = evaluate(trained, workdir, FLAGS.num, FLAGS.seed, FLAGS.batch_size, progress)
-    print(f"picture: {workdir / row['picture']}")
-    print(
-        f"label_accuracy {row['label_accuracy']:.3f}  fd_pixels {row['fd_pixels']:.3f} (between "
-        f"halves of the real images: {row['fd_pixels_real_halves']:.3f})  "
-        f"img_per_s {row['img_per_s'] or 0:.0f}  steps {row['step']}  "
-        f"seconds {row['seconds'] or 0:.0f}"
+    if not FLAGS.workdir and not FLAGS.reference:
+        raise ValueError(f"--reference is missing: {references.FORMS}.")
+    extractor = extractors.load(
+        FLAGS.extractor or references.default_extractor(FLAGS.reference),
+        FLAGS.weights and pathlib.Path(FLAGS.weights),
+        FLAGS.extractor_dtype,
     )
+    if FLAGS.make_reference:
+        _make_reference(extractor, progress)
+    elif FLAGS.samples:
+        _print_row(*_evaluate_images(extractor, progress))
+    else:
+        _print_row(*_evaluate(workdir, extractor, progress))
+
+
+def _make_reference(extractor, progress):
+    out = pathlib.Path(FLAGS.make_reference)
+    cli.check_out(out, (".npz",), "--make_reference=")
+    given = FLAGS.image_size, FLAGS.image_channels, FLAGS.data_dir
+    reference = references.load(FLAGS.reference, extractor, *given, progress)
+    reference.save(out)
+    print(f"{out}: {json.dumps({'extractor': reference.extractor, 'source': reference.source})}")
+
+
+def _evaluate_images(extractor, progress):
+    """(row, the directory that its picture is relative to)."""
+    if jax.process_count() > 1:
+        raise ValueError("--samples are measured by one process: start the command alone.")
+    given = FLAGS.image_channels, FLAGS.data_dir
+    found = images.open_images(FLAGS.samples, FLAGS.image_size, *given)
+    size, _, channels = found.shape
+    arguments = FLAGS.reference, extractor, size, channels, FLAGS.data_dir, progress
+    reference = references.load(*arguments)
+    row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)
+    return row, pathlib.Path(found.name).parent
+
+
+def _evaluate(workdir, extractor, progress):
+    if FLAGS.save_npz:
+        cli.check_out(pathlib.Path(FLAGS.save_npz), (".npz",), "--save_npz=")
+    trained = generate.load(**cli.loading())
+    reference = references.of_run(trained.config, FLAGS.reference, extractor, progress)
+    row = evaluate(
+        trained,
+        workdir,
+        extractor,
+        reference,
+        FLAGS.num or 1000,
+        FLAGS.seed,
+        FLAGS.labels,
+        FLAGS.batch_size,
+        FLAGS.save_npz and pathlib.Path(FLAGS.save_npz),
+        progress,
+    )
+    return row, workdir
+
+
+def _print_row(row, directory):
+    """The row, and for people its picture and measures."""
+    print(json.dumps(row))
+    print(f"picture: {directory / row['picture']}")
+    names = list(row)[list(row).index("picture") + 1 :]
+    print("  ".join(f"{name} {row[name]:.4g}" for name in names if row[name] is not None))
 
 
 def _print_bpd(workdir, loading, progress):
@@ -348,10 +296,10 @@ def _print_bpd(workdir, loading, progress):
     if variance and (not chain or trained.model.learn_sigma):
         raise ValueError(f"--variance={variance} is of process ddpm without a learned variance.")
     trained.config.sample.variance = variance or trained.config.sample.variance
-    row = evaluate_likelihood(
+    row = bits.evaluate(
         trained,
         workdir,
-        FLAGS.num,
+        FLAGS.num or 1000,
         FLAGS.seed,
         FLAGS.bpd_steps,
         FLAGS.batch_size,
@@ -364,13 +312,35 @@ def _print_bpd(workdir, loading, progress):
 
 
 if __name__ == "__main__":
-    cli.define_sampling()
-    flags.DEFINE_integer("num", 1000, "Samples; with --bpd held-out images.", lower_bound=2)
+    cli.define_sampling(required=False)
+    flags.DEFINE_string("samples", None, "Images to measure: an .npz or a folder.")
+    flags.DEFINE_string("reference", None, f"{references.FORMS}. Default: the training images.")
+    flags.DEFINE_string("make_reference", None, "Write --reference's statistics to this .npz.")
+    flags.DEFINE_enum(
+        "extractor",
+        None,
+        extractors.NAMES,
+        "By default the one of --reference, inception for images, pixels without --reference.",
+    )
+    flags.DEFINE_string("weights", None, "Workdir of its weights; runs/<extractor> by default.")
+    flags.DEFINE_enum(
+        "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
+    )
+    flags.DEFINE_integer("image_size", None, "Of --reference's images, for --make_reference.", 1)
+    flags.DEFINE_integer("image_channels", 3, "The same: 1 grey, 3 RGB.")
+    flags.DEFINE_string("data_dir", "", "TFDS data directory; TFDS's standard one by default.")
+    flags.DEFINE_enum(
+        "labels", "random", ["random", "balanced"], "Of samples; published numbers: random."
+    )
+    flags.DEFINE_integer(
+        "num", None, "Samples, by default 1000, of --samples all; with --bpd held-out images.", 2
+    )
+    flags.DEFINE_string("save_npz", None, "Write the samples, as the ADM evaluator reads them.")
     flags.DEFINE_bool("bpd", False, "Bits per dimension of held-out images instead.")
     flags.DEFINE_integer(
         "bpd_steps",
         None,
-        f"By default all levels of process ddpm (a bound); else {ODE_STEPS}, of an ODE.",
+        f"By default all levels of process ddpm (a bound); else {bits.ODE_STEPS}, of an ODE.",
         lower_bound=1,
     )
     cli.run(main)

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,6 +33,7 @@ class Trained:
     process: diffusion.Process
     params: dict
     to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
+    vae_digest: str = ""  # of the VAE that decodes; '' in pixels
     guide: "Guide | None" = None
 
     def make_sample_fn(self) -> Callable:
@@ -87,10 +89,11 @@ def load(
     samplers.check_used(config.sample, settings or {})
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
-    to_image = latents.image_from_x_0
+    to_image, vae_digest = latents.image_from_x_0, ""
     if config.latents.source != "pixels":
-        decode = make_decode_fn(config.latents, mesh)
-        to_image = functools.partial(decode, load_vae(config, mesh))
+        vae = load_vae(config, mesh)
+        to_image = functools.partial(make_decode_fn(config.latents, mesh), vae)
+        vae_digest = vae.digest
     guide = None
     if guide_workdir or guide_step is not None:
         guide_workdir = guide_workdir or workdir
@@ -99,7 +102,7 @@ def load(
         loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
         guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
-    return Trained(config, step, raw, mesh, model, process, params, to_image, guide)
+    return Trained(config, step, raw, mesh, model, process, params, to_image, vae_digest, guide)
 
 
 def _load_config(workdir):
@@ -252,6 +255,67 @@ def make_decode_fn(config, mesh: Mesh) -> Callable:
     return jax.jit(lambda vae, x_0: latents.decode_in_groups(vae, config, x_0, mesh))
 
 
+def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
+
+    Balanced labels take turns, so that every part of the samples has all classes alike.
+    """
+    if kind == "random":
+        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
+    if kind == "balanced":
+        return (np.arange(num) % num_classes).astype(np.int32)
+    raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
+
+
+def batches(
+    sample: Callable,
+    params,
+    labels: np.ndarray,
+    seed: int,
+    mesh: Mesh,
+    output: Callable,
+    batch_size: int | None = None,
+    start: int = 0,
+) -> Iterator[tuple[range, Any]]:
+    """(image numbers, output(x_0) on the devices) of batch after batch, from image `start` on.
+
+    Image i is a function of (params, seed, i, labels[i]). The last batch repeats its last image;
+    its numbers are those that count. The next batch is under way when one is yielded.
+
+    Args:
+      sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
+        a multiple of the batch shards; does not change the images.
+    Raises: FloatingPointError with the step at which x_t was not finite.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(labels))
+    batch_size = -(-batch_size // shards) * shards
+    key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
+    previous = None
+    for first in range(start, len(labels), batch_size):
+        index = np.minimum(first + rows, len(labels) - 1).astype(np.int32)
+        batch = {"index": index, "label": np.asarray(labels, np.int32)[index]}
+        x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
+        numbers = range(first, min(first + batch_size, len(labels)))
+        current = numbers, output(x_0), finite
+        if previous:
+            yield _finished(*previous)
+        previous = current
+    if previous:
+        yield _finished(*previous)
+
+
+def _finished(numbers, output, finite):
+    finite = np.asarray(finite)
+    if not finite.all():
+        raise FloatingPointError(
+            f"sampling became NaN or infinite at step {int(finite.argmin()) + 1} of {len(finite)}, "
+            f"among the images {numbers[0]} to {numbers[-1]}. Is the loss of this checkpoint "
+            "finite? Try an earlier --step, --cfg_scale 1, more steps or another sampler."
+        )
+    return numbers, output
+
+
 def generate(
     sample: Callable,
     params,
@@ -262,32 +326,13 @@ def generate(
     progress: bool = False,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """Images [N, H, W, C] uint8 for labels [N]; image i is a function of (params, seed, i, label).
-
-    Args:
-      sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
-        a multiple of the batch shards; does not change the images.
-    Raises: FloatingPointError with the step at which x_t was not finite.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(labels))
-    batch_size = -(-batch_size // shards) * shards
-    key = jax.random.key(seed)
-    rows = sharding.local_rows(mesh, batch_size)
+    """All images [N, H, W, C] uint8 for labels [N], in host memory; arguments as `batches`."""
     images = []
-    for start in tqdm(range(0, len(labels), batch_size), "samples", disable=not progress):
-        index = np.minimum(start + rows, len(labels) - 1).astype(np.int32)
-        batch = {"index": index, "label": np.asarray(labels, np.int32)[index]}
-        x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
-        if not (finite := np.asarray(finite)).all():
-            raise FloatingPointError(
-                f"sampling became NaN or infinite at step {int(finite.argmin()) + 1} of "
-                f"{len(finite)}, among the images {start} to {start + batch_size - 1}. Is the loss "
-                "of this checkpoint finite? Try an earlier --step, --cfg_scale 1, more steps or "
-                "another sampler."
-            )
-        images.append(_to_host(to_image(x_0)))
-    return np.concatenate(images)[: len(labels)]
+    with tqdm(total=len(labels), unit="img", disable=not progress) as bar:
+        for numbers, batch in batches(sample, params, labels, seed, mesh, to_image, batch_size):
+            images.append(to_host(batch)[: len(numbers)])
+            bar.update(len(numbers))
+    return np.concatenate(images)
 
 
 def grid_columns(count: int) -> int:
@@ -330,7 +375,8 @@ def _check_guidance(config, model, guide):
         raise ValueError("a guide without --cfg_scale above 1 changes nothing.")
 
 
-def _to_host(array):
-    if array.is_fully_addressable:
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """A global array, whole, in every process."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

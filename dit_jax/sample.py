@@ -24,7 +24,7 @@ def parse_labels(text: str, num: int, num_classes: int, seed: int = 0) -> np.nda
     Raises: ValueError for a label that is no class.
     """
     if text == "random":
-        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
+        return generate.draw_labels("random", num, num_classes, seed)
     try:
         labels = [int(label) for label in text.split(",")] if text else list(range(num_classes))
     except ValueError:

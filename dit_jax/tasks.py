@@ -57,11 +57,12 @@ class Denoising:
                 f"in_channels = {takes}: a model of pixels needs the same. For latents set "
                 "latents.source."
             )
-        needs_vae = source == "images" or (source != "pixels" and config.sample_every_steps)
-        if needs_vae and not config.latents.vae:
+        draws = config.sample_every_steps or config.fid.every_steps
+        if (source == "images" or (source != "pixels" and draws)) and not config.latents.vae:
             raise ValueError(
                 f"latents.source={source!r} with sample_every_steps={config.sample_every_steps} "
-                "needs latents.vae, the workdir of a VAE."
+                f"and fid.every_steps={config.fid.every_steps} needs latents.vae, the workdir of a "
+                "VAE."
             )
         for key in ("scale", "shift"):
             numbers = config.latents[key]
@@ -111,6 +112,13 @@ class Denoising:
         objective = self.config.objective
         return objectives.denoising_loss(self.process, objective, predict, x_0, t, eps)
 
+    def to_image(self, vae: latents.Vae | None = None) -> Callable:
+        """x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8; errors as `load_resident`."""
+        if self.config.latents.source == "pixels":
+            return latents.image_from_x_0
+        vae = vae or generate.load_vae(self.config, self.mesh)
+        return functools.partial(generate.make_decode_fn(self.config.latents, self.mesh), vae)
+
     def compile_picture(
         self, resident: dict, source: data.Source, vae: latents.Vae | None = None
     ) -> Callable:
@@ -120,11 +128,7 @@ class Denoising:
         sample = generate.make_sample_fn(
             self.model, config.sample, self.process, prediction, self.mesh
         )
-        to_image = latents.image_from_x_0
-        if config.latents.source != "pixels":
-            vae = vae or generate.load_vae(config, self.mesh)
-            decode = generate.make_decode_fn(config.latents, self.mesh)
-            to_image = functools.partial(decode, vae)
+        to_image = self.to_image(vae)
         labels = np.arange(num) * self.model.num_classes // num
 
         def draw(params):

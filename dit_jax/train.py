@@ -24,11 +24,13 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from dit_jax import (
+    best,
     checkpoint,
     cli,
     data,
     generate,
     latents,
+    measures,
     metrics,
     models,
     optimizer,
@@ -101,6 +103,9 @@ def _check_ranges(config):
         "data.prefetch_batches": (data_config.prefetch_batches, 0, most),
         "sample_num_images": (config.sample_num_images, 1, most),
     }
+    if "fid" in config:
+        ranges["fid.every_steps"] = (config.fid.every_steps, 0, most)
+        ranges["fid.num_images"] = (config.fid.num_images, 2, most)
     for key, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise ValueError(f"{key}={value} must lie in {low}..{high}.")
@@ -267,6 +272,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         draw = None
         if config.sample_every_steps:
             draw = program.task.compile_picture(resident, eval_source or train_source, vae)
+        distance = None
+        if "fid" in config and config.fid.every_steps:
+            distance = measures.compile_distance(program.task, vae)
+        keeper = best.Best(workdir, config)
         del vae  # who needs it holds it
         profile = range(0)
         if config.profile_start_step > first_step:
@@ -293,6 +302,13 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if evaluate and (due(step, config.eval_every_steps) or last):
                 with progress.paused():
                     values = evaluate(state.ema_params)
+                    keeper.update(step, values, state.ema_params)
+                writer.scalars(step, values)
+                logger.info("step %d  %s", step, metrics.format_values(values))
+            if distance and (due(step, config.fid.every_steps) or last):
+                with progress.paused():
+                    values = distance(state.ema_params)
+                    keeper.update(step, values, state.ema_params)
                 writer.scalars(step, values)
                 logger.info("step %d  %s", step, metrics.format_values(values))
             if due(step, config.sample_every_steps):

@@ -1,0 +1,154 @@
+"""Bits per dimension of held-out images under a trained model: `evaluate --bpd`."""
+
+import logging
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dit_jax import (
+    data,
+    diffusion,
+    generate,
+    grids,
+    latents,
+    likelihood,
+    models,
+    rows,
+    samplers,
+    sharding,
+)
+
+logger = logging.getLogger("dit_jax")
+
+ODE_STEPS = 50  # of the probability flow's density: on N(0.7, 0.5^2) within 2e-6 nats a value
+
+
+def evaluate(
+    trained: generate.Trained,
+    workdir: pathlib.Path,
+    num: int = 1000,
+    seed: int = 0,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> dict:
+    """The row of the bits per dimension of `num` held-out images, spread evenly, or of all.
+
+    Conditional on their labels, without guidance. 'bits_per_dim' is of pixels, 'bits_per_latent_
+    dim' of latents, where it is a density: compare it only where VAE and scale are the same.
+    Args: steps, as `make_bits_fn`; None is all levels of a chain, ODE_STEPS else.
+    Returns: the mean, its standard error, and of a chain the means of the prior's part and of the
+      first level's; a row that was measured before is read back.
+    Raises: ValueError if there are less than two held-out images, or as `make_bits_fn`;
+      FloatingPointError for bits that are not finite.
+    """
+    config, mesh = trained.config, trained.mesh
+    if not config.data.eval_split:
+        raise ValueError(
+            f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
+            "Train with a split that data.train_split leaves out, such as 'test'."
+        )
+    source = data.open_split(config, "eval")
+    available = len(source) // source.views
+    num = min(num, available)
+    if num < 2:
+        raise ValueError(f"{num} of {available} held-out images have no standard error; take 2.")
+    chain = isinstance(trained.process, diffusion.DiscreteProcess)
+    steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
+    bits = make_bits_fn(trained, steps)
+    settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
+    if chain:
+        settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
+    settings["raw"] = trained.raw
+    row = rows.of_checkpoint(config, trained.step, "likelihood", settings)
+    path = workdir / "evaluations.jsonl"
+    if measured := rows.find(path, row):
+        logger.info("measured before: %s", path)
+        return measured
+
+    resident = {}
+    if config.latents.source == "images":
+        resident = {"vae": generate.load_vae(config, mesh)}
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
+    batch_size = -(-batch_size // shards) * shards
+    mine, key, parts = sharding.local_rows(mesh, batch_size), jax.random.key(seed), []
+    for start in tqdm(range(0, num, batch_size), "images", disable=not progress):
+        index = np.minimum(start + mine, num - 1) * available // num
+        batch = {**data.gather(source, source.views * index), "index": index.astype(np.int32)}
+        part = bits(trained.params, resident, key, sharding.put_batch(mesh, batch))
+        parts.append(jax.tree.map(np.asarray, part))
+    name = "bits_per_dim" if config.latents.source == "pixels" else "bits_per_latent_dim"
+    values = {part: np.concatenate([p[part] for p in parts])[:num] for part in parts[0]}
+    if not np.isfinite(values[""]).all():
+        raise FloatingPointError(
+            f"{name} of {np.sum(~np.isfinite(values['']))} of {num} images is NaN or infinite. Is "
+            "the loss of this checkpoint finite? Try an earlier --step, or more --bpd_steps."
+        )
+    row |= {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
+    row[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
+    if jax.process_index() == 0:
+        rows.append(path, row)
+    return row
+
+
+def make_bits_fn(trained: generate.Trained, steps: int) -> Callable:
+    """The jitted `bits(params, resident, key, batch)` per dimension of each image.
+
+    Args: steps, of a respaced chain whose bound is taken, or of the probability flow, of four
+      evaluations, and their derivatives, each.
+    Returns:
+      bits: of a batch of images or moments, 'label' and 'index' [B], the image's number: {'': [B],
+        and of a chain '_prior' and '_first_level'}. resident: as `latents.x_0_from_batch`. Image
+        i's randomness depends on key and i alone.
+    Raises: ValueError as the process's grid, or for an unknown variance.
+    """
+    config, process, mesh = trained.config, trained.process, trained.mesh
+    prediction, pixels = config.objective.prediction, config.latents.source == "pixels"
+    chain = isinstance(process, diffusion.DiscreteProcess)
+    if chain:
+        times = grids.build(process, steps, prediction=prediction)
+    else:
+        times = likelihood.ode_times(process, steps)
+
+    def bits(params, resident, key, batch):
+        def predict(x_t, network_time):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return trained.model.apply({"params": params}, x_t, network_time, batch["label"])
+
+        def keys(i):  # 0 is the posterior's
+            return jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), i))(
+                batch["index"]
+            )
+
+        def draw(distribution, i):
+            return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
+
+        x_0 = latents.x_0_from_batch(batch, keys(0), config.latents, resident, mesh)
+        denoise = samplers.make_denoise(process, prediction, predict, times)
+        if chain:
+            bound = likelihood.variational_bound(
+                process,
+                denoise,
+                x_0,
+                times,
+                noise=lambda i: draw(jax.random.normal, i + 1),
+                variance=config.sample.variance,
+                discretised=pixels,
+            )
+            return {"": bound.total, "_prior": bound.prior, "_first_level": bound.steps[-1]}
+        if pixels:
+            x_0 = likelihood.dequantise(x_0, draw(jax.random.uniform, 1))
+        probe = draw(jax.random.rademacher, 2)
+        log_p = likelihood.ode_log_likelihood(process, denoise, x_0, times, probe)
+        return {"": likelihood.bits_per_dim(log_p, x_0, dequantised=pixels)}
+
+    return jax.jit(
+        bits,
+        compiler_options=models.compiler_options(),
+        out_shardings=sharding.replicated(mesh),
+    )

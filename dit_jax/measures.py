@@ -1,0 +1,138 @@
+"""The measures of samples: their features against a reference's.
+
+A measure of Inception's features has its published name; of another extractor's, that one's too:
+`fid` and `fd_pixels`, `precision` and `precision_pixels`.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax import extractors, fid, generate, references, sharding
+
+logger = logging.getLogger("dit_jax")
+
+NEIGHBOURS = 3  # of precision and recall, and of label_accuracy
+KID_SUBSET_SIZE = 1_000
+
+
+def distance_name(extractor: str, kind: str = "features") -> str:
+    """'fid', 'sfid', 'fd_dinov2' or 'fd_pixels'."""
+    if extractor == "inception":
+        return {"features": "fid", "spatial": "sfid"}[kind]
+    return f"fd_{extractor}"
+
+
+def of_features(
+    extracted: dict[str, np.ndarray],
+    reference: references.Reference,
+    labels: np.ndarray | None = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    """All measures of N samples.
+
+    Args: extracted, what the reference's extractor made of them, [N, ...] in their order.
+      labels: [N], of the samples, for label_accuracy in pixels.
+    Raises: ValueError for too few samples or reference features, with the numbers.
+    """
+    name, features = reference.extractor["name"], extracted["features"]
+    suffix = "" if name == "inception" else f"_{name}"
+    moments = references.Moments()
+    moments.add(extracted)
+    row = {
+        distance_name(name, kind): fid.frechet_distance(gaussian, reference.gaussians[kind])
+        for kind, gaussian in moments.gaussians().items()
+    }
+    if "probabilities" in extracted:
+        row["inception_score"], row["inception_score_std"] = fid.inception_score(
+            extracted["probabilities"]
+        )
+    row["precision" + suffix], row["recall" + suffix] = fid.precision_recall(
+        features, reference.features, NEIGHBOURS, progress
+    )
+    if name == "pixels":
+        row |= _halves(reference)
+        if labels is not None and reference.labels is not None:
+            row["label_accuracy"] = label_accuracy(features, labels, reference)
+        return row
+    size = min(KID_SUBSET_SIZE, len(features), len(reference.features))
+    if size < KID_SUBSET_SIZE:
+        logger.warning("KID is of subsets of %d, fewer than the usual %d.", size, KID_SUBSET_SIZE)
+    row["kid" + suffix], row[f"kid{suffix}_std"] = fid.kernel_distance(
+        features, reference.features, subset_size=size
+    )
+    return row
+
+
+def label_accuracy(
+    features: np.ndarray, labels: np.ndarray, reference: references.Reference
+) -> float:
+    """Share of samples to which 3 nearest neighbours of the reference give their own label.
+
+    Args: features [N, D], labels [N]; the distances are Euclidean.
+    """
+    # Imported here: only this needs it, and it takes a second.
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classifier = KNeighborsClassifier(NEIGHBOURS)
+    classifier.fit(reference.features, reference.labels)
+    return float(classifier.score(features, labels))
+
+
+def compile_distance(task, vae=None) -> Callable:
+    """`distance(params) -> {'fid5k': value}` by `config.fid`, of the same noise at every call.
+
+    Args: task, a `tasks.Denoising`.   vae: as of its `to_image`.
+    Raises: as `extractors.load`, `references.of_run` and `generate.make_sample_fn`.
+    """
+    config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(vae)
+    settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
+    sample_config.update(steps=settings.steps, cfg_scale=settings.cfg_scale)
+    name = settings.extractor or references.default_extractor(settings.reference)
+    extractor = extractors.load(name, settings.weights and pathlib.Path(settings.weights))
+    reference = references.of_run(config, settings.reference, extractor)
+    prediction = config.objective.prediction
+    sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
+    labels = generate.draw_labels("random", settings.num_images, model.num_classes, config.seed)
+    extract = extractor.compile(mesh)
+
+    def features(x_0):
+        return extract(to_image(x_0))["features"]
+
+    def distance(params):
+        moments, value = references.Moments(), None
+        batches = generate.batches(sample, params, labels, config.seed, mesh, features)
+        for numbers, batch in batches:
+            extracted = {"features": np.asarray(batch)[: len(numbers)]}
+            references.check_finite(extracted, numbers)
+            moments.add(extracted)
+        if jax.process_index() == 0:
+            gaussians = moments.gaussians()["features"], reference.gaussians["features"]
+            value = fid.frechet_distance(*gaussians)
+        value = json.loads(sharding.from_first_process(json.dumps(value)))
+        return {training_name(config): value}
+
+    return distance
+
+
+def training_name(config: ConfigDict) -> str:
+    """The distance of `config.fid` with its number of images: 'fid5k', 'fid500', 'fd_pixels_5k'."""
+    settings = config.fid
+    name = settings.extractor or references.default_extractor(settings.reference)
+    num = settings.num_images
+    count = f"{num // 1000}k" if num % 1000 == 0 else str(num)
+    return distance_name(name) + "_" * (name != "inception") + count
+
+
+def _halves(reference):
+    """What two sets of real images come to, where all of them are at hand."""
+    if reference.source["num_images"] != len(reference.features):
+        return {}
+    shuffled = np.random.RandomState(0).permutation(len(reference.features))
+    halves = [fid.Statistics.of(reference.features[half]) for half in np.array_split(shuffled, 2)]
+    return {"fd_pixels_real_halves": fid.frechet_distance(*(half.gaussian for half in halves))}

@@ -1,0 +1,122 @@
+"""The images and features of batches, kept on disk until all are there."""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+logger = logging.getLogger("dit_jax")
+
+
+class Spool:
+    """A directory of batches, each written whole: what is killed continues after the last one.
+
+    Raises: OSError, at whatever is written, if it cannot be.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+
+    def begin(self, revision: str) -> int:
+        """How many images are there already, from the first on without a gap.
+
+        Raises: ValueError if they were made by another revision of the code.
+        """
+        path = self.directory / "revision.json"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            begun = json.loads(path.read_text()) if path.is_file() else None
+            if begun is None:
+                replace(path, lambda file: file.write(json.dumps(revision).encode()))
+        except OSError as error:
+            raise OSError(f"cannot write to {self.directory}: {error}") from error
+        if begun not in (None, revision):
+            raise ValueError(
+                f"{self.directory} was begun by other code, revision {begun}, now {revision}: "
+                "their samples may differ. Go on with that code, or remove the directory to begin "
+                "again."
+            )
+        done = 0
+        for numbers, path in self._files():
+            if numbers.start != done:
+                path.unlink()  # of batches of another size, beyond a gap
+            else:
+                done = numbers.stop
+        if done:
+            logger.info("continuing after %d images: %s", done, self.directory)
+        return done
+
+    def add(self, numbers: range, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps the arrays [len(numbers), ...] of the images of these numbers."""
+        path = self.directory / f"{numbers.start:08d}-{numbers.stop:08d}.npz"
+        try:
+            replace(path, lambda file: np.savez(file, **arrays))
+        except OSError as error:
+            raise OSError(
+                f"cannot write {path}: {error}\nFree space there, then run the same command: it "
+                f"continues after image {numbers.start}."
+            ) from error
+
+    def read(self, num_images: int) -> dict[str, np.ndarray]:
+        """All arrays, but of 'image' only those of the first images."""
+        kept = {}
+        for numbers, path in self._files():
+            with np.load(path) as file:
+                for key in file.files:
+                    if key != "image" or numbers.start < num_images:
+                        kept.setdefault(key, []).append(file[key])
+        kept = {key: np.concatenate(arrays) for key, arrays in kept.items()}
+        return kept | {"image": kept["image"][:num_images]}
+
+    def write_npz(self, out: pathlib.Path) -> None:
+        """All images as 'arr_0' and labels as 'label', with one batch in memory at a time."""
+        files = list(self._files())
+        with np.load(files[0][1]) as batch:
+            shape = (files[-1][0].stop, *batch["image"].shape[1:])
+
+        def write(file):
+            labels = []
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as npz:
+                with npz.open("arr_0.npy", "w", force_zip64=True) as member:
+                    header = dict(descr="|u1", fortran_order=False, shape=shape)
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for _, path in files:
+                        with np.load(path) as batch:
+                            member.write(np.ascontiguousarray(batch["image"]).data)
+                            labels.append(batch["label"])
+                with npz.open("label.npy", "w") as member:
+                    np.lib.format.write_array(member, np.concatenate(labels))
+
+        try:
+            replace(out, write)
+        except OSError as error:
+            raise OSError(
+                f"cannot write {out}: {error}\nFree space there, then run the same command."
+            ) from error
+
+    def remove(self) -> None:
+        """Removes the directory and what is in it."""
+        shutil.rmtree(self.directory)
+
+    def _files(self) -> Iterator[tuple[range, pathlib.Path]]:
+        """(numbers, path) of the batches, in order."""
+        for path in sorted(self.directory.glob("*-*.npz")):
+            first, _, stop = path.stem.partition("-")
+            yield range(int(first), int(stop)), path
+
+
+def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """What `write(file)` writes becomes the file, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
