@@ -27,7 +27,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default, smoke
-from dit_jax import checkpoint, convert, diffusion, encode, models, train
+from dit_jax import checkpoint, convert, diffusion, encode, extractors, models, train
 from dit_jax.datasets import digits
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -199,6 +199,24 @@ def start(command, *arguments, devices=1, **variables):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.fixture(scope="session")
+def toy_extractor():
+    """Under the name of Inception: few features, linear in the pixels of 8x8 images."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = {"features": 5, "spatial": 3, "probabilities": 4}
+    params = {
+        name: jax.random.normal(key, (64, size))
+        for key, (name, size) in zip(keys, sizes.items(), strict=True)
+    }
+
+    def apply(params, image):
+        x = image[..., :1].reshape(len(image), -1).astype(jax.numpy.float32) / 255
+        values = {name: x @ kernel for name, kernel in params.items()}
+        return values | {"probabilities": jax.nn.softmax(values["probabilities"])}
+
+    return extractors.Extractor("inception", "float32", "toy", apply, params)
 
 
 @pytest.fixture

@@ -1,59 +1,47 @@
-"""The measures on images with known answers; a row is measured once."""
+"""A row is measured once, in pieces, of samples and of images that exist; and the command."""
 
 import json
+import os
+import signal
+import time
 
+import conftest
 import numpy as np
 import pytest
 
-from dit_jax import evaluate, generate
+from dit_jax import evaluate, extractors, generate, images, measures, references, rows
 
 
-@pytest.fixture(scope="module")
-def real():
-    """Three classes of 60 images around a pixel pattern each."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(180) % 3
-    patterns = rng.integers(60, 200, (3, 4, 4, 1))
-    noise = rng.integers(-20, 21, (180, 4, 4, 1))
-    return (patterns[labels] + noise).astype(np.uint8), labels
-
-
-def test_label_accuracy_counts_what_the_neighbours_say(real):
-    images, labels = real
-    assert evaluate.label_accuracy(images, labels, images, labels) == 1.0
-    wrong = labels.copy()
-    wrong[:45] = (wrong[:45] + 1) % 3
-    assert evaluate.label_accuracy(images, wrong, images, labels) == pytest.approx(135 / 180)
-
-
-def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real):
-    images, _ = real
-    same = evaluate.fd_pixels(images, images)
-    assert same["fd_pixels"] == pytest.approx(0, abs=1e-9)
-    assert same["fd_pixels_real_halves"] > 0
-    shifted = evaluate.fd_pixels(images + np.uint8(10), images)
-    # 16 pixels, each 10 / 127.5 further on; covariances are equal
-    assert shifted["fd_pixels"] == pytest.approx(16 * (10 / 127.5) ** 2, rel=1e-6)
+@pytest.fixture
+def clean(monkeypatch):
+    """As if all of the code were committed."""
+    monkeypatch.setattr(rows, "git_revision", lambda: "abc")
 
 
 def _evaluate(workdir, settings=None, **options):
-    return evaluate.evaluate(generate.load(workdir, settings=settings), workdir, **options)
+    trained = generate.load(workdir, settings={"steps": 2} | (settings or {}))
+    extractor = extractors.load("pixels")
+    reference = references.of_run(trained.config, None, extractor)
+    return evaluate.evaluate(trained, workdir, extractor, reference, **options)
 
 
-def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
-    monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
+def test_row_is_measured_once_and_read_back(workdir, monkeypatch, clean):
     row = _evaluate(workdir, {"steps": 4}, num=40)
     assert row["step"] == 40
     assert row["images_seen"] == 40 * 16
     assert row["sample"]["steps"] == 4
+    assert row["sample"]["labels"] == "random"
+    assert row["extractor"] == {"name": "pixels", "dtype": "float32", "digest": ""}
+    assert row["reference"]["name"] == "digits:train"
+    assert row["reference"]["num_images"] == 1617
     assert 0 <= row["label_accuracy"] <= 1
+    assert 0 <= row["precision_pixels"] <= 1
     assert row["fd_pixels"] > row["fd_pixels_real_halves"] > 0
     assert row["picture"].startswith("evaluations/40-")
-    assert (workdir / row["picture"]).is_file()
-    monkeypatch.setattr(evaluate.data, "open_images", None)  # not needed again
-    assert _evaluate(workdir, {"steps": 4}, num=40) == row
-    monkeypatch.undo()
-    monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
+    assert [path.name for path in (workdir / "evaluations").iterdir()] == [row["picture"][12:]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.generate, "batches", None)  # not needed again
+        assert _evaluate(workdir, {"steps": 4}, num=40) == row
     path = workdir / "evaluations.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
     other = _evaluate(workdir, {"steps": 4}, num=40, seed=1)
@@ -68,32 +56,185 @@ def test_row_is_measured_once_and_read_back(workdir, monkeypatch):
 @pytest.mark.parametrize("change", ["other code", "changed code", "picture lost"])
 def test_row_is_measured_again_when_it_may_have_changed(workdir, monkeypatch, change):
     before = "abc-dirty" if change == "changed code" else "abc"
-    monkeypatch.setattr(evaluate, "_git_revision", lambda: before)
-    row = _evaluate(workdir, {"steps": 2}, num=10)
+    monkeypatch.setattr(rows, "git_revision", lambda: before)
+    row = _evaluate(workdir, num=10)
     if change == "other code":
-        monkeypatch.setattr(evaluate, "_git_revision", lambda: "def")
+        monkeypatch.setattr(rows, "git_revision", lambda: "def")
     if change == "picture lost":
         (workdir / row["picture"]).unlink()
-    again = _evaluate(workdir, {"steps": 2}, num=10)
+    again = _evaluate(workdir, num=10)
     assert len((workdir / "evaluations.jsonl").read_text().splitlines()) == 2
     assert again == row | {"git_revision": again["git_revision"]}
     assert (workdir / row["picture"]).is_file()
 
 
-def test_large_images_are_refused_and_few_samples_told(workdir, real, caplog):
-    path = workdir / "config.json"
-    config = json.loads(path.read_text())
-    config["data"].update(image_size=64, image_channels=3)
-    config["model"].update(input_size=64)
-    path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="at most 4096 values; these have 12288"):
-        _evaluate(workdir)
-    evaluate.fd_pixels(real[0][:16], real[0])
-    assert "16 samples and 90 real images in each half are too few" in caplog.text
+def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
+    """Interrupted in its third batch; also with a reference that has become another one."""
+    whole = _evaluate(workdir, num=30, batch_size=8)
+    (workdir / "evaluations.jsonl").unlink()
+    drawn, batches = [], generate.batches
+
+    def interrupted(*arguments):
+        for numbers, batch in batches(*arguments):
+            if numbers.start == 16:
+                raise KeyboardInterrupt
+            drawn.append(numbers)
+            yield numbers, batch
+
+    monkeypatch.setattr(generate, "batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluate(workdir, num=30, batch_size=8)
+    assert drawn == [range(0, 8), range(8, 16)]
+    assert not (workdir / "evaluations.jsonl").exists()
+
+    def remember(*arguments):
+        for numbers, batch in batches(*arguments):
+            drawn.append(numbers)
+            yield numbers, batch
+
+    monkeypatch.setattr(generate, "batches", remember)
+    assert _evaluate(workdir, num=30, batch_size=8) == whole
+    assert drawn[2:] == [range(16, 24), range(24, 30)]
 
 
-def test_evaluate_prints_the_line_and_the_picture(run_command, workdir):
-    out = run_command("evaluate", "--workdir", workdir, "--num", 20, "--steps", 2)
-    assert f"picture: {workdir}/evaluations/40-" in out
-    for name in ("label_accuracy", "fd_pixels", "img_per_s", "steps 40", "seconds"):
-        assert name in out
+def test_row_does_not_depend_on_the_batch_size(workdir, clean):
+    whole, parts = (_evaluate(workdir, num=30, batch_size=size) for size in (30, 8))
+    assert parts == whole  # found again: it is no part of what is measured
+    (workdir / "evaluations.jsonl").unlink()
+    parts = _evaluate(workdir, num=30, batch_size=8)
+    for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-6)
+
+
+def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
+    out = tmp_path / "samples.npz"
+    row = _evaluate(workdir, num=21, batch_size=8, save_npz=out)
+    with np.load(out) as file:
+        assert file["arr_0"].shape == (21, 8, 8, 1)
+        labels = generate.draw_labels("random", 21, 10)
+        np.testing.assert_array_equal(file["label"], labels)
+        trained = generate.load(workdir, settings={"steps": 2})
+        drawn = generate.generate(
+            trained.make_sample_fn(), trained.params, labels, 0, trained.mesh, trained.to_image
+        )
+        np.testing.assert_array_equal(file["arr_0"], drawn)
+    extractor = extractors.load("pixels")
+    reference = references.of_run(trained.config, None, extractor)
+    again = evaluate.evaluate_images(images.open_npz(out), extractor, reference)
+    for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
+        assert again[name] == pytest.approx(row[name], rel=1e-6)
+    out.unlink()  # the row is there, but not what is asked for beside it
+    assert _evaluate(workdir, num=21, batch_size=8, save_npz=out)["fd_pixels"] == row["fd_pixels"]
+    assert out.is_file()
+
+
+def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, clean, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=pixels)
+    found = images.open_npz(tmp_path / "samples.npz")
+    reference = references.of_images(found, toy_extractor)
+    row = evaluate.evaluate_images(found, toy_extractor, reference, batch_size=16)
+    assert row["samples"] == dict(name=str(tmp_path / "samples.npz"), num=90, digest=found.digest)
+    assert row["fid"] == pytest.approx(0, abs=1e-4)  # batches of another size
+    assert row["precision"] == row["recall"] == 1
+    assert (tmp_path / row["picture"]).is_file()
+    path = tmp_path / "samples.evaluations.jsonl"
+    assert json.loads(path.read_text()) == row
+    monkeypatch.setattr(measures, "of_features", None)
+    assert evaluate.evaluate_images(found, toy_extractor, reference) == row
+    with pytest.raises(ValueError, match="has 90 images, fewer than --num=91"):
+        evaluate.evaluate_images(found, toy_extractor, reference, num=91)
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled", "one split"])
+def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypatch, order):
+    monkeypatch.setattr(evaluate.fid, "SPLIT_SIZE", 100 if order == "one split" else 30)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    labels = np.arange(60) // 20 if order != "shuffled" else np.arange(60) % 3
+    np.savez(tmp_path / "samples.npz", arr_0=pixels, label=labels)
+    found = images.open_npz(tmp_path / "samples.npz")
+    evaluate.evaluate_images(found, toy_extractor, references.of_images(found, toy_extractor))
+    assert ("sorted by class: the Inception score" in caplog.text) == (order == "sorted")
+
+
+def test_shown_images_are_ordered_by_class(tmp_path):
+    labels = np.arange(100) % 10
+    image = np.broadcast_to(labels[:, None, None, None] * 20, (100, 8, 8, 1)).astype(np.uint8)
+    evaluate._write_picture(tmp_path / "grid.png", image, labels)
+    picture = np.asarray(evaluate.Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (498, 498, 3)
+    expected = np.arange(10)[:, None] * 20 + np.zeros((1, 10))
+    np.testing.assert_array_equal(picture[24::50, 24::50, 0], expected)
+
+
+def test_command_prints_the_row_the_picture_and_the_measures(run_command, workdir):
+    out = run_command("evaluate", "--workdir", workdir, "--num", 20, "--steps", 2).splitlines()
+    row = json.loads((workdir / "evaluations.jsonl").read_text())
+    assert json.loads(out[0]) == row
+    assert out[1] == f"picture: {workdir / row['picture']}"
+    assert f"fd_pixels {row['fd_pixels']:.4g}  precision_pixels" in out[2]
+    for name in ("label_accuracy", "img_per_s", "seconds"):
+        assert name in out[2]
+
+
+def test_command_makes_a_reference_and_measures_samples(run_command, digits_dir, tmp_path):
+    made, flags = tmp_path / "reference.npz", ["--extractor", "pixels", "--data_dir", digits_dir]
+    out = run_command(
+        "evaluate", "--make_reference", made, "--reference", "digits:train", *flags,
+        "--image_size", 8, "--image_channels", 1,
+    )  # fmt: skip
+    assert f"{made}: " in out
+    pixels = next(images.open_images("digits:test", 8, 1, str(digits_dir)).blocks(180))["image"]
+    np.savez(tmp_path / "samples.npz", arr_0=pixels)
+    run_command("evaluate", "--samples", tmp_path / "samples.npz", "--reference", made)
+    row = json.loads((tmp_path / "samples.evaluations.jsonl").read_text())
+    assert row["extractor"]["name"] == "pixels"  # the reference's
+    assert row["reference"]["num_images"] == 1617
+    assert 0 < row["fd_pixels"] < 2
+
+
+def test_command_says_what_is_missing(run_command, workdir, tmp_path):
+    def error(*flags):
+        return run_command("evaluate", *flags, fails=True)
+
+    assert "give one of --workdir, --samples and --make_reference" in error()
+    message = error("--workdir", workdir, "--reference", "digits:train", "--weights", tmp_path)
+    assert "curl -LO" in message
+    assert f"convert inception weights-inception-2015-12-05-6726825d.pth {tmp_path}" in message
+    assert "--reference is missing" in error("--samples", tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_evaluation_ends_with_the_row_of_an_uninterrupted_one(workdir, trained_workdir):
+    """SIGKILL at some batch, twice; then to the end."""
+    flags = ["--num", 640, "--steps", 60, "--batch_size", 16]
+    for kills in (0, 2):
+        for _ in range(kills):
+            process = conftest.start("evaluate", "--workdir", workdir, *flags)
+            kept = list((workdir / "evaluations").glob("40-*/*.npz"))
+            while len(list((workdir / "evaluations").glob("40-*/*.npz"))) < len(kept) + 5:
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+        process = conftest.start("evaluate", "--workdir", workdir, *flags)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+        assert ("continuing after" in stderr) == bool(kills)
+        row = json.loads((workdir / "evaluations.jsonl").read_text())
+        (workdir / "evaluations.jsonl").unlink()
+        if not kills:
+            expected = row
+    assert row == expected
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(run_pair, run_command, workdir):
+    flags = ["--workdir", workdir, "--num", 60, "--steps", 4]
+    outputs = run_pair("evaluate", *flags)
+    two = json.loads((workdir / "evaluations.jsonl").read_text())
+    assert [f"picture: {workdir}" in output for output in outputs] == [True, False]
+    (workdir / "evaluations.jsonl").unlink()
+    one = json.loads(run_command("evaluate", *flags).splitlines()[0])
+    for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4)

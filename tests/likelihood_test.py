@@ -1,10 +1,7 @@
 """Likelihoods against closed forms of Gaussian data, and the command that measures them."""
 
-import functools
 import itertools
-import json
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +10,11 @@ import pytest
 
 from configs import default
 from dit_jax import (
-    checkpoint,
-    data,
-    diffusion,
-    evaluate,
-    generate,
     grids,
     latents,
     likelihood,
-    models,
     objectives,
     samplers,
-    sharding,
 )
 
 CONTINUOUS = ("vp", "flow", "gvp", "edm")
@@ -226,165 +216,3 @@ def test_uniform_pixels_have_8_bits():
     log_p = jnp.full(2, 128 * jnp.log(density))
     np.testing.assert_allclose(likelihood.bits_per_dim(log_p, x_0, True), 8, rtol=1e-6)
     np.testing.assert_allclose(likelihood.bits_per_dim(log_p, x_0, False), -jnp.log2(density))
-
-
-def some_model(config, num_devices=8):
-    """Parameters of no training that do not predict 0."""
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
-    model = models.build(config.model)
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def init():
-        params = models.init_params(model, jax.random.key(0))
-        return jax.tree.map(
-            lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params
-        )
-
-    process = diffusion.build(config.diffusion)
-    return generate.Trained(config, 0, False, mesh, model, process, init(), to_image=None)
-
-
-def flow_config(config):
-    config.diffusion.process = "flow"
-    config.objective.prediction = "u"
-    config.model.learn_sigma = False
-    return config
-
-
-@pytest.fixture
-def bits_of_images(monkeypatch, tmp_path):
-    """bits_of_images(trained, batch_size, ...): the row, and every image's bits."""
-    collected = []
-    make = evaluate.make_bits_fn
-
-    def spy(*arguments):
-        bits = make(*arguments)
-
-        def collect(*arguments):
-            values = bits(*arguments)
-            collected.append(np.asarray(values[""]))
-            return values
-
-        return collect
-
-    def measure(trained, num, batch_size=None, **options):
-        collected.clear()
-        monkeypatch.setattr(evaluate, "_git_revision", lambda: "-dirty")  # always measured again
-        row = evaluate.evaluate_likelihood(trained, tmp_path, num, batch_size=batch_size, **options)
-        return row, np.concatenate(collected)[:num]
-
-    monkeypatch.setattr(evaluate, "make_bits_fn", spy)
-    return measure
-
-
-@pytest.mark.parametrize("kind", [pytest.param("vlb", marks=pytest.mark.slow), "latents"])
-def test_bits_are_of_the_image_not_of_its_batch(
-    smoke_config, bits_of_images, moments_dir, vae_dir, kind
-):
-    config = smoke_config if kind == "vlb" else flow_config(smoke_config)
-    config.model.depth = 1
-    if kind == "latents":
-        config.latents.update(source="moments", moments=str(moments_dir), vae=str(vae_dir))
-        config.latents.update(scale=(1.0,), shift=(0.0,))
-        config.model.update(input_size=4, in_channels=2)
-    row, bits = bits_of_images(some_model(config), 12, steps=2)
-    name = "bits_per_latent_dim" if kind == "latents" else "bits_per_dim"
-    assert {key for key in row if key.startswith("bits")} - {f"{name}_prior"} == (
-        {name, f"{name}_standard_error"} | ({f"{name}_first_level"} if kind == "vlb" else set())
-    )
-    assert row[name] == pytest.approx(bits.mean(), rel=1e-5)
-    assert row[f"{name}_standard_error"] == pytest.approx(bits.std(ddof=1) / 12**0.5, rel=1e-5)
-    assert len(np.unique(bits)) == 12
-    _, in_batches = bits_of_images(some_model(config, 1), 12, 5, steps=2)
-    np.testing.assert_allclose(in_batches, bits, rtol=2e-5)
-    _, other_seed = bits_of_images(some_model(config, 1), 12, 5, seed=1, steps=2)
-    assert (np.abs(other_seed - bits) > 1e-4 * np.abs(bits)).all()
-
-
-def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_config, bits_of_images):
-    trained = some_model(flow_config(smoke_config), 1)
-    trained.config.data.eval_split = "test[:10]"
-    row, bits = bits_of_images(trained, 1000, steps=1)
-    assert row["likelihood"]["num"] == len(bits) == 10
-    _, half = bits_of_images(trained, 5, steps=1)
-    np.testing.assert_allclose(half, bits[::2], rtol=1e-5)
-
-
-def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):
-    trained = some_model(smoke_config)
-    with pytest.raises(ValueError, match=r"cannot take 1 sampling steps"):
-        evaluate.evaluate_likelihood(trained, tmp_path, steps=1)
-    trained.params["x_embedder"]["bias"] *= np.nan
-    with pytest.raises(FloatingPointError, match="bits_per_dim of 3 of 3 images is NaN"):
-        evaluate.evaluate_likelihood(trained, tmp_path, num=3, steps=2)
-    trained.config.data.eval_split = "test[:1]"
-    with pytest.raises(ValueError, match="1 of 1 held-out images have no standard error"):
-        evaluate.evaluate_likelihood(trained, tmp_path)
-    trained.config.data.eval_split = ""
-    with pytest.raises(ValueError, match=r"data.eval_split of .* is empty"):
-        evaluate.evaluate_likelihood(trained, tmp_path)
-    assert not (tmp_path / "evaluations.jsonl").exists()
-
-
-def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
-    flags = "--workdir", workdir, "--bpd", "--num", 6, "--seed", 1
-    out = run_command("evaluate", *flags)
-    row = json.loads((workdir / "evaluations.jsonl").read_text())
-    assert row["likelihood"] == dict(
-        kind="vlb", steps=1000, num=6, seed=1, variance="learned", raw=False
-    )
-    assert row["step"] == 40
-    assert row["images_seen"] == 40 * 16
-    assert row["gmacs"] > 0
-    assert row["params"] > 0
-    assert row["git_revision"]
-    bits, error = row["bits_per_dim"], row["bits_per_dim_standard_error"]
-    assert out.startswith(f"bits_per_dim {bits:.4f}  ")
-    assert f"standard_error {error:.4f}" in out
-    assert 0 < row["bits_per_dim_prior"] < 1e-3
-    assert 0 < row["bits_per_dim_first_level"] < bits
-    with (workdir / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps(row | {"git_revision": "abc"}) + "\n")
-    monkeypatch.setattr(evaluate, "_git_revision", lambda: "abc")
-    monkeypatch.setattr(evaluate.data, "gather", None)  # not needed again
-    again = evaluate.evaluate_likelihood(generate.load(workdir), workdir, num=6, seed=1)
-    assert again == row | {"git_revision": "abc"}
-
-
-def test_flags_that_say_nothing_are_refused(monkeypatch, tmp_path):
-    given = dict(workdir=tmp_path, bpd=True, bpd_steps=None, guide="runs/worse")
-    loading = dict(settings={"cfg_scale": 2.0}, guide_workdir=None, guide_step=20)
-    monkeypatch.setattr(evaluate.cli, "loading", lambda: loading)
-    monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
-    with pytest.raises(ValueError, match=r"so it takes no --cfg_scale, --guide or --guide_step\."):
-        evaluate.main(None)
-    given.update(bpd=False, bpd_steps=3)
-    monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
-    with pytest.raises(ValueError, match="--bpd_steps=3 goes with --bpd"):
-        evaluate.main(None)
-
-
-@pytest.mark.slow
-def test_command_measures_a_flow(run_command, smoke_config, tmp_path):
-    config = flow_config(smoke_config)
-    checkpoint.save_params(tmp_path / "run", config, some_model(config, 1).params)
-    flags = "--workdir", tmp_path / "run", "--bpd", "--num", 6, "--bpd_steps", 5
-    out = run_command("evaluate", *flags)
-    row = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
-    assert row["likelihood"] == dict(kind="ode", steps=5, num=6, seed=0, raw=False)
-    assert f"bits_per_dim {row['bits_per_dim']:.4f}" in out
-    assert "kind ode  steps 5  num 6  seed 0" in out
-
-
-def test_flow_without_a_word_of_the_data_has_the_bits_of_its_prior(smoke_config, bits_of_images):
-    config = flow_config(smoke_config)
-    config.diffusion.sigma_data = 1.0
-    trained = some_model(config, 1)
-    zeros = jax.tree.map(jnp.zeros_like, trained.params["final_layer"])
-    trained.params["final_layer"] = zeros  # u = 0: x_t stands still, from N(0, 1)
-    row, bits = bits_of_images(trained, 12, steps=20)
-    images = data.gather(data.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
-    expected = bits_of_normal(images / 127.5 - 1, 0.0, 1.0).mean() + math.log2(255 / 2)
-    assert row["bits_per_dim"] == pytest.approx(expected, abs=0.02)
-    _, other_seed = bits_of_images(trained, 12, steps=20, seed=1)
-    assert (np.abs(other_seed - bits) > 1e-6).all()  # another place in the bins; no probe matters

@@ -1,0 +1,131 @@
+"""Sets of images on disk: their order, their labels, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax import data, images
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (23, 6, 6, 3), np.uint8)
+
+
+def _all(found, size=5, **options):
+    return {
+        name: np.concatenate([block[name] for block in found.blocks(size, **options)])
+        for name in next(found.blocks(size, **options))
+    }
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_read_in_order_from_any_image_on(tmp_path, pixels, save):
+    save(tmp_path / "samples.npz", arr_0=pixels)
+    found = images.open_images(str(tmp_path / "samples.npz"))
+    assert (found.num, found.shape) == (23, (6, 6, 3))
+    assert [len(block["image"]) for block in found.blocks(10)] == [10, 10, 3]
+    np.testing.assert_array_equal(_all(found)["image"], pixels)
+    np.testing.assert_array_equal(_all(found, start=7, stop=19)["image"], pixels[7:19])
+
+
+@pytest.mark.parametrize("key", ["label", "arr_1"])
+def test_npz_with_labels(tmp_path, pixels, key):
+    path = tmp_path / "samples.npz"
+    np.savez(path, **{"arr_0": pixels, key: np.arange(23) % 4})
+    found = _all(images.open_images(str(path)), start=2)
+    np.testing.assert_array_equal(found["label"], np.arange(2, 23) % 4)
+    np.savez(path, **{"arr_0": pixels, key: np.arange(22)})
+    with pytest.raises(ValueError, match=r"holds labels \[22\] of images \[23, 6, 6, 3\]"):
+        images.open_images(str(path))
+
+
+def test_digest_is_of_the_images(tmp_path, pixels):
+    def digest(**arrays):
+        np.savez(tmp_path / "samples.npz", **arrays)
+        return images.open_npz(tmp_path / "samples.npz").digest
+
+    first = digest(arr_0=pixels)
+    assert digest(arr_0=pixels) == first
+    pixels[5, 0, 0, 0] ^= 1
+    assert digest(arr_0=pixels) != first
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((2, 6, 6, 3), np.uint8)}, "it holds images, and no arr_0"),
+        ({"arr_0": np.zeros((2, 6, 6, 3))}, r"is float64, but images must be uint8.*127\.5 \* x"),
+        ({"arr_0": np.zeros((2, 3, 6, 6), np.uint8)}, r"is \[2, 3, 6, 6\]; expected \[N, H, W"),
+        ({"arr_0": np.zeros((6, 6, 3), np.uint8)}, r"is \[6, 6, 3\]; expected"),
+        ({"arr_0": np.asfortranarray(np.zeros((2, 6, 6, 3), np.uint8))}, "in Fortran's order"),
+    ],
+)
+def test_npz_of_something_else(tmp_path, arrays, message):
+    np.savez(tmp_path / "samples.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        images.open_images(str(tmp_path / "samples.npz"))
+
+
+def test_damaged_npz_and_missing_ones(tmp_path):
+    (tmp_path / "samples.npz").write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r"is no \.npz of images.*File is not a zip file"):
+        images.open_images(str(tmp_path / "samples.npz"))
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.npz"):
+        images.open_images(str(tmp_path / "other.npz"))
+    with pytest.raises(
+        FileNotFoundError, match=r"it must be an \.npz, a folder of images, or NAME"
+    ):
+        images.open_images(str(tmp_path / "nowhere"))
+
+
+def test_folder_is_read_in_the_order_of_its_names(tmp_path, pixels):
+    for i in reversed(range(23)):
+        Image.fromarray(pixels[i]).save(tmp_path / f"{i:03d}.png")
+    found = images.open_images(str(tmp_path))
+    assert (found.num, found.shape) == (23, (6, 6, 3))
+    assert _all(found).keys() == {"image"}
+    np.testing.assert_array_equal(_all(found, start=3)["image"], pixels[3:])
+    Image.fromarray(pixels[0, :5]).save(tmp_path / "023.png")
+    with pytest.raises(ValueError, match=r"023\.png has 6x5 pixels, but .*000\.png has 6x6"):
+        _all(images.open_images(str(tmp_path)))
+
+
+def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png")
+    found = _all(images.open_images(str(tmp_path), image_size=8))
+    assert found["label"].tolist() == [0, 1]
+    np.testing.assert_array_equal(found["image"][0], np.asarray(data.adm_crop(picture, 8)))
+    with pytest.raises(ValueError, match="has 31x20 pixels: images must be square"):
+        images.open_images(str(tmp_path))
+
+
+def test_empty_folder_and_damaged_image(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no images in"):
+        images.open_images(str(tmp_path))
+    (tmp_path / "0.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"cannot read the image .*0\.png.*Remove or repair it"):
+        images.open_images(str(tmp_path))
+
+
+def test_tfds_split(digits_dir):
+    spec, where = "digits:test[:30]", dict(channels=1, data_dir=str(digits_dir))
+    found = images.open_images(spec, 8, **where)
+    assert (found.name, found.num, found.shape) == (spec, 30, (8, 8, 1))
+    blocks = _all(found)
+    assert blocks["image"].std() > 10
+    assert len(set(blocks["label"].tolist())) > 5
+    with pytest.raises(ValueError, match="needs --image_size"):
+        images.open_images(spec, **where)
+
+
+def test_threads_read_no_further_ahead_than_allowed(monkeypatch):
+    monkeypatch.setattr(images, "AHEAD", 3)
+    asked = []
+    reading = images._read_ahead(lambda i: asked.append(i) or i, 50, 10)
+    assert [next(reading) for _ in range(5)] == [10, 11, 12, 13, 14]
+    assert max(asked) <= 14 + 3 + 1
+    assert list(reading) == list(range(15, 50))
