@@ -117,11 +117,17 @@ def test_layer_scale_gates_its_branch(params, features, closed):
 
 
 def test_features_are_normalised(params, features):
-    flat = jax.tree.map(lambda a: a, params)
-    flat["norm"] = {"scale": jnp.ones(128), "bias": jnp.zeros(128)}
-    x = np.asarray(features(flat, _images((2, 32, 32, 3))))
+    plain = params | {"norm": {"scale": jnp.ones(128), "bias": jnp.zeros(128)}}
+    x = np.asarray(features(plain, _images((2, 32, 32, 3))))
     np.testing.assert_allclose(x.mean(axis=1), 0, atol=1e-5)
     np.testing.assert_allclose(x.var(axis=1), 1, atol=1e-4)
+    # Where nothing is added to a class token of variance 1e-6, epsilon is half of the divisor.
+    closed = {name: {"gamma": jnp.zeros((2, 128))} for name in ("ls1", "ls2")}
+    small = jnp.tile(jnp.array([1e-3, -1e-3]), 64).reshape(1, 1, 128)
+    plain |= {"blocks": params["blocks"] | closed, "cls_token": small}
+    plain |= {"pos_embed": jnp.zeros_like(params["pos_embed"])}
+    x = features(plain, _images((1, 32, 32, 3)))
+    np.testing.assert_allclose(x[0], small[0, 0] / np.sqrt(2e-6), rtol=1e-4)
 
 
 def test_bfloat16_rounds_activations_not_parameters_nor_features(params, features):
@@ -265,6 +271,12 @@ def test_transformers_directory_holds_the_same_arrays(official, tmp_path):
     assert found.keys() == official.keys()
     for name, array in official.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_transformers_arrays_of_no_other_name_are_listed(official, tmp_path):
+    official["head.weight"] = np.zeros((10, 128), np.float32)
+    with pytest.raises(ValueError, match=r"unexpected \(1\): head.weight \(10, 128\)"):
+        convert_dinov2(_transformers(official, tmp_path / "hf"), tmp_path / "workdir")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,3 @@ def test_positions_are_the_official_interpolation():
     error = np.abs(actual - expected).max()
     print(f"{error:.1e} of positions of variance 1")
     assert error < 1e-5
-    size = torch.nn.functional.interpolate(patches, size=(16, 16), mode="bicubic")
-    other = size.permute(0, 2, 3, 1).reshape(1, 256, 32).numpy()
-    print(f"without the offset: {np.abs(other - expected).max():.1e}")
