@@ -3,11 +3,13 @@
   python -m dit_jax.convert dit SRC DST [--config FILE]
   python -m dit_jax.convert vae SRC DST
   python -m dit_jax.convert lpips SRC DST
+  python -m dit_jax.convert dinov2 SRC DST
   python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
 SRC is the directory that diffusers wrote (`dit`, `vae`), a .npz, .safetensors or .pt file of the
-published names (`dit`), or a directory with vgg16-397923af.pth and vgg.pth (`lpips`). A DiT without
---config gets the published one's, with the sizes of the checkpoint.
+published names (`dit`), a directory with vgg16-397923af.pth and vgg.pth (`lpips`), or the official
+file or the directory that transformers wrote (`dinov2`). A DiT without --config gets the published
+one's, with the sizes of the checkpoint.
 """
 
 import json
@@ -22,12 +24,18 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, cli, convert
-from dit_jax.convert import arrays, diffusers_dit, dit, lpips, vae
+from dit_jax.convert import arrays, diffusers_dit, dinov2, dit, lpips, vae
 
 FLAGS = flags.FLAGS
 CONFIG = "dit_jax"  # of a file's metadata
 # Of each command, its own flags.
-COMMANDS = {"dit": ("config",), "vae": (), "lpips": (), "dit-export": ("step", "raw")}
+COMMANDS = {
+    "dit": ("config",),
+    "vae": (),
+    "lpips": (),
+    "dinov2": (),
+    "dit-export": ("step", "raw"),
+}
 
 
 def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
@@ -47,6 +55,19 @@ def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes VGG-16 and LPIPS's weights in the directory `source` to a new workdir."""
     config = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
     params = convert.load("lpips", lpips.read(source), config.model)
+    checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_dinov2(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
+    """Writes DINOv2 at `source` to a new workdir, and returns its config.
+
+    Args: source, a file of the official names, or the directory that transformers wrote.
+    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    """
+    found = dinov2.read(source)
+    config = ConfigDict({"model": dinov2.read_sizes(found)})
+    params = convert.load("dinov2", found, config.model)
     checkpoint.save_params(workdir, config, params)
     return config
 
@@ -172,7 +193,8 @@ def main(argv):
     if command == "dit":
         config = convert_dit(source, target, FLAGS.config)
     else:
-        config = {"vae": convert_vae, "lpips": convert_lpips}[command](source, target)
+        converters = {"vae": convert_vae, "lpips": convert_lpips, "dinov2": convert_dinov2}
+        config = converters[command](source, target)
     print(f"{target}: {json.dumps(config.model.to_dict())}")
 
 

@@ -1,0 +1,183 @@
+"""Parameters of DINOv2: the official names, and what transformers calls the same arrays."""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from dit_jax.convert import arrays
+from dit_jax.models import dinov2
+
+HEAD_SIZE = 64  # of all published sizes
+LEAVES = {"kernel": "weight", "scale": "weight"}
+# The official module or array -> transformers', whose rows it joins; {} is the block's number.
+TRANSFORMERS = {
+    "cls_token": ("embeddings.cls_token",),
+    "mask_token": ("embeddings.mask_token",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "blocks.{}.norm1": ("encoder.layer.{}.norm1",),
+    "blocks.{}.attn.qkv": tuple(
+        f"encoder.layer.{{}}.attention.attention.{part}" for part in ("query", "key", "value")
+    ),
+    "blocks.{}.attn.proj": ("encoder.layer.{}.attention.output.dense",),
+    "blocks.{}.ls1.gamma": ("encoder.layer.{}.layer_scale1.lambda1",),
+    "blocks.{}.norm2": ("encoder.layer.{}.norm2",),
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.fc1",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.fc2",),
+    "blocks.{}.ls2.gamma": ("encoder.layer.{}.layer_scale2.lambda1",),
+    "norm": ("layernorm",),
+}
+# What our model computes of what transformers' config tells, and no other.
+FIXED = dict(
+    model_type="dinov2",
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    mlp_ratio=4,
+    patch_size=dinov2.PATCH_SIZE,
+    use_swiglu_ffn=False,
+)
+
+
+def read(source: pathlib.Path) -> dict[str, np.ndarray]:
+    """The official names and arrays of a file of them, or of the directory that transformers wrote.
+
+    Raises: FileNotFoundError; ValueError for transformers' model of another kind, or as
+      `arrays.read`.
+    """
+    if not source.is_dir():
+        return arrays.read(source)
+    path = source / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: transformers writes config.json beside the weights.")
+    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    other = {name: theirs.get(name) for name, v in FIXED.items() if theirs.get(name) != v}
+    width, heads = theirs.get("hidden_size"), theirs.get("num_attention_heads")
+    if not isinstance(heads, int) or width != heads * HEAD_SIZE:
+        other |= {"hidden_size": width, "num_attention_heads": heads}
+    if other:
+        raise ValueError(
+            f"{path} describes a model of another kind: {other}. Needed are {FIXED} and heads of "
+            f"{HEAD_SIZE}: DINOv2 without registers, ViT-S, -B or -L."
+        )
+    return to_official(arrays.read(source / "model.safetensors"))
+
+
+def to_official(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """transformers' arrays under the official names, with query, key and value in one.
+
+    What it has no other name for keeps its own, and `to_params` will list it.
+    """
+    found, official = dict(found), {}
+    numbers = {m[1] for name in found if (m := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    for ours, theirs in TRANSFORMERS.items():
+        for number in sorted(numbers, key=int) if "{}" in ours else [""]:
+            for leaf in ("", ".weight", ".bias"):
+                names = [f"{name.format(number)}{leaf}" for name in theirs]
+                if all(name in found for name in names):
+                    joined = np.concatenate([found.pop(name) for name in names])
+                    official[f"{ours.format(number)}{leaf}"] = joined
+    return official | found
+
+
+def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
+    """`config.model` that the official arrays tell.
+
+    Raises: ValueError for arrays that are not DINOv2's, of another patch size, with registers or
+      with ViT-g's gated MLP.
+    """
+    shape = np.shape(found.get("patch_embed.proj.weight"))
+    if len(shape) != 4 or not any(name.startswith("blocks.") for name in found):
+        raise ValueError(
+            "the checkpoint is not DINOv2's: patch_embed.proj.weight has shape "
+            f"{shape or 'none'}, not [D, 3, 14, 14], among {len(found)} arrays, or there is no "
+            "blocks.0. transformers' model is given as the directory that it wrote."
+        )
+    p, (hidden_size, *_, height, width) = dinov2.PATCH_SIZE, shape
+    if (height, width) != (p, p):
+        raise ValueError(
+            f"the checkpoint has patches of {height}x{width} pixels, DINOv2 of {p}x{p}: take "
+            "dinov2_vitl14_pretrain.pth or dinov2_vitb14_pretrain.pth."
+        )
+    if "register_tokens" in found:
+        raise ValueError(
+            f"the checkpoint has register_tokens {np.shape(found['register_tokens'])}, but this "
+            "model has none: take the file without _reg4 in its name."
+        )
+    if "blocks.0.mlp.w12.weight" in found:
+        raise ValueError("the checkpoint has a gated MLP, as ViT-g's: take ViT-L's or ViT-B's.")
+    if hidden_size % HEAD_SIZE:
+        raise ValueError(
+            f"the checkpoint has {hidden_size=}, not a multiple of the head size {HEAD_SIZE}."
+        )
+    return dict(
+        name="dinov2",
+        hidden_size=hidden_size,
+        depth=len({name.split(".")[1] for name in found if name.startswith("blocks.")}),
+        num_heads=hidden_size // HEAD_SIZE,
+        dtype="float32",
+    )
+
+
+def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+    """Our parameters from the official names; see `convert.load`.
+
+    The position embedding is interpolated to the model's grid, and the mask token, which only
+    training needs, left out.
+    """
+    found = {name: array for name, array in found.items() if name != "mask_token"}
+    if "pos_embed" in found:
+        found["pos_embed"] = interpolate_positions(found["pos_embed"], dinov2.GRID_SIZE)
+    shapes = arrays.parameter_shapes(model_config)
+    published = {path: _official(path, shape) for path, shape in shapes.items()}
+    return arrays.to_params(found, shapes, published, _to_ours)
+
+
+def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
+    """A position embedding [1, 1 + M^2, D] for grid x grid patches, [1, 1 + grid^2, D] f32.
+
+    As the official model does when it is given a smaller image than it was trained on: bicubic
+    (a = -3/4), repeating the border, without antialiasing, and read as for a grid of 0.1 patches
+    more, which the published features have in them. The same size, or none that is square, is
+    returned as it is.
+    """
+    side = math.isqrt(max(np.shape(pos_embed)[1] - 1, 0)) if np.ndim(pos_embed) == 3 else 0
+    if side in (0, grid) or np.shape(pos_embed)[:2] != (1, 1 + side**2):
+        return pos_embed
+    patches = np.asarray(pos_embed[0, 1:], np.float64).reshape(side, side, -1)
+    step = np.float32(side / (grid + 0.1))  # positions in f32, as there: weights differ by 1e-6
+    position = step * (np.arange(grid, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    index = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)[None]  # [grid, 4]
+    weight = dinov2.cubic(position[:, None] - index, -0.75)
+    matrix = np.zeros((grid, side))
+    rows = np.broadcast_to(np.arange(grid)[:, None], index.shape)
+    np.add.at(matrix, (rows, np.clip(index, 0, side - 1)), weight)
+    patches = np.einsum("oi,pj,ijd->opd", matrix, matrix, patches, optimize=True)
+    patches = patches.reshape(1, grid**2, -1).astype(np.float32)
+    return np.concatenate([pos_embed[:, :1], patches], axis=1)
+
+
+def _official(path, shape):
+    """{name: shape} of the official array behind one of our parameters, or of every block's."""
+    *modules, leaf = path.replace("patch_embed", "patch_embed/proj").split("/")
+    name, depth = ".".join([*modules, LEAVES.get(leaf, leaf)]), 1
+    if name.startswith("blocks."):
+        name, depth, shape = name.replace("blocks.", "blocks.{}.", 1), shape[0], shape[1:]
+    if path == "patch_embed/kernel":
+        p = dinov2.PATCH_SIZE
+        shape = (shape[1], 3, p, p)
+    elif leaf == "kernel":
+        shape = (math.prod(shape[1:]), shape[0])
+    elif leaf == "bias":
+        shape = (math.prod(shape),)
+    return {name.format(i): shape for i in range(depth)}
+
+
+def _to_ours(path, array):
+    """One official array, laid out as ours up to a reshape."""
+    if path == "patch_embed/kernel":
+        return array.transpose(2, 3, 1, 0)  # [D, 3, p, p] -> [p, p, 3, D]
+    return array.T if path.endswith("kernel") else array

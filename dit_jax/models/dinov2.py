@@ -1,0 +1,172 @@
+"""DINOv2's vision transformer: the features of FD-DINOv2, and the resize they are defined on.
+
+Sources: Oquab et al. 2023, "DINOv2", arXiv 2304.07193; Stein et al. 2023, "Exposing flaws of
+generative model evaluation metrics and their unfair treatment of diffusion models", arXiv
+2306.04675, whose images are resized as Pillow does.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.models import dit, layers
+
+IMAGE_SIZE, PATCH_SIZE = 224, 14
+GRID_SIZE = IMAGE_SIZE // PATCH_SIZE
+# Of ImageNet's pixels in [0, 1].
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WEIGHT_BITS = 22  # of the fraction of Pillow's fixed-point weights
+
+
+def resize(image: jax.Array, size: int) -> jax.Array:
+    """Antialiased bicubic (a = -1/2) resize to size x size: Pillow's, to the bit.
+
+    Args: image [B, H, W, C] uint8.   Returns: [B, size, size, C] uint8.
+    """
+    x = image.astype(jnp.int32)
+    # Either pass rounds, so that the order counts; Pillow 13 turns it round for some upright ones.
+    x = _resample(x, 2, size)  # [B, H, size, C]
+    x = _resample(x, 1, size)  # [B, size, size, C]
+    return x.astype(jnp.uint8)
+
+
+def _resample(x, axis, size):
+    """One pass along an axis of int32 pixels, rounded and clipped to 0..255."""
+    index, weight = resize_taps(x.shape[axis], size)
+    along = [1] * x.ndim
+    along[axis] = size
+    total = jnp.int32(1 << (WEIGHT_BITS - 1))  # rounds the shift to nearest
+    for i, w in zip(index.T, weight.T, strict=True):
+        total = total + jnp.take(x, i, axis) * w.reshape(along)
+    return jnp.clip(total >> WEIGHT_BITS, 0, 255)
+
+
+def resize_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `length` pixels make each of `size`, and their weights, 1 being 2^22.
+
+    Returns: index, weight [size, taps] int32; weights of pixels outside the image are 0.
+    """
+    stretch = max(length / size, 1.0)  # a smaller image takes in more pixels: no aliasing
+    center = (np.arange(size) + 0.5) * (length / size)
+    first = np.maximum(np.floor(center - 2 * stretch + 0.5), 0).astype(np.int32)
+    taps = 2 * int(np.ceil(2 * stretch)) + 1
+    index = first[:, None] + np.arange(taps, dtype=np.int32)[None]
+    weight = cubic((index + 0.5 - center[:, None]) / stretch, -0.5) * (index < length)
+    weight /= weight.sum(axis=1, keepdims=True)
+    fixed = np.copysign(np.floor(np.abs(weight) * 2**WEIGHT_BITS + 0.5), weight)
+    return np.minimum(index, length - 1), fixed.astype(np.int32)
+
+
+def cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """The cubic convolution kernel, 0 beyond two pixels.   Source: Keys 1981."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+class LayerScale(nn.Module):
+    """x [B, N, D] times one number per channel."""
+
+    @nn.compact
+    def __call__(self, x):
+        gamma = self.param("gamma", nn.initializers.ones, (x.shape[-1],))
+        return x * gamma.astype(x.dtype).reshape(1, 1, -1)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    hidden_size: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.hidden_size, dtype=self.dtype, name="fc1")(x)  # [B, N, 4D]
+        h = nn.gelu(h, approximate=False)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+
+
+def _layer_norm(dtype, name):
+    """LayerNorm, its statistics in f32 and two passes."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP after a LayerNorm each, their outputs scaled by channel."""
+
+    num_heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        attn = layers.Attention(self.num_heads, self.dtype, "xla", name="attn")
+        x = x + LayerScale(name="ls1")(attn(_layer_norm(self.dtype, "norm1")(x)))
+        mlp = Mlp(4 * x.shape[-1], self.dtype, name="mlp")
+        x = x + LayerScale(name="ls2")(mlp(_layer_norm(self.dtype, "norm2")(x)))
+        return x, None
+
+
+class DinoV2(nn.Module):
+    """ViT with patches of 14 pixels, no registers, on images resized to 224 px.
+
+    Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
+    """
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    dtype: str  # of the activations; parameters and features are f32
+
+    def example_inputs(self) -> tuple[jax.Array]:
+        """The smallest arguments of `__call__`, for initialisation."""
+        return (jnp.zeros((1, 1, 1, 3), jnp.uint8),)
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
+        """Args: image [B, H, W, 3] or, grey, [B, H, W, 1] uint8 of any size.
+
+        Returns: 'features' [B, hidden_size] f32, the class token after the last LayerNorm.
+        Raises: ValueError for an image of other channels or another dtype.
+        """
+        if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
+            raise ValueError(
+                f"image has shape {image.shape} and dtype {image.dtype}; DINOv2 takes "
+                "[B, H, W, 3] or [B, H, W, 1] of uint8."
+            )
+        # JAX otherwise multiplies f32 in TF32 or bfloat16 where the device has them.
+        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+            return {"features": self._class_token(resize(image, IMAGE_SIZE))}
+
+    def _class_token(self, image):
+        x = image.astype(jnp.float32) / 255  # [B, 224, 224, 1 or 3]
+        x = (x - jnp.array(MEAN).reshape(1, 1, 1, 3)) / jnp.array(STD).reshape(1, 1, 1, 3)
+        x = dit.patchify(x, PATCH_SIZE)  # [B, 256, 14*14*3]
+        x = nn.Dense(self.hidden_size, dtype=self.dtype, name="patch_embed")(x)  # [B, 256, D]
+        size, normal = self.hidden_size, layers.normal_002
+        cls_token = self.param("cls_token", normal, (1, 1, size))
+        pos_embed = self.param("pos_embed", normal, (1, 1 + GRID_SIZE**2, size))
+        cls_token = jnp.broadcast_to(cls_token.astype(x.dtype), (len(x), 1, size))
+        x = jnp.concatenate([cls_token, x], axis=1) + pos_embed.astype(x.dtype)  # [B, 257, D]
+        blocks = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )(self.num_heads, self.dtype, name="blocks")
+        x, _ = blocks(x)  # [B, 257, D]
+        return _layer_norm("float32", "norm")(x[:, 0].astype(jnp.float32))  # [B, D]
+
+
+def from_config(config) -> DinoV2:
+    """The module that `config.model` of a feature extractor describes.
+
+    Raises: ValueError for heads that do not divide the width, or an unknown dtype.
+    """
+    hidden_size, num_heads, dtype = config.hidden_size, config.num_heads, config.dtype
+    if hidden_size % num_heads:
+        raise ValueError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"{dtype=} is unknown; choose float32 or bfloat16.")
+    return DinoV2(hidden_size, config.depth, num_heads, dtype)
