@@ -21,7 +21,7 @@ demo: $(STAMP)
 	  --vae $(WORKDIR)/vae --out $(WORKDIR)/moments
 	$(BIN)/python -m dit_jax.train --config configs/digits_latents.py --workdir $(WORKDIR)/dit \
 	  --config.latents.moments=$(WORKDIR)/moments --config.latents.vae=$(WORKDIR)/vae
-	$(BIN)/python -m dit_jax.evaluate --workdir $(WORKDIR)/dit --num 1000
+	$(BIN)/python -m dit_jax.evaluate --workdir $(WORKDIR)/dit --num 1000 --labels balanced
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest

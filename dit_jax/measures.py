@@ -96,6 +96,7 @@ def compile_distance(task, vae=None) -> Callable:
     name = settings.extractor or references.default_extractor(settings.reference)
     extractor = extractors.load(name, settings.weights and pathlib.Path(settings.weights))
     reference = references.of_run(config, settings.reference, extractor)
+    logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
     labels = generate.draw_labels("random", settings.num_images, model.num_classes, config.seed)

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from configs import digits_latents
-from dit_jax import benchmark, cli, diffusion, evaluate, generate, train
+from dit_jax import benchmark, cli, diffusion, evaluate, extractors, generate, references, train
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 1_000  # of samples
@@ -83,7 +83,11 @@ def speed(process: str, settings: dict) -> dict:
 def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
     """What `evaluate` measures of num samples."""
     trained = generate.load(workdir, settings=settings)
-    row = evaluate.evaluate(trained, workdir, num, batch_size=BATCH_SIZE)
+    extractor = extractors.load("pixels")
+    reference = references.of_run(trained.config, None, extractor)
+    row = evaluate.evaluate(
+        trained, workdir, extractor, reference, num, labels="balanced", batch_size=BATCH_SIZE
+    )
     kept = ("step", "fd_pixels", "fd_pixels_real_halves", "label_accuracy")
     row = {name: row[name] for name in kept}
     return {"num": num, **row, "device": jax.devices()[0].device_kind}

@@ -1,0 +1,85 @@
+"""The best step's parameters: kept when the metric says so, in a workdir of their own."""
+
+import jax
+import numpy as np
+import pytest
+
+from dit_jax import best, checkpoint, generate, models, train
+
+
+@pytest.fixture
+def config(smoke_config):
+    smoke_config.checkpoint_best_metric = "eval_loss"
+    return smoke_config
+
+
+@pytest.fixture
+def params(config):
+    return models.init_params(models.build(config.model), jax.random.key(0))
+
+
+def _kept(workdir):
+    steps = sorted(path.name for path in (workdir / "best" / "checkpoints").iterdir())
+    trained = generate.load(workdir / "best")
+    return steps, trained.step, float(np.mean(trained.params["x_embedder"]["bias"]))
+
+
+def test_parameters_of_the_best_step_stay(tmp_path, config, params):
+    keeper = best.Best(tmp_path, config)
+
+    def update(step, loss, value):
+        params["x_embedder"]["bias"] = np.full_like(params["x_embedder"]["bias"], value)
+        keeper.update(step, {"eval_loss": loss, "eval_mse": 0.0}, params)
+
+    update(10, 0.5, 1)
+    assert _kept(tmp_path) == (["10"], 10, 1)
+    update(20, 0.6, 2)  # worse
+    keeper.update(25, {"fid5k": 0.0}, params)  # another measure
+    assert _kept(tmp_path) == (["10"], 10, 1)
+    update(30, 0.4, 3)
+    assert _kept(tmp_path) == (["30"], 30, 3)
+    keeper = best.Best(tmp_path, config)  # resumed
+    update(40, 0.45, 4)
+    update(30, 0.4, 5)  # measured again
+    assert _kept(tmp_path) == (["30"], 30, 3)
+    update(50, 0.3, 6)
+    assert _kept(tmp_path) == (["50"], 50, 6)
+    with pytest.raises(ValueError, match="holds EMA parameters alone"):
+        generate.load(tmp_path / "best", raw=True)
+
+
+def test_larger_psnr_is_better(tmp_path, config, params):
+    config.checkpoint_best_metric = "eval_psnr"
+    keeper = best.Best(tmp_path, config)
+    for step, psnr in ((1, 20.0), (2, 21.0), (3, 19.0)):
+        keeper.update(step, {"eval_psnr": psnr}, params)
+    assert checkpoint.saved_values(tmp_path / "best") == {"eval_psnr": 21.0}
+
+
+def test_metric_that_is_not_measured_is_refused(tmp_path, config):
+    config.checkpoint_best_metric = "fid5k"
+    with pytest.raises(
+        ValueError, match="'fid5k' is not measured in this run: it can be eval"
+    ):
+        best.Best(tmp_path, config)
+    config.fid.update(every_steps=10, extractor="pixels")
+    with pytest.raises(ValueError, match="it can be fd_pixels_5k or eval_loss"):
+        best.Best(tmp_path, config)
+    config.checkpoint_best_metric = "fd_pixels_5k"
+    best.Best(tmp_path, config)
+    config.update(checkpoint_best_metric="eval_loss", eval_every_steps=0)
+    with pytest.raises(ValueError, match="needs eval_every_steps"):
+        best.Best(tmp_path, config)
+
+
+def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
+    config.update(total_steps=20, eval_every_steps=0, sample_every_steps=0)
+    config.fid.update(every_steps=10, num_images=80, steps=2)
+    config.checkpoint_best_metric = "fd_pixels_80"
+    train.train_and_evaluate(config, tmp_path)
+    lines = train.metrics.read_json_lines(tmp_path / "metrics.jsonl")
+    values = {line["step"]: line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line}
+    assert list(values) == [10, 20]
+    step = min(values, key=values.get)
+    assert generate.load(tmp_path / "best").step == step
+    assert checkpoint.saved_values(tmp_path / "best") == {"fd_pixels_80": values[step]}
