@@ -5,9 +5,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, dit, lpips, vae
+from dit_jax.convert import arrays, dit, inception, lpips, vae
 
-FORMATS = {"dit": dit.to_params, "vae": vae.to_params, "lpips": lpips.to_params}
+FORMATS = {
+    "dit": dit.to_params,
+    "vae": vae.to_params,
+    "lpips": lpips.to_params,
+    "inception": inception.to_params,
+}
 
 
 def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model_config) -> dict:
@@ -15,7 +20,8 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
 
     Args:
       kind: the reference format: 'dit' (the published PyTorch code's), 'vae' (diffusers'
-        AutoencoderKL), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights together).
+        AutoencoderKL), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights together),
+        'inception' (torch-fidelity's and pytorch-fid's copy of Inception-2015).
       source: a mapping of published names to arrays, or a file of them: .npz (names may carry
         the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
     Returns:

@@ -1,11 +1,16 @@
-"""Noise predictors, autoencoders, LPIPS. Only `build` makes a module of a name."""
+"""Noise predictors, autoencoders, LPIPS, Inception. Only `build` makes a module of a name."""
 
 import flax.linen as nn
 import jax
 
-from dit_jax.models import dit, lpips, vae
+from dit_jax.models import dit, inception, lpips, vae
 
-BUILDERS = {"dit": dit.from_config, "vae": vae.from_config, "lpips": lpips.from_config}
+BUILDERS = {
+    "dit": dit.from_config,
+    "vae": vae.from_config,
+    "lpips": lpips.from_config,
+    "inception": inception.from_config,
+}
 
 
 def build(config) -> nn.Module:
