@@ -39,6 +39,7 @@ def test_benchmark_of_a_vae_times_both_halves(run_command):
     assert "error: vae does not measure the model 'dit'" in error
 
 
+@pytest.mark.slow
 def test_benchmark_of_inception_needs_no_config(run_command):
     flags = ["--batch_size", 2, "--steps", 1, "--image_size", 20, "--json"]
     row = json.loads(run_command("benchmark", "inception", *flags))
