@@ -32,6 +32,9 @@ test-slow: $(STAMP)
 test-parity: $(STAMP) requirements-parity.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -r requirements-parity.txt
+	# Its datasets alone use its torchvision, which wants a torch of its own.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt --no-deps torch-fidelity
 	$(BIN)/python -m pytest tests/parity tests/arrays_test.py tests/convert_test.py
 
 lint: $(STAMP)

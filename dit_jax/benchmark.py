@@ -1,9 +1,10 @@
-"""Measured speed of training, of the training loop, of sampling, and of a VAE, as JSON.
+"""Measured speed of training, of its loop, of sampling, of a VAE and of Inception, as JSON.
 
   python -m dit_jax.benchmark train  --config configs/imagenet256.py:DiT-XL/2 --steps 20 --json
   python -m dit_jax.benchmark loop   --config configs/digits.py --steps 200
   python -m dit_jax.benchmark sample --config configs/digits.py --steps 20
   python -m dit_jax.benchmark vae    --config configs/vae_imagenet256.py --batch_size 16
+  python -m dit_jax.benchmark inception --batch_size 64 --dtype float32
 
 Warm-up, then the median of three windows. The batch is synthetic and stays in device memory;
 with --data `train` reads the config's data. `loop` compares the bare step with the whole of
@@ -176,6 +177,30 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     return results
 
 
+def bench_inception(steps: int, batch_size: int, image_size: int, dtype: str) -> dict:
+    """Time of one batch's features from random parameters, `steps` batches to a window."""
+    config = ConfigDict({"model": {"name": "inception", "dtype": dtype}})
+    config.update(batch_size=batch_size, grad_accumulation_steps=1)
+    model = models.build(config.model)
+    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
+    sharding.check_batch_size(mesh, batch_size)
+    init = functools.partial(models.init_params, model)
+    params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+    shape = (len(sharding.local_rows(mesh, batch_size)), image_size, image_size, 3)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    image = sharding.put_batch(mesh, {"image": image})["image"]
+    extract = jax.jit(lambda params, image: model.apply({"params": params}, image))
+    seconds, compile_seconds = _time(extract, (params, image), steps)
+    work = flops.count(config)["gflops"]
+    return {
+        **_speed(seconds, batch_size, work, "batch", dtype),
+        **_identity(mesh, model, config, compile_seconds),
+        "gflops_per_image": work,
+        "image_size": image_size,
+        "precision": "default" if model.precision is None else model.precision.name.lower(),
+    }
+
+
 def _time(function, arguments, calls=1):
     """(seconds of a call in the median window, seconds of compilation) of a jitted function."""
     began = time.perf_counter()
@@ -251,22 +276,32 @@ def _identity(mesh, model, config, compile_seconds):
     }
 
 
-def main(argv):
-    if len(argv) != 2 or argv[1] not in ("train", "loop", "sample", "vae"):
-        raise ValueError(f"say what to measure: train, loop, sample or vae, not {argv[1:]}.")
-    config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
+def _bench_config(name, config, steps, batch_size):
+    if config is None:
+        raise ValueError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
     if not config.latents.get("scale", True):  # the data's, which make no difference to speed
         config.latents.update(scale=(1.0,), shift=(0.0,))
-    if (config.model.name == "vae") != (argv[1] == "vae") and argv[1] != "train":
-        raise ValueError(f"{argv[1]} does not measure the model {config.model.name!r} of --config.")
-    if argv[1] == "train":
-        row = bench_train(config, steps, FLAGS.data)
-    elif argv[1] == "loop":
-        row = bench_loop(config, steps)
-    elif argv[1] == "sample":
-        row = bench_sample(config, steps, batch_size)
+    if (config.model.name == "vae") != (name == "vae") and name != "train":
+        raise ValueError(f"{name} does not measure the model {config.model.name!r} of --config.")
+    if name == "train":
+        return bench_train(config, steps, FLAGS.data)
+    if name == "loop":
+        return bench_loop(config, steps)
+    return (bench_sample if name == "sample" else bench_vae)(config, steps, batch_size)
+
+
+def main(argv):
+    if len(argv) != 2 or argv[1] not in ("train", "loop", "sample", "vae", "inception"):
+        raise ValueError(
+            f"say what to measure: train, loop, sample, vae or inception, not {argv[1:]}."
+        )
+    config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
+    if argv[1] == "inception":
+        if config is not None:
+            raise ValueError("inception takes no --config: give --image_size and --dtype.")
+        row = bench_inception(steps, batch_size, FLAGS.image_size, FLAGS.dtype)
     else:
-        row = bench_vae(config, steps, batch_size)
+        row = _bench_config(argv[1], config, steps, batch_size)
     if FLAGS.json:
         print(json.dumps(row))
         return
@@ -277,11 +312,15 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.define_config()
+    cli.define_config(required=False)
     flags.DEFINE_integer(
         "steps", 20, "Optimizer steps or batches per window, or sampling steps.", 1
     )
-    flags.DEFINE_integer("batch_size", 64, "sample, vae: images at a time, all devices.", 1)
+    flags.DEFINE_integer(
+        "batch_size", 64, "sample, vae, inception: images at a time, all devices.", 1
+    )
+    flags.DEFINE_integer("image_size", 256, "inception: pixels of a side, before its resize.", 1)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")
     flags.DEFINE_bool("json", False, "Print one line of JSON.")
     cli.run(main)

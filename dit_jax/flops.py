@@ -6,12 +6,15 @@ The DiT paper's "Gflops" are multiply-adds of one forward pass: `gmacs` here, gf
 """
 
 import json
+import math
 import pathlib
 
+import flax.traverse_util
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dit_jax import cli
+from dit_jax import cli, models
 from dit_jax.models import dit
 
 FLAGS = flags.FLAGS
@@ -19,9 +22,11 @@ VAE_FACTOR = 8  # pixels per latent of the published models
 
 
 def count(config) -> dict[str, int | float]:
-    """Counts of a config's model, for one image: those of `count_dit` or `count_vae`."""
+    """Counts of a config's model, for one image: those of the functions below."""
     if config.model.name == "vae":
         return count_vae(config.model, config.data.image_size)
+    if config.model.name == "inception":
+        return count_inception(config.model)
     return count_dit(config.model)
 
 
@@ -73,6 +78,31 @@ def count_vae(config, image_size: int) -> dict[str, int | float]:
         "gflops": 2 * sum(gmacs),
         "train_gflops_per_image": 6 * sum(gmacs),
     }
+
+
+def count_inception(config) -> dict[str, int | float]:
+    """Counts of `config.model` of Inception, for one image of any size, without its resize.
+
+    Returns: params; gmacs of convolutions, products with the padding included, and classifier;
+      gflops.
+    """
+    model = models.build(config)
+
+    def forward(key):
+        return model.init_with_output(key, *model.example_inputs(), capture_intermediates=True)
+
+    _, variables = jax.eval_shape(forward, jax.random.key(0))
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    params = macs = 0
+    for path, leaf in flat.items():
+        collection, _, module = path.partition("/")
+        if collection != "params":
+            continue
+        params += math.prod(leaf.shape)
+        if module.endswith("/kernel"):
+            (output,) = flat[f"intermediates/{module.removesuffix('kernel')}__call__"]
+            macs += math.prod(leaf.shape) * math.prod(output.shape[1:-1])
+    return {"params": params, "gmacs": macs / 1e9, "gflops": 2 * macs / 1e9}
 
 
 def _vae_half(config, image_size, decoder):

@@ -39,6 +39,29 @@ def test_benchmark_of_a_vae_times_both_halves(run_command):
     assert "error: vae does not measure the model 'dit'" in error
 
 
+@pytest.mark.slow
+def test_benchmark_of_inception_needs_no_config(run_command):
+    flags = ["--batch_size", 2, "--steps", 1, "--image_size", 20, "--json"]
+    row = json.loads(run_command("benchmark", "inception", *flags))
+    assert row["img_per_s"] == pytest.approx(2e3 / row["ms_per_batch"])
+    assert row["tflop_per_s"] == pytest.approx(2e-3 * 5.71323248 * row["img_per_s"])
+    assert (row["dtype"], row["precision"], row["image_size"]) == ("float32", "highest", 20)
+    assert (row["device"], row["batch_size"], row["params"]) == ("cpu", 2, 23_832_736)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vae"], "vae measures the model of --config FILE[:ARG], which is missing"),
+        (["inception", "--config", "configs/smoke.py"], "inception takes no --config"),
+        (["dit"], "say what to measure: train, loop, sample, vae or inception, not ['dit']"),
+    ],
+)
+def test_wrong_benchmarks_end_in_a_message(run_command, arguments, message):
+    error = run_command("benchmark", *arguments, fails=True)
+    assert error.startswith(f"error: {message}")
+
+
 def test_mfu_is_of_the_peak_of_this_card_in_bfloat16_alone(monkeypatch):
     device = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(benchmark.jax, "devices", lambda: [device])

@@ -58,9 +58,7 @@ def test_larger_psnr_is_better(tmp_path, config, params):
 
 def test_metric_that_is_not_measured_is_refused(tmp_path, config):
     config.checkpoint_best_metric = "fid5k"
-    with pytest.raises(
-        ValueError, match="'fid5k' is not measured in this run: it can be eval"
-    ):
+    with pytest.raises(ValueError, match="'fid5k' is not measured in this run: it can be eval"):
         best.Best(tmp_path, config)
     config.fid.update(every_steps=10, extractor="pixels")
     with pytest.raises(ValueError, match="it can be fd_pixels_5k or eval_loss"):

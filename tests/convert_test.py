@@ -402,7 +402,10 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sit", "SRC", "DST"], "say which of dit, vae, lpips, dinov2, dit-export, then"),
+        (
+            ["sit", "SRC", "DST"],
+            "say which of dit, vae, lpips, inception, dinov2, dit-export, then SRC and DST",
+        ),
         (["vae", "SRC", "DST", "--step=1"], "`convert vae` takes no --step"),
         (["dit", "SRC", "DST", "--raw"], "`convert dit` takes no --raw"),
         (["dit", "SRC.safetensors", "DST"], "no checkpoint file at SRC.safetensors"),

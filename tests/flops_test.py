@@ -6,6 +6,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default, smoke
 from dit_jax import flops, models
@@ -42,6 +43,15 @@ def test_counts_at_512_pixels():
     counts = flops.count_dit(flops.published_config("DiT-XL/2", image_size=512))
     assert counts["gmacs"] == pytest.approx(524.6, rel=0.003)
     assert counts["tokens"] == 1024
+
+
+def test_count_of_inception_is_the_published_one():
+    counts = flops.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
+    assert counts["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
+    # torchvision's 27,161,264 without the 3,326,696 of its auxiliary head, with 1008 classes for
+    # 1000 and no bias of theirs, and one number for each of the 17,216 channels' norms, not two.
+    assert counts["params"] == 27_161_264 - 3_326_696 + 8 * 2048 - 1000 - 17_216
+    assert counts["gflops"] == 2 * counts["gmacs"]
 
 
 def _model_config(name):

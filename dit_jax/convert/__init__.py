@@ -5,12 +5,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, dinov2, dit, lpips, vae
+from dit_jax.convert import arrays, dinov2, dit, inception, lpips, vae
 
 FORMATS = {
     "dit": dit.to_params,
     "vae": vae.to_params,
     "lpips": lpips.to_params,
+    "inception": inception.to_params,
     "dinov2": dinov2.to_params,
 }
 
@@ -21,7 +22,8 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
     Args:
       kind: the reference format: 'dit' (the published PyTorch code's), 'vae' (diffusers'
         AutoencoderKL), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights together),
-        'dinov2' (the official PyTorch code's).
+        'inception' (torch-fidelity's and pytorch-fid's copy of Inception-2015), 'dinov2' (the
+        official PyTorch code's).
       source: a mapping of published names to arrays, or a file of them: .npz (names may carry
         the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
     Returns:

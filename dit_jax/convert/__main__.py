@@ -3,13 +3,14 @@
   python -m dit_jax.convert dit SRC DST [--config FILE]
   python -m dit_jax.convert vae SRC DST
   python -m dit_jax.convert lpips SRC DST
+  python -m dit_jax.convert inception SRC DST
   python -m dit_jax.convert dinov2 SRC DST
   python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
 SRC is the directory that diffusers wrote (`dit`, `vae`), a .npz, .safetensors or .pt file of the
-published names (`dit`), a directory with vgg16-397923af.pth and vgg.pth (`lpips`), or the official
-file or the directory that transformers wrote (`dinov2`). A DiT without --config gets the published
-one's, with the sizes of the checkpoint.
+published names (`dit`; `inception`: torch-fidelity's or pytorch-fid's), a directory with
+vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the directory that transformers
+wrote (`dinov2`). A DiT without --config gets the published one's, with the sizes of the checkpoint.
 """
 
 import json
@@ -33,6 +34,7 @@ COMMANDS = {
     "dit": ("config",),
     "vae": (),
     "lpips": (),
+    "inception": (),
     "dinov2": (),
     "dit-export": ("step", "raw"),
 }
@@ -55,6 +57,17 @@ def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes VGG-16 and LPIPS's weights in the directory `source` to a new workdir."""
     config = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
     params = convert.load("lpips", lpips.read(source), config.model)
+    checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_inception(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
+    """Writes Inception-2015 in the file `source` to a new workdir, and returns its config.
+
+    Raises: FileNotFoundError; ValueError as `arrays.read`, or for another model's arrays.
+    """
+    config = ConfigDict({"model": {"name": "inception", "dtype": "float32"}})
+    params = convert.load("inception", source, config.model)
     checkpoint.save_params(workdir, config, params)
     return config
 
@@ -193,8 +206,13 @@ def main(argv):
     if command == "dit":
         config = convert_dit(source, target, FLAGS.config)
     else:
-        converters = {"vae": convert_vae, "lpips": convert_lpips, "dinov2": convert_dinov2}
-        config = converters[command](source, target)
+        convert_model = {
+            "vae": convert_vae,
+            "lpips": convert_lpips,
+            "inception": convert_inception,
+            "dinov2": convert_dinov2,
+        }[command]
+        config = convert_model(source, target)
     print(f"{target}: {json.dumps(config.model.to_dict())}")
 
 

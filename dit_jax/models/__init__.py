@@ -3,12 +3,13 @@
 import flax.linen as nn
 import jax
 
-from dit_jax.models import dinov2, dit, lpips, vae
+from dit_jax.models import dinov2, dit, inception, lpips, vae
 
 BUILDERS = {
     "dit": dit.from_config,
     "vae": vae.from_config,
     "lpips": lpips.from_config,
+    "inception": inception.from_config,
     "dinov2": dinov2.from_config,
 }
 
