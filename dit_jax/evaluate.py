@@ -79,10 +79,10 @@ def fd_pixels(images: np.ndarray, real_images: np.ndarray) -> dict[str, float]:
         )
     real = _pixels(real_images)[np.random.RandomState(0).permutation(len(real_images))]
     halves = [fid.Statistics.of(half) for half in np.array_split(real, 2)]
-    statistics = fid.Statistics.of(_pixels(images))
+    statistics, both = fid.Statistics.of(_pixels(images)), halves[0].merge(halves[1])
     return {
-        "fd_pixels": fid.frechet_distance(statistics, halves[0].merge(halves[1])),
-        "fd_pixels_real_halves": fid.frechet_distance(*halves),
+        "fd_pixels": fid.frechet_distance(statistics.gaussian, both.gaussian),
+        "fd_pixels_real_halves": fid.frechet_distance(*(half.gaussian for half in halves)),
     }
 
 

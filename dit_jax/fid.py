@@ -1,8 +1,30 @@
-"""Frechet distance between sets of features, from streaming f64 moments."""
+"""Measures of two sets of features, or of one's class probabilities: functions of arrays alone.
+
+Of the features of Inception-2015's pool3 [N, 2048] the Frechet distance is FID; of the first 7
+channels of its mixed_6, flattened to [N, 2023], it is sFID (Nash et al. 2021).
+"""
 
 import dataclasses
+import functools
+import logging
+from collections.abc import Iterable
 
 import numpy as np
+
+from dit_jax import manifolds
+
+logger = logging.getLogger("dit_jax")
+
+ROWS = 4096  # of features in f64 at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Mean [D] and covariance [D, D] of `n` features; None where a file does not say how many."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,37 +37,195 @@ class Statistics:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Statistics":
-        """Of features [N, D]."""
-        features = np.asarray(features, np.float64)
+        """Of features [N, D] of any float type; sums are f64.
+
+        Raises: ValueError if they are none, or not a matrix.
+        """
+        return cls.of_blocks([features])
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[np.ndarray]) -> "Statistics":
+        """Of the features [n, D] of all blocks; many small ones cost no more than a large one."""
+        parts = map(cls._of_rows, _collect(blocks, ROWS))
+        if (total := next(parts, None)) is None:
+            raise ValueError("there are no features, so they have no mean: give one block or more.")
+        return functools.reduce(cls.merge, parts, total)
+
+    @classmethod
+    def _of_rows(cls, features):
         mean = features.mean(axis=0)
-        deviations = features - mean[None]
-        return cls(len(features), mean, deviations.T @ deviations)
+        features -= mean[None]
+        return cls(len(features), mean, features.T @ features)  # one argument: half the products
 
     @property
     def covariance(self) -> np.ndarray:
-        """[D, D], the unbiased estimate."""
+        """[D, D], the unbiased estimate.   Raises: ValueError for a single sample."""
+        if self.n < 2:
+            raise ValueError(f"{self.n} sample has no covariance; take 2 or more.")
         return self.scatter / (self.n - 1)
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """The one of this mean and covariance."""
+        return Gaussian(self.mean, self.covariance, self.n)
 
     def merge(self, other: "Statistics") -> "Statistics":
         """Of both sets together.   Source: Chan et al. 1979."""
         n = self.n + other.n
         delta = other.mean - self.mean
-        mean = self.mean + delta * (other.n / n)
-        cross = np.outer(delta, delta) * (self.n * other.n / n)
-        return Statistics(n, mean, self.scatter + other.scatter + cross)
+        scaled = delta * np.sqrt(self.n * other.n / n)
+        scatter = np.outer(scaled, scaled)
+        scatter += self.scatter
+        scatter += other.scatter
+        return Statistics(n, self.mean + delta * (other.n / n), scatter)
 
 
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), exactly 0 for equal statistics.
+def _collect(blocks, rows):
+    """The same features as f64 matrices that may be overwritten, of rows..2 rows but the last."""
+    held, count = [], 0
+    for block in blocks:
+        if np.ndim(block) != 2:
+            raise ValueError(f"features must be [N, D], not {list(np.shape(block))}.")
+        for start in range(0, len(block), rows):
+            held.append(np.array(block[start : start + rows], np.float64))
+            count += len(held[-1])
+            if count >= rows:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), exactly 0 for equal arguments.
 
     The trace of the root is that of (R S_b R)^(1/2) with R = S_a^(1/2): all symmetric.
-    Source: Dowson & Landau 1982.
+    Warns if features are too few for a covariance of full rank: the distance is biased then.
+    Raises: ValueError for shapes that do not fit; FloatingPointError for NaN or infinite values.
+    Source: Dowson & Landau 1982; as a measure of images, FID, Heusel et al. 2017.
     """
-    s_a, s_b = a.covariance, b.covariance
-    if np.array_equal(a.mean, b.mean) and np.array_equal(s_a, s_b):
+    dim = len(a.mean)
+    shapes = [np.shape(array) for g in (a, b) for array in (g.mean, g.covariance)]
+    if shapes != [(dim,), (dim, dim)] * 2:
+        raise ValueError(
+            f"means and covariances of shapes {shapes} do not fit: both sets need features of the "
+            "same layer."
+        )
+    for name, gaussian in (("first", a), ("second", b)):
+        if not (np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()):
+            raise FloatingPointError(
+                f"the {name} mean or covariance has values that are NaN or infinite: are the "
+                "images, and the features of them, finite?"
+            )
+    if few := [g.n for g in (a, b) if g.n is not None and g.n - 1 < dim]:
+        logger.warning(
+            "Frechet distance: fewer samples than features (%s of %d values), so a covariance is "
+            "rank-deficient; compare it only with others of the same numbers.",
+            " and ".join(map(str, few)),
+            dim,
+        )
+    if np.array_equal(a.mean, b.mean) and np.array_equal(a.covariance, b.covariance):
         return 0.0
+    mu_a, s_a, mu_b, s_b = (
+        np.asarray(array, np.float64) for array in (a.mean, a.covariance, b.mean, b.covariance)
+    )
     values, vectors = np.linalg.eigh(s_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
     product = np.linalg.eigvalsh(root @ s_b @ root)
     trace_root = np.sqrt(np.maximum(product, 0)).sum()
-    return float(np.sum((a.mean - b.mean) ** 2) + np.trace(s_a + s_b) - 2 * trace_root)
+    return float(np.sum((mu_a - mu_b) ** 2) + np.trace(s_a) + np.trace(s_b) - 2 * trace_root)
+
+
+def inception_score(probabilities: np.ndarray, split_size: int = 5000) -> tuple[float, float]:
+    """Mean and deviation over splits of exp(E_x KL(p(y|x) || p(y))), from 1 to K.
+
+    Args: probabilities [N, K], rows sum to 1. Splits are contiguous and in their order, the last
+      may be short: samples sorted by class score low.
+    Raises: ValueError for what are no probabilities; FloatingPointError for NaN or infinite ones.
+    Source: Salimans et al. 2016, sec. 4.
+    """
+    if np.ndim(probabilities) != 2 or not len(probabilities):
+        raise ValueError(f"probabilities must be [N, K], not {list(np.shape(probabilities))}.")
+    scores = []
+    for start in range(0, len(probabilities), split_size):
+        p = np.asarray(probabilities[start : start + split_size], np.float64)
+        sums = p.sum(axis=1)
+        if not np.isfinite(sums).all():
+            raise FloatingPointError("a probability is NaN or infinite: are the images finite?")
+        if p.min() < 0 or np.abs(sums - 1).max() > 1e-3:
+            raise ValueError(
+                f"probabilities from {p.min():.4g}, whose rows sum to {sums.min():.4g}.."
+                f"{sums.max():.4g}, are none: apply softmax to logits first."
+            )
+        # E_x sum_y p(y|x) log(p(y|x) / p(y)) = E_x sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y)
+        scores.append(np.exp(_p_log_p(p).sum(axis=1).mean() - _p_log_p(p.mean(axis=0)).sum()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _p_log_p(p):
+    return p * np.log(np.where(p > 0, p, 1))
+
+
+def kernel_distance(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+) -> tuple[float, float]:
+    """Mean and deviation over random subsets of the unbiased MMD^2 under (x.y / D + 1)^3: KID.
+
+    Args: samples [N, D], reference [M, D]; a seed gives the subsets that torch-fidelity takes.
+    Raises: ValueError for a set smaller than a subset; FloatingPointError for a mean that is not
+      finite.
+    Source: Binkowski et al. 2018, eq. 4.
+    """
+    _check_pair(samples, reference)
+    if min(len(samples), len(reference)) < subset_size:
+        raise ValueError(
+            f"{len(samples)} samples and {len(reference)} reference features do not fill subsets "
+            f"of {subset_size}: take more, or a smaller subset_size."
+        )
+    rng, distances = np.random.RandomState(seed), []
+    for _ in range(subsets):
+        # In f64: the terms are near 1 and their difference may be 1e-5.
+        x, y = (
+            features[rng.choice(len(features), subset_size, replace=False)].astype(np.float64)
+            for features in (samples, reference)
+        )
+        within = sum(k.sum() - np.trace(k) for k in (_cubic_kernel(x, x), _cubic_kernel(y, y)))
+        between = _cubic_kernel(x, y).mean()
+        distances.append(within / (subset_size * (subset_size - 1)) - 2 * between)
+    if not np.isfinite(distances).all():
+        raise FloatingPointError("the kernel distance is not finite: are the features?")
+    return float(np.mean(distances)), float(np.std(distances))
+
+
+def _cubic_kernel(x, y):
+    kernel = x @ y.T / x.shape[1] + 1
+    return kernel * kernel * kernel  # a power takes ten times as long
+
+
+def precision_recall(
+    samples: np.ndarray, reference: np.ndarray, neighbours: int = 3, progress: bool = False
+) -> tuple[float, float]:
+    """Shares of samples inside the reference's manifold, and of the reference inside the samples'.
+
+    Args: samples [N, D], reference [M, D]; a manifold is as `manifolds.inside` says.
+    Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
+    Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
+    """
+    _check_pair(samples, reference)
+    if min(len(samples), len(reference)) < neighbours + 1:
+        raise ValueError(
+            f"{len(samples)} samples and {len(reference)} reference features are too few for "
+            f"{neighbours=}: a point needs that many others, so take {neighbours + 1} of each."
+        )
+    inside = manifolds.inside(samples, reference, neighbours, progress)
+    return tuple(float(points.mean()) for points in inside)
+
+
+def _check_pair(samples, reference):
+    shapes = np.shape(samples), np.shape(reference)
+    if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
+        raise ValueError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")
