@@ -39,6 +39,17 @@ def test_benchmark_of_a_vae_times_both_halves(run_command):
     assert "error: vae does not measure the model 'dit'" in error
 
 
+@pytest.mark.slow
+def test_benchmark_of_metrics_needs_no_config_and_others_do(run_command):
+    row = json.loads(run_command("benchmark", "metrics", "--num", 1000, "--json"))
+    assert (row["num"], row["reference"], row["device"]) == (1000, 1000, "cpu")
+    names = ("fid", "sfid", "inception_score", "kernel_distance", "precision_recall")
+    assert all(row[f"{name}_seconds"] > 0 for name in names)
+    assert 0.1 < row["peak_host_memory_gib"] < 4
+    error = run_command("benchmark", "train", fails=True)
+    assert "error: train measures a model: give its --config." in error
+
+
 def test_mfu_is_of_the_peak_of_this_card_in_bfloat16_alone(monkeypatch):
     device = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(benchmark.jax, "devices", lambda: [device])

@@ -173,8 +173,9 @@ def test_what_are_no_probabilities_is_refused():
     logits = np.random.default_rng(0).normal(size=(10, 4))
     with pytest.raises(ValueError, match="apply softmax"):
         fid.inception_score(logits)
-    with pytest.raises(ValueError, match="apply softmax"):
-        fid.inception_score(np.array([[1.5, -0.5]]))
+    for numbers in ([[1.5, -0.5]], [[0.5, 0.5], [0.5, 0.7]]):
+        with pytest.raises(ValueError, match="apply softmax"):
+            fid.inception_score(np.array(numbers))
     with pytest.raises(ValueError, match=r"must be \[N, K\], not \[0, 4\]"):
         fid.inception_score(logits[:0])
     with pytest.raises(FloatingPointError, match="NaN"):
@@ -239,6 +240,19 @@ def test_identical_sets_cover_each_other_with_duplicates_too(copies, block, monk
     assert fid.precision_recall(shuffled, points) == (1.0, 1.0)
 
 
+def test_sets_of_one_point_cover_each_other():
+    assert fid.precision_recall(np.ones((5, 3)), np.ones((6, 3))) == (1.0, 1.0)
+
+
+def test_points_on_surfaces_are_inside_in_spite_of_rounding():
+    """Pairs far apart make balls of one neighbour; each sample mirrors a pair's second point."""
+    rng = np.random.default_rng(0)
+    first, step = 1000 * rng.normal(size=(60, 50)).round(), rng.integers(-9, 10, (60, 50))
+    reference, samples = np.concatenate([first, first + step]), first - step
+    assert fid.precision_recall(samples, reference, neighbours=1)[0] == 1.0
+    assert fid.precision_recall(first - 1.5 * step, reference, neighbours=1)[0] == 0.0
+
+
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize("distance", [40.0, 1e4])
 def test_sets_apart_cover_nothing_of_each_other(copies, distance):
@@ -275,6 +289,17 @@ def test_kernel_distance_is_the_unbiased_one():
     expected -= 2 * mean_kernel(x, y, everyone)
     mean, deviation = fid.kernel_distance(x, y, subsets=3, subset_size=6)
     assert (mean, deviation) == pytest.approx((expected, 0), abs=1e-12)
+
+
+def test_subsets_are_drawn_of_the_samples_and_of_the_reference_in_turn():
+    rng, random = np.random.default_rng(0), np.random.RandomState(2020)
+    x, y = rng.normal(size=(40, 4)), rng.normal(size=(30, 4)) + 0.5
+    each = []
+    for _ in range(2):
+        subsets = (z[random.choice(len(z), 10, replace=False)] for z in (x, y))
+        each.append(fid.kernel_distance(*subsets, subsets=1, subset_size=10)[0])
+    expected = np.mean(each), abs(each[0] - each[1]) / 2
+    assert fid.kernel_distance(x, y, subsets=2, subset_size=10) == pytest.approx(expected)
 
 
 def test_kernel_distance_is_near_zero_of_equal_distributions_and_grows():
