@@ -1,21 +1,25 @@
-"""Measured speed of training, of its loop, of sampling, of a VAE and of Inception, as JSON.
+"""Measured speed of training, its loop, sampling, a VAE, Inception and the metrics, as JSON.
 
   python -m dit_jax.benchmark train  --config configs/imagenet256.py:DiT-XL/2 --steps 20 --json
   python -m dit_jax.benchmark loop   --config configs/digits.py --steps 200
   python -m dit_jax.benchmark sample --config configs/digits.py --steps 20
   python -m dit_jax.benchmark vae    --config configs/vae_imagenet256.py --batch_size 16
   python -m dit_jax.benchmark inception --batch_size 64 --dtype float32
+  python -m dit_jax.benchmark metrics --num 50000
 
 Warm-up, then the median of three windows. The batch is synthetic and stays in device memory;
 with --data `train` reads the config's data. `loop` compares the bare step with the whole of
-`train_and_evaluate`. TFLOP/s and MFU are by the formula of `dit_jax.flops`.
+`train_and_evaluate`. TFLOP/s and MFU are by the formula of `dit_jax.flops`. `metrics` times each
+measure of ready features once, as FID-50K takes them.
 """
 
 import functools
 import itertools
 import json
 import pathlib
+import resource
 import statistics
+import sys
 import tempfile
 import time
 
@@ -26,12 +30,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, flops, generate, latents, models, sharding, train
+from dit_jax import cli, data, fid, flops, generate, latents, models, sharding, train
 
 FLAGS = flags.FLAGS
+NAMES = ("train", "loop", "sample", "vae", "inception", "metrics")
 WINDOWS = 3
 MODEL_SETTINGS = ("dtype", "attention", "scan_unroll", "remat")  # not every model has all
 LOOP_WINDOWS = 11  # of each kind: the difference is small and machines drift
+REFERENCE_FEATURES = 10_000  # at most, as the ADM evaluator takes for precision and recall
 
 # Dense bf16 peak by device_kind, TFLOP/s, from the vendors' sheets. Cards of other forms (PCIe,
 # NVL) have other peaks and other names: no MFU is better than a wrong one.
@@ -201,6 +207,48 @@ def bench_inception(steps: int, batch_size: int, image_size: int, dtype: str) ->
     }
 
 
+def bench_metrics(num: int) -> dict:
+    """Seconds of each measure of `num` synthetic samples, as FID-50K takes them."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((64, 2048), np.float32) / 8
+
+    def draw(n):
+        """[n, 2048] of correlated dimensions, not negative, like Inception's."""
+        features = rng.standard_normal((n, 2048), np.float32)
+        for block in np.array_split(features, -(-n // 5000)):
+            block += rng.standard_normal((len(block), 64), np.float32) @ mix
+            np.maximum(block, 0, out=block)
+        return features
+
+    samples, reference = draw(num), draw(min(num, REFERENCE_FEATURES))
+    spatial = [samples[i : i + 500, :2023] for i in range(0, num, 500)]
+    probabilities = np.exp(samples[:, :1000])
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    pool = fid.Statistics.of(reference).gaussian
+    other = fid.Gaussian(pool.mean[:2023], pool.covariance[:2023, :2023], pool.n)
+    measures = {
+        "fid": lambda: fid.frechet_distance(fid.Statistics.of(samples).gaussian, pool),
+        "sfid": lambda: fid.frechet_distance(fid.Statistics.of_blocks(spatial).gaussian, other),
+        "inception_score": lambda: fid.inception_score(probabilities),
+        "kernel_distance": lambda: fid.kernel_distance(samples, reference),
+        "precision_recall": lambda: fid.precision_recall(samples, reference),
+    }
+    row = {}
+    for name, measure in measures.items():
+        began = time.perf_counter()
+        measure()
+        row[f"{name}_seconds"] = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        **row,
+        "peak_host_memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20),
+        "num": num,
+        "reference": len(reference),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
 def _time(function, arguments, calls=1):
     """(seconds of a call in the median window, seconds of compilation) of a jitted function."""
     began = time.perf_counter()
@@ -291,21 +339,26 @@ def _bench_config(name, config, steps, batch_size):
 
 
 def main(argv):
-    if len(argv) != 2 or argv[1] not in ("train", "loop", "sample", "vae", "inception"):
-        raise ValueError(
-            f"say what to measure: train, loop, sample, vae or inception, not {argv[1:]}."
-        )
+    if len(argv) != 2 or argv[1] not in NAMES:
+        raise ValueError(f"say what to measure: one of {', '.join(NAMES)}, not {argv[1:]}.")
     config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
+    if argv[1] in ("inception", "metrics") and config is not None:
+        raise ValueError(f"{argv[1]} takes no --config: see --help for its flags.")
     if argv[1] == "inception":
-        if config is not None:
-            raise ValueError("inception takes no --config: give --image_size and --dtype.")
         row = bench_inception(steps, batch_size, FLAGS.image_size, FLAGS.dtype)
+    elif argv[1] == "metrics":
+        row = bench_metrics(FLAGS.num)
     else:
         row = _bench_config(argv[1], config, steps, batch_size)
+    _print_row(row, parts=argv[1] == "vae")
+
+
+def _print_row(row, parts=False):
+    """As JSON with --json, else in lines; with `parts` it is a dict of rows."""
     if FLAGS.json:
         print(json.dumps(row))
         return
-    for part, values in row.items() if argv[1] == "vae" else [("", row)]:
+    for part, values in row.items() if parts else [("", row)]:
         for name, value in values.items():
             name = f"{part} {name}".strip()
             print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
@@ -321,6 +374,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("image_size", 256, "inception: pixels of a side, before its resize.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
+    flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")
     flags.DEFINE_bool("json", False, "Print one line of JSON.")
     cli.run(main)

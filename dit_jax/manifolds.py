@@ -15,8 +15,8 @@ def inside(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether the points of each set are inside the other's manifold: [N] and [M], bool.
 
-    The manifold is the union of a closed ball around each point that reaches to the nearest
-    other point of its set but `neighbours` - 1. A point on a surface within rounding is inside.
+    A manifold is the union of closed balls around the set's points, each of which reaches to the
+    `neighbours`-th nearest of the others. A point on a surface within rounding is inside.
     Distances are f32, in blocks on JAX's default device.
     Args: x [N, D], y [M, D], of `neighbours` + 1 points or more.
     Raises: FloatingPointError for NaN, infinite or huge features.
@@ -49,15 +49,15 @@ def _to_blocks(features, centre):
     blocks = []
     for start in range(0, len(features), size):
         points = (features[start : start + size] - centre[None]).astype(np.float32)
-        norms = np.square(points, dtype=np.float64).sum(axis=1).astype(np.float32)
-        if not np.isfinite(norms).all():
+        norms = np.square(points, dtype=np.float64).sum(axis=1)
+        if not (norms < np.finfo(np.float32).max / 4).all():  # a distance is 4 times as much
             raise FloatingPointError(
                 f"of features {start}..{start + len(points) - 1} some are NaN, infinite or too "
                 "large for f32: are the images finite?"
             )
         missing = size - len(points)
         points = np.pad(points, ((0, missing), (0, 0)))
-        norms = np.pad(norms, (0, missing), constant_values=np.inf)
+        norms = np.pad(norms.astype(np.float32), (0, missing), constant_values=np.inf)
         blocks.append((jnp.asarray(points), jnp.asarray(norms)))
     return blocks
 

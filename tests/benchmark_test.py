@@ -54,12 +54,24 @@ def test_benchmark_of_inception_needs_no_config(run_command):
     [
         (["vae"], "vae measures the model of --config FILE[:ARG], which is missing"),
         (["inception", "--config", "configs/smoke.py"], "inception takes no --config"),
-        (["dit"], "say what to measure: train, loop, sample, vae or inception, not ['dit']"),
+        (
+            ["dit"],
+            "say what to measure: one of train, loop, sample, vae, inception, metrics, not ['dit']",
+        ),
     ],
 )
 def test_wrong_benchmarks_end_in_a_message(run_command, arguments, message):
     error = run_command("benchmark", *arguments, fails=True)
     assert error.startswith(f"error: {message}")
+
+
+@pytest.mark.slow
+def test_benchmark_of_metrics_needs_no_config(run_command):
+    row = json.loads(run_command("benchmark", "metrics", "--num", 1000, "--json"))
+    assert (row["num"], row["reference"], row["device"]) == (1000, 1000, "cpu")
+    names = ("fid", "sfid", "inception_score", "kernel_distance", "precision_recall")
+    assert all(row[f"{name}_seconds"] > 0 for name in names)
+    assert 0.1 < row["peak_host_memory_gib"] < 4
 
 
 def test_mfu_is_of_the_peak_of_this_card_in_bfloat16_alone(monkeypatch):

@@ -1,0 +1,116 @@
+"""Our measures beside torch-fidelity's functions on the same features."""
+
+import fidelity
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from dit_jax import fid
+
+metric_fid, metric_isc, metric_kid, metric_prc = (
+    fidelity.import_module(f"metric_{name}") for name in ("fid", "isc", "kid", "prc")
+)
+
+
+def _features(n, dim, seed):
+    """[n, dim] f32: correlated, not negative, of decaying scales, as Inception's are."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(99).normal(size=(16, dim)) / 4
+    values = rng.normal(size=(n, 16)) @ mix + rng.normal(size=(n, dim)) + 0.1 * seed
+    return (np.maximum(values, 0) * np.geomspace(2, 0.05, dim)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return _features(1500, 300, seed=1)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return _features(1100, 300, seed=0)
+
+
+def _gaussian(features):
+    return fid.Statistics.of(features).gaussian
+
+
+def _in_f64(features):
+    return torch.from_numpy(features.astype(np.float64))
+
+
+def test_frechet_distances_agree(samples, reference):
+    theirs = metric_fid.fid_statistics_to_metric(
+        *(metric_fid.fid_features_to_statistics(_in_f64(x)) for x in (samples, reference)),
+        verbose=False,
+    )
+    ours = fid.frechet_distance(_gaussian(samples), _gaussian(reference))
+    assert ours > 0.1
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+
+
+def _frechet_distance(x, y):
+    """By Schur's root of the product, which is not symmetric, of NumPy's moments."""
+    s_x, s_y = np.cov(x.T, dtype=np.float64), np.cov(y.T, dtype=np.float64)
+    difference = x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)
+    root = scipy.linalg.sqrtm(s_x @ s_y).real
+    return difference @ difference + np.trace(s_x + s_y - 2 * root)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim"), [(900, 289), pytest.param(4000, 2023, marks=pytest.mark.slow)]
+)
+def test_frechet_distance_of_spatial_features_in_blocks_agrees_with_schur_s_root(n, dim):
+    x, y = _features(n, dim, seed=2), _features(n - 100, dim, seed=0)
+    blocks = [x[i : i + 50] for i in range(0, n, 50)]
+    statistics = fid.Statistics.of_blocks(blocks[:7])
+    for block in blocks[7:]:
+        statistics = statistics.merge(fid.Statistics.of(block))
+    ours = fid.frechet_distance(statistics.gaussian, _gaussian(y))
+    assert ours == pytest.approx(_frechet_distance(x, y), rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1, 8])
+def test_inception_scores_agree(spread):
+    """Theirs takes logits and a number of splits."""
+    logits = spread * np.random.default_rng(0).normal(size=(1200, 1008)).astype(np.float32)
+    theirs = metric_isc.isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)
+    probabilities = np.exp(logits.astype(np.float64))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    expected = theirs["inception_score_mean"], theirs["inception_score_std"]
+    assert fid.inception_score(probabilities, split_size=300) == pytest.approx(expected, rel=1e-6)
+    f32 = fid.inception_score(probabilities.astype(np.float32), split_size=300)
+    assert f32 == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernel_distances_agree(samples, reference):
+    """Of the same random subsets; in f64, for theirs takes f32 sums of f32 features."""
+    theirs = metric_kid.kid_features_to_metric(
+        _in_f64(samples), _in_f64(reference), kid_subsets=7, kid_subset_size=500, verbose=False
+    )
+    expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
+    ours = fid.kernel_distance(samples, reference, subsets=7, subset_size=500)
+    assert ours == pytest.approx(expected, rel=1e-6)
+    defaults = metric_kid.kid_features_to_metric(
+        _in_f64(samples[:, :8]), _in_f64(reference[:, :8]), verbose=False
+    )
+    ours = fid.kernel_distance(samples[:, :8], reference[:, :8])
+    assert ours[0] == pytest.approx(defaults["kernel_inception_distance_mean"], rel=1e-6)
+    assert ours[1] == pytest.approx(defaults["kernel_inception_distance_std"], rel=1e-6)
+
+
+@pytest.mark.parametrize("neighbours", [3, 5])
+@pytest.mark.parametrize("full", [False, True])
+def test_precision_and_recall_agree(neighbours, full, samples, reference):
+    x, y = samples[:, :24] - 0.2, reference[:, :24]
+    theirs = metric_prc.prc_features_to_metric(
+        _in_f64(x),
+        _in_f64(y),
+        prc_neighborhood=neighbours,
+        prc_batch_size=400,
+        save_cpu_ram=not full,
+        verbose=False,
+    )
+    ours = fid.precision_recall(x, y, neighbours)
+    assert all(0.1 < share < 0.95 for share in ours)
+    assert ours == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
