@@ -13,6 +13,7 @@ COMMANDS = [
     "encode",
     "sample",
     "evaluate",
+    "plot",
     "convert",
     "flops",
     "benchmark",

@@ -1,0 +1,304 @@
+"""Which rows become which points of which curve, and which are refused."""
+
+import json
+import re
+
+import pytest
+
+from dit_jax import plot
+
+
+def _row(sampler="ddpm", steps=250, cfg_scale=1.5, seed=0, step=400, **values):
+    """As evaluate.py writes it; keys of 'sample' and others may be overridden by `values`."""
+    sample = {
+        "sampler": sampler,
+        "steps": steps,
+        "cfg_scale": cfg_scale,
+        "grid": "uniform",
+        "rho": 7.0,
+        "eta": 0.0,
+        "variance": "large",
+        "cfg_interval": [0.0, 1.0],
+        "num": 50_000,
+        "seed": seed,
+        "raw": False,
+    }
+    sample |= {key: values.pop(key) for key in list(values) if key in sample or "guide" in key}
+    row = {"workdir": "dit", "step": step, "sample": sample, "gmacs": 118.6, "picture": "a.png"}
+    row |= {"images_seen": step * 256, "train_gflops": step * 1e5, "img_per_s": None}
+    row["extractor"] = {"name": "inception", "dtype": "float32", "digest": "i0"}
+    row["reference"] = {"name": "imagenet256.npz", "digest": "r0"}
+    return row | values
+
+
+def _means(found):
+    return {curve.label: curve.means() for curve in found}
+
+
+def test_curves_are_of_settings_that_differ_and_points_in_order():
+    rows = [
+        _row(sampler, steps, cfg_scale, fid=steps + cfg_scale)
+        for sampler, steps in (("dpmpp2m", 20), ("ddpm", 250))
+        for cfg_scale in (4, 1, 1.5)
+    ]
+    assert _means(plot.curves(rows, "cfg_scale", "fid")) == {
+        "ddpm, 250 steps": [(1, 251), (1.5, 251.5), (4, 254)],
+        "dpmpp2m, 20 steps": [(1, 21), (1.5, 21.5), (4, 24)],
+    }
+    assert list(_means(plot.curves(rows, "steps", "fid"))) == [
+        f"{sampler}, guidance scale {cfg}" for sampler in ("ddpm", "dpmpp2m") for cfg in (1, 1.5, 4)
+    ]
+    assert _means(plot.curves(rows[3:], "cfg_scale", "fid")).keys() == {""}
+    by_sampler = _means(plot.curves(plot.where(rows, "cfg_scale=1"), "sampler", "fid"))
+    assert by_sampler == {"20 steps": [("dpmpp2m", 21)], "250 steps": [("ddpm", 251)]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ([{}, dict(step=1000)], ["step 400", "step 1,000"]),
+        ([{}, dict(workdir="xl2", gmacs=5)], ["dit", "xl2"]),
+        ([{}, dict(raw=True)], ["EMA", "raw parameters"]),
+        (
+            [{}, dict(guide="runs/s", guide_step=100)],
+            ["no guide", "guided by runs/s, guide step 100"],
+        ),
+        ([{}, dict(grid="karras")], ["karras grid", "uniform grid"]),
+        ([{}, dict(cfg_interval=[0.1, 0.8])], ["cfg interval 0 to 1", "cfg interval 0.1 to 0.8"]),
+        ([{}, dict(sampler="ddim", eta=0.0)], ["ddim", "ddpm"]),
+        ([dict(variance="small"), {}], ["large variance", "small variance"]),
+        ([dict(grid="karras", rho=rho) for rho in (7, 5)], ["rho 5", "rho 7"]),
+    ],
+    ids=str,
+)
+def test_legend_names_only_what_differs(changes, labels):
+    rows = [_row(cfg_scale=cfg, fid=cfg, **change) for change in changes for cfg in (1, 2)]
+    assert [curve.label for curve in plot.curves(rows, "cfg_scale", "fid")] == labels
+
+
+def test_settings_that_a_sampler_does_not_heed_make_no_curve():
+    rows = [
+        _row("dpmpp2m", cfg_scale=1, variance="large", rho=7, fid=1),
+        _row("dpmpp2m", cfg_scale=2, variance="small", rho=5, fid=2),
+    ]
+    assert _means(plot.curves(rows, "cfg_scale", "fid")) == {"": [(1, 1), (2, 2)]}
+
+
+def test_seeds_are_averaged_and_shown():
+    rows = [_row(cfg_scale=1, seed=seed, fid=fid) for seed, fid in enumerate((4.0, 6.0, 8.0))]
+    rows.append(_row(cfg_scale=2, fid=3.0))
+    (curve,) = plot.curves(rows, "cfg_scale", "fid")
+    assert curve.means() == [(1, 6), (2, 3)]
+    axes = plot.draw(rows, "cfg_scale", "fid").axes[0]
+    line, points = axes.lines
+    assert line.get_xydata().tolist() == [[1, 6], [2, 3]]
+    assert points.get_xydata().tolist() == [[1, 4], [1, 6], [1, 8]]
+    assert points.get_linestyle() == "None"
+    assert [text.get_text() for text in axes.get_legend().texts] == ["mean of 1 to 3 seeds"]
+    rows[-1:] = [_row(cfg_scale=2, seed=seed, fid=3.0) for seed in range(3)]
+    assert plot.curves(rows, "cfg_scale", "fid")[0].seeds() == "mean of 3 seeds"
+
+
+def test_row_measured_again_replaces_the_former():
+    rows = [_row(fid=4.0, git_revision="a"), _row(fid=5.0, git_revision="b")]
+    assert _means(plot.curves(rows, "cfg_scale", "fid")) == {"": [(1.5, 5)]}
+    rows[1]["workdir"] = "other"
+    assert len(plot.curves(rows, "cfg_scale", "fid")) == 2
+
+
+@pytest.mark.parametrize("x", ["step", "images_seen", "train_gflops"])
+def test_checkpoints_of_a_run_are_one_curve(x):
+    rows = [
+        _row(step=step, workdir=workdir, fid=1e4 / step)
+        for workdir in ("a", "b")
+        for step in (1000, 400)
+    ]
+    found = _means(plot.curves(rows, x, "fid"))
+    assert found["a"] == found["b"] == [(rows[1][x], 25), (rows[0][x], 10)]
+
+
+def test_measure_against_measure_is_joined_and_labelled_by_guidance():
+    recall = {1: 0.6, 1.5: 0.7, 4: 0.2}  # not monotonic
+    rows = [_row(cfg_scale=cfg, recall=recall[cfg], precision=cfg / 5) for cfg in (4, 1, 1.5)]
+    axes = plot.draw(rows, "recall", "precision").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0.6, 0.2], [0.7, 0.3], [0.2, 0.8]]
+    named = {text.get_text(): text.xy for text in axes.texts}
+    assert named == {"1": (0.6, 0.2), "1.5": (0.7, 0.3), "4": (0.2, 0.8)}
+    assert axes.get_legend().get_title().get_text() == "at points: guidance scale"
+    assert axes.get_xlabel() == "recall"
+    assert axes.get_ylabel() == "precision (50,000 samples)"
+
+
+def test_models_are_named_points_that_no_line_joins():
+    gmacs = {"s": 6.06, "b": 23.0, "xl": 118.6}
+    rows = [_row(workdir=name, gmacs=g, fid=100 / g) for name, g in gmacs.items()]
+    axes = plot.draw(rows, "gmacs", "fid").axes[0]
+    (line,) = axes.lines
+    assert line.get_linestyle() == "None"
+    assert line.get_xdata().tolist() == [6.06, 23.0, 118.6]
+    assert [text.get_text() for text in axes.texts] == ["s", "b", "xl"]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "multiply-adds of one pass (G)"
+
+
+@pytest.mark.parametrize(
+    ("x", "fids", "scales"),
+    [
+        ("cfg_scale", (2.0, 19.0), ("linear", "linear")),
+        ("cfg_scale", (2.0, 21.0), ("linear", "log")),
+        ("steps", (2.0, 3.0), ("log", "linear")),
+        ("train_gflops", (2.0, 3.0), ("log", "linear")),
+        ("step", (2.0, 3.0), ("linear", "linear")),
+    ],
+)
+def test_scale_of_the_axes(x, fids, scales):
+    rows = [_row(steps=10 * n, cfg_scale=n, step=n, fid=fid) for n, fid in enumerate(fids, 1)]
+    axes = plot.draw(rows, x, "fid").axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == scales
+
+
+@pytest.mark.parametrize("values", [(250, 250), (240, 250), (5, 250), (3, 10_000)])
+def test_log_axes_have_readable_ticks(values):
+    figure = plot.draw([_row(steps=steps, fid=2.0) for steps in values], "steps", "fid")
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    shown = [label.get_text() for at, label in ticks if low <= at <= high]
+    assert len(shown) >= 2
+    assert all(shown)
+
+
+def test_axis_labels_are_for_people():
+    rows = [_row(fid=2.0, fd_dinov2=200.0, precision_pixels=0.5)]
+    assert plot.axis_label(rows, "fid", with_num=True) == "FID (50,000 samples)"
+    assert plot.axis_label(rows, "fd_dinov2") == "FD of DINOv2"
+    assert plot.axis_label(rows, "precision_pixels") == "precision of pixels"
+    assert plot.axis_label(rows, "cfg_scale", with_num=True) == "guidance scale"
+    assert plot.axis_label(rows, "steps") == "sampling steps"
+    bits = [{"step": 1, "likelihood": {"kind": "vlb", "num": 1000}, "bits_per_dim": 3.0}]
+    label = plot.axis_label(bits, "bits_per_dim", with_num=True)
+    assert " ".join(label.split()) == "bits per dimension (1,000 held-out images)"
+    other = _row(num=10), bits[0]  # in the same files
+    other[0]["precision_pixels"] = 0.5
+    axes = plot.draw([*rows, *other], "cfg_scale", "fid").axes[0]
+    assert axes.get_ylabel() == "FID (50,000 samples)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "way"),
+    [
+        (dict(num=10_000), "num=10000 in b row 1", "num=50000"),
+        (
+            dict(reference={"name": "other", "digest": "r1"}),
+            "reference.digest=r1 in b row 1",
+            "reference.digest=r0",
+        ),
+        (
+            dict(extractor={"name": "inception", "dtype": "bfloat16", "digest": "i1"}, num=100),
+            "extractor.dtype=bfloat16 in b row 1",
+            "extractor.dtype=float32,extractor.digest=i0,num=50000",
+        ),
+        (dict(reference=None), "reference.digest=none in b row 1", "reference.digest=r0"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused_with_a_way_out(change, message, way):
+    rows = [_row(cfg_scale=cfg, fid=2.0, place=f"a row {i}") for i, cfg in enumerate((1, 2), 1)]
+    rows.append(_row(cfg_scale=3, fid=2.0, place="b row 1", **change))
+    with pytest.raises(ValueError, match="cannot be compared") as error:
+        plot.curves(rows, "cfg_scale", "fid")
+    assert message in str(error.value)
+    assert "in a row 1 and 1 more" in str(error.value)
+    assert str(error.value).endswith(f"--where {way}")
+    assert len(_means(plot.curves(plot.where(rows, way), "cfg_scale", "fid"))[""]) == 2
+
+
+def test_numbers_of_samples_are_compared_where_they_are_asked_for():
+    rows = [_row(num=num, fid=3.0) for num in (50_000, 10_000)]
+    assert _means(plot.curves(rows, "num", "fid")) == {"": [(10_000, 3), (50_000, 3)]}
+    rows[0]["reference"] = {"digest": "r1"}
+    with pytest.raises(ValueError, match=r"reference\.digest=r1"):
+        plot.curves(rows, "num", "fid")
+
+
+def test_missing_measures_are_left_out_or_told():
+    rows = [_row(fid=2.0), _row(cfg_scale=2, extractor={"name": "dinov2"}, fd_dinov2=9.0)]
+    assert _means(plot.curves(rows, "cfg_scale", "fid")) == {"": [(1.5, 2)]}
+    with pytest.raises(
+        ValueError, match=r"no row has kid\. The rows have .*cfg_scale.* fid, "
+    ) as e:
+        plot.curves(rows, "cfg_scale", "kid")
+    assert "img_per_s" not in str(e.value)  # nowhere measured
+    with pytest.raises(ValueError, match="no row has both fd_dinov2 and fid"):
+        plot.curves(rows, "fd_dinov2", "fid")
+    with pytest.raises(ValueError, match="no row has guidance and no row has kid"):
+        plot.curves(rows, "guidance", "kid")
+    with pytest.raises(ValueError, match="nothing"):
+        plot.curves([], "cfg_scale", "fid")
+    with pytest.raises(ValueError, match="sampler is no number, but 'ddpm'"):
+        plot.curves(rows, "cfg_scale", "sampler")
+
+
+def test_where_selects_by_names_as_they_are_typed():
+    rows = [_row(cfg_scale=cfg, raw=raw) for cfg in (1.0, 1.5) for raw in (False, True)]
+    assert plot.where(rows, "cfg_scale=1,raw=true") == [rows[1]]
+    assert plot.where(rows, "cfg_interval=0,1,cfg_scale=1.50,sampler=ddpm") == rows[2:]
+    assert plot.where(rows, "step=400") == rows  # not 'steps'
+    for condition, message in {
+        "sampler=ddim": "no row has sampler=ddim: the rows have sampler ddpm.",
+        "cfg_scale=1,cfg_scale=1.5": "no row has cfg_scale=1.5: the rows have cfg_scale 1.",
+        "sampel=ddpm": "no row has 'sampel' of --where. They have .*sampler",
+        "sampler": "'sampler' is no NAME=VALUE",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            plot.where(rows, condition)
+
+
+def test_files_name_their_rows_by_workdirs(tmp_path):
+    for name in ("x/dit/evaluations.jsonl", "y/dit/evaluations.jsonl", "adm.evaluations.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"fid": 1.0}\n{"fid": 2.0}\n{"fi')
+    rows = plot.read([f"{tmp_path}/*/dit/*.jsonl", f"{tmp_path}/x/**/*.jsonl"])
+    assert [row["workdir"] for row in rows] == ["x/dit"] * 2 + ["y/dit"] * 2
+    assert rows[3]["place"] == f"{tmp_path}/y/dit/evaluations.jsonl row 2"
+    names = {row["workdir"] for row in plot.read([f"{tmp_path}/*.jsonl", f"{tmp_path}/x/*/*"])}
+    assert names == {"adm", "dit"}
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no file {tmp_path}/z*")):
+        plot.read([f"{tmp_path}/x/*/*", f"{tmp_path}/z*"])
+
+
+def test_images_are_compared_with_runs():
+    images = _row(fid=9.0, workdir="adm", samples={"name": "adm.npz", "num": 50_000, "digest": "s"})
+    del images["sample"], images["step"]
+    found = plot.curves([_row(fid=2.0), images], "workdir", "fid")
+    assert sorted(point for curve in found for point in curve.means()) == [("adm", 9), ("dit", 2)]
+
+
+def test_many_curves_look_different_and_leave_the_axes_free():
+    rows = [_row(workdir=f"run{i:02}", cfg_scale=c, fid=3.0) for i in range(12) for c in (1, 2)]
+    figure = plot.draw(rows, "cfg_scale", "fid")
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 12
+    assert figure.axes[0].get_legend() is None
+    assert len(figure.legends[0].texts) == 12
+
+
+def test_command_draws_a_png_and_refuses_without_a_traceback(run_command, tmp_path):
+    path, out = tmp_path / "dit" / "evaluations.jsonl", tmp_path / "plots" / "fid.png"
+    path.parent.mkdir()
+    rows = [_row(sampler, cfg_scale=c, fid=c) for sampler in ("ddpm", "ddim") for c in (1, 2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = "plot", "--rows", f"{tmp_path}/*/evaluations.jsonl", "--x", "cfg_scale"
+    printed = run_command(*given, "--y", "fid", "--where", "sampler=ddpm", "--out", out)
+    assert printed.splitlines()[-1] == str(out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    error = run_command(*given, "--y", "fid", "--where", "sampler=heun", "--out", out, fails=True)
+    assert "error: no row has sampler=heun: the rows have sampler ddpm, ddim." in error
+    assert "Traceback" not in error
+
+
+def test_svg_is_one(tmp_path):
+    plot.plot([_row(fid=2.0)], "cfg_scale", "fid", tmp_path / "fid.svg")
+    assert "<svg" in (tmp_path / "fid.svg").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["fid.svg"]
