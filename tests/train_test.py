@@ -241,7 +241,7 @@ def test_full_disk_is_told_without_the_libraries_tracebacks(digits_dir, tmp_path
 def test_grids_of_latents_without_a_vae_are_refused_before_the_first_step():
     config = imagenet256.get_config("DiT-S/8")
     config.sample_every_steps = 100
-    with pytest.raises(ValueError, match=r"sample_every_steps=100 needs latents\.vae"):
+    with pytest.raises(ValueError, match=r"sample_every_steps=100 .* needs latents\.vae"):
         train.make_program(config)
 
 
