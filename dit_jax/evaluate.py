@@ -75,7 +75,7 @@ def evaluate(
     if guide := trained.guide:
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
     row = rows.of_checkpoint(config, trained.step, "sample", settings)
-    row |= _compared(extractor, reference)
+    row |= _compared(extractor, reference, num)
     extract = extractor.compile(mesh)
 
     def output(x_0):
@@ -112,7 +112,7 @@ def evaluate_images(
     samples = {"name": found.name, "num": num, "digest": found.digest}
     row = {"samples": samples, "git_revision": rows.git_revision()}
     reference.check(found.shape)
-    row |= _compared(extractor, reference)
+    row |= _compared(extractor, reference, num)
     batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
 
     def batches(start):
@@ -127,8 +127,9 @@ def evaluate_images(
     return _measure(path, row, {}, num, batches, reference, None, progress)
 
 
-def _compared(extractor, reference):
+def _compared(extractor, reference, num):
     """What a row says of extractor and reference, in every process; `reference` is the first's."""
+    sharding.together(lambda: reference and measures.check_counts(num, reference))
     source = json.loads(sharding.from_first_process(json.dumps(reference and reference.source)))
     return {"extractor": extractor.identity, "reference": source}
 
@@ -211,9 +212,7 @@ def _write_picture(path, image, label):
 
 def main(_):
     progress, workdir = sys.stderr.isatty(), FLAGS.workdir and pathlib.Path(FLAGS.workdir)
-    modes = FLAGS.workdir, FLAGS.samples, FLAGS.make_reference
-    if sum(map(bool, modes)) != 1:
-        raise ValueError("give one of --workdir, --samples and --make_reference.")
+    _check_flags()
     if FLAGS.bpd:
         _print_bpd(workdir, cli.loading(), progress)
         return
@@ -232,6 +231,19 @@ def main(_):
         _print_row(*_evaluate_images(extractor, progress))
     else:
         _print_row(*_evaluate(workdir, extractor, progress))
+
+
+def _check_flags():
+    """Demands one thing to do, and no flag of another.   Raises: ValueError."""
+    modes = ("workdir", "samples", "make_reference")
+    given = [name for name in modes if FLAGS[name].value]
+    if len(given) != 1:
+        raise ValueError("give one of --workdir, --samples and --make_reference.")
+    of_runs = *cli.SAMPLING, "step", "vae", "raw", "guide", "guide_step", "labels", "save_npz"
+    of_runs += "bpd", "bpd_steps"
+    others = ("image_size", "image_channels", "data_dir") if FLAGS.workdir else of_runs
+    if useless := [f"--{name}" for name in others if FLAGS[name].present]:
+        raise ValueError(f"--{given[0]} takes no {', '.join(useless)}.")
 
 
 def _make_reference(extractor, progress):

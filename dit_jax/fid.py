@@ -209,11 +209,15 @@ def _cubic_kernel(x, y):
 
 
 def precision_recall(
-    samples: np.ndarray, reference: np.ndarray, neighbours: int = 3, progress: bool = False
+    samples: np.ndarray,
+    reference: np.ndarray,
+    neighbours: int = 3,
+    half: bool = False,
+    progress: bool = False,
 ) -> tuple[float, float]:
     """Shares of samples inside the reference's manifold, and of the reference inside the samples'.
 
-    Args: samples [N, D], reference [M, D]; a manifold is as `manifolds.inside` says.
+    Args: samples [N, D], reference [M, D]; a manifold, and `half`, are as `manifolds.inside` says.
     Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
     """
@@ -223,7 +227,7 @@ def precision_recall(
             f"{len(samples)} samples and {len(reference)} reference features are too few for "
             f"{neighbours=}: a point needs that many others, so take {neighbours + 1} of each."
         )
-    inside = manifolds.inside(samples, reference, neighbours, progress)
+    inside = manifolds.inside(samples, reference, neighbours, half, progress)
     return tuple(float(points.mean()) for points in inside)
 
 

@@ -1,5 +1,7 @@
 """The manifolds of two sets of features, as unions of balls, and which points lie inside them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,38 +10,46 @@ from tqdm import tqdm
 BLOCK = 2048  # points whose distances to as many others are in memory at a time
 # An f32 squared distance over |x|^2 + |y|^2 was off by 8e-7 at most, in 2048 dimensions.
 ROUNDING = 2e-6
+MAX_HALF_NORM = 32_000.0  # squared: the sum of two must not overflow float16
 
 
 def inside(
-    x: np.ndarray, y: np.ndarray, neighbours: int, progress: bool = False
+    x: np.ndarray, y: np.ndarray, neighbours: int, half: bool = False, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether the points of each set are inside the other's manifold: [N] and [M], bool.
 
     A manifold is the union of closed balls around the set's points, each of which reaches to the
     `neighbours`-th nearest of the others. A point on a surface within rounding is inside.
-    Distances are f32, in blocks on JAX's default device.
-    Args: x [N, D], y [M, D], of `neighbours` + 1 points or more.
+    Distances are computed in blocks on JAX's default device.
+
+    Args:
+      x [N, D], y [M, D], of `neighbours` + 1 points or more.
+      half: squared distances are float16, as the ADM evaluator's, with y as its reference. Of
+        features with squared norms of some hundreds, as Inception's, where float16 has steps of
+        1/4 and more, that made both shares larger by about 0.002. Where they might overflow they
+        are f32.
     Raises: FloatingPointError for NaN, infinite or huge features.
     """
+    half = half and all(np.einsum("nd,nd->n", a, a).max() < MAX_HALF_NORM for a in (x, y))
     # |x|^2 + |y|^2 - 2 x.y cancels, the more so the further the points are from the origin.
-    centre = np.mean(y, axis=0, dtype=np.float64)
+    centre = 0 * y[0] if half else np.mean(y, axis=0, dtype=np.float64)
     n, m = len(x), len(y)
-    x, y = _to_blocks(x, centre), _to_blocks(y, centre)
+    x, y = _to_blocks(x, centre, half), _to_blocks(y, centre, half)
     pairs = sum(len(blocks) * (len(blocks) + 1) // 2 for blocks in (x, y)) + len(x) * len(y)
     with tqdm(total=pairs, desc="distances", disable=not progress) as bar:
-        x_radii, y_radii = (_squared_radii(blocks, neighbours, bar) for blocks in (x, y))
+        x_radii, y_radii = (_squared_radii(blocks, neighbours, half, bar) for blocks in (x, y))
         x_inside, y_inside = [False] * len(x), [False] * len(y)
         for i in range(len(x)):
             for j in range(len(y)):
-                x_in, y_in = _are_inside(x[i], y[j], x_radii[i], y_radii[j])
+                y_in, x_in = _are_inside(y[j], x[i], y_radii[j], x_radii[i], half)
                 x_inside[i], y_inside[j] = x_inside[i] | x_in, y_inside[j] | y_in
             jax.block_until_ready(x_inside[i])  # or the bar runs ahead of the device
             bar.update(len(y))
     return np.concatenate(x_inside)[:n], np.concatenate(y_inside)[:m]
 
 
-def _to_blocks(features, centre):
-    """[(points [B, D], squared norms [B])], f32, on the device.
+def _to_blocks(features, centre, half):
+    """[(points [B, D], squared norms [B])], f32, with `half` of float16's values, on the device.
 
     B is the same for all. What the last block lacks are points of infinite norm: at an infinite
     distance they are nobody's neighbours, and in no ball.
@@ -48,36 +58,52 @@ def _to_blocks(features, centre):
     size = -(-len(features) // count)
     blocks = []
     for start in range(0, len(features), size):
-        points = (features[start : start + size] - centre[None]).astype(np.float32)
-        norms = np.square(points, dtype=np.float64).sum(axis=1)
+        points = features[start : start + size] - centre[None]
+        points = points.astype(np.float16 if half else np.float32)
+        norms = np.square(points, dtype=np.float16 if half else np.float64)
+        norms = norms.sum(axis=1, dtype=np.float32 if half else np.float64)
         if not (norms < np.finfo(np.float32).max / 4).all():  # a distance is 4 times as much
             raise FloatingPointError(
                 f"of features {start}..{start + len(points) - 1} some are NaN, infinite or too "
                 "large for f32: are the images finite?"
             )
+        norms = norms.astype(np.float16 if half else np.float32).astype(np.float32)
         missing = size - len(points)
-        points = np.pad(points, ((0, missing), (0, 0)))
-        norms = np.pad(norms.astype(np.float32), (0, missing), constant_values=np.inf)
+        points = np.pad(points.astype(np.float32), ((0, missing), (0, 0)))
+        norms = np.pad(norms, (0, missing), constant_values=np.inf)
         blocks.append((jnp.asarray(points), jnp.asarray(norms)))
     return blocks
 
 
-def _squared_radii(blocks, neighbours, bar):
+def _squared_radii(blocks, neighbours, half, bar):
     """Of each block [B]: the squared distance of every point to its neighbour of that rank."""
     nearest = [jnp.full((len(norms), neighbours), jnp.inf) for _, norms in blocks]
     for i in range(len(blocks)):
-        nearest[i] = _update(blocks[i], nearest[i])
+        nearest[i] = _update(blocks[i], nearest[i], half)
         for j in range(i + 1, len(blocks)):
-            nearest[i], nearest[j] = _update_both(blocks[i], blocks[j], nearest[i], nearest[j])
+            nearest[i], nearest[j] = _update_both(
+                blocks[i], blocks[j], nearest[i], nearest[j], half
+            )
         jax.block_until_ready(nearest[i])
         bar.update(len(blocks) - i)
     return [squared[:, -1] for squared in nearest]
 
 
-def _squared_distances(a, b):
+def _squared_distances(a, b, half):
+    """[A, B], and the same with the points' roles exchanged: in float16 another rounding."""
     (points_a, norms_a), (points_b, norms_b) = a, b
     products = jnp.matmul(points_a, points_b.T, precision="highest")
-    return norms_a[:, None] + norms_b[None] - 2 * products  # [A, B]
+    if not half:
+        squared = norms_a[:, None] + norms_b[None] - 2 * products
+        return squared, squared
+    # Unlike a cast there and back, this is kept by XLA.
+    rounded = functools.partial(jax.lax.reduce_precision, exponent_bits=5, mantissa_bits=10)
+    products = rounded(products)
+
+    def squared(first, second):
+        return jnp.maximum(rounded(rounded(first - 2 * products) + second), 0)
+
+    return squared(norms_a[:, None], norms_b[None]), squared(norms_b[None], norms_a[:, None])
 
 
 def _smallest(nearest, squared):
@@ -87,23 +113,25 @@ def _smallest(nearest, squared):
     return -jax.lax.top_k(-jnp.concatenate([nearest, new], axis=1), k)[0]
 
 
-@jax.jit
-def _update(a, nearest):
+@functools.partial(jax.jit, static_argnames="half")
+def _update(a, nearest, half):
     """By the distances within a block, without those of points to themselves."""
-    squared = _squared_distances(a, a)
+    squared, _ = _squared_distances(a, a, half)
     return _smallest(nearest, jnp.where(jnp.eye(len(squared), dtype=bool), jnp.inf, squared))
 
 
-@jax.jit
-def _update_both(a, b, nearest_a, nearest_b):
+@functools.partial(jax.jit, static_argnames="half")
+def _update_both(a, b, nearest_a, nearest_b, half):
     """By the distances of two blocks, which both share."""
-    squared = _squared_distances(a, b)
-    return _smallest(nearest_a, squared), _smallest(nearest_b, squared.T)
+    of_a, of_b = _squared_distances(a, b, half)
+    return _smallest(nearest_a, of_a), _smallest(nearest_b, of_b.T)
 
 
-@jax.jit
-def _are_inside(a, b, radii_a, radii_b):
+@functools.partial(jax.jit, static_argnames="half")
+def _are_inside(a, b, radii_a, radii_b, half):
     """Which of block a [A] are in b's balls, and of block b [B] in a's."""
-    noise = ROUNDING * (a[1][:, None] + b[1][None])
-    squared = _squared_distances(a, b) - noise  # NaN where a point is missing: in no ball
+    squared, _ = _squared_distances(a, b, half)
+    if not half:
+        squared -= ROUNDING * (a[1][:, None] + b[1][None])
+    squared = jnp.where(jnp.isfinite(squared), squared, jnp.nan)  # a point is missing: in no ball
     return jnp.any(squared <= radii_b[None], axis=1), jnp.any(squared <= radii_a[:, None], axis=0)

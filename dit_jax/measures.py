@@ -52,8 +52,9 @@ def of_features(
         row["inception_score"], row["inception_score_std"] = fid.inception_score(
             extracted["probabilities"]
         )
+    # The published ones are by the ADM evaluator's float16 distances.
     row["precision" + suffix], row["recall" + suffix] = fid.precision_recall(
-        features, reference.features, NEIGHBOURS, progress
+        features, reference.features, NEIGHBOURS, half=name == "inception", progress=progress
     )
     if name == "pixels":
         row |= _halves(reference)
@@ -67,6 +68,20 @@ def of_features(
         features, reference.features, subset_size=size
     )
     return row
+
+
+def check_counts(num: int, reference: references.Reference) -> None:
+    """Demands, before any is drawn, samples and reference features enough for all measures.
+
+    Raises: ValueError with the numbers.
+    """
+    least = NEIGHBOURS + 1
+    if min(num, len(reference.features)) < least:
+        raise ValueError(
+            f"{num} samples and {len(reference.features)} images of the reference "
+            f"{reference.source['name']}: precision and recall, by the {NEIGHBOURS}rd neighbour, "
+            f"need at least {least} of each."
+        )
 
 
 def label_accuracy(

@@ -3,14 +3,13 @@
 import functools
 import json
 import math
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax import bits, checkpoint, data, diffusion, evaluate, generate, models, rows, sharding
+from dit_jax import bits, checkpoint, data, diffusion, generate, models, rows, sharding
 
 
 def some_model(config, num_devices=8):
@@ -136,24 +135,14 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     assert again == row | {"git_revision": "abc"}
 
 
-def test_flags_that_say_nothing_are_refused(monkeypatch, tmp_path):
-    given = dict(
-        workdir=tmp_path,
-        samples=None,
-        make_reference=None,
-        bpd=True,
-        bpd_steps=None,
-        guide="runs/worse",
-    )
-    loading = dict(settings={"cfg_scale": 2.0}, guide_workdir=None, guide_step=20)
-    monkeypatch.setattr(evaluate.cli, "loading", lambda: loading)
-    monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
-    with pytest.raises(ValueError, match=r"so it takes no --cfg_scale, --guide or --guide_step\."):
-        evaluate.main(None)
-    given.update(bpd=False, bpd_steps=3)
-    monkeypatch.setattr(evaluate, "FLAGS", types.SimpleNamespace(**given))
-    with pytest.raises(ValueError, match="--bpd_steps=3 goes with --bpd"):
-        evaluate.main(None)
+@pytest.mark.slow
+def test_flags_that_say_nothing_are_refused(run_command, workdir):
+    def error(*flags):
+        return run_command("evaluate", "--workdir", workdir, *flags, fails=True)
+
+    message = error("--bpd", "--cfg_scale", 2, "--guide_step", 20)
+    assert "so it takes no --cfg_scale, --guide or --guide_step." in message
+    assert "--bpd_steps=3 goes with --bpd" in error("--bpd_steps", 3)
 
 
 @pytest.mark.slow

@@ -4,12 +4,25 @@ import json
 import os
 import signal
 import time
+import warnings
 
 import conftest
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from dit_jax import evaluate, extractors, generate, images, measures, references, rows
+from dit_jax import (
+    checkpoint,
+    evaluate,
+    extractors,
+    generate,
+    images,
+    measures,
+    models,
+    references,
+    rows,
+)
 
 
 @pytest.fixture
@@ -146,6 +159,12 @@ def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, 
         evaluate.evaluate_images(found, toy_extractor, reference, num=91)
 
 
+def test_too_few_for_a_measure_are_refused_before_any_is_drawn(workdir, monkeypatch):
+    monkeypatch.setattr(generate, "batches", None)
+    with pytest.raises(ValueError, match="3 samples and 1617 images of the reference digits:train"):
+        _evaluate(workdir, num=3)
+
+
 @pytest.mark.parametrize("order", ["sorted", "shuffled", "one split"])
 def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypatch, order):
     monkeypatch.setattr(evaluate.fid, "SPLIT_SIZE", 100 if order == "one split" else 30)
@@ -193,6 +212,7 @@ def test_command_makes_a_reference_and_measures_samples(run_command, digits_dir,
     assert 0 < row["fd_pixels"] < 2
 
 
+@pytest.mark.slow
 def test_command_says_what_is_missing(run_command, workdir, tmp_path):
     def error(*flags):
         return run_command("evaluate", *flags, fails=True)
@@ -202,6 +222,36 @@ def test_command_says_what_is_missing(run_command, workdir, tmp_path):
     assert "curl -LO" in message
     assert f"convert inception weights-inception-2015-12-05-6726825d.pth {tmp_path}" in message
     assert "--reference is missing" in error("--samples", tmp_path)
+    assert "--samples takes no --cfg_scale, --bpd" in error(
+        "--samples", "x", "--cfg_scale=2", "--bpd"
+    )
+    assert "--workdir takes no --image_size" in error("--workdir", workdir, "--image_size=8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["random", "given"])
+def test_inception_measures_the_samples_of_a_run(run_command, workdir, tmp_path, weights):
+    """With random weights always; with the published ones where runs/inception has them."""
+    directory = conftest.ROOT / "runs" / "inception"
+    if weights == "random":
+        directory = tmp_path / "inception"
+        config = ConfigDict({"model": {"name": "inception", "dtype": "float32"}})
+        params = models.init_params(models.build(config.model), jax.random.key(0))
+        checkpoint.save_params(directory, config, params)
+    elif not directory.is_dir():
+        reason = f"no weights in {directory}, docs/weights.md gets them: Inception is not tested"
+        warnings.warn(reason, stacklevel=1)  # pytest -q does not tell why it skips
+        pytest.skip(reason)
+    flags = ["--workdir", workdir, "--weights", directory, "--num", 12, "--steps", 2]
+    run_command("evaluate", *flags, "--reference", "digits:test[:20]", "--batch_size", 4)
+    row = json.loads((workdir / "evaluations.jsonl").read_text())
+    assert row["extractor"]["name"] == "inception"
+    assert len(row["extractor"]["digest"]) == 16
+    assert row["reference"]["num_images"] == 20
+    for name in ("fid", "sfid", "kid", "kid_std", "inception_score_std", "precision", "recall"):
+        assert np.isfinite(row[name])
+    assert row["fid"] > 0
+    assert row["inception_score"] >= 1
 
 
 @pytest.mark.slow

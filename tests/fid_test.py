@@ -321,3 +321,47 @@ def test_sets_smaller_than_a_subset_are_refused():
         fid.kernel_distance(x, x[:9], subset_size=10)
     with pytest.raises(FloatingPointError, match="not finite"):
         fid.kernel_distance(x * np.nan, x, subset_size=10)
+
+
+def _half_precision_recall(samples, reference, neighbours):
+    """The ADM evaluator's distances in NumPy's own float16."""
+
+    def distances(u, v):
+        u, v = u.astype(np.float16), v.astype(np.float16)
+        norm_u, norm_v = ((a * a).sum(axis=1, dtype=np.float32).astype(np.float16) for a in (u, v))
+        products = (u.astype(np.float64) @ v.T.astype(np.float64)).astype(np.float16)
+        squared = (norm_u[:, None] - np.float16(2) * products) + norm_v[None]
+        assert squared.dtype == np.float16
+        return np.maximum(squared, np.float16(0))
+
+    def radii(points):  # the point itself is the nearest
+        return np.partition(distances(points, points), neighbours, axis=1)[:, neighbours]
+
+    between = distances(reference, samples)
+    return (
+        (between <= radii(reference)[:, None]).any(axis=0).mean(),
+        (between <= radii(samples)[None]).any(axis=1).mean(),
+    )
+
+
+@pytest.mark.parametrize("block", [64, 2048])
+def test_half_precision_distances_are_those_of_the_adm_evaluator(monkeypatch, block):
+    """Squared norms of 300, where float16 has steps of 1/4, and distances of some tens."""
+    monkeypatch.setattr(manifolds, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    samples, reference = (
+        (1 + spread * rng.normal(size=(n, 300))).astype(np.float32)
+        for n, spread in ((310, 0.2), (205, 0.203))
+    )
+    expected = _half_precision_recall(samples, reference, 3)
+    assert fid.precision_recall(samples, reference, half=True) == expected
+    exact = fid.precision_recall(samples, reference)
+    assert abs(exact[0] - expected[0]) > 0.005
+    assert abs(exact[1] - expected[1]) > 0.005
+
+
+def test_norms_that_overflow_half_precision_are_measured_in_single():
+    rng = np.random.default_rng(0)
+    samples, reference = (rng.normal(size=(n, 8)).astype(np.float32) * 1e3 for n in (50, 40))
+    half = fid.precision_recall(samples, reference, half=True)
+    assert half == fid.precision_recall(samples, reference)
