@@ -8,9 +8,9 @@
   python -m dit_jax.evaluate --workdir runs/dit --bpd --num 100
 
 A reference is the ADM evaluator's .npz, one that --make_reference wrote, a folder of images or a
-TFDS split; by default the run's training images. The features stay on the devices until they are
-features: only with --save_npz do all images leave. Killed and run again, the command continues.
-With --bpd held-out images are measured instead: bits per dimension under the model.
+TFDS split; by default the run's training images. Images become features on the devices and, but
+for those in the picture, stay there, unless --save_npz wants them. Killed and run again, the
+command continues. With --bpd held-out images are measured: bits per dimension under the model.
 """
 
 import functools
@@ -60,6 +60,9 @@ def evaluate(
     progress: bool = False,
 ) -> dict:
     """The row of `num` samples; one that was measured before is read back.
+
+    What a batch was measured by is kept in the workdir until the row is written, so that a command
+    that was killed continues.
 
     Args:
       reference: as `references.of_run`.   labels: as `generate.draw_labels`.
@@ -122,9 +125,16 @@ def evaluate_images(
             start = numbers.stop
             yield numbers, {**block, **extracted}
 
-    place = pathlib.Path(found.name)
-    path = place.with_name(f"{place.stem}.evaluations.jsonl")
+    path = path_beside(found)
     return _measure(path, row, {}, num, batches, reference, None, progress)
+
+
+def path_beside(found: images.ImageSet) -> pathlib.Path:
+    """NAME.evaluations.jsonl beside the images; in the working directory for those of a split."""
+    path = pathlib.Path(found.name)
+    if not path.exists():
+        path = pathlib.Path(found.name.replace("/", "_"))
+    return path.with_name(f"{path.name.removesuffix('.npz')}.evaluations.jsonl")
 
 
 def _compared(extractor, reference, num):
@@ -137,8 +147,6 @@ def _compared(extractor, reference, num):
 def _measure(path, row, speed, num, batches, reference, save_npz, progress):
     """The row with its measures, written to `path`, or read back from there.
 
-    The features of every batch are kept in a directory until the row is written, so that a command
-    that was killed continues there.
     Args: batches(start) yields (numbers, {'image', perhaps 'label', features of the extractor}),
       which may have more rows than numbers.
     """
@@ -265,7 +273,7 @@ def _evaluate_images(extractor, progress):
     arguments = FLAGS.reference, extractor, size, channels, FLAGS.data_dir, progress
     reference = references.load(*arguments)
     row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)
-    return row, pathlib.Path(found.name).parent
+    return row, path_beside(found).parent
 
 
 def _evaluate(workdir, extractor, progress):
@@ -293,7 +301,7 @@ def _print_row(row, directory):
     print(json.dumps(row))
     print(f"picture: {directory / row['picture']}")
     names = list(row)[list(row).index("picture") + 1 :]
-    print("  ".join(f"{name} {row[name]:.4g}" for name in names if row[name] is not None))
+    print("  ".join(f"{name} {row[name]:.6g}" for name in names if row[name] is not None))
 
 
 def _print_bpd(workdir, loading, progress):

@@ -9,6 +9,7 @@ import pytest
 from dit_jax import benchmark
 
 
+@pytest.mark.slow
 def test_benchmarks_say_what_they_measured(run_command):
     flags = ["--config", "configs/smoke.py", "--json"]
     row = json.loads(run_command("benchmark", "train", *flags, "--steps", 2))

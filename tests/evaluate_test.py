@@ -191,7 +191,7 @@ def test_command_prints_the_row_the_picture_and_the_measures(run_command, workdi
     row = json.loads((workdir / "evaluations.jsonl").read_text())
     assert json.loads(out[0]) == row
     assert out[1] == f"picture: {workdir / row['picture']}"
-    assert f"fd_pixels {row['fd_pixels']:.4g}  precision_pixels" in out[2]
+    assert f"fd_pixels {row['fd_pixels']:.6g}  precision_pixels" in out[2]
     for name in ("label_accuracy", "img_per_s", "seconds"):
         assert name in out[2]
 

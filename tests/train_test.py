@@ -178,6 +178,7 @@ def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypat
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.slow
 def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(workdir, smoke_config):
     smoke_config.total_steps = 50
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
