@@ -1,6 +1,8 @@
 """The best step of a run by a named metric: its EMA parameters, in a workdir of their own."""
 
+import json
 import logging
+import math
 import pathlib
 
 from ml_collections import ConfigDict
@@ -22,9 +24,25 @@ class Best:
     def __init__(self, workdir: pathlib.Path, config: ConfigDict):
         self._metric = config.checkpoint_best_metric
         self._config, self._workdir = config, workdir / "best"
-        if self._metric:
-            _check(config)
-            self._value = checkpoint.saved_values(self._workdir).get(self._metric)
+        if not self._metric:
+            return
+        _check(config)
+        saved = checkpoint.saved_values(self._workdir)
+        if saved:
+            checkpoint.claim_workdir(self._workdir, config)
+        self._how = {"metric": self._metric, **self._measured_by()}
+        same = {key: saved.get(key) for key in self._how} == self._how
+        self._value = saved.get("value") if same else None
+        if saved and not same:
+            logger.info("%s was chosen by other measures: it begins again", self._workdir)
+
+    def _measured_by(self):
+        """Settings without which a distance is another one; JSON."""
+        if self._metric.startswith("eval_"):
+            return {}
+        settings = json.loads(json.dumps(self._config.fid.to_dict()))
+        sample = json.loads(json.dumps(self._config.sample.to_dict()))
+        return {"fid": {**settings, "every_steps": None, "weights": None}, "sample": sample}
 
     def update(self, step: int, values: dict[str, float], ema_params) -> None:
         """Keeps the parameters if the metric is among the values, and better than ever.
@@ -34,9 +52,10 @@ class Best:
         if not self._metric or self._metric not in values:
             return
         value, sign = values[self._metric], -1 if self._metric in LARGER_IS_BETTER else 1
-        if self._value is not None and sign * value >= sign * self._value:
+        better = self._value is None or sign * value < sign * self._value
+        if not better or not math.isfinite(value):
             return
-        kept = {self._metric: value}
+        kept = {**self._how, "value": value}
         checkpoint.replace_params(self._workdir, self._config, ema_params, step, kept)
         self._value = value
         logger.info("best so far: step %d, %s %.4g", step, self._metric, value)
@@ -47,10 +66,12 @@ def _check(config):
     known = []
     if distances and distances.every_steps:
         known.append(measures.training_name(config))
-    held_out = metric.startswith("eval_") and config.eval_every_steps and config.data.eval_split
-    if metric not in known and not held_out:
+    held_out = ["eval_loss", *LARGER_IS_BETTER * (config.model.name == "vae")]
+    if config.eval_every_steps and config.data.eval_split:
+        known += held_out
+    if metric not in known:
         raise ValueError(
-            f"checkpoint_best_metric={metric!r} is not measured in this run: it can be "
-            f"{' or '.join([*known, 'eval_loss'])}, of which the latter needs eval_every_steps and "
-            "data.eval_split, and a distance fid.every_steps."
+            f"checkpoint_best_metric={metric!r} is not measured in this run, but "
+            f"{' and '.join(known) or 'nothing'}: {' and '.join(held_out)} with eval_every_steps "
+            "and data.eval_split, and with fid.every_steps a distance such as fid5k."
         )

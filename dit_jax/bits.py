@@ -64,7 +64,7 @@ def evaluate(
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
     settings["raw"] = trained.raw
-    row = rows.of_checkpoint(config, trained.step, "likelihood", settings)
+    row = rows.of_checkpoint(trained, "likelihood", settings)
     path = workdir / "evaluations.jsonl"
     if measured := rows.find(path, row):
         logger.info("measured before: %s", path)

@@ -111,8 +111,7 @@ def _open(config, vae_workdir, shard_images, dtype):
     splits = {"train": config.data.train_split, "eval": config.data.eval_split}
     if not splits["train"]:
         raise ValueError("data.train_split is empty: there is nothing to encode.")
-    local = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    mesh = sharding.make_mesh(local, jax.local_devices())  # processes work on shards of their own
+    mesh = sharding.local_mesh()  # processes work on shards of their own
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
     sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
     shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)

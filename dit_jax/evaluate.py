@@ -27,6 +27,7 @@ from PIL import Image
 
 from dit_jax import (
     bits,
+    checkpoint,
     cli,
     diffusion,
     extractors,
@@ -77,7 +78,8 @@ def evaluate(
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     if guide := trained.guide:
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
-    row = rows.of_checkpoint(config, trained.step, "sample", settings)
+        settings["guide_digest"] = checkpoint.digest(guide.params)
+    row = rows.of_checkpoint(trained, "sample", settings)
     row |= _compared(extractor, reference, num)
     extract = extractor.compile(mesh)
 
@@ -113,7 +115,7 @@ def evaluate_images(
     if num > found.num:
         raise ValueError(f"{found.name} has {found.num} images, fewer than --num={num}.")
     samples = {"name": found.name, "num": num, "digest": found.digest}
-    row = {"samples": samples, "git_revision": rows.git_revision()}
+    row = {"samples": samples, **rows.of_code()}
     reference.check(found.shape)
     row |= _compared(extractor, reference, num)
     batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
@@ -131,7 +133,7 @@ def evaluate_images(
 
 def path_beside(found: images.ImageSet) -> pathlib.Path:
     """NAME.evaluations.jsonl beside the images; in the working directory for those of a split."""
-    path = pathlib.Path(found.name)
+    path = pathlib.Path(found.name).expanduser().resolve()
     if not path.exists():
         path = pathlib.Path(found.name.replace("/", "_"))
     return path.with_name(f"{path.name.removesuffix('.npz')}.evaluations.jsonl")
@@ -153,15 +155,18 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress):
     known = {key: value for key, value in row.items() if key != "git_revision"}
     name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{row['step']}-{name}" if "step" in row else name
-    kept = spool.Spool(path.with_suffix("") / (name + "-images" * bool(save_npz)))
-    row["picture"] = f"{kept.directory.parent.name}/{name}.png"
+    row["picture"] = f"{path.with_suffix('').name}/{name}.png"
+    spools = [spool.Spool((path.parent / row["picture"]).with_suffix(s)) for s in ("", ".images")]
+    kept, first_process = spools[bool(save_npz)], jax.process_index() == 0
     measured = rows.find(path, row)
-    complete = (path.parent / row["picture"]).is_file() and (not save_npz or save_npz.is_file())
+    complete = (path.parent / row["picture"]).is_file()
+    complete &= not save_npz or spool.name_of(save_npz) == name
     if measured and sharding.from_first_process("complete" * complete):
         logger.info("measured before: %s", path)
+        for rest in spools * first_process:  # if it was killed between the row and this
+            rest.remove()
         return measured
 
-    first_process = jax.process_index() == 0
     start = sharding.together(lambda: kept.begin(row["git_revision"]) if first_process else 0)
     start = int(sharding.from_first_process(str(start)))
     with metrics.ImageProgress(num, start, progress) as bar:
@@ -184,9 +189,10 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress):
         row.update(speed)
         _write_picture(path.parent / row["picture"], arrays["image"], label)
         if save_npz:
-            kept.write_npz(save_npz)
+            kept.write_npz(save_npz, name)
         rows.append(path, row)
-        kept.remove()
+        for rest in spools:
+            rest.remove()
         return row
 
     return json.loads(sharding.from_first_process(json.dumps(sharding.together(finish))))
@@ -200,13 +206,18 @@ def _add(kept, numbers, arrays):
 def _warn_if_sorted(arrays):
     if "probabilities" not in arrays or "label" not in arrays:
         return
-    label = arrays["label"]
-    several_parts = len(label) > fid.SPLIT_SIZE and label[0] != label[-1]
-    if several_parts and (np.diff(label) >= 0).all():
+    label, size = arrays["label"], fid.SPLIT_SIZE
+    parts = [label[i : i + size] for i in range(0, len(label) - size + 1, size)]
+    classes = len(np.unique(label))
+    found = np.mean([len(np.unique(part)) for part in parts or [label]])
+    in_random_order = classes * (1 - (1 - 1 / classes) ** size)
+    if parts and found < in_random_order / 2:
         logger.warning(
-            "the images are sorted by class: the Inception score, of parts of %d in their order, "
-            "sees few classes in each and is too low. Shuffle them.",
-            fid.SPLIT_SIZE,
+            "the images are sorted by class: of %d classes the parts of %d images, in their order, "
+            "whose mean the Inception Score is, have %.0f, so it is too low. Shuffle them.",
+            classes,
+            size,
+            found,
         )
 
 
@@ -219,7 +230,8 @@ def _write_picture(path, image, label):
 
 
 def main(_):
-    progress, workdir = sys.stderr.isatty(), FLAGS.workdir and pathlib.Path(FLAGS.workdir)
+    workdir = FLAGS.workdir and pathlib.Path(FLAGS.workdir)
+    progress = sys.stderr.isatty() and jax.process_index() == 0
     _check_flags()
     if FLAGS.bpd:
         _print_bpd(workdir, cli.loading(), progress)
@@ -228,8 +240,9 @@ def main(_):
         raise ValueError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
     if not FLAGS.workdir and not FLAGS.reference:
         raise ValueError(f"--reference is missing: {references.FORMS}.")
+    default = references.default_extractor(FLAGS.reference)
     extractor = extractors.load(
-        FLAGS.extractor or references.default_extractor(FLAGS.reference),
+        FLAGS.extractor or default,
         FLAGS.weights and pathlib.Path(FLAGS.weights),
         FLAGS.extractor_dtype,
     )
@@ -243,18 +256,29 @@ def main(_):
 
 def _check_flags():
     """Demands one thing to do, and no flag of another.   Raises: ValueError."""
-    modes = ("workdir", "samples", "make_reference")
-    given = [name for name in modes if FLAGS[name].value]
+    given = [name for name in ("workdir", "samples", "make_reference") if FLAGS[name].value]
     if len(given) != 1:
         raise ValueError("give one of --workdir, --samples and --make_reference.")
-    of_runs = *cli.SAMPLING, "step", "vae", "raw", "guide", "guide_step", "labels", "save_npz"
-    of_runs += "bpd", "bpd_steps"
-    others = ("image_size", "image_channels", "data_dir") if FLAGS.workdir else of_runs
-    if useless := [f"--{name}" for name in others if FLAGS[name].present]:
-        raise ValueError(f"--{given[0]} takes no {', '.join(useless)}.")
+    of_samples = {*cli.SAMPLING, "step", "vae", "raw", "guide", "guide_step", "seed", "labels"}
+    of_samples |= {"save_npz"}
+    of_reference = {"reference", "extractor", "weights", "extractor_dtype"}
+    of_images = {"image_size", "image_channels", "data_dir"}
+    of_bpd = {"bpd", "bpd_steps"}
+    others = {
+        "workdir": of_images,
+        "samples": of_samples | of_bpd,
+        "make_reference": of_samples | of_bpd | {"num", "batch_size"},
+    }[given[0]]
+    if FLAGS.bpd and FLAGS.workdir:
+        others = of_images | of_reference | {"labels", "save_npz"}
+    if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
+        mode = "bpd" if FLAGS.bpd and FLAGS.workdir else given[0]
+        raise ValueError(f"--{mode} takes no {', '.join(useless)}.")
 
 
 def _make_reference(extractor, progress):
+    if jax.process_count() > 1:
+        raise ValueError("--make_reference is done by one process: start the command alone.")
     out = pathlib.Path(FLAGS.make_reference)
     cli.check_out(out, (".npz",), "--make_reference=")
     given = FLAGS.image_size, FLAGS.image_channels, FLAGS.data_dir
@@ -270,6 +294,8 @@ def _evaluate_images(extractor, progress):
     given = FLAGS.image_channels, FLAGS.data_dir
     found = images.open_images(FLAGS.samples, FLAGS.image_size, *given)
     size, _, channels = found.shape
+    if FLAGS.image_size not in (None, size):
+        raise ValueError(f"--image_size={FLAGS.image_size}, but {found.name} has {size} pixels.")
     arguments = FLAGS.reference, extractor, size, channels, FLAGS.data_dir, progress
     reference = references.load(*arguments)
     row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)
@@ -301,7 +327,9 @@ def _print_row(row, directory):
     print(json.dumps(row))
     print(f"picture: {directory / row['picture']}")
     names = list(row)[list(row).index("picture") + 1 :]
-    print("  ".join(f"{name} {row[name]:.6g}" for name in names if row[name] is not None))
+    training = {"img_per_s": "training img_per_s", "seconds": "training seconds"}
+    known = {training.get(name, name): row[name] for name in names if row[name] is not None}
+    print("  ".join(f"{name} {value:.6g}" for name, value in known.items()))
 
 
 def _print_bpd(workdir, loading, progress):
@@ -346,7 +374,9 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
     )
-    flags.DEFINE_integer("image_size", None, "Of --reference's images, for --make_reference.", 1)
+    flags.DEFINE_integer(
+        "image_size", None, "Without --workdir: pixels that a folder or split is cropped to.", 1
+    )
     flags.DEFINE_integer("image_channels", 3, "The same: 1 grey, 3 RGB.")
     flags.DEFINE_string("data_dir", "", "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(

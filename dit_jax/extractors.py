@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, sharding
 
@@ -69,6 +68,12 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
     if name not in NAMES:
         raise ValueError(f"unknown extractor {name!r}; choose one of {', '.join(NAMES)}.")
     weights = weights or pathlib.Path("runs") / name
+    sharding.together(lambda: _check_weights(name, weights))
+    model, params = checkpoint.load_model(weights, sharding.local_mesh(), dtype, name)
+    return Extractor(name, dtype, checkpoint.digest(params), _apply(model), params)
+
+
+def _check_weights(name, weights):
     if not (weights / "config.json").is_file():
         url = WEIGHTS[name]
         raise FileNotFoundError(
@@ -76,9 +81,6 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
             f"  curl -LO {url}\n"
             f"  python -m dit_jax.convert {name} {url.rpartition('/')[2]} {weights}"
         )
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.local_devices())
-    model, params = checkpoint.load_model(weights, mesh, dtype, name)
-    return Extractor(name, dtype, checkpoint.digest(params), _apply(model), params)
 
 
 def _apply(model: nn.Module):

@@ -102,22 +102,41 @@ def open_npz(path: pathlib.Path) -> ImageSet:
             f"arr_0 in {path} is {dtype}, but images must be uint8, 0 to 255. Of pixels in [-1, 1] "
             "the published samples are (127.5 * x + 128).clip(0, 255).astype('uint8')."
         )
-    if len(shape) != 4 or shape[3] not in (1, 3):
-        raise ValueError(f"arr_0 in {path} is {list(shape)}; expected [N, H, W, 1 or 3].")
-    labels = next((np.load(path)[name] for name in LABELS if name in members), None)
-    if labels is not None and labels.shape != shape[:1]:
-        raise ValueError(f"{path} holds labels {list(labels.shape)} of images {list(shape)}.")
+    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] != shape[2] or not shape[0]:
+        raise ValueError(f"arr_0 in {path} is {list(shape)}; expected [N, size, size, 1 or 3].")
+    labels = _read_labels(path, members)
+    if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{path} holds labels {labels.dtype} {list(labels.shape)} of images {list(shape)}: "
+            "they must be whole numbers, one for each."
+        )
 
     def read(start):
         size = int(np.prod(shape[1:]))
         with zipfile.ZipFile(path) as file, file.open(members["arr_0"]) as array:
             array.seek(start_of_data + start * size)
             for i in range(start, shape[0]):
-                image = np.frombuffer(array.read(size), np.uint8).reshape(shape[1:])
+                try:
+                    image = np.frombuffer(array.read(size), np.uint8).reshape(shape[1:])
+                except (zipfile.BadZipFile, zlib.error, ValueError) as error:
+                    raise ValueError(
+                        f"{path} is damaged at image {i} or before: {error}"
+                    ) from error
                 yield {"image": image} | ({} if labels is None else {"label": labels[i]})
 
     digest = _digest(*shape, *(members[name].CRC for name in sorted(members)))
     return ImageSet(str(path), shape[0], shape[1:], digest, read)
+
+
+def _read_labels(path, members):
+    name = next((name for name in LABELS if name in members), None)
+    if name is None:
+        return None
+    try:
+        with np.load(path) as file:
+            return file[name]
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} holds {name} that cannot be read: {error}") from error
 
 
 def _read_header(file):
@@ -158,7 +177,8 @@ def _open_folder(path, image_size, channels):
         example = source[i]
         return example if min(labels) >= 0 else {"image": example["image"]}
 
-    digest = _digest(*(f"{p.relative_to(path)} {p.stat().st_size}" for p in files))
+    stats = {p.relative_to(path): p.stat() for p in files}
+    digest = _digest(*(f"{p} {stat.st_size} {stat.st_mtime_ns}" for p, stat in stats.items()))
     read = functools.partial(_read_ahead, load, len(files))
     return ImageSet(str(path), len(files), (image_size, image_size, channels), digest, read)
 

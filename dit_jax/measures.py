@@ -121,17 +121,21 @@ def compile_distance(task, vae=None) -> Callable:
         return extract(to_image(x_0))["features"]
 
     def distance(params):
-        moments, value = references.Moments(), None
+        moments = references.Moments()
         batches = generate.batches(sample, params, labels, config.seed, mesh, features)
         for numbers, batch in batches:
             extracted = {"features": np.asarray(batch)[: len(numbers)]}
             references.check_finite(extracted, numbers)
             moments.add(extracted)
-        if jax.process_index() == 0:
+
+        def measure():
+            if jax.process_index() != 0:
+                return None
             gaussians = moments.gaussians()["features"], reference.gaussians["features"]
-            value = fid.frechet_distance(*gaussians)
-        value = json.loads(sharding.from_first_process(json.dumps(value)))
-        return {training_name(config): value}
+            return fid.frechet_distance(*gaussians)
+
+        value = sharding.from_first_process(json.dumps(sharding.together(measure)))
+        return {training_name(config): json.loads(value)}
 
     return distance
 

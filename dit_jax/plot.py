@@ -106,7 +106,8 @@ def read(patterns: Iterable[str]) -> list[dict]:
     """
     paths = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True))
+        literal = pathlib.Path(pattern).is_file()
+        found = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise FileNotFoundError(
                 f"no file {pattern}: python -m dit_jax.evaluate --workdir DIR writes "

@@ -63,14 +63,19 @@ class Reference:
 def default_extractor(spec: str | None) -> str:
     """The extractor of the file `spec`; of other images inception; without any, pixels.
 
-    Raises: FileNotFoundError or ValueError as `load`.
+    Raises: FileNotFoundError or ValueError as `load`, in all processes.
     """
-    if not spec:
-        return "pixels"
-    if pathlib.Path(spec).suffix == ".npz":
-        _, metadata = _open(pathlib.Path(spec))
-        return metadata["extractor"]["name"] if metadata else "inception"
-    return "inception"
+
+    def read():
+        path = pathlib.Path(spec).expanduser()
+        if path.suffix == ".npz":
+            _, metadata = _open(path)
+            return metadata["extractor"]["name"] if metadata else "inception"
+        if not path.is_dir() and ":" not in spec:
+            raise FileNotFoundError(f"no reference {spec!r}: it must be {FORMS}.")
+        return "inception"
+
+    return sharding.together(read) if spec else "pixels"
 
 
 def of_run(
@@ -113,9 +118,11 @@ def load(
     Raises: FileNotFoundError; ValueError for a file of another extractor or other keys, or as
       `images.open_images`.
     """
-    path = pathlib.Path(spec)
+    path = pathlib.Path(spec).expanduser()
     if path.suffix != ".npz":
         found = images.open_images(spec, image_size, channels, data_dir)
+        if found.num > 2 * MAX_FEATURES:
+            logger.info("%s: --make_reference extracts these %d images once", spec, found.num)
         return of_images(found, extractor, progress)
     keys, metadata = _open(path)
     if metadata:
@@ -142,7 +149,8 @@ def load(
             gaussians[kind] = fid.Gaussian(mean, covariance, None)
     # The moments are those of all the images; arr_0 is a sample of them.
     source = sample.source | {"num_images": None, "digest": found.digest}
-    return dataclasses.replace(sample, source=source, gaussians=gaussians)
+    reference = dataclasses.replace(sample, source=source, gaussians=gaussians)
+    return _checked(reference, path, sample.gaussians)
 
 
 def _open(path):
@@ -169,10 +177,29 @@ def _read(path, metadata, extractor):
             for kind, (mean, covariance) in MOMENTS.items()
             if mean in file.files
         }
+        if "features" not in file.files:
+            raise ValueError(f"{path} has lost its features: make it again with --make_reference.")
         labels = file["labels"] if "labels" in file.files else None
-        return Reference(
-            metadata["extractor"], metadata["source"], gaussians, file["features"], labels
-        )
+        features = file["features"]
+    reference = Reference(metadata["extractor"], metadata["source"], gaussians, features, labels)
+    return _checked(reference, path)
+
+
+def _checked(reference, path, expected=None):
+    """The reference, if its moments are numbers and fit the features, or the `expected` ones."""
+    dims = {kind: len(gaussian.mean) for kind, gaussian in (expected or {}).items()}
+    dims["features"] = reference.features.shape[1]
+    for kind, gaussian in reference.gaussians.items():
+        dim = dims.get(kind, len(gaussian.mean))
+        shapes = gaussian.mean.shape, gaussian.covariance.shape
+        finite = np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()
+        if shapes != ((dim,), (dim, dim)) or not finite:
+            raise ValueError(
+                f"{' and '.join(MOMENTS[kind])} in {path} are {shapes[0]} and {shapes[1]}, "
+                f"{'' if finite else 'with values that are NaN or infinite, '}but {kind} of "
+                f"{reference.extractor['name']} have {dim} dimensions. Get or make it again."
+            )
+    return reference
 
 
 def of_images(found: images.ImageSet, extractor: Extractor, progress: bool = False) -> Reference:
@@ -203,6 +230,7 @@ def of_images(found: images.ImageSet, extractor: Extractor, progress: bool = Fal
         "num_images": found.num,
         "image_size": height,
         "image_channels": channels,
+        "crop": "adm",  # of what is not of this size
         "digest": digest.hexdigest()[:16],
     }
     labels = None if labels[0] is None else np.concatenate(labels)
@@ -243,11 +271,6 @@ class Moments:
         return {kind: statistics.gaussian for kind, statistics in self._statistics.items()}
 
 
-def local_mesh() -> jax.sharding.Mesh:
-    """All devices of this process, over the batch."""
-    return sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.local_devices())
-
-
 def extract_blocks(
     extractor: Extractor, blocks: Iterable[data.Batch], batch_size: int
 ) -> Iterator[tuple[data.Batch, dict[str, np.ndarray]]]:
@@ -255,7 +278,7 @@ def extract_blocks(
 
     They compute the next block while one is dealt with.
     """
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.local_devices())
+    mesh = sharding.local_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     extract, previous = extractor.compile(mesh), None
 

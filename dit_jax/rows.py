@@ -1,26 +1,39 @@
 """The JSON row of a measurement: what was measured, of which checkpoint, by which code."""
 
+import hashlib
 import importlib.metadata
 import json
 import pathlib
 import shutil
 import subprocess
 
-from ml_collections import ConfigDict
+import jax
 
-from dit_jax import flops, metrics, sharding
+from dit_jax import checkpoint, flops, generate, metrics, sharding
 
 
-def of_checkpoint(config: ConfigDict, step: int, kind: str, settings: dict) -> dict:
+def of_checkpoint(trained: generate.Trained, kind: str, settings: dict) -> dict:
     """What a row says of a checkpoint, and of how it is measured: {kind: settings}."""
-    counts, images_seen = flops.count(config), step * config.batch_size
+    config, counts = trained.config, flops.count(trained.config)
+    images_seen = trained.step * config.batch_size
     return {
-        "step": step,
+        "step": trained.step,
+        "params_digest": checkpoint.digest(trained.params),
         kind: json.loads(json.dumps(settings)),  # as it will be read back
         "params": counts["params"],
         "gmacs": counts["gmacs"],
         "images_seen": images_seen,
         "train_gflops": images_seen * counts["train_gflops_per_image"],
+        **of_code(),
+    }
+
+
+def of_code() -> dict:
+    """By which code, on what a row is measured: other samples may come of others."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "matmul_precision": jax.config.jax_default_matmul_precision,
         "git_revision": git_revision(),
     }
 
@@ -32,7 +45,7 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     """
     row = json.loads(json.dumps(row))  # tuples are lists there
     found = None
-    if not row["git_revision"].endswith("-dirty"):
+    if "-dirty" not in row["git_revision"]:
         rows = metrics.read_json_lines(path)
         found = next((r for r in rows if row.items() <= r.items()), None)
     return json.loads(sharding.from_first_process(json.dumps(found)))
@@ -53,9 +66,23 @@ def append(path: pathlib.Path, row: dict) -> None:
 
 
 def git_revision() -> str:
-    """The commit of this code, with '-dirty' if it has changes; of an installation its version."""
+    """The commit of this code, '-dirty-' and a digest of changes; of an installation its version.
+
+    Raises: OSError if git, which is there, does not tell.
+    """
     root = pathlib.Path(__file__).parents[1]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    if (root / ".git").exists() and shutil.which("git"):
-        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
-    return importlib.metadata.version("dit_jax")
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return importlib.metadata.version("dit_jax")
+
+    def git(*arguments):
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True)
+        if done.returncode:
+            raise OSError(
+                f"git {arguments[0]} in {root} failed, so that rows cannot say which code they are "
+                f"of: {done.stderr.decode().strip()}"
+            )
+        return done.stdout
+
+    changes = git("diff", "HEAD", "--no-ext-diff")
+    digest = f"-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else ""
+    return git("rev-parse", "HEAD").decode().strip() + digest

@@ -76,6 +76,11 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
 
 
+def local_mesh() -> Mesh:
+    """All devices of this process, over the batch: for what processes do each for itself."""
+    return make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
+
+
 def pin_batch(x: jax.Array) -> jax.Array:
     """Pins activations x [B, ...] to rows over the batch axes of the mesh in context.
 

@@ -44,10 +44,10 @@ class Spool:
             )
         done = 0
         for numbers, path in self._files():
-            if numbers.start != done:
-                path.unlink()  # of batches of another size, beyond a gap
-            else:
+            if numbers.start == done and zipfile.is_zipfile(path):
                 done = numbers.stop
+            else:
+                path.unlink()  # cut short by a power failure, or beyond such a gap
         if done:
             logger.info("continuing after %d images: %s", done, self.directory)
         return done
@@ -65,17 +65,24 @@ class Spool:
 
     def read(self, num_images: int) -> dict[str, np.ndarray]:
         """All arrays, but of 'image' only those of the first images."""
-        kept = {}
-        for numbers, path in self._files():
+        files, kept, shown = list(self._files()), {}, []
+        total = files[-1][0].stop
+        for numbers, path in files:
             with np.load(path) as file:
-                for key in file.files:
-                    if key != "image" or numbers.start < num_images:
-                        kept.setdefault(key, []).append(file[key])
-        kept = {key: np.concatenate(arrays) for key, arrays in kept.items()}
-        return kept | {"image": kept["image"][:num_images]}
+                for key in set(file.files) - {"image"}:
+                    array = file[key]
+                    if key not in kept:  # whole at once: parts and the whole would be twice as much
+                        kept[key] = np.empty((total, *array.shape[1:]), array.dtype)
+                    kept[key][numbers.start : numbers.stop] = array
+                if numbers.start < num_images:
+                    shown.append(file["image"])
+        return kept | {"image": np.concatenate(shown)[:num_images]}
 
-    def write_npz(self, out: pathlib.Path) -> None:
-        """All images as 'arr_0' and labels as 'label', with one batch in memory at a time."""
+    def write_npz(self, out: pathlib.Path, name: str) -> None:
+        """All images as 'arr_0' and labels as 'label', with one batch in memory at a time.
+
+        For `name_of` it also holds a name.
+        """
         files = list(self._files())
         with np.load(files[0][1]) as batch:
             shape = (files[-1][0].stop, *batch["image"].shape[1:])
@@ -90,8 +97,9 @@ class Spool:
                         with np.load(path) as batch:
                             member.write(np.ascontiguousarray(batch["image"]).data)
                             labels.append(batch["label"])
-                with npz.open("label.npy", "w") as member:
-                    np.lib.format.write_array(member, np.concatenate(labels))
+                for key, array in (("label", np.concatenate(labels)), ("name", np.array(name))):
+                    with npz.open(f"{key}.npy", "w") as member:
+                        np.lib.format.write_array(member, array)
 
         try:
             replace(out, write)
@@ -101,8 +109,8 @@ class Spool:
             ) from error
 
     def remove(self) -> None:
-        """Removes the directory and what is in it."""
-        shutil.rmtree(self.directory)
+        """Removes the directory and what is in it, if it is there."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _files(self) -> Iterator[tuple[range, pathlib.Path]]:
         """(numbers, path) of the batches, in order."""
@@ -111,12 +119,23 @@ class Spool:
             yield range(int(first), int(stop)), path
 
 
+def name_of(path: pathlib.Path) -> str | None:
+    """The name in an .npz that `Spool.write_npz` wrote; None if it is no such file."""
+    try:
+        with np.load(path) as file:
+            return str(file["name"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     """What `write(file)` writes becomes the file, whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

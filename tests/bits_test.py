@@ -127,12 +127,13 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     assert f"standard_error {error:.4f}" in out
     assert 0 < row["bits_per_dim_prior"] < 1e-3
     assert 0 < row["bits_per_dim_first_level"] < value
+    here = {"git_revision": "abc", "matmul_precision": "highest"}  # the tests'
     with (workdir / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps(row | {"git_revision": "abc"}) + "\n")
+        file.write(json.dumps(row | here) + "\n")
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
     monkeypatch.setattr(bits.data, "gather", None)  # not needed again
     again = bits.evaluate(generate.load(workdir), workdir, num=6, seed=1)
-    assert again == row | {"git_revision": "abc"}
+    assert again == row | here
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """A row is measured once, in pieces, of samples and of images that exist; and the command."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -31,8 +33,8 @@ def clean(monkeypatch):
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
 
 
-def _evaluate(workdir, settings=None, **options):
-    trained = generate.load(workdir, settings={"steps": 2} | (settings or {}))
+def _evaluate(workdir, settings=None, loading=None, **options):
+    trained = generate.load(workdir, settings={"steps": 2} | (settings or {}), **(loading or {}))
     extractor = extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
     return evaluate.evaluate(trained, workdir, extractor, reference, **options)
@@ -82,7 +84,7 @@ def test_row_is_measured_again_when_it_may_have_changed(workdir, monkeypatch, ch
 
 
 def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
-    """Interrupted in its third batch; also with a reference that has become another one."""
+    """Interrupted in its third batch, and again when the row was there but not all cleared."""
     whole = _evaluate(workdir, num=30, batch_size=8)
     (workdir / "evaluations.jsonl").unlink()
     drawn, batches = [], generate.batches
@@ -106,8 +108,14 @@ def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
             yield numbers, batch
 
     monkeypatch.setattr(generate, "batches", remember)
-    assert _evaluate(workdir, num=30, batch_size=8) == whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.spool.Spool, "remove", lambda _: None)
+        assert _evaluate(workdir, num=30, batch_size=8) == whole
     assert drawn[2:] == [range(16, 24), range(24, 30)]
+    assert len(list((workdir / "evaluations").iterdir())) == 2
+    assert _evaluate(workdir, num=30, batch_size=8) == whole
+    assert len(list((workdir / "evaluations").iterdir())) == 1
+    assert len(drawn) == 4
 
 
 def test_row_does_not_depend_on_the_batch_size(workdir, clean):
@@ -136,9 +144,41 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
     again = evaluate.evaluate_images(images.open_npz(out), extractor, reference)
     for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
         assert again[name] == pytest.approx(row[name], rel=1e-6)
-    out.unlink()  # the row is there, but not what is asked for beside it
+    # The row is there, but beside it others.
+    _evaluate(workdir, num=21, batch_size=8, save_npz=out, seed=1)
     assert _evaluate(workdir, num=21, batch_size=8, save_npz=out)["fd_pixels"] == row["fd_pixels"]
-    assert out.is_file()
+    with np.load(out) as file:
+        np.testing.assert_array_equal(file["arr_0"], drawn)
+
+
+def test_rows_are_of_their_weights(workdir, clean):
+    """Another guide, raw parameters, and other weights at the same step are measured again."""
+    first = _evaluate(workdir, num=10)
+    assert _evaluate(workdir, num=10, loading={"raw": True})["fd_pixels"] != first["fd_pixels"]
+    guided = [
+        _evaluate(workdir, {"cfg_scale": 2.0}, {"guide_step": step}, num=10) for step in (20, 30)
+    ]
+    assert guided[0]["fd_pixels"] != guided[1]["fd_pixels"]
+    assert [row["sample"]["guide_step"] for row in guided] == [20, 30]
+    config = checkpoint.load_config(workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    params = models.init_params(models.build(config.model), jax.random.key(7))
+    checkpoint.replace_params(workdir, config, params, 40, {})
+    again = _evaluate(workdir, num=10)
+    assert again["params_digest"] != first["params_digest"]
+    assert again["fd_pixels"] != first["fd_pixels"]
+
+
+def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):
+    def broken(params, image):
+        return {"features": np.nan * image.reshape(len(image), -1)}
+
+    trained, extractor = generate.load(workdir, settings={"steps": 2}), extractors.load("pixels")
+    reference = references.of_run(trained.config, None, extractor)
+    extractor = dataclasses.replace(extractor, apply=broken)
+    with pytest.raises(FloatingPointError, match="images 0 to 9 have features that are NaN"):
+        evaluate.evaluate(trained, workdir, extractor, reference, num=10)
+    assert not (workdir / "evaluations.jsonl").exists()
 
 
 def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, clean, monkeypatch):
@@ -165,15 +205,20 @@ def test_too_few_for_a_measure_are_refused_before_any_is_drawn(workdir, monkeypa
         _evaluate(workdir, num=3)
 
 
-@pytest.mark.parametrize("order", ["sorted", "shuffled", "one split"])
+@pytest.mark.parametrize("order", ["sorted", "grouped", "shuffled", "one split"])
 def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypatch, order):
-    monkeypatch.setattr(evaluate.fid, "SPLIT_SIZE", 100 if order == "one split" else 30)
+    monkeypatch.setattr(evaluate.fid, "SPLIT_SIZE", 100 if order == "one split" else 20)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
-    labels = np.arange(60) // 20 if order != "shuffled" else np.arange(60) % 3
+    labels = np.arange(60) // 10
+    if order == "shuffled":
+        labels = np.arange(60) % 6
+    if order == "grouped":
+        labels = np.array([4, 1, 5, 0, 2, 3])[labels]
     np.savez(tmp_path / "samples.npz", arr_0=pixels, label=labels)
     found = images.open_npz(tmp_path / "samples.npz")
     evaluate.evaluate_images(found, toy_extractor, references.of_images(found, toy_extractor))
-    assert ("sorted by class: the Inception score" in caplog.text) == (order == "sorted")
+    told = "sorted by class: of 6 classes the parts of 20 images" in caplog.text
+    assert told == (order in ("sorted", "grouped"))
 
 
 def test_shown_images_are_ordered_by_class(tmp_path):
@@ -222,10 +267,15 @@ def test_command_says_what_is_missing(run_command, workdir, tmp_path):
     assert "curl -LO" in message
     assert f"convert inception weights-inception-2015-12-05-6726825d.pth {tmp_path}" in message
     assert "--reference is missing" in error("--samples", tmp_path)
-    assert "--samples takes no --cfg_scale, --bpd" in error(
+    assert "--samples takes no --bpd, --cfg_scale" in error(
         "--samples", "x", "--cfg_scale=2", "--bpd"
     )
     assert "--workdir takes no --image_size" in error("--workdir", workdir, "--image_size=8")
+    message = error("--workdir", workdir, "--bpd", "--save_npz=x.npz", "--labels=balanced")
+    assert "--bpd takes no --labels, --save_npz" in message
+    message = error("--make_reference=x.npz", "--reference=digits:train", "--num=100")
+    assert "--make_reference takes no --num" in message
+    assert "no reference 'nowhere'" in error("--workdir", workdir, "--reference=nowhere")
 
 
 DINOV2 = dict(name="dinov2", hidden_size=64, depth=1, num_heads=1, dtype="float32")

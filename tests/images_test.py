@@ -36,7 +36,7 @@ def test_npz_with_labels(tmp_path, pixels, key):
     found = _all(images.open_images(str(path)), start=2)
     np.testing.assert_array_equal(found["label"], np.arange(2, 23) % 4)
     np.savez(path, **{"arr_0": pixels, key: np.arange(22)})
-    with pytest.raises(ValueError, match=r"holds labels \[22\] of images \[23, 6, 6, 3\]"):
+    with pytest.raises(ValueError, match=r"holds labels int64 \[22\] of images \[23, 6, 6, 3\]"):
         images.open_images(str(path))
 
 
@@ -56,7 +56,8 @@ def test_digest_is_of_the_images(tmp_path, pixels):
     [
         ({"images": np.zeros((2, 6, 6, 3), np.uint8)}, "it holds images, and no arr_0"),
         ({"arr_0": np.zeros((2, 6, 6, 3))}, r"is float64, but images must be uint8.*127\.5 \* x"),
-        ({"arr_0": np.zeros((2, 3, 6, 6), np.uint8)}, r"is \[2, 3, 6, 6\]; expected \[N, H, W"),
+        ({"arr_0": np.zeros((2, 3, 6, 6), np.uint8)}, r"is \[2, 3, 6, 6\]; expected \[N, size"),
+        ({"arr_0": np.zeros((2, 6, 5, 3), np.uint8)}, r"is \[2, 6, 5, 3\]; expected"),
         ({"arr_0": np.zeros((6, 6, 3), np.uint8)}, r"is \[6, 6, 3\]; expected"),
         ({"arr_0": np.asfortranarray(np.zeros((2, 6, 6, 3), np.uint8))}, "in Fortran's order"),
     ],
@@ -101,6 +102,37 @@ def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
     np.testing.assert_array_equal(found["image"][0], np.asarray(data.adm_crop(picture, 8)))
     with pytest.raises(ValueError, match="has 31x20 pixels: images must be square"):
         images.open_images(str(tmp_path))
+
+
+def test_digest_of_a_folder_tells_files_of_one_size_apart(tmp_path, pixels):
+    def digest():
+        return images.open_images(str(tmp_path)).digest
+
+    Image.fromarray(pixels[0]).save(tmp_path / "0.bmp")
+    first = digest()
+    assert digest() == first
+    Image.fromarray(pixels[1]).save(tmp_path / "0.bmp")
+    assert digest() != first
+
+
+def test_npz_that_is_damaged_further_on(tmp_path):
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=np.zeros((23, 64, 64, 3), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"samples\.npz is damaged at image 22 or before: Bad CRC"):
+        _all(images.open_npz(path))
+
+
+def test_labels_that_are_no_numbers(tmp_path, pixels):
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=pixels, label=np.array(["cat"] * 23))
+    with pytest.raises(ValueError, match="they must be whole numbers"):
+        images.open_npz(path)
+    np.savez(path, arr_0=pixels, label=np.array(["cat"] * 23, object))
+    with pytest.raises(ValueError, match="holds label that cannot be read"):
+        images.open_npz(path)
 
 
 def test_empty_folder_and_damaged_image(tmp_path):

@@ -121,6 +121,22 @@ def test_files_with_other_keys_are_refused(toy_extractor, pixels, tmp_path, keys
         references.load(str(tmp_path / "other.npz"), toy_extractor)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mu": np.full(5, np.nan)}, "mu and sigma in .* with values that are NaN or infinite"),
+        ({"mu": np.zeros(4)}, r"mu and sigma in .* are \(4,\) and \(5, 5\), but features of incep"),
+        ({"sigma_s": np.eye(4)}, r"mu_s and sigma_s in .* but spatial of inception have 3 dim"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused_at_once(
+    pixels, toy_extractor, tmp_path, change, message
+):
+    np.savez(tmp_path / "adm.npz", **(_adm_arrays(pixels) | change))
+    with pytest.raises(ValueError, match=message):
+        references.load(str(tmp_path / "adm.npz"), toy_extractor)
+
+
 def test_missing_and_damaged_files(toy_extractor, tmp_path):
     with pytest.raises(FileNotFoundError, match="no reference"):
         references.load(str(tmp_path / "none.npz"), toy_extractor)

@@ -41,6 +41,25 @@ def test_what_lies_beyond_a_gap_is_made_again(tmp_path):
     assert kept.read(1)["features"][:, 0].tolist() == list(range(20))
 
 
+def test_damaged_batches_are_made_again(tmp_path):
+    kept = spool.Spool(tmp_path)
+    kept.begin("abc")
+    _fill(kept, 0, 8, 16, 24)
+    path = tmp_path / "00000008-00000016.npz"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert kept.begin("abc") == 8
+    _fill(kept, 8, 16)
+    assert kept.begin("abc") == 16  # what lay beyond is gone too
+
+
+def test_files_that_no_spool_wrote_have_no_name(tmp_path):
+    assert spool.name_of(tmp_path / "none.npz") is None
+    np.savez(tmp_path / "other.npz", arr_0=np.zeros(3))
+    assert spool.name_of(tmp_path / "other.npz") is None
+    (tmp_path / "text.npz").write_text("text")
+    assert spool.name_of(tmp_path / "text.npz") is None
+
+
 def test_samples_of_other_code_are_not_mixed(tmp_path):
     spool.Spool(tmp_path).begin("abc")
     with pytest.raises(ValueError, match=r"begun by other code, revision abc, now def.*remove the"):
@@ -51,7 +70,8 @@ def test_npz_is_as_the_evaluator_of_adm_reads_it(tmp_path):
     kept = spool.Spool(tmp_path / "kept")
     kept.begin("abc")
     _fill(kept, 0, 8, 16, 19)
-    kept.write_npz(tmp_path / "samples.npz")
+    kept.write_npz(tmp_path / "samples.npz", "40-abc")
+    assert spool.name_of(tmp_path / "samples.npz") == "40-abc"
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_0"], _batch(range(19))["image"])

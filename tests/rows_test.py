@@ -1,0 +1,58 @@
+"""Rows of evaluations: the code they are of, and when one is read back."""
+
+import subprocess
+import types
+
+import pytest
+
+from dit_jax import rows
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with this code's module in it, as far as rows can tell."""
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "--quiet")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "--quiet", "-m", "first")
+    monkeypatch.setattr(rows, "__file__", str(tmp_path / "dit_jax" / "rows.py"))
+    return tmp_path
+
+
+def test_revision_tells_changes_apart(repository):
+    clean = rows.git_revision()
+    assert len(clean) == 40
+    revisions = [clean]
+    for text in ("2", "3"):
+        (repository / "code.py").write_text(text)
+        revisions.append(rows.git_revision())
+        assert revisions[-1].startswith(f"{clean}-dirty-")
+    assert len(set(revisions)) == 3
+    (repository / "code.py").write_text("1")
+    assert rows.git_revision() == clean
+
+
+def test_git_that_fails_is_told(repository, monkeypatch):
+    def run(*_, **__):
+        return types.SimpleNamespace(returncode=128, stdout=b"", stderr=b"dubious ownership")
+
+    monkeypatch.setattr(rows.subprocess, "run", run)
+    with pytest.raises(OSError, match="cannot say which code they are of: dubious ownership"):
+        rows.git_revision()
+
+
+def test_row_is_found_by_all_that_is_known_of_it(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    known = {"step": 3, "sample": {"steps": 4}, "git_revision": "abc"}
+    assert rows.find(path, known) is None
+    rows.append(path, known | {"fid": 2.5})
+    assert rows.find(path, known) == known | {"fid": 2.5}
+    assert rows.find(path, known | {"sample": {"steps": 5}}) is None
+    assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
+    rows.append(path, known | {"git_revision": "abc-dirty-1", "fid": 2.5})
+    assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
