@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tqdm
 
 from dit_jax import fid, manifolds
 
@@ -323,41 +324,48 @@ def test_sets_smaller_than_a_subset_are_refused():
         fid.kernel_distance(x * np.nan, x, subset_size=10)
 
 
-def _half_precision_recall(samples, reference, neighbours):
-    """The ADM evaluator's distances in NumPy's own float16."""
+def _half_distances(u, v):
+    """The ADM evaluator's squared distances [U, V] in NumPy's own float16."""
+    u, v = u.astype(np.float16), v.astype(np.float16)
+    norm_u, norm_v = ((a * a).sum(axis=1, dtype=np.float32).astype(np.float16) for a in (u, v))
+    products = (u.astype(np.float64) @ v.T.astype(np.float64)).astype(np.float16)
+    squared = (norm_u[:, None] - np.float16(2) * products) + norm_v[None]
+    assert squared.dtype == np.float16
+    return np.maximum(squared, np.float16(0))
 
-    def distances(u, v):
-        u, v = u.astype(np.float16), v.astype(np.float16)
-        norm_u, norm_v = ((a * a).sum(axis=1, dtype=np.float32).astype(np.float16) for a in (u, v))
-        products = (u.astype(np.float64) @ v.T.astype(np.float64)).astype(np.float16)
-        squared = (norm_u[:, None] - np.float16(2) * products) + norm_v[None]
-        assert squared.dtype == np.float16
-        return np.maximum(squared, np.float16(0))
 
-    def radii(points):  # the point itself is the nearest
-        return np.partition(distances(points, points), neighbours, axis=1)[:, neighbours]
-
-    between = distances(reference, samples)
-    return (
-        (between <= radii(reference)[:, None]).any(axis=0).mean(),
-        (between <= radii(samples)[None]).any(axis=1).mean(),
-    )
+def _half_radii(points, neighbours):  # the point itself is the nearest
+    return np.partition(_half_distances(points, points), neighbours, axis=1)[:, neighbours]
 
 
 @pytest.mark.parametrize("block", [64, 2048])
 def test_half_precision_distances_are_those_of_the_adm_evaluator(monkeypatch, block):
-    """Squared norms of 300, where float16 has steps of 1/4, and distances of some tens."""
+    """Squared norms of 20 to 300, where float16 has steps of 1/64 to 1/4: the order counts."""
     monkeypatch.setattr(manifolds, "BLOCK", block)
-    rng = np.random.default_rng(0)
-    samples, reference = (
-        (1 + spread * rng.normal(size=(n, 300))).astype(np.float32)
-        for n, spread in ((310, 0.2), (205, 0.203))
-    )
-    expected = _half_precision_recall(samples, reference, 3)
-    assert fid.precision_recall(samples, reference, half=True) == expected
-    exact = fid.precision_recall(samples, reference)
-    assert abs(exact[0] - expected[0]) > 0.005
-    assert abs(exact[1] - expected[1]) > 0.005
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        samples, reference = (
+            (1 + 0.1 * rng.normal(size=(n, 300))) * np.geomspace(0.3, 1, n)[:, None]
+            for n in (310, 205)
+        )
+        # Of 64ths the products add up exactly in any order.
+        samples, reference = (np.float32(np.round(64 * a) / 64) for a in (samples, reference))
+        sample_radii, reference_radii = _half_radii(samples, 3), _half_radii(reference, 3)
+        blocks = manifolds._to_blocks(samples, 0 * samples[0], half=True)
+        radii = manifolds._squared_radii(blocks, 3, half=True, bar=tqdm.tqdm(disable=True))
+        np.testing.assert_array_equal(np.concatenate(radii)[:310], sample_radii)
+        between = _half_distances(reference, samples)
+        expected = (
+            (between <= reference_radii[:, None]).any(axis=0),
+            (between <= sample_radii[None]).any(axis=1),
+        )
+        for actual, wanted in zip(
+            manifolds.inside(samples, reference, 3, half=True), expected, strict=True
+        ):
+            np.testing.assert_array_equal(actual, wanted)
+        shares = tuple(float(points.mean()) for points in expected)
+        assert fid.precision_recall(samples, reference, half=True) == shares
+        assert fid.precision_recall(samples, reference) != shares
 
 
 def test_norms_that_overflow_half_precision_are_measured_in_single():
