@@ -208,6 +208,7 @@ def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
         checkpoint.claim_workdir(tmp_path / "file" / "run", smoke_config)
 
 
+@pytest.mark.slow
 def test_retention_keeps_multiples_for_good(smoke_config, tmp_path):
     smoke_config.update(checkpoint_every_steps=5, checkpoint_keep=2, checkpoint_keep_every_steps=20)
     smoke_config.update(sample_every_steps=0, eval_every_steps=0)

@@ -186,6 +186,7 @@ def test_missing_and_unexpected_arrays_are_refused(published):
     assert "fc.weight (1000, 2048) instead of (1008, 2048)" in str(error.value)
 
 
+@pytest.mark.slow
 def test_command_writes_a_workdir(published, params, tmp_path, run_command):
     counters = {"Conv2d_1a_3x3.bn.num_batches_tracked": np.zeros((), np.int64)}
     safetensors.numpy.save_file(published | counters, tmp_path / "weights.safetensors")

@@ -152,6 +152,7 @@ def test_scale_that_is_not_the_publisher_s_is_told(latent_config, caplog):
     )
 
 
+@pytest.mark.slow
 def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_command, monkeypatch):
     latent_config.update(sample_every_steps=3)
     train.train_and_evaluate(latent_config, tmp_path / "run")

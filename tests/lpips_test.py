@@ -56,6 +56,7 @@ def test_distances_are_the_published_code_s(params):
     np.testing.assert_allclose(grey, three, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_where_no_feature_fires(params):
     dead = jax.tree.map(lambda a: -jnp.abs(a), params)
     x, y = jnp.ones((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3))

@@ -28,6 +28,7 @@ def test_means_are_of_the_images_asked_for(smoke_config, vae_dir):
     np.testing.assert_array_equal(picture[:48:6, :48:6, 0], image[0, ..., 0])
 
 
+@pytest.mark.slow
 def test_command_writes_the_picture(run_command, digits_dir, vae_dir, tmp_path):
     out = tmp_path / "new" / "x.png"
     flags = ["--config", "configs/smoke.py", f"--config.data.data_dir={digits_dir}"]

@@ -88,6 +88,7 @@ def _two_steps(config, devices=None):
     return jax.device_get((scalars, state.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh", [pytest.param(dict(data=8), marks=pytest.mark.slow), dict(data=2, fsdp=4)], ids=str
 )

@@ -193,6 +193,7 @@ def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(workdir, smoke_co
     assert int(train.train_and_evaluate(smoke_config, workdir).step) == 41
 
 
+@pytest.mark.slow
 def test_profile_of_chosen_steps_is_written(smoke_config, tmp_path):
     smoke_config.update(total_steps=6, profile_start_step=3, profile_num_steps=2)
     smoke_config.update(sample_every_steps=0)

@@ -67,6 +67,7 @@ def test_moments_and_decoded_pixels_are_the_recorded_ones(golden, config):
         assert np.abs(actual - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_dtype_and_remat_change_only_the_rounding(golden, config):
     published, images = golden
     params = convert.load("vae", published, config)
