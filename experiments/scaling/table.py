@@ -1,0 +1,59 @@
+"""The table of a study: a CSV file with a row for each run at each of its compute points.
+
+| column | |
+|---|---|
+| cell, grid | the run's name in its sweep, and which of the sweep's grids it is of |
+| model, size, patch_size | 'S/2' is size 'S' with patch size 2 |
+| block, depth, hidden_size, num_heads | of `config.model` |
+| tokens, params, gmacs | `dit_jax.flops`: patches of an image, multiply-adds of one pass in 1e9 |
+| seed, learning_rate, batch_size | of the run |
+| step, images_seen, train_gflops | how far it is; 6 gmacs images_seen |
+| eval_loss, eval_mse, eval_vb | of held-out images, by the EMA weights; vb with a learned variance |
+| fd_pixels, label_accuracy, fid, ... | of samples, as `dit_jax.evaluate` names them |
+| sampler, sampling_steps, cfg_scale, num | how they were drawn, and how many |
+| extractor, reference, device, jax, git_revision | by what, against what, on what, by which code |
+"""
+
+import csv
+import io
+import pathlib
+
+from dit_jax import spool
+
+TEXT = ("cell", "grid", "model", "size", "block", "sampler", "extractor", "reference", "device")
+TEXT += ("jax", "git_revision")  # all else are numbers
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows: text, int or float; None where a cell is empty.
+
+    Raises: FileNotFoundError; ValueError, with the line, for a number that is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
+    with path.open(newline="") as file:
+        lines = csv.DictReader(file)
+        return [
+            {name: _value(name, text, f"{path}:{number}") for name, text in line.items()}
+            for number, line in enumerate(lines, 2)
+        ]
+
+
+def write(path: pathlib.Path, rows: list[dict]) -> None:
+    """All rows, with the names of all of them as columns in the order of their first use."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    lines = csv.DictWriter(text, names, lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spool.replace(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _value(name, text, place):
+    if name in TEXT or not text:
+        return text or None
+    try:
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"{place}: {name}={text!r} is no number.") from None
