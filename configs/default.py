@@ -73,6 +73,7 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.eval_every_steps = (
         10_000  # held-out loss of the EMA weights, also at the end; 0 is never
     )
+    config.eval_draws = 1  # of time and noise for each held-out image, always the same ones
     config.sample_every_steps = 0  # picture by the EMA weights, samples/<step>.png; 0 is never
     config.sample_num_images = 16  # in that picture
     config.checkpoint_every_steps = 10_000  # and at the last step

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "total_steps",
     "log_every_steps",
     "eval_every_steps",
+    "eval_draws",
     "sample_every_steps",
     "sample_num_images",
     "checkpoint_every_steps",

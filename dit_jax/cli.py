@@ -118,8 +118,10 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
         raise OSError(f"cannot write {name}{out}: {error}") from error
 
 
-def run(main: Callable) -> None:
+def run(main: Callable, on_cpu: bool = False) -> None:
     """Parses the flags, connects the processes, starts the log, and calls main.
+
+    Args: on_cpu, leaves the accelerators to the processes that main starts.
 
     An error that this package raises is a message to the user and ends the command as such;
     any other keeps its traceback.
@@ -134,7 +136,7 @@ def run(main: Callable) -> None:
     # --help shows the flags of the command's own module only, unless told that these are its too.
     for flag in FLAGS.flags_by_module_dict()[__name__]:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(lambda argv: _start(main, argv), flags_parser=_parse)
+    app.run(lambda argv: _start(main, argv, on_cpu), flags_parser=_parse)
 
 
 def _parse(argv):
@@ -142,7 +144,7 @@ def _parse(argv):
     try:
         rest = FLAGS(argv)
         if "config" in FLAGS and FLAGS.config is not None:
-            _ = FLAGS.config.model  # raises what kept the file from loading
+            _ = FLAGS.config.to_dict  # raises what kept the file from loading
         return rest
     except flags.Error as error:
         # An error inside get_config comes as the text of a traceback.
@@ -162,21 +164,30 @@ def _parse(argv):
         sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
 
 
-def _start(main, argv):
+def _start(main, argv, on_cpu):
     _start_log()
     if FLAGS.distributed or FLAGS.coordinator_address:
         jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    _check_accelerator()
+    if on_cpu:
+        jax.config.update("jax_platforms", "cpu")
+    else:
+        _check_accelerator()
     if jax.process_index():  # the first process speaks for all
         logger.setLevel(logging.WARNING)
         sys.stdout = io.StringIO()
     try:
         main(argv)
     except (ValueError, OSError, FloatingPointError) as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if FLAGS.traceback or pathlib.Path(__file__).parent not in pathlib.Path(raised_in).parents:
+        if FLAGS.traceback or not is_ours(error):
             raise
         sys.exit(f"error: {error}")
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether this code raised it, with a message for users; not a library that it calls."""
+    raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    root = pathlib.Path(__file__).parents[1]
+    return any(root / name in raised_in.parents for name in ("dit_jax", "configs", "experiments"))
 
 
 def _start_log():

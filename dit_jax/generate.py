@@ -19,6 +19,7 @@ from dit_jax import checkpoint, diffusion, guidance, latents, models, samplers, 
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
+CELL, GAP = 48, 2  # pixels, of pictures of many images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,7 +341,7 @@ def grid_columns(count: int) -> int:
     return math.isqrt(count - 1) + 1
 
 
-def image_grid(images: np.ndarray, columns: int, cell: int = 48, gap: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int, cell: int = CELL, gap: int = GAP) -> np.ndarray:
     """[N, H, W, C] uint8 as one [height, width, 3] uint8 image.
 
     Images smaller than `cell` pixels are enlarged by a whole factor; `gap` grey pixels part them.
@@ -355,6 +356,22 @@ def image_grid(images: np.ndarray, columns: int, cell: int = 48, gap: int = 2) -
         grid[i // columns, :height, i % columns, :width] = image
     grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
     return grid[:-gap, :-gap] if gap else grid
+
+
+def split_grid(grid: np.ndarray, size: int) -> np.ndarray:
+    """`image_grid` backwards: the images [N, size, size, 3] of its picture, grey ones at the end.
+
+    Raises: ValueError for a picture that images of this size do not make.
+    """
+    factor = max(1, CELL // size)
+    cell = size * factor + GAP
+    height, width = (length + GAP for length in grid.shape[:2])
+    if height % cell or width % cell:
+        raise ValueError(f"{grid.shape[:2]} pixels are no grid of images of {size} pixels.")
+    grid = np.pad(grid, ((0, GAP), (0, GAP), (0, 0)))
+    images = grid.reshape(height // cell, cell, width // cell, cell, 3).swapaxes(1, 2)
+    images = images[:, :, : size * factor : factor, : size * factor : factor]
+    return images.reshape(-1, size, size, 3)
 
 
 def _check_guidance(config, model, guide):

@@ -8,6 +8,7 @@ Run the same command again and it resumes from the newest checkpoint.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -92,6 +93,7 @@ def _check_ranges(config):
         "total_steps": (config.total_steps, 1, most),
         "log_every_steps": (config.log_every_steps, 1, most),
         "eval_every_steps": (config.eval_every_steps, 0, most),
+        "eval_draws": (config.eval_draws, 1, most),
         "sample_every_steps": (config.sample_every_steps, 0, most),
         "checkpoint_every_steps": (config.checkpoint_every_steps, 1, most),
         "checkpoint_keep": (config.checkpoint_keep, 2, most),  # one to fall back on
@@ -199,18 +201,22 @@ def compile_train_step(program: Program) -> Callable:
 
 
 def compile_evaluate(program: Program, source: data.Source, resident: dict) -> Callable:
-    """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call."""
+    """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call.
+
+    Each image counts `config.eval_draws` times, every time with others.
+    """
     step = jax.jit(
         functools.partial(eval_step, program=program),
         compiler_options=models.compiler_options(),
         out_shardings=sharding.replicated(program.mesh),
     )
-    batch_size = program.config.batch_size
+    batch_size, draws = program.config.batch_size, program.config.eval_draws
     rows = sharding.local_rows(program.mesh, batch_size)
 
     def evaluate(params):
         total = {}
-        for i, batch in enumerate(data.eval_batches(source, batch_size, rows)):
+        passes = (data.eval_batches(source, batch_size, rows) for _ in range(draws))
+        for i, batch in enumerate(itertools.chain.from_iterable(passes)):
             sums = step(
                 params, sharding.put_batch(program.mesh, batch), jax.random.key(i), resident
             )

@@ -8,7 +8,7 @@
 | tokens, params, gmacs | `dit_jax.flops`: patches of an image, multiply-adds of one pass in 1e9 |
 | seed, learning_rate, batch_size | of the run |
 | step, images_seen, train_gflops | how far it is; 6 gmacs images_seen |
-| eval_loss, eval_mse, eval_vb | of held-out images, by the EMA weights; vb with a learned variance |
+| eval_loss, eval_mse, ... | of held-out images, by the EMA weights |
 | fd_pixels, label_accuracy, fid, ... | of samples, as `dit_jax.evaluate` names them |
 | sampler, sampling_steps, cfg_scale, num | how they were drawn, and how many |
 | extractor, reference, device, jax, git_revision | by what, against what, on what, by which code |

@@ -1,0 +1,153 @@
+"""One cell of a sweep: trains it, then evaluates every compute point; continues where it was.
+
+  python -m experiments.scaling.cell --config SWEEP --name NAME --workdir DIR
+
+What `experiments.scaling.sweep` starts for each of its cells, in one process or, on a pod, in all
+of them. The cell's directory DIR/NAME is a workdir of `dit_jax.train`, with `cell.json` in it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import pathlib
+import sys
+import time
+import traceback
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from dit_jax import cli, evaluate, extractors, generate, references, sharding, spool, train
+from experiments.scaling import grid
+
+FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
+
+INTERRUPTED = 75  # exit status of a cell that saved at SIGTERM; sysexits.h's EX_TEMPFAIL
+
+
+def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> bool:
+    """Trains and evaluates a cell, or what is left of it; True when it is done.
+
+    Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.
+    Raises: as `train.train_and_evaluate` and `evaluate.evaluate`; what failed is recorded.
+    """
+    with _alone(directory):
+        if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
+            logger.info("%s is done.", cell.name)
+            return True
+        began = time.monotonic()
+        # Of the parts of this run that came to an end; those that were killed are not known.
+        before = _read(directory).get("wall_seconds", 0)
+
+        def record(state, **more):
+            if jax.process_index() == 0:
+                seconds = before + time.monotonic() - began
+                device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+                more = {"wall_seconds": seconds, "device": device, **more}
+                _write(cell, evaluation, directory, state, **more)
+
+        record("begun")
+        try:
+            done = _train_and_evaluate(cell, evaluation, directory)
+        except Exception as error:  # of any kind
+            record("failed", error=str(error), traceback=traceback.format_exc())
+            raise
+        record("done" if done else "begun")
+    return done
+
+
+def _train_and_evaluate(cell, evaluation, directory):
+    state = train.train_and_evaluate(cell.config, directory)
+    if int(state.step) < cell.steps[-1]:
+        return False
+    del state
+    extractor = extractors.load(
+        evaluation.extractor or references.default_extractor(evaluation.reference),
+        evaluation.weights and pathlib.Path(evaluation.weights),
+    )
+    reference = references.of_run(cell.config, evaluation.reference, extractor)
+    for step in cell.steps:
+        trained = generate.load(directory, step)
+        row = evaluate.evaluate(
+            trained,
+            directory,
+            extractor,
+            reference,
+            evaluation.num,
+            evaluation.seed,
+            evaluation.labels,
+            evaluation.batch_size or None,
+        )
+        logger.info("step %d  %s", step, json.dumps(row))
+    return True
+
+
+def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
+    """'waiting', 'begun', 'failed' or 'done', of this very cell: of another config it has begun."""
+    record = _read(directory)
+    if not record:
+        return "waiting"
+    return record["state"] if record["digest"] == _digest(cell, evaluation) else "begun"
+
+
+def error(directory: pathlib.Path) -> str:
+    """The first line of what made the cell fail."""
+    return (_read(directory).get("error", "").splitlines() or ["no message"])[0]
+
+
+def record_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, error: str):
+    """Of a process that could not do so itself."""
+    if state(cell, evaluation, directory) != "failed":
+        _write(cell, evaluation, directory, "failed", error=error)
+
+
+def _digest(cell, evaluation):
+    parts = cell.config.to_dict(), cell.steps, evaluation.to_dict()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(directory):
+    path = directory / "cell.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write(cell, evaluation, directory, state, **more):
+    names = {"name": cell.name, "grid": cell.grid, "size": cell.size, "steps": cell.steps}
+    record = names | {"digest": _digest(cell, evaluation), "state": state, **more}
+    text = json.dumps(record, indent=2) + "\n"
+    directory.mkdir(parents=True, exist_ok=True)
+    spool.replace(directory / "cell.json", lambda file: file.write(text.encode()))
+
+
+@contextlib.contextmanager
+def _alone(directory):
+    """Waits for another process that runs this cell: one of a sweep that was killed, say."""
+    if jax.process_index() != 0:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("another process runs this cell: waiting for it to end.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(_):
+    sweep = FLAGS.config
+    (cell,) = grid.cells(sweep, FLAGS.name)
+    if not run(cell, sweep.evaluate, pathlib.Path(FLAGS.workdir) / cell.name):
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("name", None, "Of the cell.", required=True)
+    flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+    cli.run(main)

@@ -1,0 +1,171 @@
+"""Where the cells of a sweep run: here, one after another or one to each device, or under Slurm.
+
+Every cell is the same command, so that any scheduler can start it; launch/ has more of them.
+"""
+
+import concurrent.futures
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+logger = logging.getLogger("dit_jax")
+
+Command = list[str]
+
+
+def run_local(
+    commands: Mapping[str, Command], logs: Mapping[str, pathlib.Path], parallel: int
+) -> "Runs":
+    """Starts every command, `parallel` at a time, each then on devices of its own.
+
+    Args: commands, logs: by the cell's name; what a command prints is appended to its log.
+    Returns: an iterator over (name, exit status) in the order in which they end.
+    Raises: ValueError for more at a time than there are devices.
+    """
+    return Runs(commands, logs, shares(parallel))
+
+
+class Runs:
+    """(name, exit status) of commands as they end; SIGTERM and Ctrl-C reach those that run."""
+
+    def __init__(self, commands, logs, shares):
+        self._commands, self._logs = commands, logs
+        self._free = list(shares)
+        self._running, self._lock = set(), threading.Lock()
+        self._stopping = False
+        self._workers = len(shares)
+
+    def __iter__(self):
+        previous = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
+                futures = {pool.submit(self._run, name): name for name in self._commands}
+                try:
+                    for future in concurrent.futures.as_completed(futures):
+                        status = future.result()
+                        if status is not None:  # it was started
+                            yield futures[future], status
+                except BaseException:  # Ctrl-C: the pool would begin what waits
+                    self._stop()
+                    raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGTERM came: commands that end then need not have failed."""
+        return self._stopping
+
+    def _stop(self, *_):
+        self._stopping = True
+        for process in tuple(self._running):
+            process.terminate()
+
+    def _run(self, name):
+        with self._lock:
+            share = self._free.pop()
+        try:
+            if self._stopping:
+                return None
+            if cores := share.get("cores"):
+                os.sched_setaffinity(0, cores)  # of this thread, and so of what it starts
+            with self._logs[name].open("a") as log:
+                process = subprocess.Popen(
+                    self._commands[name],
+                    env=os.environ | share.get("variables", {}),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+                self._running.add(process)
+                try:
+                    return process.wait()
+                finally:
+                    self._running.discard(process)
+        finally:
+            with self._lock:
+                self._free.append(share)
+
+
+def shares(parallel: int) -> list[dict]:
+    """For each of the cells that run at once the 'variables' or the 'cores' that are its own.
+
+    One alone has everything.
+    Raises: ValueError for more cells than GPUs, TPU chips or, without those, cores.
+    """
+    if parallel == 1:
+        return [{}]
+    dev = pathlib.Path("/dev")
+    if gpus := _visible("CUDA_VISIBLE_DEVICES", sorted(dev.glob("nvidia[0-9]*"))):
+        kind, found = "GPUs", [{"variables": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus]
+    elif chips := _visible("TPU_VISIBLE_CHIPS", sorted(dev.glob("accel*"))):
+        alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+        kind = "TPU chips"
+        found = [{"variables": {"TPU_VISIBLE_CHIPS": chip, **alone}} for chip in chips]
+    else:
+        cores = sorted(os.sched_getaffinity(0))
+        size = max(1, len(cores) // parallel)
+        kind, found = "cores", [{"cores": cores[i : i + size]} for i in range(0, len(cores), size)]
+    if parallel > len(found):
+        raise ValueError(f"{parallel=} cells at a time need as many {kind}, not {len(found)}.")
+    return found[:parallel]
+
+
+def _visible(variable, devices):
+    """Numbers of the devices, as text: those that the variable leaves visible."""
+    if variable in os.environ:
+        return [part for part in os.environ[variable].split(",") if part]
+    return [str(i) for i in range(len(devices))]
+
+
+def submit(
+    commands: Mapping[str, Command],
+    folder: pathlib.Path,
+    settings: ConfigDict,
+    cluster: str = "slurm",
+) -> dict[str, str]:
+    """Submits every command as a job through submitit; the jobs' ids by the cell's name.
+
+    Args: folder, for scripts and logs.   settings: `config.slurm` of a sweep.   cluster: 'slurm',
+      or 'local' to run the jobs here.
+    Raises: ValueError if submitit or Slurm is not there.
+    """
+    executor = _executor(folder, cluster)
+    parameters = {key: value for key, value in settings.items() if value not in ("", 0)}
+    at_once = parameters.pop("jobs_at_once")
+    partition = parameters.pop("partition", None)
+    if cluster == "slurm":
+        parameters |= {"slurm_array_parallelism": at_once}
+        parameters |= {"slurm_partition": partition} if partition else {}
+    executor.update_parameters(name="dit_jax", **parameters)
+    with executor.batch():
+        jobs = {name: executor.submit(_call, command) for name, command in commands.items()}
+    return {name: job.job_id for name, job in jobs.items()}
+
+
+def ended(job_id: str, folder: pathlib.Path, cluster: str = "slurm") -> bool:
+    """Whether a job that was submitted has ended, well or not."""
+    job_class = _executor(folder, cluster)._executor.job_class
+    return job_class(folder=folder, job_id=job_id).done()
+
+
+def _executor(folder, cluster):
+    try:
+        import submitit
+    except ImportError as error:
+        raise ValueError("executor slurm needs submitit: pip install submitit") from error
+    if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
+        raise ValueError(
+            "executor slurm needs sbatch on this machine; --executor print prints the commands "
+            "for any other scheduler."
+        )
+    return submitit.AutoExecutor(folder=folder, cluster=cluster)
+
+
+def _call(command: Command) -> None:
+    subprocess.run(command, check=True)

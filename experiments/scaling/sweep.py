@@ -1,0 +1,165 @@
+"""Runs the cells of a sweep that are not done yet, each trained and evaluated in its own workdir.
+
+  python -m experiments.scaling.sweep --config experiments/scaling/configs/smoke.py --workdir DIR
+  python -m experiments.scaling.sweep --config ... --workdir DIR --parallel 8     # one to a GPU
+  python -m experiments.scaling.sweep --config ... --workdir DIR --executor slurm
+  python -m experiments.scaling.sweep --config ... --workdir DIR --executor print # the commands
+  python -m experiments.scaling.sweep --config ... --workdir DIR --list           # what is done
+
+Killed and run again it continues. A cell that failed is left alone until --retry_failed. At the
+end DIR/table.csv holds what `experiments.scaling.collect` makes of the cells.
+"""
+
+import collections
+import logging
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dit_jax import cli, data
+from experiments.scaling import cell, collect, executors, grid
+
+FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
+
+
+def waiting(
+    sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path, retry_failed: bool = False
+) -> list[grid.Cell]:
+    """The cells that are to be run: neither done nor, without retry_failed, failed."""
+    left_alone = ("done",) if retry_failed else ("done", "failed")
+    return [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) not in left_alone]
+
+
+def check_data(cells: list[grid.Cell]) -> None:
+    """Opens what the cells train on, once.   Raises: as `data.open_split`."""
+    checked = []
+    for one in cells:
+        keys = one.config.data.to_dict(), one.config.latents.to_dict()
+        if keys not in checked:
+            data.open_split(one.config, "train")
+            checked.append(keys)
+
+
+def run(
+    sweep: ConfigDict, cells: list[grid.Cell], commands: dict, workdir: pathlib.Path, parallel: int
+) -> None:
+    """Runs cells here; those whose processes die are recorded as failed."""
+    by_name = {c.name: c for c in cells}
+    logs = {name: workdir / name / "log.txt" for name in by_name}
+    for log in logs.values():
+        log.parent.mkdir(parents=True, exist_ok=True)
+    left = len(cells)
+    runs = executors.run_local(commands, logs, parallel)
+    for name, status in runs:
+        one, directory = by_name[name], workdir / name
+        if status and not runs.stopped and status != cell.INTERRUPTED:
+            told = f"its process ended with status {status}; see {logs[name]}"
+            cell.record_failure(one, sweep.evaluate, directory, told)
+        left -= 1
+        what = cell.state(one, sweep.evaluate, directory)
+        what += f": {cell.error(directory)}" if what == "failed" else ""
+        logger.info("%s  %s, %d cells left", name, what, left)
+
+
+def command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Command:
+    """What runs a cell. Args: config, the flags that make the sweep's config."""
+    module = [sys.executable, "-m", "experiments.scaling.cell"]
+    return [*module, *config, f"--name={name}", f"--workdir={workdir}"]
+
+
+def listing(sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> str:
+    """A line for each cell, and their sum."""
+    width = max(len(c.name) for c in cells)
+    lines = [f"{'cell':{width}}  {'params':>11}  {'gmacs':>9}  {'steps':>8}  {'TFLOPs':>10}  state"]
+    total = 0.0
+    for one in cells:
+        counts, what = one.counts, cell.state(one, sweep.evaluate, workdir / one.name)
+        what += f": {cell.error(workdir / one.name)}" if what == "failed" else ""
+        tflops = counts["train_gflops"] / 1e3
+        total += tflops
+        lines.append(
+            f"{one.name:{width}}  {counts['params']:>11,}  {counts['gmacs']:>9.4g}  "
+            f"{one.steps[-1]:>8,}  {tflops:>10,.4g}  {what}"
+        )
+    return "\n".join([*lines, f"{len(cells)} cells, {total:,.4g} TFLOPs of training"])
+
+
+def main(_):
+    sweep, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir).absolute()
+    cells = grid.cells(sweep)
+    if FLAGS.list:
+        print(listing(sweep, cells, workdir))
+        return
+    left = waiting(sweep, cells, workdir, FLAGS.retry_failed)
+    commands = {c.name: command(_config_flags(), c.name, workdir) for c in left}
+    if FLAGS.executor == "print":
+        for words in commands.values():
+            print(shlex.join(words))
+        return
+    check_data(left)
+    counts = collections.Counter(cell.state(c, sweep.evaluate, workdir / c.name) for c in cells)
+    logger.info("%d cells: %s", len(cells), ", ".join(f"{n} {s}" for s, n in counts.items()))
+    if FLAGS.executor == "slurm":
+        _submit(sweep, commands, workdir)
+        return
+    run(sweep, left, commands, workdir, FLAGS.parallel)
+    failed = [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) == "failed"]
+    if failed:
+        lines = [f"  {c.name}: {cell.error(workdir / c.name)}" for c in failed]
+        raise ValueError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
+    if waiting(sweep, cells, workdir):
+        sys.exit("stopped: run the same command to continue.")
+    rows = collect.write(workdir, workdir / "table.csv", [])
+    print(f"{workdir / 'table.csv'}: {len(rows)} rows of {len(cells)} cells")
+
+
+def _config_flags():
+    """--config and the keys set on the command line, as a cell's command takes them."""
+    flag = FLAGS["config"]
+    changed = config_flags.get_override_values(flag)
+    overrides = [f"--config.{key}={value}" for key, value in changed.items()]
+    return [f"--config={config_flags.get_config_filename(flag)}", *overrides]
+
+
+def _submit(sweep, commands, workdir):
+    """Submits the cells whose jobs of an earlier call have ended."""
+    folder = workdir / "slurm"
+    queued = []
+    for name in commands:
+        path = workdir / name / "job"
+        if path.is_file() and not executors.ended(path.read_text(), folder):
+            queued.append(name)
+    commands = {name: words for name, words in commands.items() if name not in queued}
+    slurm = sweep.slurm
+    if slurm.nodes * slurm.tasks_per_node > 1:
+        commands = {name: [*words, "--distributed"] for name, words in commands.items()}
+    jobs = executors.submit(commands, folder, slurm) if commands else {}
+    for name, job_id in jobs.items():
+        path = workdir / name / "job"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(job_id)
+        print(f"{name}: job {job_id}")
+    print(
+        f"{len(jobs)} jobs submitted, {len(queued)} were queued before. --list shows their state."
+    )
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+    flags.DEFINE_enum(
+        "executor",
+        "local",
+        ["local", "slurm", "print"],
+        "local: here; slurm: a job to a cell; print: the commands, for another scheduler.",
+    )
+    flags.DEFINE_integer(
+        "parallel", 1, "Cells at a time of executor local, each on a device of its own.", 1
+    )
+    flags.DEFINE_bool("retry_failed", False, "Run cells again that failed.")
+    flags.DEFINE_bool("list", False, "Show all cells, what they cost and what is done.")
+    cli.run(main, on_cpu=True)
