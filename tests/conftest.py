@@ -29,6 +29,8 @@ from ml_collections import ConfigDict
 from configs import default, smoke
 from dit_jax import checkpoint, convert, diffusion, encode, extractors, models, train
 from dit_jax.datasets import digits
+from experiments.scaling import cell, grid
+from experiments.scaling.configs import smoke as smoke_sweep
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -170,6 +172,19 @@ def trained_workdir(digits_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def swept(digits_dir, tmp_path_factory):
+    """A finished sweep of two cells, evaluated at steps 10 and 20. Do not change."""
+    config = smoke_sweep.get_config().unlock()
+    config.base.data.data_dir = str(digits_dir)
+    config.grids = dict(main=dict(size=("XS",), model=dict(patch_size=(2, 4))))
+    config.steps = (10, 20)
+    workdir = tmp_path_factory.mktemp("sweeps") / "smoke"
+    for one in grid.cells(config):
+        cell.run(one, config.evaluate, workdir / one.name)
+    return workdir
+
+
 @pytest.fixture
 def workdir(trained_workdir, tmp_path):
     """A copy of the finished run, to change."""
@@ -188,11 +203,12 @@ def start_pair(command, *arguments, devices=1):
 
 
 def start(command, *arguments, devices=1, **variables):
-    """A process of `python -m dit_jax.<command>` with so many CPU devices."""
+    """A process of `python -m dit_jax.<command>`, or of experiments.*, with so many CPU devices."""
+    module = command if command.startswith("experiments.") else f"dit_jax.{command}"
     # Compiled as users' are: these runs are compared bit for bit.
     variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", f"dit_jax.{command}", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | variables,
         stdout=subprocess.PIPE,

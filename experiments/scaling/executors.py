@@ -148,21 +148,22 @@ def submit(
     return {name: job.job_id for name, job in jobs.items()}
 
 
-def ended(job_id: str, folder: pathlib.Path, cluster: str = "slurm") -> bool:
-    """Whether a job that was submitted has ended, well or not."""
-    job_class = _executor(folder, cluster)._executor.job_class
-    return job_class(folder=folder, job_id=job_id).done()
+def ended(job_id: str, folder: pathlib.Path) -> bool:
+    """Whether a job that was submitted to Slurm has ended, well or not."""
+    import submitit
+
+    return submitit.SlurmJob(folder=folder, job_id=job_id).done(force_check=True)
 
 
 def _executor(folder, cluster):
     try:
         import submitit
     except ImportError as error:
-        raise ValueError("executor slurm needs submitit: pip install submitit") from error
+        raise ValueError("executor slurm needs submitit: pip install -e '.[slurm]'") from error
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
         raise ValueError(
-            "executor slurm needs sbatch on this machine; --executor print prints the commands "
-            "for any other scheduler."
+            "executor slurm needs Slurm's commands on this machine; --executor print prints those "
+            "of the cells, for any other scheduler."
         )
     return submitit.AutoExecutor(folder=folder, cluster=cluster)
 

@@ -1,0 +1,155 @@
+"""The table of a sweep: what a row says, and which rows it refuses."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from dit_jax import flops, generate, metrics
+from experiments.scaling import collect, grid, table
+from experiments.scaling.configs import smoke
+
+
+@pytest.fixture
+def workdir(swept, tmp_path):
+    """A copy of a finished sweep, to change."""
+    return shutil.copytree(swept, tmp_path / "sweep")
+
+
+@pytest.fixture
+def append(workdir):
+    """append(**changes): another row of the first cell, like its last but for the changes."""
+    path = workdir / "XS-patch_size=2" / "evaluations.jsonl"
+
+    def append(sample=(), **changes):
+        row = metrics.read_json_lines(path)[-1]
+        row |= {**changes, "sample": row["sample"] | dict(sample)}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return append
+
+
+def test_rows_say_what_was_run(swept):
+    rows = collect.collect(swept, [])
+    assert [(row["cell"], row["step"]) for row in rows] == [
+        ("XS-patch_size=4", 10),
+        ("XS-patch_size=4", 20),
+        ("XS-patch_size=2", 10),
+        ("XS-patch_size=2", 20),
+    ]
+    row = rows[-1]
+    config = smoke.get_config()
+    cell = next(c for c in grid.cells(config) if c.name == row["cell"])
+    counts = flops.count(cell.config)
+    expected = dict(
+        grid="main",
+        model="XS/2",
+        size="XS",
+        block="adaLN-Zero",
+        depth=1,
+        hidden_size=16,
+        num_heads=1,
+        patch_size=2,
+        tokens=16,
+        params=counts["params"],
+        gmacs=counts["gmacs"],
+        seed=0,
+        learning_rate=0.003,
+        batch_size=16,
+        images_seen=320,
+        train_gflops=320 * 6 * counts["gmacs"],
+        sampler="ddim",
+        sampling_steps=5,
+        cfg_scale=1.0,
+        num=100,
+        extractor="pixels",
+    )
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    lines = metrics.read_json_lines(swept / row["cell"] / "metrics.jsonl")
+    losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert [r["eval_loss"] for r in rows[2:]] == [losses[10], losses[20]]
+    evaluated = metrics.read_json_lines(swept / row["cell"] / "evaluations.jsonl")
+    assert [r["fd_pixels"] for r in rows[2:]] == [r["fd_pixels"] for r in evaluated]
+    assert not {"seconds", "img_per_s", "picture", "workdir"} & row.keys()  # differ, run by run
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(sample=dict(cfg_scale=1.5)), "cfg_scale: 1.0 in 4 rows, 1.5 in 1 rows"),
+        (dict(sample=dict(steps=9)), "steps: 5 in 4 rows, 9 in 1 rows"),
+        (dict(sample=dict(sampler="ddpm")), 'sampler: "ddim" in 4 rows, "ddpm" in 1 rows'),
+        (dict(sample=dict(num=50)), "num: 100 in 4 rows, 50 in 1 rows"),
+        (dict(sample=dict(raw=True)), "raw: false in 4 rows, true in 1 rows"),
+        (dict(reference=dict(name="x", digest="y")), "reference.digest: "),
+        (dict(extractor=dict(name="inception")), 'extractor.name: "pixels" in 4 rows'),
+    ],
+    ids=str,
+)
+def test_rows_that_were_not_measured_alike_are_refused(workdir, append, change, told):
+    append(**change)
+    with pytest.raises(ValueError, match=told) as refused:
+        collect.collect(workdir, [])
+    assert "--where" in str(refused.value)
+
+
+def test_where_chooses_among_them(workdir, append):
+    append(sample=dict(cfg_scale=1.5), fd_pixels=7.0)
+    (row,) = collect.collect(workdir, ["cfg_scale=1.5"])
+    assert (row["fd_pixels"], row["cfg_scale"]) == (7.0, 1.5)
+    assert len(collect.collect(workdir, ["cfg_scale=1"])) == 4
+
+
+def test_of_rows_measured_again_the_last_counts(workdir, append):
+    append(fd_pixels=7.0, git_revision="other")
+    rows = collect.collect(workdir, [])
+    assert len(rows) == 4
+    assert (rows[-1]["fd_pixels"], rows[-1]["git_revision"]) == (7.0, "other")
+
+
+def test_directory_without_cells_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no cells: .*experiments.scaling.sweep"):
+        collect.collect(tmp_path, [])
+    with pytest.raises(FileNotFoundError, match=r"no table .*experiments.scaling.collect"):
+        table.read(tmp_path / "table.csv")
+
+
+def test_number_that_is_none_is_refused_with_its_line(tmp_path):
+    (tmp_path / "table.csv").write_text("cell,fid\na,1.5\nb,abc\n")
+    with pytest.raises(ValueError, match=r"table\.csv:3: fid='abc' is no number"):
+        table.read(tmp_path / "table.csv")
+
+
+def test_samples_are_those_of_the_evaluation(swept):
+    rows = collect.collect(swept, [])
+    found = collect.samples(swept, rows)
+    assert found["model"].tolist() == ["XS/4", "XS/2"]
+    assert found["image"].shape == (2, 10, 8, 8, 1)
+    assert found["label"].tolist() == list(range(10))
+    trained = generate.load(swept / "XS-patch_size=2", 20)
+    sample = trained.make_sample_fn()
+    labels = np.arange(16) % 10
+    arguments = sample, trained.params, labels, 0, trained.mesh, trained.to_image
+    images = generate.generate(*arguments)
+    differences = np.abs(found["image"][1].astype(int) - images[:10])
+    assert differences.max() <= 1  # another batch size
+    assert images.std() > 10
+
+
+def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
+    out = tmp_path / "out" / "table.csv"
+    npz = tmp_path / "out" / "samples.npz"
+    printed = run_command(
+        "experiments.scaling.collect", f"--workdir={swept}", f"--out={out}", f"--samples={npz}"
+    )
+    assert "4 rows of 2 cells" in printed
+    with out.open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    cost = json.loads(out.with_suffix(".cost.json").read_text())
+    assert cost["cells"] == 2
+    assert cost["hours"] == pytest.approx(sum(cost["cells_seconds"].values()) / 3600, abs=1e-3)
+    with np.load(npz) as file:
+        assert set(file.files) == {"image", "label", "model"}

@@ -1,0 +1,290 @@
+"""A sweep end to end: run, killed and continued, failed and retried, here or as jobs."""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import sys
+import time
+
+import conftest
+import pytest
+
+from dit_jax import metrics
+from experiments.scaling import cell, collect, executors, grid, sweep, table
+from experiments.scaling.configs import smoke
+
+
+@pytest.fixture
+def config(digits_dir):
+    """Two cells of configs/smoke.py of sweeps, free to change."""
+    config = smoke.get_config().unlock()
+    config.base.data.data_dir = str(digits_dir)
+    config.grids = dict(main=dict(size=("XS",), model=dict(patch_size=(2, 4))))
+    config.steps = (10, 20)
+    return config
+
+
+@pytest.fixture
+def run_cells(config, swept):
+    """A copy of the sweep's directory, to change, and its cells."""
+
+    def copy(workdir):
+        shutil.copytree(swept, workdir)
+        return grid.cells(config)
+
+    return copy
+
+
+def test_cells_are_trained_and_evaluated_at_every_compute_point(swept, config):
+    for one in grid.cells(config):
+        directory = swept / one.name
+        assert cell.state(one, config.evaluate, directory) == "done"
+        rows = metrics.read_json_lines(directory / "evaluations.jsonl")
+        assert [row["step"] for row in rows] == [10, 20]
+        assert {row["sample"]["num"] for row in rows} == {100}
+        losses = metrics.read_json_lines(directory / "metrics.jsonl")
+        assert [line["step"] for line in losses if "eval_loss" in line] == [10, 20]
+    assert sweep.waiting(config, grid.cells(config), swept) == []
+
+
+def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tmp_path):
+    one, *_ = run_cells(tmp_path / "sweep")
+    directory = tmp_path / "sweep" / one.name
+    before = (directory / "evaluations.jsonl").read_text()
+    assert cell.run(one, config.evaluate, directory)
+    assert (directory / "evaluations.jsonl").read_text() == before
+    config.evaluate.num = 50
+    assert cell.state(one, config.evaluate, directory) == "begun"
+    assert cell.run(one, config.evaluate, directory)
+    rows = metrics.read_json_lines(directory / "evaluations.jsonl")
+    assert [(row["step"], row["sample"]["num"]) for row in rows[2:]] == [(10, 50), (20, 50)]
+    config.steps = (10, 20, 30)  # longer training: the same run goes on
+    one, *_ = grid.cells(config)
+    assert cell.run(one, config.evaluate, directory)
+    steps = [line["step"] for line in metrics.read_json_lines(directory / "metrics.jsonl")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 30
+
+
+def test_failed_cell_is_recorded_left_alone_and_retried(config, tmp_path):
+    config.evaluate.reference = str(tmp_path / "no.npz")
+    one, *others = cells = grid.cells(config)
+    with pytest.raises(FileNotFoundError):
+        cell.run(one, config.evaluate, tmp_path / one.name)
+    assert cell.state(one, config.evaluate, tmp_path / one.name) == "failed"
+    assert "no.npz" in cell.error(tmp_path / one.name)
+    assert sweep.waiting(config, cells, tmp_path) == others
+    assert sweep.waiting(config, cells, tmp_path, retry_failed=True) == cells
+    assert "failed: " in sweep.listing(config, cells, tmp_path)
+    config.evaluate.reference = ""  # mended: another cell now, which has begun
+    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+
+
+def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypatch):
+    one, *_ = grid.cells(config)
+    stopped = type("State", (), {"step": 10})()
+    monkeypatch.setattr(cell.train, "train_and_evaluate", lambda *_: stopped)
+    assert not cell.run(one, config.evaluate, tmp_path / one.name)
+    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+
+
+def test_process_that_dies_is_a_failure_and_an_interrupted_one_is_not(config, tmp_path):
+    cells = grid.cells(config)
+    ends = [9, cell.INTERRUPTED]
+    commands = {
+        one.name: [sys.executable, "-c", f"print('hello'); raise SystemExit({end})"]
+        for one, end in zip(cells, ends, strict=True)
+    }
+    sweep.run(config, cells, commands, tmp_path, parallel=1)
+    states = [cell.state(one, config.evaluate, tmp_path / one.name) for one in cells]
+    assert states == ["failed", "waiting"]
+    assert "status 9" in cell.error(tmp_path / cells[0].name)
+    assert (tmp_path / cells[0].name / "log.txt").read_text() == "hello\n"
+
+
+def _sleepers(tmp_path, count, seconds):
+    """Commands that write when and on which cores they ran."""
+    code = (
+        "import json, os, sys, time; began = time.time(); time.sleep(float(sys.argv[2]));"
+        "open(sys.argv[1], 'w').write(json.dumps([began, time.time(),"
+        " sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES')]))"
+    )
+    names = [f"cell{i}" for i in range(count)]
+    commands = {name: [sys.executable, "-c", code, tmp_path / name, str(seconds)] for name in names}
+    logs = {name: tmp_path / f"{name}.log" for name in names}
+    return {name: list(map(str, words)) for name, words in commands.items()}, logs
+
+
+def _overlap(one, other):
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def test_one_cell_at_a_time_has_all_cores(tmp_path):
+    commands, logs = _sleepers(tmp_path, 2, 0.1)
+    assert dict(executors.run_local(commands, logs, 1)) == {"cell0": 0, "cell1": 0}
+    ran = [json.loads((tmp_path / name).read_text()) for name in commands]
+    assert not _overlap(*ran)
+    assert {tuple(cores) for _, _, cores, _ in ran} == {tuple(sorted(os.sched_getaffinity(0)))}
+
+
+@pytest.mark.parametrize("kind", ["GPU", "core"])
+def test_cells_at_once_have_devices_of_their_own(tmp_path, monkeypatch, kind):
+    if kind == "GPU":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    elif len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    commands, logs = _sleepers(tmp_path, 3, 0.5)
+    before = os.sched_getaffinity(0)
+    assert dict(executors.run_local(commands, logs, 2)) == dict.fromkeys(commands, 0)
+    assert os.sched_getaffinity(0) == before
+    ran = [json.loads((tmp_path / name).read_text()) for name in commands]
+    pairs = [(a, b) for i, a in enumerate(ran) for b in ran[i + 1 :] if _overlap(a, b)]
+    assert pairs
+    own = 3 if kind == "GPU" else 2
+    for one, other in pairs:
+        assert not set(one[own]) & set(other[own])
+    assert {one[3] for one in ran} == ({"3", "5"} if kind == "GPU" else {None})
+
+
+def test_more_cells_at_once_than_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ValueError, match="parallel=3 cells at a time need as many GPUs, not 2"):
+        executors.shares(3)
+
+
+def test_sigterm_ends_what_runs_and_begins_nothing_more(tmp_path):
+    commands, logs = _sleepers(tmp_path, 3, 60)
+    runs, ended = executors.run_local(commands, logs, 1), []
+    previous = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    ended = dict(runs)
+    assert ended == {"cell0": -signal.SIGTERM}
+    assert runs.stopped
+    assert signal.getsignal(signal.SIGTERM) == previous
+
+
+def test_jobs_run_through_submitit(tmp_path, config):
+    """Slurm's executor, with submitit's own scheduler in its place."""
+    config.slurm.update(timeout_min=5)
+    commands = {
+        "good": [sys.executable, "-c", f"open({str(tmp_path / 'good')!r}, 'w').write('done')"],
+        "bad": [sys.executable, "-c", "raise SystemExit(3)"],
+    }
+    folder = tmp_path / "slurm"
+    jobs = executors.submit(commands, folder, config.slurm, cluster="local")
+    assert jobs.keys() == commands.keys()
+    until = time.monotonic() + 60
+    while len(list(folder.glob("*_result.pkl"))) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert (tmp_path / "good").read_text() == "done"
+    assert "exit status 3" in next(folder.glob(f"{jobs['bad']}*err")).read_text()
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """sbatch that keeps its script, and sacct that says what the file 'state' does."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scripts = {
+        "sbatch": f'cp "$1" {tmp_path}/script; echo "Submitted batch job 12"',
+        "sacct": f'echo "JobID|State|NodeList"; echo "12_1|$(cat {tmp_path}/state)|n1"',
+        "srun": "exit 1",
+    }
+    for name, text in scripts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_slurm_is_asked_for_what_the_config_says(fake_slurm, config):
+    config.slurm.update(partition="gpu", gpus_per_node=4, timeout_min=90, jobs_at_once=1)
+    folder = fake_slurm / "slurm"
+    jobs = executors.submit({"a": ["true"], "b": ["true"]}, folder, config.slurm)
+    assert jobs == {"a": "12_0", "b": "12_1"}
+    script = (fake_slurm / "script").read_text()
+    for line in ("array=0-1%1", "partition=gpu", "gpus-per-node=4", "time=90", "cpus-per-task=8"):
+        assert f"#SBATCH --{line}" in script
+    for state, ended in (("PENDING", False), ("RUNNING", False), ("COMPLETED", True)):
+        (fake_slurm / "state").write_text(state)
+        assert executors.ended("12_1", folder) == ended
+
+
+def test_slurm_that_is_not_there_is_told(tmp_path, config):
+    with pytest.raises(ValueError, match=r"needs Slurm's commands.*--executor print"):
+        executors.submit({"cell": ["true"]}, tmp_path, config.slurm)
+
+
+def test_commands_for_another_scheduler_name_every_cell(run_command, tmp_path, digits_dir):
+    flags = ["--config=experiments/scaling/configs/smoke.py", "--config.evaluate.num=77"]
+    data_dir = f"--config.base.data.data_dir={digits_dir}"
+    printed = run_command(
+        "experiments.scaling.sweep", *flags, data_dir, f"--workdir={tmp_path}", "--executor=print"
+    )
+    words = [shlex.split(line) for line in printed.splitlines()]
+    assert len(words) == 4
+    assert words[0][:3] == [sys.executable, "-m", "experiments.scaling.cell"]
+    assert set(words[0][3:]) == {
+        *flags,
+        data_dir,
+        "--name=XS-patch_size=4",
+        f"--workdir={tmp_path}",
+    }
+
+
+def _run_flags(digits_dir, workdir):
+    return [
+        "--config=experiments/scaling/configs/smoke.py",
+        "--config.grids.main.size=('XS',)",
+        f"--config.base.data.data_dir={digits_dir}",
+        f"--workdir={workdir}",
+    ]
+
+
+@pytest.mark.slow
+def test_sweep_that_is_killed_ends_with_the_same_table(digits_dir, tmp_path, run_command):
+    module = "experiments.scaling.sweep"
+    printed = run_command(module, *_run_flags(digits_dir, tmp_path / "whole"))
+    assert "4 rows of 2 cells" in printed
+    expected = (tmp_path / "whole" / "table.csv").read_text()
+
+    workdir = tmp_path / "killed"
+    for until in ("checkpoints/20", "evaluations.jsonl"):
+        process = conftest.start(module, *_run_flags(digits_dir, workdir))
+        while not list(workdir.glob(f"*/{until}")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        running = [int(pid) for pid in children.read_text().split()]
+        process.kill()
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        assert not (workdir / "table.csv").exists()
+    run_command(module, *_run_flags(digits_dir, workdir))
+    assert (workdir / "table.csv").read_text() == expected
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_path, run_pair):
+    """As on a pod, where every host starts the cell's command."""
+    (name,) = [one.name for one in grid.cells(config) if "patch_size=4" in one.name]
+    flags = [*_run_flags(digits_dir, tmp_path), "--config.steps=(10, 20)", f"--name={name}"]
+    run_pair("experiments.scaling.cell", *flags)
+    rows = collect.collect(tmp_path, [])
+    expected = [row for row in collect.collect(swept, []) if row["cell"] == name]
+    assert len(rows) == len(expected) == 2
+    for row, other in zip(rows, expected, strict=True):
+        assert row["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-4)
+        assert row["fd_pixels"] == pytest.approx(other["fd_pixels"], rel=1e-3)
+
+
+def test_table_is_read_as_it_was_written(swept, tmp_path):
+    rows = collect.collect(swept, [])
+    table.write(tmp_path / "table.csv", rows)
+    assert table.read(tmp_path / "table.csv") == rows
