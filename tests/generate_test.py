@@ -248,3 +248,15 @@ def test_grid_places_images_row_by_row():
     assert (grid[5:, :4] == 30).all()
     assert (grid[5:, 5:] == 128).all()  # no fourth image
     assert (grid[4] == 128).all()
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (20, 3), (64, 3)])
+def test_grid_is_split_into_its_images(size, channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), np.uint8)
+    grid = generate.image_grid(images, columns=3)
+    split = generate.split_grid(grid, size)
+    assert split.shape == (6, size, size, 3)
+    np.testing.assert_array_equal(split[:5], images.repeat(3 // channels, axis=-1))
+    assert (split[5] == 128).all()
+    with pytest.raises(ValueError, match="are no grid of images of 9 pixels"):
+        generate.split_grid(grid, 9)
