@@ -137,6 +137,9 @@ def _check(config):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.mesh = dict(data=1, fsdp=1, tensor=1)
+        for key, value in (("scale", (1.0,)), ("shift", (0.0,))):
+            if not config.latents.get(key, True):  # the moments will tell
+                config.latents[key] = value
     program = train.make_program(config, jax.devices()[:1])
     arguments = program.task.process, config.objective.prediction, program.mesh
     generate.make_sample_fn(program.model, config.sample, *arguments)

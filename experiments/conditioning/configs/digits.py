@@ -1,0 +1,21 @@
+"""The paper's four conditioning blocks at one size, on the digits' latents, on a CPU.
+
+  make demo     # its VAE and moments, in runs/digits
+  python -m experiments.scaling.sweep --config experiments/conditioning/configs/digits.py \
+      --workdir runs/conditioning_digits --parallel 2
+
+Cost: see experiments/conditioning/README.md.
+"""
+
+from experiments.scaling.configs import default, digits
+
+
+def get_config():
+    config = default.get_config(digits.get_base())
+    config.sizes = dict(M=digits.model(*digits.SIZES["M"]))
+    blocks = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")
+    config.grids = dict(
+        main=dict(size=("M",), model=dict(block=blocks, patch_size=(1,)), seed=(0, 1, 2))
+    )
+    config.steps = (250, 500, 1_000, 2_000)
+    return config.lock()
