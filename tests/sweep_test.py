@@ -228,7 +228,7 @@ def test_commands_for_another_scheduler_name_every_cell(run_command, tmp_path, d
     )
     words = [shlex.split(line) for line in printed.splitlines()]
     assert len(words) == 4
-    assert words[0][:3] == [sys.executable, "-m", "experiments.scaling.cell"]
+    assert words[0][:3] == ["python", "-m", "experiments.scaling.cell"]
     assert set(words[0][3:]) == {
         *flags,
         data_dir,

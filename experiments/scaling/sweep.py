@@ -66,8 +66,8 @@ def run(
 
 
 def command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Command:
-    """What runs a cell. Args: config, the flags that make the sweep's config."""
-    module = [sys.executable, "-m", "experiments.scaling.cell"]
+    """What follows `python` to run a cell. Args: config, the flags of the sweep's config."""
+    module = ["-m", "experiments.scaling.cell"]
     return [*module, *config, f"--name={name}", f"--workdir={workdir}"]
 
 
@@ -98,8 +98,9 @@ def main(_):
     commands = {c.name: command(_config_flags(), c.name, workdir) for c in left}
     if FLAGS.executor == "print":
         for words in commands.values():
-            print(shlex.join(words))
+            print(shlex.join(["python", *words]))
         return
+    commands = {name: [sys.executable, *words] for name, words in commands.items()}
     check_data(left)
     counts = collections.Counter(cell.state(c, sweep.evaluate, workdir / c.name) for c in cells)
     logger.info("%d cells: %s", len(cells), ", ".join(f"{n} {s}" for s, n in counts.items()))

@@ -1,0 +1,128 @@
+"""The page of a study, from its table: a template's prose around tables, fits, figures and cost.
+
+  python -m experiments.scaling.report --table experiments/scaling/results/digits.csv \
+      --page experiments/scaling/page.md --out experiments/scaling/README.md
+
+A template takes the fields of `fields` in braces, as str.format does, so that no number of the
+prose is typed: {eval_mse[largest][relative_error]:+.1%} is of the fits to eval_mse.
+"""
+
+import collections
+import json
+import os
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from dit_jax import cli, spool
+from experiments.scaling import fit, models, summary, table
+
+FLAGS = flags.FLAGS
+
+LOWER_IS_BETTER = ("eval_", "fd_", "fid", "sfid", "kid")  # names of what is fitted begin so
+
+
+def fields(table_path: pathlib.Path, qualities: list[str], out: pathlib.Path) -> dict:
+    """What a template may name.
+
+    Returns: table, at the last step; figures, all that lie in figures/ beside the table, linked
+      from the page `out`; cost, of the table's .cost.json; rows, cells, models, seeds and steps;
+      range, largest gmacs over smallest; of each quality its fits, `fit.study`, and under
+      '<quality>_summary' their text; of each model at the last step `at[model][quality]`.
+    Raises: FileNotFoundError; ValueError as `fit.study`.
+    """
+    rows = table.read(table_path)
+    shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
+    at = at_last_step(rows, shown)
+    fits = {name: fit.study(rows, name) for name in shown if name.startswith(LOWER_IS_BETTER)}
+    gmacs = [row["gmacs"] for row in rows]
+    return {
+        "table": model_table(at, shown),
+        "figures": figure_list(table_path.parent / "figures", out.parent),
+        "cost": cost(table_path.with_suffix(".cost.json")),
+        "rows": len(rows),
+        "cells": len({row["cell"] for row in rows}),
+        "models": len(at),
+        "seeds": len({row["seed"] for row in rows}),
+        "steps": ", ".join(f"{step:,}" for step in sorted({row["step"] for row in rows})),
+        "range": max(gmacs) / min(gmacs),
+        "at": at,
+        **fits,
+        **{f"{name}_summary": f"```\n{summary.of(found)}\n```" for name, found in fits.items()},
+    }
+
+
+def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
+    """By model, of the least gmacs first: its row's values, the seeds' mean and deviation.
+
+    A model whose block is not the usual one bears its name: 'M/1 in-context'.
+    """
+    rows = models.at_step(rows, models.last_step(rows))
+    of_models = collections.defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["gmacs"]):
+        block = "" if row["block"] == "adaLN-Zero" else f" {row['block']}"
+        of_models[row["model"] + block].append(row)
+    found = {}
+    for name, alike in of_models.items():
+        found[name] = dict(alike[0], seeds=len(alike))
+        for quality in qualities:
+            values = [row[quality] for row in alike]
+            found[name][quality] = float(np.mean(values))
+            if len(values) > 1:
+                found[name][f"{quality}_std"] = float(np.std(values, ddof=1))
+    return found
+
+
+def model_table(at: dict[str, dict], qualities: list[str]) -> str:
+    """Markdown: a row for each model, each quality with its deviation between seeds."""
+    names = ["model", "hidden", "depth", "tokens", "params", "gmacs", *qualities]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name, row in at.items():
+        cells = [name, row["hidden_size"], row["depth"], row["tokens"]]
+        cells += [f"{row['params']:,}", f"{row['gmacs']:.3g}"]
+        for quality in qualities:
+            deviation = row.get(f"{quality}_std")
+            more = "" if deviation is None else f" ± {deviation:.2g}"
+            cells.append(f"{row[quality]:.4g}{more}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
+    """Markdown of each PNG by its name, relative to the page."""
+    return {
+        path.stem: f"![{path.stem}]({os.path.relpath(path, page_directory)})"
+        for path in sorted(directory.glob("*.png"))
+    }
+
+
+def cost(path: pathlib.Path) -> str:
+    """'12 cells took 1.5 hours of 2 x cpu', or that it is not known."""
+    if not path.is_file():
+        return "not measured"
+    found = json.loads(path.read_text())
+    return f"{found['cells']} cells, {found['hours']:.1f} hours, each on {found['devices'][0]}"
+
+
+def main(_):
+    page, out = pathlib.Path(FLAGS.page), pathlib.Path(FLAGS.out)
+    cli.check_out(out, (".md",))
+    values = fields(pathlib.Path(FLAGS.table), FLAGS.qualities, out)
+    try:
+        text = page.read_text().format(**values)
+    except (KeyError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{page} asks for {error}, which {FLAGS.table} does not give; there are "
+            f"{', '.join(values)}."
+        ) from error
+    spool.replace(out, lambda file: file.write(text.encode()))
+    print(out)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("table", None, "CSV file of the study.", required=True)
+    flags.DEFINE_string("page", None, "Template of the page.", required=True)
+    flags.DEFINE_string("out", None, "The .md to write.", required=True)
+    flags.DEFINE_list("qualities", "eval_mse,fd_pixels,label_accuracy", "Columns of the table.")
+    cli.run(main)

@@ -1,0 +1,105 @@
+"""The page of a study: numbers out of its table, and templates that ask for more than there is."""
+
+import json
+
+import pytest
+
+from experiments.scaling import report, table
+
+
+def _row(size, patch_size, seed, step, eval_mse, block="adaLN-Zero", **more):
+    gmacs = {"S": 1e-3, "M": 4e-3, "L": 2e-2}[size] * 16 / patch_size**2
+    return dict(
+        cell=f"{size}-{patch_size}-{seed}-{block}",
+        grid="main",
+        model=f"{size}/{patch_size}",
+        size=size,
+        block=block,
+        depth=2,
+        hidden_size=32,
+        num_heads=1,
+        patch_size=patch_size,
+        tokens=16 // patch_size**2,
+        params=1000,
+        gmacs=gmacs,
+        seed=seed,
+        step=step,
+        batch_size=8,
+        images_seen=8 * step,
+        train_gflops=48 * step * gmacs,
+        eval_mse=eval_mse,
+        fd_pixels=3 * eval_mse,
+        sampler="ddim",
+        sampling_steps=5,
+        cfg_scale=1.0,
+        num=100,
+        extractor="pixels",
+        reference="digits:train",
+        **more,
+    )
+
+
+@pytest.fixture
+def rows():
+    """Three sizes, one patch size, two seeds, two steps; eval_mse 0.5 and 0.7 at the last of S."""
+    return [
+        _row(size, 2, seed, step, loss - step / 1000 + 0.2 * seed)
+        for size, loss in (("S", 0.52), ("M", 0.42), ("L", 0.32))
+        for seed in (0, 1)
+        for step in (10, 20)
+    ]
+
+
+@pytest.fixture
+def study(rows, tmp_path):
+    """The table's path, with its cost and a figure."""
+    table.write(tmp_path / "results" / "study.csv", rows)
+    cost = dict(cells=6, hours=1.25, devices=["1 x cpu"])
+    (tmp_path / "results" / "study.cost.json").write_text(json.dumps(cost))
+    (tmp_path / "results" / "figures").mkdir()
+    (tmp_path / "results" / "figures" / "gflops_eval_mse.png").write_bytes(b"")
+    return tmp_path / "results" / "study.csv"
+
+
+def test_models_are_means_over_seeds_at_the_last_step(rows):
+    at = report.at_last_step(rows, ["eval_mse"])
+    assert list(at) == ["S/2", "M/2", "L/2"]
+    assert at["S/2"]["seeds"] == 2
+    assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
+    assert at["S/2"]["eval_mse_std"] == pytest.approx(0.2 / 2**0.5)
+    text = report.model_table(at, ["eval_mse"])
+    assert text.splitlines()[0] == "| model | hidden | depth | tokens | params | gmacs | eval_mse |"
+    assert text.splitlines()[2] == "| S/2 | 32 | 2 | 4 | 1,000 | 0.004 | 0.6 ± 0.14 |"
+
+
+def test_blocks_are_models_of_their_own(rows):
+    rows += [_row("S", 2, 0, 20, 0.9, block="in-context")]
+    at = report.at_last_step(rows, ["eval_mse"])
+    assert at["S/2 in-context"]["eval_mse"] == 0.9
+    assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
+
+
+def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_command):
+    page, out = tmp_path / "page.md", tmp_path / "README.md"
+    page.write_text(
+        "{rows} rows, {models} models, range {range:.0f}, steps {steps}.\n{table}\n"
+        "{figures[gflops_eval_mse]}\n{cost}\nS/2: {at[S/2][fd_pixels]:.2f}\n"
+        "{eval_mse[seeds]} seeds\n{eval_mse_summary}\n"
+    )
+    flags = [f"--table={study}", f"--page={page}", f"--out={out}"]
+    assert str(out) in run_command("experiments.scaling.report", *flags)
+    text = out.read_text()
+    assert "12 rows, 3 models, range 20, steps 10, 20." in text
+    assert "![gflops_eval_mse](results/figures/gflops_eval_mse.png)" in text
+    assert "6 cells, 1.2 hours, each on 1 x cpu" in text
+    assert "S/2: 1.80" in text
+    assert "2 seeds" in text
+    page.write_text("{at[XL/2][fd_pixels]}")
+    error = run_command("experiments.scaling.report", *flags, fails=True)
+    assert "page.md asks for 'XL/2'" in error
+    assert "Traceback" not in error
+    assert out.read_text() == text
+
+
+def test_cost_that_was_not_recorded_is_not_measured(tmp_path):
+    assert report.cost(tmp_path / "study.cost.json") == "not measured"
