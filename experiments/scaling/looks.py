@@ -1,0 +1,245 @@
+"""Which rows of a study's table make which points, and how a model looks in all of the figures.
+
+A color is a size of model, a marker a patch size; a point is the mean of the seeds, which are
+faint beside it.
+"""
+
+import collections
+import dataclasses
+
+from dit_jax import plot, style
+
+SHAPE = ("size", "patch_size", "block", "depth", "hidden_size", "num_heads")
+TRAINING = ("learning_rate", "batch_size")  # one to a model
+SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")  # one in all
+LOSSES = ("eval_", "bits_per_")
+FRACTIONS = ("label_accuracy", "precision", "recall")
+WIDE = 6.8  # inches: both columns
+LEGEND_LINE, LEGEND_COLUMNS = 0.17, 6  # inches; entries of a line
+
+
+class LackingError(ValueError):
+    """The table has no rows for a figure."""
+
+
+def measured(rows: list[dict], *names: str) -> list[dict]:
+    """The rows with values of all of these.   Raises: LackingError if there is none."""
+    found = [row for row in rows if all(row.get(name) is not None for name in names)]
+    if not found:
+        absent = [name for name in names if all(row.get(name) is None for row in rows)]
+        raise LackingError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
+    return found
+
+
+def standard(rows: list[dict]) -> list[dict]:
+    """The rows of the models that are one to a size and patch size.
+
+    These are of the most common block, and of a size's most common depth and width: the others
+    are there to be compared with them. Raises: LackingError.
+    """
+    rows = of_block(measured(rows, "size", "patch_size"))
+    shapes = collections.defaultdict(collections.Counter)
+    for row in rows:
+        shapes[row["size"]][_built(row)] += 1
+    return [row for row in rows if _built(row) == shapes[row["size"]].most_common(1)[0][0]]
+
+
+def of_block(rows: list[dict]) -> list[dict]:
+    """The rows of the most common block."""
+    ((block, _),) = collections.Counter(row.get("block") for row in rows).most_common(1)
+    return [row for row in rows if row.get("block") == block]
+
+
+def _built(row):
+    return row.get("depth"), row.get("hidden_size")
+
+
+def model_of(row: dict) -> tuple:
+    """What tells a model from others, whatever its seed."""
+    return tuple(row.get(name) for name in SHAPE)
+
+
+def at_last_step(rows: list[dict]) -> tuple[list[dict], int]:
+    """The rows at the last step that all of their models have, and that step.
+
+    Raises: LackingError if they have none in common.
+    """
+    steps = collections.defaultdict(set)
+    for row in measured(rows, "step"):
+        steps[model_of(row)].add(row["step"])
+    common = set.intersection(*steps.values())
+    if not common:
+        raise LackingError(f"its {len(steps)} models have no training step in common")
+    last = max(common)
+    return [row for row in rows if row.get("step") == last], last
+
+
+def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
+    """A point for each x, of all seeds, in the order of x."""
+    points = collections.defaultdict(list)
+    for row in sorted(rows, key=lambda row: row[x]):
+        points[row[x]].append((row[x], row[y]))
+    return plot.Curve("", dict(points))
+
+
+def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
+    """The rows by their values of these, in the order of the values."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[tuple(row.get(name) for name in names)].append(row)
+    return {key: groups[key] for key in sorted(groups, key=lambda key: [*map(str, key)])}
+
+
+def check_settings(rows: list[dict]) -> None:
+    """Demands that a point is of seeds alone, and that all samples were drawn and measured alike.
+
+    Raises: ValueError with a way out.
+    """
+    for name in SAMPLING:
+        _check_one(rows, name, "the rows differ")
+    for name in TRAINING:
+        for (_, step), of_model in group_by(rows, lambda row: (model_of(row), row.get("step"))):
+            _check_one(of_model, name, f"{of_model[0].get('model')} at step {step} differs")
+
+
+def group_by(rows, key):
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups.items()
+
+
+def _check_one(rows, name, what):
+    found = collections.Counter(row[name] for row in rows if row.get(name) is not None)
+    if len(found) > 1:
+        values = ", ".join(map(str, found))
+        ((most, _),) = found.most_common(1)
+        raise ValueError(
+            f"{what} in {name}: {values}. They make no mean and no curve; keep one kind, such as "
+            f"--where {name}={most}, or one grid."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """The color of each size, or of a width that no size has, and the marker of each patch size."""
+
+    colors: dict[str, str]
+    markers: dict[int, str]
+    widths: dict[int, str]  # the name of a hidden size
+
+    @classmethod
+    def of(cls, rows: list[dict]) -> "Looks":
+        """Of all of a table, so that they are the same in all figures."""
+        sized = [row for row in rows if row.get("size") is not None]
+        smallest = collections.defaultdict(list)
+        for row in sized:
+            smallest[row["size"]].append(row.get("params") or row.get("gmacs") or 0)
+        names = sorted(smallest, key=lambda size: min(smallest[size]))
+        try:
+            sized = standard(rows)
+        except LackingError:
+            sized = []
+        widths = {}
+        for row in sorted(sized, key=lambda row: names.index(row["size"])):
+            widths.setdefault(row.get("hidden_size"), row["size"])
+        others = {row.get("hidden_size") for row in rows} - set(widths) - {None}
+        widths |= {width: f"width {width}" for width in sorted(others)}
+        names += [widths[width] for width in sorted(others)]
+        patches = sorted({row.get("patch_size") for row in rows} - {None})
+        return cls(
+            dict(zip(names, _colors(len(names)), strict=True)),
+            {p: style.MARKERS[i % len(style.MARKERS)] for i, p in enumerate(patches)},
+            widths,
+        )
+
+    def name(self, row: dict) -> str:
+        """The size of a row's model, or of models of its width."""
+        return row.get("size") or self.widths[row["hidden_size"]]
+
+    def color(self, row: dict) -> str:
+        return self.colors[self.name(row)]
+
+    def marker(self, row: dict) -> str:
+        return self.markers.get(row.get("patch_size"), ".")
+
+    def legend(self, figure, rows: list[dict], *lines: tuple[str, list]) -> None:
+        """Below the axes: the sizes, the patch sizes of these rows, and lines as `draw_legend`."""
+        from matplotlib.lines import Line2D
+
+        drawn = {self.name(row) for row in rows}
+        sizes = [Line2D([], [], color=c, label=n) for n, c in self.colors.items() if n in drawn]
+        patches = {row.get("patch_size") for row in rows}
+        marks = [
+            Line2D([], [], color="0.3", linestyle="none", marker=marker, label=f"{patch}")
+            for patch, marker in self.markers.items()
+            if patch in patches
+        ]
+        draw_legend(figure, ("size", sizes), ("patch size", marks), *lines)
+
+
+def _colors(count):
+    if count <= len(style.COLORS):
+        return style.COLORS[:count]
+    from matplotlib import colormaps, colors
+
+    return [colors.to_hex(colormaps["viridis"](i / (count - 1))) for i in range(count)]
+
+
+def draw_legend(figure, *lines: tuple[str, list]) -> None:
+    """A legend below the axes, of lines of (title, handles); long lines are broken."""
+    from matplotlib.lines import Line2D
+
+    broken = []
+    for title, handles in lines:
+        for start in range(0, len(handles), LEGEND_COLUMNS):
+            broken.append(("" if start else title, handles[start : start + LEGEND_COLUMNS]))
+    blank = Line2D([], [], linestyle="none")
+    columns = 1 + max(len(handles) for _, handles in broken)
+    cells = [
+        [(blank, title), *((h, h.get_label()) for h in handles)]
+        + [(blank, "")] * (columns - 1 - len(handles))
+        for title, handles in broken
+    ]
+    handles, labels = zip(*(row[i] for i in range(columns) for row in cells), strict=True)
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=7,
+        handlelength=1.2,
+        handletextpad=0.4,
+        columnspacing=0.8,
+        labelspacing=0.3,
+        borderpad=0.1,
+    )
+    for text in legend.texts[: len(broken)]:  # the titles, over their own empty handles
+        text.set_color("0.3")
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_LINE * len(broken))
+
+
+def new_figure(panels: int = 1):
+    """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
+    from matplotlib.figure import Figure
+
+    width = style.WIDTH if panels == 1 else WIDE
+    figure = Figure(figsize=(width, style.HEIGHT), layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def draw_curve(axes, found: plot.Curve, color: str, marker: str, **options) -> None:
+    """The means, joined, over the faint points of seeds."""
+    if several := [p for seeds in found.points.values() if len(seeds) > 1 for p in seeds]:
+        style.draw_seeds(axes, several, color)
+    axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **options)
+
+
+def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
+    """The label of the y axis, with the number of samples, and its scale."""
+    of_samples = not quality.startswith(LOSSES)
+    axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
+    if log and not quality.startswith(FRACTIONS):
+        style.log_scale(axes.yaxis)
