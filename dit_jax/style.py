@@ -35,6 +35,8 @@ WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: a column of two
 # Okabe and Ito's, which colour-blind readers tell apart, without their yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
+# On a log axis of which the end is so many times the start; less than a decade: None, evenly.
+SUBS = {3: None, 10: [1, 1.5, 2, 3, 4, 6, 8], 100: [1, 2, 5], 1000: [1, 3]}
 STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -59,21 +61,26 @@ def draw_seeds(axes, points: Iterable[tuple[float, float]], color: str) -> None:
     axes.plot(*zip(*points, strict=True), label="_seeds", **style)
 
 
-def log_scale(axis, counts: bool = False) -> None:
-    """A log axis with readable ticks for what is drawn: 0.5, 1, 2; of counts 400k, 1M."""
+def log_scale(axis, counts: bool = False, room: float = 1.0) -> None:
+    """A log axis with readable ticks for what is drawn: 0.5, 1, 2; of counts 400k, 1M.
+
+    Args: room: length of the axis, in those of a single one.
+    """
     from matplotlib import ticker
 
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     low, high = axis.get_view_interval()
-    plain = low > 1e-4 and high < 1e5
-    if high <= 1000 * low and (counts or plain):  # else powers of ten
-        ticks = ticker.LogLocator(subs=[1, 2, 5] if high <= 100 * low else [1, 3])
-        if high <= 10 * low:
-            ticks = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
-        axis.set_major_locator(ticks)
+    near, plain = high <= 10 * low, low > 1e-4 and high < 1e5
+    crowd = (high / low) ** (1 / room)
+    if crowd <= max(SUBS) and (counts or plain):  # else powers of ten
+        subs = next(s for most, s in SUBS.items() if crowd <= most)
+        even = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+        axis.set_major_locator(ticker.LogLocator(subs=subs) if subs else even)
         axis.set_minor_locator(ticker.NullLocator())
     if counts:
         axis.set_major_formatter(ticker.EngFormatter(sep=""))
+    elif near and high < 1000:
+        axis.set_major_formatter(ticker.ScalarFormatter(useOffset=False))  # 0.20, 0.25
     elif plain:
         axis.set_major_formatter(ticker.FuncFormatter(lambda number, _: f"{number:,.10g}"))
 

@@ -6,15 +6,17 @@ faint beside it.
 
 import collections
 import dataclasses
+import itertools
 
 from dit_jax import plot, style
+from experiments.scaling import fit
 
-SHAPE = ("size", "patch_size", "block", "depth", "hidden_size", "num_heads")
 TRAINING = ("learning_rate", "batch_size")  # one to a model
-SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")  # one in all
+SHAPE = tuple(name for name in fit.MODEL if name not in TRAINING)
 LOSSES = ("eval_", "bits_per_")
-FRACTIONS = ("label_accuracy", "precision", "recall")
+RISING = ("label_accuracy", "precision", "recall", "inception_score")  # with compute
 WIDE = 6.8  # inches: both columns
+EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that overlap
 LEGEND_LINE, LEGEND_COLUMNS = 0.17, 6  # inches; entries of a line
 
 
@@ -54,24 +56,21 @@ def _built(row):
     return row.get("depth"), row.get("hidden_size")
 
 
-def model_of(row: dict) -> tuple:
-    """What tells a model from others, whatever its seed."""
-    return tuple(row.get(name) for name in SHAPE)
+def complete(rows: list[dict], quality: str) -> list[dict]:
+    """The rows of which `fit.average` makes its means: of steps that all seeds have got to.
 
-
-def at_last_step(rows: list[dict]) -> tuple[list[dict], int]:
-    """The rows at the last step that all of their models have, and that step.
-
-    Raises: LackingError if they have none in common.
+    Raises: LackingError.
     """
-    steps = collections.defaultdict(set)
-    for row in measured(rows, "step"):
-        steps[model_of(row)].add(row["step"])
-    common = set.intersection(*steps.values())
-    if not common:
-        raise LackingError(f"its {len(steps)} models have no training step in common")
-    last = max(common)
-    return [row for row in rows if row.get("step") == last], last
+    rows = measured(rows, quality, "step")
+    kept = {(fit.model_of(row), row["step"]) for row in fit.average(rows, quality)}
+    return [row for row in rows if (fit.model_of(row), row["step"]) in kept]
+
+
+def at_last_step(rows: list[dict], quality: str) -> list[dict]:
+    """The rows at the last step that most models have got to.   Raises: LackingError."""
+    rows = complete(rows, quality)
+    last = fit.last_step(rows, quality)
+    return [row for row in rows if row["step"] == last]
 
 
 def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
@@ -83,30 +82,23 @@ def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
 
 
 def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
-    """The rows by their values of these, in the order of the values."""
+    """The rows by their values of these, in the order of their first ones."""
     groups = collections.defaultdict(list)
     for row in rows:
         groups[tuple(row.get(name) for name in names)].append(row)
-    return {key: groups[key] for key in sorted(groups, key=lambda key: [*map(str, key)])}
+    return dict(groups)
 
 
 def check_settings(rows: list[dict]) -> None:
-    """Demands that a point is of seeds alone, and that all samples were drawn and measured alike.
+    """Demands that a model is trained in one way, and all samples drawn and measured in one way.
 
     Raises: ValueError with a way out.
     """
-    for name in SAMPLING:
+    for name in fit.SAMPLING:
         _check_one(rows, name, "the rows differ")
     for name in TRAINING:
-        for (_, step), of_model in group_by(rows, lambda row: (model_of(row), row.get("step"))):
-            _check_one(of_model, name, f"{of_model[0].get('model')} at step {step} differs")
-
-
-def group_by(rows, key):
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return groups.items()
+        for of_model in group(rows, *SHAPE).values():
+            _check_one(of_model, name, f"the rows of {of_model[0].get('model')} differ")
 
 
 def _check_one(rows, name, what):
@@ -115,7 +107,7 @@ def _check_one(rows, name, what):
         values = ", ".join(map(str, found))
         ((most, _),) = found.most_common(1)
         raise ValueError(
-            f"{what} in {name}: {values}. They make no mean and no curve; keep one kind, such as "
+            f"{what} in {name}: {values}. They are not to be compared; keep one kind, such as "
             f"--where {name}={most}, or one grid."
         )
 
@@ -131,18 +123,12 @@ class Looks:
     @classmethod
     def of(cls, rows: list[dict]) -> "Looks":
         """Of all of a table, so that they are the same in all figures."""
-        sized = [row for row in rows if row.get("size") is not None]
-        smallest = collections.defaultdict(list)
-        for row in sized:
-            smallest[row["size"]].append(row.get("params") or row.get("gmacs") or 0)
-        names = sorted(smallest, key=lambda size: min(smallest[size]))
         try:
-            sized = standard(rows)
+            sized = sorted(standard(rows), key=lambda row: row.get("params") or 0)
         except LackingError:
             sized = []
-        widths = {}
-        for row in sorted(sized, key=lambda row: names.index(row["size"])):
-            widths.setdefault(row.get("hidden_size"), row["size"])
+        names = list(dict.fromkeys(row["size"] for row in sized))
+        widths = {row.get("hidden_size"): row["size"] for row in reversed(sized)}
         others = {row.get("hidden_size") for row in rows} - set(widths) - {None}
         widths |= {width: f"width {width}" for width in sorted(others)}
         names += [widths[width] for width in sorted(others)]
@@ -234,12 +220,20 @@ def draw_curve(axes, found: plot.Curve, color: str, marker: str, **options) -> N
     """The means, joined, over the faint points of seeds."""
     if several := [p for seeds in found.points.values() if len(seeds) > 1 for p in seeds]:
         style.draw_seeds(axes, several, color)
-    axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **options)
+    axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **EDGE, **options)
 
 
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
     """The label of the y axis, with the number of samples, and its scale."""
     of_samples = not quality.startswith(LOSSES)
     axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
-    if log and not quality.startswith(FRACTIONS):
+    if log and not quality.startswith(RISING):
         style.log_scale(axes.yaxis)
+
+
+def tick_values(axis, values: set[float]) -> None:
+    """Ticks at these, where they are few and far enough apart on a log axis."""
+    ordered = sorted(values)
+    apart = all(high >= 1.3 * low for low, high in itertools.pairwise(ordered))
+    if len(ordered) <= 6 and apart:
+        axis.set_ticks(ordered, [f"{value:,}" for value in ordered])
