@@ -11,6 +11,7 @@ logger = logging.getLogger("dit_jax")
 
 LAW = dict(color="0.25", linestyle="--", linewidth=1, marker="", zorder=3)
 UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
+STAR = dict(color="white", marker="*", markersize=7, markeredgecolor="black", linestyle="")
 BUDGETS = 5  # at most, drawn of a number of tokens
 GREYS = 0.35, 0.9  # of the least and the most compute, in matplotlib's 'Greys'
 
@@ -91,6 +92,7 @@ def draw_isoflop(rows: list[dict], quality: str):
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, LogNorm
+    from matplotlib.lines import Line2D
 
     _demand_falling(quality)
     drawn = looks.complete(
@@ -126,15 +128,15 @@ def draw_isoflop(rows: list[dict], quality: str):
             axes.set_title(f"{count} tokens", fontsize=8)
             axes.set_xlabel(style.label("gmacs"))
             axes.margins(x=0.08)
-            style.log_scale(axes.xaxis)
+            style.log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
             looks.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
         bar = figure.colorbar(greys, ax=panels, label=f"training compute ({name})", pad=0.02)
         style.log_scale(bar.ax.yaxis)
-        look.legend(
-            figure, [kinds[point["model"]] for budget in found for point in budget["models"]]
-        )
+        shown = [kinds[point["model"]] for budget in found for point in budget["models"]]
+        star = Line2D([], [], label="", **STAR)
+        look.legend(figure, shown, ("optimum", [star][: any(b["bracketed"] for b in found)]))
     return figure
 
 
@@ -142,8 +144,7 @@ def _draw_budget(axes, budget, color):
     points = [(point["gmacs"], point["quality"]) for point in budget["models"]]
     axes.plot(*zip(*points, strict=True), color=color)
     if budget["bracketed"]:
-        star = dict(color=color, marker="*", markersize=9, markeredgecolor="black", zorder=3)
-        axes.plot([budget["gmacs"]], [budget["quality"]], linestyle="", label="_optimum", **star)
+        axes.plot([budget["gmacs"]], [budget["quality"]], label="_optimum", **STAR)
 
 
 def compute_unit(gflops: list[float]) -> tuple[float, str]:
