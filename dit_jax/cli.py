@@ -121,8 +121,8 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
 def run(main: Callable) -> None:
     """Parses the flags, connects the processes, starts the log, and calls main.
 
-    An error that this package raises is a message to the user and ends the command as such;
-    any other keeps its traceback.
+    An error that this package or the command's own folder raises is a message to the user and
+    ends the command as such; any other keeps its traceback.
     """
     flags.DEFINE_bool(
         "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
@@ -173,8 +173,9 @@ def _start(main, argv):
     try:
         main(argv)
     except (ValueError, OSError, FloatingPointError) as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if FLAGS.traceback or pathlib.Path(__file__).parent not in pathlib.Path(raised_in).parents:
+        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = pathlib.Path(__file__).parent, pathlib.Path(sys.argv[0]).resolve().parent
+        if FLAGS.traceback or not any(folder in raised_in.resolve().parents for folder in ours):
             raise
         sys.exit(f"error: {error}")
 

@@ -11,7 +11,7 @@ logger = logging.getLogger("dit_jax")
 
 LAW = dict(color="0.25", linestyle="--", linewidth=1, marker="", zorder=3)
 UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
-STAR = dict(color="white", marker="*", markersize=7, markeredgecolor="black", linestyle="")
+STAR = dict(color="black", markerfacecolor="none", marker="*", markersize=7, linestyle="", zorder=3)
 BUDGETS = 5  # at most, drawn of a number of tokens
 GREYS = 0.35, 0.9  # of the least and the most compute, in matplotlib's 'Greys'
 
