@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+from scipy import stats
 
 from experiments.scaling import laws
 
@@ -52,23 +53,29 @@ def law_intervals(
         a, b = (float(value[0]) for value in laws.fit(z, quality, np.array([c]))[1:])
         tried = _around(z, near, c)
 
-        def ratios(q):
+        curve, tangents = _curve(z, a, b, c, ("a", "b"))
+
+        def ratios(errors):
+            q = curve[None] * np.exp(errors)
             restricted = _squares(z, q, np.array([c]))[:, 0]
             return restricted / np.minimum(_least(z, q, tried), restricted)
 
-        curve, tangents = _curve(z, a, b, c, ("a", "b"))
-        return _p_value(quality, curve, tangents, cells, signs, ratios) <= 1 - level
+        errors = np.log(quality / curve)
+        return _p_value(errors, tangents, cells, signs, ratios) <= 1 - level
 
     def rejects_a(a):
         _, b, c = laws.best(z, quality, a)
         tried = _around(z, near, c)
 
-        def ratios(q):
+        curve, tangents = _curve(z, a, b, c, ("b", "c"))
+
+        def ratios(errors):
+            q = curve[None] * np.exp(errors)
             restricted = _least(z, q, tried, a)
             return restricted / np.minimum(_least(z, q, tried), restricted)
 
-        curve, tangents = _curve(z, a, b, c, ("b", "c"))
-        return _p_value(quality, curve, tangents, cells, signs, ratios) <= 1 - level
+        errors = np.log(quality / curve)
+        return _p_value(errors, tangents, cells, signs, ratios) <= 1 - level
 
     lowest, *_, highest = np.log(laws.exponents(z))
     step = np.log(near[1] / near[0]) / 4
@@ -104,16 +111,56 @@ def prediction_interval(
         a, b, c = laws.best(z, q)
         tried = _around(z, near, c)
 
-        def ratios(q):
+        curve, tangents = _curve(z, a, b, c, ("a", "b", "c"))
+
+        def ratios(errors):
+            q = curve[None] * np.exp(errors)
             restricted = _least(z, q, tried)
             return restricted / np.minimum(_least(z[:-1], q[:, :-1], tried), restricted)
 
-        curve, tangents = _curve(z, a, b, c, ("a", "b", "c"))
-        return _p_value(q, curve, tangents, cells, signs, ratios) <= 1 - level
+        errors = np.log(q / curve)
+        return _p_value(errors, tangents, cells, signs, ratios) <= 1 - level
 
     value, far = np.log(law(at)), np.log(FARTHEST)
     ends = _ends(rejects, value, 0.01, value - far, value + far)
     return tuple(None if end is None else float(np.exp(end)) for end in ends)
+
+
+def slope_interval(
+    x: np.ndarray,
+    quality: np.ndarray,
+    cells: np.ndarray,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Of the slope of `laws.log_linear`; its errors are absolute.   Raises: as `law_intervals`."""
+    line = laws.log_linear(x, quality)
+    logs, quality = np.log10(x), np.asarray(quality, np.float64)
+    logs -= logs.mean()
+    cells = _cells(cells, level)
+    signs = _signs(cells, seed)
+
+    def ratios(errors):
+        errors = errors - errors.mean(axis=1, keepdims=True)
+        restricted = (errors**2).sum(axis=1)
+        least = restricted - (errors @ logs) ** 2 / (logs @ logs)
+        return restricted / np.maximum(least, 1e-12 * (quality @ quality))
+
+    def rejects(slope):
+        errors = quality - slope * logs
+        errors -= errors.mean()
+        return _p_value(errors, np.ones((len(x), 1)), cells, signs, ratios) <= 1 - level
+
+    step = np.ptp(quality) / np.ptp(logs) / 50 or quality.max() / 1e3
+    return _ends(rejects, line.slope, step, line.slope - 1e4 * step, line.slope + 1e4 * step)
+
+
+def mean_interval(values: list[float], level: float = LEVEL) -> Interval:
+    """Of the mean of what independent values are drawn from: Student's.   (None, None) of one."""
+    if len(values) < 2:
+        return None, None
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def _cells(cells, level):
@@ -188,17 +235,15 @@ def _curve(z, a, b, c, free):
 
 
 def _p_value(
-    quality: np.ndarray,
-    curve: np.ndarray,
+    errors: np.ndarray,
     tangents: np.ndarray,
     cells: np.ndarray,
     signs: np.ndarray,
     ratios: Callable[[np.ndarray], np.ndarray],
 ) -> float:
-    """The share of the data's ratio and those of signs that are at least the data's."""
-    errors = _enlarge(np.log(quality / curve), tangents, cells)
-    drawn = ratios(curve[None] * np.exp(signs * errors[None]))
-    actual = ratios(quality[None])[0]
+    """The share of the data's ratio, and those of its errors [n] with signs, that is as large."""
+    actual = ratios(errors[None])[0]
+    drawn = ratios(signs * _enlarge(errors, tangents, cells)[None])
     return (1 + np.sum(drawn >= actual)) / (1 + len(drawn))
 
 
