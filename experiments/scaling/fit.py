@@ -1,9 +1,9 @@
-"""What a study's table tells: curves of quality against compute, and what they are worth.
+"""What a study's table tells: curves of quality against compute, and how far they can be trusted.
 
   python -m experiments.scaling.fit --table FILE.csv [--quality eval_mse] [--out fit.json]
 
-Quality is a loss or a distance, lower is better. A model is what differs in more than its seed;
-its seeds are averaged. What the table has too few points for is left out and says what it needs.
+Quality is a loss or a distance, lower is better. What the table has too few points for is left
+out, with what it needs; the JSON has all that `study` returns.
 """
 
 import collections
@@ -14,41 +14,180 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from dit_jax import cli
-from experiments.scaling import laws, table
+from dit_jax import cli, spool
+from experiments.scaling import bootstrap, contrasts, laws, models, summary, table
 
 FLAGS = flags.FLAGS
-# What makes a model: runs that have these in common differ by their seed.
-MODEL = ("block", "depth", "hidden_size", "num_heads", "patch_size", "learning_rate", "batch_size")
-SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")
 
 
-def model_of(row: dict) -> tuple:
-    """What two rows have in common that differ in nothing but seed and step."""
-    return tuple(row.get(name) for name in MODEL)
+def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
+    """All of the fits below and of `contrasts`; {"left_out": reason} for what cannot be fitted.
 
-
-def average(rows: list[dict], quality: str) -> list[dict]:
-    """One row for each model and step, its quality the mean over seeds; by model, then step.
-
-    A step counts where all of the model's seeds have got to.
+    Args: rows, as `table.read` returns them; seed, of the bootstrap.
+    Raises: ValueError as `models.measured`; if nothing can be fitted, with each reason.
     """
-    models = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in rows:
-        if row.get(quality) is not None:
-            models[model_of(row)][row["step"]].append(row)
-    return [
-        {**points[0], "seed": None, quality: float(np.mean([row[quality] for row in points]))}
-        for steps in models.values()
-        for _, points in sorted(steps.items())
-        if len(points) == max(map(len, steps.values()))
-    ]
+    rows = models.measured(rows, quality)
+    step = models.last_step(rows)
+    last = models.at_step(rows, step)
+    best = frontier(models.average(rows, quality), quality)
+    fits = {
+        "line": lambda: lines(rows, quality, seed),
+        "law": lambda: {"step": step, **law(last, quality, "gmacs", seed)},
+        "law_of_frontier": lambda: law(best, quality, "train_gflops", seed),
+        "largest": lambda: largest(rows, quality, seed),
+        "rolling": lambda: rolling(rows, quality),
+        "iso_flop": lambda: optima(rows, quality),
+        **{of: lambda of=of: contrasts.slopes(rows, quality, of) for of in contrasts.VARIED},
+        "equal_gmacs": lambda: contrasts.equal_gmacs(rows, quality),
+        "equal_params": lambda: contrasts.equal_params(rows, quality),
+    }
+    found = {name: _or_reason(fit) for name, fit in fits.items()}
+    if all("left_out" in fit for fit in found.values()):
+        reasons = "\n".join(f"  {name}: {fit['left_out']}" for name, fit in found.items())
+        raise ValueError(f"nothing can be fitted to {len(rows)} rows with {quality}:\n{reasons}")
+    return {
+        "quality": quality,
+        "rows": len(rows),
+        "models": len(set(map(models.model_of, rows))),
+        "seeds": len({row.get("seed") for row in rows}),
+        "steps": sorted({row["step"] for row in rows}),
+        "level": bootstrap.LEVEL,
+        **{name: rows[0].get(name) for name in models.SAMPLING if rows[0].get(name) is not None},
+        "frontier": [
+            {n: row[n] for n in ("model", "step", "train_gflops", quality)} for row in best
+        ],
+        **found,
+    }
 
 
-def last_step(rows: list[dict], quality: str) -> int:
-    """The largest of the steps that most models have got to."""
-    counts = collections.Counter(row["step"] for row in average(rows, quality))
-    return max(step for step, count in counts.items() if count == max(counts.values()))
+def _or_reason(fit):
+    try:
+        return fit()
+    except ValueError as error:
+        return {"left_out": str(error)}
+
+
+def law(rows: list[dict], quality: str, x: str, seed: int = 0) -> dict:
+    """`laws.power_law` of quality against x, with the intervals of a and c over models.
+
+    Returns: x, points, models, a, b, c, a_interval, c_interval; the latter None, with why in
+      "no_intervals", for fewer than 6 models. A frontier's interval takes its models as given.
+    """
+    arguments = _columns(rows, x, quality)
+    fitted = laws.power_law(*arguments[:2])
+    result = dict(x=x, points=len(rows), models=len(set(arguments[2])), a=fitted.a, b=fitted.b)
+    result |= dict(c=fitted.c, a_interval=None, c_interval=None)
+    try:
+        intervals = bootstrap.law_intervals(*arguments, seed=seed)
+    except ValueError as error:
+        return result | {"no_intervals": str(error)}
+    return result | {f"{name}_interval": interval for name, interval in intervals.items()}
+
+
+def _columns(rows, x, quality):
+    cells = [str(models.model_of(row)) for row in rows]
+    return np.array([row[x] for row in rows]), np.array([row[quality] for row in rows]), cells
+
+
+def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
+    """At each step `laws.log_linear` of quality against gmacs, of all runs that got there.
+
+    Returns: steps, each with step, points, models, intercept, slope, slope_interval (None for
+      fewer than 6 models) and correlation.   Raises: ValueError if no step has 3 models' gmacs.
+    """
+    found = []
+    for step in sorted({row["step"] for row in rows}):
+        arguments = _columns(models.at_step(rows, step), "gmacs", quality)
+        if len(set(arguments[0])) < laws.MIN_LINE:
+            continue
+        line, counts = (
+            laws.log_linear(*arguments[:2]),
+            [*map(len, (arguments[0], set(arguments[2])))],
+        )
+        interval = _or_reason(lambda a=arguments: {"": bootstrap.slope_interval(*a, seed=seed)})
+        found.append(
+            dict(
+                step=step,
+                points=counts[0],
+                models=counts[1],
+                intercept=line.intercept,
+                slope=line.slope,
+                slope_interval=interval.get(""),
+                correlation=line.correlation,
+            )
+        )
+    if not found:
+        raise ValueError(f"a line needs {laws.MIN_LINE} models of different gmacs at one step.")
+    return dict(x="gmacs", steps=found)
+
+
+def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
+    """The largest model, by gmacs, as the power law of all others at the last step predicts it.
+
+    Returns: model, gmacs, reach (times those of the next), predicted, interval (of one more run,
+      None for fewer than 5 other models), measured (mean over runs), runs, relative_error.
+    Raises: ValueError as `laws.power_law` of the others.
+    """
+    step = models.last_step(rows)
+    rows = models.at_step(rows, step)
+    most = max(row["gmacs"] for row in rows)
+    model = models.model_of(next(row for row in rows if row["gmacs"] == most))
+    held_out = [row for row in rows if models.model_of(row) == model]
+    others = [row for row in rows if models.model_of(row) != model]
+    if not others:
+        raise ValueError("needs other models than the largest.")
+    arguments = _columns(others, "gmacs", quality)
+    predicted = float(laws.power_law(*arguments[:2])(most))
+    interval = _or_reason(lambda: {"": bootstrap.prediction_interval(*arguments, most, seed=seed)})
+    measured = float(np.mean([row[quality] for row in held_out]))
+    return dict(
+        step=step,
+        model=held_out[0]["model"],
+        gmacs=most,
+        reach=float(most / arguments[0].max()),
+        predicted=predicted,
+        interval=interval.get(""),
+        measured=measured,
+        runs=len(held_out),
+        relative_error=predicted / measured - 1,
+    )
+
+
+def rolling(rows: list[dict], quality: str) -> dict:
+    """How errors grow with reach: laws of the models up to each size predict all larger ones.
+
+    Returns: step; predictions, each with fitted_to (gmacs), model, gmacs, reach = gmacs /
+      fitted_to, predicted, measured, relative_error.
+    Raises: ValueError if no law can be fitted below the largest model.
+    """
+    step = models.last_step(rows)
+    rows = models.average(models.at_step(rows, step), quality)
+    sizes = sorted({row["gmacs"] for row in rows})
+    found = []
+    for cut in sizes[laws.MIN_POWER - 1 : -1]:
+        below = [row for row in rows if row["gmacs"] <= cut]
+        try:
+            fitted = laws.power_law(*_columns(below, "gmacs", quality)[:2])
+        except ValueError:  # few models may not yet fall
+            continue
+        for row in sorted(rows, key=lambda row: row["gmacs"]):
+            if row["gmacs"] > cut:
+                predicted = float(fitted(row["gmacs"]))
+                found.append(
+                    dict(
+                        fitted_to=cut,
+                        model=row["model"],
+                        gmacs=row["gmacs"],
+                        reach=row["gmacs"] / cut,
+                        predicted=predicted,
+                        measured=row[quality],
+                        relative_error=predicted / row[quality] - 1,
+                    )
+                )
+    if not found:
+        need = laws.MIN_POWER
+        raise ValueError(f"needs {need} models that a law fits, and a larger one, at step {step}.")
+    return dict(step=step, predictions=found)
 
 
 def frontier(rows: list[dict], quality: str, x: str = "train_gflops") -> list[dict]:
@@ -69,11 +208,11 @@ def iso_flop(rows: list[dict], quality: str, budgets: list[float] | None = None)
     minimum at the optimum; where the best model is the smallest or the largest there is none.
 
     Args: budgets in train_gflops; by default 12 from the least compute to the most.
-    Returns: for budgets that 3 models or more have passed: tokens, budget, models (model, gmacs,
+    Returns: for budgets that lie on 3 models' curves or more: tokens, budget, models (model, gmacs,
       params, quality), best (a model), bracketed, and with it gmacs, params, quality at the
       optimum, else None.
     """
-    rows = average(rows, quality)
+    rows = models.average(rows, quality)
     computes = [row["train_gflops"] for row in rows]
     if budgets is None and rows:
         budgets = np.geomspace(min(computes), max(computes), 12)
@@ -82,7 +221,7 @@ def iso_flop(rows: list[dict], quality: str, budgets: list[float] | None = None)
         curves = collections.defaultdict(list)
         for row in rows:
             if row["tokens"] == tokens:
-                curves[model_of(row)].append(row)
+                curves[models.model_of(row)].append(row)
         for budget in budgets:
             points = [_at_budget(curve, quality, budget) for curve in curves.values()]
             points = sorted(filter(None, points), key=lambda point: point["gmacs"])
@@ -116,3 +255,67 @@ def _optimum(points):
     optimum = dict(gmacs=at, params=np.interp(at, gmacs, params))
     optimum |= dict(quality=level - slope**2 / 4 / curvature)
     return result | {name: float(np.exp(log)) for name, log in optimum.items()}
+
+
+def optima(rows: list[dict], quality: str) -> dict:
+    """`iso_flop`, and for each number of tokens with 3 optima how they grow with compute.
+
+    Returns: budgets; exponents, each with tokens, optima (their number), gmacs and params (of
+      the optimal size ~ compute^exponent), by_seed (gmacs' of the seeds alone that have one) and
+      interval, Student's over these; None of a single one.
+    Raises: ValueError if no budget lies on the curves of 3 models.
+    """
+    budgets = iso_flop(rows, quality)
+    if not budgets:
+        raise ValueError(
+            "needs 3 models of equal tokens with several steps each, so that their curves pass "
+            "the same compute."
+        )
+    exponents = []
+    for tokens in sorted({found["tokens"] for found in budgets}):
+        if (whole := _exponents(budgets, tokens)) is None:
+            continue
+        by_seed = []
+        for seed in sorted({row["seed"] for row in rows if row.get("seed") is not None}):
+            alone = [row for row in rows if row.get("seed") == seed and row["tokens"] == tokens]
+            if one := _exponents(iso_flop(alone, quality), tokens):
+                by_seed.append(one["gmacs"])
+        interval = bootstrap.mean_interval(by_seed)
+        exponents.append(dict(tokens=tokens, **whole, by_seed=by_seed, interval=interval))
+    return dict(budgets=budgets, exponents=exponents)
+
+
+def _exponents(budgets, tokens):
+    found = [f for f in budgets if f["tokens"] == tokens and f["bracketed"]]
+    if len(found) < 3:
+        return None
+    compute, gmacs, params = (np.log([f[n] for f in found]) for n in ("budget", "gmacs", "params"))
+    slopes = {
+        name: float(np.polyfit(compute, sizes, 1)[0])
+        for name, sizes in (("gmacs", gmacs), ("params", params))
+    }
+    return dict(optima=len(found), **slopes)
+
+
+def main(_):
+    out = pathlib.Path(FLAGS.out or pathlib.Path(FLAGS.table).with_suffix(".fit.json"))
+    cli.check_out(out, (".json",))
+    rows = table.read(pathlib.Path(FLAGS.table))
+    if FLAGS.grid is not None:
+        grids = sorted({str(row.get("grid")) for row in rows})
+        rows = [row for row in rows if row.get("grid") == FLAGS.grid]
+        if not rows:
+            raise ValueError(f"no row is of --grid={FLAGS.grid}; there are {', '.join(grids)}.")
+    result = study(rows, FLAGS.quality)
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    spool.replace(out, lambda file: file.write(text.encode()))
+    print(summary.of(result))
+    print(f"\n{out}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("table", None, "CSV file of the study.", required=True)
+    flags.DEFINE_string("quality", "eval_mse", "Column: eval_mse, eval_loss, fd_pixels, fid.")
+    flags.DEFINE_string("grid", None, "Only the rows of this grid of the sweep.")
+    flags.DEFINE_string("out", None, "The fits; beside the table by default, as NAME.fit.json.")
+    cli.run(main)

@@ -1,20 +1,13 @@
-"""The curves of a study, and what their parameters may be: q = a + b C^-c, and q against log x.
-
-Errors are relative and belong to cells, each of them a model with all of its seeds and points:
-cells are independent, what is of one cell need not be. Qualities are losses or distances.
-"""
+"""The curves of a study: q = a + b C^-c, a power law of compute, and q against log10(x), a line."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 
 MIN_POWER, MIN_LINE = 4, 3  # different computes that a curve needs
-MIN_CELLS = 6  # 2^5 ways to tell signs apart: fewer cannot exclude anything at 95%
-DRAWS = 999
 # c times the range of log C: from a fall by 1% in all to one by 1e-43, which one point tells of.
 SHORTEST, LONGEST = 0.01, 100.0
-COARSE, FINE = 48, 41  # exponents tried anywhere, and near the best
+COARSE = 48  # exponents, 22% apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +42,20 @@ def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
       finite, and where quality does not fall with compute or falls at its first point alone.
     Source: variable projection, Golub & Pereyra 1973.
     """
-    compute, quality = _points(compute, quality, MIN_POWER, "a + b C^-c")
-    z, scale = _logs(compute)
-    low, high = _bounds(z)
-    exponents = np.geomspace(low, high, COARSE)
-    while True:
-        i = int(np.argmin(_fit(z, quality, exponents)[0]))
-        near = exponents[max(i - 1, 0)], exponents[min(i + 1, len(exponents) - 1)]
-        if near[1] / near[0] < 1 + 1e-12:
-            break
-        exponents = np.linspace(*near, 9)
-    _, a, b = _fit(z, quality, exponents[i : i + 1])
-    c = float(exponents[i])
-    if b[0] <= 0:
+    compute, quality = points(compute, quality, MIN_POWER, "a + b C^-c")
+    z, scale = logs(compute)
+    a, b, c = best(z, quality)
+    if b <= 0:
         raise ValueError(
             f"quality does not fall with compute: {_ends(compute, quality)}. A power law is of a "
             "loss or a distance, which more compute lowers."
         )
-    if c > high * (1 - 1e-9):
+    if c > LONGEST / np.ptp(z) * (1 - 1e-9):
         raise ValueError(
             f"quality falls at the smallest compute alone, {_ends(compute, quality)}: no exponent "
             "is the best one. Leave that point out or take some near it."
         )
-    return PowerLaw(float(a[0]), float(b[0] * np.exp(c * scale)), c)
+    return PowerLaw(a, float(b * np.exp(c * scale)), c)
 
 
 def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
@@ -79,7 +63,7 @@ def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
 
     Raises: ValueError for fewer than 3 different x, or values that are not positive and finite.
     """
-    x, quality = _points(x, quality, MIN_LINE, "a line")
+    x, quality = points(x, quality, MIN_LINE, "a line")
     logs = np.log10(x)
     slope, intercept = np.polyfit(logs, quality, 1)
     flat = np.ptp(quality) == 0
@@ -87,7 +71,10 @@ def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
     return LogLinear(float(intercept), float(slope), correlation)
 
 
-def _points(x, quality, need, curve):
+def points(
+    x: np.ndarray, quality: np.ndarray, need: int, curve: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as f64 [n].   Raises: ValueError if they are not what a curve can be fitted to."""
     x, quality = (np.asarray(values, np.float64) for values in (x, quality))
     if x.shape != quality.shape or x.ndim != 1:
         raise ValueError(f"computes and qualities of shapes {x.shape} and {quality.shape}: [n].")
@@ -109,26 +96,46 @@ def _ends(compute, quality):
     )
 
 
-def _logs(compute):
+def logs(compute: np.ndarray) -> tuple[np.ndarray, float]:
     """log C about its mean, so that the unit of C changes b alone; and that mean."""
     z = np.log(compute)
-    return z - z.mean(), z.mean()
+    return z - z.mean(), float(z.mean())
 
 
-def _bounds(z):
-    return SHORTEST / np.ptp(z), LONGEST / np.ptp(z)
+def exponents(z: np.ndarray) -> np.ndarray:
+    """Those that points at log C = z can tell apart, coarsely."""
+    return np.geomspace(SHORTEST, LONGEST, COARSE) / np.ptp(z)
 
 
-def _fit(z, quality, exponents):
-    """Squares left, a and b [G] of the best law at each exponent; residuals are summed as such."""
-    x = np.exp(-exponents[:, None] * z) / quality
+def best(z: np.ndarray, quality: np.ndarray, a: float | None = None) -> tuple[float, float, float]:
+    """a, b and c of the least squares, with this a if it is given."""
+    tried = exponents(z)
+    while True:
+        squares, floors, factors = fit(z, quality, tried, a)
+        i = int(np.argmin(squares))
+        low, high = tried[max(i - 1, 0)], tried[min(i + 1, len(tried) - 1)]
+        if high / low < 1 + 1e-12:
+            return float(floors[i]), float(factors[i]), float(tried[i])
+        tried = np.linspace(low, high, 9)
+
+
+def fit(z, quality, c, a=None):
+    """Squares left, a and b [G] of the best law at each exponent c [G]."""
+    x = np.exp(-c[:, None] * z[None]) / quality[None]
     one = 1 / quality
-    a, b = _solve(one @ one, x @ one, (x * x).sum(axis=1), one.sum(), x.sum(axis=1))
-    return ((1 - a[:, None] * one - b[:, None] * x) ** 2).sum(axis=1), a, b
+    a, b = solve(one @ one, x @ one, (x * x).sum(axis=1), one.sum(), x.sum(axis=1), a)
+    # Summed as such: differences of moments would leave half of the digits.
+    residuals = 1 - a[:, None] * one[None] - b[:, None] * x
+    return (residuals**2).sum(axis=1), a, b
 
 
-def _solve(s_11, s_1x, s_xx, t_1, t_x):
-    """a, b >= 0 of the normal equations; both cannot be negative, as quality is positive."""
+def solve(s_11, s_1x, s_xx, t_1, t_x, a=None):
+    """a and b >= 0 of least squares, by the sums of w^2, w^2 x, (w x)^2, w and w x; w = 1 / q.
+
+    Without a given a, the best one. Not both would be negative, as quality is positive.
+    """
+    if a is not None:
+        return np.full_like(t_x, a), np.maximum(t_x - a * s_1x, 0) / s_xx
     determinant = s_11 * s_xx - s_1x**2
     a, b = (s_xx * t_1 - s_1x * t_x) / determinant, (s_11 * t_x - s_1x * t_1) / determinant
     only_a, only_b = b < 0, a < 0
