@@ -14,15 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dit_jax import style
-from experiments.scaling import curves, fit, laws, looks, panels, plot, samples, table
+from experiments.scaling import curves, fit, laws, looks, models, panels, plot, samples, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = {"XS": (64, 3), "S": (128, 4), "B": (192, 6), "L": (256, 8), "XL": (384, 8)}
 STEPS, BATCH = (500, 2000, 8000, 32_000), 128
-COST = {"adaln_zero": 0.0, "adaln": 0.01, "cross_attention": 0.015, "in_context": 0.03}
+COST = {"adaLN-Zero": 0.0, "adaLN": 0.01, "cross-attention": 0.015, "in-context": 0.03}
 
 
-def _rows(size, patch, block="adaln_zero", depth=None, seeds=2, grid="sizes", size_name=None):
+def _rows(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes", size_name=None):
     """Of all seeds and steps: L = E + A / N^alpha + B / D^beta, N of gmacs and D of images."""
     hidden, normal = SIZES[size]
     depth = depth or normal
@@ -121,6 +121,11 @@ def _sizes(rows):
     return [row for row in rows if row["grid"] == "sizes"]
 
 
+def _runs(rows, quality):
+    """multiply-adds and quality of each run of the sizes at the last step."""
+    return np.array([[row["gmacs"], row[quality]] for row in _at_last(_sizes(rows))]).T
+
+
 def _look(line):
     return line.get_color(), line.get_marker()
 
@@ -137,8 +142,8 @@ def test_gflops_are_of_all_models_at_the_last_step_with_line_and_correlation(row
     drawn = sorted(tuple(line.get_xydata()[0]) for line in _lines(axes))
     np.testing.assert_allclose(drawn, sorted(p for (p,) in expected.values()), rtol=1e-12)
     assert {line.get_linestyle() for line in _lines(axes)} <= {"-"}  # of one point each
-    x, y = np.array([point for (point,) in expected.values()]).T
-    line = laws.log_linear(x, y)
+    x, y = _runs(rows, "fd_pixels")
+    line = laws.log_linear(x, y)  # of runs, as `fit.lines`
     (law,) = _lines(axes, "_law")
     np.testing.assert_allclose(law.get_ydata(), line(law.get_xdata()), rtol=1e-9)
     assert (law.get_xdata()[0], law.get_xdata()[-1]) == pytest.approx((min(x), max(x)))
@@ -153,8 +158,7 @@ def test_gflops_are_of_all_models_at_the_last_step_with_line_and_correlation(row
 
 def test_a_loss_has_a_power_law_of_gflops_on_log_axes(rows):
     (axes,) = curves.draw_gflops(rows, "eval_mse").axes
-    expected = _means(_at_last(_sizes(rows)), "gmacs")
-    law = laws.power_law(*np.array([point for (point,) in expected.values()]).T)
+    law = laws.power_law(*_runs(rows, "eval_mse"))
     (line,) = _lines(axes, "_law")
     np.testing.assert_allclose(line.get_ydata(), law(line.get_xdata()), rtol=1e-9)
     text = rf"fit ${law.a:.3g} + {law.b:.3g}\,G^{{-{law.c:.2g}}}$, $r = -0."
@@ -174,7 +178,7 @@ def test_compute_has_a_line_to_a_model_and_the_law_of_the_frontier(rows):
         np.testing.assert_allclose(drawn[y], np.array(x) / 1e3, rtol=1e-12)
     assert axes.get_xlabel() == "training compute (TFLOPs)"
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    best = fit.frontier(fit.average(_sizes(rows), "eval_mse"), "eval_mse")
+    best = fit.frontier(models.average(_sizes(rows), "eval_mse"), "eval_mse")
     law = laws.power_law(*([row[name] for row in best] for name in ("train_gflops", "eval_mse")))
     (line,) = _lines(axes, "_law")
     np.testing.assert_allclose(line.get_ydata(), law(line.get_xdata() * 1e3), rtol=1e-4)
@@ -301,9 +305,7 @@ def test_blocks_have_a_color_each_over_steps(rows):
         t.get_text(): h
         for t, h in zip(figure.legends[0].texts, figure.legends[0].legend_handles, strict=True)
     }
-    colors = {
-        entries[name].get_color(): block for name, block in zip(names, panels.BLOCKS, strict=True)
-    }
+    colors = {entries[name].get_color(): name for name in names}
     assert "S/2" in entries
     lines = _lines(axes)
     assert len(lines) == len(colors) == 4
@@ -329,16 +331,70 @@ def test_gflops_are_at_the_last_step_that_all_have(rows):
     np.testing.assert_allclose(drawn, sorted(p for (p,) in expected.values()), rtol=1e-12)
 
 
-def test_rows_that_cannot_be_compared_are_refused_with_a_way_out(rows):
-    looks.check_settings(rows)
+def test_rows_that_cannot_be_compared_are_refused_with_a_way_out(rows, tmp_path):
     other = [{**row, "learning_rate": 1e-4} for row in _rows("S", 2)]
-    message = "the rows of S/2 differ in learning_rate: 0.001, 0.0001.*--where learning_rate=0.001"
-    with pytest.raises(ValueError, match=message):
-        looks.check_settings(rows + other)
-    looks.check_settings(rows + [{**row, "hidden_size": 7} for row in other])  # another model
-    with pytest.raises(ValueError, match="the rows differ in sampling_steps: 50, 250"):
-        looks.check_settings(rows + [{**rows[0], "sampling_steps": 250}])
-    looks.check_settings(rows + [{**rows[0], "sampling_steps": None}])  # no samples
+    with pytest.raises(ValueError, match=r"across learning_rate: (?s:.*)--where"):
+        plot.write(rows + other, ["eval_mse"], None, tmp_path)
+    other = [{**row, "sampling_steps": 250} for row in _rows("S", 2)]
+    with pytest.raises(ValueError, match="label_accuracy cannot be compared across sampling_steps"):
+        plot.write(rows + other, ["label_accuracy"], None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    twice = [{**row, "grid": "again"} for row in rows if row["seed"] == 1]
+    pair = curves.draw_compute(rows, "eval_mse"), curves.draw_compute(rows + twice, "eval_mse")
+    first, second = ([line.get_xydata().tolist() for line in _lines(f.axes[0])] for f in pair)
+    assert first == second
+
+
+def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows):
+    figure = curves.draw_extrapolation(rows, "eval_mse")
+    (axes,) = figure.axes
+    sized = _at_last(_sizes(rows))
+    most = max(row["gmacs"] for row in sized)
+    others = [row for row in sized if row["gmacs"] < most]
+    largest = [row["eval_mse"] for row in sized if row["gmacs"] == most]
+    law = laws.power_law(*([row[name] for row in others] for name in ("gmacs", "eval_mse")))
+    (line,) = _lines(axes, "_law")
+    np.testing.assert_allclose(line.get_ydata(), law(line.get_xdata()), rtol=1e-9)
+    assert line.get_xdata()[-1] == pytest.approx(most)
+    (held_out,) = [line for line in _lines(axes) if line.get_markerfacecolor() == "white"]
+    np.testing.assert_allclose(held_out.get_xydata(), [[most, np.mean(largest)]], rtol=1e-12)
+    assert _look(held_out) == (style.COLORS[4], "o")
+    assert len(_lines(axes)) == 15
+    found = fit.largest(sized, "eval_mse")
+    drawn = {c.get_label(): c.get_paths()[0].vertices for c in axes.collections}
+    np.testing.assert_allclose(drawn["_interval"], [(most, end) for end in found["interval"]])
+    band = drawn["_band"]
+    for end in found["interval"]:
+        assert np.isclose(band, [most, end]).all(axis=1).any()
+    assert band[:, 0].min() == pytest.approx(max(row["gmacs"] for row in others))
+    low, high = found["interval"]
+    assert axes.get_title("right").splitlines()[1] == (
+        f"XL/2: predicted {law(most):.3g} (95%: {low:.3g} to {high:.3g}), "
+        f"measured {np.mean(largest):.3g}"
+    )
+
+
+def test_extrapolation_of_few_models_has_no_interval(rows):
+    few = [row for row in rows if row["patch_size"] == 2 and row["grid"] == "sizes"]
+    (axes,) = curves.draw_extrapolation(few, "eval_mse").axes
+    assert not axes.collections
+    assert re.search(r"predicted [\d.]+, measured", axes.get_title("right"))
+    fewer = [row for row in few if row["size"] != "XS"]
+    with pytest.raises(looks.LackingError, match=r"needs points at 4 .* here are 3$"):
+        curves.draw_extrapolation(fewer, "eval_mse")
+
+
+def test_published_models_correlate_as_published():
+    published = table.read(ROOT / "experiments/scaling/published.csv")
+    (axes,) = curves.draw_gflops(published, "fid").axes
+    assert len(_lines(axes)) == 12
+    assert axes.get_title("right").endswith("$r = -0.93$")  # the paper's figure 2
+    assert axes.get_ylabel() == "FID (50,000 samples)"
+    blocks = table.read(ROOT / "experiments/scaling/published_blocks.csv")
+    (axes,) = panels.draw_blocks(blocks, "fid").axes
+    assert sorted(float(line.get_ydata()[0]) for line in _lines(axes)) == [
+        *(19.47, 25.21, 26.14, 35.24)
+    ]
 
 
 def test_ticks_and_labels_do_not_overlap(rows):

@@ -5,13 +5,14 @@ import logging
 import numpy as np
 
 from dit_jax import style
-from experiments.scaling import fit, laws, looks
+from experiments.scaling import bootstrap, fit, laws, looks, models
 
 logger = logging.getLogger("dit_jax")
 
 LAW = dict(color="0.25", linestyle="--", linewidth=1, marker="", zorder=3)
 UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
 STAR = dict(color="black", markerfacecolor="none", marker="*", markersize=7, linestyle="", zorder=3)
+BAND = 5  # points of it
 BUDGETS = 5  # at most, drawn of a number of tokens
 GREYS = 0.35, 0.9  # of the least and the most compute, in matplotlib's 'Greys'
 
@@ -25,16 +26,12 @@ def draw_gflops(rows: list[dict], quality: str):
     import matplotlib
 
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
-    means = fit.average(drawn, quality)
-    _demand_models(means)
+    _demand_models(drawn)
     look = looks.Looks.of(rows)
     with matplotlib.rc_context(style.STYLE):
         figure, (axes,) = looks.new_figure()
-        for of_model in looks.group(drawn, *fit.MODEL).values():
-            kind = of_model[0]
-            found = looks.curve(of_model, "gmacs", quality)
-            looks.draw_curve(axes, found, look.color(kind), look.marker(kind))
-        x, y = (np.array([row[name] for row in means]) for name in ("gmacs", quality))
+        _draw_models(axes, look, drawn, "gmacs", quality)
+        x, y = _columns(drawn, "gmacs", quality)
         of_loss = quality.startswith(looks.LOSSES)
         line = _fitted(laws.log_linear, x, y, f"line of {quality}")
         law = _fitted(laws.power_law, x, y, f"power law of {quality}") if of_loss else line
@@ -58,20 +55,17 @@ def draw_compute(rows: list[dict], quality: str):
     import matplotlib
 
     drawn = looks.complete(looks.measured(looks.standard(rows), "train_gflops"), quality)
-    means = fit.average(drawn, quality)
+    means = models.average(drawn, quality)
     _demand_models(means)
     look = looks.Looks.of(rows)
     unit, name = compute_unit([row["train_gflops"] for row in means])
     drawn, means = _in_unit(drawn, unit), _in_unit(means, unit)
     with matplotlib.rc_context(style.STYLE):
         figure, (axes,) = looks.new_figure()
-        for of_model in looks.group(drawn, *fit.MODEL).values():
-            kind = of_model[0]
-            found = looks.curve(of_model, "compute", quality)
-            looks.draw_curve(axes, found, look.color(kind), look.marker(kind))
-        if not quality.startswith(looks.RISING):
+        _draw_models(axes, look, drawn, "compute", quality)
+        if not quality.startswith(models.HIGHER):
             best = fit.frontier(means, quality, "compute")
-            x, y = (np.array([row[name] for row in best]) for name in ("compute", quality))
+            x, y = _columns(best, "compute", quality)
             if law := _fitted(laws.power_law, x, y, f"frontier of {quality}"):
                 _draw_law(axes, law, x)
                 text = f"frontier {_equation(law, 'C')}, $C$ in {name}"
@@ -140,6 +134,58 @@ def draw_isoflop(rows: list[dict], quality: str):
     return figure
 
 
+def draw_extrapolation(rows: list[dict], quality: str):
+    """The matplotlib Figure of the power law of all models but the largest, and of that one.
+
+    Quality is against multiply-adds, at the last step. With the interval of one more run along
+    the law, and hollow what was measured of the largest. Raises: LackingError where none can be
+    fitted.
+    """
+    import matplotlib
+
+    _demand_falling(quality)
+    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
+    try:
+        found = fit.largest(drawn, quality)
+    except ValueError as error:
+        raise looks.LackingError(str(error).rstrip(".")) from error
+    others = [row for row in drawn if row["gmacs"] < found["gmacs"]]
+    x, y = _columns(others, "gmacs", quality)
+    law = laws.power_law(x, y)
+    look = looks.Looks.of(rows)
+    with matplotlib.rc_context(style.STYLE):
+        figure, (axes,) = looks.new_figure()
+        _draw_models(axes, look, others, "gmacs", quality)
+        largest = [row for row in drawn if row["gmacs"] == found["gmacs"]]
+        _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
+        _draw_law(axes, law, [*x, found["gmacs"]])
+        text = f"fit of all but {found['model']}: {_equation(law, 'G')}\n"
+        text += f"{found['model']}: predicted {found['predicted']:.3g}"
+        if found["interval"]:
+            _draw_interval(axes, others, found, quality)
+            ends = ("?" if end is None else f"{end:.3g}" for end in found["interval"])
+            text += f" ({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
+        axes.set_title(f"{text}, measured {found['measured']:.3g}", fontsize=7, loc="right")
+        axes.set_xlabel(style.label("gmacs"))
+        style.log_scale(axes.xaxis)
+        looks.name_quality(axes, drawn, quality, log=True)
+        look.legend(figure, drawn)
+    return figure
+
+
+def _draw_interval(axes, rows, found, quality):
+    """Of one more run: a bar at the largest model, and a band up to it if it has two ends there."""
+    cells = [str(models.model_of(row)) for row in rows]
+    x, y = _columns(rows, "gmacs", quality)
+    across = np.geomspace(x.max(), found["gmacs"], BAND)
+    ends = [bootstrap.prediction_interval(x, y, cells, float(at)) for at in across[:-1]]
+    ends = np.array([*ends, found["interval"]], np.float64)  # None is nan
+    axes.vlines(across[-1:], *ends[-1:].T, color="0.6", linewidth=3, zorder=1, label="_interval")
+    if np.isfinite(ends).all():
+        grey = dict(color="0.85", linewidth=0, zorder=0)
+        axes.fill_between(across, *ends.T, label="_band", **grey)
+
+
 def _draw_budget(axes, budget, color):
     points = [(point["gmacs"], point["quality"]) for point in budget["models"]]
     axes.plot(*zip(*points, strict=True), color=color)
@@ -158,14 +204,24 @@ def _in_unit(rows, unit):
     return [{**row, "compute": row["train_gflops"] / unit} for row in rows]
 
 
-def _demand_models(means):
-    models = {row.get("model") for row in means}
-    if len({fit.model_of(row) for row in means}) < 2:
-        raise looks.LackingError(f"all rows are of one model, {', '.join(map(str, models))}")
+def _draw_models(axes, look, rows, x, quality, hollow=False):
+    """A curve to a model."""
+    for of_model in looks.group(rows, *models.MODEL).values():
+        color, marker = look.color(of_model[0]), look.marker(of_model[0])
+        looks.draw_curve(axes, looks.curve(of_model, x, quality), color, marker, hollow)
+
+
+def _columns(rows, *names):
+    return [np.array([row[name] for row in rows]) for name in names]
+
+
+def _demand_models(rows):
+    if len({models.model_of(row) for row in rows}) < 2:
+        raise looks.LackingError(f"all rows are of one model, {rows[0]['model']}")
 
 
 def _demand_falling(quality):
-    if quality.startswith(looks.RISING):
+    if quality.startswith(models.HIGHER):
         raise looks.LackingError(f"{quality} rises with compute: it is no loss and no distance")
 
 

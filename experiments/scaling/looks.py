@@ -9,12 +9,9 @@ import dataclasses
 import itertools
 
 from dit_jax import plot, style
-from experiments.scaling import fit
+from experiments.scaling import models
 
-TRAINING = ("learning_rate", "batch_size")  # one to a model
-SHAPE = tuple(name for name in fit.MODEL if name not in TRAINING)
 LOSSES = ("eval_", "bits_per_")
-RISING = ("label_accuracy", "precision", "recall", "inception_score")  # with compute
 WIDE = 6.8  # inches: both columns
 EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that overlap
 LEGEND_LINE, LEGEND_COLUMNS = 0.17, 6  # inches; entries of a line
@@ -57,20 +54,16 @@ def _built(row):
 
 
 def complete(rows: list[dict], quality: str) -> list[dict]:
-    """The rows of which `fit.average` makes its means: of steps that all seeds have got to.
-
-    Raises: LackingError.
-    """
-    rows = measured(rows, quality, "step")
-    kept = {(fit.model_of(row), row["step"]) for row in fit.average(rows, quality)}
-    return [row for row in rows if (fit.model_of(row), row["step"]) in kept]
+    """The comparable rows of which `models.average` makes its means.   Raises: LackingError."""
+    rows = models.comparable(measured(rows, quality, "step"), quality)
+    kept = {(models.model_of(row), row["step"]) for row in models.average(rows, quality)}
+    return [row for row in rows if (models.model_of(row), row["step"]) in kept]
 
 
 def at_last_step(rows: list[dict], quality: str) -> list[dict]:
-    """The rows at the last step that most models have got to.   Raises: LackingError."""
-    rows = complete(rows, quality)
-    last = fit.last_step(rows, quality)
-    return [row for row in rows if row["step"] == last]
+    """The comparable rows at the last step that most models have.   Raises: LackingError."""
+    rows = models.comparable(measured(rows, quality, "step"), quality)
+    return models.at_step(rows, models.last_step(rows))
 
 
 def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
@@ -87,29 +80,6 @@ def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
     for row in rows:
         groups[tuple(row.get(name) for name in names)].append(row)
     return dict(groups)
-
-
-def check_settings(rows: list[dict]) -> None:
-    """Demands that a model is trained in one way, and all samples drawn and measured in one way.
-
-    Raises: ValueError with a way out.
-    """
-    for name in fit.SAMPLING:
-        _check_one(rows, name, "the rows differ")
-    for name in TRAINING:
-        for of_model in group(rows, *SHAPE).values():
-            _check_one(of_model, name, f"the rows of {of_model[0].get('model')} differ")
-
-
-def _check_one(rows, name, what):
-    found = collections.Counter(row[name] for row in rows if row.get(name) is not None)
-    if len(found) > 1:
-        values = ", ".join(map(str, found))
-        ((most, _),) = found.most_common(1)
-        raise ValueError(
-            f"{what} in {name}: {values}. They are not to be compared; keep one kind, such as "
-            f"--where {name}={most}, or one grid."
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +104,7 @@ class Looks:
         names += [widths[width] for width in sorted(others)]
         patches = sorted({row.get("patch_size") for row in rows} - {None})
         return cls(
-            dict(zip(names, _colors(len(names)), strict=True)),
+            dict(zip(names, colors_of(len(names)), strict=True)),
             {p: style.MARKERS[i % len(style.MARKERS)] for i, p in enumerate(patches)},
             widths,
         )
@@ -164,12 +134,13 @@ class Looks:
         draw_legend(figure, ("size", sizes), ("patch size", marks), *lines)
 
 
-def _colors(count):
+def colors_of(count: int) -> tuple[str, ...]:
+    """The palette; of more than it has a ramp."""
     if count <= len(style.COLORS):
         return style.COLORS[:count]
     from matplotlib import colormaps, colors
 
-    return [colors.to_hex(colormaps["viridis"](i / (count - 1))) for i in range(count)]
+    return tuple(colors.to_hex(colormaps["viridis"](i / (count - 1))) for i in range(count))
 
 
 def draw_legend(figure, *lines: tuple[str, list]) -> None:
@@ -216,18 +187,21 @@ def new_figure(panels: int = 1):
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def draw_curve(axes, found: plot.Curve, color: str, marker: str, **options) -> None:
+def draw_curve(
+    axes, found: plot.Curve, color: str, marker: str, hollow: bool = False, **options
+) -> None:
     """The means, joined, over the faint points of seeds."""
     if several := [p for seeds in found.points.values() if len(seeds) > 1 for p in seeds]:
         style.draw_seeds(axes, several, color)
-    axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **EDGE, **options)
+    edge = dict(markerfacecolor="white", markersize=5) if hollow else EDGE
+    axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **edge, **options)
 
 
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
     """The label of the y axis, with the number of samples, and its scale."""
     of_samples = not quality.startswith(LOSSES)
     axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
-    if log and not quality.startswith(RISING):
+    if log and not quality.startswith(models.HIGHER):
         style.log_scale(axes.yaxis)
 
 

@@ -18,14 +18,27 @@ def model_of(row: dict) -> tuple:
 
 
 def measured(rows: list[dict], quality: str) -> list[dict]:
-    """The rows that have the quality, each run and step once, if they can be compared.
+    """The `comparable` rows, of a loss or a distance that can be fitted.
 
-    Raises: ValueError if there are none; for a quality of which more is better, or that is not
-      positive and finite; for rows of several samplers, references, blocks or batch sizes, or of
-      one model's several learning rates; for two values at one step of a run.
+    Raises: ValueError as `comparable`; for a quality of which more is better, or that is not
+      positive and finite.
     """
     if quality.startswith(HIGHER):
         raise ValueError(f"of {quality} more is better: the fits are of losses and distances.")
+    kept = comparable(rows, quality)
+    bad = [row for row in kept if not (row[quality] > 0 and math.isfinite(row[quality]))]
+    if bad:
+        values = ", ".join(f"{row[quality]} of {row['cell']} at step {row['step']}" for row in bad)
+        raise ValueError(f"{quality} must be positive and finite, not {values}: leave them out.")
+    return kept
+
+
+def comparable(rows: list[dict], quality: str) -> list[dict]:
+    """The rows that have the quality, each run and step once, if they can be compared.
+
+    Raises: ValueError if there are none; for rows of several samplers, references, blocks or batch
+      sizes, or of one model's several learning rates; for two values at one step of a run.
+    """
     kept = [row for row in rows if row.get(quality) is not None]
     if not kept:
         numbers = collections.Counter(
@@ -33,10 +46,6 @@ def measured(rows: list[dict], quality: str) -> list[dict]:
         )
         there = ", ".join(f"{name} in {count}" for name, count in numbers.items())
         raise ValueError(f"none of {len(rows)} rows has {quality!r}; there is {there or 'none'}.")
-    bad = [row for row in kept if not (row[quality] > 0 and math.isfinite(row[quality]))]
-    if bad:
-        values = ", ".join(f"{row[quality]} of {row['cell']} at step {row['step']}" for row in bad)
-        raise ValueError(f"{quality} must be positive and finite, not {values}: leave them out.")
     same = (
         ("block", "batch_size")
         if quality.startswith("eval_")
@@ -71,7 +80,7 @@ def _check_one(rows, name, quality):
         found = ", ".join(f"{value} in {count} rows" for value, count in counts.items())
         raise ValueError(
             f"{quality} cannot be compared across {name}: {found}. Keep the rows of one, by a "
-            "table of their own or by --grid."
+            "table of their own, --grid of fit or --where of plot."
         )
 
 

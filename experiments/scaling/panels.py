@@ -3,16 +3,11 @@
 import logging
 
 from dit_jax import style
-from experiments.scaling import fit, looks
+from experiments.scaling import looks, models
 
 logger = logging.getLogger("dit_jax")
 
-BLOCKS = {
-    "in_context": "in-context",
-    "cross_attention": "cross-attention",
-    "adaln": "adaLN",
-    "adaln_zero": "adaLN-Zero",
-}
+BLOCKS = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")  # those of the paper, first
 
 
 def draw_tokens_depth(rows: list[dict], quality: str):
@@ -93,19 +88,20 @@ def draw_blocks(rows: list[dict], quality: str):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
-    rows = looks.complete(looks.measured(rows, "block", "model"), quality)
-    models = looks.group(rows, "model", "depth", "hidden_size")
-    models = {k: v for k, v in models.items() if len({row["block"] for row in v}) > 1}
-    if not models:
+    rows = looks.measured(rows, "block", "model", quality)
+    rows = [r for of in looks.group(rows, "block").values() for r in looks.complete(of, quality)]
+    groups = looks.group(rows, "model", "depth", "hidden_size")
+    groups = {k: of for k, of in groups.items() if len({row["block"] for row in of}) > 1}
+    if not groups:
         raise looks.LackingError("no model has several blocks")
-    known = [*BLOCKS, *sorted({row["block"] for row in rows} - set(BLOCKS))]
-    colors = dict(zip(known, style.COLORS, strict=False))
-    dashes = dict(zip(models, style.DASHES * len(models), strict=False))
-    drawn = [row for of_model in models.values() for row in of_model]
+    drawn = [row for of_model in groups.values() for row in of_model]
+    known = dict.fromkeys([*BLOCKS, *sorted({row["block"] for row in drawn})])
+    colors = dict(zip(known, looks.colors_of(len(known)), strict=True))
+    dashes = dict(zip(groups, style.DASHES * len(groups), strict=False))
     with matplotlib.rc_context(style.STYLE):
         figure, (axes,) = looks.new_figure()
-        for model, of_model in models.items():
-            for of_block in looks.group(of_model, *fit.MODEL).values():
+        for model, of_model in groups.items():
+            for of_block in looks.group(of_model, *models.MODEL).values():
                 found = looks.curve(of_block, "step", quality)
                 color = colors[of_block[0]["block"]]
                 looks.draw_curve(axes, found, color, "o", linestyle=dashes[model])
@@ -113,9 +109,7 @@ def draw_blocks(rows: list[dict], quality: str):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k, 1M
         looks.name_quality(axes, drawn, quality, log=True)
         used = {row["block"] for row in drawn}
-        blocks = [
-            Line2D([], [], color=colors[b], label=BLOCKS.get(b, b)) for b in known if b in used
-        ]
+        blocks = [Line2D([], [], color=colors[b], label=b) for b in known if b in used]
         names = [
             Line2D([], [], color="0.3", linestyle=dash, label=model[0])
             for model, dash in dashes.items()

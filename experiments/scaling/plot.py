@@ -26,6 +26,7 @@ FIGURES = {
     "compute": curves.draw_compute,
     "isoflop": curves.draw_isoflop,
     "tokens_depth": panels.draw_tokens_depth,
+    "extrapolation": curves.draw_extrapolation,
     "blocks": panels.draw_blocks,
 }
 
@@ -34,9 +35,8 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
     """Writes all figures that there are rows for; their paths.
 
     Args: arrays: of the samples, or None.
-    Raises: ValueError if there is none, or as `looks.check_settings`; OSError.
+    Raises: ValueError if there is none, or as `models.comparable`; OSError.
     """
-    looks.check_settings(rows)
     drawn, reasons = [], []
     for quality in qualities:
         if missing := sum(row.get(quality) is None for row in rows):
