@@ -201,8 +201,17 @@ def test_what_rises_with_compute_has_no_frontier_and_no_optimum(rows):
     (axes,) = curves.draw_compute(rows, "label_accuracy").axes
     assert not _lines(axes, "_law")
     assert axes.get_yscale() == "linear"
-    with pytest.raises(looks.LackingError, match="label_accuracy rises with compute"):
+    with pytest.raises(looks.LackingError, match="of label_accuracy more is better"):
         curves.draw_isoflop(rows, "label_accuracy")
+
+
+def test_what_is_not_positive_has_a_linear_axis_and_no_law(rows, log):
+    (axes,) = curves.draw_compute([{**row, "eval_vb": -1.0} for row in rows], "eval_vb").axes
+    assert axes.get_yscale() == "linear"
+    assert not _lines(axes, "_law")
+    assert any(line.startswith("no frontier of eval_vb: quality must be") for line in log())
+    with pytest.raises(looks.LackingError, match="eval_vb must be positive"):
+        curves.draw_isoflop([{**row, "eval_vb": -1.0} for row in rows], "eval_vb")
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,9 @@ def draw_isoflop(rows: list[dict], quality: str):
     from matplotlib.colors import ListedColormap, LogNorm
     from matplotlib.lines import Line2D
 
-    _demand_falling(quality)
-    drawn = looks.complete(
-        looks.measured(looks.standard(rows), "train_gflops", "gmacs", "params", "tokens"), quality
-    )
+    needed = "train_gflops", "gmacs", "params", "tokens"
+    drawn = looks.complete(looks.measured(looks.standard(rows), *needed), quality)
+    _demand_fittable(drawn, quality)
     found = fit.iso_flop(drawn, quality)
     if not found:
         raise looks.LackingError("no compute was passed by 3 models of equal tokens")
@@ -111,14 +110,8 @@ def draw_isoflop(rows: list[dict], quality: str):
                 _draw_budget(axes, of_tokens[i], greys.to_rgba(of_tokens[i]["budget"] / unit))
                 for point in of_tokens[i]["models"]:
                     kind = kinds[point["model"]]
-                    at = [point["gmacs"]], [point["quality"]]
-                    axes.plot(
-                        *at,
-                        color=look.color(kind),
-                        marker=look.marker(kind),
-                        linestyle="",
-                        **looks.EDGE,
-                    )
+                    at = point["gmacs"], point["quality"]
+                    looks.draw_point(axes, at, look.color(kind), look.marker(kind))
             axes.set_title(f"{count} tokens", fontsize=8)
             axes.set_xlabel(style.label("gmacs"))
             axes.margins(x=0.08)
@@ -143,8 +136,8 @@ def draw_extrapolation(rows: list[dict], quality: str):
     """
     import matplotlib
 
-    _demand_falling(quality)
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
+    _demand_fittable(drawn, quality)
     try:
         found = fit.largest(drawn, quality)
     except ValueError as error:
@@ -220,9 +213,11 @@ def _demand_models(rows):
         raise looks.LackingError(f"all rows are of one model, {rows[0]['model']}")
 
 
-def _demand_falling(quality):
-    if quality.startswith(models.HIGHER):
-        raise looks.LackingError(f"{quality} rises with compute: it is no loss and no distance")
+def _demand_fittable(rows, quality):
+    try:
+        models.measured(rows, quality)
+    except ValueError as error:
+        raise looks.LackingError(str(error).rstrip(".")) from error
 
 
 def _fitted(law, x, y, what):

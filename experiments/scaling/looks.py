@@ -197,11 +197,17 @@ def draw_curve(
     axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **edge, **options)
 
 
+def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
+    """A mean alone, where a line is of several models."""
+    axes.plot([at[0]], [at[1]], color=color, marker=marker, label="_mean", **EDGE)
+
+
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
-    """The label of the y axis, with the number of samples, and its scale."""
+    """The label of the y axis, with the number of samples, and a log scale where it can be."""
     of_samples = not quality.startswith(LOSSES)
     axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
-    if log and not quality.startswith(models.HIGHER):
+    positive = all(row[quality] > 0 for row in rows)
+    if log and positive and not quality.startswith(models.HIGHER):
         style.log_scale(axes.yaxis)
 
 

@@ -8,6 +8,7 @@ from experiments.scaling import looks, models
 logger = logging.getLogger("dit_jax")
 
 BLOCKS = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")  # those of the paper, first
+TITLES = {"tokens": "at equal parameters", "depth": "at equal tokens and width"}
 
 
 def draw_tokens_depth(rows: list[dict], quality: str):
@@ -35,6 +36,7 @@ def draw_tokens_depth(rows: list[dict], quality: str):
             for line in lines:
                 _draw_line(axes, look, line, x, quality)
             axes.set_xlabel(style.label(x))
+            axes.set_title(TITLES[x], fontsize=8)
             axes.margins(x=0.08)
             style.log_scale(axes.xaxis)
             looks.tick_values(axes.xaxis, {row[x] for line in lines for row in line})
@@ -69,13 +71,7 @@ def _draw_line(axes, look, rows, x, quality):
     looks.draw_curve(axes, found, color, "")
     markers = {row[x]: look.marker(row) for row in rows}
     for at, mean in zip(found.points, found.means(), strict=True):
-        axes.plot(
-            *[[value] for value in mean],
-            color=color,
-            marker=markers[at],
-            label="_mean",
-            **looks.EDGE,
-        )
+        looks.draw_point(axes, mean, color, markers[at])
 
 
 def draw_blocks(rows: list[dict], quality: str):
