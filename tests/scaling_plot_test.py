@@ -273,6 +273,15 @@ def test_tokens_and_depth_are_side_by_side(rows):
     assert ticks == ["2", "4", "8", "16"]
 
 
+def test_depths_of_several_patch_sizes_are_lines_of_their_own(rows):
+    more = rows + _rows("S", 2, depth=8, grid="depth")
+    _, axes = panels.draw_tokens_depth(more, "eval_mse").axes
+    lines = [line for line in _lines(axes) if len(line.get_xdata()) > 1]
+    assert sorted(list(line.get_xdata()) for line in lines) == [[2, 4, 8, 16]] * 2 + [[4, 8]]
+    marks = [line.get_marker() for line in _lines(axes, "_mean")]
+    assert sorted(marks) == ["o"] * 2 + ["s"] * 8
+
+
 def test_models_look_the_same_in_all_figures(rows):
     look = looks.Looks.of(rows)
     assert look.colors == dict(zip(SIZES, style.COLORS, strict=False))  # by parameters
@@ -289,6 +298,8 @@ def test_models_look_the_same_in_all_figures(rows):
     assert {_look(line) for line in _lines(depth, "_mean")} == {
         (look.colors[size], "s") for size in ("S", "L")
     }
+    deep = panels.draw_tokens_depth([r for r in rows if r["patch_size"] == 4], "eval_mse")
+    assert _legend(deep) == ["size", "patch size", "S", "4", "L"]  # no more than is drawn
     for axes in curves.draw_isoflop(rows, "eval_mse").axes[:-1]:
         points = {_look(line) for line in _lines(axes) if len(line.get_xdata()) == 1}
         assert points <= expected
