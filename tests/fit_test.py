@@ -115,7 +115,7 @@ def _inside(interval, value):
 def _percentiles_of_c(compute, quality, cells, rng):
     """The usual bootstrap: fits to cells drawn with replacement, as weights of their points."""
     z, _ = laws.logs(compute)
-    c = np.geomspace(*laws.exponents(z)[[0, -1]], 150)
+    c = laws.best(z, quality)[2] * np.geomspace(0.2, 5, 600)  # 0.5% apart
     count = cells.max() + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), 150)
     drawn = drawn[(drawn > 0).sum(axis=1) >= laws.MIN_POWER][:, cells]
@@ -148,16 +148,16 @@ def _interval_of_c(compute, quality, cells):
 
 
 def test_intervals_cover_where_the_usual_bootstrap_does_not():
-    """Of 100 at 95%, 89 or more with a chance of 0.995. Eight cells; no floor, which binds."""
+    """Of 80 at 95%, 71 or more with a chance of 0.99. The floor is 0, where its bound binds."""
     rng, law = np.random.default_rng(1), laws.PowerLaw(0.0, 1.0, 0.1)
 
     def usual(*columns):
         return _percentiles_of_c(*columns, rng)
 
-    grid = dict(noise=0.01, sizes=8, patches=1, shared=0.0)
-    covered, naive = _covered(100, law, (_interval_of_c, usual), **grid)
-    assert covered >= 0.89
-    assert naive < 0.89
+    grid = dict(noise=0.05, sizes=8, patches=1, seeds=1)
+    covered, naive = _covered(80, law, (_interval_of_c, usual), **grid)
+    assert covered >= 0.887
+    assert naive < 0.887
 
 
 def test_intervals_cover_only_if_points_of_a_run_stay_together():
@@ -230,11 +230,11 @@ def test_mean_interval_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", [laws.PowerLaw(*law) for law in [(0.1, 1, 0.3), (1, 1, 0.5)]])
-@pytest.mark.parametrize("points", [1, 4])
-def test_intervals_and_predictions_cover_in_300_repetitions(law, points):
-    """Of 300 at 95%, 272 to 299 with a chance of 0.999; a prediction may lack 2% more."""
-    rng, found = np.random.default_rng(2), []
+@pytest.mark.parametrize(("law", "points"), [((0.1, 1.0, 0.3), 4), ((0.0, 1.0, 0.1), 1)])
+def test_intervals_and_predictions_cover_in_300_repetitions(monkeypatch, law, points):
+    """Of 300 at 95%, 272 or more with a chance of 0.999; a prediction may lack 2% more."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 199)
+    law, rng, found = laws.PowerLaw(*law), np.random.default_rng(2), []
     for _ in range(300):
         columns = _grid(rng, law, points=points)
         intervals = bootstrap.law_intervals(*columns)
@@ -342,7 +342,149 @@ def test_largest_model_is_predicted_without_any_of_its_runs():
     assert found["predicted"] == pytest.approx(law(found["gmacs"]), rel=1e-6)
     assert found["relative_error"] == pytest.approx(-0.5, rel=1e-6)
     assert (found["model"], found["runs"], found["reach"]) == ("h1024d4/2", 2, pytest.approx(4))
-    assert found["interval"] == pytest.approx((found["predicted"],) * 2, rel=1e-4)
+    assert found["interval"] == pytest.approx((found["predicted"],) * 2, rel=1e-3)
     rolling = fit.rolling(rows[:-2], "eval_mse")["predictions"]
     assert [p["reach"] for p in rolling] == pytest.approx([4, 16, 4])
     assert [p["relative_error"] for p in rolling] == pytest.approx([0] * 3, abs=1e-6)
+
+
+def test_slopes_hold_all_else_and_pool_groups():
+    """log q = -0.5 log tokens - 0.2 log depth - log hidden_size / 3, by construction."""
+    sizes = itertools.product((64, 128), (4, 8, 16), (2, 4), (0, 1))
+    rows = [_row(h, depth, patch_size=patch, seed=seed) for h, depth, patch, seed in sizes]
+    for row in rows:
+        law = row["tokens"] ** -0.5 * row["depth"] ** -0.2 * row["hidden_size"] ** (-1 / 3)
+        row["eval_mse"] = law * (1 + 0.1 * (row["depth"] == 16) * (2 * row["seed"] - 1))
+    for of, slope, groups in (("tokens", -0.5, 6), ("depth", -0.2, 4), ("hidden_size", -1 / 3, 6)):
+        found = contrasts.slopes(rows, "eval_mse", of)
+        assert len(found["groups"]) == groups
+        assert [g["slope"] for g in found["groups"]] == pytest.approx([slope] * groups)
+        assert found["interval"] == pytest.approx((slope, slope))
+    with pytest.raises(ValueError, match="2 models or more that differ in depth alone"):
+        contrasts.slopes([row for row in rows if row["depth"] == 4], "eval_mse", "depth")
+
+
+def test_pairs_of_equal_cost_against_the_noise_of_seeds():
+    """Seeds at 1 -+ d in log: variance 2 d^2 each of one degree, so deviations of means are d."""
+    rows = [_row(64, 16, 4, seed=s) for s in (0, 1)] + [_row(64, 4, 2, seed=s) for s in (0, 1)]
+    rows += [_row(128, 4, 4, seed=s) for s in (0, 1)]  # the first one's gmacs, params and tokens
+    centers = {(64, 16): 0.0, (64, 4): 0.05, (128, 4): -0.05}
+    for row in rows:
+        center = centers[row["hidden_size"], row["depth"]]
+        row["eval_mse"] = np.exp(center + 0.01 * (2 * row["seed"] - 1))
+    found = contrasts.equal_gmacs(rows, "eval_mse")
+    assert found["noise"] == pytest.approx(0.01 * 2**0.5)
+    names = [[model["model"] for model in p["pair"]] for p in found["pairs"]]
+    assert names == [["h128d4/4", "h64d4/2"], ["h64d16/4", "h64d4/2"]]
+    # means are of qualities, not of their logs: cosh(0.01) cancels
+    assert [p["log_ratio"] for p in found["pairs"]] == pytest.approx([0.1, 0.05])
+    assert [p["deviations"] for p in found["pairs"]] == pytest.approx(
+        [0.1 / 0.01 / 2**0.5, 5 / 2**0.5]
+    )
+    assert [p["better"] for p in found["pairs"]] == ["h128d4/4", "h64d16/4"]
+    (pair,) = contrasts.equal_params(rows, "eval_mse")["pairs"]
+    assert [model["depth"] for model in pair["pair"]] == [4, 16]
+    assert pair["better"] == "h128d4/4"
+    alone = contrasts.equal_params([r for r in rows if r["seed"] == 0], "eval_mse")
+    assert alone["noise"] is alone["pairs"][0]["deviations"] is None
+
+
+def test_rows_that_do_not_compare_are_refused():
+    samples = dict(sampler="ddpm", sampling_steps=250, cfg_scale=1.0, num=50_000)
+    samples |= dict(extractor="inception", reference="a")
+    rows = [_row(2**i, fid=100.0 / i, eval_mse=1.0 / i, **samples) for i in range(4, 9)]
+    others = dict(sampler="ddim", sampling_steps=50, cfg_scale=1.5, num=5_000)
+    others |= dict(extractor="dinov2", reference="b")
+    for name, value in others.items():
+        mixed = [*rows[:-1], rows[-1] | {name: value}]
+        with pytest.raises(
+            ValueError, match=f"across {name}: {samples[name]} in 4 .* {value} in 1"
+        ):
+            fit.study(mixed, "fid")
+        fit.study(mixed, "eval_mse")
+    for name, value in dict(block="adaLN", batch_size=2).items():
+        with pytest.raises(ValueError, match=f"across {name}: .* in 4 rows, {value} in 1 rows"):
+            fit.study([*rows[:-1], rows[-1] | {name: value}], "eval_mse")
+    with pytest.raises(ValueError, match="across learning_rate"):
+        fit.study([*rows, rows[0] | dict(learning_rate=2e-4)], "eval_mse")
+    fit.study([*rows[:-1], rows[-1] | dict(learning_rate=2e-4)], "eval_mse")
+    with pytest.raises(ValueError, match=r"is 0.25 and 0.3 in two rows of one run: h16d4p2s0"):
+        fit.study([*rows, rows[0] | dict(eval_mse=0.3)], "eval_mse")
+    assert fit.study([*rows, rows[0]], "eval_mse")["rows"] == 5
+    with pytest.raises(ValueError, match="not nan of h16d4p2s0 at step 1000"):
+        fit.study([rows[0] | dict(eval_mse=np.nan), *rows[1:]], "eval_mse")
+    with pytest.raises(
+        ValueError, match="none of 5 rows has 'kid'; there is fid in 5, eval_mse in 5"
+    ):
+        fit.study(rows, "kid")
+    with pytest.raises(ValueError, match="of label_accuracy more is better"):
+        fit.study(rows, "label_accuracy")
+
+
+def test_seeds_are_averaged_where_all_have_got_to():
+    rows = [_row(16, seed=seed, step=step, fid=1.0 + seed) for seed in (0, 2) for step in (1, 2)]
+    rows.append(_row(16, seed=0, step=3, fid=0.1))
+    assert [(r["step"], r["fid"]) for r in models.average(rows, "fid")] == [(1, 2.0), (2, 2.0)]
+    rows += [_row(32, step=step, fid=1.0) for step in (1, 2)]
+    assert models.last_step(rows) == 2
+
+
+def test_published_models():
+    """The paper's correlation is -0.93; tokens matter more the larger the model."""
+    rows = table.read(PUBLISHED)
+    result = fit.study(rows, "fid")
+    (line,) = result["line"]["steps"]
+    assert line["correlation"] == pytest.approx(-0.93, abs=0.005)
+    assert (line["slope"], line["intercept"]) == pytest.approx((-54.28, 126.15), abs=0.005)
+    slopes = {group["models"][0][:-2]: group["slope"] for group in result["tokens"]["groups"]}
+    assert slopes == pytest.approx(dict(S=-0.292, B=-0.374, L=-0.587, XL=-0.613), abs=5e-4)
+    # From the table's ends alone: log(68.40 / 153.60) / log(256 / 16), 3 points evenly spaced.
+    assert slopes["S"] == pytest.approx(np.log(68.40 / 153.60) / np.log(16), rel=1e-6)
+    assert result["largest"]["model"] == "XL/2"
+    assert _inside(result["largest"]["interval"], 19.47)
+    assert "left_out" in result["iso_flop"]
+    assert set(result["frontier"][-1].values()) >= {"XL/2", 400_000, 19.47}
+
+
+def test_published_counts_are_those_of_the_formula():
+    for row in table.read(PUBLISHED):
+        counts = flops.count_dit(flops.published_config(f"DiT-{row['model']}"))
+        assert row["gmacs"] == pytest.approx(counts["gmacs"], rel=3e-3, abs=0.005)
+        assert (row["params"], row["tokens"]) == (counts["params"], counts["tokens"])
+        assert row["images_seen"] == row["step"] * row["batch_size"]
+        assert row["train_gflops"] == pytest.approx(6 * row["gmacs"] * row["images_seen"])
+    blocks = {row["block"]: row for row in table.read(PUBLISHED.with_name("published_blocks.csv"))}
+    fids = {"in-context": 35.24, "cross-attention": 26.14, "adaLN": 25.21, "adaLN-Zero": 19.47}
+    assert {block: row["fid"] for block, row in blocks.items()} == fids
+
+
+def test_nearly_empty_table_is_fitted_as_far_as_it_goes():
+    rows = [
+        _row(h, step=step, eval_mse=h**-0.2 * step**-0.1) for h in (16, 24) for step in (10, 20)
+    ]
+    with pytest.raises(ValueError) as error:
+        fit.study(rows[:1], "eval_mse")
+    assert "law: a + b C^-c needs points at 4 different computes or more" in str(error.value)
+    assert "line: a line needs 3 models" in str(error.value)
+    result = fit.study(rows, "eval_mse")
+    fitted = {name for name in summary.PARTS if "left_out" not in result[name]}
+    assert fitted == {"law_of_frontier", "hidden_size"}
+    text = summary.of(result)
+    assert "Left out" in text
+    assert "needs points at 4 different computes or more; here are 2" in text
+
+
+def test_command_writes_what_study_returns_and_prints_it(tmp_path):
+    rows = [_row(2**i, seed=s, step=t) for i in range(4, 8) for s in (0, 1) for t in (100, 1000)]
+    rows = [row | dict(eval_mse=_surface(row)) for row in rows]
+    path = tmp_path / "table.csv"
+    table.write(path, [*rows, _row(16, grid="blocks", block="adaLN", eval_mse=1.0)])
+    command = [sys.executable, "-m", "experiments.scaling.fit", f"--table={path}", "--grid=sizes"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PUBLISHED.parents[2])
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "table.fit.json").read_text())
+    expected = fit.study(rows, "eval_mse")
+    assert result == json.loads(json.dumps(expected))
+    assert done.stdout.startswith(summary.of(expected))
+    assert "16 rows, 4 models, 2 seeds, steps 100, 1,000" in done.stdout
+    assert "needs 6 cells" in result["law"]["no_intervals"]

@@ -7,7 +7,14 @@ A value is in a parameter's interval if the data do not reject it. The curve is 
 value; the ratio of its squared errors to those of the free curve is compared with the ratios of
 data made of the restricted curve and its own errors, where each cell's keep or change their signs
 together. Errors are first enlarged by what the fit has taken of each cell: CR2, for predictions
-CR3. The usual bootstrap, percentiles of fits to cells drawn with replacement, is too narrow here.
+CR3.
+
+Measured at 95%, in 400 studies of each of 9 kinds: 5 sizes x 3 patch sizes, 2 seeds, 1 or 4 points
+to a run, errors of 1 to 5%, a of 0 to 1, c of 0.1 to 0.5. In the interval were c in 94.0 to 97.8%,
+a in 94.8 to 97.0%, one more run at twice the compute in 94.5 to 98.0%. Of 8 cells with a = 0: c in
+93.5% of 200; 6 cells, the fewest, have intervals that are too wide: 99 to 100%. The percentiles of
+fits to cells drawn with replacement hold c in 91 to 97%, but where a = 0 in 66 to 86%; rows drawn
+without regard to cells in 65 to 74% with 4 points to a run.
 
 Source: wild cluster restricted bootstrap, Cameron, Gelbach & Miller 2008; CR2 and CR3, Bell &
 McCaffrey 2002.
@@ -100,7 +107,7 @@ def prediction_interval(
     ratio of prediction to outcome is drawn, each time with errors of a scale that the data allow:
     inverse chi-square, with the fit's degrees of freedom.
     Raises: ValueError as `law_intervals`.
-    Measured: 92 to 98% of outcomes at 1.5 to 4 times the largest compute, as `law_intervals`.
+    Measured at 4 times the compute: 92 to 98% of 200 outcomes.
     """
     law = laws.power_law(compute, quality)
     compute, quality = np.asarray(compute, np.float64), np.asarray(quality, np.float64)
