@@ -50,7 +50,8 @@ def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
             f"quality does not fall with compute: {_ends(compute, quality)}. A power law is of a "
             "loss or a distance, which more compute lowers."
         )
-    if c > LONGEST / np.ptp(z) * (1 - 1e-9):
+    squares, _, _ = fit(z, quality, np.array([c, exponents(z)[-1]]))
+    if squares[1] <= squares[0] * (1 + 1e-6) + 1e-24:
         raise ValueError(
             f"quality falls at the smallest compute alone, {_ends(compute, quality)}: no exponent "
             "is the best one. Leave that point out or take some near it."

@@ -64,7 +64,7 @@ def comparable(rows: list[dict], quality: str) -> list[dict]:
         if runs.setdefault(key, row)[quality] != row[quality]:
             raise ValueError(
                 f"{quality} is {runs[key][quality]} and {row[quality]} in two rows of one run: "
-                f"{runs[key]['cell']} and {row['cell']}, seed {row.get('seed')}, step {row['step']}."
+                f"{runs[key]['cell']} and {row['cell']} at step {row['step']}."
             )
     return list(runs.values())
 

@@ -40,11 +40,13 @@ def _line(fit, q):
 
 def _law(fit, q):
     at = f" at step {fit['step']:,}" if "step" in fit else ""
-    yield f"{q} = {fit['a']:.4g} + {fit['b']:.4g} {fit['x']}^-{fit['c']:.4g}, {fit['points']} points{at}"
+    law = f"{fit['a']:.4g} + {fit['b']:.4g} {fit['x']}^-{fit['c']:.4g}"
+    yield f"{q} = {law}, {fit['points']} points{at}"
     if "no_intervals" in fit:
         yield f"no intervals: {fit['no_intervals']}"
     else:
-        yield f"exponent {_interval(fit['c_interval'])}; at infinite compute {_interval(fit['a_interval'])}"
+        floor = _interval(fit["a_interval"])
+        yield f"exponent {_interval(fit['c_interval'])}; at infinite compute {floor}"
 
 
 def _largest(fit, q):
@@ -68,7 +70,8 @@ def _rolling(fit, q):
 
 def _iso_flop(fit, q):
     for at in fit["budgets"]:
-        best = f"{at['budget']:.3g} GFLOPs, {at['tokens']} tokens: best of {len(at['models'])} {at['best']}"
+        best = f"{at['budget']:.3g} GFLOPs, {at['tokens']} tokens: best of {len(at['models'])} "
+        best += at["best"]
         if at["bracketed"]:
             yield f"{best}; optimum {at['gmacs']:.3g} gmacs, {at['params']:.3g} parameters"
         else:
