@@ -389,8 +389,8 @@ def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows
     assert band[:, 0].min() == pytest.approx(max(row["gmacs"] for row in others))
     low, high = found["interval"]
     assert axes.get_title("right").splitlines()[1] == (
-        f"XL/2: predicted {law(most):.3g} (95%: {low:.3g} to {high:.3g}), "
-        f"measured {np.mean(largest):.3g}"
+        f"XL/2: predicted {law(most):.3f} (95%: {low:.3f} to {high:.3f}), "
+        f"measured {np.mean(largest):.3f}"
     )
 
 

@@ -153,17 +153,23 @@ def draw_extrapolation(rows: list[dict], quality: str):
         _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
         _draw_law(axes, law, [*x, found["gmacs"]])
         text = f"fit of all but {found['model']}: {_equation(law, 'G')}\n"
-        text += f"{found['model']}: predicted {found['predicted']:.3g}"
+        text += f"{found['model']}: predicted {_digits(found['predicted'])}"
         if found["interval"]:
             _draw_interval(axes, others, found, quality)
-            ends = ("?" if end is None else f"{end:.3g}" for end in found["interval"])
+            ends = ("?" if end is None else _digits(end) for end in found["interval"])
             text += f" ({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
-        axes.set_title(f"{text}, measured {found['measured']:.3g}", fontsize=7, loc="right")
+        text += f", measured {_digits(found['measured'])}"
+        axes.set_title(text, fontsize=7, loc="right")
         axes.set_xlabel(style.label("gmacs"))
         style.log_scale(axes.xaxis)
         looks.name_quality(axes, drawn, quality, log=True)
         look.legend(figure, drawn)
     return figure
+
+
+def _digits(number):
+    """Three of them, the last ones also if they are 0."""
+    return f"{number:#.3g}".rstrip(".")
 
 
 def _draw_interval(axes, rows, found, quality):
