@@ -12,72 +12,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from sweep import SIZES, STEPS, rows_of, samples_of, study
 
 from dit_jax import style
-from experiments.scaling import curves, fit, laws, looks, models, panels, plot, samples, table
+from experiments.scaling import curves, fit, laws, looks, models, panels, plot, table
 
 ROOT = pathlib.Path(__file__).parents[1]
-SIZES = {"XS": (64, 3), "S": (128, 4), "B": (192, 6), "L": (256, 8), "XL": (384, 8)}
-STEPS, BATCH = (500, 2000, 8000, 32_000), 128
-COST = {"adaLN-Zero": 0.0, "adaLN": 0.01, "cross-attention": 0.015, "in-context": 0.03}
-
-
-def _rows(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes", size_name=None):
-    """Of all seeds and steps: L = E + A / N^alpha + B / D^beta, N of gmacs and D of images."""
-    hidden, normal = SIZES[size]
-    depth = depth or normal
-    tokens = (16 // patch) ** 2
-    params = 18 * hidden**2 * depth
-    gmacs = (12 * hidden**2 * depth * tokens + 2 * depth * tokens**2 * hidden) / 1e9
-    rows = []
-    for seed in range(seeds):
-        for step in STEPS:
-            key = [patch, seed, step, depth, hidden, list(COST).index(block)]
-            noise = np.random.default_rng(key).normal(0, 0.01)
-            images = step * BATCH
-            loss = 0.12 + 0.012 / gmacs**0.35 + 12 / images**0.4 + COST[block]
-            loss *= 1 + 0.3 * noise
-            rows.append(
-                dict(
-                    cell=f"{size}-{patch}-{depth}-{block}-{seed}",
-                    grid=grid,
-                    model=f"{size_name or size}/{patch}",
-                    size=size_name or size,
-                    patch_size=patch,
-                    block=block,
-                    depth=depth,
-                    hidden_size=hidden,
-                    num_heads=hidden // 32,
-                    tokens=tokens,
-                    params=params,
-                    gmacs=gmacs,
-                    seed=seed,
-                    learning_rate=1e-3,
-                    batch_size=BATCH,
-                    step=step,
-                    images_seen=images,
-                    train_gflops=6 * gmacs * images,
-                    eval_mse=loss,
-                    fd_pixels=400 * (loss - 0.11) * (1 + noise),
-                    label_accuracy=float(np.clip(1.2 - 2 * loss + noise, 0, 1)),
-                    num=5_000,
-                    sampler="ddpm",
-                    sampling_steps=50,
-                    cfg_scale=1.0,
-                )
-            )
-    return rows
-
-
-def study():
-    """5 sizes of 3 patch sizes; 2 widths of 4 depths; 4 blocks of S/2."""
-    rows = [row for size in SIZES for patch in (2, 4, 8) for row in _rows(size, patch)]
-    for size in ("S", "L"):
-        for depth in {2, 4, 8, 16} - {SIZES[size][1]}:
-            rows += _rows(size, 4, depth=depth, grid="depth")
-    for block in list(COST)[1:]:
-        rows += _rows("S", 2, block=block, grid="blocks")
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +214,7 @@ def test_tokens_and_depth_are_side_by_side(rows):
 
 
 def test_depths_of_several_patch_sizes_are_lines_of_their_own(rows):
-    more = rows + _rows("S", 2, depth=8, grid="depth")
+    more = rows + rows_of("S", 2, depth=8, grid="depth")
     _, axes = panels.draw_tokens_depth(more, "eval_mse").axes
     lines = [line for line in _lines(axes) if len(line.get_xdata()) > 1]
     assert sorted(list(line.get_xdata()) for line in lines) == [[2, 4, 8, 16]] * 2 + [[4, 8]]
@@ -306,17 +246,6 @@ def test_models_look_the_same_in_all_figures(rows):
         assert len(points) >= 3
 
 
-def test_widths_of_no_size_and_many_sizes_have_colors_of_their_own(rows):
-    extra = [{**row, "size": None, "hidden_size": 96} for row in _rows("S", 4)]
-    look = looks.Looks.of(rows + extra)
-    assert look.name(extra[0]) == "width 96"
-    assert look.color(extra[0]) == style.COLORS[5]
-    deep = next(row for row in rows if row["grid"] == "depth" and row["hidden_size"] == 128)
-    assert look.color({**deep, "size": None}) == look.colors["S"]
-    many = [{**row, "size": f"Z{i}", "params": i} for i in range(9) for row in _rows("S", 4)]
-    assert len(set(looks.Looks.of(many).colors.values())) == 9
-
-
 def test_blocks_have_a_color_each_over_steps(rows):
     figure = panels.draw_blocks(rows, "eval_mse")
     (axes,) = figure.axes
@@ -336,13 +265,6 @@ def test_blocks_have_a_color_each_over_steps(rows):
     assert axes.get_xlabel() == "training steps"
 
 
-def test_standard_models_are_of_the_common_block_and_depth(rows):
-    assert looks.standard(rows) == _sizes(rows)
-    unnamed = [{**row, "size": None} for row in rows]
-    with pytest.raises(looks.LackingError, match="no row has size"):
-        looks.standard(unnamed)
-
-
 def test_gflops_are_at_the_last_step_that_all_have(rows):
     short = [r for r in rows if not (r["model"] == "XL/2" and r["step"] == STEPS[-1])]
     (axes,) = curves.draw_gflops(short, "eval_mse").axes
@@ -352,10 +274,10 @@ def test_gflops_are_at_the_last_step_that_all_have(rows):
 
 
 def test_rows_that_cannot_be_compared_are_refused_with_a_way_out(rows, tmp_path):
-    other = [{**row, "learning_rate": 1e-4} for row in _rows("S", 2)]
+    other = [{**row, "learning_rate": 1e-4} for row in rows_of("S", 2)]
     with pytest.raises(ValueError, match=r"across learning_rate: (?s:.*)--where"):
         plot.write(rows + other, ["eval_mse"], None, tmp_path)
-    other = [{**row, "sampling_steps": 250} for row in _rows("S", 2)]
+    other = [{**row, "sampling_steps": 250} for row in rows_of("S", 2)]
     with pytest.raises(ValueError, match="label_accuracy cannot be compared across sampling_steps"):
         plot.write(rows + other, ["label_accuracy"], None, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -444,57 +366,6 @@ def test_ticks_and_labels_do_not_overlap(rows):
         assert figure.get_size_inches()[0] in (style.WIDTH, looks.WIDE)
 
 
-def _samples(models, count=4, side=8, channels=1):
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (len(models), count, side, side, channels), np.uint8)
-    return dict(image=image, label=np.arange(count, dtype=np.int32), model=np.array(models))
-
-
-def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path):
-    arrays = _samples(["L/2", "XS/8", "XS/2"])
-    figure = samples.draw_samples(rows, arrays)
-    assert [text.get_text() for text in figure.texts] == ["patch size 8", "patch size 2", "XS", "L"]
-    assert figure.get_size_inches()[0] <= style.WIDTH
-    style.save(figure, tmp_path / "samples.png")
-    picture = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
-    places = {axes.get_label(): axes.get_position() for axes in figure.axes}
-    assert places.keys() == {"L/2", "XS/8", "XS/2"}
-    assert places["XS/8"].x1 < places["XS/2"].x0 == places["L/2"].x0
-    assert places["L/2"].y1 < places["XS/2"].y0 == places["XS/8"].y0
-    for model, images in zip(arrays["model"], arrays["image"], strict=True):
-        box = places[model]
-        left, right = (round(x * picture.shape[1]) for x in (box.x0, box.x1))
-        top, bottom = (round((1 - y) * picture.shape[0]) for y in (box.y1, box.y0))
-        panel = picture[top:bottom, left:right]
-        factor = (panel.shape[0] - samples.GAP) // 16
-        side = 8 * factor
-        assert factor > 5
-        for i, image in enumerate(images):
-            y, x = (i // 2) * (side + samples.GAP), (i % 2) * (side + samples.GAP)
-            expected = np.kron(image[..., 0], np.ones((factor, factor), np.uint8))
-            np.testing.assert_array_equal(panel[y : y + side, x : x + side, 1], expected)
-
-
-def test_large_samples_are_made_smaller(rows):
-    arrays = _samples(["S/2", "S/4"], count=9, side=300, channels=3)
-    arrays["image"][:] = [10, 200, 30]
-    figure = samples.draw_samples(rows, arrays)
-    assert looks.WIDE - 0.2 < figure.get_size_inches()[0] <= looks.WIDE
-    for axes in figure.axes:
-        grid = axes.images[0].get_array()
-        assert (grid[5, 5] == [10, 200, 30]).all()
-        assert grid.shape[1] / style.DPI == pytest.approx(3.3, abs=0.1)
-
-
-def test_samples_of_other_shapes_or_models_are_refused(rows):
-    with pytest.raises(ValueError, match=r"no row of Q/2, .* it has B/2, B/4"):
-        samples.draw_samples(rows, _samples(["S/2", "Q/2"]))
-    with pytest.raises(ValueError, match=r"image \[models, n, H, W, 1 or 3\]"):
-        samples.draw_samples(rows, {**_samples(["S/2"]), "label": np.arange(3)})
-    with pytest.raises(ValueError, match="label"):
-        samples.draw_samples(rows, {"image": _samples(["S/2"])["image"]})
-
-
 def test_figures_without_rows_are_left_out_and_told(rows, log, tmp_path):
     one = [r for r in rows if r["model"] == "S/2" and r["grid"] == "sizes"]
     some = one + [r for r in rows if r["model"] == "B/2"]
@@ -539,8 +410,10 @@ def _command(*arguments):
 
 
 def test_command_writes_all_files_small_and_the_same_in_any_process(tmp_path):
-    small = [row for size in ("XS", "S") for patch in (2, 4) for row in _rows(size, patch, seeds=1)]
-    arrays = _samples(["XS/2", "S/4"])
+    small = [
+        row for size in ("XS", "S") for patch in (2, 4) for row in rows_of(size, patch, seeds=1)
+    ]
+    arrays = samples_of(["XS/2", "S/4"])
     table.write(tmp_path / "toy.csv", small)
     np.savez(tmp_path / "samples.npz", **arrays)
     given = "--table", tmp_path / "toy.csv", "--samples", tmp_path / "samples.npz"
