@@ -61,10 +61,11 @@ def comparable(rows: list[dict], quality: str) -> list[dict]:
     runs = {}
     for row in kept:
         key = (*model_of(row), row.get("seed"), row["step"])
-        if runs.setdefault(key, row)[quality] != row[quality]:
+        first = runs.setdefault(key, row)
+        if first is not row and first[quality] != row[quality]:  # nan is not itself
             raise ValueError(
-                f"{quality} is {runs[key][quality]} and {row[quality]} in two rows of one run: "
-                f"{runs[key]['cell']} and {row['cell']} at step {row['step']}."
+                f"{quality} is {first[quality]} and {row[quality]} in two rows of one run: "
+                f"{first['cell']} and {row['cell']} at step {row['step']}."
             )
     return list(runs.values())
 
