@@ -123,8 +123,8 @@ def run(main: Callable, on_cpu: bool = False) -> None:
 
     Args: on_cpu, leaves the accelerators to the processes that main starts.
 
-    An error that this package raises is a message to the user and ends the command as such;
-    any other keeps its traceback.
+    An error that this package, configs or experiments raise is a message to the user and ends the
+    command as such; any other keeps its traceback.
     """
     flags.DEFINE_bool(
         "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
@@ -178,12 +178,12 @@ def _start(main, argv, on_cpu):
     try:
         main(argv)
     except (ValueError, OSError, FloatingPointError) as error:
-        if FLAGS.traceback or not is_ours(error):
+        if FLAGS.traceback or not _is_ours(error):
             raise
         sys.exit(f"error: {error}")
 
 
-def is_ours(error: Exception) -> bool:
+def _is_ours(error):
     """Whether this code raised it, with a message for users; not a library that it calls."""
     raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     root = pathlib.Path(__file__).parents[1]

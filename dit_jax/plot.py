@@ -22,31 +22,11 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, metrics, samplers, spool
+from dit_jax import cli, metrics, samplers, style
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
-LABELS = {
-    "step": "training steps",
-    "images_seen": "training images seen",
-    "train_gflops": "training compute (GFLOPs)",
-    "seconds": "training time (s)",
-    "img_per_s": "training images per second",
-    "gmacs": "multiply-adds of one pass (G)",
-    "params": "parameters",
-    "num": "samples",
-    "steps": "sampling steps",
-    "cfg_scale": "guidance scale",
-    "fid": "FID",
-    "sfid": "sFID",
-    "kid": "KID",
-    "fd": "FD",
-    "inception_score": "Inception score",
-    "bits_per_dim": "bits per dimension",
-    "bits_per_latent_dim": "bits per latent dimension",
-}
-EXTRACTORS = {"dinov2": "DINOv2", "pixels": "pixels"}
 OF_MODELS = ("gmacs", "params")
 OF_STEPS = ("step", "images_seen", "train_gflops", "seconds")  # one value to each checkpoint
 LOG = ("steps", "num", "images_seen", "train_gflops", *OF_MODELS)
@@ -54,18 +34,7 @@ DISTANCES, SPAN = ("fid", "sfid", "fd_"), 10  # begin so; on a log axis if they 
 # What rows must have in common: else a distance is of something else.
 SAME = ("extractor.name", "extractor.dtype", "extractor.digest", "reference.digest", "num")
 
-WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: a column of two
 LONG = 20  # characters, of a label beside which little else fits
-# Okabe and Ito's, which colour-blind readers tell apart, without their yellow.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-STYLE = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +64,7 @@ def plot(rows: list[dict], x: str, y: str, out: pathlib.Path) -> None:
     Args: rows, as `read` returns them; x, y: names as `value` takes them.
     Raises: ValueError as `curves`; OSError.
     """
-    figure = draw(rows, x, y)
-    spool.replace(out, lambda file: figure.savefig(file, format=out.suffix[1:], dpi=DPI))
+    style.save(draw(rows, x, y), out)
 
 
 def read(patterns: Iterable[str]) -> list[dict]:
@@ -328,15 +296,12 @@ def _setting(name, found):
         return f"step {found:,}" if name == "step" else f"{found:,} steps"
     if name in ("grid", "variance", "labels"):
         return f"{text} {name}"
-    return f"{LABELS.get(name, name.replace('_', ' '))} {text}"
+    return f"{style.label(name)} {text}"
 
 
 def axis_label(rows: list[dict], name: str, with_num: bool = False) -> str:
     """A name for people: 'FID', and with the number of samples 'FID (50,000 samples)'."""
-    base, _, extractor = name.rpartition("_")
-    text = LABELS.get(name, name.replace("_", " "))
-    if extractor in EXTRACTORS and base:
-        text = f"{LABELS.get(base, base.replace('_', ' '))} of {EXTRACTORS[extractor]}"
+    text = style.label(name)
     num = {value(row, "num") for row in rows if value(row, name) is not None}
     if with_num and _is_measure(rows, name) and len(num) == 1 and None not in num:
         images = "held-out images" if any("likelihood" in row for row in rows) else "samples"
@@ -358,9 +323,9 @@ def draw(rows: list[dict], x: str, y: str):
     longest = max(map(len, labels))
     outside = len(found) > 4 or longest > 1.2 * LONG
     columns = 1 if longest > LONG or not outside else 2
-    with matplotlib.rc_context(STYLE):
-        height = HEIGHT + 0.16 * outside * -(-len(found) // columns)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    with matplotlib.rc_context(style.STYLE):
+        height = style.HEIGHT + 0.16 * outside * -(-len(found) // columns)
+        figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         for i, (curve, label) in enumerate(zip(found, labels, strict=True)):
             _draw_curve(axes, i, curve, label, at, x)
@@ -370,7 +335,7 @@ def draw(rows: list[dict], x: str, y: str):
             _scale(axis, name, [point[column] for point in points])
         axes.set_xlabel(axis_label(rows, x))
         axes.set_ylabel(axis_label(rows, y, with_num=True))
-        title = f"at points: {LABELS[at]}" if at == "cfg_scale" != x else None
+        title = f"at points: {style.LABELS[at]}" if at == "cfg_scale" != x else None
         if any(labels) or title:
             place = dict(loc="outside lower center" if outside else "best", ncols=columns)
             options = dict(title=title, frameon=False, alignment="left", **place)
@@ -385,17 +350,16 @@ def _with_seeds(curve):
 
 
 def _draw_curve(axes, i, curve, label, at, x):
-    color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+    color, marker = style.COLORS[i % len(style.COLORS)], style.MARKERS[i % len(style.MARKERS)]
     means = curve.means()
     across, up = zip(*means, strict=True)
     # A line between words or models would say that there is something between them.
     joined = x not in OF_MODELS and not isinstance(across[0], str)
-    dash = DASHES[i // len(COLORS) % len(DASHES)] if joined else "none"
+    dash = style.DASHES[i // len(style.COLORS) % len(style.DASHES)] if joined else "none"
     axes.plot(across, up, color=color, marker=marker, linestyle=dash, label=label or "_curve")
     several = [point for seeds in curve.points.values() if len(seeds) > 1 for point in seeds]
     if several:
-        style = dict(color=color, marker=".", linestyle="none", alpha=0.5, markersize=5)
-        axes.plot(*zip(*several, strict=True), label="_seeds", **style)
+        style.draw_seeds(axes, several, color)
     if at == x:
         return
     axes.margins(0.12)  # room for names
@@ -404,8 +368,8 @@ def _draw_curve(axes, i, curve, label, at, x):
         below = at == "workdir" and j % 2
         place = dict(xytext=(-3, -3), ha="right", va="top") if below else dict(xytext=(3, 3))
         if (text := json.loads(key)) is not None:
-            style = dict(textcoords="offset points", fontsize=7, color="0.25")
-            axes.annotate(_text(text), mean, **style, **place)
+            grey = dict(textcoords="offset points", fontsize=7, color="0.25")
+            axes.annotate(_text(text), mean, **grey, **place)
 
 
 def _scale(axis, name, values):
@@ -418,12 +382,8 @@ def _scale(axis, name, values):
     spans = name.startswith(DISTANCES) and high > SPAN * low
     counts = name in ("step", "images_seen", "params")
     if low > 0 and (name in LOG or spans):
-        (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
-        if high <= 1000 * low and (counts or high < 1e5):  # else powers of ten
-            axis.set_major_locator(ticker.LogLocator(subs=[1, 2, 5]))
-            axis.set_minor_locator(ticker.NullLocator())
-            axis.set_major_formatter(ticker.FuncFormatter(lambda number, _: f"{number:,.10g}"))
-    if counts:
+        style.log_scale(axis, counts)
+    elif counts:
         axis.set_major_formatter(ticker.EngFormatter(sep=""))  # 400k, 1M
 
 

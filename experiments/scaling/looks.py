@@ -1,0 +1,219 @@
+"""Which rows of a study's table make which points, and how a model looks in all of the figures.
+
+A color is a size of model, a marker a patch size; a point is the mean of the seeds, which are
+faint beside it.
+"""
+
+import collections
+import dataclasses
+import itertools
+
+from dit_jax import plot, style
+from experiments.scaling import models
+
+LOSSES = ("eval_", "bits_per_")
+WIDE = 6.8  # inches: both columns
+EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that overlap
+LEGEND_LINE, LEGEND_COLUMNS = 0.17, 6  # inches; entries of a line
+
+
+class LackingError(ValueError):
+    """The table has no rows for a figure."""
+
+
+def measured(rows: list[dict], *names: str) -> list[dict]:
+    """The rows with values of all of these.   Raises: LackingError if there is none."""
+    found = [row for row in rows if all(row.get(name) is not None for name in names)]
+    if not found:
+        absent = [name for name in names if all(row.get(name) is None for row in rows)]
+        raise LackingError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
+    return found
+
+
+def standard(rows: list[dict]) -> list[dict]:
+    """The rows of the models that are one to a size and patch size.
+
+    These are of the most common block, and of a size's most common depth and width: the others
+    are there to be compared with them. Raises: LackingError.
+    """
+    rows = of_block(measured(rows, "size", "patch_size"))
+    shapes = collections.defaultdict(collections.Counter)
+    for row in rows:
+        shapes[row["size"]][_built(row)] += 1
+    return [row for row in rows if _built(row) == shapes[row["size"]].most_common(1)[0][0]]
+
+
+def of_block(rows: list[dict]) -> list[dict]:
+    """The rows of the most common block."""
+    ((block, _),) = collections.Counter(row.get("block") for row in rows).most_common(1)
+    return [row for row in rows if row.get("block") == block]
+
+
+def _built(row):
+    return row.get("depth"), row.get("hidden_size")
+
+
+def complete(rows: list[dict], quality: str) -> list[dict]:
+    """The comparable rows of which `models.average` makes its means.   Raises: LackingError."""
+    rows = models.comparable(measured(rows, quality, "step"), quality)
+    kept = {(models.model_of(row), row["step"]) for row in models.average(rows, quality)}
+    return [row for row in rows if (models.model_of(row), row["step"]) in kept]
+
+
+def at_last_step(rows: list[dict], quality: str) -> list[dict]:
+    """The comparable rows at the last step that most models have.   Raises: LackingError."""
+    rows = models.comparable(measured(rows, quality, "step"), quality)
+    return models.at_step(rows, models.last_step(rows))
+
+
+def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
+    """A point for each x, of all seeds, in the order of x."""
+    points = collections.defaultdict(list)
+    for row in sorted(rows, key=lambda row: row[x]):
+        points[row[x]].append((row[x], row[y]))
+    return plot.Curve("", dict(points))
+
+
+def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
+    """The rows by their values of these, in the order of their first ones."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[tuple(row.get(name) for name in names)].append(row)
+    return dict(groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """The color of each size, or of a width that no size has, and the marker of each patch size."""
+
+    colors: dict[str, str]
+    markers: dict[int, str]
+    widths: dict[int, str]  # the name of a hidden size
+
+    @classmethod
+    def of(cls, rows: list[dict]) -> "Looks":
+        """Of all of a table, so that they are the same in all figures."""
+        try:
+            sized = sorted(standard(rows), key=lambda row: row.get("params") or 0)
+        except LackingError:
+            sized = []
+        names = list(dict.fromkeys(row["size"] for row in sized))
+        widths = {row.get("hidden_size"): row["size"] for row in reversed(sized)}
+        others = {row.get("hidden_size") for row in rows} - set(widths) - {None}
+        widths |= {width: f"width {width}" for width in sorted(others)}
+        names += [widths[width] for width in sorted(others)]
+        patches = sorted({row.get("patch_size") for row in rows} - {None})
+        return cls(
+            dict(zip(names, colors_of(len(names)), strict=True)),
+            {p: style.MARKERS[i % len(style.MARKERS)] for i, p in enumerate(patches)},
+            widths,
+        )
+
+    def name(self, row: dict) -> str:
+        """The size of a row's model, or of models of its width."""
+        return row.get("size") or self.widths[row["hidden_size"]]
+
+    def color(self, row: dict) -> str:
+        return self.colors[self.name(row)]
+
+    def marker(self, row: dict) -> str:
+        return self.markers.get(row.get("patch_size"), ".")
+
+    def legend(self, figure, rows: list[dict], *lines: tuple[str, list]) -> None:
+        """Below the axes: the sizes, the patch sizes of these rows, and lines as `draw_legend`."""
+        from matplotlib.lines import Line2D
+
+        drawn = {self.name(row) for row in rows}
+        sizes = [Line2D([], [], color=c, label=n) for n, c in self.colors.items() if n in drawn]
+        patches = {row.get("patch_size") for row in rows}
+        marks = [
+            Line2D([], [], color="0.3", linestyle="none", marker=marker, label=f"{patch}")
+            for patch, marker in self.markers.items()
+            if patch in patches
+        ]
+        draw_legend(figure, ("size", sizes), ("patch size", marks), *lines)
+
+
+def colors_of(count: int) -> tuple[str, ...]:
+    """The palette; of more than it has a ramp."""
+    if count <= len(style.COLORS):
+        return style.COLORS[:count]
+    from matplotlib import colormaps, colors
+
+    return tuple(colors.to_hex(colormaps["viridis"](i / (count - 1))) for i in range(count))
+
+
+def draw_legend(figure, *lines: tuple[str, list]) -> None:
+    """A legend below the axes, of lines of (title, handles); long lines are broken."""
+    from matplotlib.lines import Line2D
+
+    broken = []
+    for title, handles in lines:
+        for start in range(0, len(handles), LEGEND_COLUMNS):
+            broken.append(("" if start else title, handles[start : start + LEGEND_COLUMNS]))
+    blank = Line2D([], [], linestyle="none")
+    columns = 1 + max(len(handles) for _, handles in broken)
+    cells = [
+        [(blank, title), *((h, h.get_label()) for h in handles)]
+        + [(blank, "")] * (columns - 1 - len(handles))
+        for title, handles in broken
+    ]
+    handles, labels = zip(*(row[i] for i in range(columns) for row in cells), strict=True)
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=7,
+        handlelength=1.2,
+        handletextpad=0.4,
+        columnspacing=0.8,
+        labelspacing=0.3,
+        borderpad=0.1,
+    )
+    for text in legend.texts[: len(broken)]:  # the titles, over their own empty handles
+        text.set_color("0.3")
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_LINE * len(broken))
+
+
+def new_figure(panels: int = 1):
+    """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
+    from matplotlib.figure import Figure
+
+    width = style.WIDTH if panels == 1 else WIDE
+    figure = Figure(figsize=(width, style.HEIGHT), layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def draw_curve(
+    axes, found: plot.Curve, color: str, marker: str, hollow: bool = False, **options
+) -> None:
+    """The means, joined, over the faint points of seeds."""
+    if several := [p for seeds in found.points.values() if len(seeds) > 1 for p in seeds]:
+        style.draw_seeds(axes, several, color)
+    edge = dict(markerfacecolor="white", markersize=5) if hollow else EDGE
+    axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **edge, **options)
+
+
+def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
+    """A mean alone, where a line is of several models."""
+    axes.plot([at[0]], [at[1]], color=color, marker=marker, label="_mean", **EDGE)
+
+
+def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
+    """The label of the y axis, with the number of samples, and a log scale where it can be."""
+    of_samples = not quality.startswith(LOSSES)
+    axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
+    positive = all(row[quality] > 0 for row in rows)
+    if log and positive and not quality.startswith(models.HIGHER):
+        style.log_scale(axes.yaxis)
+
+
+def tick_values(axis, values: set[float]) -> None:
+    """Ticks at these, where they are few and far enough apart on a log axis."""
+    ordered = sorted(values)
+    apart = all(high >= 1.3 * low for low, high in itertools.pairwise(ordered))
+    if len(ordered) <= 6 and apart:
+        axis.set_ticks(ordered, [f"{value:,}" for value in ordered])

@@ -1,0 +1,114 @@
+"""The figures of what models of equal size differ in: tokens, depth, block."""
+
+import logging
+
+from dit_jax import style
+from experiments.scaling import looks, models
+
+logger = logging.getLogger("dit_jax")
+
+BLOCKS = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")  # those of the paper, first
+TITLES = {"tokens": "at equal parameters", "depth": "at equal tokens and width"}
+
+
+def draw_tokens_depth(rows: list[dict], quality: str):
+    """The matplotlib Figure of quality against tokens, and of quality against depth, at last steps.
+
+    A line is of one depth and width against tokens, and of one width and patch size against depth.
+    A panel without a line is left out. Raises: LackingError if neither has one.
+    """
+    import matplotlib
+
+    parts, reasons = {}, []
+    for x, select in (("tokens", _against_tokens), ("depth", _against_depth)):
+        try:
+            parts[x] = select(rows, quality)
+        except looks.LackingError as error:
+            reasons.append(f"{x}: {error}")
+    if not parts:
+        raise looks.LackingError(", ".join(reasons))
+    for reason in reasons:
+        logger.info("no panel of %s.", reason)
+    look = looks.Looks.of(rows)
+    with matplotlib.rc_context(style.STYLE):
+        figure, panels = looks.new_figure(len(parts))
+        for axes, (x, lines) in zip(panels, parts.items(), strict=True):
+            for line in lines:
+                _draw_line(axes, look, line, x, quality)
+            axes.set_xlabel(style.label(x))
+            axes.set_title(TITLES[x], fontsize=8)
+            axes.margins(x=0.08)
+            style.log_scale(axes.xaxis)
+            looks.tick_values(axes.xaxis, {row[x] for line in lines for row in line})
+            looks.name_quality(axes, lines[0], quality, log=True)
+        look.legend(figure, [row for lines in parts.values() for line in lines for row in line])
+    return figure
+
+
+def _against_tokens(rows, quality):
+    rows = looks.at_last_step(looks.measured(looks.standard(rows), "tokens"), quality)
+    return _lines(looks.group(rows, "size"), "tokens", "size with 2 numbers of tokens")
+
+
+def _against_depth(rows, quality):
+    rows = looks.measured(looks.of_block(rows), "depth", "hidden_size", "patch_size")
+    groups = looks.group(looks.complete(rows, quality), "hidden_size", "patch_size")
+    lines = _lines(groups, "depth", "width and patch size with 2 depths")
+    rows = looks.at_last_step([row for line in lines for row in line], quality)
+    return _lines(looks.group(rows, "hidden_size", "patch_size"), "depth", "2 depths at its step")
+
+
+def _lines(groups, x, what):
+    lines = [rows for rows in groups.values() if len({row[x] for row in rows}) > 1]
+    if not lines:
+        raise looks.LackingError(f"no {what}")
+    return lines
+
+
+def _draw_line(axes, look, rows, x, quality):
+    found = looks.curve(rows, x, quality)
+    color = look.color(rows[0])
+    looks.draw_curve(axes, found, color, "")
+    markers = {row[x]: look.marker(row) for row in rows}
+    for at, mean in zip(found.points, found.means(), strict=True):
+        looks.draw_point(axes, mean, color, markers[at])
+
+
+def draw_blocks(rows: list[dict], quality: str):
+    """The matplotlib Figure of quality against training steps, a color to a block.
+
+    Of the models that have several blocks, a dash to each. Raises: LackingError if none has.
+    Source: Peebles & Xie 2023, figure 5.
+    """
+    import matplotlib
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter
+
+    rows = looks.measured(rows, "block", "model", quality)
+    rows = [r for of in looks.group(rows, "block").values() for r in looks.complete(of, quality)]
+    groups = looks.group(rows, "model", "depth", "hidden_size")
+    groups = {k: of for k, of in groups.items() if len({row["block"] for row in of}) > 1}
+    if not groups:
+        raise looks.LackingError("no model has several blocks")
+    drawn = [row for of_model in groups.values() for row in of_model]
+    known = dict.fromkeys([*BLOCKS, *sorted({row["block"] for row in drawn})])
+    colors = dict(zip(known, looks.colors_of(len(known)), strict=True))
+    dashes = dict(zip(groups, style.DASHES * len(groups), strict=False))
+    with matplotlib.rc_context(style.STYLE):
+        figure, (axes,) = looks.new_figure()
+        for model, of_model in groups.items():
+            for of_block in looks.group(of_model, *models.MODEL).values():
+                found = looks.curve(of_block, "step", quality)
+                color = colors[of_block[0]["block"]]
+                looks.draw_curve(axes, found, color, "o", linestyle=dashes[model])
+        axes.set_xlabel(style.label("step"))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k, 1M
+        looks.name_quality(axes, drawn, quality, log=True)
+        used = {row["block"] for row in drawn}
+        blocks = [Line2D([], [], color=colors[b], label=b) for b in known if b in used]
+        names = [
+            Line2D([], [], color="0.3", linestyle=dash, label=model[0])
+            for model, dash in dashes.items()
+        ]
+        looks.draw_legend(figure, ("block", blocks[:2]), ("", blocks[2:]), ("model", names))
+    return figure

@@ -1,0 +1,88 @@
+"""The figures of a study from its table, each as .png and .svg.
+
+  python -m experiments.scaling.plot --table FILE.csv [--samples FILE.npz] [--out_dir DIR]
+    [--qualities eval_mse,fd_pixels,label_accuracy] [--where learning_rate=0.001]
+
+gflops_, compute_, isoflop_, tokens_depth_, extrapolation_ and blocks_<quality>; and of --samples
+samples, its arrays: `image` [models, n, H, W, C] uint8, `label` [n] int32, `model` [models], 'S/2'.
+A figure that the table has no rows for is left out, and the log says why.
+"""
+
+import functools
+import logging
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from dit_jax import cli, plot, style
+from experiments.scaling import curves, looks, panels, samples, table
+
+FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
+
+FIGURES = {
+    "gflops": curves.draw_gflops,
+    "compute": curves.draw_compute,
+    "isoflop": curves.draw_isoflop,
+    "tokens_depth": panels.draw_tokens_depth,
+    "extrapolation": curves.draw_extrapolation,
+    "blocks": panels.draw_blocks,
+}
+
+
+def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
+    """Writes all figures that there are rows for; their paths.
+
+    Args: arrays: of the samples, or None.
+    Raises: ValueError if there is none, or as `models.comparable`; OSError.
+    """
+    drawn, reasons = [], []
+    for quality in qualities:
+        if missing := sum(row.get(quality) is None for row in rows):
+            logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
+    todo = {
+        f"{name}_{quality}": functools.partial(draw, rows, quality)
+        for quality in qualities
+        for name, draw in FIGURES.items()
+    }
+    if arrays is not None:
+        todo["samples"] = functools.partial(samples.draw_samples, rows, arrays)
+    for name, draw in todo.items():
+        try:
+            figure = draw()
+        except looks.LackingError as error:
+            reasons.append(f"{name}: {error}")
+            logger.info("no %s: %s.", name, error)
+            continue
+        for suffix in (".png", ".svg"):
+            out = out_dir / (name + suffix)
+            cli.check_out(out, (suffix,))
+            style.save(figure, out)
+            drawn.append(out)
+    if not drawn:
+        raise ValueError("nothing to draw:\n  " + "\n  ".join(reasons))
+    return drawn
+
+
+def main(_):
+    path = pathlib.Path(FLAGS.table)
+    rows = table.read(path)
+    for condition in FLAGS.where or ():
+        rows = plot.where(rows, condition)
+    arrays = None
+    if FLAGS.samples:
+        with np.load(FLAGS.samples) as file:
+            arrays = dict(file)
+    out_dir = pathlib.Path(FLAGS.out_dir) if FLAGS.out_dir else path.parent / "figures"
+    for out in write(rows, FLAGS.qualities, arrays, out_dir):
+        print(out)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("table", None, "Of experiments.scaling.collect.", required=True)
+    flags.DEFINE_string("samples", None, "An .npz of images of several models.")
+    flags.DEFINE_string("out_dir", None, "Of the figures; by default figures beside the table.")
+    flags.DEFINE_list("qualities", "eval_mse,fd_pixels,label_accuracy", "Columns of the table.")
+    flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
+    cli.run(main)

@@ -1,0 +1,108 @@
+"""The figure of samples: of all models the same noise and labels, sizes down, patches across."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from dit_jax import generate, style
+from experiments.scaling import looks
+
+LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2  # pixels: of names, between panels, between images
+LARGE = 16  # pixels of an image from which on a column is too narrow
+
+
+def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
+    """The matplotlib Figure, in whose .png a pixel of a sample is a whole number of pixels.
+
+    Args: arrays: image [models, n, H, W, C] uint8, label [n] int32, model [models] of str, as the
+      rows' 'model'.
+    Raises: ValueError for arrays of other shapes, or a model of which the table has no row.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    _check(arrays)
+    places = _places(rows, arrays["model"])
+    sizes = [name for name in looks.Looks.of(rows).colors if name in {s for s, _ in places}]
+    patches = sorted({patch for _, patch in places}, reverse=True)
+    count, height, width, _ = arrays["image"].shape[1:]
+    columns = math.ceil(math.sqrt(count))
+    names = LETTER * max(map(len, sizes)) + BETWEEN
+    inches = looks.WIDE if max(height, width) > LARGE else style.WIDTH
+    free = round(inches * style.DPI) - names - BETWEEN * (len(patches) - 1)
+    cell = free // len(patches) // columns - GAP
+    grids = {
+        place: generate.image_grid(_shrunk(arrays["image"][i], cell), columns, cell, GAP)
+        for place, i in places.items()
+    }
+    down, across, _ = next(iter(grids.values())).shape
+    total = (
+        names + len(patches) * (across + BETWEEN) - BETWEEN,
+        TOP + len(sizes) * (down + BETWEEN) - BETWEEN,
+    )
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=[pixels / style.DPI for pixels in total])
+        for (size, patch), grid in grids.items():
+            left = names + patches.index(patch) * (across + BETWEEN)
+            top = TOP + sizes.index(size) * (down + BETWEEN)
+            box = left, total[1] - top - down, across, down
+            axes = figure.add_axes([b / t for b, t in zip(box, 2 * total, strict=True)])
+            axes.imshow(grid, interpolation="none", aspect="auto")
+            axes.axis("off")
+            axes.set_label(f"{size}/{patch}")
+        for i, patch in enumerate(patches):
+            at = names + i * (across + BETWEEN) + across / 2, total[1] - TOP / 2
+            _write(figure, at, total, f"patch size {patch}")
+        for i, size in enumerate(sizes):
+            at = names / 2, total[1] - TOP - i * (down + BETWEEN) - down / 2
+            _write(figure, at, total, size)
+    return figure
+
+
+def _write(figure, at, total, text):
+    figure.text(at[0] / total[0], at[1] / total[1], text, ha="center", va="center")
+
+
+def _places(rows, models):
+    """(size, patch size) -> number of the model."""
+    known = {row["model"]: (row["size"], row["patch_size"]) for row in looks.standard(rows)}
+    if unknown := [str(model) for model in models if str(model) not in known]:
+        raise ValueError(
+            f"the table has no row of {', '.join(unknown)}, of which there are samples; it has "
+            f"{', '.join(sorted(known))}."
+        )
+    return {known[str(model)]: i for i, model in enumerate(models)}
+
+
+def _shrunk(images, cell):
+    """Images larger than a cell, as large as one."""
+    height, width = images.shape[1:3]
+    if height <= cell and width <= cell:
+        return images
+    scale = cell / max(height, width)
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    channels = [
+        [Image.fromarray(image[..., c]).resize(size, Image.Resampling.BOX) for c in range(n)]
+        for image in images
+        for n in [image.shape[-1]]
+    ]
+    return np.stack([np.stack([np.asarray(c) for c in image], -1) for image in channels])
+
+
+def _check(arrays):
+    shapes = {name: array.shape for name, array in arrays.items()}
+    image, label, model = (arrays.get(name) for name in ("image", "label", "model"))
+    if (
+        image is None
+        or label is None
+        or model is None
+        or image.dtype != np.uint8
+        or image.ndim != 5
+        or image.shape[:2] != (len(model), len(label))
+        or image.shape[-1] not in (1, 3)
+    ):
+        raise ValueError(
+            "samples must be image [models, n, H, W, 1 or 3] uint8, label [n] and model [models], "
+            f"not {shapes}."
+        )

@@ -1,0 +1,123 @@
+"""The fits of a study as lines for people."""
+
+
+def of(result: dict) -> str:
+    """What `fit.study` returns, as text."""
+    q = result["quality"]
+    lines = [
+        f"{q}: {result['rows']} rows, {result['models']} models, {result['seeds']} seeds, "
+        f"steps {', '.join(f'{step:,}' for step in result['steps'])}. Intervals are of "
+        f"{result['level']:.0%}, over models."
+    ]
+    left_out = []
+    for name, (title, text) in PARTS.items():
+        fit = result[name]
+        if "left_out" in fit:
+            left_out.append(f"  {title}: {fit['left_out']}")
+        else:
+            lines += ["", title, *(f"  {line}" for line in text(fit, q))]
+    if left_out:
+        lines += ["", "Left out", *left_out]
+    return "\n".join(lines)
+
+
+def _interval(interval, digits=3):
+    if interval is None or tuple(interval) == (None, None):
+        return "no interval"
+    low, high = ("?" if end is None else f"{end:.{digits}g}" for end in interval)
+    return f"{low} to {high}"
+
+
+def _line(fit, q):
+    yield f"{q} = intercept + slope log10(gmacs), at equal steps"
+    for at in fit["steps"]:
+        slope, r = _interval(at["slope_interval"]), at["correlation"]
+        yield (
+            f"step {at['step']:>10,}: slope {at['slope']:.4g} ({slope}), correlation {r:.4f}, "
+            f"{at['points']} runs"
+        )
+
+
+def _law(fit, q):
+    at = f" at step {fit['step']:,}" if "step" in fit else ""
+    law = f"{fit['a']:.4g} + {fit['b']:.4g} {fit['x']}^-{fit['c']:.4g}"
+    yield f"{q} = {law}, {fit['points']} points{at}"
+    if "no_intervals" in fit:
+        yield f"no intervals: {fit['no_intervals']}"
+    else:
+        floor = _interval(fit["a_interval"])
+        yield f"exponent {_interval(fit['c_interval'])}; at infinite compute {floor}"
+
+
+def _largest(fit, q):
+    yield (
+        f"{fit['model']} ({fit['gmacs']:.4g} gmacs, {fit['reach']:.2g} x the next) at step "
+        f"{fit['step']:,}: predicted {fit['predicted']:.4g} ({_interval(fit['interval'], 4)}), "
+        f"measured {fit['measured']:.4g} ({fit['relative_error']:+.1%})"
+    )
+
+
+def _rolling(fit, q):
+    for far in (2, 4, 8, 16, float("inf")):
+        errors = [p["relative_error"] for p in fit["predictions"] if far / 2 < p["reach"] <= far]
+        if far == float("inf"):
+            errors = [p["relative_error"] for p in fit["predictions"] if p["reach"] > 16]
+        if errors:
+            span = f"{far / 2:g} to {far:g}" if far < float("inf") else "over 16"
+            mean, worst = sum(map(abs, errors)) / len(errors), max(errors, key=abs)
+            yield f"{span} x beyond: {mean:.1%} on average, {worst:+.1%} at worst, of {len(errors)}"
+
+
+def _iso_flop(fit, q):
+    for at in fit["budgets"]:
+        best = f"{at['budget']:.3g} GFLOPs, {at['tokens']} tokens: best of {len(at['models'])} "
+        best += at["best"]
+        if at["bracketed"]:
+            yield f"{best}; optimum {at['gmacs']:.3g} gmacs, {at['params']:.3g} parameters"
+        else:
+            yield f"{best}; not bracketed: the optimum is at the edge or beyond"
+    for found in fit["exponents"]:
+        yield (
+            f"{found['tokens']} tokens: optimal gmacs ~ compute^{found['gmacs']:.3f} "
+            f"({_interval(found['interval'])} over {len(found['by_seed'])} seeds), parameters ~ "
+            f"compute^{found['params']:.3f}"
+        )
+    if not fit["exponents"]:
+        yield "fewer than 3 optima: no exponent"
+
+
+def _slopes(fit, q):
+    yield f"mean {fit['mean']:.3f} ({_interval(fit['interval'])}), at step {fit['step']:,}"
+    for group in fit["groups"]:
+        yield f"{group['slope']:+.3f}  {', '.join(group['models'])}"
+
+
+def _pairs(fit, q):
+    noise = fit["noise"]
+    yield f"at step {fit['step']:,}; seeds differ by " + (
+        f"{noise:.2%}" if noise else "an unknown amount"
+    )
+    for found in fit["pairs"]:
+        a, b = found["pair"]
+        sigma = found["deviations"]
+        yield (
+            f"{a['model']} (depth {a['depth']}, {a['tokens']} tokens) {a[q]:.4g}, {b['model']} "
+            f"(depth {b['depth']}, {b['tokens']} tokens) {b[q]:.4g}: {found['better']} is better"
+            + (f", {abs(sigma):.1f} deviations" if sigma is not None else "")
+        )
+
+
+# The parts of a study in their order: a title, and what gives its lines.
+PARTS = {
+    "line": ("Against compute of a pass", _line),
+    "law": ("Power law of models at equal steps", _law),
+    "law_of_frontier": ("Power law of the frontier of training compute", _law),
+    "largest": ("The largest model, predicted by the others", _largest),
+    "rolling": ("Predictions beyond the models fitted, errors", _rolling),
+    "iso_flop": ("Equal training compute", _iso_flop),
+    "tokens": ("Slope of log quality against log tokens", _slopes),
+    "depth": ("Slope of log quality against log depth", _slopes),
+    "hidden_size": ("Slope of log quality against log width", _slopes),
+    "equal_gmacs": ("Equal compute of a pass, other tokens", _pairs),
+    "equal_params": ("Equal parameters and tokens, other depth", _pairs),
+}
