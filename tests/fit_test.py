@@ -320,7 +320,7 @@ def test_curves_are_read_between_their_points_and_not_beyond():
 
 def test_exponents_of_seeds_give_an_interval():
     (exponent,) = fit.optima(_surface_rows(seeds=4, noise=0.002), "eval_mse")["exponents"]
-    assert len(exponent["by_seed"]) == 4
+    assert len(set(exponent["by_seed"])) == 4
     assert exponent["interval"] == bootstrap.mean_interval(exponent["by_seed"])
     assert _inside(exponent["interval"], exponent["gmacs"])
 
