@@ -75,15 +75,15 @@ def test_slope_and_correlation_by_hand():
 
 def test_what_no_curve_fits_is_refused():
     compute = np.array([1.0, 1, 2, 3])
-    with pytest.raises(ValueError, match="needs points at 4 different computes or more; .* 3"):
+    with pytest.raises(ValueError, match=r"needs points at 4 different computes or more; .* 3"):
         laws.power_law(compute, 1 / compute)
-    with pytest.raises(ValueError, match="a line needs points at 3 different .* 2"):
+    with pytest.raises(ValueError, match=r"a line needs points at 3 different .* 2"):
         laws.log_linear([1, 1, 2], [3, 3, 2])
     compute = np.arange(1.0, 6)
     for value in (np.nan, 0, -2.5, np.inf):
-        with pytest.raises(ValueError, match=f"quality must be positive .* not {float(value)}"):
+        with pytest.raises(ValueError, match=rf"quality must be positive .* not {float(value)}"):
             laws.power_law(compute, [5, 4, value, 2, 1])
-        with pytest.raises(ValueError, match=f"compute must be positive .* not {float(value)}"):
+        with pytest.raises(ValueError, match=rf"compute must be positive .* not {float(value)}"):
             laws.log_linear([5, 4, value, 2, 1], compute)
     with pytest.raises(ValueError, match=r"does not fall with compute: 1 at 1, 5 at 5"):
         laws.power_law(compute, compute)
@@ -156,7 +156,7 @@ def test_intervals_cover_where_the_usual_bootstrap_does_not():
 
     grid = dict(noise=0.05, sizes=8, patches=1, seeds=1)
     covered, naive = _covered(80, law, (_interval_of_c, usual), **grid)
-    assert covered >= 0.887
+    assert 0.887 <= covered < 1
     assert naive < 0.887
 
 
@@ -243,7 +243,7 @@ def test_intervals_and_predictions_cover_in_300_repetitions(monkeypatch, law, po
         inside = [_inside(intervals["a"], law.a), _inside(intervals["c"], law.c)]
         found.append([*inside, _inside(prediction, outcome)])
     of_a, of_c, of_outcome = np.mean(found, axis=0)
-    assert min(of_a, of_c) >= 0.907
+    assert 0.907 <= min(of_a, of_c) <= max(of_a, of_c) < 0.997
     assert of_outcome >= 0.887
 
 
@@ -320,7 +320,7 @@ def test_curves_are_read_between_their_points_and_not_beyond():
 
 def test_exponents_of_seeds_give_an_interval():
     (exponent,) = fit.optima(_surface_rows(seeds=4, noise=0.002), "eval_mse")["exponents"]
-    assert len(exponent["by_seed"]) == 4
+    assert len(set(exponent["by_seed"])) == 4
     assert exponent["interval"] == bootstrap.mean_interval(exponent["by_seed"])
     assert _inside(exponent["interval"], exponent["gmacs"])
 
@@ -398,12 +398,12 @@ def test_rows_that_do_not_compare_are_refused():
     for name, value in others.items():
         mixed = [*rows[:-1], rows[-1] | {name: value}]
         with pytest.raises(
-            ValueError, match=f"across {name}: {samples[name]} in 4 .* {value} in 1"
+            ValueError, match=rf"across {name}: {samples[name]} in 4 .* {value} in 1"
         ):
             fit.study(mixed, "fid")
         fit.study(mixed, "eval_mse")
     for name, value in dict(block="adaLN", batch_size=2).items():
-        with pytest.raises(ValueError, match=f"across {name}: .* in 4 rows, {value} in 1 rows"):
+        with pytest.raises(ValueError, match=rf"across {name}: .* in 4 rows, {value} in 1 rows"):
             fit.study([*rows[:-1], rows[-1] | {name: value}], "eval_mse")
     with pytest.raises(ValueError, match="across learning_rate"):
         fit.study([*rows, rows[0] | dict(learning_rate=2e-4)], "eval_mse")
@@ -462,7 +462,7 @@ def test_nearly_empty_table_is_fitted_as_far_as_it_goes():
     rows = [
         _row(h, step=step, eval_mse=h**-0.2 * step**-0.1) for h in (16, 24) for step in (10, 20)
     ]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="nothing can be fitted to 1 rows") as error:
         fit.study(rows[:1], "eval_mse")
     assert "law: a + b C^-c needs points at 4 different computes or more" in str(error.value)
     assert "line: a line needs 3 models" in str(error.value)

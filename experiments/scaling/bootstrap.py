@@ -12,9 +12,8 @@ CR3.
 Measured at 95%, in 400 studies of each of 9 kinds: 5 sizes x 3 patch sizes, 2 seeds, 1 or 4 points
 to a run, errors of 1 to 5%, a of 0 to 1, c of 0.1 to 0.5. In the interval were c in 94.0 to 97.8%,
 a in 94.8 to 97.0%, one more run at twice the compute in 94.5 to 98.0%. Of 8 cells with a = 0: c in
-93.5% of 200; 6 cells, the fewest, have intervals that are too wide: 99 to 100%. The percentiles of
-fits to cells drawn with replacement hold c in 91 to 97%, but where a = 0 in 66 to 86%; rows drawn
-without regard to cells in 65 to 74% with 4 points to a run.
+93.5% of 200; 6 cells, the fewest, have intervals that are too wide: 99 to 100%. Percentiles of fits
+to cells drawn with replacement hold c in 96% of 150 where a > 0, in 66 to 85% where a = 0.
 
 Source: wild cluster restricted bootstrap, Cameron, Gelbach & Miller 2008; CR2 and CR3, Bell &
 McCaffrey 2002.

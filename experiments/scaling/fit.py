@@ -7,6 +7,7 @@ out, with what it needs; the JSON has all that `study` returns.
 """
 
 import collections
+import dataclasses
 import json
 import math
 import pathlib
@@ -67,6 +68,14 @@ def _or_reason(fit):
         return {"left_out": str(error)}
 
 
+def _or_none(interval, *arguments, seed):
+    """The interval, or None for too few cells: the fit that it is of stands without it."""
+    try:
+        return interval(*arguments, seed=seed)
+    except ValueError:
+        return None
+
+
 def law(rows: list[dict], quality: str, x: str, seed: int = 0) -> dict:
     """`laws.power_law` of quality against x, with the intervals of a and c over models.
 
@@ -98,22 +107,16 @@ def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
     found = []
     for step in sorted({row["step"] for row in rows}):
         arguments = _columns(models.at_step(rows, step), "gmacs", quality)
-        if len(set(arguments[0])) < laws.MIN_LINE:
+        gmacs, qualities, cells = arguments
+        if len(set(gmacs)) < laws.MIN_LINE:
             continue
-        line, counts = (
-            laws.log_linear(*arguments[:2]),
-            [*map(len, (arguments[0], set(arguments[2])))],
-        )
-        interval = _or_reason(lambda a=arguments: {"": bootstrap.slope_interval(*a, seed=seed)})
         found.append(
             dict(
                 step=step,
-                points=counts[0],
-                models=counts[1],
-                intercept=line.intercept,
-                slope=line.slope,
-                slope_interval=interval.get(""),
-                correlation=line.correlation,
+                points=len(gmacs),
+                models=len(set(cells)),
+                **dataclasses.asdict(laws.log_linear(gmacs, qualities)),
+                slope_interval=_or_none(bootstrap.slope_interval, *arguments, seed=seed),
             )
         )
     if not found:
@@ -125,7 +128,7 @@ def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
     """The largest model, by gmacs, as the power law of all others at the last step predicts it.
 
     Returns: model, gmacs, reach (times those of the next), predicted, interval (of one more run,
-      None for fewer than 5 other models), measured (mean over runs), runs, relative_error.
+      None for fewer than 6 other models), measured (mean over runs), runs, relative_error.
     Raises: ValueError as `laws.power_law` of the others.
     """
     step = models.last_step(rows)
@@ -138,7 +141,7 @@ def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
         raise ValueError("needs other models than the largest.")
     arguments = _columns(others, "gmacs", quality)
     predicted = float(laws.power_law(*arguments[:2])(most))
-    interval = _or_reason(lambda: {"": bootstrap.prediction_interval(*arguments, most, seed=seed)})
+    interval = _or_none(bootstrap.prediction_interval, *arguments, most, seed=seed)
     measured = float(np.mean([row[quality] for row in held_out]))
     return dict(
         step=step,
@@ -146,7 +149,7 @@ def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
         gmacs=most,
         reach=float(most / arguments[0].max()),
         predicted=predicted,
-        interval=interval.get(""),
+        interval=interval,
         measured=measured,
         runs=len(held_out),
         relative_error=predicted / measured - 1,
