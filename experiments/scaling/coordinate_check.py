@@ -57,12 +57,12 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     """
     source = data.open_split(config, "train")
     program = train.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])
-    rows = sharding.local_rows(program.mesh, config.batch_size)
     resident = program.task.load_resident(source)
     step_fn = train.compile_train_step(program)
-    batches = data.TrainIterator(source, config, rows)
-    put = [sharding.put_batch(program.mesh, next(batches)) for _ in range(steps + 1)]
-    *put, fixed = put
+    iterator = data.TrainIterator(
+        source, config, sharding.local_rows(program.mesh, config.batch_size)
+    )
+    *batches, fixed = (sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1))
     examples = program.task.examples(fixed, jax.random.key(config.seed), resident, dropout=False)
     activations = compile_activations(program, resident, examples)
     found = []
@@ -70,7 +70,7 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
         key = jax.random.key(seed)
         state = train.new_state(program, key)
         initial = jax.device_get(activations(state.params))
-        for step, batch in enumerate(put, 1):
+        for step, batch in enumerate(batches, 1):
             state, _ = step_fn(state, batch, key, resident)
             now = jax.device_get(activations(state.params))
             moved = {name: float(f"{rms(now[name] - initial[name]):.4g}") for name in initial}
