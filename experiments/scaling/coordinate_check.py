@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, latents, plot, sharding, spool, train
+from dit_jax import cli, data, latents, sharding, spool, style, train
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -143,32 +143,28 @@ def table(rows: list[dict]) -> str:
 def draw(rows: list[dict]):
     """The matplotlib Figure of the PANELS after the last step: lines of means, points of seeds."""
     import matplotlib
-    from matplotlib import ticker
     from matplotlib.figure import Figure
 
     step = max(row["step"] for row in rows)
-    with matplotlib.rc_context(plot.STYLE):
-        figure = Figure(figsize=(plot.WIDTH, 1.6 * plot.HEIGHT), layout="constrained")
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=(style.WIDTH, 1.6 * style.HEIGHT), layout="constrained")
         panels = figure.subplots(len(PANELS), sharex=True)
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             for i, (scaled, kind) in enumerate(KINDS.items()):
                 of_kind = [r for r in rows if (r["scaled"], r["step"]) == (scaled, step)]
                 points = [(row["width"], row["moved"][name]) for row in of_kind]
-                style = dict(color=plot.COLORS[1 - i], marker=plot.MARKERS[i])
+                look = dict(color=style.COLORS[1 - i], marker=style.MARKERS[i])
                 p = exponent(rows, scaled, step, name)
                 moved = means(rows, scaled, step, name)
-                axes.plot(moved.keys(), moved.values(), label=f"{kind}, $p = {p:.2f}$", **style)
-                style |= dict(marker=".", linestyle="none", alpha=0.5, markersize=5)
-                axes.plot(*zip(*points, strict=True), **style)
-            axes.set(xscale="log", yscale="log", ylabel=f"moved after {step} steps (rms)")
+                axes.plot(moved.keys(), moved.values(), label=f"{kind}, $p = {p:.2f}$", **look)
+                style.draw_seeds(axes, points, look["color"])
+            style.log_scale(axes.xaxis)
+            style.log_scale(axes.yaxis)
+            axes.set_ylabel(f"moved after {step} steps (rms)")
             axes.set_title(label, loc="left", fontsize=8)
             axes.legend(frameon=False)
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=[1, 2, 5]))
-            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-            axes.yaxis.set_minor_locator(ticker.NullLocator())
-        axes.set_xticks(sorted({row["width"] for row in rows}))
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        widths = sorted({row["width"] for row in rows})
+        axes.set_xticks(widths, map(str, widths))
         axes.set_xlabel("hidden_size")
     return figure
 
@@ -186,9 +182,7 @@ def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
     lines = ",\n".join(map(json.dumps, rows))
     text = f'{{"of": {json.dumps(head)},\n"rows": [\n{lines}\n]}}\n'
     spool.replace(out, lambda file: file.write(text.encode()))
-    figure = draw(rows)
-    image = out.with_suffix(".png")
-    spool.replace(image, lambda file: figure.savefig(file, format="png", dpi=plot.DPI))
+    style.save(draw(rows), out.with_suffix(".png"))
 
 
 def main(_):
