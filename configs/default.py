@@ -94,6 +94,9 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.optim.eps = 1e-8
     config.optim.weight_decay = 0.0  # decoupled, of all parameters
     config.optim.grad_clip_norm = 0.0  # global norm; 0 is off
+    # 0 is off; else the learning rates of matrices whose input grows with hidden_size are times
+    # mup_base_width / hidden_size, so that one rate serves all widths.
+    config.optim.mup_base_width = 0
     config.optim.ema_decay = 0.9999  # per step, from the initial weights
 
     config.data = ConfigDict()

@@ -3,6 +3,9 @@
 import jax
 import optax
 
+# Kernels whose input is no wider in a wider model: pixels of a patch, sinusoids of the time.
+FIXED_INPUT = ("x_embedder/kernel", "t_embedder/mlp_0/kernel")
+
 
 def schedule(config, total_steps: int) -> optax.Schedule:
     """The learning rate of `config.optim` by step: linear warm-up, then constant or cosine to 0.
@@ -28,9 +31,12 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(config, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config, total_steps: int, hidden_size: int | None = None
+) -> optax.GradientTransformation:
     """The optax chain of `config.optim`.
 
+    Args: hidden_size, of the transformer; None for other models, which mup_base_width is not for.
     Raises: ValueError for an unknown schedule, or values out of range.
     """
     if config.learning_rate <= 0 or config.grad_clip_norm < 0 or config.weight_decay < 0:
@@ -41,7 +47,15 @@ def make_optimizer(config, total_steps: int) -> optax.GradientTransformation:
         )
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"optim.ema_decay={config.ema_decay} must lie in [0, 1).")
-    adamw = optax.adamw(
+    base_width = config.mup_base_width
+    if base_width < 0:
+        raise ValueError(f"optim.mup_base_width={base_width} must not be negative; 0 is off.")
+    if base_width and hidden_size is None:
+        raise ValueError(
+            f"optim.mup_base_width={base_width} scales learning rates by model.hidden_size, which "
+            "this model has not; set it to 0."
+        )
+    tx = optax.adamw(
         schedule(config, total_steps),
         b1=config.b1,
         b2=config.b2,
@@ -49,8 +63,37 @@ def make_optimizer(config, total_steps: int) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
     )
     if config.grad_clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), adamw)
-    return adamw
+        tx = optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), tx)
+    return _scale_by_width(tx, base_width / hidden_size) if base_width else tx
+
+
+def width_factors(params, factor: float):
+    """What multiplies each leaf's learning rate: `factor` where its fan-in grows with the width.
+
+    Every kernel's does, of whatever blocks, but for FIXED_INPUT. Embeddings have a row for each
+    class and no sum over their inputs; biases and norms have none.
+    Source: Yang et al. 2022, arXiv 2203.03466, table 3, Adam.
+
+    The rest of muP holds without help, nearly: scores are divided by the root of the head size,
+    not by it, which is the same where wider models have more heads and not larger ones; xavier's
+    variances go as 1 / fan-in, but x_embedder's, too, as 1 / width, and t_embedder's are fixed.
+    """
+
+    def of_leaf(key_path, _):
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        return factor if path.endswith("/kernel") and path not in FIXED_INPUT else 1.0
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def _scale_by_width(tx, factor):
+    """tx with its updates, weight decay and all, times `width_factors`; its state is tx's own."""
+
+    def update(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda u, f: u * f, updates, width_factors(updates, factor)), state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def update_ema(ema_params, params, decay: float):
