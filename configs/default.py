@@ -141,6 +141,8 @@ def _add_dit(config):
     config.model.depth = 28  # blocks
     config.model.num_heads = 16
     config.model.mlp_ratio = 4.0  # MLP width / hidden_size
+    # How time and label come in: in-context, cross-attention, adaLN, adaLN-Zero.
+    config.model.block = "adaLN-Zero"
     config.model.num_classes = 1000  # the null class has this index
     config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
     config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss

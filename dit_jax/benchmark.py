@@ -35,7 +35,7 @@ from dit_jax import cli, data, fid, flops, generate, latents, models, sharding, 
 FLAGS = flags.FLAGS
 NAMES = ("train", "loop", "sample", "vae", "inception", "metrics")
 WINDOWS = 3
-MODEL_SETTINGS = ("dtype", "attention", "scan_unroll", "remat")  # not every model has all
+MODEL_SETTINGS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
 LOOP_WINDOWS = 11  # of each kind: the difference is small and machines drift
 REFERENCE_FEATURES = 10_000  # at most, as the ADM evaluator takes for precision and recall
 

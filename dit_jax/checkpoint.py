@@ -141,8 +141,11 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *reversed(saved)]:
         try:
-            return ConfigDict(json.loads(candidate.read_text())).lock()
-        except (OSError, ValueError, TypeError) as error:
+            config = ConfigDict(json.loads(candidate.read_text()))
+            if config.model.name == "dit":  # before there was another block, none was named
+                config.model.block = config.model.get("block", "adaLN-Zero")
+            return config.lock()
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
 

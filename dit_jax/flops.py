@@ -1,6 +1,6 @@
 """Parameters, tokens and FLOPs of any model config, by formula.
 
-  python -m dit_jax.flops [DiT-XL/2 --image_size 256 | --config FILE] [--json]
+  python -m dit_jax.flops [DiT-XL/2 --image_size 256 --block adaLN-Zero | --config FILE] [--json]
 
 The DiT paper's "Gflops" are multiply-adds of one forward pass: `gmacs` here, gflops = 2 gmacs.
 """
@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dit_jax import cli, models
-from dit_jax.models import dit
+from dit_jax.models import blocks, dit
 
 FLAGS = flags.FLAGS
 VAE_FACTOR = 8  # pixels per latent of the published models
@@ -35,6 +35,7 @@ def count_dit(config) -> dict[str, int | float]:
 
     Returns: params (trained), params_with_pos_embed (the published count), tokens; gmacs of one
       forward pass: matrix products only; gflops; train_gflops_per_image = 3 gflops.
+    Raises: ValueError for an unknown block.
     """
     d, depth, classes = config.hidden_size, config.depth, config.num_classes
     mlp = int(d * config.mlp_ratio)
@@ -42,15 +43,32 @@ def count_dit(config) -> dict[str, int | float]:
     out = patch * (2 if config.learn_sigma else 1)
     tokens = (config.input_size // config.patch_size) ** 2
 
+    blocks.check(config.block)
+    # Of a block: vectors of c that modulate it, and LayerNorms with a scale and a bias.
+    modulations, norms = {
+        "in-context": (0, 2),
+        "cross-attention": (0, 3),
+        "adaLN": (4, 0),
+        "adaLN-Zero": (6, 0),
+    }[config.block]
+    context = 2  # tokens, of t and y
+    stream = tokens + context if config.block == "in-context" else tokens
+
     # Each Linear as (in, out, times it is applied to an image).
-    block = [(d, 3 * d, tokens), (d, d, tokens), (d, mlp, tokens), (mlp, d, tokens), (d, 6 * d, 1)]
-    outside = [(patch, d, tokens), (256, d, 1), (d, d, 1), (d, 2 * d, 1), (d, out, tokens)]
+    block = [(d, 3 * d, stream), (d, d, stream), (d, mlp, stream), (mlp, d, stream)]
+    block += [(d, modulations * d, 1)]
+    attention = 2 * stream**2 * d  # q k^T and its product with v
+    if config.block == "cross-attention":
+        block += [(d, d, tokens), (d, 2 * d, context), (d, d, tokens)]
+        attention += 2 * tokens * context * d
+    outside = [(patch, d, tokens), (256, d, 1), (d, d, 1), (d, out, tokens)]
+    outside += [(d, 2 * d if modulations else 0, 1)]
     linears = outside + depth * block
-    attention = depth * 2 * tokens**2 * d  # q k^T and its product with v
 
     params = sum((i + 1) * o for i, o, _ in linears)
+    params += 2 * d * (depth * norms + (norms > 0))
     params += (classes + (config.class_dropout_prob > 0)) * d
-    gmacs = (sum(i * o * n for i, o, n in linears) + attention) / 1e9
+    gmacs = (sum(i * o * n for i, o, n in linears) + depth * attention) / 1e9
     return {
         "params": params,
         "params_with_pos_embed": params + tokens * d,
@@ -146,7 +164,7 @@ def _vae_half(config, image_size, decoder):
     return params, sum(k * k * i * o * n * n for k, i, o, n in convs) + attention
 
 
-def published_config(name: str, image_size: int = 256) -> ConfigDict:
+def published_config(name: str, image_size: int = 256, block: str = "adaLN-Zero") -> ConfigDict:
     """`config.model` of a model of the paper, as far as its counts depend on it.
 
     Raises: ValueError for an unknown name, or an image size that its patches do not divide.
@@ -162,6 +180,7 @@ def published_config(name: str, image_size: int = 256) -> ConfigDict:
             input_size=image_size // VAE_FACTOR,
             in_channels=4,
             mlp_ratio=4.0,
+            block=block,
             num_classes=1000,
             class_dropout_prob=0.1,
             learn_sigma=True,
@@ -173,13 +192,16 @@ def published_config(name: str, image_size: int = 256) -> ConfigDict:
 def main(argv):
     if FLAGS.config is not None and len(argv) > 1:
         raise ValueError(f"give a model name or --config, not both: {' '.join(argv[1:])}.")
+    if FLAGS.config is not None and FLAGS["block"].present:
+        raise ValueError("--block is of a model name; of a --config set --config.model.block.")
     if FLAGS.config is not None:
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
         rows = {name: count(FLAGS.config)}
     else:
         table = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
         names = argv[1:] or table
-        rows = {name: count_dit(published_config(name, FLAGS.image_size)) for name in names}
+        configs = {name: published_config(name, FLAGS.image_size, FLAGS.block) for name in names}
+        rows = {name: count_dit(config) for name, config in configs.items()}
     if FLAGS.json:
         print(json.dumps(rows if len(rows) > 1 else next(iter(rows.values()))))
         return
@@ -194,5 +216,6 @@ def main(argv):
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_integer("image_size", 256, "Pixels; the models see latents 8 times smaller.")
+    flags.DEFINE_enum("block", "adaLN-Zero", list(blocks.BLOCKS), "How time and label come in.")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main)

@@ -14,6 +14,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 # Ends of parameter paths -> mesh axes; L depth, D hidden, H heads, M = mlp_ratio D, P = p*p*C.
+# Of all four blocks; none has all of these parameters.
 DIT_AXES = {
     "x_embedder/kernel": (None, "fsdp"),  # [P, D]
     "x_embedder/bias": ("fsdp",),  # [D]
@@ -22,18 +23,32 @@ DIT_AXES = {
     "t_embedder/mlp_2/kernel": (None, "fsdp"),  # [D, D]
     "t_embedder/mlp_2/bias": ("fsdp",),  # [D]
     "y_embedder/embedding": (None, "fsdp"),  # [classes + 1, D]
-    "blocks/adaLN_modulation/kernel": (None, "fsdp", None, "tensor"),  # [L, D, 6, D]
-    "blocks/adaLN_modulation/bias": (None, None, ("tensor", "fsdp")),  # [L, 6, D]
+    "blocks/adaLN_modulation/kernel": (None, "fsdp", None, "tensor"),  # [L, D, 6 or 4, D]
+    "blocks/adaLN_modulation/bias": (None, None, ("tensor", "fsdp")),  # [L, 6 or 4, D]
+    "blocks/norm1/scale": (None, "fsdp"),  # [L, D]
+    "blocks/norm1/bias": (None, "fsdp"),  # [L, D]
     "blocks/attn/qkv/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 3, H, D/H]
     "blocks/attn/qkv/bias": (None, None, "tensor", "fsdp"),  # [L, 3, H, D/H]
     "blocks/attn/proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
     "blocks/attn/proj/bias": (None, "fsdp"),  # [L, D]
+    "blocks/norm_cross/scale": (None, "fsdp"),  # [L, D]
+    "blocks/norm_cross/bias": (None, "fsdp"),  # [L, D]
+    "blocks/cross_attn/q/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 1, H, D/H]
+    "blocks/cross_attn/q/bias": (None, None, "tensor", "fsdp"),  # [L, 1, H, D/H]
+    "blocks/cross_attn/kv/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 2, H, D/H]
+    "blocks/cross_attn/kv/bias": (None, None, "tensor", "fsdp"),  # [L, 2, H, D/H]
+    "blocks/cross_attn/proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
+    "blocks/cross_attn/proj/bias": (None, "fsdp"),  # [L, D]
+    "blocks/norm2/scale": (None, "fsdp"),  # [L, D]
+    "blocks/norm2/bias": (None, "fsdp"),  # [L, D]
     "blocks/mlp/fc1/kernel": (None, "fsdp", "tensor"),  # [L, D, M]
     "blocks/mlp/fc1/bias": (None, ("tensor", "fsdp")),  # [L, M]
     "blocks/mlp/fc2/kernel": (None, "tensor", "fsdp"),  # [L, M, D]
     "blocks/mlp/fc2/bias": (None, "fsdp"),  # [L, D]
     "final_layer/adaLN_modulation/kernel": ("fsdp", None, "tensor"),  # [D, 2, D]
     "final_layer/adaLN_modulation/bias": (None, ("tensor", "fsdp")),  # [2, D]
+    "final_layer/norm/scale": ("fsdp",),  # [D]
+    "final_layer/norm/bias": ("fsdp",),  # [D]
     "final_layer/linear/kernel": ("fsdp", None),  # [D, P or 2P]
     "final_layer/linear/bias": (None,),  # [P or 2P]
 }
@@ -86,8 +101,9 @@ def pin_batch(x: jax.Array) -> jax.Array:
 
     The mesh is that of `jax.sharding.use_abstract_mesh` while tracing; without one x is returned
     as it is. Needed for right numbers, not only for speed: where a product that is partial over
-    the tensor axis was left to XLA, the gradients of the gates missed some of its parts (data=2,
-    fsdp=2, tensor=2, one row of a micro-batch per shard; jax 0.10.2).
+    the tensor axis was left to XLA, the gradients of the gates, or of what lies before the
+    blocks, missed some of its parts (data=2, fsdp=2, tensor=2, one row of a micro-batch per shard;
+    jax 0.10.2).
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

@@ -142,8 +142,8 @@ class Denoising:
         counts, model = flops.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {counts['tokens']} "
-            f"tokens, {model.dtype}, attention {model.attention}, remat {model.remat}, blocks "
-            f"{'unrolled' if model.scan_unroll else 'in a loop'}"
+            f"tokens, {model.dtype}, attention {model.attention}, remat {model.remat}, "
+            f"{model.block} blocks {'unrolled' if model.scan_unroll else 'in a loop'}"
         )
 
 

@@ -180,6 +180,17 @@ def test_loaded_config_is_the_one_that_was_saved_and_locked(workdir, smoke_confi
         loaded.no_such_key = 1
 
 
+def test_config_from_before_there_was_another_block_goes_on(workdir, smoke_config):
+    saved = _as_json(smoke_config)
+    del saved["model"]["block"]
+    (workdir / "config.json").write_text(json.dumps(saved))
+    assert checkpoint.load_config(workdir).to_dict() == _as_json(smoke_config)
+    checkpoint.claim_workdir(workdir, smoke_config)  # of the same run
+    smoke_config.model.block = "adaLN"
+    with pytest.raises(ValueError, match=r"model\.block: workdir 'adaLN-Zero', now 'adaLN'"):
+        checkpoint.claim_workdir(workdir, smoke_config)
+
+
 def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
     shapes = train.make_program(smoke_config).state.params
     state, _ = _latest(workdir, smoke_config)

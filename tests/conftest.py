@@ -64,6 +64,7 @@ def golden_model_config():
             depth=3,
             num_heads=4,
             mlp_ratio=4.0,
+            block="adaLN-Zero",
             num_classes=7,
             class_dropout_prob=0.1,
             learn_sigma=True,

@@ -147,7 +147,8 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     monkeypatch.setitem(dit.SIZES, "tiny", (48, 3, 4))
     sizes = convert.dit.read_sizes(published)
     assert sizes == {name: golden_model_config[name] for name in sizes}
-    others = {"name", "class_dropout_prob", "dtype", "attention", "remat", "scan_unroll"}
+    others = {"name", "class_dropout_prob", "block", "dtype", "attention", "remat"}
+    others |= {"scan_unroll"}
     assert golden_model_config.keys() - sizes.keys() == others
     published["final_layer.linear.weight"] = published["final_layer.linear.weight"][:16]
     published["y_embedder.embedding_table.weight"] = np.zeros((1000, 48), np.float32)
@@ -168,6 +169,25 @@ def test_published_xl_2_is_its_config():
     assert sum(math.prod(shape) for shape in shapes.values()) == 675_129_632  # with pos_embed
     found = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     assert {**config.model, **convert.dit.read_sizes(found)} == dict(config.model)
+
+
+@pytest.mark.parametrize("block", ["in-context", "cross-attention", "adaLN"])
+def test_other_blocks_have_no_published_names(
+    golden_model_config, golden_params, diffusers_dir, published, tmp_path, block
+):
+    config = dit_xl_2_256_published.get_config()
+    config.model.update(golden_model_config, block=block)
+    message = f"model.block='{block}' has no published names .* 'adaLN-Zero' alone"
+    np.savez(tmp_path / "dit.npz", **published)
+    for source in (diffusers_dir, tmp_path / "dit.npz"):
+        with pytest.raises(ValueError, match=message):
+            convert_dit(source, tmp_path / "ours", config)
+    checkpoint.save_params(tmp_path / "run", config, golden_params)
+    with pytest.raises(ValueError, match=message):
+        export_dit(tmp_path / "run", tmp_path / "dit.safetensors")
+    with pytest.raises(ValueError, match=message):
+        convert.dit.to_published(golden_params, config.model)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_file_of_the_published_names_needs_no_config(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dit_jax import models
-from dit_jax.models import dit
+from dit_jax.models import blocks, dit
 
 
 def _inputs(golden):
@@ -68,7 +68,7 @@ def test_initial_output_is_exactly_zero(golden, initial):
 
 
 def test_block_is_the_identity_at_initialisation():
-    block = dit.DiTBlock(num_heads=2, mlp_ratio=4.0, dtype="float32", attention="xla")
+    block = blocks.AdaLNZeroBlock(num_heads=2, mlp_ratio=4.0, dtype="float32", attention="xla")
     x = jax.random.normal(jax.random.key(1), (2, 5, 16))
     c = jax.random.normal(jax.random.key(2), (2, 16))
     (out, _), _ = block.init_with_output(jax.random.key(0), x, c)
@@ -140,6 +140,7 @@ def test_unknown_names_list_the_known_ones(name):
         (dict(num_heads=5), "num_heads=5 must divide hidden_size=48"),
         (dict(hidden_size=46, num_heads=2), "hidden_size=46 must be a multiple of 4"),
         (dict(patch_size=3), r"patch_size=3 must divide input_size=8.*\[1, 2, 4, 8\]"),
+        (dict(block="film"), "block='film'.*in-context, cross-attention, adaLN, adaLN-Zero"),
         (dict(remat="some"), "remat='some'.*none, dots, full"),
         (dict(dtype="float8"), "dtype='float8'.*bfloat16"),
         (dict(attention="flash"), "attention='flash'.*auto, xla, cudnn"),

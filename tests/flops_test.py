@@ -26,6 +26,13 @@ PUBLISHED = {
     "DiT-XL/4": (29.05, 675_074_432),
     "DiT-XL/2": (118.64, 675_129_632),
 }
+# Of the blocks at XL/2: gmacs and millions of parameters as printed.
+BLOCKS = {
+    "in-context": (119.37, 449),
+    "cross-attention": (137.62, 598),
+    "adaLN": (118.56, 600),
+    "adaLN-Zero": (118.64, 675),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -37,6 +44,16 @@ def test_counts_are_the_published_ones(name):
     assert counts["params_with_pos_embed"] == params
     assert counts["gflops"] == 2 * counts["gmacs"]
     assert counts["train_gflops_per_image"] == 3 * counts["gflops"]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_counts_of_the_blocks_are_the_published_ones(block):
+    gmacs, params = BLOCKS[block]
+    counts = flops.count_dit(flops.published_config("DiT-XL/2", block=block))
+    assert counts["gmacs"] == pytest.approx(gmacs, rel=0.003)
+    # A unit of the last digit: adaLN's 600.7 is printed as 600.
+    assert counts["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
+    assert counts["tokens"] == 256  # of the image
 
 
 def test_counts_at_512_pixels():
@@ -54,25 +71,33 @@ def test_count_of_inception_is_the_published_one():
     assert counts["gflops"] == 2 * counts["gmacs"]
 
 
-def _model_config(name):
+def _model_config(name, block="adaLN-Zero"):
     config = smoke.get_config().model
     config.unlock()
-    config.update(flops.published_config(name), scan_unroll=True)
+    config.update(flops.published_config(name, block=block), scan_unroll=True)
     return config
 
 
-@pytest.mark.parametrize("name", ["DiT-S/8", "DiT-XL/2"])
-def test_parameters_are_those_of_the_module(name):
-    config = _model_config(name)
+@pytest.mark.parametrize(
+    ("name", "block"), [("DiT-S/8", "adaLN-Zero"), *(("DiT-XL/2", block) for block in BLOCKS)]
+)
+def test_parameters_are_those_of_the_module(name, block):
+    config = _model_config(name, block)
     model = models.build(config)
     shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
     leaves = flax.traverse_util.flatten_dict(shapes).values()
     assert sum(leaf.size for leaf in leaves) == flops.count_dit(config)["params"]
 
 
-@pytest.mark.parametrize("name", ["DiT-S/2", "DiT-B/4", "DiT-L/8", "DiT-XL/2"])
-def test_formula_is_xla_s_count_of_the_unrolled_program(name):
-    config = _model_config(name)
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        *((name, "adaLN-Zero") for name in ("DiT-S/2", "DiT-B/4", "DiT-L/8", "DiT-XL/2")),
+        *(("DiT-B/4", block) for block in ("in-context", "cross-attention", "adaLN")),
+    ],
+)
+def test_formula_is_xla_s_count_of_the_unrolled_program(name, block):
+    config = _model_config(name, block)
     model = models.build(config)
     params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
     size = config.input_size
@@ -117,6 +142,11 @@ def test_counts_of_a_vae_are_the_module_s_and_xla_s(change):
         assert xla_gflops == pytest.approx(2 * counts[f"{method}_gmacs"], rel=0.015)
 
 
+def test_unknown_block_is_refused():
+    with pytest.raises(ValueError, match="block='film' is unknown; choose one of in-context, "):
+        flops.count_dit(flops.published_config("DiT-S/8", block="film"))
+
+
 @pytest.mark.parametrize("image_size", [250, 8, 0])
 def test_image_size_that_patches_do_not_divide_is_refused(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):
@@ -134,6 +164,8 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
         "gflops",
         "train_gflops_per_image",
     }
+    plain = run_command("flops", "DiT-XL/2", "--block", "in-context", "--json")
+    assert json.loads(plain)["params"] < 0.7 * row["params"]
     table = run_command("flops").splitlines()
     assert len(table) == 13
     assert table[-1].split()[0] == "DiT-XL/2"
@@ -146,3 +178,5 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     assert row["params"] == 158_805
     error = run_command("flops", "DiT-S/2", "--config", "configs/smoke.py", fails=True)
     assert "give a model name or --config, not both: DiT-S/2" in error
+    flags = ["--config", "configs/smoke.py", "--block", "adaLN"]
+    assert "set --config.model.block" in run_command("flops", *flags, fails=True)

@@ -54,6 +54,33 @@ def test_modulated_layer_norm_and_its_gradient():
     )
 
 
+def test_layer_norm_with_scale_and_bias_and_its_gradient():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weights = 3 * jax.random.normal(keys[0], (2, 2, 5, 16)) + 1
+    scale, bias = jax.random.normal(keys[1], (2, 16))
+    module = layers.LayerNorm()
+
+    def value_and_grads(f):
+        return jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2))(
+            x, scale, bias
+        )
+
+    def reference(x, scale, bias):
+        shift, scale = (jnp.stack([a, a]) for a in (bias, scale - 1))
+        return _reference_layer_norm(x, shift, scale)
+
+    actual = value_and_grads(lambda x, s, b: module.apply({"params": {"scale": s, "bias": b}}, x))
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5),
+        actual,
+        value_and_grads(reference),
+    )
+    np.testing.assert_array_equal(
+        module.init_with_output(keys[0], x)[0],
+        layers.modulated_layer_norm(x, *jnp.zeros((2, 2, 16))),
+    )
+
+
 def test_modulated_layer_norm_of_far_values_in_training():
     x = 30 + jax.random.normal(jax.random.key(0), (2, 5, 1152))
     zeros = jnp.zeros((2, 1152))
@@ -90,7 +117,7 @@ def test_gelu_and_its_gradient(dtype, rtol):
 def test_projections_are_the_parts_of_one_product():
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
     one = nn.DenseGeneral((3, 2, 4), kernel_init=layers.xavier_uniform)
-    module = layers.Projections(num_heads=2, dtype="float32")
+    module = layers.Projections(num_heads=2, dtype="float32", parts=3)
     params = module.init(jax.random.key(1), x)
     params["params"]["bias"] = jax.random.normal(jax.random.key(2), (3, 2, 4))
     expected = one.apply(params, x)

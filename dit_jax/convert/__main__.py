@@ -163,13 +163,14 @@ def export_dit(
     The file's metadata hold what the arrays do not tell: process, objective, sizes.
     Args: out, a .safetensors file.   step: None is the newest.   raw: the trained parameters
       instead of their EMA.
-    Raises: ValueError for a workdir of another model or another suffix; FileNotFoundError or
+    Raises: ValueError for a workdir of another model, block or suffix; FileNotFoundError or
       OSError as `checkpoint.restore_params`; OSError if the file cannot be written.
     """
     cli.check_out(out, (".safetensors",), "DST=")
     config = checkpoint.load_config(workdir)
     if config.model.name != "dit":
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
+    dit.check_block(config.model)  # before parameters are read
     config.model.attention = "auto"  # the run's device need not be here
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {

@@ -32,6 +32,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
     The published position table is a constant here: it must equal ours and is not returned.
     """
+    check_block(model_config)
     table = position_table(model_config)
     shapes = arrays.parameter_shapes(model_config) | {"pos_embed": table.shape}
     params = arrays.to_params(found, shapes, _published_by_path(model_config), _to_ours)
@@ -47,6 +48,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 def to_published(params, model_config) -> dict[str, np.ndarray]:
     """The published names and arrays of our parameters, f32: `to_params` backwards."""
+    check_block(model_config)
     found = {"pos_embed": position_table(model_config)}
     for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
         array = np.asarray(array, np.float32)
@@ -58,8 +60,21 @@ def to_published(params, model_config) -> dict[str, np.ndarray]:
 
 def published_shapes(model_config) -> dict[str, arrays.Shape]:
     """Name -> shape of all that a published checkpoint of the model holds."""
+    check_block(model_config)
     by_path = _published_by_path(model_config)
     return {name: shape for part in by_path.values() for name, shape in part.items()}
+
+
+def check_block(model_config) -> None:
+    """Demands the block that has published names.
+
+    Raises: ValueError for another one.
+    """
+    if model_config.block != "adaLN-Zero":
+        raise ValueError(
+            f"model.block={model_config.block!r} has no published names or weights; those of "
+            "'adaLN-Zero' alone can be converted. Other commands read any workdir as it is."
+        )
 
 
 def read_sizes(found: Mapping[str, np.ndarray]) -> dict:

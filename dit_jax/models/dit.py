@@ -1,4 +1,4 @@
-"""DiT: the diffusion transformer with adaLN-Zero blocks.
+"""DiT: the diffusion transformer, with any of its four blocks.
 
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 """
@@ -6,10 +6,8 @@ Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from dit_jax import sharding
-from dit_jax.models import layers
+from dit_jax.models import blocks, layers
 
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -57,51 +55,6 @@ def unpatchify(x: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(batch, grid * p, grid * p, size // p**2)
 
 
-class DiTBlock(nn.Module):
-    """Self-attention and MLP, each modulated and gated by c; the identity at initialisation."""
-
-    num_heads: int
-    mlp_ratio: float
-    dtype: str
-    attention: str
-
-    @nn.compact
-    def __call__(self, x, c):
-        size = x.shape[-1]
-        # XLA on the GPU otherwise keeps the residual stream batch-minor and pays in transposes.
-        x = with_layout_constraint(sharding.pin_batch(x), Layout((0, 1, 2)))
-        modulation = nn.DenseGeneral(
-            (6, size),
-            dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,  # adaLN-Zero: every gate starts closed
-            name="adaLN_modulation",
-        )(nn.silu(c))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation[:, i] for i in range(6))
-        attn = layers.Attention(self.num_heads, self.dtype, self.attention, name="attn")
-        mlp = layers.Mlp(int(size * self.mlp_ratio), self.dtype, name="mlp")
-        a = sharding.pin_batch(attn(layers.modulated_layer_norm(x, shift_a, scale_a)))
-        x = x + gate_a[:, None] * a
-        m = sharding.pin_batch(mlp(layers.modulated_layer_norm(x, shift_m, scale_m)))
-        x = x + gate_m[:, None] * m
-        return x, None
-
-
-class FinalLayer(nn.Module):
-    """Modulated LayerNorm, then a Linear to pixels; its output is exactly 0 at initialisation."""
-
-    output_size: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x, c):
-        zeros = nn.initializers.zeros
-        modulation = nn.DenseGeneral(
-            (2, x.shape[-1]), dtype=self.dtype, kernel_init=zeros, name="adaLN_modulation"
-        )(nn.silu(c))
-        x = layers.modulated_layer_norm(x, modulation[:, 0], modulation[:, 1])
-        return nn.Dense(self.output_size, dtype=self.dtype, kernel_init=zeros, name="linear")(x)
-
-
 class DiT(nn.Module):
     """Predicts eps, and with learn_sigma the variance, from x_t, the network's time and a label.
 
@@ -115,6 +68,7 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float
+    block: str  # how time and label come in, a name of blocks.BLOCKS
     num_classes: int
     class_dropout_prob: float  # > 0 adds the null class, index num_classes
     learn_sigma: bool
@@ -150,16 +104,17 @@ class DiT(nn.Module):
         )(x)  # [B, N, D]
         position = layers.sincos_position_table(self.hidden_size, grid)
         x = x + position[None].astype(self.dtype)
-        t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)
-        embed = nn.Embed(
+        t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
+        y_emb = nn.Embed(
             rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
-        )
-        c = (t_emb + embed(y)).astype(self.dtype)  # [B, D]
+        )(y)
+        c = (t_emb + y_emb).astype(self.dtype)  # [B, D]
+        context = jnp.stack([t_emb, y_emb], axis=1).astype(self.dtype)  # [B, 2, D]
 
-        block = DiTBlock
+        block = blocks.BLOCKS[self.block]
         if self.remat != "none":
             block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll)
-        blocks = nn.scan(
+        stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
@@ -167,9 +122,18 @@ class DiT(nn.Module):
             length=self.depth,
             unroll=self.depth if self.scan_unroll else 1,
         )(self.num_heads, self.mlp_ratio, self.dtype, self.attention, name="blocks")
-        x, _ = blocks(x, c)  # [B, N, D]
+        final_layer = blocks.FinalLayer(p * p * out_channels, self.dtype, name="final_layer")
 
-        x = FinalLayer(p * p * out_channels, self.dtype, name="final_layer")(x, c)
+        if self.block == "in-context":
+            tokens = x.shape[1]
+            x, _ = stack(jnp.concatenate([x, context], axis=1))  # [B, N + 2, D]
+            x = final_layer(x[:, :tokens])  # [B, N, p*p*C or twice that]
+        elif self.block == "cross-attention":
+            x, _ = stack(x, context)  # [B, N, D]
+            x = final_layer(x)
+        else:
+            x, _ = stack(x, c)  # [B, N, D]
+            x = final_layer(x, c)
         return unpatchify(x, p).astype(jnp.float32)  # [B, h, w, C or 2C]
 
 
@@ -190,6 +154,7 @@ def from_config(config) -> DiT:
     if input_size % patch_size:
         divisors = [p for p in range(1, input_size + 1) if input_size % p == 0]
         raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
+    blocks.check(fields["block"])
     if fields["remat"] not in REMAT_POLICIES:
         raise ValueError(
             f"remat={fields['remat']!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}."

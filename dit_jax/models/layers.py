@@ -1,4 +1,4 @@
-"""Layers of the transformer: embeddings, modulated LayerNorm, attention, MLP."""
+"""Layers of the transformer: embeddings, LayerNorm, attention, MLP."""
 
 import functools
 import logging
@@ -146,14 +146,27 @@ def _cudnn_attention_error(dtype, head_dim):
     return None
 
 
+class LayerNorm(nn.Module):
+    """LayerNorm of x [B, N, D] with a scale and a bias; computed as `modulated_layer_norm`."""
+
+    @nn.compact
+    def __call__(self, x):
+        batch, _, size = x.shape
+        scale = self.param("scale", nn.initializers.ones, (size,))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        shift, scale = (jnp.broadcast_to(a[None], (batch, size)) for a in (bias, scale - 1))
+        return modulated_layer_norm(x, shift, scale)
+
+
 class Projections(nn.Module):
-    """q, k and v [B, N, H, D/H] of x [B, N, D]: three products with the parts of one matrix.
+    """x [B, N, D] to so many [B, N, H, D/H]: as many products with the parts of one matrix.
 
     One product would be split before the attention, and its gradient joined after it.
     """
 
     num_heads: int
     dtype: str
+    parts: int  # 3 are q, k and v
 
     @nn.compact
     def __call__(self, x):
@@ -161,11 +174,11 @@ class Projections(nn.Module):
         heads = (self.num_heads, size // self.num_heads)
 
         def init(key, shape):
-            # Three separate [D, D] would draw from a wider uniform.
-            return xavier_uniform(key, (size, 3 * size)).reshape(shape)
+            # Separate [D, D] would draw from a wider uniform.
+            return xavier_uniform(key, (size, self.parts * size)).reshape(shape)
 
-        kernel = self.param("kernel", init, (size, 3, *heads))
-        bias = self.param("bias", nn.initializers.zeros, (3, *heads))
+        kernel = self.param("kernel", init, (size, self.parts, *heads))
+        bias = self.param("bias", nn.initializers.zeros, (self.parts, *heads))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
         def project(i):
@@ -173,7 +186,7 @@ class Projections(nn.Module):
             y = x @ kernel[:, i].reshape(size, size) + bias[i].reshape(1, 1, size)
             return y.reshape(batch, tokens, *heads)
 
-        return project(0), project(1), project(2)
+        return [project(i) for i in range(self.parts)]
 
 
 class Attention(nn.Module):
@@ -186,9 +199,28 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, tokens, size = x.shape
-        q, k, v = Projections(self.num_heads, self.dtype, name="qkv")(x)
+        q, k, v = Projections(self.num_heads, self.dtype, 3, name="qkv")(x)
         x = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
         x = x.reshape(batch, tokens, size)
+        return nn.Dense(size, dtype=self.dtype, kernel_init=xavier_uniform, name="proj")(x)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x [B, N, D] to a context [B, M, D] without order; softmax in f32.
+
+    Always XLA's: of a few keys there is nothing that a fused kernel would save.
+    """
+
+    num_heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, context):
+        # As qkv: what one sequence is projected to is drawn as one matrix, [D, D] and [D, 2D].
+        (q,) = Projections(self.num_heads, self.dtype, 1, name="q")(x)
+        k, v = Projections(self.num_heads, self.dtype, 2, name="kv")(context)
+        size = x.shape[-1]
+        x = jax.nn.dot_product_attention(q, k, v, implementation="xla").reshape(x.shape)
         return nn.Dense(size, dtype=self.dtype, kernel_init=xavier_uniform, name="proj")(x)
 
 

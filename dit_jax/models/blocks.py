@@ -1,0 +1,133 @@
+"""The four blocks of DiT, which differ in how they take in time and label, and their final layers.
+
+Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2, figure 3.
+"""
+
+import flax.linen as nn
+import jax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from dit_jax import sharding
+from dit_jax.models import layers
+
+
+class _Block(nn.Module):
+    """What the four share: sizes, self-attention 'attn' and MLP 'mlp'.
+
+    Both are pinned on either side, the input for the sake of its gradient: see `pin_batch`.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    dtype: str
+    attention: str  # 'xla' or 'cudnn'
+
+    def self_attend(self, x):
+        attn = layers.Attention(self.num_heads, self.dtype, self.attention, name="attn")
+        return sharding.pin_batch(attn(sharding.pin_batch(x)))
+
+    def feed_forward(self, x):
+        mlp = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        return sharding.pin_batch(mlp(sharding.pin_batch(x)))
+
+
+class InContextBlock(_Block):
+    """The plain block of a ViT; time and label are tokens of x like those of the image."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = _pin_stream(x)
+        x = x + self.self_attend(layers.LayerNorm(name="norm1")(x))
+        x = x + self.feed_forward(layers.LayerNorm(name="norm2")(x))
+        return x, None
+
+
+class CrossAttentionBlock(_Block):
+    """The plain block with a cross-attention over the context [B, M, D], of any M, in between."""
+
+    @nn.compact
+    def __call__(self, x, context):
+        x = _pin_stream(x)
+        x = x + self.self_attend(layers.LayerNorm(name="norm1")(x))
+        cross_attn = layers.CrossAttention(self.num_heads, self.dtype, name="cross_attn")
+        a = cross_attn(layers.LayerNorm(name="norm_cross")(x), context)
+        x = x + sharding.pin_batch(a)
+        x = x + self.feed_forward(layers.LayerNorm(name="norm2")(x))
+        return x, None
+
+
+class AdaLNBlock(_Block):
+    """Self-attention and MLP, their LayerNorms modulated by c [B, D]."""
+
+    @nn.compact
+    def __call__(self, x, c):
+        x = _pin_stream(x)
+        # The paper says of adaLN-Zero alone that this Linear is zero; here, then, it is as any.
+        modulation = _modulation(c, 4, self.dtype, layers.xavier_uniform)
+        shift_a, scale_a, shift_m, scale_m = modulation
+        x = x + self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
+        x = x + self.feed_forward(layers.modulated_layer_norm(x, shift_m, scale_m))
+        return x, None
+
+
+class AdaLNZeroBlock(_Block):
+    """Self-attention and MLP, modulated and gated by c [B, D]; the identity at initialisation."""
+
+    @nn.compact
+    def __call__(self, x, c):
+        x = _pin_stream(x)
+        modulation = _modulation(c, 6, self.dtype, nn.initializers.zeros)  # every gate shut
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+        a = self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
+        x = x + gate_a[:, None] * a
+        m = self.feed_forward(layers.modulated_layer_norm(x, shift_m, scale_m))
+        x = x + gate_m[:, None] * m
+        return x, None
+
+
+BLOCKS = {
+    "in-context": InContextBlock,
+    "cross-attention": CrossAttentionBlock,
+    "adaLN": AdaLNBlock,
+    "adaLN-Zero": AdaLNZeroBlock,
+}
+
+
+def check(name: str) -> None:
+    """Demands the name of a block.
+
+    Raises: ValueError that lists the four.
+    """
+    if name not in BLOCKS:
+        raise ValueError(f"block={name!r} is unknown; choose one of {', '.join(BLOCKS)}.")
+
+
+class FinalLayer(nn.Module):
+    """LayerNorm, modulated where there is a c, then a Linear to pixels; 0 at initialisation."""
+
+    output_size: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, c=None):
+        zeros = nn.initializers.zeros
+        if c is None:
+            x = layers.LayerNorm(name="norm")(x)
+        else:
+            x = layers.modulated_layer_norm(x, *_modulation(c, 2, self.dtype, zeros))
+        return nn.Dense(self.output_size, dtype=self.dtype, kernel_init=zeros, name="linear")(x)
+
+
+def _pin_stream(x: jax.Array) -> jax.Array:
+    """The residual stream [B, N, D] as it enters a block, its rows where the mesh has them."""
+    # XLA on the GPU otherwise keeps it batch-minor and pays in transposes.
+    return with_layout_constraint(sharding.pin_batch(x), Layout((0, 1, 2)))
+
+
+def _modulation(c: jax.Array, parts: int, dtype: str, kernel_init) -> list[jax.Array]:
+    """SiLU and one Linear 'adaLN_modulation' of c [B, D]: so many parts, each [B, D]."""
+    linear = nn.DenseGeneral(
+        (parts, c.shape[-1]), dtype=dtype, kernel_init=kernel_init, name="adaLN_modulation"
+    )
+    modulation = linear(nn.silu(c))  # [B, parts, D]
+    return [modulation[:, i] for i in range(parts)]
