@@ -105,7 +105,7 @@ def _line(directory, row):
         "grid": record["grid"],
         "model": f"{size}/{model.patch_size}",
         "size": size,
-        "block": model.get("block", "adaLN-Zero"),
+        "block": model.block,
         "depth": model.depth,
         "hidden_size": model.hidden_size,
         "num_heads": model.num_heads,
