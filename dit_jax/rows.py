@@ -51,6 +51,12 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     return json.loads(sharding.from_first_process(json.dumps(found)))
 
 
+def measures(row: dict) -> dict[str, float]:
+    """What a row of samples says of their quality, without how long training took."""
+    names = list(row)[list(row).index("picture") + 1 :]
+    return {name: row[name] for name in names if name not in ("img_per_s", "seconds")}
+
+
 def append(path: pathlib.Path, row: dict) -> None:
     """Adds the row as a line of its own, also after one that was cut short.
 

@@ -20,7 +20,18 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, evaluate, extractors, generate, references, sharding, spool, train
+from dit_jax import (
+    cli,
+    evaluate,
+    extractors,
+    generate,
+    metrics,
+    references,
+    rows,
+    sharding,
+    spool,
+    train,
+)
 from experiments.scaling import grid
 
 FLAGS = flags.FLAGS
@@ -82,7 +93,7 @@ def _train_and_evaluate(cell, evaluation, directory):
             evaluation.labels,
             evaluation.batch_size or None,
         )
-        logger.info("step %d  %s", step, json.dumps(row))
+        logger.info("step %d  %s", step, metrics.format_values(rows.measures(row)))
     return True
 
 

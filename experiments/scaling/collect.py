@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import checkpoint, cli, flops, generate, metrics, plot, spool
+from dit_jax import checkpoint, cli, flops, generate, metrics, plot, rows, spool
 from experiments.scaling import table
 
 FLAGS = flags.FLAGS
@@ -98,8 +98,6 @@ def _line(directory, row):
     size = record["size"]
     lines = metrics.read_json_lines(directory / "metrics.jsonl")
     held_out = [line for line in lines if line["step"] == row["step"] and "eval_loss" in line]
-    measures = list(row)[list(row).index("picture") + 1 :]
-    measures = [name for name in measures if name not in ("img_per_s", "seconds")]
     return {
         "cell": record["name"],
         "grid": record["grid"],
@@ -120,7 +118,7 @@ def _line(directory, row):
         "images_seen": row["images_seen"],
         "train_gflops": row["train_gflops"],
         **{k: v for line in held_out[-1:] for k, v in line.items() if k.startswith("eval_")},
-        **{name: row[name] for name in measures},
+        **rows.measures(row),
         "sampler": sample["sampler"],
         "sampling_steps": sample["steps"],
         "cfg_scale": sample["cfg_scale"],
@@ -145,14 +143,14 @@ def cost(workdir: pathlib.Path) -> dict:
     }
 
 
-def samples(workdir: pathlib.Path, rows: list[dict]) -> dict[str, np.ndarray]:
+def samples(workdir: pathlib.Path, lines: list[dict]) -> dict[str, np.ndarray]:
     """Samples of every model at its last step, of its first seed, all of the same noise and labels.
 
-    Args: rows, of `collect`.
+    Args: lines, of `collect`.
     Returns: image [models, n, H, W, C] uint8, label [n] int32, and the models' names.
     """
     last = {}
-    for row in sorted(rows, key=lambda row: (row["seed"], -row["step"])):
+    for row in sorted(lines, key=lambda row: (row["seed"], -row["step"])):
         last.setdefault((row["model"], row["block"]), row)
     images, label = [], None
     for row in last.values():
@@ -162,12 +160,12 @@ def samples(workdir: pathlib.Path, rows: list[dict]) -> dict[str, np.ndarray]:
         config = checkpoint.load_config(directory)
         image, label = _shown(directory, picture, config)
         images.append(image)
-    names = [f"{model} {block}" if _blocks(rows) > 1 else model for model, block in last]
+    names = [f"{model} {block}" if _blocks(lines) > 1 else model for model, block in last]
     return {"image": np.stack(images), "label": label, "model": np.array(names)}
 
 
-def _blocks(rows):
-    return len({row["block"] for row in rows})
+def _blocks(lines):
+    return len({row["block"] for row in lines})
 
 
 def _shown(directory, row, config: ConfigDict):
@@ -187,11 +185,11 @@ def _shown(directory, row, config: ConfigDict):
 
 def write(workdir: pathlib.Path, out: pathlib.Path, conditions: list[str]) -> list[dict]:
     """Writes the table and its cost; errors as `collect`."""
-    rows = collect(workdir, conditions)
-    table.write(out, rows)
+    lines = collect(workdir, conditions)
+    table.write(out, lines)
     text = json.dumps(cost(workdir), indent=1) + "\n"
     out.with_suffix(".cost.json").write_text(text)
-    return rows
+    return lines
 
 
 def main(_):
@@ -199,10 +197,10 @@ def main(_):
     cli.check_out(out, (".csv",))
     if FLAGS.samples:
         cli.check_out(pathlib.Path(FLAGS.samples), (".npz",), "--samples=")
-    rows = write(workdir, out, FLAGS.where or [])
-    print(f"{out}: {len(rows)} rows of {len({row['cell'] for row in rows})} cells")
+    lines = write(workdir, out, FLAGS.where or [])
+    print(f"{out}: {len(lines)} rows of {len({row['cell'] for row in lines})} cells")
     if FLAGS.samples:
-        arrays = samples(workdir, rows)
+        arrays = samples(workdir, lines)
         spool.replace(pathlib.Path(FLAGS.samples), lambda f: np.savez_compressed(f, **arrays))
         print(FLAGS.samples)
 

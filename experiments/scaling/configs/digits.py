@@ -4,22 +4,19 @@
   python -m experiments.scaling.sweep --config experiments/scaling/configs/digits.py \
       --workdir runs/scaling_digits --parallel 2
 
-The learning rate is constant, so that every checkpoint is a run of its own length. Sizes keep
-hidden_size / depth = 16 and heads of 32. Cost: see README.md.
+The learning rate is constant, so that every checkpoint is a run of its own length. All heads have
+32 numbers. Cost: see README.md.
 """
 
 from configs import digits_latents
 from experiments.scaling.configs import default
 
-SIZES = {  # hidden size, depth
-    "XS": (32, 2),
-    "S": (64, 4),
-    "M": (96, 6),
-    "L": (128, 8),
-    "XL": (192, 12),
-}
-# One width at other depths; 128 wide and less deep, of the parameters of 64 wide and deeper.
-DEPTHS = {f"64x{depth}": (64, depth) for depth in (1, 2, 8, 16)}
+# Hidden size, depth. At patch size 4 the single token has 64 numbers: a model that is no wider
+# cannot even hand on the noise, so these four are.
+SIZES = {"S": (96, 3), "M": (128, 5), "L": (160, 8), "XL": (192, 12)}
+# Narrow ones, of patch sizes 1 and 2 alone, and one width at five depths.
+NARROW = {"32x2": (32, 2)} | {f"64x{depth}": (64, depth) for depth in (1, 2, 4, 8, 16)}
+# Wide and shallow, with the parameters of 64x8 and 64x16.
 SHALLOW = {f"128x{depth}": (128, depth) for depth in (2, 4)}
 
 
@@ -41,11 +38,11 @@ def model(width: int, depth: int) -> dict[str, int]:
 
 def get_config():
     config = default.get_config(get_base())
-    config.sizes = {name: model(*size) for name, size in (SIZES | DEPTHS | SHALLOW).items()}
+    config.sizes = {name: model(*size) for name, size in (SIZES | NARROW | SHALLOW).items()}
     # The latents have 4 x 4 positions: 16 tokens, 4, or a single one.
     config.grids = dict(
         main=dict(size=tuple(SIZES), model=dict(patch_size=(1, 2, 4)), seed=(0, 1)),
-        depth=dict(size=tuple(DEPTHS), model=dict(patch_size=(1, 2)), seed=(0, 1)),
+        narrow=dict(size=tuple(NARROW), model=dict(patch_size=(1, 2)), seed=(0, 1)),
         shallow=dict(size=tuple(SHALLOW), model=dict(patch_size=(1,)), seed=(0, 1)),
     )
     config.steps = (250, 500, 1_000, 2_000)
