@@ -110,6 +110,26 @@ def test_of_rows_measured_again_the_last_counts(workdir, append):
     assert (rows[-1]["fd_pixels"], rows[-1]["git_revision"]) == (7.0, "other")
 
 
+def test_cells_without_samples_have_their_losses(workdir):
+    """As of config.evaluate.num = 0; a run that goes on has the points that it has reached."""
+    (workdir / "XS-patch_size=2" / "evaluations.jsonl").unlink()
+    path = workdir / "XS-patch_size=2" / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < 20]
+    path.write_text("\n".join(lines))
+    rows = collect.collect(workdir, [])
+    assert [(row["model"], row["step"]) for row in rows] == [
+        ("XS/4", 10),
+        ("XS/4", 20),
+        ("XS/2", 10),
+    ]
+    assert rows[-1]["eval_loss"] > 0
+    assert not {"fd_pixels", "sampler"} & rows[-1].keys()
+    assert rows[-1]["git_revision"] == rows[0]["git_revision"]
+    assert [row["model"] for row in collect.collect(workdir, ["num=100"])] == ["XS/4", "XS/4"]
+    (workdir / "XS-patch_size=4" / "evaluations.jsonl").unlink()
+    assert len(collect.collect(workdir, [])) == 3
+
+
 def test_directory_without_cells_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no cells: .*experiments.scaling.sweep"):
         collect.collect(tmp_path, [])

@@ -83,6 +83,16 @@ def test_failed_cell_is_recorded_left_alone_and_retried(config, tmp_path):
     assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
 
 
+def test_sweep_of_losses_alone_draws_no_samples(run_cells, config, tmp_path):
+    one, *_ = run_cells(tmp_path / "sweep")
+    directory = tmp_path / "sweep" / one.name
+    (directory / "evaluations.jsonl").unlink()
+    config.evaluate.num = 0
+    assert cell.run(one, config.evaluate, directory)
+    assert cell.state(one, config.evaluate, directory) == "done"
+    assert not (directory / "evaluations.jsonl").exists()
+
+
 def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypatch):
     one, *_ = grid.cells(config)
     stopped = type("State", (), {"step": 10})()

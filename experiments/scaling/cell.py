@@ -57,9 +57,8 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> boo
         def record(state, **more):
             if jax.process_index() == 0:
                 seconds = before + time.monotonic() - began
-                device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-                more = {"wall_seconds": seconds, "device": device, **more}
-                _write(cell, evaluation, directory, state, **more)
+                more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
+                _write(cell, evaluation, directory, state, **rows.of_code(), **more)
 
         record("begun")
         try:
@@ -76,6 +75,8 @@ def _train_and_evaluate(cell, evaluation, directory):
     if int(state.step) < cell.steps[-1]:
         return False
     del state
+    if not evaluation.num:
+        return True
     extractor = extractors.load(
         evaluation.extractor or references.default_extractor(evaluation.reference),
         evaluation.weights and pathlib.Path(evaluation.weights),

@@ -22,21 +22,33 @@ from experiments.scaling import table
 FLAGS = flags.FLAGS
 
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
+CODE = ("device", "jax", "git_revision")
 SHOWN = 10  # samples of a model
 
 
 def collect(workdir: pathlib.Path, conditions: list[str]) -> list[dict]:
-    """The table's rows, by gmacs, cell and step; of rows that were measured again the last.
+    """The table's rows, by gmacs, cell and step: of every compute point that a cell has reached.
 
-    Args: conditions, as --where of `dit_jax.plot`.
-    Raises: FileNotFoundError if there is none; ValueError for rows that were not measured alike.
+    Of evaluations that were done again the last counts.
+    Args: conditions, as --where of `dit_jax.plot`, of the evaluations.
+    Raises: FileNotFoundError if there is no row; ValueError for evaluations that were not done
+      alike.
     """
-    found = _rows(workdir)
+    cells = directories(workdir)
+    evaluations = [row for directory in cells for row in _evaluations(directory)]
     for condition in conditions:
-        found = plot.where(found, condition)
-    _check_alike(found)
-    last = {(row["gmacs"], row["workdir"], row["step"]): row for row in found}
-    return [_line(workdir / row["workdir"], row) for _, row in sorted(last.items())]
+        evaluations = plot.where(evaluations, condition)
+    _check_alike(evaluations)
+    last = {(row["workdir"], row["step"]): row for row in evaluations}
+    found = [
+        line
+        for directory in cells
+        for line in _lines(directory, last)
+        if not conditions or (line["cell"], line["step"]) in last
+    ]
+    if not found:
+        raise FileNotFoundError(f"no cell in {workdir} has reached a compute point yet.")
+    return sorted(found, key=lambda line: (line["gmacs"], line["cell"], line["step"]))
 
 
 def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -49,21 +61,17 @@ def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def _rows(workdir):
-    """All rows of samples, with what `dit_jax.plot` asks of them."""
-    found = [
+def _evaluations(directory):
+    """The rows of samples of a cell, with what `dit_jax.plot` asks of them."""
+    return [
         {"workdir": directory.name, "place": f"{directory.name} row {i}", **row}
-        for directory in directories(workdir)
         for i, row in enumerate(metrics.read_json_lines(directory / "evaluations.jsonl"), 1)
         if "sample" in row
     ]
-    if not found:
-        raise FileNotFoundError(f"no cell in {workdir} has been evaluated yet.")
-    return found
 
 
 def _check_alike(found):
-    """Demands one sampler, number of samples, extractor and reference."""
+    """Demands one sampler, number of samples, extractor and reference of all evaluations."""
 
     def settings(row):
         sampled = plot.settings(row)
@@ -90,34 +98,54 @@ def _check_alike(found):
         )
 
 
-def _line(directory, row):
-    """A row of the table."""
-    config = checkpoint.load_config(directory)
+def _lines(directory, evaluations):
+    """The table's rows of a cell."""
     record = json.loads((directory / "cell.json").read_text())
-    model, sample = config.model, row["sample"]
-    size = record["size"]
-    lines = metrics.read_json_lines(directory / "metrics.jsonl")
-    held_out = [line for line in lines if line["step"] == row["step"] and "eval_loss" in line]
+    held_out = {
+        line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
+        for line in metrics.read_json_lines(directory / "metrics.jsonl")
+        if "eval_loss" in line
+    }
+    evaluated = {step: evaluations.get((directory.name, step)) for step in record["steps"]}
+    steps = [step for step in record["steps"] if evaluated[step] or step in held_out]
+    if not steps:
+        return []
+    config = checkpoint.load_config(directory)
+    model, counts = config.model, flops.count(config)
+    return [
+        {
+            "cell": record["name"],
+            "grid": record["grid"],
+            "model": f"{record['size']}/{model.patch_size}",
+            "size": record["size"],
+            "block": model.block,
+            "depth": model.depth,
+            "hidden_size": model.hidden_size,
+            "num_heads": model.num_heads,
+            "patch_size": model.patch_size,
+            "tokens": counts["tokens"],
+            "params": counts["params"],
+            "gmacs": counts["gmacs"],
+            "seed": config.seed,
+            "learning_rate": config.optim.learning_rate,
+            "batch_size": config.batch_size,
+            "step": step,
+            "images_seen": step * config.batch_size,
+            "train_gflops": step * config.batch_size * counts["train_gflops_per_image"],
+            **held_out.get(step, {}),
+            **_measured(evaluated[step]),
+            **{name: (evaluated[step] or record)[name] for name in CODE},
+        }
+        for step in steps
+    ]
+
+
+def _measured(row):
+    """The columns of an evaluation."""
+    if row is None:
+        return {}
+    sample = row["sample"]
     return {
-        "cell": record["name"],
-        "grid": record["grid"],
-        "model": f"{size}/{model.patch_size}",
-        "size": size,
-        "block": model.block,
-        "depth": model.depth,
-        "hidden_size": model.hidden_size,
-        "num_heads": model.num_heads,
-        "patch_size": model.patch_size,
-        "tokens": flops.count(config)["tokens"],
-        "params": row["params"],
-        "gmacs": row["gmacs"],
-        "seed": config.seed,
-        "learning_rate": config.optim.learning_rate,
-        "batch_size": config.batch_size,
-        "step": row["step"],
-        "images_seen": row["images_seen"],
-        "train_gflops": row["train_gflops"],
-        **{k: v for line in held_out[-1:] for k, v in line.items() if k.startswith("eval_")},
         **rows.measures(row),
         "sampler": sample["sampler"],
         "sampling_steps": sample["steps"],
@@ -125,9 +153,6 @@ def _line(directory, row):
         "num": sample["num"],
         "extractor": row["extractor"]["name"],
         "reference": row["reference"]["name"],
-        "device": row["device"],
-        "jax": row["jax"],
-        "git_revision": row["git_revision"],
     }
 
 
@@ -138,7 +163,7 @@ def cost(workdir: pathlib.Path) -> dict:
     return {
         "cells": len(done),
         "hours": round(sum(record["wall_seconds"] for record in done) / 3600, 3),
-        "devices": sorted({record["device"] for record in done}),
+        "devices": sorted({f"{record['devices']} x {record['device']}" for record in done}),
         "cells_seconds": {record["name"]: round(record["wall_seconds"], 1) for record in done},
     }
 

@@ -18,7 +18,7 @@ def get_config(base: ConfigDict) -> ConfigDict:
     config.steps = ()
 
     config.evaluate = ConfigDict()  # as the flags of dit_jax.evaluate; base.sample is the sampler
-    config.evaluate.num = 1_000  # samples
+    config.evaluate.num = 1_000  # samples; 0 leaves the table with held-out losses alone
     config.evaluate.seed = 0  # of their noise, the same in every cell
     config.evaluate.labels = "balanced"  # balanced, random
     config.evaluate.extractor = ""  # inception, dinov2, pixels; empty: that of the reference
