@@ -33,7 +33,6 @@ MAY_CHANGE = (
     "total_steps",
     "log_every_steps",
     "eval_every_steps",
-    "eval_draws",
     "sample_every_steps",
     "sample_num_images",
     "checkpoint_every_steps",
@@ -63,10 +62,24 @@ STATE_ITEMS = ("params", "ema_params", "opt_state")
 def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes the workdir, or checks that it belongs to a run of this config; changes nothing in it.
 
-    Raises: ValueError that lists the keys that differ and may not; OSError if the directory
-      cannot be written.
+    Raises: ValueError as `check_config`; OSError if the directory cannot be written.
     """
-    if _steps(workdir):  # before the first checkpoint nothing can be mixed up
+    check_config(workdir, config)
+
+    def make():
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+
+    _in_first_process(make, f"cannot write to the workdir {workdir}")
+
+
+def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Demands that what was trained in the workdir, if anything, was by this config.
+
+    Raises: ValueError that lists the keys that differ and may not.
+    """
+    if saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
         as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
         saved, wanted = _flatten(load_config(workdir)), _flatten(as_saved)
         differing = [
@@ -80,16 +93,9 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
                 + "\n".join(differing)
                 + "\nChoose another --workdir, or restore these values."
             )
-        steps = saved["total_steps"], wanted["total_steps"]
-        if steps[0] != steps[1] and wanted["optim.schedule"] == "cosine":
-            logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *steps)
-
-    def make():
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-
-    _in_first_process(make, f"cannot write to the workdir {workdir}")
+        lengths = saved["total_steps"], wanted["total_steps"]
+        if lengths[0] != lengths[1] and wanted["optim.schedule"] == "cosine":
+            logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *lengths)
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -119,7 +125,7 @@ def _in_first_process(act, message):
         raise OSError(problem)
 
 
-def _steps(workdir):
+def saved_steps(workdir: pathlib.Path) -> list[int]:
     """The steps of the complete checkpoints, ascending."""
     directory = workdir.absolute() / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
@@ -132,7 +138,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     saved = [
-        workdir / "checkpoints" / str(step) / "config" / "metadata" for step in _steps(workdir)
+        workdir / "checkpoints" / str(step) / "config" / "metadata" for step in saved_steps(workdir)
     ]
     if not path.is_file() and not saved:
         raise FileNotFoundError(
@@ -202,7 +208,7 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
 
     Raises: ValueError if there are checkpoints in it already; OSError if it cannot be written.
     """
-    if steps := _steps(workdir):
+    if steps := saved_steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
     claim_workdir(workdir, config)
     _write_params(workdir, config, params, 0, {})
@@ -216,7 +222,7 @@ def replace_params(
     Args: values, JSON to keep with them, for `saved_values`.
     Raises: OSError if they cannot be written.
     """
-    before = _steps(workdir)
+    before = saved_steps(workdir)
     claim_workdir(workdir, config)
     _write_params(workdir, config, params, step, values)
 
@@ -229,7 +235,7 @@ def replace_params(
 
 def saved_values(workdir: pathlib.Path) -> dict:
     """What `replace_params` kept with the newest checkpoint; {} if there is none."""
-    steps = _steps(workdir)
+    steps = saved_steps(workdir)
     if not steps:
         return {}
     return json.loads((workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata").read_text())
@@ -313,7 +319,7 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
       for the trained parameters of a converted model, which has none.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = _steps(workdir)
+    steps = saved_steps(workdir)
     if not steps or step not in (None, *steps):
         raise FileNotFoundError(
             f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "

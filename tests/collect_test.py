@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dit_jax import flops, generate, metrics
-from experiments.scaling import collect, grid, table
+from experiments.scaling import collect, grid, models, table
 from experiments.scaling.configs import smoke
 
 
@@ -24,6 +24,7 @@ def append(workdir):
     path = workdir / "XS-patch_size=2" / "evaluations.jsonl"
 
     def append(sample=(), **changes):
+        """As the sweep's own, of its picture, if not of another."""
         row = metrics.read_json_lines(path)[-1]
         row |= {**changes, "sample": row["sample"] | dict(sample)}
         with path.open("a") as file:
@@ -33,7 +34,7 @@ def append(workdir):
 
 
 def test_rows_say_what_was_run(swept):
-    rows = collect.collect(swept, [])
+    rows = collect.collect(swept)
     assert [(row["cell"], row["step"]) for row in rows] == [
         ("XS-patch_size=4", 10),
         ("XS-patch_size=4", 20),
@@ -59,6 +60,7 @@ def test_rows_say_what_was_run(swept):
         seed=0,
         learning_rate=0.003,
         batch_size=16,
+        eval_draws=2,
         images_seen=320,
         train_gflops=320 * 6 * counts["gmacs"],
         sampler="ddim",
@@ -92,20 +94,44 @@ def test_rows_say_what_was_run(swept):
 def test_rows_that_were_not_measured_alike_are_refused(workdir, append, change, told):
     append(**change)
     with pytest.raises(ValueError, match=told) as refused:
-        collect.collect(workdir, [])
+        collect.collect(workdir)
     assert "--where" in str(refused.value)
 
 
 def test_where_chooses_among_them(workdir, append):
-    append(sample=dict(cfg_scale=1.5), fd_pixels=7.0)
+    """Also among those of evaluations beside the sweep's, which do not count without."""
+    append(sample=dict(cfg_scale=1.5), fd_pixels=7.0, picture="evaluations/other.png")
+    assert len(collect.collect(workdir)) == 4
     (row,) = collect.collect(workdir, ["cfg_scale=1.5"])
     assert (row["fd_pixels"], row["cfg_scale"]) == (7.0, 1.5)
     assert len(collect.collect(workdir, ["cfg_scale=1"])) == 4
 
 
+def test_bits_of_held_out_images_are_no_row(workdir):
+    path = workdir / "XS-patch_size=2" / "evaluations.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 20, "likelihood": {}, "bits_per_dim": 3.0}) + "\n")
+    assert collect.collect(workdir) == collect.collect(workdir, ["num=100"])
+    assert collect.samples(workdir)["image"].shape == (2, 10, 8, 8, 1)
+
+
+def test_other_axes_of_the_sweep_are_columns(workdir, tmp_path):
+    for name, decay in (("XS-patch_size=2", 0.1), ("XS-patch_size=4", "none")):
+        path = workdir / name / "cell.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"axes": {"optim.weight_decay": decay}}))
+    rows = collect.collect(workdir)
+    assert [row["optim.weight_decay"] for row in rows] == ["none", "none", 0.1, 0.1]
+    table.write(tmp_path / "table.csv", rows)
+    assert table.read(tmp_path / "table.csv") == rows
+    other = {**rows[0], "optim.weight_decay": 0.2}
+    assert models.model_of(other) != models.model_of(rows[0])
+    assert models.model_of({**rows[0], "seed": 5}) == models.model_of(rows[0])
+
+
 def test_of_rows_measured_again_the_last_counts(workdir, append):
     append(fd_pixels=7.0, git_revision="other")
-    rows = collect.collect(workdir, [])
+    rows = collect.collect(workdir)
     assert len(rows) == 4
     assert (rows[-1]["fd_pixels"], rows[-1]["git_revision"]) == (7.0, "other")
 
@@ -116,7 +142,7 @@ def test_cells_without_samples_have_their_losses(workdir):
     path = workdir / "XS-patch_size=2" / "metrics.jsonl"
     lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < 20]
     path.write_text("\n".join(lines))
-    rows = collect.collect(workdir, [])
+    rows = collect.collect(workdir)
     assert [(row["model"], row["step"]) for row in rows] == [
         ("XS/4", 10),
         ("XS/4", 20),
@@ -127,26 +153,34 @@ def test_cells_without_samples_have_their_losses(workdir):
     assert rows[-1]["git_revision"] == rows[0]["git_revision"]
     assert [row["model"] for row in collect.collect(workdir, ["num=100"])] == ["XS/4", "XS/4"]
     (workdir / "XS-patch_size=4" / "evaluations.jsonl").unlink()
-    assert len(collect.collect(workdir, [])) == 3
+    assert len(collect.collect(workdir)) == 3
 
 
 def test_directory_without_cells_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no cells: .*experiments.scaling.sweep"):
-        collect.collect(tmp_path, [])
+        collect.collect(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no table .*experiments.scaling.collect"):
         table.read(tmp_path / "table.csv")
 
 
 def test_number_that_is_none_is_refused_with_its_line(tmp_path):
-    (tmp_path / "table.csv").write_text("cell,fid\na,1.5\nb,abc\n")
+    columns = ",".join([*table.REQUIRED, "fid"])
+    numbers = ",".join("1" for _ in table.REQUIRED)
+    path = tmp_path / "table.csv"
+    path.write_text(f"{columns}\n{numbers},1.5\n{numbers},abc\n")
     with pytest.raises(ValueError, match=r"table\.csv:3: fid='abc' is no number"):
-        table.read(tmp_path / "table.csv")
+        table.read(path)
+    path.write_text(f"{columns}\n{numbers},1.5,7\n")
+    with pytest.raises(ValueError, match=r"table\.csv:2: more cells or fewer than there are col"):
+        table.read(path)
+    path.write_text("cell,fid\na,1.5\n")
+    with pytest.raises(ValueError, match="has no column model, patch_size, block"):
+        table.read(path)
 
 
 def test_samples_are_those_of_the_evaluation(swept):
-    rows = collect.collect(swept, [])
-    found = collect.samples(swept, rows)
-    assert found["model"].tolist() == ["XS/4", "XS/2"]
+    found = collect.samples(swept)
+    assert found["cell"].tolist() == ["XS-patch_size=4", "XS-patch_size=2"]
     assert found["image"].shape == (2, 10, 8, 8, 1)
     assert found["label"].tolist() == list(range(10))
     trained = generate.load(swept / "XS-patch_size=2", 20)
@@ -172,4 +206,4 @@ def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
     assert cost["cells"] == 2
     assert cost["hours"] == pytest.approx(sum(cost["cells_seconds"].values()) / 3600, abs=1e-3)
     with np.load(npz) as file:
-        assert set(file.files) == {"image", "label", "model"}
+        assert set(file.files) == {"image", "label", "cell"}

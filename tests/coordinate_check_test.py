@@ -9,6 +9,7 @@ from PIL import Image
 from configs import smoke
 from experiments.scaling import coordinate_check
 
+pytestmark = pytest.mark.slow
 WIDTHS, STEPS = (16, 64), 4  # of the config 32
 # The output of each matrix that mup_base_width scales, but the time embedding's.
 SCALED = (

@@ -222,13 +222,6 @@ def test_slope_interval_covers():
     assert 89 <= inside <= 99
 
 
-def test_mean_interval_by_hand():
-    """Student's t of 2 degrees of freedom is 4.3027 at 97.5%; the mean's error is 1 / sqrt(3)."""
-    low, high = bootstrap.mean_interval([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
-    assert bootstrap.mean_interval([1.0]) == (None, None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("law", "points"), [((0.1, 1.0, 0.3), 4), ((0.0, 1.0, 0.1), 1)])
 def test_intervals_and_predictions_cover_in_300_repetitions(monkeypatch, law, points):
@@ -318,11 +311,26 @@ def test_curves_are_read_between_their_points_and_not_beyond():
     )
 
 
-def test_exponents_of_seeds_give_an_interval():
+def test_exponents_of_seeds_are_near_that_of_their_mean():
+    """Without noise they are the same: of the same budgets."""
+    (exact,) = fit.optima(_surface_rows(seeds=3, noise=0), "eval_mse")["exponents"]
+    assert exact["by_seed"] == pytest.approx([exact["gmacs"]] * 3, abs=1e-12)
     (exponent,) = fit.optima(_surface_rows(seeds=4, noise=0.002), "eval_mse")["exponents"]
     assert len(set(exponent["by_seed"])) == 4
-    assert exponent["interval"] == bootstrap.mean_interval(exponent["by_seed"])
-    assert _inside(exponent["interval"], exponent["gmacs"])
+    assert exponent["by_seed"] == pytest.approx([exponent["gmacs"]] * 4, abs=0.1)
+    assert min(exponent["by_seed"]) < exponent["gmacs"] < max(exponent["by_seed"])
+
+
+def test_law_of_the_best_is_that_of_the_surface():
+    """Where sizes are free L = E + A / N^alpha + B / D^beta falls as C^-(alpha beta / sum)."""
+    alpha, beta = SURFACE["alpha"], SURFACE["beta"]
+    sizes = [2**i for i in range(4, 12)]
+    steps = [100 * 2**i for i in range(10)]
+    rows = [_row(size, step=step) for size in sizes for step in steps]
+    rows = [row | dict(eval_mse=_surface(row)) for row in rows]
+    found = fit.study(rows, "eval_mse")["law_of_frontier"]
+    assert found["c"] == pytest.approx(alpha * beta / (alpha + beta), rel=0.05)
+    assert found["no_intervals"]
 
 
 def test_frontier_is_of_rows_that_none_beats():
@@ -359,7 +367,7 @@ def test_slopes_hold_all_else_and_pool_groups():
         found = contrasts.slopes(rows, "eval_mse", of)
         assert len(found["groups"]) == groups
         assert [g["slope"] for g in found["groups"]] == pytest.approx([slope] * groups)
-        assert found["interval"] == pytest.approx((slope, slope))
+        assert found["mean"] == pytest.approx(slope)
     with pytest.raises(ValueError, match="2 models or more that differ in depth alone"):
         contrasts.slopes([row for row in rows if row["depth"] == 4], "eval_mse", "depth")
 
@@ -479,7 +487,13 @@ def test_command_writes_what_study_returns_and_prints_it(tmp_path):
     rows = [row | dict(eval_mse=_surface(row)) for row in rows]
     path = tmp_path / "table.csv"
     table.write(path, [*rows, _row(16, grid="blocks", block="adaLN", eval_mse=1.0)])
-    command = [sys.executable, "-m", "experiments.scaling.fit", f"--table={path}", "--grid=sizes"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.scaling.fit",
+        f"--table={path}",
+        "--where=grid=sizes",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PUBLISHED.parents[2])
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "table.fit.json").read_text())

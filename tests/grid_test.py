@@ -62,9 +62,43 @@ def test_a_cell_differs_from_the_base_in_its_values_alone(sweep):
     sweep.base.update(checkpoint_every_steps=7, checkpoint_keep_every_steps=0)
     (cell,) = grid.cells(sweep)
     expected = sweep.base.to_dict() | dict(seed=3, total_steps=40, eval_every_steps=20)
-    expected |= dict(checkpoint_every_steps=20, checkpoint_keep_every_steps=20)
+    # Each compute point is kept, and saved as often as in a run of its own or more.
+    expected |= dict(checkpoint_every_steps=5, checkpoint_keep_every_steps=20)
     expected["model"] |= dict(hidden_size=16, depth=1, num_heads=1)
     assert cell.config.to_dict() == expected
+    sweep.base.update(checkpoint_every_steps=1000, eval_every_steps=0)
+    (cell,) = grid.cells(sweep)
+    assert cell.config.checkpoint_every_steps == 20
+    assert cell.config.eval_every_steps == 0
+
+
+def test_size_with_another_depth_is_not_that_size(sweep):
+    sweep.grids = dict(main=dict(size=("XS", "S"), model=dict(depth=(2, 3))))
+    found = {cell.name: cell.size for cell in grid.cells(sweep)}
+    assert found == {
+        "XS-depth=2": "16x2",
+        "XS-depth=3": "16x3",
+        "S-depth=2": "S",
+        "S-depth=3": "32x3",
+    }
+
+
+def test_axes_that_no_column_is_of_are_kept(sweep):
+    sweep.grids = dict(main=dict(optim=dict(weight_decay=(0.0, 0.1))), other=dict(seed=(1, 2)))
+    axes = {cell.name: cell.axes for cell in grid.cells(sweep)}
+    assert axes == {
+        "weight_decay=0.0": {"optim.weight_decay": 0.0},
+        "weight_decay=0.1": {"optim.weight_decay": 0.1},
+        "seed=1": {"optim.weight_decay": 0.0},
+        "seed=2": {"optim.weight_decay": 0.0},
+    }
+
+
+def test_attention_of_the_cells_devices_is_not_asked_for_here(sweep):
+    sweep.base.model.update(attention="cudnn", dtype="bfloat16")
+    sweep.grids = dict(main=dict(seed=(0,)))
+    (cell,) = grid.cells(sweep)
+    assert cell.config.model.attention == "cudnn"
 
 
 def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
@@ -133,9 +167,10 @@ def test_all_cells_that_cannot_be_are_told(sweep, grids, messages):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ((), "different numbers"),
-        ((0, 20), "different numbers"),
-        ((20, 20), "different numbers"),
+        ((), "different whole numbers"),
+        ((0, 20), "different whole numbers"),
+        ((20, 20), "different whole numbers"),
+        ((10.0, 20.0), "different whole numbers"),
         ((20, 2001), "multiples of 1 only, so that a run would keep 2001 checkpoints"),
     ],
     ids=str,

@@ -12,15 +12,23 @@ def rows():
     return study()
 
 
-def test_widths_of_no_size_and_many_sizes_have_colors_of_their_own(rows):
+def test_models_without_a_size_have_the_color_of_their_width(rows):
     extra = [{**row, "size": None, "hidden_size": 96} for row in rows_of("S", 4)]
     look = looks.Looks.of(rows + extra)
     assert look.name(extra[0]) == "width 96"
     assert look.color(extra[0]) == style.COLORS[5]
-    deep = next(row for row in rows if row["grid"] == "depth" and row["hidden_size"] == 128)
-    assert look.color({**deep, "size": None}) == look.colors["S"]
-    many = [{**row, "size": f"Z{i}", "params": i} for i in range(9) for row in rows_of("S", 4)]
-    assert len(set(looks.Looks.of(many).colors.values())) == 9
+
+
+def test_of_more_sizes_than_colors_those_of_a_width_share_theirs():
+    many = [
+        {**row, "size": f"Z{i}", "params": i, "hidden_size": 32 * (i // 2)}
+        for i in range(9)
+        for row in rows_of("S", 4)
+    ]
+    look = looks.Looks.of(many)
+    assert list(look.colors) == ["width 0", "width 32", "width 64", "width 96", "width 128"]
+    assert look.name(many[-1]) == "width 128"
+    assert len(set(look.colors.values())) == 5
 
 
 def test_standard_models_are_of_the_common_block_and_depth(rows):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sweep import samples_of, study
+from sweep import cell_of, samples_of, study
 
 from dit_jax import style
 from experiments.scaling import looks, samples
@@ -25,7 +25,7 @@ def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path)
     assert places.keys() == {"L/2", "XS/8", "XS/2"}
     assert places["XS/8"].x1 < places["XS/2"].x0 == places["L/2"].x0
     assert places["L/2"].y1 < places["XS/2"].y0 == places["XS/8"].y0
-    for model, images in zip(arrays["model"], arrays["image"], strict=True):
+    for model, images in zip(("L/2", "XS/8", "XS/2"), arrays["image"], strict=True):
         box = places[model]
         left, right = (round(x * picture.shape[1]) for x in (box.x0, box.x1))
         top, bottom = (round((1 - y) * picture.shape[0]) for y in (box.y1, box.y0))
@@ -50,9 +50,24 @@ def test_large_samples_are_made_smaller(rows):
         assert grid.shape[1] / style.DPI == pytest.approx(3.3, abs=0.1)
 
 
-def test_samples_of_other_shapes_or_models_are_refused(rows):
-    with pytest.raises(ValueError, match=r"no row of Q/2, .* it has B/2, B/4"):
-        samples.draw_samples(rows, samples_of(["S/2", "Q/2"]))
+def test_samples_of_blocks_are_side_by_side(rows):
+    arrays = samples_of(["S/2", "S/2"])
+    arrays["cell"] = np.array([cell_of("S", 2), cell_of("S", 2, block="in-context")])
+    figure = samples.draw_samples(rows, arrays)
+    assert [text.get_text() for text in figure.texts] == ["in-context", "adaLN-Zero", "S"]
+    places = {axes.get_label(): axes.get_position() for axes in figure.axes}
+    assert places["S/in-context"].x1 < places["S/adaLN-Zero"].x0
+
+
+def test_cells_without_a_row_are_not_drawn(rows):
+    kept = [row for row in rows if row["size"] != "S"]
+    figure = samples.draw_samples(kept, samples_of(["S/2", "L/2"]))
+    assert [axes.get_label() for axes in figure.axes] == ["L/2"]
+    with pytest.raises(looks.LackingError, match="no row is of the cells of the samples, S-2-4"):
+        samples.draw_samples(kept, samples_of(["S/2"]))
+
+
+def test_samples_of_other_shapes_are_refused(rows):
     with pytest.raises(ValueError, match=r"image \[models, n, H, W, 1 or 3\]"):
         samples.draw_samples(rows, {**samples_of(["S/2"]), "label": np.arange(3)})
     with pytest.raises(ValueError, match="label"):

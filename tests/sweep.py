@@ -7,6 +7,11 @@ STEPS, BATCH = (500, 2000, 8000, 32_000), 128
 COST = {"adaLN-Zero": 0.0, "adaLN": 0.01, "cross-attention": 0.015, "in-context": 0.03}
 
 
+def cell_of(size, patch, depth=None, block="adaLN-Zero", seed=0):
+    """The name of a run."""
+    return f"{size}-{patch}-{depth or SIZES[size][1]}-{block}-{seed}"
+
+
 def rows_of(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes"):
     """Of all seeds and steps: L = E + A / N^alpha + B / D^beta, N of gmacs and D of images."""
     hidden, normal = SIZES[size]
@@ -24,7 +29,7 @@ def rows_of(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes"):
             loss *= 1 + 0.3 * noise
             rows.append(
                 dict(
-                    cell=f"{size}-{patch}-{depth}-{block}-{seed}",
+                    cell=cell_of(size, patch, depth, block, seed),
                     grid=grid,
                     model=f"{size}/{patch}",
                     size=size,
@@ -69,4 +74,5 @@ def samples_of(models, count=4, side=8, channels=1):
     """Noise, as `--samples` takes it."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (len(models), count, side, side, channels), np.uint8)
-    return dict(image=image, label=np.arange(count, dtype=np.int32), model=np.array(models))
+    cells = np.array([cell_of(*model.split("/")) for model in models])
+    return dict(image=image, label=np.arange(count, dtype=np.int32), cell=cells)

@@ -1,12 +1,15 @@
 """A sweep end to end: run, killed and continued, failed and retried, here or as jobs."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
 
 import conftest
@@ -29,10 +32,10 @@ def config(digits_dir):
 
 @pytest.fixture
 def run_cells(config, swept):
-    """A copy of the sweep's directory, to change, and its cells."""
+    """run_cells(workdir): its cells, after copying the sweep's directory there, to change."""
 
     def copy(workdir):
-        shutil.copytree(swept, workdir)
+        shutil.copytree(swept, workdir, dirs_exist_ok=True)
         return grid.cells(config)
 
     return copy
@@ -51,7 +54,7 @@ def test_cells_are_trained_and_evaluated_at_every_compute_point(swept, config):
 
 
 def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tmp_path):
-    one, *_ = run_cells(tmp_path / "sweep")
+    one, other = run_cells(tmp_path / "sweep")
     directory = tmp_path / "sweep" / one.name
     before = (directory / "evaluations.jsonl").read_text()
     assert cell.run(one, config.evaluate, directory)
@@ -61,6 +64,11 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     assert cell.run(one, config.evaluate, directory)
     rows = metrics.read_json_lines(directory / "evaluations.jsonl")
     assert [(row["step"], row["sample"]["num"]) for row in rows[2:]] == [(10, 50), (20, 50)]
+    table = collect.collect(tmp_path / "sweep", cells=[one.name])
+    assert [(row["step"], row["num"]) for row in table] == [(10, 50), (20, 50)]
+    with pytest.raises(ValueError, match="num: 100 in 2 rows, 50 in 2 rows"):  # other is as before
+        collect.collect(tmp_path / "sweep")
+    assert len(collect.collect(tmp_path / "sweep", cells=[other.name])) == 2
     config.steps = (10, 20, 30)  # longer training: the same run goes on
     one, *_ = grid.cells(config)
     assert cell.run(one, config.evaluate, directory)
@@ -91,6 +99,74 @@ def test_sweep_of_losses_alone_draws_no_samples(run_cells, config, tmp_path):
     assert cell.run(one, config.evaluate, directory)
     assert cell.state(one, config.evaluate, directory) == "done"
     assert not (directory / "evaluations.jsonl").exists()
+
+
+def test_cells_of_another_config_are_told_and_left_alone(run_cells, config, tmp_path):
+    run_cells(tmp_path)
+    config.base.optim.learning_rate = 0.01
+    cells = grid.cells(config)
+    before = [(tmp_path / one.name / "cell.json").read_text() for one in cells]
+    with pytest.raises(ValueError, match=r"(?s)optim.learning_rate: .*optim.learning_rate: "):
+        sweep.check(cells, tmp_path)
+    with pytest.raises(ValueError, match=r"optim\.learning_rate: workdir 0\.003, now 0\.01"):
+        cell.run(cells[0], config.evaluate, tmp_path / cells[0].name)
+    assert [(tmp_path / one.name / "cell.json").read_text() for one in cells] == before
+
+
+def test_other_draws_of_the_held_out_loss_are_another_config(run_cells, config, tmp_path):
+    run_cells(tmp_path)
+    config.base.eval_draws = 16
+    with pytest.raises(ValueError, match="eval_draws: workdir 2, now 16"):
+        sweep.check(grid.cells(config), tmp_path)
+
+
+@pytest.mark.parametrize("steps", [(5, 20), (15, 30)], ids=str)
+def test_compute_points_that_are_gone_are_told_before_training(run_cells, config, tmp_path, steps):
+    run_cells(tmp_path)
+    config.steps = steps
+    told = rf"trained to step 20 and has kept \[10, 20\], not the compute points \[{steps[0]}\]"
+    with pytest.raises(ValueError, match=told):
+        sweep.check(grid.cells(config), tmp_path)
+
+
+def test_wall_time_adds_up_over_runs_and_outlives_a_death(run_cells, config, tmp_path):
+    one, *_ = run_cells(tmp_path)
+    path = tmp_path / one.name / "cell.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"wall_seconds": 1000.0, "state": "begun"}))
+    assert cell.run(one, config.evaluate, tmp_path / one.name)
+    record = json.loads(path.read_text())
+    assert 1000 < record["wall_seconds"] < 1300
+    path.write_text(json.dumps(record | {"state": "begun"}))
+    cell.record_failure(one, config.evaluate, tmp_path / one.name, "out of memory")
+    assert json.loads(path.read_text())["wall_seconds"] == record["wall_seconds"]
+    assert cell.error(tmp_path / one.name) == "out of memory"
+    cell.forget_failure(one, config.evaluate, tmp_path / one.name)
+    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+    cell.record_failure(one, config.evaluate, tmp_path / one.name, "of another kind")
+    assert cell.error(tmp_path / one.name) == "of another kind"
+
+
+def test_two_processes_do_not_run_a_cell_at_once(run_cells, config, tmp_path, monkeypatch):
+    one, *_ = run_cells(tmp_path)
+    config.evaluate.num = 0  # is not done
+    began, waited = threading.Event(), []
+
+    def train_and_evaluate(*_):
+        began.set()
+        time.sleep(1.0)
+        waited.append(time.monotonic())
+        return type("State", (), {"step": 20})()
+
+    monkeypatch.setattr(cell.train, "train_and_evaluate", train_and_evaluate)
+    directory = tmp_path / one.name
+    first = threading.Thread(target=cell.run, args=(one, config.evaluate, directory))
+    first.start()
+    assert began.wait(60)
+    assert cell.run(one, config.evaluate, directory)
+    assert time.monotonic() >= waited[0]
+    first.join()
+    assert len(waited) == 1  # the second found it done
 
 
 def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypatch):
@@ -165,16 +241,25 @@ def test_more_cells_at_once_than_devices_are_refused(monkeypatch):
         executors.shares(3)
 
 
-def test_sigterm_ends_what_runs_and_begins_nothing_more(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_signals_end_what_runs_by_sigterm_and_begin_nothing_more(tmp_path, number):
+    """Ctrl-C too, which a terminal sends to all: a run saves at SIGTERM alone."""
     commands, logs = _sleepers(tmp_path, 3, 60)
-    runs, ended = executors.run_local(commands, logs, 1), []
-    previous = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    runs = executors.run_local(commands, logs, 1)
+    previous = signal.getsignal(number)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     signal.setitimer(signal.ITIMER_REAL, 1.0)
-    ended = dict(runs)
-    assert ended == {"cell0": -signal.SIGTERM}
+    assert dict(runs) == {"cell0": -signal.SIGTERM}
     assert runs.stopped
-    assert signal.getsignal(signal.SIGTERM) == previous
+    assert signal.getsignal(number) == previous
+
+
+def test_what_runs_has_a_terminal_of_its_own(tmp_path):
+    code = "import os; open(os.sys.argv[1], 'w').write(f'{os.getsid(0)} {os.getpid()}')"
+    commands = {"cell": [sys.executable, "-c", f"import sys; {code}", str(tmp_path / "cell")]}
+    assert dict(executors.run_local(commands, {"cell": tmp_path / "log"}, 1)) == {"cell": 0}
+    session, process = (tmp_path / "cell").read_text().split()
+    assert session == process
 
 
 def test_jobs_run_through_submitit(tmp_path, config):
@@ -223,6 +308,49 @@ def test_slurm_is_asked_for_what_the_config_says(fake_slurm, config):
     for state, ended in (("PENDING", False), ("RUNNING", False), ("COMPLETED", True)):
         (fake_slurm / "state").write_text(state)
         assert executors.ended("12_1", folder) == ended
+
+
+def test_cells_whose_jobs_wait_or_run_are_not_submitted_again(fake_slurm, config, capsys):
+    config.slurm.update(nodes=2)
+    (fake_slurm / "state").write_text("PENDING")
+    commands = {"a": ["python", "a"], "b": ["python", "b"]}
+    sweep.submit(config, commands, fake_slurm)
+    assert [(fake_slurm / name / "job").read_text() for name in commands] == ["12_0", "12_1"]
+    pickled = [path.read_bytes() for path in (fake_slurm / "slurm").glob("*submitted.pkl")]
+    assert pickled
+    assert all(b"--distributed" in job for job in pickled)
+    (fake_slurm / "script").unlink()
+    sweep.submit(config, commands, fake_slurm)
+    assert not (fake_slurm / "script").exists()
+    assert "a: queued or running" in capsys.readouterr().out
+    (fake_slurm / "state").write_text("COMPLETED")  # 12_1, which is b's
+    sweep.submit(config, {"b": commands["b"]}, fake_slurm)
+    assert (fake_slurm / "script").exists()
+
+
+def test_job_saves_at_submitit_s_signal_and_waits_again(tmp_path):
+    """And ignores the signal itself, which Slurm sends to the command too."""
+    code = (
+        "import os, signal, sys, time\n"
+        "def save(*_):\n"
+        "    open(sys.argv[1], 'w').write('saved')\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "open(sys.argv[1] + '.runs', 'w').write('yes')\n"
+        "time.sleep(60)\n"
+    )
+    job = executors.Job([sys.executable, "-c", code, str(tmp_path / "cell")])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        call = pool.submit(job)
+        while not (tmp_path / "cell.runs").exists():
+            assert not call.done()
+            time.sleep(0.05)
+        again = job.checkpoint()
+        with pytest.raises(subprocess.CalledProcessError, match="status 75"):
+            call.result()
+    assert (tmp_path / "cell").read_text() == "saved"
+    assert isinstance(again.function, executors.Job)
 
 
 def test_slurm_that_is_not_there_is_told(tmp_path, config):
@@ -286,8 +414,8 @@ def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_pat
     (name,) = [one.name for one in grid.cells(config) if "patch_size=4" in one.name]
     flags = [*_run_flags(digits_dir, tmp_path), "--config.steps=(10, 20)", f"--name={name}"]
     run_pair("experiments.scaling.cell", *flags)
-    rows = collect.collect(tmp_path, [])
-    expected = [row for row in collect.collect(swept, []) if row["cell"] == name]
+    rows = collect.collect(tmp_path)
+    expected = [row for row in collect.collect(swept) if row["cell"] == name]
     assert len(rows) == len(expected) == 2
     for row, other in zip(rows, expected, strict=True):
         assert row["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-4)
@@ -295,6 +423,6 @@ def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_pat
 
 
 def test_table_is_read_as_it_was_written(swept, tmp_path):
-    rows = collect.collect(swept, [])
+    rows = collect.collect(swept)
     table.write(tmp_path / "table.csv", rows)
     assert table.read(tmp_path / "table.csv") == rows

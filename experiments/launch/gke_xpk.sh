@@ -14,9 +14,9 @@ PYTHON=${PYTHON:-.venv/bin/python} # here
 PREFIX=${PREFIX:-dit}              # of the workloads' names
 
 number=0
-"$PYTHON" -m experiments.scaling.sweep --executor print "$@" | while read -r -u 3 command; do
+"$PYTHON" -m experiments.scaling.sweep --executor print "$@" | while read -r command; do
   xpk workload create --cluster="$CLUSTER" --tpu-type="$TPU_TYPE" --num-slices=1 \
     --docker-image="$IMAGE" --storage="$STORAGE" --max-restarts=10 \
-    --workload="$PREFIX-$number" --command="$command --distributed"
+    --workload="$PREFIX-$number" --command="$command --distributed" </dev/null
   number=$((number + 1))
-done 3<&0
+done

@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python} # here
 ROOT=${ROOT:-dit_jax}              # this repository on the hosts, below the home directory
 
-"$PYTHON" -m experiments.scaling.sweep --executor print "$@" | while read -r -u 3 command; do
-  # A cell that fails is recorded in its directory; the others go on.
+"$PYTHON" -m experiments.scaling.sweep --executor print "$@" | while read -r command; do
+  # A cell that fails is recorded in its directory; the others go on. ssh would read their commands.
   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
-    --command="cd $ROOT && PATH=\$PWD/.venv/bin:\$PATH $command --distributed" || true
-done 3<&0
+    --command="cd $ROOT && PATH=\$PWD/.venv/bin:\$PATH $command --distributed" </dev/null || true
+done

@@ -21,10 +21,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import (
+    checkpoint,
     cli,
+    data,
     evaluate,
     extractors,
     generate,
+    latents,
     metrics,
     references,
     rows,
@@ -44,48 +47,65 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> boo
     """Trains and evaluates a cell, or what is left of it; True when it is done.
 
     Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.
-    Raises: as `train.train_and_evaluate` and `evaluate.evaluate`; what failed is recorded.
+    Raises: ValueError as `check`; as `train.train_and_evaluate` and `evaluate.evaluate`, and then
+      what failed is recorded.
     """
     with _alone(directory):
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return True
+        check(cell, directory, data.open_split(cell.config, "train").metadata)
         began = time.monotonic()
         # Of the parts of this run that came to an end; those that were killed are not known.
         before = _read(directory).get("wall_seconds", 0)
+        pictures = []
 
         def record(state, **more):
             if jax.process_index() == 0:
                 seconds = before + time.monotonic() - began
                 more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
-                _write(cell, evaluation, directory, state, **rows.of_code(), **more)
+                more |= {"pictures": pictures, **rows.of_code()}
+                _write(cell, evaluation, directory, state, more)
 
         record("begun")
         try:
-            done = _train_and_evaluate(cell, evaluation, directory)
+            done = train.train_and_evaluate(cell.config, directory).step >= cell.steps[-1]
+            for row in _evaluate(cell, evaluation, directory) if done and evaluation.num else ():
+                pictures.append(row["picture"])
         except Exception as error:  # of any kind
             record("failed", error=str(error), traceback=traceback.format_exc())
             raise
         record("done" if done else "begun")
-    return done
+    return bool(done)
 
 
-def _train_and_evaluate(cell, evaluation, directory):
-    state = train.train_and_evaluate(cell.config, directory)
-    if int(state.step) < cell.steps[-1]:
-        return False
-    del state
-    if not evaluation.num:
-        return True
+def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
+    """Demands that what the directory holds is of the cell's config and has its compute points.
+
+    Args: metadata, of the data that it trains on.
+    Raises: ValueError with the keys that differ, or the compute points that are gone.
+    """
+    if cell.config.latents.source != "images":  # else training alone knows the VAE's digest
+        checkpoint.check_config(directory, latents.resolve(cell.config, metadata))
+    saved = checkpoint.saved_steps(directory)
+    gone = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
+    if gone:
+        raise ValueError(
+            f"{directory} is trained to step {saved[-1]} and has kept {saved}, not the compute "
+            f"points {gone}. Take steps among these and beyond the last, or another --workdir."
+        )
+
+
+def _evaluate(cell, evaluation, directory):
+    """The row of each compute point."""
     extractor = extractors.load(
         evaluation.extractor or references.default_extractor(evaluation.reference),
         evaluation.weights and pathlib.Path(evaluation.weights),
     )
     reference = references.of_run(cell.config, evaluation.reference, extractor)
     for step in cell.steps:
-        trained = generate.load(directory, step)
         row = evaluate.evaluate(
-            trained,
+            generate.load(directory, step),
             directory,
             extractor,
             reference,
@@ -95,7 +115,7 @@ def _train_and_evaluate(cell, evaluation, directory):
             evaluation.batch_size or None,
         )
         logger.info("step %d  %s", step, metrics.format_values(rows.measures(row)))
-    return True
+        yield row
 
 
 def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
@@ -107,14 +127,20 @@ def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> s
 
 
 def error(directory: pathlib.Path) -> str:
-    """The first line of what made the cell fail."""
-    return (_read(directory).get("error", "").splitlines() or ["no message"])[0]
+    """What made the cell fail."""
+    return _read(directory).get("error") or "no message"
 
 
 def record_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, error: str):
     """Of a process that could not do so itself."""
     if state(cell, evaluation, directory) != "failed":
-        _write(cell, evaluation, directory, "failed", error=error)
+        _write(cell, evaluation, directory, "failed", _read(directory) | {"error": error})
+
+
+def forget_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
+    """A cell that failed has begun: it is to be tried again."""
+    if state(cell, evaluation, directory) == "failed":
+        _write(cell, evaluation, directory, "begun", _read(directory))
 
 
 def _digest(cell, evaluation):
@@ -127,9 +153,10 @@ def _read(directory):
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _write(cell, evaluation, directory, state, **more):
+def _write(cell, evaluation, directory, state, more):
     names = {"name": cell.name, "grid": cell.grid, "size": cell.size, "steps": cell.steps}
-    record = names | {"digest": _digest(cell, evaluation), "state": state, **more}
+    names |= {"axes": cell.axes, "digest": _digest(cell, evaluation), "state": state}
+    record = more | names
     text = json.dumps(record, indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
     spool.replace(directory / "cell.json", lambda file: file.write(text.encode()))

@@ -1,23 +1,25 @@
 """The rows of a sweep's cells as one table, and samples of its models.
 
   python -m experiments.scaling.collect --workdir DIR --out table.csv [--samples samples.npz]
-  python -m experiments.scaling.collect --workdir DIR --where sample.cfg_scale=1 --out table.csv
+  python -m experiments.scaling.collect --workdir DIR --where cfg_scale=1.5 --out table.csv
 
-Rows that were not measured alike are refused. `table.py` tells the columns. Beside the table
-`<out>.cost.json` says what it took: its times differ from run to run, those in the table do not.
+Of each cell the evaluations count that its sweep has made last; with --where all that are there,
+those of `dit_jax.evaluate` too. Those that were not done alike are refused. `table.py` tells the
+columns. Beside the table `<out>.cost.json` says what it took: its times differ from run to run,
+and nothing in the table does.
 """
 
 import collections
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 from PIL import Image
 
 from dit_jax import checkpoint, cli, flops, generate, metrics, plot, rows, spool
-from experiments.scaling import table
+from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
 
@@ -26,29 +28,33 @@ CODE = ("device", "jax", "git_revision")
 SHOWN = 10  # samples of a model
 
 
-def collect(workdir: pathlib.Path, conditions: list[str]) -> list[dict]:
+def collect(
+    workdir: pathlib.Path, conditions: Sequence[str] = (), cells: Sequence[str] | None = None
+) -> list[dict]:
     """The table's rows, by gmacs, cell and step: of every compute point that a cell has reached.
 
-    Of evaluations that were done again the last counts.
-    Args: conditions, as --where of `dit_jax.plot`, of the evaluations.
+    Args: conditions, as --where of `dit_jax.plot`, of the evaluations.   cells, by name; None is
+      all that have begun.
     Raises: FileNotFoundError if there is no row; ValueError for evaluations that were not done
       alike.
     """
-    cells = directories(workdir)
-    evaluations = [row for directory in cells for row in _evaluations(directory)]
+    return [line for line, _ in _points(workdir, conditions, cells)]
+
+
+def _points(workdir, conditions, cells=None):
+    """(row of the table, the evaluation it is of or None)."""
+    found = [path for path in directories(workdir) if cells is None or path.name in cells]
+    evaluations = [row for path in found for row in _evaluations(path, bool(conditions))]
     for condition in conditions:
         evaluations = plot.where(evaluations, condition)
     _check_alike(evaluations)
     last = {(row["workdir"], row["step"]): row for row in evaluations}
-    found = [
-        line
-        for directory in cells
-        for line in _lines(directory, last)
-        if not conditions or (line["cell"], line["step"]) in last
+    points = [
+        (line, row) for path in found for line, row in _of_cell(path, last) if row or not conditions
     ]
-    if not found:
+    if not points:
         raise FileNotFoundError(f"no cell in {workdir} has reached a compute point yet.")
-    return sorted(found, key=lambda line: (line["gmacs"], line["cell"], line["step"]))
+    return sorted(points, key=lambda point: [point[0][key] for key in ("gmacs", "cell", "step")])
 
 
 def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -61,13 +67,22 @@ def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def _evaluations(directory):
-    """The rows of samples of a cell, with what `dit_jax.plot` asks of them."""
+def _evaluations(directory, every):
+    """The rows of samples of a cell, with what `dit_jax.plot` asks of them.
+
+    Those that the sweep has made last, or every one.
+    """
+    pictures = _record(directory).get("pictures", ())
+    found = enumerate(metrics.read_json_lines(directory / "evaluations.jsonl"), 1)
     return [
         {"workdir": directory.name, "place": f"{directory.name} row {i}", **row}
-        for i, row in enumerate(metrics.read_json_lines(directory / "evaluations.jsonl"), 1)
-        if "sample" in row
+        for i, row in found
+        if "sample" in row and (every or row["picture"] in pictures)
     ]
+
+
+def _record(directory):
+    return json.loads((directory / "cell.json").read_text())
 
 
 def _check_alike(found):
@@ -98,9 +113,9 @@ def _check_alike(found):
         )
 
 
-def _lines(directory, evaluations):
-    """The table's rows of a cell."""
-    record = json.loads((directory / "cell.json").read_text())
+def _of_cell(directory, evaluations):
+    """The points of a cell, as `_points`."""
+    record = _record(directory)
     held_out = {
         line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
         for line in metrics.read_json_lines(directory / "metrics.jsonl")
@@ -112,7 +127,7 @@ def _lines(directory, evaluations):
         return []
     config = checkpoint.load_config(directory)
     model, counts = config.model, flops.count(config)
-    return [
+    lines = [
         {
             "cell": record["name"],
             "grid": record["grid"],
@@ -129,6 +144,8 @@ def _lines(directory, evaluations):
             "seed": config.seed,
             "learning_rate": config.optim.learning_rate,
             "batch_size": config.batch_size,
+            "eval_draws": config.eval_draws,
+            **record["axes"],
             "step": step,
             "images_seen": step * config.batch_size,
             "train_gflops": step * config.batch_size * counts["train_gflops_per_image"],
@@ -138,6 +155,7 @@ def _lines(directory, evaluations):
         }
         for step in steps
     ]
+    return [(line, evaluated[line["step"]]) for line in lines]
 
 
 def _measured(row):
@@ -156,10 +174,10 @@ def _measured(row):
     }
 
 
-def cost(workdir: pathlib.Path) -> dict:
-    """What the cells that are done took: wall time from start to end, on which devices."""
-    records = [json.loads((d / "cell.json").read_text()) for d in directories(workdir)]
-    done = [record for record in records if record["state"] == "done"]
+def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
+    """What the cells took that are done: hours of each added up, and on which devices each ran."""
+    records = [_record(directory) for directory in directories(workdir)]
+    done = [r for r in records if r["state"] == "done" and r["name"] in cells]
     return {
         "cells": len(done),
         "hours": round(sum(record["wall_seconds"] for record in done) / 3600, 3),
@@ -168,34 +186,33 @@ def cost(workdir: pathlib.Path) -> dict:
     }
 
 
-def samples(workdir: pathlib.Path, lines: list[dict]) -> dict[str, np.ndarray]:
+def samples(
+    workdir: pathlib.Path, conditions: Sequence[str] = (), cells: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Samples of every model at its last step, of its first seed, all of the same noise and labels.
 
-    Args: lines, of `collect`.
-    Returns: image [models, n, H, W, C] uint8, label [n] int32, and the models' names.
+    Args: as `collect`.
+    Returns: image [models, n, H, W, C] uint8, label [n] int32; cell [models], as in the table.
+    Raises: as `collect`; ValueError if there are no samples.
     """
+    points = [(line, row) for line, row in _points(workdir, conditions, cells) if row]
+    if not points:
+        raise ValueError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
     last = {}
-    for row in sorted(lines, key=lambda row: (row["seed"], -row["step"])):
-        last.setdefault((row["model"], row["block"]), row)
-    images, label = [], None
-    for row in last.values():
-        directory = workdir / row["cell"]
-        evaluated = metrics.read_json_lines(directory / "evaluations.jsonl")
-        picture = next(r for r in reversed(evaluated) if r["step"] == row["step"])
-        config = checkpoint.load_config(directory)
-        image, label = _shown(directory, picture, config)
-        images.append(image)
-    names = [f"{model} {block}" if _blocks(lines) > 1 else model for model, block in last]
-    return {"image": np.stack(images), "label": label, "model": np.array(names)}
+    for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
+        last.setdefault(models.model_of(line), (line, row))
+    order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
+    shown = [_shown(workdir / line["cell"], row) for line, row in order]
+    return {
+        "image": np.stack([image for image, _ in shown]),
+        "label": shown[0][1],
+        "cell": np.array([line["cell"] for line, _ in order]),
+    }
 
 
-def _blocks(lines):
-    return len({row["block"] for row in lines})
-
-
-def _shown(directory, row, config: ConfigDict):
+def _shown(directory, row):
     """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
-    sample = row["sample"]
+    config, sample = checkpoint.load_config(directory), row["sample"]
     labels = generate.draw_labels(
         sample["labels"], sample["num"], config.model.num_classes, sample["seed"]
     )
@@ -204,28 +221,33 @@ def _shown(directory, row, config: ConfigDict):
     labels = np.sort(labels[: len(images)], kind="stable")  # as the picture has them
     _, first = np.unique(labels, return_index=True)
     images = images[first[:SHOWN]]
-    channels = config.data.image_channels
-    return images[..., :channels], labels[first[:SHOWN]]
+    return images[..., : config.data.image_channels], labels[first[:SHOWN]]
 
 
-def write(workdir: pathlib.Path, out: pathlib.Path, conditions: list[str]) -> list[dict]:
-    """Writes the table and its cost; errors as `collect`."""
-    lines = collect(workdir, conditions)
+def write(
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    conditions: Sequence[str] = (),
+    cells: Sequence[str] | None = None,
+) -> list[dict]:
+    """Writes the table and its cost; arguments and errors as `collect`."""
+    lines = collect(workdir, conditions, cells)
     table.write(out, lines)
-    text = json.dumps(cost(workdir), indent=1) + "\n"
-    out.with_suffix(".cost.json").write_text(text)
+    found = cost(workdir, {line["cell"] for line in lines})
+    out.with_suffix(".cost.json").write_text(json.dumps(found, indent=1) + "\n")
     return lines
 
 
 def main(_):
     workdir, out = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.out)
+    conditions = FLAGS.where or ()
     cli.check_out(out, (".csv",))
     if FLAGS.samples:
         cli.check_out(pathlib.Path(FLAGS.samples), (".npz",), "--samples=")
-    lines = write(workdir, out, FLAGS.where or [])
-    print(f"{out}: {len(lines)} rows of {len({row['cell'] for row in lines})} cells")
+    lines = write(workdir, out, conditions)
+    print(f"{out}: {len(lines)} rows of {len({line['cell'] for line in lines})} cells")
     if FLAGS.samples:
-        arrays = samples(workdir, lines)
+        arrays = samples(workdir, conditions)
         spool.replace(pathlib.Path(FLAGS.samples), lambda f: np.savez_compressed(f, **arrays))
         print(FLAGS.samples)
 

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from experiments.scaling import bootstrap, models
+from experiments.scaling import models
 
 # What changes with each: the rest of a model is held.
 VARIED = {
@@ -21,8 +21,8 @@ VARIED = {
 def slopes(rows: list[dict], quality: str, of: str) -> dict:
     """The slope of log quality against the log of tokens, depth or hidden_size, all else held.
 
-    Returns: step; groups, of two models or more that differ in it alone (models, values, slope);
-      mean of their slopes and its interval, Student's over groups, None of a single one.
+    Returns: step; groups, of two models or more that differ in it alone (models, values, slope),
+      by gmacs; mean of their slopes, which need not be alike.
     Raises: ValueError if no two models differ in it alone.
     """
     step = models.last_step(rows)
@@ -30,7 +30,7 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
     for row in models.average(models.at_step(rows, step), quality):
         groups[models.model_of(row | dict.fromkeys(VARIED[of]))].append(row)
     found = []
-    for group in groups.values():
+    for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
         group = sorted(group, key=lambda row: row[of])
         values = [row[of] for row in group]
         if len(set(values)) > 1:
@@ -41,13 +41,10 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
         raise ValueError(
             f"needs 2 models or more that differ in {of} alone; at step {step} there are none."
         )
-    each = [group["slope"] for group in found]
-    return dict(
-        step=step, groups=found, mean=float(np.mean(each)), interval=bootstrap.mean_interval(each)
-    )
+    return dict(step=step, groups=found, mean=float(np.mean([group["slope"] for group in found])))
 
 
-def equal_gmacs(rows: list[dict], quality: str, within: float = 0.25) -> dict:
+def equal_gmacs(rows: list[dict], quality: str, within: float = 0.1) -> dict:
     """`pairs` of models of about equal gmacs that differ in tokens: depth or width against them."""
     return pairs(rows, quality, "gmacs", within, lambda a, b: a["tokens"] != b["tokens"])
 
@@ -65,9 +62,10 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
     """Which of two models is better, of those whose costs differ by at most a share `within`.
 
     Returns: step; noise, the deviation of log quality between seeds of a model, pooled, None
-      without seeds; pairs, each of two (model, depth, hidden_size, tokens, cost, quality), its
-      better one's name, log_ratio of the second's quality to the first's, and that in deviations
-      of a difference between the two models' means, None without noise.
+      without seeds; pairs, each of two (model, depth, hidden_size, tokens, cost, quality), ratio
+      of the second's cost to the first's, its better one's name, log_ratio of the second's
+      quality to the first's, and that in deviations of a difference between the two models'
+      means, None without noise.
     Raises: ValueError if there are none.
     """
     step = models.last_step(rows)
@@ -90,6 +88,7 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
         found.append(
             dict(
                 pair=[{name: row[name] for name in names} for row in pair],
+                ratio=pair[1][cost] / pair[0][cost],
                 better=pair[log_ratio < 0]["model"],
                 log_ratio=log_ratio,
                 deviations=float(log_ratio / spread) if spread else None,

@@ -32,7 +32,7 @@ def draw_gflops(rows: list[dict], quality: str):
         figure, (axes,) = looks.new_figure()
         _draw_models(axes, look, drawn, "gmacs", quality)
         x, y = _columns(drawn, "gmacs", quality)
-        of_loss = quality.startswith(looks.LOSSES)
+        of_loss = quality.startswith(models.LOSSES)
         line = _fitted(laws.log_linear, x, y, f"line of {quality}")
         law = _fitted(laws.power_law, x, y, f"power law of {quality}") if of_loss else line
         texts = [f"fit {_equation(law, 'G')}"] if law else []
@@ -49,7 +49,7 @@ def draw_gflops(rows: list[dict], quality: str):
 def draw_compute(rows: list[dict], quality: str):
     """The matplotlib Figure of quality against training compute, a line to a model.
 
-    With the power law of the frontier, where quality is a loss or a distance.
+    With the power law of the best of all models, where quality is a loss or a distance.
     Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figure 9.
     """
     import matplotlib
@@ -63,12 +63,12 @@ def draw_compute(rows: list[dict], quality: str):
     with matplotlib.rc_context(style.STYLE):
         figure, (axes,) = looks.new_figure()
         _draw_models(axes, look, drawn, "compute", quality)
-        if not quality.startswith(models.HIGHER):
-            best = fit.frontier(means, quality, "compute")
-            x, y = _columns(best, "compute", quality)
-            if law := _fitted(laws.power_law, x, y, f"frontier of {quality}"):
+        positive = all(row[quality] > 0 for row in drawn)
+        if positive and not quality.startswith(models.HIGHER):
+            x, y = _columns(_in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
+            if law := _fitted(laws.power_law, x, y, f"best {quality}"):
                 _draw_law(axes, law, x)
-                text = f"frontier {_equation(law, 'C')}, $C$ in {name}"
+                text = f"best of all {_equation(law, 'C')}, $C$ in {name}"
                 axes.set_title(text, fontsize=7, loc="right")
         axes.set_xlabel(f"training compute ({name})")
         style.log_scale(axes.xaxis)
@@ -103,7 +103,7 @@ def draw_isoflop(rows: list[dict], quality: str):
         edges = min(budgets) / unit / 1.1, max(budgets) / unit * 1.1
         greys = ScalarMappable(LogNorm(*edges), ListedColormap(ramp))
         tokens = sorted({budget["tokens"] for budget in found})
-        figure, panels = looks.new_figure(len(tokens))
+        figure, panels = looks.new_figure(len(tokens), sharex=True)
         for axes, count in zip(panels, tokens, strict=True):
             of_tokens = [budget for budget in found if budget["tokens"] == count]
             for i in sorted(set(np.linspace(0, len(of_tokens) - 1, BUDGETS).round().astype(int))):

@@ -32,7 +32,10 @@ def run_local(
 
 
 class Runs:
-    """(name, exit status) of commands as they end; SIGTERM and Ctrl-C reach those that run."""
+    """(name, exit status) of commands as they end.
+
+    At SIGTERM or Ctrl-C those that run get SIGTERM, so that they save, and no more are begun.
+    """
 
     def __init__(self, commands, logs, shares):
         self._commands, self._logs = commands, logs
@@ -42,27 +45,27 @@ class Runs:
         self._workers = len(shares)
 
     def __iter__(self):
-        previous = signal.signal(signal.SIGTERM, self._stop)
+        handled = (signal.SIGTERM, signal.SIGINT)
+        previous = [signal.signal(number, self._stop) for number in handled]
         try:
             with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
                 futures = {pool.submit(self._run, name): name for name in self._commands}
-                try:
-                    for future in concurrent.futures.as_completed(futures):
-                        status = future.result()
-                        if status is not None:  # it was started
-                            yield futures[future], status
-                except BaseException:  # Ctrl-C: the pool would begin what waits
-                    self._stop()
-                    raise
+                for future in concurrent.futures.as_completed(futures):
+                    status = future.result()
+                    if status is not None:  # it was started
+                        yield futures[future], status
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in zip(handled, previous, strict=True):
+                signal.signal(number, handler)
 
     @property
     def stopped(self) -> bool:
-        """Whether SIGTERM came: commands that end then need not have failed."""
+        """Whether a signal came: commands that end then need not have failed."""
         return self._stopping
 
     def _stop(self, *_):
+        # Without the lock, which the thread that the signal has stopped may hold: a command that
+        # is begun just now sees the flag.
         self._stopping = True
         for process in tuple(self._running):
             process.terminate()
@@ -81,8 +84,11 @@ class Runs:
                     env=os.environ | share.get("variables", {}),
                     stdout=log,
                     stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a terminal's Ctrl-C is ours to hand on
                 )
                 self._running.add(process)
+                if self._stopping:
+                    process.terminate()
                 try:
                     return process.wait()
                 finally:
@@ -103,7 +109,9 @@ def shares(parallel: int) -> list[dict]:
     dev = pathlib.Path("/dev")
     if gpus := _visible("CUDA_VISIBLE_DEVICES", sorted(dev.glob("nvidia[0-9]*"))):
         kind, found = "GPUs", [{"variables": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus]
-    elif chips := _visible("TPU_VISIBLE_CHIPS", sorted(dev.glob("accel*"))):
+    elif chips := _visible(
+        "TPU_VISIBLE_CHIPS", [*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*")]
+    ):
         alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
         kind = "TPU chips"
         found = [{"variables": {"TPU_VISIBLE_CHIPS": chip, **alone}} for chip in chips]
@@ -144,7 +152,7 @@ def submit(
         parameters |= {"slurm_partition": partition} if partition else {}
     executor.update_parameters(name="dit_jax", **parameters)
     with executor.batch():
-        jobs = {name: executor.submit(_call, command) for name, command in commands.items()}
+        jobs = {name: executor.submit(Job(command)) for name, command in commands.items()}
     return {name: job.job_id for name, job in jobs.items()}
 
 
@@ -168,5 +176,23 @@ def _executor(folder, cluster):
     return submitit.AutoExecutor(folder=folder, cluster=cluster)
 
 
-def _call(command: Command) -> None:
-    subprocess.run(command, check=True)
+class Job:
+    """A command that submitit calls; before its time is over it saves and the job waits again."""
+
+    def __init__(self, command: Command):
+        self._command, self._process = command, None
+
+    def __call__(self) -> None:
+        # Slurm sends submitit's signal to all of a job's processes; it would end the command.
+        ignoring = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]
+        self._process = subprocess.Popen([*ignoring, *self._command])
+        if status := self._process.wait():
+            raise subprocess.CalledProcessError(status, self._command)
+
+    def checkpoint(self):
+        """What submitit asks for at its signal: the job that is to go on."""
+        import submitit
+
+        self._process.terminate()
+        self._process.wait()
+        return submitit.helpers.DelayedSubmission(Job(self._command))

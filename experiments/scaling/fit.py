@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, spool
+from dit_jax import cli, plot, spool
 from experiments.scaling import bootstrap, contrasts, laws, models, summary, table
 
 FLAGS = flags.FLAGS
@@ -31,10 +31,11 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
     step = models.last_step(rows)
     last = models.at_step(rows, step)
     best = frontier(models.average(rows, quality), quality)
+    edge = envelope(rows, quality)
     fits = {
         "line": lambda: lines(rows, quality, seed),
         "law": lambda: {"step": step, **law(last, quality, "gmacs", seed)},
-        "law_of_frontier": lambda: law(best, quality, "train_gflops", seed),
+        "law_of_frontier": lambda: _law_of_envelope(edge, quality),
         "largest": lambda: largest(rows, quality, seed),
         "rolling": lambda: rolling(rows, quality),
         "iso_flop": lambda: optima(rows, quality),
@@ -80,7 +81,7 @@ def law(rows: list[dict], quality: str, x: str, seed: int = 0) -> dict:
     """`laws.power_law` of quality against x, with the intervals of a and c over models.
 
     Returns: x, points, models, a, b, c, a_interval, c_interval; the latter None, with why in
-      "no_intervals", for fewer than 6 models. A frontier's interval takes its models as given.
+      "no_intervals", for fewer than 6 models.
     """
     arguments = _columns(rows, x, quality)
     fitted = laws.power_law(*arguments[:2])
@@ -203,6 +204,42 @@ def frontier(rows: list[dict], quality: str, x: str = "train_gflops") -> list[di
     return kept
 
 
+def envelope(rows: list[dict], quality: str, points: int = 32) -> list[dict]:
+    """The best quality of any model at each compute, read off their curves as in `iso_flop`.
+
+    Points of runs alone would be best of all just after they were taken, and worse before.
+    Returns: train_gflops, evenly in log from the least to the most, with the quality and its model.
+    """
+    curves = list(_curves(models.average(rows, quality)).values())
+    computes = [row["train_gflops"] for curve in curves for row in curve]
+    found = []
+    # The ends are inside by more than rounding.
+    for budget in np.geomspace(min(computes) * (1 + 1e-9), max(computes) * (1 - 1e-9), points):
+        there = filter(None, (_at_budget(curve, quality, budget) for curve in curves))
+        if best := min(there, key=lambda point: point["quality"], default=None):
+            at = {"train_gflops": float(budget), "model": best["model"]}
+            found.append({**at, quality: best["quality"]})
+    return found
+
+
+def _law_of_envelope(edge, quality):
+    """`laws.power_law` of the envelope; it is chosen among models, so there are no intervals."""
+    x, q = (np.array([row[name] for row in edge]) for name in ("train_gflops", quality))
+    fitted = laws.power_law(x, q)
+    why = "its points are chosen among models, and of a few of them"
+    found = dict(x="train_gflops", points=len(edge), models=len({row["model"] for row in edge}))
+    found |= dict(**dataclasses.asdict(fitted), a_interval=None, c_interval=None)
+    return found | {"no_intervals": why}
+
+
+def _curves(rows):
+    """The rows of each model, by its identity."""
+    curves = collections.defaultdict(list)
+    for row in rows:
+        curves[models.model_of(row)].append(row)
+    return curves
+
+
 def iso_flop(rows: list[dict], quality: str, budgets: list[float] | None = None) -> list[dict]:
     """The best model of each compute budget, for each number of tokens.
 
@@ -221,10 +258,7 @@ def iso_flop(rows: list[dict], quality: str, budgets: list[float] | None = None)
         budgets = np.geomspace(min(computes), max(computes), 12)
     found = []
     for tokens in sorted({row["tokens"] for row in rows}):
-        curves = collections.defaultdict(list)
-        for row in rows:
-            if row["tokens"] == tokens:
-                curves[models.model_of(row)].append(row)
+        curves = _curves(row for row in rows if row["tokens"] == tokens)
         for budget in budgets:
             points = [_at_budget(curve, quality, budget) for curve in curves.values()]
             points = sorted(filter(None, points), key=lambda point: point["gmacs"])
@@ -264,8 +298,7 @@ def optima(rows: list[dict], quality: str) -> dict:
     """`iso_flop`, and for each number of tokens with 3 optima how they grow with compute.
 
     Returns: budgets; exponents, each with tokens, optima (their number), gmacs and params (of
-      the optimal size ~ compute^exponent), by_seed (gmacs' of the seeds alone that have one) and
-      interval, Student's over these; None of a single one.
+      the optimal size ~ compute^exponent), by_seed (gmacs' of each seed alone that has one).
     Raises: ValueError if no budget lies on the curves of 3 models.
     """
     budgets = iso_flop(rows, quality)
@@ -274,17 +307,17 @@ def optima(rows: list[dict], quality: str) -> dict:
             "needs 3 models of equal tokens with several steps each, so that their curves pass "
             "the same compute."
         )
+    same = sorted({found["budget"] for found in budgets})
     exponents = []
-    for tokens in sorted({found["tokens"] for found in budgets}):
+    for tokens in sorted({row["tokens"] for row in rows}):
         if (whole := _exponents(budgets, tokens)) is None:
             continue
         by_seed = []
         for seed in sorted({row["seed"] for row in rows if row.get("seed") is not None}):
             alone = [row for row in rows if row.get("seed") == seed and row["tokens"] == tokens]
-            if one := _exponents(iso_flop(alone, quality), tokens):
+            if one := _exponents(iso_flop(alone, quality, same), tokens):
                 by_seed.append(one["gmacs"])
-        interval = bootstrap.mean_interval(by_seed)
-        exponents.append(dict(tokens=tokens, **whole, by_seed=by_seed, interval=interval))
+        exponents.append(dict(tokens=tokens, **whole, by_seed=by_seed))
     return dict(budgets=budgets, exponents=exponents)
 
 
@@ -304,11 +337,8 @@ def main(_):
     out = pathlib.Path(FLAGS.out or pathlib.Path(FLAGS.table).with_suffix(".fit.json"))
     cli.check_out(out, (".json",))
     rows = table.read(pathlib.Path(FLAGS.table))
-    if FLAGS.grid is not None:
-        grids = sorted({str(row.get("grid")) for row in rows})
-        rows = [row for row in rows if row.get("grid") == FLAGS.grid]
-        if not rows:
-            raise ValueError(f"no row is of --grid={FLAGS.grid}; there are {', '.join(grids)}.")
+    for condition in FLAGS.where or ():
+        rows = plot.where(rows, condition)
     result = study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     spool.replace(out, lambda file: file.write(text.encode()))
@@ -319,6 +349,6 @@ def main(_):
 if __name__ == "__main__":
     flags.DEFINE_string("table", None, "CSV file of the study.", required=True)
     flags.DEFINE_string("quality", "eval_mse", "Column: eval_mse, eval_loss, fd_pixels, fid.")
-    flags.DEFINE_string("grid", None, "Only the rows of this grid of the sweep.")
+    flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
     flags.DEFINE_string("out", None, "The fits; beside the table by default, as NAME.fit.json.")
     cli.run(main)

@@ -12,6 +12,10 @@ from ml_collections import ConfigDict
 from dit_jax import flops, generate, train
 
 MOST_CHECKPOINTS = 100  # of a run: its compute points have a common divisor
+# Axes that a table has columns for in any case.
+COLUMNS = ("size", "seed", "batch_size", "total_steps", "eval_draws", "optim.learning_rate")
+COLUMNS += tuple(f"model.{key}" for key in ("block", "depth", "hidden_size", "num_heads"))
+COLUMNS += ("model.patch_size",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,6 +27,7 @@ class Cell:
     size: str  # by name, else '64x4', hidden size and depth
     config: ConfigDict  # of dit_jax.train
     steps: tuple[int, ...]  # compute points, ascending
+    axes: dict  # 'optim.weight_decay': its value, for those of the sweep that no column is of
 
     @property
     def counts(self) -> dict:
@@ -39,17 +44,18 @@ def cells(sweep: ConfigDict, only: str = "") -> list[Cell]:
       none has.
     """
     found, problems, names = [], [], []
-    for grid, axes in sweep.grids.items():
-        axes = _flatten(axes)
-        _check_axes(sweep, grid, axes)
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
+    grids = {name: _flatten(axes) for name, axes in sweep.grids.items()}
+    axes = dict.fromkeys(key for grid in grids.values() for key in grid if key not in COLUMNS)
+    for grid, values_of in grids.items():
+        _check_axes(sweep, grid, values_of)
+        for values in itertools.product(*values_of.values()):
+            chosen = dict(zip(values_of, values, strict=True))
             name = _name(chosen)
             names.append(name)
             if only not in ("", name):
                 continue
             try:
-                found.append(_cell(sweep, name, grid, chosen))
+                found.append(_cell(sweep, name, grid, chosen, axes))
             except ValueError as error:
                 problems.append(f"  {name}: {error}")
     if not names:
@@ -89,7 +95,7 @@ def _name(chosen):
     return re.sub(r"[^\w.=+-]", "_", "-".join(parts))
 
 
-def _cell(sweep, name, grid, chosen):
+def _cell(sweep, name, grid, chosen, axes):
     config = sweep.base.copy_and_resolve_references()
     if "size" in chosen:
         config.model.update(sweep.sizes[chosen["size"]])
@@ -101,24 +107,38 @@ def _cell(sweep, name, grid, chosen):
     steps = (config.total_steps,) if "total_steps" in chosen else tuple(sorted(sweep.steps))
     _check_steps(steps, config.optim.schedule)
     every = math.gcd(*steps)
-    config.update(total_steps=steps[-1], eval_every_steps=every)
-    config.update(checkpoint_every_steps=every, checkpoint_keep_every_steps=every)
-    size = chosen.get("size") or _size(sweep, config.model)
+    # Every compute point is a checkpoint, and no more work can be lost than in a run of its own.
+    often = min(every, config.checkpoint_every_steps)
+    often = next(n for n in range(often, 0, -1) if every % n == 0)
+    config.update(total_steps=steps[-1], checkpoint_every_steps=often)
+    config.checkpoint_keep_every_steps = every
+    if config.eval_every_steps:
+        config.eval_every_steps = every
     _check(config)
-    return Cell(name, grid, size, config.lock(), steps)
+    size = _size(sweep, config.model, chosen.get("size"))
+    return Cell(name, grid, size, config.lock(), steps, {key: _get(config, key) for key in axes})
 
 
-def _size(sweep, model):
-    """The name of the size that the model has, or what it would be called."""
-    for name, keys in sweep.sizes.items():
-        if all(model[key] == value for key, value in keys.items()):
+def _size(sweep, model, first):
+    """The name of the size that the model has, `first` before others, else '64x4'."""
+    names = dict.fromkeys([*([first] if first else []), *sweep.sizes])
+    for name in names:
+        if all(model[key] == value for key, value in sweep.sizes[name].items()):
             return name
     return f"{model.hidden_size}x{model.depth}"
 
 
+def _get(config, key):
+    """The value of 'optim.weight_decay'."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
 def _check_steps(steps, schedule):
-    if not steps or steps[0] < 1 or len(set(steps)) < len(steps):
-        raise ValueError(f"{steps=} must be different numbers of at least 1.")
+    whole = all(isinstance(step, int) for step in steps)
+    if not steps or not whole or steps[0] < 1 or len(set(steps)) < len(steps):
+        raise ValueError(f"{steps=} must be different whole numbers of at least 1.")
     if len(steps) > 1 and schedule != "constant":
         raise ValueError(
             f"{steps=} of a run with optim.schedule={schedule}: only its last step is a compute "
@@ -137,6 +157,7 @@ def _check(config):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.mesh = dict(data=1, fsdp=1, tensor=1)
+        config.model.attention = "auto"  # the cell's device may have what this one has not
         for key, value in (("scale", (1.0,)), ("shift", (0.0,))):
             if not config.latents.get(key, True):  # the moments will tell
                 config.latents[key] = value

@@ -137,7 +137,7 @@ def solve(s_11, s_1x, s_xx, t_1, t_x, a=None):
     """
     if a is not None:
         return np.full_like(t_x, a), np.maximum(t_x - a * s_1x, 0) / s_xx
-    determinant = s_11 * s_xx - s_1x**2
+    determinant = np.maximum(s_11 * s_xx - s_1x**2, 1e-300)  # of one point far from all others
     a, b = (s_xx * t_1 - s_1x * t_x) / determinant, (s_11 * t_x - s_1x * t_1) / determinant
     only_a, only_b = b < 0, a < 0
     a, b = np.where(only_b, 0, a), np.where(only_b, t_x / s_xx, b)

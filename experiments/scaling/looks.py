@@ -11,10 +11,10 @@ import itertools
 from dit_jax import plot, style
 from experiments.scaling import models
 
-LOSSES = ("eval_", "bits_per_")
 WIDE = 6.8  # inches: both columns
 EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that overlap
-LEGEND_LINE, LEGEND_COLUMNS = 0.17, 6  # inches; entries of a line
+# Inches: of a line, a title, a handle and a letter.
+LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
 
 
 class LackingError(ValueError):
@@ -41,6 +41,15 @@ def standard(rows: list[dict]) -> list[dict]:
     for row in rows:
         shapes[row["size"]][_built(row)] += 1
     return [row for row in rows if _built(row) == shapes[row["size"]].most_common(1)[0][0]]
+
+
+def sizes_of(rows: list[dict]) -> list[str]:
+    """The names of the sizes, the one of the fewest parameters first; [] where rows have none."""
+    try:
+        found = sorted(standard(rows), key=lambda row: row.get("params") or 0)
+    except LackingError:
+        return []
+    return list(dict.fromkeys(row["size"] for row in found))
 
 
 def of_block(rows: list[dict]) -> list[dict]:
@@ -84,34 +93,32 @@ def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
 
 @dataclasses.dataclass(frozen=True)
 class Looks:
-    """The color of each size, or of a width that no size has, and the marker of each patch size."""
+    """The color of each size and the marker of each patch size.
+
+    Models without a size have that of their width; so have all, where there are more sizes than
+    colors.
+    """
 
     colors: dict[str, str]
     markers: dict[int, str]
-    widths: dict[int, str]  # the name of a hidden size
 
     @classmethod
     def of(cls, rows: list[dict]) -> "Looks":
         """Of all of a table, so that they are the same in all figures."""
-        try:
-            sized = sorted(standard(rows), key=lambda row: row.get("params") or 0)
-        except LackingError:
-            sized = []
-        names = list(dict.fromkeys(row["size"] for row in sized))
-        widths = {row.get("hidden_size"): row["size"] for row in reversed(sized)}
-        others = {row.get("hidden_size") for row in rows} - set(widths) - {None}
-        widths |= {width: f"width {width}" for width in sorted(others)}
-        names += [widths[width] for width in sorted(others)]
+        names = sizes_of(rows)
+        names = [] if len(names) > len(style.COLORS) else names
+        widths = {row.get("hidden_size") for row in rows if row.get("size") not in names} - {None}
+        names += [f"width {width}" for width in sorted(widths)]
         patches = sorted({row.get("patch_size") for row in rows} - {None})
         return cls(
             dict(zip(names, colors_of(len(names)), strict=True)),
             {p: style.MARKERS[i % len(style.MARKERS)] for i, p in enumerate(patches)},
-            widths,
         )
 
     def name(self, row: dict) -> str:
-        """The size of a row's model, or of models of its width."""
-        return row.get("size") or self.widths[row["hidden_size"]]
+        """The size of a row's model, or its width."""
+        size = row.get("size")
+        return size if size in self.colors else f"width {row['hidden_size']}"
 
     def color(self, row: dict) -> str:
         return self.colors[self.name(row)]
@@ -124,7 +131,11 @@ class Looks:
         from matplotlib.lines import Line2D
 
         drawn = {self.name(row) for row in rows}
-        sizes = [Line2D([], [], color=c, label=n) for n, c in self.colors.items() if n in drawn]
+        sizes = [
+            Line2D([], [], color=color, label=name)
+            for name, color in self.colors.items()
+            if name in drawn
+        ]
         patches = {row.get("patch_size") for row in rows}
         marks = [
             Line2D([], [], color="0.3", linestyle="none", marker=marker, label=f"{patch}")
@@ -147,10 +158,13 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
     """A legend below the axes, of lines of (title, handles); long lines are broken."""
     from matplotlib.lines import Line2D
 
+    width, height = figure.get_size_inches()
+    letters = max((len(h.get_label()) for _, handles in lines for h in handles), default=0)
+    most = max(1, int((width - LEGEND_TITLE) / (LEGEND_ENTRY + LETTER * letters)))  # of a line
     broken = []
     for title, handles in lines:
-        for start in range(0, len(handles), LEGEND_COLUMNS):
-            broken.append(("" if start else title, handles[start : start + LEGEND_COLUMNS]))
+        for start in range(0, len(handles), most):
+            broken.append(("" if start else title, handles[start : start + most]))
     blank = Line2D([], [], linestyle="none")
     columns = 1 + max(len(handles) for _, handles in broken)
     cells = [
@@ -174,17 +188,16 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
     )
     for text in legend.texts[: len(broken)]:  # the titles, over their own empty handles
         text.set_color("0.3")
-    width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + LEGEND_LINE * len(broken))
 
 
-def new_figure(panels: int = 1):
+def new_figure(panels: int = 1, sharex: bool = False):
     """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
     from matplotlib.figure import Figure
 
     width = style.WIDTH if panels == 1 else WIDE
     figure = Figure(figsize=(width, style.HEIGHT), layout="constrained")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, list(figure.subplots(1, panels, squeeze=False, sharex=sharex)[0])
 
 
 def draw_curve(
@@ -204,7 +217,7 @@ def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
 
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
     """The label of the y axis, with the number of samples, and a log scale where it can be."""
-    of_samples = not quality.startswith(LOSSES)
+    of_samples = not quality.startswith(models.LOSSES)
     axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
     positive = all(row[quality] > 0 for row in rows)
     if log and positive and not quality.startswith(models.HIGHER):

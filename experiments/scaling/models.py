@@ -9,12 +9,18 @@ import numpy as np
 MODEL = ("block", "depth", "hidden_size", "num_heads", "patch_size", "learning_rate", "batch_size")
 # What a measure of samples depends on besides the weights.
 SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")
+HELD_OUT = ("eval_draws",)  # and a held-out loss
+LOSSES = ("eval_",)  # names of held-out losses begin so
 HIGHER = ("label_accuracy", "inception_score", "precision", "recall", "density", "coverage")
 
 
 def model_of(row: dict) -> tuple:
-    """What two rows have in common that differ in nothing but seed and step."""
-    return tuple(row.get(name) for name in MODEL)
+    """What two rows have in common that differ in nothing but seed and step.
+
+    That are also the sweep's other axes, columns such as 'optim.weight_decay'.
+    """
+    axes = sorted(name for name in row if "." in name)
+    return (*(row.get(name) for name in MODEL), *((name, row[name]) for name in axes))
 
 
 def measured(rows: list[dict], quality: str) -> list[dict]:
@@ -46,12 +52,7 @@ def comparable(rows: list[dict], quality: str) -> list[dict]:
         )
         there = ", ".join(f"{name} in {count}" for name, count in numbers.items())
         raise ValueError(f"none of {len(rows)} rows has {quality!r}; there is {there or 'none'}.")
-    same = (
-        ("block", "batch_size")
-        if quality.startswith("eval_")
-        else ("block", "batch_size", *SAMPLING)
-    )
-    for name in same:
+    for name in ("block", "batch_size", *(HELD_OUT if quality.startswith(LOSSES) else SAMPLING)):
         _check_one(kept, name, quality)
     rates = collections.defaultdict(list)
     for row in kept:
@@ -80,8 +81,8 @@ def _check_one(rows, name, quality):
     if len(counts) > 1:
         found = ", ".join(f"{value} in {count} rows" for value, count in counts.items())
         raise ValueError(
-            f"{quality} cannot be compared across {name}: {found}. Keep the rows of one, by a "
-            "table of their own, --grid of fit or --where of plot."
+            f"{quality} cannot be compared across {name}: {found}. Keep the rows of one, such as "
+            f"--where {name}={next(iter(counts))}."
         )
 
 

@@ -4,7 +4,7 @@
     [--qualities eval_mse,fd_pixels,label_accuracy] [--where learning_rate=0.001]
 
 gflops_, compute_, isoflop_, tokens_depth_, extrapolation_ and blocks_<quality>; and of --samples
-samples, its arrays: `image` [models, n, H, W, C] uint8, `label` [n] int32, `model` [models], 'S/2'.
+samples, its arrays: `image` [models, n, H, W, C] uint8, `label` [n] int32, `cell` [models].
 A figure that the table has no rows for is left out, and the log says why.
 """
 

@@ -11,6 +11,8 @@ import collections
 import json
 import os
 import pathlib
+import re
+import string
 
 import numpy as np
 from absl import flags
@@ -20,12 +22,13 @@ from experiments.scaling import fit, models, summary, table
 
 FLAGS = flags.FLAGS
 
-LOWER_IS_BETTER = ("eval_", "fd_", "fid", "sfid", "kid")  # names of what is fitted begin so
 
-
-def fields(table_path: pathlib.Path, qualities: list[str], out: pathlib.Path) -> dict:
+def fields(
+    table_path: pathlib.Path, qualities: list[str], out: pathlib.Path, named: set[str]
+) -> dict:
     """What a template may name.
 
+    Args: named, by the template: fits are made of these qualities alone.
     Returns: table, at the last step; figures, all that lie in figures/ beside the table, linked
       from the page `out`; cost, of the table's .cost.json; rows, cells, models, seeds and steps;
       range, largest gmacs over smallest; of each quality its fits, `fit.study`, and under
@@ -35,7 +38,7 @@ def fields(table_path: pathlib.Path, qualities: list[str], out: pathlib.Path) ->
     rows = table.read(table_path)
     shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
     at = at_last_step(rows, shown)
-    fits = {name: fit.study(rows, name) for name in shown if name.startswith(LOWER_IS_BETTER)}
+    fits = {name: fit.study(rows, name) for name in shown if {name, f"{name}_summary"} & named}
     gmacs = [row["gmacs"] for row in rows]
     return {
         "table": model_table(at, shown),
@@ -108,9 +111,12 @@ def cost(path: pathlib.Path) -> str:
 def main(_):
     page, out = pathlib.Path(FLAGS.page), pathlib.Path(FLAGS.out)
     cli.check_out(out, (".md",))
-    values = fields(pathlib.Path(FLAGS.table), FLAGS.qualities, out)
+    template = page.read_text()
+    parts = string.Formatter().parse(template)
+    named = {re.split(r"[.\[]", name)[0] for _, name, _, _ in parts if name}
+    values = fields(pathlib.Path(FLAGS.table), FLAGS.qualities, out, named)
     try:
-        text = page.read_text().format(**values)
+        text = template.format(**values)
     except (KeyError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{page} asks for {error}, which {FLAGS.table} does not give; there are "

@@ -1,4 +1,7 @@
-"""The figure of samples: of all models the same noise and labels, sizes down, patches across."""
+"""The figure of samples, of all models the same noise and labels: sizes down, patches across.
+
+Of several blocks these are across.
+"""
 
 import math
 
@@ -6,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dit_jax import generate, style
-from experiments.scaling import looks
+from experiments.scaling import looks, panels
 
 LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2  # pixels: of names, between panels, between images
 LARGE = 16  # pixels of an image from which on a column is too narrow
@@ -15,17 +18,17 @@ LARGE = 16  # pixels of an image from which on a column is too narrow
 def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
     """The matplotlib Figure, in whose .png a pixel of a sample is a whole number of pixels.
 
-    Args: arrays: image [models, n, H, W, C] uint8, label [n] int32, model [models] of str, as the
-      rows' 'model'.
-    Raises: ValueError for arrays of other shapes, or a model of which the table has no row.
+    Args: arrays: image [models, n, H, W, C] uint8, label [n] int32, cell [models] of str, as the
+      rows' 'cell'; cells that have no row are not drawn.
+    Raises: ValueError for arrays of other shapes; LackingError if no cell has a row.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     _check(arrays)
-    places = _places(rows, arrays["model"])
-    sizes = [name for name in looks.Looks.of(rows).colors if name in {s for s, _ in places}]
-    patches = sorted({patch for _, patch in places}, reverse=True)
+    places, across_name = _places(rows, arrays["cell"])
+    sizes = [name for name in looks.sizes_of(rows) if name in {s for s, _ in places}]
+    patches = list(dict.fromkeys(across for _, across in sorted(places, key=_column)))
     count, height, width, _ = arrays["image"].shape[1:]
     columns = math.ceil(math.sqrt(count))
     names = LETTER * max(map(len, sizes)) + BETWEEN
@@ -53,7 +56,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
             axes.set_label(f"{size}/{patch}")
         for i, patch in enumerate(patches):
             at = names + i * (across + BETWEEN) + across / 2, total[1] - TOP / 2
-            _write(figure, at, total, f"patch size {patch}")
+            _write(figure, at, total, f"{across_name}{patch}")
         for i, size in enumerate(sizes):
             at = names / 2, total[1] - TOP - i * (down + BETWEEN) - down / 2
             _write(figure, at, total, size)
@@ -64,15 +67,21 @@ def _write(figure, at, total, text):
     figure.text(at[0] / total[0], at[1] / total[1], text, ha="center", va="center")
 
 
-def _places(rows, models):
-    """(size, patch size) -> number of the model."""
-    known = {row["model"]: (row["size"], row["patch_size"]) for row in looks.standard(rows)}
-    if unknown := [str(model) for model in models if str(model) not in known]:
-        raise ValueError(
-            f"the table has no row of {', '.join(unknown)}, of which there are samples; it has "
-            f"{', '.join(sorted(known))}."
-        )
-    return {known[str(model)]: i for i, model in enumerate(models)}
+def _places(rows, cells):
+    """{(size, patch size or block): number of the cell}, and what to write before the latter."""
+    known = {row["cell"]: row for row in rows}
+    found = [(i, known[str(cell)]) for i, cell in enumerate(cells) if str(cell) in known]
+    if not found:
+        raise looks.LackingError(f"no row is of the cells of the samples, {', '.join(cells)}")
+    blocks = len({row["block"] for _, row in found}) > 1
+    name = "block" if blocks else "patch_size"
+    return {(row["size"], row[name]): i for i, row in found}, "" if blocks else "patch size "
+
+
+def _column(place):
+    """Few tokens first; blocks in the paper's order."""
+    across = place[1]
+    return panels.BLOCKS.index(across) if across in panels.BLOCKS else -across
 
 
 def _shrunk(images, cell):
@@ -92,17 +101,17 @@ def _shrunk(images, cell):
 
 def _check(arrays):
     shapes = {name: array.shape for name, array in arrays.items()}
-    image, label, model = (arrays.get(name) for name in ("image", "label", "model"))
+    image, label, cell = (arrays.get(name) for name in ("image", "label", "cell"))
     if (
         image is None
         or label is None
-        or model is None
+        or cell is None
         or image.dtype != np.uint8
         or image.ndim != 5
-        or image.shape[:2] != (len(model), len(label))
+        or image.shape[:2] != (len(cell), len(label))
         or image.shape[-1] not in (1, 3)
     ):
         raise ValueError(
-            "samples must be image [models, n, H, W, 1 or 3] uint8, label [n] and model [models], "
+            "samples must be image [models, n, H, W, 1 or 3] uint8, label [n] and cell [models], "
             f"not {shapes}."
         )

@@ -1,5 +1,7 @@
 """The fits of a study as lines for people."""
 
+TOLD_APART = 2  # deviations from which on of two models one is called better
+
 
 def of(result: dict) -> str:
     """What `fit.study` returns, as text."""
@@ -75,11 +77,12 @@ def _iso_flop(fit, q):
         if at["bracketed"]:
             yield f"{best}; optimum {at['gmacs']:.3g} gmacs, {at['params']:.3g} parameters"
         else:
-            yield f"{best}; not bracketed: the optimum is at the edge or beyond"
+            yield f"{best}; no optimum between the models"
     for found in fit["exponents"]:
+        seeds = ", ".join(f"{one:.3f}" for one in found["by_seed"]) or "none"
         yield (
-            f"{found['tokens']} tokens: optimal gmacs ~ compute^{found['gmacs']:.3f} "
-            f"({_interval(found['interval'])} over {len(found['by_seed'])} seeds), parameters ~ "
+            f"{found['tokens']} tokens, {found['optima']} optima: optimal gmacs ~ "
+            f"compute^{found['gmacs']:.3f} (of each seed: {seeds}), parameters ~ "
             f"compute^{found['params']:.3f}"
         )
     if not fit["exponents"]:
@@ -87,7 +90,7 @@ def _iso_flop(fit, q):
 
 
 def _slopes(fit, q):
-    yield f"mean {fit['mean']:.3f} ({_interval(fit['interval'])}), at step {fit['step']:,}"
+    yield f"mean {fit['mean']:.3f}, at step {fit['step']:,}; smaller models first"
     for group in fit["groups"]:
         yield f"{group['slope']:+.3f}  {', '.join(group['models'])}"
 
@@ -100,10 +103,14 @@ def _pairs(fit, q):
     for found in fit["pairs"]:
         a, b = found["pair"]
         sigma = found["deviations"]
+        better = f"{found['better']} is better"
+        if sigma is not None:
+            apart = abs(sigma) >= TOLD_APART
+            better = f"{better if apart else 'not told apart'}, {abs(sigma):.1f} deviations"
         yield (
             f"{a['model']} (depth {a['depth']}, {a['tokens']} tokens) {a[q]:.4g}, {b['model']} "
-            f"(depth {b['depth']}, {b['tokens']} tokens) {b[q]:.4g}: {found['better']} is better"
-            + (f", {abs(sigma):.1f} deviations" if sigma is not None else "")
+            f"(depth {b['depth']}, {b['tokens']} tokens) {b[q]:.4g}, at {found['ratio']:.2f} x the "
+            f"cost: {better}"
         )
 
 
@@ -111,7 +118,7 @@ def _pairs(fit, q):
 PARTS = {
     "line": ("Against compute of a pass", _line),
     "law": ("Power law of models at equal steps", _law),
-    "law_of_frontier": ("Power law of the frontier of training compute", _law),
+    "law_of_frontier": ("Power law of the best quality at each training compute", _law),
     "largest": ("The largest model, predicted by the others", _largest),
     "rolling": ("Predictions beyond the models fitted, errors", _rolling),
     "iso_flop": ("Equal training compute", _iso_flop),

@@ -11,6 +11,7 @@ end DIR/table.csv holds what `experiments.scaling.collect` makes of the cells.
 """
 
 import collections
+import json
 import logging
 import pathlib
 import shlex
@@ -34,14 +35,22 @@ def waiting(
     return [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) not in left_alone]
 
 
-def check_data(cells: list[grid.Cell]) -> None:
-    """Opens what the cells train on, once.   Raises: as `data.open_split`."""
-    checked = []
+def check(cells: list[grid.Cell], workdir: pathlib.Path) -> None:
+    """Opens what the cells train on, and demands that what is in their directories is theirs.
+
+    Raises: as `data.open_split`; ValueError that lists the cells that are not.
+    """
+    metadata, problems = {}, []
     for one in cells:
-        keys = one.config.data.to_dict(), one.config.latents.to_dict()
-        if keys not in checked:
-            data.open_split(one.config, "train")
-            checked.append(keys)
+        keys = json.dumps([one.config.data.to_dict(), one.config.latents.to_dict()])
+        if keys not in metadata:
+            metadata[keys] = data.open_split(one.config, "train").metadata
+        try:
+            cell.check(one, workdir / one.name, metadata[keys])
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def run(
@@ -101,11 +110,13 @@ def main(_):
             print(shlex.join(["python", *words]))
         return
     commands = {name: [sys.executable, *words] for name, words in commands.items()}
-    check_data(left)
+    check(left, workdir)
+    for one in left:
+        cell.forget_failure(one, sweep.evaluate, workdir / one.name)
     counts = collections.Counter(cell.state(c, sweep.evaluate, workdir / c.name) for c in cells)
     logger.info("%d cells: %s", len(cells), ", ".join(f"{n} {s}" for s, n in counts.items()))
     if FLAGS.executor == "slurm":
-        _submit(sweep, commands, workdir)
+        submit(sweep, commands, workdir)
         return
     run(sweep, left, commands, workdir, FLAGS.parallel)
     failed = [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) == "failed"]
@@ -114,7 +125,7 @@ def main(_):
         raise ValueError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
     if waiting(sweep, cells, workdir):
         sys.exit("stopped: run the same command to continue.")
-    rows = collect.write(workdir, workdir / "table.csv", [])
+    rows = collect.write(workdir, workdir / "table.csv", cells=[c.name for c in cells])
     print(f"{workdir / 'table.csv'}: {len(rows)} rows of {len(cells)} cells")
 
 
@@ -126,8 +137,8 @@ def _config_flags():
     return [f"--config={config_flags.get_config_filename(flag)}", *overrides]
 
 
-def _submit(sweep, commands, workdir):
-    """Submits the cells whose jobs of an earlier call have ended."""
+def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
+    """Submits the cells to Slurm but for those whose jobs of an earlier call have not ended."""
     folder = workdir / "slurm"
     queued = []
     for name in commands:
@@ -144,9 +155,9 @@ def _submit(sweep, commands, workdir):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(job_id)
         print(f"{name}: job {job_id}")
-    print(
-        f"{len(jobs)} jobs submitted, {len(queued)} were queued before. --list shows their state."
-    )
+    for name in queued:
+        print(f"{name}: queued or running; delete {workdir / name / 'job'} to submit it again.")
+    print(f"{len(jobs)} jobs submitted. --list shows what is done.")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@
 | block, depth, hidden_size, num_heads | of `config.model` |
 | tokens, params, gmacs | `dit_jax.flops`: patches of an image, multiply-adds of one pass in 1e9 |
 | seed, learning_rate, batch_size | of the run |
+| optim.weight_decay, ... | other axes of the sweep, by their keys |
 | step, images_seen, train_gflops | how far it is; 6 gmacs images_seen |
-| eval_loss, eval_mse, ... | of held-out images, by the EMA weights |
+| eval_loss, eval_mse, ... | of held-out images, by the EMA weights, eval_draws times |
 | fd_pixels, label_accuracy, fid, ... | of samples, as `dit_jax.evaluate` names them |
 | sampler, sampling_steps, cfg_scale, num | how they were drawn, and how many |
 | extractor, reference, device, jax, git_revision | by what, against what, on what, by which code |
@@ -21,22 +22,24 @@ import pathlib
 from dit_jax import spool
 
 TEXT = ("cell", "grid", "model", "size", "block", "sampler", "extractor", "reference", "device")
-TEXT += ("jax", "git_revision")  # all else are numbers
+TEXT += ("jax", "git_revision")  # all else are numbers, but for a sweep's other axes
+REQUIRED = ("cell", "model", "patch_size", "block", "depth", "hidden_size", "tokens", "params")
+REQUIRED += ("gmacs", "seed", "batch_size", "step", "train_gflops")
 
 
 def read(path: pathlib.Path) -> list[dict]:
     """The rows: text, int or float; None where a cell is empty.
 
-    Raises: FileNotFoundError; ValueError, with the line, for a number that is none.
+    Raises: FileNotFoundError; ValueError for a table without columns that all need and, with the
+      line, for a number that is none, or more cells or fewer than columns.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
     with path.open(newline="") as file:
         lines = csv.DictReader(file)
-        return [
-            {name: _value(name, text, f"{path}:{number}") for name, text in line.items()}
-            for number, line in enumerate(lines, 2)
-        ]
+        if missing := [name for name in REQUIRED if name not in (lines.fieldnames or ())]:
+            raise ValueError(f"{path} has no column {', '.join(missing)}.")
+        return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 2)]
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
@@ -50,10 +53,18 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
     spool.replace(path, lambda file: file.write(text.getvalue().encode()))
 
 
+def _row(line, place):
+    if None in line or None in line.values():
+        raise ValueError(f"{place}: more cells or fewer than there are columns.")
+    return {name: _value(name, text, place) for name, text in line.items()}
+
+
 def _value(name, text, place):
     if name in TEXT or not text:
         return text or None
     try:
         return int(text) if text.lstrip("-").isdecimal() else float(text)
     except ValueError:
+        if "." in name:
+            return text
         raise ValueError(f"{place}: {name}={text!r} is no number.") from None
