@@ -25,6 +25,7 @@ def _row(size, patch_size, seed, step, eval_mse, block="adaLN-Zero", **more):
         seed=seed,
         step=step,
         batch_size=8,
+        learning_rate=1e-3,
         images_seen=8 * step,
         train_gflops=48 * step * gmacs,
         eval_mse=eval_mse,
@@ -79,6 +80,17 @@ def test_blocks_are_models_of_their_own(rows):
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
 
 
+def test_models_that_differ_otherwise_are_not_seeds(rows):
+    rows += [{**_row("S", 2, 0, 20, 0.9), "depth": 4}]
+    at = report.at_last_step(rows, ["eval_mse"])
+    assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
+    assert at["S/2 32x4"]["eval_mse"] == 0.9
+    decayed = [row | {"optim.weight_decay": decay} for row in rows[:12] for decay in (0.0, 0.1)]
+    at = report.at_last_step(decayed, ["eval_mse"])
+    assert list(at)[:2] == ["S/2 weight_decay=0.0", "S/2 weight_decay=0.1"]
+    assert at["S/2 weight_decay=0.1"]["seeds"] == 2
+
+
 def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_command):
     page, out = tmp_path / "page.md", tmp_path / "README.md"
     page.write_text(
@@ -91,7 +103,7 @@ def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_comman
     text = out.read_text()
     assert "12 rows, 3 models, range 20, steps 10, 20." in text
     assert "![gflops_eval_mse](results/figures/gflops_eval_mse.png)" in text
-    assert "6 cells, 1.2 hours, each on 1 x cpu" in text
+    assert "6 cells, 1.2 hours added up, each on 1 x cpu" in text
     assert "S/2: 1.80" in text
     assert "2 seeds" in text
     page.write_text("{at[XL/2][fd_pixels]}")

@@ -59,16 +59,22 @@ def fields(
 def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
     """By model, of the least gmacs first: its row's values, the seeds' mean and deviation.
 
-    A model whose block is not the usual one bears its name: 'M/1 in-context'.
+    A model bears in its name what else differs in the table: 'M/1 in-context learning_rate=0.001'.
     """
     rows = models.at_step(rows, models.last_step(rows))
+    other = ["learning_rate", "batch_size", *(name for name in rows[0] if "." in name)]
+    other = [name for name in other if len({row[name] for row in rows}) > 1]
     of_models = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row["gmacs"]):
-        block = "" if row["block"] == "adaLN-Zero" else f" {row['block']}"
-        of_models[row["model"] + block].append(row)
+        of_models[models.model_of(row)].append(row)
     found = {}
-    for name, alike in of_models.items():
-        found[name] = dict(alike[0], seeds=len(alike))
+    for alike in of_models.values():
+        row = alike[0]
+        parts = [row["model"], *([row["block"]] if row["block"] != "adaLN-Zero" else [])]
+        name = " ".join([*parts, *(f"{n.rpartition('.')[2]}={row[n]}" for n in other)])
+        if name in found:  # sizes of one name in tables joined by hand
+            name += f" {row['hidden_size']}x{row['depth']}"
+        found[name] = dict(row, seeds=len(alike))
         for quality in qualities:
             values = [row[quality] for row in alike]
             found[name][quality] = float(np.mean(values))
@@ -101,11 +107,12 @@ def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[s
 
 
 def cost(path: pathlib.Path) -> str:
-    """'12 cells took 1.5 hours of 2 x cpu', or that it is not known."""
+    """'12 cells, 1.5 hours added up, each on 1 x cpu', or that it is not known."""
     if not path.is_file():
         return "not measured"
     found = json.loads(path.read_text())
-    return f"{found['cells']} cells, {found['hours']:.1f} hours, each on {found['devices'][0]}"
+    devices = " or ".join(found["devices"])
+    return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
 
 
 def main(_):
