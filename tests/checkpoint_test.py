@@ -40,6 +40,7 @@ def test_restores_on_another_mesh(workdir, smoke_config):
     _assert_equal(state, other)
 
 
+@pytest.mark.slow
 def test_goes_on_on_another_number_of_devices(workdir, smoke_config):
     smoke_config.mesh.update(data=2, fsdp=2, tensor=2)
     smoke_config.update(total_steps=42, sample_every_steps=0)

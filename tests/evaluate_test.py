@@ -151,6 +151,7 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
         np.testing.assert_array_equal(file["arr_0"], drawn)
 
 
+@pytest.mark.slow
 def test_rows_are_of_their_weights(workdir, clean):
     """Another guide, raw parameters, and other weights at the same step are measured again."""
     first = _evaluate(workdir, num=10)

@@ -220,6 +220,7 @@ def test_vae_of_another_size_is_refused(latent_config, key, value):
         generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
+@pytest.mark.slow
 def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path, monkeypatch):
     latent_config.latents.source = "images"
     latent_config.sample_every_steps = 3
