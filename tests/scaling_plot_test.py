@@ -245,6 +245,23 @@ def test_models_look_the_same_in_all_figures(rows):
         assert len(points) >= 3
 
 
+def test_of_many_sizes_the_legend_has_the_widths():
+    many = [
+        {**row, "size": f"{size}x{i}", "model": f"{size}x{i}/4"}
+        for size in ("S", "L")
+        for i in (2, 3, 4, 5)
+        for row in rows_of(size, 4, depth=i)
+    ]
+    figure = curves.draw_gflops(many, "eval_mse")
+    assert _legend(figure) == ["width", "patch size", "128", "4", "256"]
+    assert len({line.get_color() for line in _lines(figure.axes[0])}) == 2
+
+
+def test_small_numbers_are_written_as_powers_of_ten():
+    law = laws.PowerLaw(0.128, 2.44e-5, 0.78)
+    assert curves._equation(law, "G") == r"$0.128 + 2.44\times 10^{-5}\,G^{-0.78}$"
+
+
 def test_blocks_have_a_color_each_over_steps(rows):
     figure = panels.draw_blocks(rows, "eval_mse")
     (axes,) = figure.axes

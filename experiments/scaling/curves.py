@@ -245,6 +245,13 @@ def _equation(law, symbol):
     """In mathtext."""
     if isinstance(law, laws.LogLinear):
         sign = "+" if law.slope > 0 else "-"
-        return rf"${law.intercept:.3g} {sign} {abs(law.slope):.3g}\,\log_{{10}} {symbol}$"
-    power = rf"{law.b:.3g}\,{symbol}^{{-{law.c:.2g}}}"
-    return f"${law.a:.3g} + {power}$" if law.a > 0 else f"${power}$"
+        slope = _number(abs(law.slope))
+        return rf"${_number(law.intercept)} {sign} {slope}\,\log_{{10}} {symbol}$"
+    power = rf"{_number(law.b)}\,{symbol}^{{-{law.c:.2g}}}"
+    return f"${_number(law.a)} + {power}$" if law.a > 0 else f"${power}$"
+
+
+def _number(value):
+    """Three digits: '2.44\\times 10^{-5}'."""
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return rf"{mantissa}\times 10^{{{int(exponent)}}}" if exponent else mantissa

@@ -131,8 +131,9 @@ class Looks:
         from matplotlib.lines import Line2D
 
         drawn = {self.name(row) for row in rows}
+        widths = all(name.startswith("width ") for name in drawn)
         sizes = [
-            Line2D([], [], color=color, label=name)
+            Line2D([], [], color=color, label=name.removeprefix("width ") if widths else name)
             for name, color in self.colors.items()
             if name in drawn
         ]
@@ -142,7 +143,7 @@ class Looks:
             for patch, marker in self.markers.items()
             if patch in patches
         ]
-        draw_legend(figure, ("size", sizes), ("patch size", marks), *lines)
+        draw_legend(figure, ("width" if widths else "size", sizes), ("patch size", marks), *lines)
 
 
 def colors_of(count: int) -> tuple[str, ...]:
