@@ -107,6 +107,10 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.data.eval_split = "validation"  # empty: no held-out loss
     config.data.image_size = 256  # pixels after the ADM crop
     config.data.image_channels = 3  # 1 grey, 3 RGB
+    # Of images with captions: TFDS's feature, such as caption or captions/text; of image folders
+    # the key in metadata.jsonl, mostly text. Empty: none are read.
+    config.data.caption_feature = ""
+    config.data.captions_per_image = 1  # the first so many; each time one of them is drawn
     config.data.flip = True  # mirror images with probability 1/2, before the VAE
     config.data.cache = False  # keep decoded examples in host memory
     config.data.num_workers = 0  # processes that read; 0 reads in threads of this one
@@ -143,14 +147,34 @@ def _add_dit(config):
     config.model.mlp_ratio = 4.0  # MLP width / hidden_size
     # How time and label come in: in-context, cross-attention, adaLN, adaLN-Zero.
     config.model.block = "adaLN-Zero"
-    config.model.num_classes = 1000  # the null class has this index
-    config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
+    _add_condition(config)
     config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
     config.model.dtype = "float32"  # of activations: float32, bfloat16
     config.model.attention = "auto"  # auto, xla, cudnn
     config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
     config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU
 
+    _add_diffusion(config)
+
+
+def _add_condition(config):
+    # What tells one image from another: label; tokens, a caption's bytes, which an encoder reads
+    # that is trained along; context, a caption as the frozen encoder text.encoder puts it.
+    config.model.condition = "label"
+    config.model.num_classes = 1000  # label: the null class has this index
+    config.model.class_dropout_prob = 0.1  # of labels or captions, in [0, 1); 0: no null class
+    config.model.context_size = 0  # tokens, context: width of the encoder
+    config.model.text_length = 64  # tokens: bytes of a caption; longer ones are cut
+    config.model.text_depth = 2  # tokens: blocks of the encoder
+    config.model.text_num_heads = 4  # tokens: divides context_size
+
+    config.text = ConfigDict()
+    config.text.encoder = ""  # context: workdir that dit_jax.convert clip wrote
+    # context: taken from the moments' dataset, where dit_jax.encode put it, not computed each step.
+    config.text.stored = False
+
+
+def _add_diffusion(config):
     config.diffusion = ConfigDict()
     # ddpm, a chain of levels; in continuous time vp (its limit), flow (straight lines, as SiT),
     # gvp (trigonometric, as SiT), edm (noise of deviation up to sigma_max). PROCESSES above

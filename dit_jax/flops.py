@@ -14,11 +14,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dit_jax import cli, models
-from dit_jax.models import blocks, dit
+from dit_jax import cli, models, text
+from dit_jax.models import blocks, conditioning, dit
 
 FLAGS = flags.FLAGS
 VAE_FACTOR = 8  # pixels per latent of the published models
+CLIP_LENGTH = 77  # tokens that it makes of any caption
 
 
 def count(config) -> dict[str, int | float]:
@@ -33,9 +34,11 @@ def count(config) -> dict[str, int | float]:
 def count_dit(config) -> dict[str, int | float]:
     """Counts of `config.model` of a DiT, for one image.
 
+    Of captions all text_length tokens count, and the work of the encoder that is trained along; of
+    a frozen one CLIP's 77, without its work.
     Returns: params (trained), params_with_pos_embed (the published count), tokens; gmacs of one
       forward pass: matrix products only; gflops; train_gflops_per_image = 3 gflops.
-    Raises: ValueError for an unknown block.
+    Raises: ValueError for an unknown block or condition.
     """
     d, depth, classes = config.hidden_size, config.depth, config.num_classes
     mlp = int(d * config.mlp_ratio)
@@ -51,8 +54,12 @@ def count_dit(config) -> dict[str, int | float]:
         "adaLN": (4, 0),
         "adaLN-Zero": (6, 0),
     }[config.block]
-    context = 2  # tokens, of t and y
+    conditioning.check(config)
+    words = {"label": 1, "tokens": config.text_length, "context": CLIP_LENGTH}[config.condition]
+    context = 1 + words  # tokens, of t and of the label or caption
     stream = tokens + context if config.block == "in-context" else tokens
+    if modulations and config.condition != "label":
+        stream += words
 
     # Each Linear as (in, out, times it is applied to an image).
     block = [(d, 3 * d, stream), (d, d, stream), (d, mlp, stream), (mlp, d, stream)]
@@ -63,12 +70,20 @@ def count_dit(config) -> dict[str, int | float]:
         attention += 2 * tokens * context * d
     outside = [(patch, d, tokens), (256, d, 1), (d, d, 1), (d, out, tokens)]
     outside += [(d, 2 * d if modulations else 0, 1)]
+    text_params = text_macs = 0
+    if config.condition == "label":
+        text_params = (classes + (config.class_dropout_prob > 0)) * d
+    else:
+        width = config.context_size
+        outside.append((width, d, words))
+        outside += [(width, d, 1)] * (modulations > 0)  # its mean
+        if config.condition == "tokens":
+            text_params, text_macs = _text_encoder(config)
     linears = outside + depth * block
 
-    params = sum((i + 1) * o for i, o, _ in linears)
+    params = sum((i + 1) * o for i, o, _ in linears) + text_params
     params += 2 * d * (depth * norms + (norms > 0))
-    params += (classes + (config.class_dropout_prob > 0)) * d
-    gmacs = (sum(i * o * n for i, o, n in linears) + depth * attention) / 1e9
+    gmacs = (sum(i * o * n for i, o, n in linears) + depth * attention + text_macs) / 1e9
     return {
         "params": params,
         "params_with_pos_embed": params + tokens * d,
@@ -77,6 +92,15 @@ def count_dit(config) -> dict[str, int | float]:
         "gflops": 2 * gmacs,
         "train_gflops_per_image": 6 * gmacs,
     }
+
+
+def _text_encoder(config):
+    """(parameters, multiply-adds of a caption) of the encoder that is trained along."""
+    d, length, depth = config.context_size, config.text_length, config.text_depth
+    linears = depth * [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
+    params = sum((i + 1) * o for i, o in linears) + 2 * d * (2 * depth + 1)
+    params += (text.ByteTokenizer.vocab_size + length) * d
+    return params, length * sum(i * o for i, o in linears) + depth * 2 * length**2 * d
 
 
 def count_vae(config, image_size: int) -> dict[str, int | float]:
@@ -181,6 +205,7 @@ def published_config(name: str, image_size: int = 256, block: str = "adaLN-Zero"
             in_channels=4,
             mlp_ratio=4.0,
             block=block,
+            condition="label",
             num_classes=1000,
             class_dropout_prob=0.1,
             learn_sigma=True,

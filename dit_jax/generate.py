@@ -1,4 +1,4 @@
-"""Parameters, labels and seeds to images, sharded over the mesh, one key per image."""
+"""Parameters, labels or captions, and seeds to images, sharded, one key per image."""
 
 import dataclasses
 import functools
@@ -15,7 +15,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, diffusion, guidance, latents, models, samplers, sharding
+from dit_jax import (
+    checkpoint,
+    conditions,
+    diffusion,
+    guidance,
+    latents,
+    models,
+    samplers,
+    sharding,
+)
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
@@ -36,15 +45,15 @@ class Trained:
     to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
     vae_digest: str = ""  # of the VAE that decodes; '' in pixels
     guide: "Guide | None" = None
+    encoder: conditions.TextEncoder | None = None  # of captions, where it is frozen
 
     def make_sample_fn(self) -> Callable:
-        """As the function of that name, with the guide bound."""
+        """As the function of that name, with guide and text encoder bound."""
         prediction = self.config.objective.prediction
         arguments = self.model, self.config.sample, self.process, prediction, self.mesh
-        if self.guide is None:
-            return make_sample_fn(*arguments)
-        sample = make_sample_fn(*arguments, self.guide.model)
-        return functools.partial(sample, guide_params=self.guide.params)
+        sample = make_sample_fn(*arguments, self.guide and self.guide.model)
+        guide_params = self.guide and self.guide.params
+        return functools.partial(sample, encoder=self.encoder, guide_params=guide_params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +112,10 @@ def load(
         loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
         guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
-    return Trained(config, step, raw, mesh, model, process, params, to_image, vae_digest, guide)
+    encoder = conditions.load_encoder(config, mesh)
+    return Trained(
+        config, step, raw, mesh, model, process, params, to_image, vae_digest, guide, encoder
+    )
 
 
 def _load_config(workdir):
@@ -125,7 +137,7 @@ def _load_model(workdir, config, mesh, step, raw):
 
 def _check_guide(guide, config, workdir):
     def of(config):
-        keys = "input_size", "in_channels", "num_classes"
+        keys = "input_size", "in_channels", "condition", "num_classes", "context_size"
         return {
             **{f"model.{key}": config.model[key] for key in keys},
             "diffusion": config.diffusion.to_dict(),
@@ -175,16 +187,17 @@ def make_sample_fn(
     mesh: Mesh,
     guide: nn.Module | None = None,
 ) -> Callable:
-    """The jitted `sample(params, key, index, label, guide_params=None) -> (x_0, finite)`.
+    """The jitted `sample(params, key, index, cond, null, encoder=None, guide_params=None)`.
 
     Args:
       sample_config: `config.sample`.   prediction: `config.objective.prediction`.
-      guide: a worse model, which takes the null class's place in guidance.
+      guide: a worse model, which takes the null condition's place in guidance.
     Returns:
-      sample: index [B] int32, the image's number, and label [B] int32, both sharded over the
-        batch, to x_0 [B, h, w, C] f32 and finite [steps] bool, whether every x_t was. Image i
-        depends on key and i alone, not on the others.
-    Raises: ValueError as `samplers.build`, or for guidance of a model without a null class.
+      sample: index [B] int32, the image's number, cond and null [B, ...], all sharded over the
+        batch, as `conditions.Conditions`, to (x_0 [B, h, w, C] f32, finite [steps] bool, whether
+        every x_t was). Image i depends on key and i alone, not on the others. encoder: of captions,
+        for a model of condition 'context'.
+    Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
     """
     sampler = samplers.build(sample_config, process, prediction)
     runs = _guided_runs(sample_config, sampler)
@@ -193,25 +206,32 @@ def make_sample_fn(
     options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
     shape = (model.input_size, model.input_size, model.in_channels)
 
-    def sample(params, key, index, label, guide_params=None):
+    def sample(params, key, index, cond, null, encoder=None, guide_params=None):
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
 
         def normal(i):
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
 
-        def apply(model, params):
-            def predict(x_t, network_time, y=label):
+        def encode(model, params, cond):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return conditions.encode(model, params, encoder, cond)
+
+        def apply(model, params, cond):
+            encoded = encode(model, params, cond)
+
+            def predict(x_t, network_time, cond=encoded):
                 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                    return model.apply({"params": params}, x_t, network_time, y)
+                    return model.apply({"params": params}, x_t, network_time, cond)
 
-            return predict
+            return predict, encoded
 
-        predict = apply(model, params)
+        predict, encoded = apply(model, params, cond)
         if guide is not None:
-            guided = guidance.autoguidance(predict, apply(guide, guide_params), scale, **options)
+            worse, _ = apply(guide, guide_params, cond)
+            guided = guidance.autoguidance(predict, worse, scale, **options)
         else:
             guided = guidance.classifier_free_guidance(
-                predict, label, model.num_classes, scale, **options
+                predict, encoded, encode(model, params, null), scale, **options
             )
         parts = [
             (
@@ -234,7 +254,7 @@ def make_sample_fn(
 
 
 def forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
-    """How often an image passes through the network; guidance by the null class counts twice."""
+    """How often an image passes through the network; guidance by the null one counts twice."""
     sampler = samplers.build(sample_config, process, prediction)
     runs = _guided_runs(sample_config, sampler)
     passes = np.repeat([1 + guided for guided, _ in runs], [count for _, count in runs])
@@ -256,22 +276,10 @@ def make_decode_fn(config, mesh: Mesh) -> Callable:
     return jax.jit(lambda vae, x_0: latents.decode_in_groups(vae, config, x_0, mesh))
 
 
-def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
-    """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
-
-    Balanced labels take turns, so that every part of the samples has all classes alike.
-    """
-    if kind == "random":
-        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
-    if kind == "balanced":
-        return (np.arange(num) % num_classes).astype(np.int32)
-    raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
-
-
 def batches(
     sample: Callable,
     params,
-    labels: np.ndarray,
+    told: conditions.Conditions,
     seed: int,
     mesh: Mesh,
     output: Callable,
@@ -280,8 +288,8 @@ def batches(
 ) -> Iterator[tuple[range, Any]]:
     """(image numbers, output(x_0) on the devices) of batch after batch, from image `start` on.
 
-    Image i is a function of (params, seed, i, labels[i]). The last batch repeats its last image;
-    its numbers are those that count. The next batch is under way when one is yielded.
+    Image i is a function of (params, seed, i, told.cond[i], told.null[i]). The last batch repeats
+    its last image; its numbers are those that count. The next is under way when one is yielded.
 
     Args:
       sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
@@ -289,15 +297,15 @@ def batches(
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(labels))
+    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(told))
     batch_size = -(-batch_size // shards) * shards
     key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
     previous = None
-    for first in range(start, len(labels), batch_size):
-        index = np.minimum(first + rows, len(labels) - 1).astype(np.int32)
-        batch = {"index": index, "label": np.asarray(labels, np.int32)[index]}
+    for first in range(start, len(told), batch_size):
+        index = np.minimum(first + rows, len(told) - 1).astype(np.int32)
+        batch = {"index": index, **told.rows(index)}
         x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
-        numbers = range(first, min(first + batch_size, len(labels)))
+        numbers = range(first, min(first + batch_size, len(told)))
         current = numbers, output(x_0), finite
         if previous:
             yield _finished(*previous)
@@ -320,17 +328,17 @@ def _finished(numbers, output, finite):
 def generate(
     sample: Callable,
     params,
-    labels: np.ndarray,
+    told: conditions.Conditions,
     seed: int,
     mesh: Mesh,
     to_image: Callable,
     progress: bool = False,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """All images [N, H, W, C] uint8 for labels [N], in host memory; arguments as `batches`."""
+    """All images [N, H, W, C] uint8, in host memory; arguments as `batches`."""
     images = []
-    with tqdm(total=len(labels), unit="img", disable=not progress) as bar:
-        for numbers, batch in batches(sample, params, labels, seed, mesh, to_image, batch_size):
+    with tqdm(total=len(told), unit="img", disable=not progress) as bar:
+        for numbers, batch in batches(sample, params, told, seed, mesh, to_image, batch_size):
             images.append(to_host(batch)[: len(numbers)])
             bar.update(len(numbers))
     return np.concatenate(images)
@@ -385,8 +393,8 @@ def _check_guidance(config, model, guide):
         raise ValueError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
     if config.cfg_scale != 1 and guide is None and not model.class_dropout_prob:
         raise ValueError(
-            f"cfg_scale={config.cfg_scale} needs a null class, but the model was trained with "
-            "class_dropout_prob=0; use cfg_scale 1, or --guide with a worse model."
+            f"cfg_scale={config.cfg_scale} needs a null class or empty captions, but the model was "
+            "trained with class_dropout_prob=0; use cfg_scale 1, or --guide with a worse model."
         )
     if guide is not None and config.cfg_scale == 1:
         raise ValueError("a guide without --cfg_scale above 1 changes nothing.")

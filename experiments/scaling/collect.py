@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import checkpoint, cli, flops, generate, metrics, plot, rows, spool
+from dit_jax import checkpoint, cli, conditions, flops, generate, metrics, plot, rows, spool
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
@@ -213,7 +213,7 @@ def samples(
 def _shown(directory, row):
     """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
     config, sample = checkpoint.load_config(directory), row["sample"]
-    labels = generate.draw_labels(
+    labels = conditions.draw_labels(
         sample["labels"], sample["num"], config.model.num_classes, sample["seed"]
     )
     grid = np.asarray(Image.open(directory / row["picture"]))

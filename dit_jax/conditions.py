@@ -1,0 +1,153 @@
+"""Labels and captions: from the data, drawn, or prompted, to what the network is told.
+
+On the way a condition is a label [B] int32, token ids [B, M] int32, or, where the frozen encoder's
+outputs are stored beside the moments, a sequence [B, M, D] f16. `encode` makes of it what the model
+takes, as `models.conditioning` has it.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from ml_collections import ConfigDict
+
+from dit_jax import checkpoint, sources
+from dit_jax.models import conditioning
+
+logger = logging.getLogger("dit_jax")
+
+FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
+
+
+@struct.dataclass
+class TextEncoder:
+    """A frozen encoder; a tree of its parameters, so that jitted functions take it."""
+
+    params: dict
+    model: nn.Module = struct.field(pytree_node=False)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Token ids [B, M] to [B, M, D] f32."""
+        return self.model.apply({"params": self.params}, tokens)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conditions:
+    """What N images are drawn from: labels [N] or token ids [N, M], and what guides away from."""
+
+    cond: np.ndarray  # int32
+    null: np.ndarray  # like cond: the null class, the empty caption, or another to be avoided
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of the images of these numbers, by name."""
+        return {"cond": self.cond[index], "null": self.null[index]}
+
+
+def of_labels(labels: Sequence[int], num_classes: int) -> Conditions:
+    """The classes [N], guided away from the null class."""
+    labels = np.asarray(labels, np.int32)
+    return Conditions(labels, np.full_like(labels, num_classes))
+
+
+def of_captions(config: ConfigDict, captions: Sequence[str], negative: str = "") -> Conditions:
+    """The captions, guided away from `negative`, by default the empty one.
+
+    Raises: ValueError for a model of labels; FileNotFoundError without the tokeniser's file.
+    """
+    tokenize = sources.tokenizer(config)
+    if tokenize is None:
+        raise ValueError(
+            f"model.condition={config.model.condition!r}: this model takes labels, not captions."
+        )
+    cond = tokenize(captions)
+    return Conditions(cond, np.broadcast_to(tokenize([negative]), cond.shape))
+
+
+def draw(config: ConfigDict, kind: str, num: int, seed: int = 0) -> Conditions:
+    """`num` labels, as `draw_labels`; or of so many images of the data, held out if there are.
+
+    Captions are drawn without repetition as long as there are enough; 'balanced' ones are the
+    first, in order.
+    """
+    if config.model.condition == "label":
+        labels = draw_labels(kind, num, config.model.num_classes, seed)
+        return of_labels(labels, config.model.num_classes)
+    source = sources.open_split(config, "eval" if config.data.eval_split else "train")
+    count = len(source) // source.views
+    index = np.arange(num) % count
+    if kind == "random":
+        rng = np.random.default_rng(seed)
+        index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
+    return of_captions(config, [source.captions(source.views * i)[0] for i in index])
+
+
+def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
+
+    Balanced labels take turns, so that every part of the samples has all classes alike.
+    """
+    if kind == "random":
+        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
+    if kind == "balanced":
+        return (np.arange(num) % num_classes).astype(np.int32)
+    raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
+
+
+def for_picture(config: ConfigDict, num: int) -> Conditions:
+    """Of a picture while training: labels in equal blocks, or the first captions of the data."""
+    if config.model.condition == "label":
+        num_classes = config.model.num_classes
+        return of_labels(np.arange(num) * num_classes // num, num_classes)
+    return draw(config, "balanced", num)
+
+
+def load_encoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> TextEncoder | None:
+    """The frozen encoder of `config.text`, replicated over the mesh; None if the model needs none.
+
+    Raises: as `checkpoint.load_model`; ValueError for an encoder of another width.
+    """
+    if config.model.condition != "context":
+        return None
+    workdir = pathlib.Path(config.text.encoder)
+    model, params = checkpoint.load_model(workdir, mesh, config.model.dtype, "clip")
+    if model.hidden_size != config.model.context_size:
+        raise ValueError(
+            f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "
+            f"model.context_size={config.model.context_size}."
+        )
+    return TextEncoder(params, model)
+
+
+def of_batch(batch: dict, resident: dict) -> jax.Array:
+    """The condition of a batch: its one feature that is one; by 'record' out of `resident`."""
+    if "record" in batch:
+        return of_batch({n: a[batch["record"]] for n, a in resident.items() if n in FEATURES}, {})
+    return next(batch[name] for name in reversed(FEATURES) if name in batch)
+
+
+def drop(key: jax.Array, cond: jax.Array, prob: float, null: jax.Array | np.ndarray) -> jax.Array:
+    """cond [B, ...], each row replaced by null [...] with the probability."""
+    dropped = jax.random.bernoulli(key, prob, cond.shape[:1])
+    dropped = dropped.reshape(-1, *(1,) * (cond.ndim - 1))
+    return jnp.where(dropped, jnp.asarray(null, cond.dtype)[None], cond)
+
+
+def encode(
+    model: nn.Module, params: dict, encoder: TextEncoder | None, cond: jax.Array
+) -> jax.Array:
+    """A condition [B, ...] as the model takes it, computed once for all its calls."""
+    if model.condition == "label" or cond.ndim == 3:
+        return cond
+    if model.condition == "tokens":
+        own = conditioning.encoder(model)
+        return own.apply({"params": params["text_encoder"]}, cond)
+    return encoder(cond)
