@@ -52,9 +52,10 @@ class ByteTokenizer:
 class ClipTokenizer:
     """CLIP's: byte pairs of lower-case words between START and END, then padding.
 
-    Unicode is composed (NFC) and whitespace is one space, as in transformers' CLIPTokenizer, whose
-    tokens these are: OpenAI's code also mends broken encodings and HTML entities. A caption's "!"
-    is the word that it was in training where "!" is the padding too; transformers pads there.
+    Unicode is composed (NFC) and whitespace is one space: the tokens are those of transformers 5's
+    CLIPTokenizer. OpenAI's code before that resolves HTML entities and runs ftfy, which straightens
+    quotes and takes ligatures and wide letters apart. A caption's "!" is a word where "!" is the
+    padding too, as it was in training; transformers makes padding of it.
     Source: Radford et al. 2021, section 2.4, and the rules of its code.
     """
 

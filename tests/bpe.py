@@ -51,7 +51,7 @@ VOCAB = {token: i for i, token in enumerate(TOKENS)}
 
 def write(directory):
     """Writes vocab.json and merges.txt, and returns the directory."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "vocab.json").write_text(json.dumps(VOCAB))
     lines = ["#version: 0.2", *map(" ".join, MERGES)]
     (directory / "merges.txt").write_text("\n".join(lines) + "\n")
