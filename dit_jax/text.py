@@ -14,7 +14,7 @@ logger = logging.getLogger("dit_jax")
 PAD = 256  # after the bytes
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-# What is one word to CLIP; between words, only whitespace is left.
+# What is one word to CLIP; whitespace, in none of them, is left out.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 FILE = "tokenizer.json"  # in the workdir of a text encoder
 SOURCE = (
@@ -52,7 +52,7 @@ class ByteTokenizer:
 class ClipTokenizer:
     """CLIP's: byte pairs of lower-case words between START and END, then padding.
 
-    Unicode is composed (NFC) and whitespace is one space: the tokens are those of transformers 5's
+    Unicode is composed (NFC), whitespace only parts words: the tokens are those of transformers 5's
     CLIPTokenizer. OpenAI's code before that resolves HTML entities and runs ftfy, which straightens
     quotes and takes ligatures and wide letters apart. A caption's "!" is a word where "!" is the
     padding too, as it was in training; transformers makes padding of it.
@@ -83,7 +83,6 @@ class ClipTokenizer:
         self._tokenizer.normalizer = tokenizers.normalizers.Sequence(
             [
                 tokenizers.normalizers.NFC(),
-                tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
                 tokenizers.normalizers.Lowercase(),
             ]
         )

@@ -42,8 +42,8 @@ SIZES = dict(
 def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
     """`config.model` from the config.json in a directory, without the last layers.
 
-    Raises: FileNotFoundError; ValueError for a model of another kind, no layers left, or as
-      `arrays.parse`.
+    Raises: FileNotFoundError; ValueError for a model of another kind, a wrong number of layers,
+      or as `arrays.parse`.
     """
     path, _, theirs = _read_theirs(source)
     sizes = {ours: theirs.get(name, default) for ours, (name, default) in SIZES.items()}
@@ -58,9 +58,10 @@ def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
             f"{path} describes a text model of another kind: {wrong}. Needed are sizes above 0, "
             f"hidden_act {' or '.join(clip.ACTIVATIONS)}, layer_norm_eps {clip.NORM_EPSILON}."
         )
-    if not 0 <= skip_layers < sizes["depth"]:
-        raise ValueError(f"{skip_layers=} of the {sizes['depth']} layers in {path} leaves none.")
-    sizes["depth"] -= skip_layers
+    depth = sizes["depth"]
+    if not 0 <= skip_layers < depth:
+        raise ValueError(f"{skip_layers=} must be in 0..{depth - 1}: {path} has {depth} layers.")
+    sizes["depth"] = depth - skip_layers
     return ConfigDict(dict(name="clip", **sizes, activation=activation, dtype="float32"))
 
 

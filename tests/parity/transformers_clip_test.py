@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from dit_jax import checkpoint, sharding, text
+from dit_jax import checkpoint, convert, sharding, text
 from dit_jax.convert.__main__ import convert_clip
 
 TINY = dict(
@@ -109,6 +109,20 @@ def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     print(f"{sizes['hidden_size']}: {error:.1e} of the largest value")
     assert error < 1e-4
+
+
+def test_file_of_torch_holds_the_same(tmp_path):
+    """As old folders have it, position_ids included."""
+    theirs = _theirs(transformers.CLIPTextModelWithProjection, TINY)
+    theirs.save_pretrained(tmp_path)
+    expected = convert.clip.read(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    ids = {"text_model.embeddings.position_ids": torch.arange(20)[None]}
+    torch.save(theirs.state_dict() | ids, tmp_path / "pytorch_model.bin")
+    config, found = convert.clip.read_config(tmp_path), convert.clip.read(tmp_path)
+    assert found.keys() == expected.keys() | ids.keys()
+    a, b = (convert.load("clip", arrays, config) for arrays in (found, expected))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def _random_captions():
