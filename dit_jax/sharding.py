@@ -66,7 +66,30 @@ VAE_AXES = {
     for name in names.split()
     for leaf, axes in leaves.items()
 }
-PARAMETER_AXES = DIT_AXES | VAE_AXES
+# V tokens of the vocabulary, M = mlp_size; q_proj, k_proj and v_proj are whole heads in order.
+CLIP_AXES = {
+    "embeddings_token_embedding/embedding": (None, "fsdp"),  # [V, D]
+    "embeddings_position_embedding/embedding": (None, "fsdp"),  # [length, D]
+    "encoder_layers/layer_norm1/scale": (None, "fsdp"),  # [L, D]
+    "encoder_layers/layer_norm1/bias": (None, "fsdp"),  # [L, D]
+    "encoder_layers/self_attn/q_proj/kernel": (None, "fsdp", "tensor"),  # [L, D, D]
+    "encoder_layers/self_attn/q_proj/bias": (None, ("tensor", "fsdp")),  # [L, D]
+    "encoder_layers/self_attn/k_proj/kernel": (None, "fsdp", "tensor"),  # [L, D, D]
+    "encoder_layers/self_attn/k_proj/bias": (None, ("tensor", "fsdp")),  # [L, D]
+    "encoder_layers/self_attn/v_proj/kernel": (None, "fsdp", "tensor"),  # [L, D, D]
+    "encoder_layers/self_attn/v_proj/bias": (None, ("tensor", "fsdp")),  # [L, D]
+    "encoder_layers/self_attn/out_proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
+    "encoder_layers/self_attn/out_proj/bias": (None, "fsdp"),  # [L, D]
+    "encoder_layers/layer_norm2/scale": (None, "fsdp"),  # [L, D]
+    "encoder_layers/layer_norm2/bias": (None, "fsdp"),  # [L, D]
+    "encoder_layers/mlp/fc1/kernel": (None, "fsdp", "tensor"),  # [L, D, M]
+    "encoder_layers/mlp/fc1/bias": (None, ("tensor", "fsdp")),  # [L, M]
+    "encoder_layers/mlp/fc2/kernel": (None, "tensor", "fsdp"),  # [L, M, D]
+    "encoder_layers/mlp/fc2/bias": (None, "fsdp"),  # [L, D]
+    "final_layer_norm/scale": ("fsdp",),  # [D]
+    "final_layer_norm/bias": ("fsdp",),  # [D]
+}
+PARAMETER_AXES = DIT_AXES | VAE_AXES | CLIP_AXES
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:

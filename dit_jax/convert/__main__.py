@@ -5,12 +5,15 @@
   python -m dit_jax.convert lpips SRC DST
   python -m dit_jax.convert inception SRC DST
   python -m dit_jax.convert dinov2 SRC DST
+  python -m dit_jax.convert clip SRC DST [--skip_layers N]
   python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
 SRC is the directory that diffusers wrote (`dit`, `vae`), a .npz, .safetensors or .pt file of the
 published names (`dit`; `inception`: torch-fidelity's or pytorch-fid's), a directory with
 vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the directory that transformers
-wrote (`dinov2`). A DiT without --config gets the published one's, with the sizes of the checkpoint.
+wrote (`dinov2`). Of `clip` it is the directory that transformers wrote, such as a Stable
+Diffusion's text_encoder/, with the tokenizer's files in it or in ../tokenizer/. A DiT without
+--config gets the published one's, with the sizes of the checkpoint.
 """
 
 import json
@@ -24,8 +27,8 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, cli, convert
-from dit_jax.convert import arrays, diffusers_dit, dinov2, dit, lpips, vae
+from dit_jax import checkpoint, cli, convert, text
+from dit_jax.convert import arrays, clip, diffusers_dit, dinov2, dit, lpips, vae
 
 FLAGS = flags.FLAGS
 CONFIG = "dit_jax"  # of a file's metadata
@@ -36,6 +39,7 @@ COMMANDS = {
     "lpips": (),
     "inception": (),
     "dinov2": (),
+    "clip": ("skip_layers",),
     "dit-export": ("step", "raw"),
 }
 
@@ -82,6 +86,23 @@ def convert_dinov2(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     config = ConfigDict({"model": dinov2.read_sizes(found)})
     params = convert.load("dinov2", found, config.model)
     checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_clip(source: pathlib.Path, workdir: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
+    """Writes CLIP's text transformer at `source` to a new workdir, and returns its config.
+
+    The workdir also gets the tokenizer, for `text.load_tokenizer`.
+    Args: source, the directory that transformers wrote.   skip_layers: how many of the last layers
+      to leave out; Stable Diffusion 2 is trained on OpenCLIP-H without 1, and its folders have it
+      left out already.
+    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    """
+    config = ConfigDict({"model": clip.read_config(source, skip_layers)})
+    tokenizer = clip.read_tokenizer(source, config.model)
+    params = convert.load("clip", clip.read(source, skip_layers), config.model)
+    checkpoint.save_params(workdir, config, params)
+    tokenizer.save(workdir / text.FILE)
     return config
 
 
@@ -206,6 +227,8 @@ def main(argv):
         return
     if command == "dit":
         config = convert_dit(source, target, FLAGS.config)
+    elif command == "clip":
+        config = convert_clip(source, target, FLAGS.skip_layers)
     else:
         convert_model = {
             "vae": convert_vae,
@@ -220,5 +243,6 @@ def main(argv):
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_integer("step", None, "dit-export: the checkpoint; the newest by default.")
+    flags.DEFINE_integer("skip_layers", 0, "clip: how many of the last layers to leave out.")
     flags.DEFINE_bool("raw", False, "dit-export: the trained parameters instead of their EMA.")
     cli.run(main)
