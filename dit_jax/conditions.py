@@ -102,6 +102,54 @@ def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndar
     raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
 
 
+def asked(
+    config: ConfigDict,
+    num: int,
+    labels: str = "",
+    prompts: Sequence[str] = (),
+    negative: str = "",
+    seed: int = 0,
+) -> Conditions:
+    """What a command's flags ask for, of `num` images: labels, or prompts in blocks of equal size.
+
+    Raises: ValueError for labels of a model of captions and the reverse, or as `parse_labels`.
+    """
+    if config.model.condition == "label":
+        if prompts or negative:
+            raise ValueError("--prompt is of a model of captions; this one takes --labels.")
+        return of_labels(
+            parse_labels(labels, num, config.model.num_classes, seed), config.model.num_classes
+        )
+    if labels:
+        raise ValueError(f"--labels={labels}: this model takes captions, as --prompt.")
+    prompts = list(prompts) or [""]
+    if num < len(prompts):
+        raise ValueError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
+    return of_captions(config, [prompts[i * len(prompts) // num] for i in range(num)], negative)
+
+
+def parse_labels(text: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    """[num] int32 labels: the comma-separated ones, repeated in blocks of equal size.
+
+    An empty text means all classes; 'random', each uniformly drawn by the seed.
+    Raises: ValueError for a label that is no class.
+    """
+    if text == "random":
+        return draw_labels("random", num, num_classes, seed)
+    try:
+        labels = [int(label) for label in text.split(",")] if text else list(range(num_classes))
+    except ValueError:
+        raise ValueError(
+            f"--labels={text!r} must be numbers with commas, such as 0,3,9, or random."
+        ) from None
+    wrong = [label for label in labels if not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
+    if num < 1 or (text and num < len(labels)):
+        raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {labels=}.")
+    return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
+
+
 def for_picture(config: ConfigDict, num: int) -> Conditions:
     """Of a picture while training: labels in equal blocks, or the first captions of the data."""
     if config.model.condition == "label":

@@ -37,6 +37,7 @@ from dit_jax import (
     images,
     measures,
     metrics,
+    pictures,
     references,
     rows,
     sharding,
@@ -229,7 +230,7 @@ def _write_picture(path, image, label):
     """Images in rows of ten, by class where there are labels."""
     if label is not None:
         image = image[np.argsort(label[: len(image)], kind="stable")]
-    picture = Image.fromarray(generate.image_grid(image, columns=10))
+    picture = Image.fromarray(pictures.image_grid(image, columns=10))
     spool.replace(path, lambda file: picture.save(file, "PNG"))
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from dit_jax import (
     checkpoint,
     conditions,
     diffusion,
+    edits,
     guidance,
     latents,
     models,
@@ -28,7 +29,6 @@ from dit_jax import (
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
-CELL, GAP = 48, 2  # pixels, of pictures of many images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,15 +43,20 @@ class Trained:
     process: diffusion.Process
     params: dict
     to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
-    vae_digest: str = ""  # of the VAE that decodes; '' in pixels
+    vae: latents.Vae | None = None  # that decodes; None in pixels
     guide: "Guide | None" = None
     encoder: conditions.TextEncoder | None = None  # of captions, where it is frozen
 
-    def make_sample_fn(self) -> Callable:
+    @property
+    def vae_digest(self) -> str:
+        """Of the VAE that decodes; '' in pixels."""
+        return self.vae.digest if self.vae else ""
+
+    def make_sample_fn(self, strength: float = 1.0) -> Callable:
         """As the function of that name, with guide and text encoder bound."""
         prediction = self.config.objective.prediction
         arguments = self.model, self.config.sample, self.process, prediction, self.mesh
-        sample = make_sample_fn(*arguments, self.guide and self.guide.model)
+        sample = make_sample_fn(*arguments, self.guide and self.guide.model, strength)
         guide_params = self.guide and self.guide.params
         return functools.partial(sample, encoder=self.encoder, guide_params=guide_params)
 
@@ -99,11 +104,10 @@ def load(
     samplers.check_used(config.sample, settings or {})
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
-    to_image, vae_digest = latents.image_from_x_0, ""
+    to_image, vae = latents.image_from_x_0, None
     if config.latents.source != "pixels":
         vae = load_vae(config, mesh)
         to_image = functools.partial(make_decode_fn(config.latents, mesh), vae)
-        vae_digest = vae.digest
     guide = None
     if guide_workdir or guide_step is not None:
         guide_workdir = guide_workdir or workdir
@@ -113,9 +117,7 @@ def load(
         guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
     encoder = conditions.load_encoder(config, mesh)
-    return Trained(
-        config, step, raw, mesh, model, process, params, to_image, vae_digest, guide, encoder
-    )
+    return Trained(config, step, raw, mesh, model, process, params, to_image, vae, guide, encoder)
 
 
 def _load_config(workdir):
@@ -186,65 +188,99 @@ def make_sample_fn(
     prediction: str,
     mesh: Mesh,
     guide: nn.Module | None = None,
+    strength: float = 1.0,
 ) -> Callable:
-    """The jitted `sample(params, key, index, cond, null, encoder=None, guide_params=None)`.
+    """The jitted `sample(params, key, index, cond, null, encoder=None, guide_params=None, ...)`.
 
     Args:
       sample_config: `config.sample`.   prediction: `config.objective.prediction`.
       guide: a worse model, which takes the null condition's place in guidance.
+      strength: of an edit, the share of the steps that is taken.
     Returns:
       sample: index [B] int32, the image's number, cond and null [B, ...], all sharded over the
         batch, as `conditions.Conditions`, to (x_0 [B, h, w, C] f32, finite [steps] bool, whether
         every x_t was). Image i depends on key and i alone, not on the others. encoder: of captions,
         for a model of condition 'context'.
+        Of edits: image, x_0 of given images, which are noised to begin with; mask, like it or of
+        one channel, 1 where something new is wanted; x_T instead of noise; share [B] of the image
+        of number `other` [B], told cond_of_other, that is drawn from together with this one.
     Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
     """
-    sampler = samplers.build(sample_config, process, prediction)
+    sampler = samplers.build(sample_config, process, prediction, strength)
     runs = _guided_runs(sample_config, sampler)
     _check_guidance(sample_config, model, guide)
     scale = sample_config.cfg_scale
     options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
     shape = (model.input_size, model.input_size, model.in_channels)
 
-    def sample(params, key, index, cond, null, encoder=None, guide_params=None):
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-
-        def normal(i):
+    def sample(
+        params,
+        key,
+        index,
+        cond,
+        null,
+        encoder=None,
+        guide_params=None,
+        image=None,
+        mask=None,
+        x_T=None,
+        other=None,
+        cond_of_other=None,
+        share=None,
+    ):
+        def normal(i, index=index):
+            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
+
+        def noise(i):
+            if share is None:
+                return normal(i)
+            return edits.interpolate(normal(i), normal(i, other), share)
 
         def encode(model, params, cond):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return conditions.encode(model, params, encoder, cond)
 
-        def apply(model, params, cond):
-            encoded = encode(model, params, cond)
+        def networks(cond):
+            """predict(x_t, network_time) told cond, and the same guided."""
 
-            def predict(x_t, network_time, cond=encoded):
-                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                    return model.apply({"params": params}, x_t, network_time, cond)
+            def apply(model, params):
+                encoded = encode(model, params, cond)
 
-            return predict, encoded
+                def predict(x_t, network_time, cond=encoded):
+                    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                        return model.apply({"params": params}, x_t, network_time, cond)
 
-        predict, encoded = apply(model, params, cond)
-        if guide is not None:
-            worse, _ = apply(guide, guide_params, cond)
-            guided = guidance.autoguidance(predict, worse, scale, **options)
-        else:
-            guided = guidance.classifier_free_guidance(
-                predict, encoded, encode(model, params, null), scale, **options
+                return predict, encoded
+
+            predict, encoded = apply(model, params)
+            if guide is not None:
+                worse, _ = apply(guide, guide_params)
+                return predict, guidance.autoguidance(predict, worse, scale, **options)
+            null_encoded = encode(model, params, null)
+            return predict, guidance.classifier_free_guidance(
+                predict, encoded, null_encoded, scale, **options
             )
-        parts = [
-            (
-                samplers.make_denoise(
-                    process, prediction, guided if is_guided else predict, sampler.times
-                ),
-                count,
-            )
-            for is_guided, count in runs
-        ]
+
+        predict = networks(cond)
+        if share is not None:
+            both = zip(predict, networks(cond_of_other), strict=True)
+            predict = [edits.mix(one, other, share) for one, other in both]
+        parts = []
+        for guided, count in runs:
+            times = sampler.times
+            denoise = samplers.make_denoise(process, prediction, predict[guided], times)
+            if mask is not None:
+                denoise = edits.keep_known(denoise, process, times, image, mask)
+            parts.append((denoise, count))
         # 0 is x_T's noise, i + 1 that of step i.
-        problem = samplers.Problem(process, sampler.grid, parts, lambda i: normal(i + 1))
-        return sampler.solve(problem, process.x_T_std * normal(0))
+        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
+        if x_T is not None:
+            return sampler.solve(problem, x_T)
+        if image is not None:
+            t = jnp.full(len(index), sampler.grid[0], jnp.float32)
+            return sampler.solve(problem, diffusion.q_sample(process, image, t, noise(0)))
+        return sampler.solve(problem, process.x_T_std * noise(0))
 
     return jax.jit(
         sample,
@@ -342,44 +378,6 @@ def generate(
             images.append(to_host(batch)[: len(numbers)])
             bar.update(len(numbers))
     return np.concatenate(images)
-
-
-def grid_columns(count: int) -> int:
-    """Columns of a grid that is about square."""
-    return math.isqrt(count - 1) + 1
-
-
-def image_grid(images: np.ndarray, columns: int, cell: int = CELL, gap: int = GAP) -> np.ndarray:
-    """[N, H, W, C] uint8 as one [height, width, 3] uint8 image.
-
-    Images smaller than `cell` pixels are enlarged by a whole factor; `gap` grey pixels part them.
-    """
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    factor = max(1, cell // height)
-    height, width = height * factor, width * factor
-    grid = np.full((rows, height + gap, columns, width + gap, 3), 128, np.uint8)
-    images = images if channels == 3 else images.repeat(3, axis=-1)
-    for i, image in enumerate(images.repeat(factor, axis=1).repeat(factor, axis=2)):
-        grid[i // columns, :height, i % columns, :width] = image
-    grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return grid[:-gap, :-gap] if gap else grid
-
-
-def split_grid(grid: np.ndarray, size: int) -> np.ndarray:
-    """`image_grid` backwards: the images [N, size, size, 3] of its picture, grey ones at the end.
-
-    Raises: ValueError for a picture that images of this size do not make.
-    """
-    factor = max(1, CELL // size)
-    cell = size * factor + GAP
-    height, width = (length + GAP for length in grid.shape[:2])
-    if height % cell or width % cell:
-        raise ValueError(f"{grid.shape[:2]} pixels are no grid of images of {size} pixels.")
-    grid = np.pad(grid, ((0, GAP), (0, GAP), (0, 0)))
-    images = grid.reshape(height // cell, cell, width // cell, cell, 3).swapaxes(1, 2)
-    images = images[:, :, : size * factor : factor, : size * factor : factor]
-    return images.reshape(-1, size, size, 3)
 
 
 def _check_guidance(config, model, guide):

@@ -26,6 +26,7 @@ from dit_jax import (
     generate,
     latents,
     objectives,
+    pictures,
     sharding,
     sources,
 )
@@ -166,7 +167,7 @@ class Denoising:
 
         def draw(params):
             images = generate.generate(sample, params, told, config.seed, self.mesh, to_image)
-            return generate.image_grid(images, generate.grid_columns(num))
+            return pictures.image_grid(images, pictures.grid_columns(num))
 
         return draw
 
@@ -277,7 +278,7 @@ class Autoencoding:
         def draw(params):
             reconstruction = reconstruct(params, jax.device_put(images, everywhere))
             pairs = np.concatenate([images, np.asarray(reconstruction)], axis=2)
-            return generate.image_grid(pairs, generate.grid_columns(num))
+            return pictures.image_grid(pairs, pictures.grid_columns(num))
 
         return draw
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import conditions, data, flops, generate, models, sharding, sources, text, train
+from dit_jax import conditions, data, flops, generate, models, sources, text, train
 from dit_jax.models import blocks
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -117,11 +116,11 @@ def test_captions_of_a_tfds_dataset(config, tmp_path):
     assert source.captions(1) == [f"caption {j} of {number}" for j in range(2)]
     assert _read(source[1]["tokens"][1]) == f"caption 1 of {number}"
     config.data.caption_feature = "captions/words"
-    with pytest.raises(ValueError, match="no feature data.caption_feature='captions/words'; it"):
+    with pytest.raises(ValueError, match=r"no feature data.caption_feature='captions/words'; it"):
         sources.open_split(config, "train")
     config.data.caption_feature = ""
     config.model.condition = "label"
-    with pytest.raises(ValueError, match="has no labels, only captions, image: set model.cond"):
+    with pytest.raises(ValueError, match=r"has no labels, only captions, image: set model.cond"):
         sources.open_split(config, "train")
 
 
@@ -155,7 +154,7 @@ def test_an_image_without_captions_is_named(config, tmp_path, folder):
 
 def test_captions_without_their_name_are_refused(config):
     config.data.caption_feature = ""
-    with pytest.raises(ValueError, match="model.condition='tokens' needs data.caption_feature"):
+    with pytest.raises(ValueError, match=r"model.condition='tokens' needs data.caption_feature"):
         sources.open_split(config, "train")
 
 
@@ -291,7 +290,7 @@ def test_prompts_and_negative_prompts(config):
 
 
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
-    with pytest.raises(ValueError, match="model.condition='label': this model takes labels"):
+    with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
         conditions.of_captions(smoke_config, ["a two"])
 
 
@@ -303,7 +302,11 @@ def test_conditions_are_drawn_from_the_data(config):
     assert sorted(told[:COUNT]) == sorted(told[COUNT:]) == firsts
     assert told[:COUNT] != told[COUNT:]
     assert np.all(drawn.null == text.PAD)
-    assert [_read(t) for t in conditions.for_picture(config, 3).cond] == ["a zero", "a one", "a two"]
+    assert [_read(t) for t in conditions.for_picture(config, 3).cond] == [
+        "a zero",
+        "a one",
+        "a two",
+    ]
 
 
 def test_a_run_on_captions(config, run_command, tmp_path, caplog):

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, models, sharding
+from dit_jax import conditions, generate, models, pictures, sharding
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
 
 def test_grid_places_images_row_by_row():
     images = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (10, 20, 30)])
-    grid = generate.image_grid(images, columns=2, cell=4, gap=1)
+    grid = pictures.image_grid(images, columns=2, cell=4, gap=1)
     assert grid.shape == (9, 9, 3)
     assert (grid[:4, :4] == 10).all()
     assert (grid[:4, 5:] == 20).all()
@@ -261,10 +261,10 @@ def test_grid_places_images_row_by_row():
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (20, 3), (64, 3)])
 def test_grid_is_split_into_its_images(size, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), np.uint8)
-    grid = generate.image_grid(images, columns=3)
-    split = generate.split_grid(grid, size)
+    grid = pictures.image_grid(images, columns=3)
+    split = pictures.split_grid(grid, size)
     assert split.shape == (6, size, size, 3)
     np.testing.assert_array_equal(split[:5], images.repeat(3 // channels, axis=-1))
     assert (split[5] == 128).all()
     with pytest.raises(ValueError, match="are no grid of images of 9 pixels"):
-        generate.split_grid(grid, 9)
+        pictures.split_grid(grid, 9)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import checkpoint, cli, conditions, flops, generate, metrics, plot, rows, spool
+from dit_jax import checkpoint, cli, conditions, flops, metrics, pictures, plot, rows, spool
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
@@ -217,7 +217,7 @@ def _shown(directory, row):
         sample["labels"], sample["num"], config.model.num_classes, sample["seed"]
     )
     grid = np.asarray(Image.open(directory / row["picture"]))
-    images = generate.split_grid(grid, config.data.image_size)
+    images = pictures.split_grid(grid, config.data.image_size)
     labels = np.sort(labels[: len(images)], kind="stable")  # as the picture has them
     _, first = np.unique(labels, return_index=True)
     images = images[first[:SHOWN]]
