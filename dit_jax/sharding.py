@@ -23,6 +23,15 @@ DIT_AXES = {
     "t_embedder/mlp_2/kernel": (None, "fsdp"),  # [D, D]
     "t_embedder/mlp_2/bias": ("fsdp",),  # [D]
     "y_embedder/embedding": (None, "fsdp"),  # [classes + 1, D]
+    "context_embedder/kernel": (None, "fsdp"),  # [C, D], C context_size
+    "context_embedder/bias": ("fsdp",),  # [D]
+    "pooled_embedder/kernel": (None, "fsdp"),  # [C, D]
+    "pooled_embedder/bias": ("fsdp",),  # [D]
+    "text_encoder/token_embedding/embedding": (None, "fsdp"),  # [vocabulary, C]
+    "text_encoder/position_embedding": (None, "fsdp"),  # [tokens, C]
+    "text_encoder/final_norm/scale": ("fsdp",),  # [C]
+    "text_encoder/final_norm/bias": ("fsdp",),  # [C]
+    # The text encoder's blocks are in-context ones, with C for D.
     "blocks/adaLN_modulation/kernel": (None, "fsdp", None, "tensor"),  # [L, D, 6 or 4, D]
     "blocks/adaLN_modulation/bias": (None, None, ("tensor", "fsdp")),  # [L, 6 or 4, D]
     "blocks/norm1/scale": (None, "fsdp"),  # [L, D]

@@ -237,8 +237,8 @@ def _check_features(builder, name, told):
     features = builder.info.features
     if told["num_classes"] is not None and "label" not in features:
         raise ValueError(
-            f"dataset {name!r} has no labels, only {', '.join(features)}: set model.condition for "
-            "captions."
+            f"dataset {name!r} has no labels, only {', '.join(sorted(features))}: set "
+            "model.condition for captions."
         )
     found = features
     feature = told.get("caption_feature", "")
@@ -247,7 +247,7 @@ def _check_features(builder, name, told):
         if part not in found:
             raise ValueError(
                 f"dataset {name!r} has no feature data.caption_feature={feature!r}; it has "
-                f"{', '.join(features)}."
+                f"{', '.join(sorted(features))}."
             )
         found = found[part]
 

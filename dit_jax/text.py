@@ -1,5 +1,6 @@
 """Captions to token ids, on the host: UTF-8 bytes, or CLIP's byte pairs."""
 
+import functools
 import json
 import logging
 import pathlib
@@ -16,6 +17,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 # What is one word to CLIP; whitespace, in none of them, is left out.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+WARNINGS = 100  # of captions that are too long
 FILE = "tokenizer.json"  # in the workdir of a text encoder
 SOURCE = (
     "CLIP's repositories have vocab.json and merges.txt beside the weights, Stable Diffusion's in "
@@ -188,8 +190,13 @@ def _byte_pairs(vocab, merges):
         ) from error
 
 
+@functools.cache
 def _warn_of_cut(caption, kept, length):
-    """Says which words of a caption are lost when its first `kept` characters fit."""
+    """Says, once, which words of a caption are lost when its first `kept` characters fit."""
+    if (said := _warn_of_cut.cache_info().currsize) >= WARNINGS:  # epochs of a dataset
+        if said == WARNINGS:
+            logger.warning("more captions are cut to %d tokens; these are not named", length)
+        return
     lost = caption[re.search(r"\S*$", caption[:kept]).start() :]  # the word that is cut, whole
     logger.warning("caption cut to %d tokens; lost: %r of %r", length, lost, caption)
 

@@ -5,14 +5,27 @@ import io
 import json
 import logging
 
+import bpe
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import conditions, data, flops, generate, models, sources, text, train
+from dit_jax import (
+    checkpoint,
+    conditions,
+    data,
+    encode,
+    flops,
+    generate,
+    models,
+    sources,
+    text,
+    train,
+)
 from dit_jax.models import blocks
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -309,6 +322,66 @@ def test_conditions_are_drawn_from_the_data(config):
     ]
 
 
+@pytest.fixture(scope="module")
+def clip_dir(tmp_path_factory):
+    """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
+    workdir = tmp_path_factory.mktemp("clip") / "tiny"
+    sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
+    model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
+    clip_config = ConfigDict({"model": model})
+    params = models.init_params(models.build(clip_config.model), jax.random.key(0))
+    checkpoint.save_params(workdir, clip_config, jax.tree.map(lambda a: 3 * a, params))
+    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 12).save(workdir / text.FILE)
+    return workdir
+
+
+def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp_path):
+    """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
+    config.model.update(condition="context", context_size=16, input_size=4, in_channels=2)
+    config.text.update(encoder=str(clip_dir), stored=True)
+    config.data.update(flip=True, eval_split="")
+    config.latents.update(vae=str(vae_dir), moments=str(tmp_path / "out"))
+    encode.encode(config, vae_dir, tmp_path / "out", shard_images=16, batch_size=4)
+    config.latents.source = "moments"
+    config.model.class_dropout_prob = 0.5
+
+    def examples(stored):
+        config.text.stored = stored
+        program, resident = _program(config)
+        source = sources.open_split(config, "train")
+        assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
+        batch = next(data.TrainIterator(source, config, np.arange(16)))
+        key = jax.random.key(0)
+        return batch, *program.task.examples(batch, key, resident, dropout=True)
+
+    stored, computed = examples(True), examples(False)
+    assert stored[0]["context"].shape == (16, 12, 16)
+    for a, b in zip(stored[1:], computed[1:], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+    dropped = {bytes(np.asarray(row)) for row in computed[2]}
+    assert 5 < len(dropped) < 16  # the empty ones are one
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model.context_size": 24},
+            "is 16 wide, but the model was built for model.context",
+        ),
+        ({"text.encoder": "nowhere"}, "no nowhere/tokenizer.json"),
+    ],
+    ids=["width", "missing"],
+)
+def test_encoders_that_do_not_fit_are_refused(config, clip_dir, change, message):
+    config.model.update(condition="context", context_size=16)
+    config.text.encoder = str(clip_dir)
+    config.update_from_flattened_dict(change)
+    with pytest.raises((ValueError, OSError), match=message):
+        _program(config)
+
+
+@pytest.mark.slow
 def test_a_run_on_captions(config, run_command, tmp_path, caplog):
     """Trained, resumed, drawn from by prompt, measured: the whole line."""
     config.update(total_steps=4, eval_every_steps=4, sample_every_steps=4, checkpoint_every_steps=2)
