@@ -1,8 +1,10 @@
 """Parameters, tokens and FLOPs of any model config, by formula.
 
   python -m dit_jax.flops [DiT-XL/2 --image_size 256 --block adaLN-Zero | --config FILE] [--json]
+  python -m dit_jax.flops sd15-unet adm-imagenet256
 
-The DiT paper's "Gflops" are multiply-adds of one forward pass: `gmacs` here, gflops = 2 gmacs.
+The names are those of the DiT paper and of models.unet.PRESETS. The paper's "Gflops" are
+multiply-adds of one forward pass: `gmacs` here, gflops = 2 gmacs.
 """
 
 import json
@@ -15,10 +17,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dit_jax import cli, models
-from dit_jax.models import blocks, dit
+from dit_jax.models import blocks, dit, unet, unet_blocks
 
 FLAGS = flags.FLAGS
 VAE_FACTOR = 8  # pixels per latent of the published models
+CONTEXT_TOKENS = 77  # of CLIP's text encoders
 
 
 def count(config) -> dict[str, int | float]:
@@ -27,6 +30,8 @@ def count(config) -> dict[str, int | float]:
         return count_vae(config.model, config.data.image_size)
     if config.model.name == "inception":
         return count_inception(config.model)
+    if config.model.name == "unet":
+        return count_unet(config.model)
     return count_dit(config.model)
 
 
@@ -73,6 +78,98 @@ def count_dit(config) -> dict[str, int | float]:
         "params": params,
         "params_with_pos_embed": params + tokens * d,
         "tokens": tokens,
+        "gmacs": gmacs,
+        "gflops": 2 * gmacs,
+        "train_gflops_per_image": 6 * gmacs,
+    }
+
+
+def count_unet(config, context_tokens: int = CONTEXT_TOKENS) -> dict[str, int | float]:
+    """Counts of `config.model` of a UNet, for one image.
+
+    Args: context_tokens, M of a context [B, M, context_size]; a label is one token.
+    Returns: params; gmacs of one forward pass: convolutions, products with the padding included,
+      Linears and attention; gflops; train_gflops_per_image = 3 gflops.
+    """
+    channels, depth = unet.widths(config), config.transformer_depth
+    base, blocks_per_level, last = config.base_channels, config.blocks_per_level, len(channels) - 1
+    resample_by_blocks = config.resample == "resnet"
+    context_tokens = 1 if config.condition == "label" else context_tokens
+    # (weights, numbers beside them, times the weights are applied to an image); other products.
+    matrices, norms, attention = [], [], 0
+
+    def conv(into, out, size, kernel=3):
+        matrices.append((kernel**2 * into * out, out, size**2))
+
+    def linear(into, out, times, bias=True):
+        matrices.append((into * out, out if bias else 0, times))
+
+    def resnet(into, out, size):
+        conv(into, out, size)
+        conv(out, out, size)
+        linear(4 * base, 2 * out if config.time_scale_shift else out, 1)
+        norms.extend([into, out])
+        if into != out:
+            conv(into, out, size, kernel=1)
+
+    def attend(width, size):
+        nonlocal attention
+        tokens = size**2
+        norms.append(width)
+        if depth == 0:
+            for _ in range(4):
+                linear(width, width, tokens)
+            attention += 2 * tokens**2 * width
+            return
+        mlp = unet_blocks.FEED_FORWARD_RATIO * width
+        for _ in range(2):  # into the transformer blocks and out of them
+            linear(width, width, tokens)
+        for _ in range(depth):
+            norms.extend(3 * [width])
+            for into, times in ((width, tokens), (config.context_size, context_tokens)):
+                linear(width, width, tokens, bias=False)  # queries
+                linear(into, 2 * width, times, bias=False)  # keys and values
+                linear(width, width, tokens)
+                attention += 2 * tokens * times * width
+            linear(width, 2 * mlp, tokens)
+            linear(mlp, width, tokens)
+
+    sizes = [config.input_size // 2**i for i in range(last + 1)]
+    linear(base, 4 * base, 1)
+    linear(4 * base, 4 * base, 1)
+    conv(config.in_channels, channels[0], sizes[0])
+    into, skips = channels[0], [channels[0]]
+    for i, (width, size) in enumerate(zip(channels, sizes, strict=True)):
+        for _ in range(blocks_per_level):
+            resnet(into, width, size)
+            if i in config.attention_levels:
+                attend(width, size)
+            into = width
+            skips.append(width)
+        if i < last:
+            (resnet if resample_by_blocks else conv)(width, width, sizes[i + 1])
+            skips.append(width)
+    resnet(into, into, sizes[-1])
+    attend(into, sizes[-1])
+    resnet(into, into, sizes[-1])
+    for i in reversed(range(last + 1)):
+        for _ in range(blocks_per_level + 1):
+            resnet(into + skips.pop(), channels[i], sizes[i])
+            if i in config.attention_levels:
+                attend(channels[i], sizes[i])
+            into = channels[i]
+        if i > 0:
+            (resnet if resample_by_blocks else conv)(into, into, sizes[i - 1])
+    norms.append(into)
+    conv(into, config.in_channels * (2 if config.learn_sigma else 1), sizes[0])
+
+    params = sum(weights + biases for weights, biases, _ in matrices) + 2 * sum(norms)
+    if config.condition == "label" and config.num_classes:
+        rows = config.num_classes + (config.class_dropout_prob > 0)
+        params += rows * (config.context_size if depth else 4 * base)
+    gmacs = (sum(weights * times for weights, _, times in matrices) + attention) / 1e9
+    return {
+        "params": params,
         "gmacs": gmacs,
         "gflops": 2 * gmacs,
         "train_gflops_per_image": 6 * gmacs,
@@ -164,11 +261,28 @@ def _vae_half(config, image_size, decoder):
     return params, sum(k * k * i * o * n * n for k, i, o, n in convs) + attention
 
 
-def published_config(name: str, image_size: int = 256, block: str = "adaLN-Zero") -> ConfigDict:
-    """`config.model` of a model of the paper, as far as its counts depend on it.
+def published_config(
+    name: str, image_size: int | None = None, block: str | None = None
+) -> ConfigDict:
+    """`config.model` of a DiT of the paper or a preset UNet, as far as its counts depend on it.
 
-    Raises: ValueError for an unknown name, or an image size that its patches do not divide.
+    Args: of a DiT alone: image_size, 256 if None.   block: adaLN-Zero if None.
+    Raises: ValueError for an unknown name, an image size that its patches do not divide, or an
+      image size or block for a UNet.
     """
+    if name in unet.PRESETS:
+        if image_size is not None or block is not None:
+            raise ValueError(
+                f"{name} is a UNet, of the one size that its name says: image_size={image_size}, "
+                f"block={block} are of a DiT. For another UNet give --config."
+            )
+        return ConfigDict(dict(name="unet", **unet.named(name)))
+    if not name.startswith("DiT-"):
+        raise ValueError(
+            f"unknown model {name!r}; the names are DiT-{{{','.join(dit.SIZES)}}}/PATCH, "
+            f"{', '.join(unet.PRESETS)}."
+        )
+    image_size = 256 if image_size is None else image_size
     fields = dit.named(name)
     unit = VAE_FACTOR * fields["patch_size"]
     if image_size <= 0 or image_size % unit:
@@ -177,16 +291,31 @@ def published_config(name: str, image_size: int = 256, block: str = "adaLN-Zero"
         )
     return ConfigDict(
         dict(
+            name="dit",
             input_size=image_size // VAE_FACTOR,
             in_channels=4,
             mlp_ratio=4.0,
-            block=block,
+            block=block or "adaLN-Zero",
             num_classes=1000,
             class_dropout_prob=0.1,
             learn_sigma=True,
             **fields,
         )
     )
+
+
+def count_names(
+    names: list[str], image_size: int | None = None, block: str | None = None
+) -> dict[str, dict[str, int | float]]:
+    """Counts by name, as `published_config`; no names are all of the paper and of the presets.
+
+    With an image size or a block no names are all of the paper alone.
+    """
+    of_dits = image_size is not None or block is not None
+    all_names = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
+    all_names += [] if of_dits else list(unet.PRESETS)
+    configs = {name: published_config(name, image_size, block) for name in names or all_names}
+    return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}
 
 
 def main(argv):
@@ -198,24 +327,30 @@ def main(argv):
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
         rows = {name: count(FLAGS.config)}
     else:
-        table = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
-        names = argv[1:] or table
-        configs = {name: published_config(name, FLAGS.image_size, FLAGS.block) for name in names}
-        rows = {name: count_dit(config) for name, config in configs.items()}
+        rows = count_names(argv[1:], FLAGS.image_size, FLAGS.block)
     if FLAGS.json:
         print(json.dumps(rows if len(rows) > 1 else next(iter(rows.values()))))
         return
-    header = ("model", *next(iter(rows.values())))
-    print("  ".join(f"{name:>{max(len(name), 11)}}" for name in header))
+    counts = {count: None for row in rows.values() for count in row}  # in order; not all have all
+    width = max(11, *map(len, rows))
+    print(
+        "  ".join([f"{'model':>{width}}", *(f"{count:>{max(len(count), 11)}}" for count in counts)])
+    )
     for name, row in rows.items():
-        cells = [f"{v:,}" if isinstance(v, int) else f"{v:,.4g}" for v in row.values()]
-        cells = [f"{c:>{max(len(h), 11)}}" for c, h in zip([name, *cells], header, strict=True)]
-        print("  ".join(cells))
+        cells = {count: _cell(row.get(count)) for count in counts}
+        padded = [f"{cell:>{max(len(count), 11)}}" for count, cell in cells.items()]
+        print("  ".join([f"{name:>{width}}", *padded]))
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 if __name__ == "__main__":
     cli.define_config(required=False)
-    flags.DEFINE_integer("image_size", 256, "Pixels; the models see latents 8 times smaller.")
-    flags.DEFINE_enum("block", "adaLN-Zero", list(blocks.BLOCKS), "How time and label come in.")
+    flags.DEFINE_integer("image_size", None, "Of DiTs: pixels, 256; latents are 8 times smaller.")
+    flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main)

@@ -153,7 +153,8 @@ def from_config(config) -> DiT:
     blocks.check(fields["block"])
     if fields["remat"] not in layers.REMAT_POLICIES:
         raise ValueError(
-            f"remat={fields['remat']!r} is unknown; choose one of {', '.join(layers.REMAT_POLICIES)}."
+            f"remat={fields['remat']!r} is unknown; choose one of "
+            f"{', '.join(layers.REMAT_POLICIES)}."
         )
     if fields["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")

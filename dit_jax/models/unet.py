@@ -50,8 +50,8 @@ _ADM = dict(
 )
 # Fields of `config.model` but for dtype, attention and remat.
 PRESETS = {
-    # Ho et al. 2020, appendix B: 35,746,307 parameters. Its own code has sines before cosines, other
-    # frequencies, and pads strided convolutions at the bottom and the right alone.
+    # Ho et al. 2020, appendix B: 35,746,307 parameters. Its own code has sines before cosines,
+    # other frequencies, and pads strided convolutions at the bottom and the right alone.
     "ddpm-cifar10": dict(
         input_size=32,
         in_channels=3,
@@ -93,8 +93,8 @@ PRESETS = {
         attention_levels=(3, 4, 5),
         dropout=0.0,
     ),
-    # Rombach et al. 2022, LDM-4-G, with one head as in the published checkpoint's config: 401,433,091,
-    # of which 512,512 embed the labels.
+    # Rombach et al. 2022, LDM-4-G, with one head as in the published checkpoint's config:
+    # 401,433,091, of which 512,512 embed the labels.
     "ldm4-imagenet256": dict(
         _LATENT,
         in_channels=3,
