@@ -11,9 +11,9 @@
 
 SRC is the directory that diffusers wrote (`dit`, `vae`, `unet`), guided-diffusion's .pt (`adm`), a
 .npz, .safetensors or .pt file of the published names (`dit`; `inception`: torch-fidelity's or
-pytorch-fid's), a directory with vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the
-directory that transformers wrote (`dinov2`). A DiT without --config gets the published one's, with
-the sizes of the checkpoint.
+pytorch-fid's), a directory with vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or
+the directory that transformers wrote (`dinov2`). A DiT without --config gets the published one's,
+with the sizes of the checkpoint.
 """
 
 import json

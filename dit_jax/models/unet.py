@@ -207,6 +207,7 @@ class UNet(nn.Module):
             time_scale_shift=self.time_scale_shift,
             dtype=self.dtype,
         )
+        attention = {i: self._attention(i) for i in {*self.attention_levels, last}}
         t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
         t_emb = unet_blocks.TimeEmbedding(4 * self.base_channels, name="time_embedding")(t_emb)
         t_emb, context = self._condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
@@ -218,7 +219,7 @@ class UNet(nn.Module):
             for j in range(self.blocks_per_level):
                 x = resnet(width, name=f"down_blocks_{i}_resnets_{j}")(x, t_emb)
                 if i in self.attention_levels:
-                    x = self._attention(i, name=f"down_blocks_{i}_attentions_{j}")(x, context)
+                    x = attention[i](name=f"down_blocks_{i}_attentions_{j}")(x, context)
                 skips.append(x)
             if i < last:  # [B, h/2, w/2, D_i]
                 name = f"down_blocks_{i}_downsamplers_0"
@@ -227,19 +228,15 @@ class UNet(nn.Module):
                 else:
                     x = resnet(width, resample=unet_blocks.halve, name=name)(x, t_emb)
                 skips.append(x)
-        mid_block = unet_blocks.MidBlock(
-            functools.partial(resnet, channels[-1]),
-            functools.partial(self._attention, last),
-            name="mid_block",
-        )
-        x = mid_block(x, t_emb, context)
+        middle = functools.partial(resnet, channels[-1])
+        x = unet_blocks.MidBlock(middle, attention[last], name="mid_block")(x, t_emb, context)
         for i, width in reversed(list(enumerate(channels))):
             level = f"up_blocks_{last - i}"
             for j in range(self.blocks_per_level + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = resnet(width, name=f"{level}_resnets_{j}")(x, t_emb)
                 if i in self.attention_levels:
-                    x = self._attention(i, name=f"{level}_attentions_{j}")(x, context)
+                    x = attention[i](name=f"{level}_attentions_{j}")(x, context)
             if i > 0:  # [B, 2h, 2w, D_i]
                 name = f"{level}_upsamplers_0"
                 if self.resample == "conv":
@@ -255,18 +252,20 @@ class UNet(nn.Module):
         """Of attention at this level."""
         return self.num_heads or widths(self)[level] // self.head_dim
 
-    def _attention(self, level, name):
-        options = dict(
+    def _attention(self, level):
+        """What makes a module of a name: attention, or transformer blocks, of this level."""
+        if self.transformer_depth:
+            block, option = unet_blocks.SpatialTransformer, dict(depth=self.transformer_depth)
+        else:
+            block, option = unet_blocks.AttentionBlock, dict(epsilon=self.norm_epsilon)
+        return functools.partial(
+            self._recomputed(block),
             num_heads=self.heads(level),
             groups=self.norm_groups,
             dtype=self.dtype,
             attention=self.attention[level],
-            name=name,
+            **option,
         )
-        if self.transformer_depth:
-            transformer = self._recomputed(unet_blocks.SpatialTransformer)
-            return transformer(self.transformer_depth, **options)
-        return self._recomputed(unet_blocks.AttentionBlock)(epsilon=self.norm_epsilon, **options)
 
     def _recomputed(self, block):
         if self.remat == "none":
