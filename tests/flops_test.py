@@ -1,15 +1,18 @@
 """Counts against the published table and against XLA's own."""
 
 import json
+import math
 
 import flax.traverse_util
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default, smoke
 from dit_jax import flops, models
+from dit_jax.models import unet
 
 # gmacs as printed in the paper, parameters with the position table.
 PUBLISHED = {
@@ -142,6 +145,111 @@ def test_counts_of_a_vae_are_the_module_s_and_xla_s(change):
         assert xla_gflops == pytest.approx(2 * counts[f"{method}_gmacs"], rel=0.015)
 
 
+UNET = dict(
+    name="unet",
+    input_size=32,
+    in_channels=4,
+    base_channels=256,
+    channel_mult=(1, 2),
+    blocks_per_level=1,
+    attention_levels=(1,),
+    transformer_depth=0,
+    num_heads=0,
+    head_dim=64,
+    context_size=0,
+    time_scale_shift=True,
+    resample="resnet",
+    norm_groups=32,
+    norm_epsilon=1e-5,
+    dropout=0.0,
+    condition="label",
+    num_classes=10,
+    class_dropout_prob=0.1,
+    learn_sigma=True,
+    dtype="float32",
+    attention="xla",
+    remat="none",
+)
+LATENT = dict(transformer_depth=2, context_size=96, time_scale_shift=False, resample="conv")
+
+
+def _products(jaxpr):
+    """(multiply-adds of a program, those of its convolutions with their padding)."""
+    macs = padding = 0
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr):
+                inner = _products(value.jaxpr)
+                macs, padding = macs + inner[0], padding + inner[1]
+        shapes = [v.aval.shape for v in equation.invars]
+        outputs = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            macs += outputs * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            taps, _, channels, _ = shapes[1]
+            macs += outputs * taps**2 * channels
+            stride, before = equation.params["window_strides"][0], equation.params["padding"][0][0]
+            size, outs = shapes[0][1], equation.outvars[0].aval.shape[1]
+            inside = sum(
+                0 <= stride * out + tap - before < size
+                for out in range(outs)
+                for tap in range(taps)
+            )
+            padding += outputs * taps**2 * channels * (1 - (inside / (outs * taps)) ** 2)
+    return macs, padding
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        LATENT,
+        LATENT | dict(condition="context", blocks_per_level=2, num_heads=4, head_dim=0),
+        dict(resample="conv", num_classes=0, class_dropout_prob=0.0, channel_mult=(1, 1.5, 2)),
+    ],
+    ids=["adm", "label", "context", "conv"],
+)
+def test_counts_of_a_unet_are_the_module_s_and_xla_s(change):
+    config = ConfigDict(UNET | change)
+    model = models.build(config)
+    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    tokens = 20
+    counts = flops.count_unet(config, context_tokens=tokens)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == counts["params"]
+    is_context = config.condition == "context"
+    cond = ((1, tokens, 96), jnp.float32) if is_context else ((1,), jnp.int32)
+    inputs = [((1, 32, 32, 4), jnp.float32), ((1,), jnp.float32), cond]
+    inputs = [jax.ShapeDtypeStruct(*shape_and_dtype) for shape_and_dtype in inputs]
+    traced = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).trace(params, *inputs)
+    macs, padding = _products(traced.jaxpr.jaxpr)
+    assert macs == pytest.approx(1e9 * counts["gmacs"], rel=1e-9)
+    # XLA leaves products with the padding out, some per cent at this size.
+    assert 0.01 < padding / macs < 0.1
+    xla_flops = traced.lower().cost_analysis()["flops"]
+    assert xla_flops == pytest.approx(2 * (macs - padding), rel=0.01)
+
+
+def test_counts_of_published_unets():
+    """ADM's and LDM-4's gmacs are those that the DiT paper prints."""
+    rows = flops.count_names(["adm-imagenet256", "ldm4-imagenet256", "sd15-unet"])
+    assert rows["adm-imagenet256"]["gmacs"] == pytest.approx(1120, abs=0.5)
+    assert rows["ldm4-imagenet256"]["gmacs"] == pytest.approx(103.6, rel=0.01)
+    assert rows["sd15-unet"]["params"] == 859_520_964
+    row = rows["sd15-unet"]
+    assert row["train_gflops_per_image"] == 3 * row["gflops"] == 6 * row["gmacs"]
+
+
+def test_names_of_both_families():
+    assert [*flops.count_names([])][-1] == "unet-tiny"
+    assert [*flops.count_names([], block="adaLN")][-1] == "DiT-XL/2"
+    with pytest.raises(ValueError, match=r"unknown model 'XL/2'; the names are DiT-.*, sd15-unet"):
+        flops.count_names(["XL/2"])
+    for options in (dict(image_size=256), dict(block="adaLN")):
+        with pytest.raises(ValueError, match=r"sd15-unet is a UNet, of .* give --config"):
+            flops.count_names(["DiT-S/2", "sd15-unet"], **options)
+
+
 def test_unknown_block_is_refused():
     with pytest.raises(ValueError, match="block='film' is unknown; choose one of in-context, "):
         flops.count_dit(flops.published_config("DiT-S/8", block="film"))
@@ -167,8 +275,9 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     plain = run_command("flops", "DiT-XL/2", "--block", "in-context", "--json")
     assert json.loads(plain)["params"] < 0.7 * row["params"]
     table = run_command("flops").splitlines()
-    assert len(table) == 13
-    assert table[-1].split()[0] == "DiT-XL/2"
+    assert len(table) == 1 + 12 + len(unet.PRESETS)
+    assert table[12].split()[0] == "DiT-XL/2"
+    assert table[-1].split()[:4] == ["unet-tiny", "702,753", "-", "-"]
     assert (
         json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))["tokens"] == 16
     )

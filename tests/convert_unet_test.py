@@ -1,0 +1,471 @@
+"""UNets from the files of others: diffusers', and ADM's against a forward pass in NumPy."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GOLDENS
+from ml_collections import ConfigDict
+
+from configs import default
+from dit_jax import checkpoint, convert, generate, models, sharding
+from dit_jax.convert import adm
+from dit_jax.convert.__main__ import convert_adm, convert_unet
+from dit_jax.models import unet
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DIFFUSERS = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.38.0",
+    "attention_head_dim": 2,
+    "block_out_channels": [4, 8],
+    "cross_attention_dim": 12,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "in_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "out_channels": 4,
+    "sample_size": 8,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+BLOCKS = DIFFUSERS["down_block_types"]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """A tiny UNet2DConditionModel of diffusers: its parameters, inputs and output, as NHWC."""
+    with np.load(GOLDENS / "unet_tiny_reference.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    published = {n.removeprefix("w/"): a for n, a in arrays.items() if n.startswith("w/")}
+    inputs = np.moveaxis(arrays["x_t"], 1, -1), arrays["t"], arrays["context"]
+    return published, inputs, np.moveaxis(arrays["out"], 1, -1)
+
+
+@pytest.fixture(scope="module")
+def published(golden):
+    return golden[0]
+
+
+@pytest.fixture
+def diffusers_dir(published, tmp_path):
+    """The files that diffusers writes."""
+    directory = tmp_path / "unet"
+    directory.mkdir()
+    safetensors.numpy.save_file(published, directory / WEIGHTS)
+    (directory / "config.json").write_text(json.dumps(DIFFUSERS))
+    return directory
+
+
+def _restore(workdir):
+    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
+    return checkpoint.load_model(workdir, mesh, "float32", "unet")
+
+
+def test_output_is_the_recorded_one(golden, diffusers_dir):
+    published, inputs, expected = golden
+    config = convert.unet.read_config(diffusers_dir / "config.json")
+    params = convert.load("unet", published, config)
+    out = jax.jit(models.build(config).apply)({"params": params}, *inputs)
+    assert out.shape == expected.shape
+    assert np.abs(out - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_diffusers_directory_becomes_a_workdir(diffusers_dir, published, tmp_path):
+    config = convert_unet(diffusers_dir, tmp_path / "ours")
+    saved = checkpoint.load_config(tmp_path / "ours")
+    assert saved.to_dict().keys() == default.get_config().to_dict().keys()
+    assert saved.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
+        schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
+    assert (saved.objective.prediction, saved.model.learn_sigma) == ("eps", False)
+    assert (saved.latents.scale, saved.latents.source) == ([0.18215], "moments")
+    assert saved.data.image_size == 64
+    _, params = _restore(tmp_path / "ours")
+    expected = convert.load("unet", published, config.model)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_axes_of_the_published_arrays(published, diffusers_dir):
+    """Spot checks, entry by entry; that the whole is right the recorded output shows."""
+    config = convert.unet.read_config(diffusers_dir / "config.json")
+    params = convert.load("unet", published, config)
+    block = params["mid_block"]["attentions_0"]["transformer_blocks_0"]
+    name = "mid_block.attentions.0.transformer_blocks.0"
+    query = published[f"{name}.attn2.to_k.weight"]  # [D, context_size], rows ordered (heads, size)
+    assert block["attn2"]["to_k"]["kernel"].shape == (12, 2, 4)
+    assert block["attn2"]["to_k"]["kernel"][5, 1, 3] == query[1 * 4 + 3, 5]
+    both = published[f"{name}.ff.net.0.proj.weight"]  # [8D, D], rows ordered (h or gate, 4D)
+    assert block["ff"]["net_0_proj"]["kernel"][5, 1, 7] == both[32 + 7, 5]
+    kernel = params["down_blocks_0_downsamplers_0"]["conv"]["kernel"]  # [h, w, in, out]
+    assert kernel[0, 2, 3, 1] == published["down_blocks.0.downsamplers.0.conv.weight"][1, 3, 0, 2]
+
+
+def test_linear_projections_are_read_too(published, diffusers_dir):
+    """As Stable Diffusion 2 has them, not convolutions of 1x1."""
+    config = convert.unet.read_config(diffusers_dir / "config.json")
+    flat = {
+        n: a[:, :, 0, 0] if n.endswith(("proj_in.weight", "proj_out.weight")) else a
+        for n, a in published.items()
+    }
+    assert sum(flat[name].shape != published[name].shape for name in flat) == 8
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        convert.load("unet", flat, config),
+        convert.load("unet", published, config),
+    )
+
+
+def test_missing_and_unexpected_tensors_are_listed(published, diffusers_dir):
+    config = convert.unet.read_config(diffusers_dir / "config.json")
+    renamed = dict(published)
+    renamed["up_blocks.1.attentions.2.norm.bias"] = renamed.pop("time_embedding.linear_2.bias")
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        convert.load("unet", renamed, config)
+    assert "missing (1): time_embedding.linear_2.bias (16,)" in str(error.value)
+    assert "unexpected (1): up_blocks.1.attentions.2.norm.bias (16,)" in str(error.value)
+
+
+def _read(directory, **changes):
+    (directory / "config.json").write_text(json.dumps(DIFFUSERS | changes))
+    return convert.unet.read_config(directory / "config.json")
+
+
+def test_configs_of_stable_diffusion_are_the_presets(diffusers_dir):
+    """Of its versions 1 and 2, with what their files say."""
+    sizes = dict(
+        block_out_channels=[320, 640, 1280, 1280],
+        down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        layers_per_block=2,
+        norm_num_groups=32,
+        sample_size=64,
+    )
+    first = _read(diffusers_dir, **sizes, attention_head_dim=8, cross_attention_dim=768)
+    second = _read(
+        diffusers_dir,
+        **sizes,
+        attention_head_dim=[5, 10, 20, 20],
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+        upcast_attention=True,
+        dual_cross_attention=False,
+        num_class_embeds=None,
+        only_cross_attention=False,
+        resnet_time_scale_shift="default",
+    )
+    for config, name in ((first, "sd15-unet"), (second, "sd2-unet")):
+        assert {key: config[key] for key in unet.PRESETS[name]} == unet.PRESETS[name]
+
+
+def test_configs_may_say_more(diffusers_dir):
+    config = _read(
+        diffusers_dir,
+        block_out_channels=[4, 6],
+        attention_head_dim=[2, 2],
+        layers_per_block=[3, 3],
+        out_channels=8,
+        resnet_time_scale_shift="scale_shift",
+        dropout=0.1,
+    )
+    assert (config.channel_mult, config.num_heads, config.head_dim) == ((1, 1.5), 2, 0)
+    assert (config.blocks_per_level, config.learn_sigma, config.dropout) == (3, True, 0.1)
+    assert config.time_scale_shift
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(class_embed_type="timestep"), r"class_embed_type='timestep'; supported: None"),
+        (dict(addition_embed_type="text_time"), "addition_embed_type='text_time'; supported: None"),
+        (dict(num_class_embeds=1000), "num_class_embeds=1000; supported: None"),
+        (dict(only_cross_attention=[True, False]), r"only_cross_attention=\[True, False\]; supp"),
+        (dict(conv_in_kernel=5), "conv_in_kernel=5; supported: 3"),
+        (dict(freq_shift=1), "freq_shift=1; supported: 0"),
+        (dict(in_channels=9), "out_channels=4; supported: in_channels, or twice that"),
+        (dict(sample_size=[8, 16]), r"sample_size=\[8, 16\]; supported: a number"),
+        (dict(sample_size=None), "sample_size=None; supported: a number above 0"),
+        (dict(layers_per_block=[1, 2]), r"layers_per_block=\[1, 2\]; supported: a number"),
+        (dict(attention_head_dim=[2, 3]), r"attention_head_dim=\[2, 3\]; supported: the same"),
+        (dict(attention_head_dim=None), "attention_head_dim=None; supported: the same"),
+        (
+            dict(down_block_types=["AttnDownBlock2D", "DownBlock2D"]),
+            "down_block_types=.*; supported: DownBlock2D or CrossAttnDownBlock2D for each level",
+        ),
+        (dict(down_block_types=BLOCKS[:1]), "down_block_types=.*; supported: .* for each level"),
+        (dict(up_block_types=["UpBlock2D"] * 2), "up_block_types=.*; supported: those of the way"),
+        (dict(block_out_channels=8), "block_out_channels=8; supported: a list of numbers"),
+        (dict(new_kind_of_norm=True), "new_kind_of_norm=True; supported: not this field"),
+        (dict(_class_name="UNet2DModel"), "diffusers' UNet2DModel, but only a UNet2DCondition"),
+    ],
+    ids=str,
+)
+def test_unet_of_another_kind_is_refused(diffusers_dir, change, message):
+    with pytest.raises(ValueError, match=message):
+        _read(diffusers_dir, **change)
+
+
+def test_whole_pipeline_is_refused_with_the_way_out(diffusers_dir):
+    (diffusers_dir.parent / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"convert the UNet in .*/unet, .*convert vae .*/vae"):
+        convert_unet(diffusers_dir.parent, diffusers_dir.parent / "ours")
+    (diffusers_dir / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):
+        convert_unet(diffusers_dir, diffusers_dir.parent / "ours")
+
+
+GROUPS, HEAD_DIM, CLASSES = 4, 8, 5
+ADM = dict(
+    name="unet",
+    input_size=8,
+    in_channels=3,
+    base_channels=16,
+    channel_mult=(1, 2),
+    blocks_per_level=1,
+    attention_levels=(1,),
+    transformer_depth=0,
+    num_heads=0,
+    head_dim=HEAD_DIM,
+    context_size=0,
+    time_scale_shift=True,
+    resample="resnet",
+    norm_groups=GROUPS,
+    norm_epsilon=1e-5,
+    dropout=0.0,
+    condition="label",
+    num_classes=CLASSES,
+    class_dropout_prob=0.0,
+    learn_sigma=True,
+)
+RUNTIME = dict(dtype="float32", attention="auto", remat="none")
+
+
+class Published:
+    """ADM's forward pass of NCHW in f64; every array is drawn where it is first asked for."""
+
+    def __init__(self, config, new_attention_order):
+        self.config, self.new_attention_order = config, new_attention_order
+        self.rng, self.weights = np.random.default_rng(0), {}
+
+    def __getitem__(self, item):
+        name, *shape = item
+        if name not in self.weights:
+            draw = 0.2 * self.rng.standard_normal(shape)
+            self.weights[name] = draw.astype(np.float32)
+        assert self.weights[name].shape == tuple(shape)
+        return self.weights[name].astype(np.float64)
+
+    def linear(self, x, name, size):
+        return x @ self[f"{name}.weight", size, x.shape[-1]].T + self[f"{name}.bias", size]
+
+    def conv(self, x, name, channels, kernel=3, stride=1):
+        weight = self[f"{name}.weight", channels, x.shape[1], kernel, kernel]
+        pad = kernel // 2
+        padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        height, width = x.shape[2:]
+        y = sum(
+            np.einsum(
+                "oi,bihw->bohw", weight[:, :, i, j], padded[:, :, i:, j:][..., :height, :width]
+            )
+            for i in range(kernel)
+            for j in range(kernel)
+        )
+        return y[:, :, ::stride, ::stride] + self[f"{name}.bias", channels][:, None, None]
+
+    def norm(self, x, name):
+        groups = x.reshape(len(x), GROUPS, -1)
+        mean, variance = groups.mean(-1, keepdims=True), groups.var(-1, keepdims=True)
+        y = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+        channels = (-1, *[1] * (x.ndim - 2))
+        scale, bias = self[f"{name}.weight", x.shape[1]], self[f"{name}.bias", x.shape[1]]
+        return y * scale.reshape(channels) + bias.reshape(channels)
+
+    def resnet(self, x, emb, name, channels, resample=lambda x: x):
+        h = self.conv(
+            resample(_silu(self.norm(x, f"{name}.in_layers.0"))), f"{name}.in_layers.2", channels
+        )
+        x = resample(x)
+        parts = 2 if self.config["time_scale_shift"] else 1
+        emb = self.linear(_silu(emb), f"{name}.emb_layers.1", parts * channels)[..., None, None]
+        if parts == 2:
+            h = self.norm(h, f"{name}.out_layers.0")
+            h = h * (1 + emb[:, :channels]) + emb[:, channels:]
+        else:
+            h = self.norm(h + emb, f"{name}.out_layers.0")
+        h = self.conv(_silu(h), f"{name}.out_layers.3", channels)
+        if x.shape[1] != channels:
+            x = self.conv(x, f"{name}.skip_connection", channels, kernel=1)
+        return x + h
+
+    def attention(self, x, name):
+        batch, channels = x.shape[:2]
+        flat = x.reshape(batch, channels, -1)
+        h = self.norm(flat, f"{name}.norm")
+        weight = self[f"{name}.qkv.weight", 3 * channels, channels, 1][:, :, 0]
+        qkv = weight @ h + self[f"{name}.qkv.bias", 3 * channels][:, None]  # [B, 3C, N]
+        if self.new_attention_order:
+            parts = qkv.reshape(batch, 3, -1, HEAD_DIM, h.shape[-1]).swapaxes(0, 1)
+        else:
+            parts = qkv.reshape(batch, -1, 3, HEAD_DIM, h.shape[-1])
+            parts = [parts[:, :, i] for i in range(3)]
+        q, k, v = parts  # [B, H, C/H, N]
+        scores = np.einsum("bhcn,bhcm->bhnm", q, k) / np.sqrt(HEAD_DIM)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        h = np.einsum("bhnm,bhcm->bhcn", weights, v).reshape(flat.shape)
+        weight = self[f"{name}.proj_out.weight", channels, channels, 1][:, :, 0]
+        h = weight @ h + self[f"{name}.proj_out.bias", channels][:, None]
+        return x + h.reshape(x.shape)
+
+    def __call__(self, x, t, y):
+        """Two levels of one block each, attention in the second."""
+        narrow, wide = 16, 32
+        blocks = self.config["resample"] == "resnet"
+        angles = np.outer(t, 10000.0 ** -(np.arange(8) / 8))
+        emb = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        emb = self.linear(_silu(self.linear(emb, "time_embed.0", 64)), "time_embed.2", 64)
+        emb = emb + self["label_emb.weight", CLASSES, 64][y]
+        h_0 = self.conv(x, "input_blocks.0.0", narrow)
+        h_1 = self.resnet(h_0, emb, "input_blocks.1.0", narrow)
+        if blocks:
+            h_2 = self.resnet(h_1, emb, "input_blocks.2.0", narrow, _halve)
+        else:
+            h_2 = self.conv(h_1, "input_blocks.2.0.op", narrow, stride=2)
+        h_3 = self.resnet(h_2, emb, "input_blocks.3.0", wide)
+        h_3 = self.attention(h_3, "input_blocks.3.1")
+        h = self.resnet(h_3, emb, "middle_block.0", wide)
+        h = self.attention(h, "middle_block.1")
+        h = self.resnet(h, emb, "middle_block.2", wide)
+        for i, skip in enumerate((h_3, h_2)):
+            h = np.concatenate([h, skip], axis=1)
+            h = self.resnet(h, emb, f"output_blocks.{i}.0", wide)
+            h = self.attention(h, f"output_blocks.{i}.1")
+        if blocks:
+            h = self.resnet(h, emb, "output_blocks.1.2", wide, _double)
+        else:
+            h = self.conv(_double(h), "output_blocks.1.2.conv", wide)
+        for i, skip in ((2, h_1), (3, h_0)):
+            h = np.concatenate([h, skip], axis=1)
+            h = self.resnet(h, emb, f"output_blocks.{i}.0", narrow)
+        return self.conv(_silu(self.norm(h, "out.0")), "out.2", 6)
+
+
+def _silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def _halve(x):
+    return x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+
+
+def _double(x):
+    return x.repeat(2, axis=2).repeat(2, axis=3)
+
+
+def _inputs():
+    rng = np.random.default_rng(1)
+    x_t = rng.standard_normal((3, 8, 8, 3)).astype(np.float32)
+    return x_t, np.array([0.0, 250.0, 999.0], np.float32), np.array([0, 4, 2], np.int32)
+
+
+def _published(new_attention_order, **changes):
+    """(model, its output [B, h, w, C]); the arrays are in model.weights."""
+    model = Published(ADM | changes, new_attention_order)
+    x_t, t, y = _inputs()
+    return model, np.moveaxis(model(np.moveaxis(x_t, -1, 1).astype(np.float64), t, y), 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("new_attention_order", "changes"),
+    [(False, {}), (True, dict(resample="conv", time_scale_shift=False))],
+    ids=["published", "other-options"],
+)
+def test_adm_is_the_published_function(new_attention_order, changes, tmp_path):
+    theirs, expected = _published(new_attention_order, **changes)
+    np.savez(tmp_path / "adm.npz", **theirs.weights)
+    config = default.get_config()
+    with config.unlocked():
+        config.model = ConfigDict(ADM | RUNTIME | changes)
+    convert_adm(tmp_path / "adm.npz", tmp_path / "ours", config, new_attention_order)
+    model, params = _restore(tmp_path / "ours")
+    apply = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
+    out = apply(params, *_inputs())
+    assert np.abs(out - expected).max() < 2e-5 * np.abs(expected).max()
+    other = adm.to_params(theirs.weights, config.model, not new_attention_order)
+    assert np.abs(apply(other, *_inputs()) - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+@pytest.fixture
+def tiny_presets(monkeypatch):
+    """A published model of each order, which differ in size."""
+    monkeypatch.setattr(
+        unet, "PRESETS", {"old": dict(ADM, num_classes=9), "new": ADM, "other": dict(ADM)}
+    )
+    for fields in unet.PRESETS.values():
+        fields.pop("name", None)
+    orders = {
+        "old": dict(schedule="linear", new_attention_order=False),
+        "new": dict(schedule="cosine", new_attention_order=True),
+    }
+    monkeypatch.setattr(adm, "PUBLISHED", orders)
+
+
+def test_published_adm_needs_no_config(tiny_presets, tmp_path):
+    theirs, _ = _published(True)
+    np.savez(tmp_path / "adm.npz", **theirs.weights)
+    config = convert_adm(tmp_path / "adm.npz", tmp_path / "ours")
+    assert config.diffusion.schedule == "cosine"
+    assert (config.latents.source, config.data.image_size) == ("pixels", 8)
+    _, params = _restore(tmp_path / "ours")
+    jax.tree.map(
+        np.testing.assert_array_equal, params, adm.to_params(theirs.weights, config.model, True)
+    )
+    theirs.weights["middle_block.3.bias"] = theirs.weights.pop("out.2.bias")
+    with pytest.raises(ValueError, match=r"are of none of old, new: give --config"):
+        adm.preset(theirs.weights)
+    with pytest.raises(ValueError, match=r"missing \(1\): out.2.bias") as error:
+        adm.to_params(theirs.weights, config.model)
+    assert "unexpected (1): middle_block.3.bias (6,)" in str(error.value)
+
+
+@pytest.mark.slow
+def test_converted_adm_draws_images(tiny_presets, tmp_path):
+    np.savez(tmp_path / "adm.npz", **_published(True)[0].weights)
+    convert_adm(tmp_path / "adm.npz", tmp_path / "ours")
+    trained = generate.load(tmp_path / "ours", settings=dict(steps=2))
+    images = generate.generate(
+        trained.make_sample_fn(), trained.params, [0, 4], 0, trained.mesh, trained.to_image
+    )
+    assert images.shape == (2, 8, 8, 3)
+    assert len(np.unique(images)) > 20
+
+
+def test_transformers_and_other_models_are_no_adm(tmp_path):
+    fields = ADM | RUNTIME | dict(transformer_depth=1, context_size=8)
+    with pytest.raises(ValueError, match=r"transformer_depth=1: .* `convert unet`"):
+        adm.published_shapes(ConfigDict(fields))
+    np.savez(tmp_path / "adm.npz", a=np.zeros(1))
+    with pytest.raises(ValueError, match="--config has a 'dit'; ADM's model is a 'unet'"):
+        convert_adm(tmp_path / "adm.npz", tmp_path / "ours", default.get_config())
+
+
+def test_orders_of_the_published_models():
+    """As their commands say; the larger one's is the older order."""
+    assert adm.PUBLISHED.keys() == {name for name in unet.PRESETS if name.startswith("adm-")}
+    orders = {name: entry["new_attention_order"] for name, entry in adm.PUBLISHED.items()}
+    assert orders == {"adm-imagenet64": True, "adm-imagenet256": False}
+    for name in adm.PUBLISHED:
+        published = adm.published_shapes(adm.model_config(name))
+        found = {
+            n: np.broadcast_to(np.float32(0), s) for p in published.values() for n, s in p.items()
+        }
+        assert adm.preset(found) == name
+    assert models.build(adm.model_config("adm-imagenet64")).input_size == 64
+
+
+def test_commands(diffusers_dir, tmp_path, run_command):
+    out = run_command("convert", "unet", diffusers_dir, tmp_path / "ours")
+    assert f"{tmp_path / 'ours'}: " in out
+    error = run_command("convert", "adm", "a.pt", "b", "--new_attention_order", fails=True)
+    assert "--new_attention_order is of a --config" in error
