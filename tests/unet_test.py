@@ -256,8 +256,13 @@ def test_eight_devices_compute_loss_and_gradients_as_one_does(name, mesh):
     actual = _loss_and_grads(SHARDED[name], batch, mesh)
     expected = _on_one_device(name, batch)
     assert actual[0] == pytest.approx(expected[0], rel=1e-5)
-    for a, e in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
+    gradients = jax.tree_util.tree_leaves_with_path(expected[1])
+    for a, (path, e) in zip(jax.tree.leaves(actual[1]), gradients, strict=True):
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("to_k/bias"):
+            # A softmax takes no notice of what all keys have in common.
+            assert max(np.abs(a).max(), np.abs(e).max()) < 1e-9
+            continue
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
 
 
 @pytest.mark.parametrize("fields", [TINY, ADM], ids=["latent", "adm"])
