@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding
-from dit_jax.models import layers, unet
+from dit_jax.models import layers, unet, unet_blocks
 
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")
 TINY = dict(
@@ -180,6 +180,19 @@ def test_time_and_condition_reach_every_output(variant):
         order = np.array([2, 0, 1])
         again = apply(params, x_t, t, cond[:, order])
         np.testing.assert_allclose(again, out, atol=1e-5)  # a set
+
+
+def test_norm_before_the_transformers_has_its_own_epsilon():
+    """Without transformer blocks, and between Linears that change nothing, it is all there is."""
+    block = unet_blocks.SpatialTransformer(0, 2, groups=4, dtype="float32", attention="xla")
+    x = 1e-3 * np.random.default_rng(0).standard_normal((2, 4, 4, 8)).astype(np.float32)
+    params = jax.jit(block.init)(jax.random.key(0), x, None)["params"]
+    params |= {name: dict(params[name], kernel=jnp.eye(8)) for name in ("proj_in", "proj_out")}
+    groups = x.reshape(2, 16, 4, 2)
+    mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = x + ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
+    out = jax.jit(block.apply)({"params": params}, x, None)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_unconditional_model_ignores_labels():
