@@ -93,12 +93,13 @@ def draw(config: ConfigDict, kind: str, num: int, seed: int = 0) -> Conditions:
 def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
     """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
 
-    Balanced labels take turns, so that every part of the samples has all classes alike.
+    Balanced labels take turns, so that every part of the samples has all classes alike. Without
+    classes all are 0.
     """
     if kind == "random":
-        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
+        return np.random.default_rng(seed).integers(num_classes or 1, size=num, dtype=np.int32)
     if kind == "balanced":
-        return (np.arange(num) % num_classes).astype(np.int32)
+        return (np.arange(num) % (num_classes or 1)).astype(np.int32)
     raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
 
 
@@ -137,12 +138,14 @@ def parse_labels(text: str, num: int, num_classes: int, seed: int = 0) -> np.nda
     if text == "random":
         return draw_labels("random", num, num_classes, seed)
     try:
-        labels = [int(label) for label in text.split(",")] if text else list(range(num_classes))
+        labels = (
+            [int(label) for label in text.split(",")] if text else list(range(num_classes or 1))
+        )
     except ValueError:
         raise ValueError(
             f"--labels={text!r} must be numbers with commas, such as 0,3,9, or random."
         ) from None
-    wrong = [label for label in labels if not 0 <= label < num_classes]
+    wrong = [label for label in labels if not 0 <= label < (num_classes or 1)]
     if wrong:
         raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
     if num < 1 or (text and num < len(labels)):

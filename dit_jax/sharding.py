@@ -98,7 +98,35 @@ CLIP_AXES = {
     "final_layer_norm/scale": ("fsdp",),  # [D]
     "final_layer_norm/bias": ("fsdp",),  # [D]
 }
-PARAMETER_AXES = DIT_AXES | VAE_AXES | CLIP_AXES
+# Of the UNet what the VAE does not have, or has otherwise; M = 4D. Attention without transformer
+# is as the VAE's: it may have one head, which the tensor axis would cut.
+UNET_AXES = {
+    f"{name}/{leaf}": axes
+    for names, leaves in (
+        (
+            "attn1/to_q attn1/to_k attn1/to_v attn2/to_q attn2/to_k attn2/to_v",
+            {"kernel": ("fsdp", "tensor", None)},  # [D or context_size, H, D/H]
+        ),
+        (
+            "attn1/to_out_0 attn2/to_out_0 ff/net_2",
+            {"kernel": ("tensor", "fsdp"), "bias": ("fsdp",)},  # [D or M, D]
+        ),
+        (
+            "ff/net_0_proj",
+            {"kernel": ("fsdp", None, "tensor"), "bias": (None, ("tensor", "fsdp"))},  # [D, 2, M]
+        ),
+        (
+            "linear_1 linear_2 time_emb_proj proj_in proj_out",
+            {"kernel": (None, "fsdp"), "bias": ("fsdp",)},
+        ),
+        ("norm norm3", {"scale": ("fsdp",), "bias": ("fsdp",)}),
+        ("class_embedding", {"embedding": (None, "fsdp")}),  # [classes + 1, 4D or context_size]
+    )
+    for name in names.split()
+    for leaf, axes in leaves.items()
+}
+# The first that ends a path holds: the UNet's longer names are before the VAE's.
+PARAMETER_AXES = DIT_AXES | UNET_AXES | VAE_AXES | CLIP_AXES
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -214,7 +214,7 @@ def _told(config):
     """The fields of a `Source` that say what it tells of an image beside the pixels."""
     tokenize, feature = tokenizer(config), config.data.caption_feature
     if not feature and tokenize is None:
-        return dict(num_classes=config.model.get("num_classes"))
+        return dict(num_classes=config.model.get("num_classes") or None)
     if not feature:
         raise ValueError(
             f"model.condition={config.model.condition!r} needs data.caption_feature, the name of "
@@ -225,7 +225,7 @@ def _told(config):
         raise ValueError(f"data.captions_per_image={count} must be at least 1.")
     # Captions that this model does not read, dit_jax.encode stores for another.
     return dict(
-        num_classes=None if tokenize else config.model.get("num_classes"),
+        num_classes=None if tokenize else config.model.get("num_classes") or None,
         caption_feature=feature,
         captions_per_image=count,
         tokenize=tokenize,

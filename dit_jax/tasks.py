@@ -174,10 +174,13 @@ class Denoising:
     def summary(self) -> str:
         """The model in a line."""
         counts, model = flops.count(self.config), self.model
+        kind = f"{self.config.model.name} of {model.condition}s"
+        if self.config.model.name == "dit":
+            how = "unrolled" if model.scan_unroll else "in a loop"
+            kind += f", {counts['tokens']} tokens, {model.block} blocks {how}"
         return (
-            f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {counts['tokens']} "
-            f"tokens, {model.dtype}, attention {model.attention}, remat {model.remat}, "
-            f"{model.block} blocks {'unrolled' if model.scan_unroll else 'in a loop'}"
+            f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {model.dtype}, "
+            f"attention {model.attention}, remat {model.remat}, {kind}"
         )
 
 

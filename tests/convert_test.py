@@ -424,7 +424,8 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
     [
         (
             ["sit", "SRC", "DST"],
-            "say which of dit, vae, lpips, inception, dinov2, dit-export, then SRC and DST",
+            "say which of dit, vae, unet, adm, lpips, inception, dinov2, dit-export, then SRC and "
+            "DST",
         ),
         (["vae", "SRC", "DST", "--step=1"], "`convert vae` takes no --step"),
         (["dit", "SRC", "DST", "--raw"], "`convert dit` takes no --raw"),

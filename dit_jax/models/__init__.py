@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax
 
-from dit_jax.models import clip, dinov2, dit, inception, lpips, vae
+from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 
 BUILDERS = {
     "dit": dit.from_config,
+    "unet": unet.from_config,
     "vae": vae.from_config,
     "lpips": lpips.from_config,
     "inception": inception.from_config,

@@ -16,7 +16,7 @@ CONDITIONS = ("label", "tokens", "context")
 
 
 def check(config) -> None:
-    """Demands of `config.model` of a noise predictor what its condition needs.
+    """Demands of a noise predictor, or of its `config.model`, what its condition needs.
 
     Raises: ValueError with the values.
     """

@@ -14,12 +14,6 @@ from dit_jax.models import blocks, conditioning, layers
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
 
 def named(name: str) -> dict[str, int]:
     """The config fields that a name of the paper stands for: 'DiT-XL/2' has patch size 2.
@@ -125,7 +119,9 @@ class DiT(nn.Module):
 
         block = blocks.BLOCKS[self.block]
         if self.remat != "none":
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll)
+            block = nn.remat(
+                block, policy=layers.REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll
+            )
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -172,9 +168,10 @@ def from_config(config) -> DiT:
         raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
     blocks.check(fields["block"])
     conditioning.check(config)
-    if fields["remat"] not in REMAT_POLICIES:
+    if fields["remat"] not in layers.REMAT_POLICIES:
         raise ValueError(
-            f"remat={fields['remat']!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}."
+            f"remat={fields['remat']!r} is unknown; choose one of "
+            f"{', '.join(layers.REMAT_POLICIES)}."
         )
     if fields["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
