@@ -35,7 +35,7 @@ def of_dit(config) -> dict[str, int | float]:
         "adaLN-Zero": (6, 0),
     }[config.block]
     conditioning.check(config)
-    words = {"label": 1, "tokens": config.text_length, "context": CLIP_LENGTH}[config.condition]
+    words = _words(config, CLIP_LENGTH)
     context = 1 + words  # tokens, of t and of the label or caption
     stream = tokens + context if config.block == "in-context" else tokens
     if modulations and config.condition != "label":
@@ -74,6 +74,13 @@ def of_dit(config) -> dict[str, int | float]:
     }
 
 
+def _words(config, of_context):
+    """Tokens of what `config.model` is told."""
+    if config.condition == "label":
+        return 1
+    return config.text_length if config.condition == "tokens" else of_context
+
+
 def _text_encoder(config):
     """(parameters, multiply-adds of a caption) of the encoder that is trained along."""
     d, length, depth = config.context_size, config.text_length, config.text_depth
@@ -94,9 +101,7 @@ def of_unet(config, context_tokens: int = CLIP_LENGTH) -> dict[str, int | float]
     channels, depth = unet.widths(config), config.transformer_depth
     base, blocks_per_level, last = config.base_channels, config.blocks_per_level, len(channels) - 1
     resample_by_blocks = config.resample == "resnet"
-    context_tokens = {"label": 1, "tokens": config.text_length}.get(
-        config.condition, context_tokens
-    )
+    words = _words(config, context_tokens)
     text_params = text_macs = 0
     if config.condition == "tokens":
         text_params, text_macs = _text_encoder(config)

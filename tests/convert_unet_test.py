@@ -236,6 +236,7 @@ ADM = dict(
     condition="label",
     num_classes=CLASSES,
     class_dropout_prob=0.0,
+    **unet.NO_TOKENS,
     learn_sigma=True,
 )
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")

@@ -66,7 +66,7 @@ def test_counts_at_512_pixels():
 
 
 def test_count_of_inception_is_the_published_one():
-    counts = flops.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
+    found = flops.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
     assert found["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
     # torchvision's 27,161,264 without the 3,326,696 of its auxiliary head, with 1008 classes for
     # 1000 and no bias of theirs, and one number for each of the 17,216 channels' norms, not two.
@@ -165,6 +165,7 @@ UNET = dict(
     condition="label",
     num_classes=10,
     class_dropout_prob=0.1,
+    **unet.NO_TOKENS,
     learn_sigma=True,
     dtype="float32",
     attention="xla",

@@ -34,6 +34,7 @@ TINY = dict(
     condition="context",
     num_classes=0,
     class_dropout_prob=0.1,
+    **unet.NO_TOKENS,
     learn_sigma=False,
     **RUNTIME,
 )
@@ -333,7 +334,10 @@ def test_names_of_presets():
         (dict(num_heads=3), r"num_heads=3, head_dim=0 must divide .* not \[32\]"),
         (dict(num_heads=0, head_dim=24), r"head_dim=24 must divide .* middle, not \[32\]"),
         (dict(resample="fir"), "resample='fir' is unknown; choose one of conv, resnet"),
-        (dict(condition="text"), "condition='text' is unknown; choose one of label, context"),
+        (
+            dict(condition="text"),
+            "condition='text' is unknown; choose one of label, tokens, context",
+        ),
         (dict(transformer_depth=0), "condition='context', context_size=12: .*transformer_depth=0"),
         (dict(transformer_depth=0, condition="label", num_classes=5), "'label', context_size=12"),
         (dict(context_size=0), "transformer_depth=1 needs context_size, .*768"),
@@ -385,7 +389,7 @@ def test_inputs_of_another_size_are_refused():
 
     with pytest.raises(ValueError, match=r"\(2, 8, 16, 4\); the model takes \('B', 8, 8, 4\)"):
         apply(TINY, (2, 8, 16, 4), (2, 3, 12))
-    with pytest.raises(ValueError, match=r"\(2, 3, 16\); .* \('B', 'M', 12\), .*context_size"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 16\); .*context_size=12 takes \('B', 'M', 12\)"):
         apply(TINY, (2, 8, 8, 4), (2, 3, 16))
     with pytest.raises(ValueError, match=r"cond has shape \(2,\); .*condition='context'"):
         apply(TINY, (2, 8, 8, 4), (2,))

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays
+from dit_jax.models import unet
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # What a config may leave out, and as what.
@@ -141,6 +142,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             condition="context",
             num_classes=0,
             class_dropout_prob=0.1,
+            **unet.NO_TOKENS,
             learn_sigma=theirs["out_channels"] != theirs["in_channels"],
             dtype="float32",
             attention="auto",

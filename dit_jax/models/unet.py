@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dit_jax.models import conditioning, layers, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
+NO_TOKENS = dict(text_length=64, text_depth=2, text_num_heads=4)  # nothing reads them
 _LATENT = dict(
     in_channels=4,
     input_size=64,
@@ -142,8 +143,7 @@ def named(name: str) -> dict:
     """
     if name not in PRESETS:
         raise ValueError(f"unknown model {name!r}; the names are {', '.join(PRESETS)}.")
-    unused = dict(text_length=64, text_depth=2, text_num_heads=4)  # of condition 'tokens'
-    return unused | PRESETS[name]
+    return NO_TOKENS | PRESETS[name]
 
 
 def widths(config) -> list[int]:

@@ -117,6 +117,7 @@ ADM = dict(
     condition="label",
     num_classes=10,
     class_dropout_prob=0.0,
+    **unet.NO_TOKENS,
     learn_sigma=True,
     dtype="float32",
     attention="auto",
