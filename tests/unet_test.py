@@ -391,7 +391,7 @@ def test_inputs_of_another_size_are_refused():
         apply(TINY, (2, 8, 16, 4), (2, 3, 12))
     with pytest.raises(ValueError, match=r"\(2, 3, 16\); .*context_size=12 takes \('B', 'M', 12\)"):
         apply(TINY, (2, 8, 8, 4), (2, 3, 16))
-    with pytest.raises(ValueError, match=r"cond has shape \(2,\); .*condition='context'"):
+    with pytest.raises(ValueError, match=r"condition has shape \(2,\); .*condition='context'"):
         apply(TINY, (2, 8, 8, 4), (2,))
     with pytest.raises(ValueError, match=r"cond has shape \(2, 3, 12\); .*condition='label'"):
         apply(ADM, (2, 8, 8, 4), (2, 3, 12))
