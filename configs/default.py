@@ -60,7 +60,7 @@ PROCESSES = {
 
 
 def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
-    """The keys of a run of a noise predictor, 'dit', or of an autoencoder, 'vae'.
+    """The keys of a run of a noise predictor, 'dit' or 'unet', or of an autoencoder, 'vae'.
 
     Args: process, of a noise predictor: one of PROCESSES.
     """
@@ -107,6 +107,10 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.data.eval_split = "validation"  # empty: no held-out loss
     config.data.image_size = 256  # pixels after the ADM crop
     config.data.image_channels = 3  # 1 grey, 3 RGB
+    # Of images with captions: TFDS's feature, such as caption or captions/text; of image folders
+    # the key in metadata.jsonl, mostly text. Empty: none are read.
+    config.data.caption_feature = ""
+    config.data.captions_per_image = 1  # the first so many; each time one of them is drawn
     config.data.flip = True  # mirror images with probability 1/2, before the VAE
     config.data.cache = False  # keep decoded examples in host memory
     config.data.num_workers = 0  # processes that read; 0 reads in threads of this one
@@ -120,14 +124,15 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
 
     if model == "vae":
         _add_vae(config)
-    elif model == "dit":
-        _add_dit(config)
+    elif model in ("dit", "unet"):
+        (_add_dit if model == "dit" else _add_unet)(config)
+        _add_diffusion(config)
         if process not in PROCESSES:
             raise ValueError(f"unknown {process=}; choose one of {', '.join(PROCESSES)}.")
         config.update_from_flattened_dict(PROCESSES[process])
         config.model.learn_sigma = process == "ddpm"
     else:
-        raise ValueError(f"unknown {model=}; choose dit or vae.")
+        raise ValueError(f"unknown {model=}; choose dit, unet or vae.")
     return config.lock()
 
 
@@ -143,14 +148,61 @@ def _add_dit(config):
     config.model.mlp_ratio = 4.0  # MLP width / hidden_size
     # How time and label come in: in-context, cross-attention, adaLN, adaLN-Zero.
     config.model.block = "adaLN-Zero"
-    config.model.num_classes = 1000  # the null class has this index
-    config.model.class_dropout_prob = 0.1  # in [0, 1); 0 trains without a null class
+    _add_condition(config)
     config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
     config.model.dtype = "float32"  # of activations: float32, bfloat16
     config.model.attention = "auto"  # auto, xla, cudnn
     config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
     config.model.scan_unroll = False  # True: fast steps on one GPU; False: fast compiles, TPU
 
+
+def _add_unet(config):
+    # models.unet.PRESETS has published combinations of these keys.
+    config.model = ConfigDict()
+    config.model.name = "unet"
+    config.model.input_size = 32  # height and width of x_0, latent or pixels
+    config.model.in_channels = 4  # channels of x_0
+    config.model.base_channels = 192  # even
+    # Of each level, from the full size inwards, times base_channels; each but the first halves the
+    # size.
+    config.model.channel_mult = (1, 2, 3, 4)
+    config.model.blocks_per_level = 2  # residual blocks; on the way up one more
+    config.model.attention_levels = (1, 2, 3)  # 0 is the full size; the middle always has attention
+    # Blocks of self-attention, cross-attention to the label or caption and feed-forward, in each
+    # place with attention, as in latent diffusion; 0: self-attention alone, as in DDPM and ADM.
+    config.model.transformer_depth = 0
+    config.model.num_heads = 0  # either this or head_dim is 0
+    config.model.head_dim = 64  # divides the channels of levels with attention
+    _add_condition(config)
+    config.model.time_scale_shift = True  # the time scales and shifts norms (ADM), or is added
+    config.model.resample = "resnet"  # resnet, by residual blocks (ADM); conv, by convolutions
+    config.model.norm_groups = 32  # divides the channels of all levels
+    config.model.norm_epsilon = 1e-5
+    config.model.dropout = 0.0  # of residual blocks, in [0, 1)
+    config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
+    config.model.dtype = "float32"  # of activations: float32, bfloat16
+    config.model.attention = "auto"  # of self-attention: auto, xla, cudnn
+    config.model.remat = "none"  # recomputed in the backward pass: none, dots (all else), full
+
+
+def _add_condition(config):
+    # What tells one image from another: label; tokens, a caption's bytes, which an encoder reads
+    # that is trained along; context, a caption as the frozen encoder text.encoder puts it.
+    config.model.condition = "label"
+    config.model.num_classes = 1000  # label: the null class has this index
+    config.model.class_dropout_prob = 0.1  # of labels or captions, in [0, 1); 0: no null class
+    config.model.context_size = 0  # tokens, context: width of the encoder
+    config.model.text_length = 64  # tokens: bytes of a caption; longer ones are cut
+    config.model.text_depth = 2  # tokens: blocks of the encoder
+    config.model.text_num_heads = 4  # tokens: divides context_size
+
+    config.text = ConfigDict()
+    config.text.encoder = ""  # context: workdir that dit_jax.convert clip wrote
+    # context: taken from the moments' dataset, where dit_jax.encode put it, not computed each step.
+    config.text.stored = False
+
+
+def _add_diffusion(config):
     config.diffusion = ConfigDict()
     # ddpm, a chain of levels; in continuous time vp (its limit), flow (straight lines, as SiT),
     # gvp (trigonometric, as SiT), edm (noise of deviation up to sigma_max). PROCESSES above

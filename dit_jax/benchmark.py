@@ -30,7 +30,19 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, fid, flops, generate, latents, models, sharding, train
+from dit_jax import (
+    cli,
+    conditions,
+    data,
+    fid,
+    flops,
+    generate,
+    latents,
+    models,
+    sharding,
+    sources,
+    train,
+)
 
 FLAGS = flags.FLAGS
 NAMES = ("train", "loop", "sample", "vae", "inception", "metrics")
@@ -106,7 +118,7 @@ def _step_window(program, steps, real_data):
     state = train.new_state(program, key)
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
     batch = next(batches)
-    source = data.open_split(program.config, "train") if real_data else None
+    source = sources.open_split(program.config, "train") if real_data else None
     resident = program.task.load_resident(source)
     began = time.perf_counter()
     step = train.compile_train_step(program).lower(state, batch, key, resident).compile()
@@ -136,9 +148,13 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     settings = config.sample, program.task.process, config.objective.prediction
     sample = generate.make_sample_fn(program.model, *settings, program.mesh)
     index = np.arange(batch_size, dtype=np.int32)
-    batch = {"index": index, "label": index % config.model.num_classes}
-    batch = sharding.put_batch(program.mesh, batch)
-    arguments = params, jax.random.key(0), batch["index"], batch["label"]
+    if config.model.condition == "label":
+        told = conditions.of_labels(index % config.model.num_classes, config.model.num_classes)
+    else:
+        told = conditions.of_captions(config, [f"image {i}" for i in index])
+    batch = sharding.put_batch(program.mesh, {"index": index, **told.rows(index)})
+    encoder = conditions.load_encoder(config, program.mesh)
+    arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time(sample, arguments)
     passes = generate.forward_passes(*settings)
     work = flops.count(config)["gflops"] * passes
@@ -286,7 +302,7 @@ def _synthetic_batches(program):
 
 def _real_batches(program):
     config = program.config
-    source = data.open_split(config, "train")
+    source = sources.open_split(config, "train")
     rows = sharding.local_rows(program.mesh, config.batch_size)
     for batch in data.TrainIterator(source, config, rows):
         yield sharding.put_batch(program.mesh, batch)

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_jax import (
+    conditions,
     data,
     diffusion,
     generate,
@@ -20,6 +21,7 @@ from dit_jax import (
     rows,
     samplers,
     sharding,
+    sources,
 )
 
 logger = logging.getLogger("dit_jax")
@@ -38,8 +40,8 @@ def evaluate(
 ) -> dict:
     """The row of the bits per dimension of `num` held-out images, spread evenly, or of all.
 
-    Conditional on their labels, without guidance. 'bits_per_dim' is of pixels, 'bits_per_latent_
-    dim' of latents, where it is a density: compare it only where VAE and scale are the same.
+    Conditional on labels or captions, without guidance. 'bits_per_dim' is of pixels, 'bits_per_
+    latent_dim' of latents, where it is a density: compare it only where VAE and scale are the same.
     Args: steps, as `make_bits_fn`; None is all levels of a chain, ODE_STEPS else.
     Returns: the mean, its standard error, and of a chain the means of the prior's part and of the
       first level's; a row that was measured before is read back.
@@ -52,7 +54,7 @@ def evaluate(
             f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
-    source = data.open_split(config, "eval")
+    source = sources.open_split(config, "eval")
     available = len(source) // source.views
     num = min(num, available)
     if num < 2:
@@ -79,7 +81,8 @@ def evaluate(
     mine, key, parts = sharding.local_rows(mesh, batch_size), jax.random.key(seed), []
     for start in tqdm(range(0, num, batch_size), "images", disable=not progress):
         index = np.minimum(start + mine, num - 1) * available // num
-        batch = {**data.gather(source, source.views * index), "index": index.astype(np.int32)}
+        batch = data.with_caption(data.gather(source, source.views * index))
+        batch["index"] = index.astype(np.int32)
         part = bits(trained.params, resident, key, sharding.put_batch(mesh, batch))
         parts.append(jax.tree.map(np.asarray, part))
     name = "bits_per_dim" if config.latents.source == "pixels" else "bits_per_latent_dim"
@@ -102,9 +105,9 @@ def make_bits_fn(trained: generate.Trained, steps: int) -> Callable:
     Args: steps, of a respaced chain whose bound is taken, or of the probability flow, of four
       evaluations, and their derivatives, each.
     Returns:
-      bits: of a batch of images or moments, 'label' and 'index' [B], the image's number: {'': [B],
-        and of a chain '_prior' and '_first_level'}. resident: as `latents.x_0_from_batch`. Image
-        i's randomness depends on key and i alone.
+      bits: of a batch of images or moments, its condition and 'index' [B], the image's number:
+        {'': [B], and of a chain '_prior' and '_first_level'}. resident: as
+        `latents.x_0_from_batch`. Image i's randomness depends on key and i alone.
     Raises: ValueError as the process's grid, or for an unknown variance.
     """
     config, process, mesh = trained.config, trained.process, trained.mesh
@@ -118,7 +121,11 @@ def make_bits_fn(trained: generate.Trained, steps: int) -> Callable:
     def bits(params, resident, key, batch):
         def predict(x_t, network_time):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return trained.model.apply({"params": params}, x_t, network_time, batch["label"])
+                return trained.model.apply({"params": params}, x_t, network_time, cond)
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            cond = conditions.of_batch(batch, {})
+            cond = conditions.encode(trained.model, params, trained.encoder, cond)
 
         def keys(i):  # 0 is the posterior's
             return jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), i))(

@@ -148,12 +148,23 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     for candidate in [path, *reversed(saved)]:
         try:
             config = ConfigDict(json.loads(candidate.read_text()))
-            if config.model.name == "dit":  # before there was another block, none was named
-                config.model.block = config.model.get("block", "adaLN-Zero")
-            return config.lock()
+            return _completed(config).lock()
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
+
+
+def _completed(config):
+    """With the keys that configs had not before there was another choice."""
+    if config.model.name == "dit":
+        unknown = {"block": "adaLN-Zero", "condition": "label", "context_size": 0}
+        unknown |= {"text_length": 64, "text_depth": 2, "text_num_heads": 4}
+        config.model.update({k: v for k, v in unknown.items() if k not in config.model})
+        if "data" in config:
+            config.data.caption_feature = config.data.get("caption_feature", "")
+            config.data.captions_per_image = config.data.get("captions_per_image", 1)
+            config.text = config.get("text", ConfigDict({"encoder": "", "stored": False}))
+    return config
 
 
 @contextlib.contextmanager

@@ -77,6 +77,15 @@ def define_sampling(required: bool = True) -> None:
         flags.DEFINE_string(name, None, f"{text} By default the run's.")
 
 
+def define_told() -> None:
+    """What the images are told: labels or prompts, and what guidance leads away from."""
+    flags.DEFINE_string(
+        "labels", "", "Comma-separated classes in equal shares; empty is all; or random."
+    )
+    flags.DEFINE_multi_string("prompt", [], "Caption, of a model of captions; may be repeated.")
+    flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
+
+
 def loading() -> dict:
     """The arguments of `generate.load` that the flags ask for.
 

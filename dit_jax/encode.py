@@ -4,7 +4,9 @@
 
 Reads the images of `config.data`: its train_split becomes 'train', its eval_split 'eval'. A record
 is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled) and `label`; with
-data.flip every image is followed by its mirror, since the flip comes before the VAE. Killed and run
+data.caption_feature `captions` too, K of them, and with text.stored `context` [K, M, D] f16, what
+the text encoder makes of them. With data.flip every image is followed by its mirror, since the flip
+comes before the VAE. Killed and run
 again on the same devices, the command goes on with the missing shards and ends with the same bytes.
 Several processes share the shards.
 """
@@ -30,7 +32,7 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, data, latents, sharding
+from dit_jax import checkpoint, cli, conditions, latents, sharding, sources
 
 FLAGS = flags.FLAGS
 RECORD_FORMAT = 1  # raised when the same images and VAE would give other bytes
@@ -57,32 +59,31 @@ def encode(
       not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
       written, or if another process failed.
     """
-    mesh, vae, sources, identity = sharding.together(
+    mesh, vae, encoder, splits, identity = sharding.together(
         lambda: _open(config, vae_workdir, shard_images, dtype)
     )
     _claim(out, identity)
-    size = config.data.image_size // vae.model.factor
-    features = tfds.features.FeaturesDict(
-        {
-            "moments": tfds.features.Tensor(
-                shape=(size, size, 2 * vae.model.latent_channels),
-                dtype=np.float16,
-                encoding="bytes",  # else TFDS stores f32, twice the size and 40 times slower
-            ),
-            "label": tfds.features.ClassLabel(num_classes=config.model.num_classes),
-        }
-    )
+    features = _features(config, vae)
     shards = {
-        name: _shards(out, name, len(source), shard_images) for name, source in sources.items()
+        name: _shards(out, name, len(source), shard_images) for name, source in splits.items()
     }
     # Else the images of a group, and with them the rounding, would depend on the batch.
     group = latents.images_at_once(config.data.image_size, config.data.image_size)
     batch_size = -(-batch_size // group) * group * mesh.size
     moments_of = _compile(vae, mesh, config.data.flip)
+    context_of = encoder and _compile_encoder(encoder, mesh)
+
+    def encoded(image, examples):
+        """What the devices make of a batch, and what is stored beside it."""
+        told = {name: [e[name] for e in examples] for name in features if name in examples[0]}
+        if encoder:
+            tokens = np.stack([e["tokens"] for e in examples])
+            told["context"] = context_of(np.resize(tokens, (len(image), *tokens.shape[1:])))
+        return moments_of(image), told
 
     def write_missing():
         with concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads:
-            for name, source in sources.items():
+            for name, source in splits.items():
                 mine = list(shards[name].items())[jax.process_index() :: jax.process_count()]
                 missing = {path: numbers for path, numbers in mine if not path.is_file()}
                 done = len(source) - sum(map(len, missing.values()))
@@ -90,8 +91,8 @@ def encode(
                     total=len(source), initial=done, desc=name, unit="img", disable=not progress
                 ) as bar:
                     batches = _batches(source, missing, batch_size, threads)
-                    encoded = _one_behind((p, moments_of(x), labels) for p, x, labels in batches)
-                    for path, of_shard in itertools.groupby(encoded, key=operator.itemgetter(0)):
+                    ready = _one_behind((path, *encoded(*batch)) for path, *batch in batches)
+                    for path, of_shard in itertools.groupby(ready, key=operator.itemgetter(0)):
                         _write_shard(path, of_shard, 1 + config.data.flip, features, bar)
 
     sharding.together(write_missing)
@@ -102,7 +103,7 @@ def encode(
 
 
 def _open(config, vae_workdir, shard_images, dtype):
-    """(mesh, VAE, split -> images, all that decides the bytes); raises before anything is made."""
+    """(mesh, VAE, text encoder, split -> images, all that decides the bytes); raises at once."""
     if "num_classes" not in config.model:
         raise ValueError(
             f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
@@ -113,7 +114,13 @@ def _open(config, vae_workdir, shard_images, dtype):
         raise ValueError("data.train_split is empty: there is nothing to encode.")
     mesh = sharding.local_mesh()  # processes work on shards of their own
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
-    sources = {n: data.open_images(config, split) for n, split in splits.items() if split}
+    encoder = conditions.load_encoder(config, mesh) if config.text.stored else None
+    if config.text.stored and not encoder:
+        raise ValueError(
+            f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
+            f"encoder, not {config.model.condition!r}."
+        )
+    found = {n: sources.open_images(config, split) for n, split in splits.items() if split}
     shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)
     jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
     identity = {
@@ -121,7 +128,7 @@ def _open(config, vae_workdir, shard_images, dtype):
         "vae_digest": vae.digest,
         "published": vae.published and list(vae.published),
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
-        "num_images": {name: len(source) for name, source in sources.items()},
+        "num_images": {name: len(source) for name, source in found.items()},
         "crop": "adm",
         "image_size": config.data.image_size,
         "mirrored": config.data.flip,
@@ -129,7 +136,11 @@ def _open(config, vae_workdir, shard_images, dtype):
         "dtype": dtype,
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
     }
-    return mesh, vae, sources, identity
+    if config.data.caption_feature:
+        identity["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
+    if encoder:
+        identity["text_encoder_digest"] = checkpoint.digest(encoder.params)
+    return mesh, vae, encoder, found, identity
 
 
 def _claim(out, identity):
@@ -172,6 +183,37 @@ def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
     return lambda image: jitted(vae, jax.device_put(image, rows))
 
 
+def _compile_encoder(encoder, mesh) -> Callable[[np.ndarray], jax.Array]:
+    """context_of(tokens [B, K, M] int32) -> [B, K, M, D] f16."""
+    rows = sharding.batch_sharding(mesh)
+
+    def context_of(encoder, tokens):
+        context = encoder(tokens.reshape(-1, tokens.shape[-1]))
+        return context.reshape(*tokens.shape, -1).astype(jnp.float16)
+
+    jitted = jax.jit(context_of, out_shardings=rows)
+    return lambda tokens: jitted(encoder, jax.device_put(tokens, rows))
+
+
+def _features(config, vae):
+    """What a record holds, in TFDS's terms."""
+    size, count = config.data.image_size // vae.model.factor, config.data.captions_per_image
+
+    def numbers(*shape):  # without bytes TFDS stores f32, twice the size and 40 times slower
+        return tfds.features.Tensor(shape=shape, dtype=np.float16, encoding="bytes")
+
+    features = {
+        "moments": numbers(size, size, 2 * vae.model.latent_channels),
+        "label": tfds.features.ClassLabel(num_classes=config.model.num_classes),
+    }
+    if config.data.caption_feature:
+        features["captions"] = tfds.features.Sequence(tfds.features.Text(), length=count)
+    if config.text.stored:
+        length = sources.tokenizer(config).length
+        features["context"] = numbers(count, length, config.model.context_size)
+    return tfds.features.FeaturesDict(features)
+
+
 def _shards(out, name, num_images, shard_images):
     """Path -> the images of every shard of a split."""
     num_shards = -(-num_images // shard_images)
@@ -185,8 +227,13 @@ def _shards(out, name, num_images, shard_images):
 
 
 def _batches(source, shards, batch_size, threads):
-    """(path, image [batch_size, H, W, C], labels of those that count); a shard's last one is
+    """(path, image [batch_size, H, W, C], examples of those that count); a shard's last one is
     filled up. Threads read BATCHES_AHEAD of what is asked for."""
+
+    def read(i):
+        captions = {"captions": source.captions(i)} if source.caption_feature else {}
+        return source[i] | captions
+
     wanted = (
         (path, range(start, min(start + batch_size, numbers.stop)))
         for path, numbers in shards.items()
@@ -194,14 +241,14 @@ def _batches(source, shards, batch_size, threads):
     )
     reading = collections.deque()
     for path, numbers in itertools.chain(wanted, BATCHES_AHEAD * [(None, ())]):
-        reading.append((path, [threads.submit(source.__getitem__, i) for i in numbers]))
+        reading.append((path, [threads.submit(read, i) for i in numbers]))
         if len(reading) <= BATCHES_AHEAD:
             continue
         path, futures = reading.popleft()
         examples = [future.result() for future in futures]
         image = np.stack([example["image"] for example in examples])
         image = np.resize(image, (batch_size, *image.shape[1:]))
-        yield path, image, [int(example["label"]) for example in examples]
+        yield path, image, examples
 
 
 def _one_behind(items):
@@ -218,23 +265,27 @@ def _one_behind(items):
 def _write_shard(path, batches, views, features, bar):
     """The records of a shard, and their sums; the shard bears its name when all is written.
 
-    Args: batches of (path, moments, labels), `views` moments in a row for every label.
+    Args: batches of (path, moments, {name: what is told of each image}), `views` moments in a row
+      of every image.
     """
     temporary, sums = path.with_name(path.name + ".tmp"), []
     try:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for _, moments, labels in batches:
-            moments = np.asarray(moments)[: views * len(labels)]
+        for _, moments, told in batches:
+            count = len(told["label"])
+            moments = np.asarray(moments)[: views * count]
+            told = {name: np.asarray(values)[:count] for name, values in told.items()}
             if not np.isfinite(moments).all():
                 raise ValueError(
                     f"moments in {path.name} are not finite in float16: is this VAE, in this "
                     "--dtype, for these images?"
                 )
-            for moment, label in zip(moments, np.repeat(labels, views), strict=True):
-                example = features.serialize_example({"moments": moment, "label": label})
+            for i, moment in enumerate(moments):
+                of_image = {name: values[i // views] for name, values in told.items()}
+                example = features.serialize_example({"moments": moment, **of_image})
                 writer.write(_deterministic(example))
             sums.append(_sums(moments))
-            bar.update(len(labels))
+            bar.update(count)
         writer.close()
         # Of all records at once: batches must not decide in which order they are added.
         totals = {n: np.concatenate([s[n] for s in sums]).sum(axis=0).tolist() for n in sums[0]}

@@ -29,6 +29,7 @@ from dit_jax import (
     bits,
     checkpoint,
     cli,
+    conditions,
     diffusion,
     extractors,
     fid,
@@ -36,6 +37,7 @@ from dit_jax import (
     images,
     measures,
     metrics,
+    pictures,
     references,
     rows,
     sharding,
@@ -66,14 +68,14 @@ def evaluate(
     that was killed continues.
 
     Args:
-      reference: as `references.of_run`.   labels: as `generate.draw_labels`.
+      reference: as `references.of_run`.   labels: the kind of `conditions.draw`.
       save_npz: where to write all images as the ADM evaluator reads them, 'arr_0' [N, H, W, C]
-        uint8, and 'label'.
+        uint8, and 'label' if they have any.
     Raises: ValueError for a reference of other images, or too few samples; FloatingPointError
       where samples or features are not finite; OSError if something cannot be written.
     """
-    config, model, mesh = trained.config, trained.model, trained.mesh
-    label = generate.draw_labels(labels, num, model.num_classes, seed)
+    config, mesh = trained.config, trained.mesh
+    told = conditions.draw(config, labels, num, seed)
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     if guide := trained.guide:
@@ -89,9 +91,12 @@ def evaluate(
 
     def batches(start):
         sample = trained.make_sample_fn()
-        arguments = trained.params, label, seed, mesh, output, batch_size, start
+        arguments = trained.params, told, seed, mesh, output, batch_size, start
         for numbers, batch in generate.batches(sample, *arguments):
-            yield numbers, {**batch, "label": np.resize(label[numbers], len(batch["image"]))}
+            if trained.model.condition == "label":
+                label = np.resize(told.cond[numbers], len(batch["image"]))
+                batch = {**batch, "label": label}
+            yield numbers, batch
 
     speed = metrics.training_speed(workdir, trained.step, config.batch_size)
     path = workdir / "evaluations.jsonl"
@@ -225,7 +230,7 @@ def _write_picture(path, image, label):
     """Images in rows of ten, by class where there are labels."""
     if label is not None:
         image = image[np.argsort(label[: len(image)], kind="stable")]
-    picture = Image.fromarray(generate.image_grid(image, columns=10))
+    picture = Image.fromarray(pictures.image_grid(image, columns=10))
     spool.replace(path, lambda file: picture.save(file, "PNG"))
 
 

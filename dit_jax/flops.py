@@ -1,174 +1,58 @@
 """Parameters, tokens and FLOPs of any model config, by formula.
 
   python -m dit_jax.flops [DiT-XL/2 --image_size 256 --block adaLN-Zero | --config FILE] [--json]
+  python -m dit_jax.flops sd15-unet adm-imagenet256
 
-The DiT paper's "Gflops" are multiply-adds of one forward pass: `gmacs` here, gflops = 2 gmacs.
+The names are those of the DiT paper and of models.unet.PRESETS. The paper's "Gflops" are
+multiply-adds of one forward pass: `gmacs` here, gflops = 2 gmacs.
 """
 
 import json
-import math
 import pathlib
 
-import flax.traverse_util
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dit_jax import cli, models
-from dit_jax.models import blocks, dit
+from dit_jax import cli, counts
+from dit_jax.models import blocks, dit, unet
 
 FLAGS = flags.FLAGS
 VAE_FACTOR = 8  # pixels per latent of the published models
 
 
 def count(config) -> dict[str, int | float]:
-    """Counts of a config's model, for one image: those of the functions below."""
+    """Counts of a config's model, for one image, as `counts` has them."""
     if config.model.name == "vae":
-        return count_vae(config.model, config.data.image_size)
+        return counts.of_vae(config.model, config.data.image_size)
     if config.model.name == "inception":
-        return count_inception(config.model)
-    return count_dit(config.model)
+        return counts.of_inception(config.model)
+    if config.model.name == "unet":
+        return counts.of_unet(config.model)
+    return counts.of_dit(config.model)
 
 
-def count_dit(config) -> dict[str, int | float]:
-    """Counts of `config.model` of a DiT, for one image.
+def published_config(
+    name: str, image_size: int | None = None, block: str | None = None
+) -> ConfigDict:
+    """`config.model` of a DiT of the paper or a preset UNet, as far as its counts depend on it.
 
-    Returns: params (trained), params_with_pos_embed (the published count), tokens; gmacs of one
-      forward pass: matrix products only; gflops; train_gflops_per_image = 3 gflops.
-    Raises: ValueError for an unknown block.
+    Args: of a DiT alone: image_size, 256 if None.   block: adaLN-Zero if None.
+    Raises: ValueError for an unknown name, an image size that its patches do not divide, or an
+      image size or block for a UNet.
     """
-    d, depth, classes = config.hidden_size, config.depth, config.num_classes
-    mlp = int(d * config.mlp_ratio)
-    patch = config.patch_size**2 * config.in_channels
-    out = patch * (2 if config.learn_sigma else 1)
-    tokens = (config.input_size // config.patch_size) ** 2
-
-    blocks.check(config.block)
-    # Of a block: vectors of c that modulate it, and LayerNorms with a scale and a bias.
-    modulations, norms = {
-        "in-context": (0, 2),
-        "cross-attention": (0, 3),
-        "adaLN": (4, 0),
-        "adaLN-Zero": (6, 0),
-    }[config.block]
-    context = 2  # tokens, of t and y
-    stream = tokens + context if config.block == "in-context" else tokens
-
-    # Each Linear as (in, out, times it is applied to an image).
-    block = [(d, 3 * d, stream), (d, d, stream), (d, mlp, stream), (mlp, d, stream)]
-    block += [(d, modulations * d, 1)]
-    attention = 2 * stream**2 * d  # q k^T and its product with v
-    if config.block == "cross-attention":
-        block += [(d, d, tokens), (d, 2 * d, context), (d, d, tokens)]
-        attention += 2 * tokens * context * d
-    outside = [(patch, d, tokens), (256, d, 1), (d, d, 1), (d, out, tokens)]
-    outside += [(d, 2 * d if modulations else 0, 1)]
-    linears = outside + depth * block
-
-    params = sum((i + 1) * o for i, o, _ in linears)
-    params += 2 * d * (depth * norms + (norms > 0))
-    params += (classes + (config.class_dropout_prob > 0)) * d
-    gmacs = (sum(i * o * n for i, o, n in linears) + depth * attention) / 1e9
-    return {
-        "params": params,
-        "params_with_pos_embed": params + tokens * d,
-        "tokens": tokens,
-        "gmacs": gmacs,
-        "gflops": 2 * gmacs,
-        "train_gflops_per_image": 6 * gmacs,
-    }
-
-
-def count_vae(config, image_size: int) -> dict[str, int | float]:
-    """Counts of `config.model` of a VAE, for one image of image_size x image_size pixels.
-
-    Returns: params; encode_gmacs and decode_gmacs of convolutions and attention, products with
-      the padding included; gflops of both; train_gflops_per_image = 3 gflops.
-    """
-    encoder = _vae_half(config, image_size, decoder=False)
-    decoder = _vae_half(config, image_size, decoder=True)
-    params = encoder[0] + decoder[0]
-    gmacs = encoder[1] / 1e9, decoder[1] / 1e9
-    return {
-        "params": params,
-        "encode_gmacs": gmacs[0],
-        "decode_gmacs": gmacs[1],
-        "gflops": 2 * sum(gmacs),
-        "train_gflops_per_image": 6 * sum(gmacs),
-    }
-
-
-def count_inception(config) -> dict[str, int | float]:
-    """Counts of `config.model` of Inception, for one image of any size, without its resize.
-
-    Returns: params; gmacs of convolutions, products with the padding included, and classifier;
-      gflops.
-    """
-    model = models.build(config)
-
-    def forward(key):
-        return model.init_with_output(key, *model.example_inputs(), capture_intermediates=True)
-
-    _, variables = jax.eval_shape(forward, jax.random.key(0))
-    flat = flax.traverse_util.flatten_dict(variables, sep="/")
-    params = macs = 0
-    for path, leaf in flat.items():
-        collection, _, module = path.partition("/")
-        if collection != "params":
-            continue
-        params += math.prod(leaf.shape)
-        if module.endswith("/kernel"):
-            (output,) = flat[f"intermediates/{module.removesuffix('kernel')}__call__"]
-            macs += math.prod(leaf.shape) * math.prod(output.shape[1:-1])
-    return {"params": params, "gmacs": macs / 1e9, "gflops": 2 * macs / 1e9}
-
-
-def _vae_half(config, image_size, decoder):
-    """(parameters, multiply-adds) of the encoder or the decoder, with its 1x1 convolution."""
-    channels, latent = list(config.block_channels), config.latent_channels
-    sizes = [image_size // 2**i for i in range(len(channels))]
-    convs, norms = [], []  # (kernel, in, out, size of the output), (channels,)
-
-    def block(into, out, size):
-        convs.extend([(3, into, out, size), (3, out, out, size)])
-        norms.extend([into, out])
-        if into != out:
-            convs.append((1, into, out, size))
-
-    wide, small = channels[-1], sizes[-1]
-    block(wide, wide, small)
-    block(wide, wide, small)
-    attention = 0
-    if config.mid_attention:
-        convs.extend(4 * [(1, wide, wide, small)])
-        norms.append(wide)
-        attention = 2 * small**4 * wide
-    levels = list(zip(channels, sizes, strict=True))
-    if decoder:
-        levels.reverse()
-    convs.append((3, latent if decoder else config.image_channels, levels[0][0], levels[0][1]))
-    into = levels[0][0]
-    for i, (width, size) in enumerate(levels):
-        for _ in range(config.layers_per_block + decoder):
-            block(into, width, size)
-            into = width
-        if i < len(levels) - 1:
-            convs.append((3, width, width, levels[i + 1][1]))
-    moments = 2 * latent
-    convs.append((3, into, config.image_channels if decoder else moments, levels[-1][1]))
-    norms.append(into)
-    if config.use_quant_conv:
-        ends = latent if decoder else moments
-        convs.append((1, ends, ends, small))
-    params = sum((k * k * i + 1) * o for k, i, o, _ in convs) + 2 * sum(norms)
-    return params, sum(k * k * i * o * n * n for k, i, o, n in convs) + attention
-
-
-def published_config(name: str, image_size: int = 256, block: str = "adaLN-Zero") -> ConfigDict:
-    """`config.model` of a model of the paper, as far as its counts depend on it.
-
-    Raises: ValueError for an unknown name, or an image size that its patches do not divide.
-    """
+    if name in unet.PRESETS:
+        if image_size is not None or block is not None:
+            raise ValueError(
+                f"{name} is a UNet, of the one size that its name says: image_size={image_size}, "
+                f"block={block} are of a DiT. For another UNet give --config."
+            )
+        return ConfigDict(dict(name="unet", **unet.named(name)))
+    if not name.startswith("DiT-"):
+        raise ValueError(
+            f"unknown model {name!r}; the names are DiT-{{{','.join(dit.SIZES)}}}/PATCH, "
+            f"{', '.join(unet.PRESETS)}."
+        )
+    image_size = 256 if image_size is None else image_size
     fields = dit.named(name)
     unit = VAE_FACTOR * fields["patch_size"]
     if image_size <= 0 or image_size % unit:
@@ -177,16 +61,32 @@ def published_config(name: str, image_size: int = 256, block: str = "adaLN-Zero"
         )
     return ConfigDict(
         dict(
+            name="dit",
             input_size=image_size // VAE_FACTOR,
             in_channels=4,
             mlp_ratio=4.0,
-            block=block,
+            block=block or "adaLN-Zero",
+            condition="label",
             num_classes=1000,
             class_dropout_prob=0.1,
             learn_sigma=True,
             **fields,
         )
     )
+
+
+def count_names(
+    names: list[str], image_size: int | None = None, block: str | None = None
+) -> dict[str, dict[str, int | float]]:
+    """Counts by name, as `published_config`; no names are all of the paper and of the presets.
+
+    With an image size or a block no names are all of the paper alone.
+    """
+    of_dits = image_size is not None or block is not None
+    all_names = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
+    all_names += [] if of_dits else list(unet.PRESETS)
+    configs = {name: published_config(name, image_size, block) for name in names or all_names}
+    return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}
 
 
 def main(argv):
@@ -198,24 +98,30 @@ def main(argv):
         name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
         rows = {name: count(FLAGS.config)}
     else:
-        table = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
-        names = argv[1:] or table
-        configs = {name: published_config(name, FLAGS.image_size, FLAGS.block) for name in names}
-        rows = {name: count_dit(config) for name, config in configs.items()}
+        rows = count_names(argv[1:], FLAGS.image_size, FLAGS.block)
     if FLAGS.json:
         print(json.dumps(rows if len(rows) > 1 else next(iter(rows.values()))))
         return
-    header = ("model", *next(iter(rows.values())))
-    print("  ".join(f"{name:>{max(len(name), 11)}}" for name in header))
+    columns = {name: None for row in rows.values() for name in row}  # in order; not all have all
+    width = max(11, *map(len, rows))
+    print(
+        "  ".join([f"{'model':>{width}}", *(f"{name:>{max(len(name), 11)}}" for name in columns)])
+    )
     for name, row in rows.items():
-        cells = [f"{v:,}" if isinstance(v, int) else f"{v:,.4g}" for v in row.values()]
-        cells = [f"{c:>{max(len(h), 11)}}" for c, h in zip([name, *cells], header, strict=True)]
-        print("  ".join(cells))
+        cells = {column: _cell(row.get(column)) for column in columns}
+        padded = [f"{cell:>{max(len(column), 11)}}" for column, cell in cells.items()]
+        print("  ".join([f"{name:>{width}}", *padded]))
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 if __name__ == "__main__":
     cli.define_config(required=False)
-    flags.DEFINE_integer("image_size", 256, "Pixels; the models see latents 8 times smaller.")
-    flags.DEFINE_enum("block", "adaLN-Zero", list(blocks.BLOCKS), "How time and label come in.")
+    flags.DEFINE_integer("image_size", None, "Of DiTs: pixels, 256; latents are 8 times smaller.")
+    flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main)

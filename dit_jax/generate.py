@@ -1,25 +1,34 @@
-"""Parameters, labels and seeds to images, sharded over the mesh, one key per image."""
+"""Parameters, labels or captions, and seeds to images, sharded, one key per image."""
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, diffusion, guidance, latents, models, samplers, sharding
+from dit_jax import (
+    checkpoint,
+    conditions,
+    diffusion,
+    edits,
+    guidance,
+    latents,
+    models,
+    samplers,
+    sharding,
+)
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
-CELL, GAP = 48, 2  # pixels, of pictures of many images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,17 +43,22 @@ class Trained:
     process: diffusion.Process
     params: dict
     to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
-    vae_digest: str = ""  # of the VAE that decodes; '' in pixels
+    vae: latents.Vae | None = None  # that decodes; None in pixels
     guide: "Guide | None" = None
+    encoder: conditions.TextEncoder | None = None  # of captions, where it is frozen
 
-    def make_sample_fn(self) -> Callable:
-        """As the function of that name, with the guide bound."""
+    @property
+    def vae_digest(self) -> str:
+        """Of the VAE that decodes; '' in pixels."""
+        return self.vae.digest if self.vae else ""
+
+    def make_sample_fn(self, strength: float = 1.0) -> Callable:
+        """As the function of that name, with guide and text encoder bound."""
         prediction = self.config.objective.prediction
         arguments = self.model, self.config.sample, self.process, prediction, self.mesh
-        if self.guide is None:
-            return make_sample_fn(*arguments)
-        sample = make_sample_fn(*arguments, self.guide.model)
-        return functools.partial(sample, guide_params=self.guide.params)
+        sample = make_sample_fn(*arguments, self.guide and self.guide.model, strength)
+        guide_params = self.guide and self.guide.params
+        return functools.partial(sample, encoder=self.encoder, guide_params=guide_params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,11 +104,10 @@ def load(
     samplers.check_used(config.sample, settings or {})
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
-    to_image, vae_digest = latents.image_from_x_0, ""
+    to_image, vae = latents.image_from_x_0, None
     if config.latents.source != "pixels":
         vae = load_vae(config, mesh)
         to_image = functools.partial(make_decode_fn(config.latents, mesh), vae)
-        vae_digest = vae.digest
     guide = None
     if guide_workdir or guide_step is not None:
         guide_workdir = guide_workdir or workdir
@@ -103,7 +116,8 @@ def load(
         loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
         guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
-    return Trained(config, step, raw, mesh, model, process, params, to_image, vae_digest, guide)
+    encoder = conditions.load_encoder(config, mesh)
+    return Trained(config, step, raw, mesh, model, process, params, to_image, vae, guide, encoder)
 
 
 def _load_config(workdir):
@@ -125,7 +139,7 @@ def _load_model(workdir, config, mesh, step, raw):
 
 def _check_guide(guide, config, workdir):
     def of(config):
-        keys = "input_size", "in_channels", "num_classes"
+        keys = "input_size", "in_channels", "condition", "num_classes", "context_size"
         return {
             **{f"model.{key}": config.model[key] for key in keys},
             "diffusion": config.diffusion.to_dict(),
@@ -174,57 +188,99 @@ def make_sample_fn(
     prediction: str,
     mesh: Mesh,
     guide: nn.Module | None = None,
+    strength: float = 1.0,
 ) -> Callable:
-    """The jitted `sample(params, key, index, label, guide_params=None) -> (x_0, finite)`.
+    """The jitted `sample(params, key, index, cond, null, encoder=None, guide_params=None, ...)`.
 
     Args:
       sample_config: `config.sample`.   prediction: `config.objective.prediction`.
-      guide: a worse model, which takes the null class's place in guidance.
+      guide: a worse model, which takes the null condition's place in guidance.
+      strength: of an edit, the share of the steps that is taken.
     Returns:
-      sample: index [B] int32, the image's number, and label [B] int32, both sharded over the
-        batch, to x_0 [B, h, w, C] f32 and finite [steps] bool, whether every x_t was. Image i
-        depends on key and i alone, not on the others.
-    Raises: ValueError as `samplers.build`, or for guidance of a model without a null class.
+      sample: index [B] int32, the image's number, cond and null [B, ...], all sharded over the
+        batch, as `conditions.Conditions`, to (x_0 [B, h, w, C] f32, finite [steps] bool, whether
+        every x_t was). Image i depends on key and i alone, not on the others. encoder: of captions,
+        for a model of condition 'context'.
+        Of edits: image, x_0 of given images, which are noised to begin with; mask, like it or of
+        one channel, 1 where something new is wanted; x_T instead of noise; share [B] of the image
+        of number `other` [B], told cond_of_other, that is drawn from together with this one.
+    Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
     """
-    sampler = samplers.build(sample_config, process, prediction)
+    sampler = samplers.build(sample_config, process, prediction, strength)
     runs = _guided_runs(sample_config, sampler)
     _check_guidance(sample_config, model, guide)
     scale = sample_config.cfg_scale
     options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
     shape = (model.input_size, model.input_size, model.in_channels)
 
-    def sample(params, key, index, label, guide_params=None):
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-
-        def normal(i):
+    def sample(
+        params,
+        key,
+        index,
+        cond,
+        null,
+        encoder=None,
+        guide_params=None,
+        image=None,
+        mask=None,
+        x_T=None,
+        other=None,
+        cond_of_other=None,
+        share=None,
+    ):
+        def normal(i, index=index):
+            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
 
-        def apply(model, params):
-            def predict(x_t, network_time, y=label):
-                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                    return model.apply({"params": params}, x_t, network_time, y)
+        def noise(i):
+            if share is None:
+                return normal(i)
+            return edits.interpolate(normal(i), normal(i, other), share)
 
-            return predict
+        def encode(model, params, cond):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return conditions.encode(model, params, encoder, cond)
 
-        predict = apply(model, params)
-        if guide is not None:
-            guided = guidance.autoguidance(predict, apply(guide, guide_params), scale, **options)
-        else:
-            guided = guidance.classifier_free_guidance(
-                predict, label, model.num_classes, scale, **options
+        def networks(cond):
+            """predict(x_t, network_time) told cond, and the same guided."""
+
+            def apply(model, params):
+                encoded = encode(model, params, cond)
+
+                def predict(x_t, network_time, cond=encoded):
+                    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                        return model.apply({"params": params}, x_t, network_time, cond)
+
+                return predict, encoded
+
+            predict, encoded = apply(model, params)
+            if guide is not None:
+                worse, _ = apply(guide, guide_params)
+                return predict, guidance.autoguidance(predict, worse, scale, **options)
+            null_encoded = encode(model, params, null)
+            return predict, guidance.classifier_free_guidance(
+                predict, encoded, null_encoded, scale, **options
             )
-        parts = [
-            (
-                samplers.make_denoise(
-                    process, prediction, guided if is_guided else predict, sampler.times
-                ),
-                count,
-            )
-            for is_guided, count in runs
-        ]
+
+        predict = networks(cond)
+        if share is not None:
+            both = zip(predict, networks(cond_of_other), strict=True)
+            predict = [edits.mix(one, other, share) for one, other in both]
+        parts = []
+        for guided, count in runs:
+            times = sampler.times
+            denoise = samplers.make_denoise(process, prediction, predict[guided], times)
+            if mask is not None:
+                denoise = edits.keep_known(denoise, process, times, image, mask)
+            parts.append((denoise, count))
         # 0 is x_T's noise, i + 1 that of step i.
-        problem = samplers.Problem(process, sampler.grid, parts, lambda i: normal(i + 1))
-        return sampler.solve(problem, process.x_T_std * normal(0))
+        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
+        if x_T is not None:
+            return sampler.solve(problem, x_T)
+        if image is not None:
+            t = jnp.full(len(index), sampler.grid[0], jnp.float32)
+            return sampler.solve(problem, diffusion.q_sample(process, image, t, noise(0)))
+        return sampler.solve(problem, process.x_T_std * noise(0))
 
     return jax.jit(
         sample,
@@ -234,7 +290,7 @@ def make_sample_fn(
 
 
 def forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
-    """How often an image passes through the network; guidance by the null class counts twice."""
+    """How often an image passes through the network; guidance by the null one counts twice."""
     sampler = samplers.build(sample_config, process, prediction)
     runs = _guided_runs(sample_config, sampler)
     passes = np.repeat([1 + guided for guided, _ in runs], [count for _, count in runs])
@@ -256,22 +312,10 @@ def make_decode_fn(config, mesh: Mesh) -> Callable:
     return jax.jit(lambda vae, x_0: latents.decode_in_groups(vae, config, x_0, mesh))
 
 
-def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
-    """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
-
-    Balanced labels take turns, so that every part of the samples has all classes alike.
-    """
-    if kind == "random":
-        return np.random.default_rng(seed).integers(num_classes, size=num, dtype=np.int32)
-    if kind == "balanced":
-        return (np.arange(num) % num_classes).astype(np.int32)
-    raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
-
-
 def batches(
     sample: Callable,
     params,
-    labels: np.ndarray,
+    told: conditions.Conditions,
     seed: int,
     mesh: Mesh,
     output: Callable,
@@ -280,8 +324,8 @@ def batches(
 ) -> Iterator[tuple[range, Any]]:
     """(image numbers, output(x_0) on the devices) of batch after batch, from image `start` on.
 
-    Image i is a function of (params, seed, i, labels[i]). The last batch repeats its last image;
-    its numbers are those that count. The next batch is under way when one is yielded.
+    Image i is a function of (params, seed, i, told.cond[i], told.null[i]). The last batch repeats
+    its last image; its numbers are those that count. The next is under way when one is yielded.
 
     Args:
       sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
@@ -289,15 +333,15 @@ def batches(
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(labels))
+    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(told))
     batch_size = -(-batch_size // shards) * shards
     key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
     previous = None
-    for first in range(start, len(labels), batch_size):
-        index = np.minimum(first + rows, len(labels) - 1).astype(np.int32)
-        batch = {"index": index, "label": np.asarray(labels, np.int32)[index]}
+    for first in range(start, len(told), batch_size):
+        index = np.minimum(first + rows, len(told) - 1).astype(np.int32)
+        batch = {"index": index, **told.rows(index)}
         x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
-        numbers = range(first, min(first + batch_size, len(labels)))
+        numbers = range(first, min(first + batch_size, len(told)))
         current = numbers, output(x_0), finite
         if previous:
             yield _finished(*previous)
@@ -320,58 +364,20 @@ def _finished(numbers, output, finite):
 def generate(
     sample: Callable,
     params,
-    labels: np.ndarray,
+    told: conditions.Conditions,
     seed: int,
     mesh: Mesh,
     to_image: Callable,
     progress: bool = False,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """All images [N, H, W, C] uint8 for labels [N], in host memory; arguments as `batches`."""
+    """All images [N, H, W, C] uint8, in host memory; arguments as `batches`."""
     images = []
-    with tqdm(total=len(labels), unit="img", disable=not progress) as bar:
-        for numbers, batch in batches(sample, params, labels, seed, mesh, to_image, batch_size):
+    with tqdm(total=len(told), unit="img", disable=not progress) as bar:
+        for numbers, batch in batches(sample, params, told, seed, mesh, to_image, batch_size):
             images.append(to_host(batch)[: len(numbers)])
             bar.update(len(numbers))
     return np.concatenate(images)
-
-
-def grid_columns(count: int) -> int:
-    """Columns of a grid that is about square."""
-    return math.isqrt(count - 1) + 1
-
-
-def image_grid(images: np.ndarray, columns: int, cell: int = CELL, gap: int = GAP) -> np.ndarray:
-    """[N, H, W, C] uint8 as one [height, width, 3] uint8 image.
-
-    Images smaller than `cell` pixels are enlarged by a whole factor; `gap` grey pixels part them.
-    """
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    factor = max(1, cell // height)
-    height, width = height * factor, width * factor
-    grid = np.full((rows, height + gap, columns, width + gap, 3), 128, np.uint8)
-    images = images if channels == 3 else images.repeat(3, axis=-1)
-    for i, image in enumerate(images.repeat(factor, axis=1).repeat(factor, axis=2)):
-        grid[i // columns, :height, i % columns, :width] = image
-    grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return grid[:-gap, :-gap] if gap else grid
-
-
-def split_grid(grid: np.ndarray, size: int) -> np.ndarray:
-    """`image_grid` backwards: the images [N, size, size, 3] of its picture, grey ones at the end.
-
-    Raises: ValueError for a picture that images of this size do not make.
-    """
-    factor = max(1, CELL // size)
-    cell = size * factor + GAP
-    height, width = (length + GAP for length in grid.shape[:2])
-    if height % cell or width % cell:
-        raise ValueError(f"{grid.shape[:2]} pixels are no grid of images of {size} pixels.")
-    grid = np.pad(grid, ((0, GAP), (0, GAP), (0, 0)))
-    images = grid.reshape(height // cell, cell, width // cell, cell, 3).swapaxes(1, 2)
-    images = images[:, :, : size * factor : factor, : size * factor : factor]
-    return images.reshape(-1, size, size, 3)
 
 
 def _check_guidance(config, model, guide):
@@ -385,8 +391,8 @@ def _check_guidance(config, model, guide):
         raise ValueError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
     if config.cfg_scale != 1 and guide is None and not model.class_dropout_prob:
         raise ValueError(
-            f"cfg_scale={config.cfg_scale} needs a null class, but the model was trained with "
-            "class_dropout_prob=0; use cfg_scale 1, or --guide with a worse model."
+            f"cfg_scale={config.cfg_scale} needs a null class or empty captions, but the model was "
+            "trained with class_dropout_prob=0; use cfg_scale 1, or --guide with a worse model."
         )
     if guide is not None and config.cfg_scale == 1:
         raise ValueError("a guide without --cfg_scale above 1 changes nothing.")

@@ -95,6 +95,18 @@ def _strided(steps, num_steps):
     raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
 
 
+def last(grid: np.ndarray, strength: float) -> np.ndarray:
+    """The last share `strength` of the steps of a grid, at least one: where an edit begins.
+
+    Raises: ValueError unless 0 < strength <= 1.
+    Source: Meng et al. 2022, "SDEdit", whose t_0 is the first time that is left.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"{strength=} must lie in (0, 1]; 1 keeps next to nothing of the image.")
+    steps = len(grid) - 1
+    return grid[steps - max(round(strength * steps), 1) :]
+
+
 def check(grid: np.ndarray) -> np.ndarray:
     """The grid, if its times decrease to 0.
 

@@ -1,4 +1,4 @@
-"""Guidance as wrappers of the network: away from what it says without a label, or a worse one says.
+"""Guidance as wrappers of the network: away from what it says untold, or what a worse one says.
 
 A guided output is worse + scale (better - worse). Here `predict(x_t, network_time)` is a network
 bound to its condition, as in `objectives`.
@@ -17,27 +17,29 @@ from dit_jax import objectives
 
 def classifier_free_guidance(
     predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    y: jax.Array,
-    null_class: int,
+    cond: jax.Array,
+    null: jax.Array,
     scale: float,
     channels: int | None = None,
     rescale: float = 0.0,
 ) -> objectives.Predict:
-    """Wraps predict(x_t, network_time, y) into a guided predict(x_t, network_time).
+    """Wraps predict(x_t, network_time, cond) into a guided predict(x_t, network_time).
 
-    The null class guides the first `channels` channels, by default all C of x_t; other channels and
-    the variance stay conditional. The published DiT samples guide 3 of the 4 latent channels.
+    The null condition guides the first `channels` channels, by default all C of x_t; other channels
+    and the variance stay conditional. The published DiT samples guide 3 of the 4 latent channels.
 
     Args:
-      y: [B] int32.   rescale: 0..1, how far the guided channels of an image get the standard
-        deviation of the conditional ones.
+      cond, null: [B, ...], labels and the null class, or captions and the empty one, or another
+        that is to be avoided.
+      rescale: 0..1, how far the guided channels of an image get the standard deviation of the
+        conditional ones.
     Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w; Lin et al. 2023, eq. 15 and 16.
     """
     # Each example beside its twin, so that on a mesh both stay on the example's device.
-    labels = jnp.stack([y, jnp.full_like(y, null_class)], axis=1).reshape(-1)
+    conds = jnp.stack([cond, null], axis=1).reshape(-1, *cond.shape[1:])
 
     def guided(x_t, network_time):
-        both = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(network_time, 2, axis=0), labels)
+        both = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(network_time, 2, axis=0), conds)
         c = channels or x_t.shape[-1]
         return _extrapolate(both[0::2], both[1::2], scale, c, rescale)
 

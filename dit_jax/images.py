@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import data
+from dit_jax import data, sources
 
 logger = logging.getLogger("dit_jax")
 
@@ -67,11 +67,11 @@ def open_images(
     if image_size is None:
         raise ValueError(f"{spec!r} needs --image_size, the pixels that its images are cropped to.")
     settings = dict(source="tfds", name=name, data_dir=data_dir)
-    settings |= dict(image_size=image_size, image_channels=channels)
-    return of_source(data.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
+    settings |= dict(image_size=image_size, image_channels=channels, caption_feature="")
+    return of_source(sources.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
 
 
-def of_source(source: data.Source, name: str) -> ImageSet:
+def of_source(source: sources.Source, name: str) -> ImageSet:
     """The images of a dataset's split, cropped as it is read."""
     shape = (source.image_size, source.image_size, source.image_channels)
     read = functools.partial(_read_ahead, source.__getitem__, len(source))
@@ -155,9 +155,9 @@ def _read_header(file):
 
 
 def _open_folder(path, image_size, channels):
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in data.EXTENSIONS)
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in sources.EXTENSIONS)
     if not files:
-        raise FileNotFoundError(f"no images in {path}: {', '.join(sorted(data.EXTENSIONS))}.")
+        raise FileNotFoundError(f"no images in {path}: {', '.join(sorted(sources.EXTENSIONS))}.")
     # As in the image folders of training, a sub-folder is a class.
     folders = [p.relative_to(path).parts[:-1] for p in files]
     classes = sorted({parts[0] for parts in folders if parts})
@@ -166,7 +166,9 @@ def _open_folder(path, image_size, channels):
     if sizes and sizes[0] != sizes[1]:
         raise ValueError(f"{files[0]} has {sizes[0]}x{sizes[1]} pixels: images must be square.")
     image_size = image_size or sizes[0]
-    source = data.Source(data.Folder(files, labels), "image", image_size, channels, None, str(path))
+    source = sources.Source(
+        sources.Folder(files, labels), "image", image_size, channels, None, str(path)
+    )
 
     def load(i):
         if sizes and _size(files[i]) != sizes:

@@ -10,7 +10,7 @@ from flax import struct
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import data, sharding
+from dit_jax import data, sharding, sources
 
 logger = logging.getLogger("dit_jax")
 
@@ -195,8 +195,8 @@ def check_digest(config: ConfigDict, digest: str, name: str) -> None:
         )
 
 
-def load_moments(mesh: jax.sharding.Mesh, source: data.Source) -> dict[str, jax.Array]:
-    """All of a source's 'moments' [N, h, w, 2C] f16 and 'label' [N], sharded over the batch axes.
+def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, jax.Array]:
+    """All of a source's 'moments' [N, h, w, 2C] f16 and what tells of them, sharded over the batch.
 
     Host memory holds this process's part once, until it lies on the devices.
     Raises: ValueError if they do not fit on the devices, with the bytes. What the model's
@@ -204,23 +204,29 @@ def load_moments(mesh: jax.sharding.Mesh, source: data.Source) -> dict[str, jax.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     count = -(-len(source) // shards) * shards  # the last few repeat the last record
-    shape = source[0]["moments"].shape
-    needed = count // shards * int(np.prod(shape)) * 2
+    example = {name: a[0] for name, a in data.with_caption(data.gather(source, [0])).items()}
+    needed = count // shards * sum(a.nbytes for a in example.values())
     free = _free_bytes(mesh.local_devices[0])
     if free is not None and needed > free:
         raise ValueError(
             f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free "
             "and training steps need some too: use more devices, or latents.source=moments."
         )
+    if source.captions_per_image > 1:
+        raise ValueError(
+            f"{source.origin} has {source.captions_per_image} captions of each image, but "
+            "latents.source=device keeps one: use latents.source=moments."
+        )
     numbers = np.minimum(sharding.local_rows(mesh, count), len(source) - 1)
-    moments, label = np.empty((len(numbers), *shape), np.float16), np.empty(len(numbers), np.int32)
+    arrays = {n: np.empty((len(numbers), *a.shape), a.dtype) for n, a in example.items()}
     with tqdm(total=len(numbers), desc="moments", disable=None) as bar:  # None: on terminals
         for start in range(0, len(numbers), RECORDS_AT_ONCE):
             block = slice(start, start + RECORDS_AT_ONCE)
-            batch = data.gather(source, numbers[block])
-            moments[block], label[block] = batch["moments"], batch["label"]
+            batch = data.with_caption(data.gather(source, numbers[block]))
+            for name, array in arrays.items():
+                array[block] = batch[name]
             bar.update(len(batch["label"]))
-    return sharding.put_batch(mesh, {"moments": moments, "label": label})
+    return sharding.put_batch(mesh, arrays)
 
 
 def _free_bytes(device):

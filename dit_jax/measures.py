@@ -4,6 +4,7 @@ A measure of Inception's features has its published name; of another extractor's
 `fid` and `fd_pixels`, `precision` and `precision_pixels`.
 """
 
+import functools
 import json
 import logging
 import pathlib
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import extractors, fid, generate, references, sharding
+from dit_jax import conditions, extractors, fid, generate, references, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -114,7 +115,8 @@ def compile_distance(task, vae=None) -> Callable:
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
-    labels = generate.draw_labels("random", settings.num_images, model.num_classes, config.seed)
+    told = conditions.draw(config, "random", settings.num_images, config.seed)
+    sample = functools.partial(sample, encoder=conditions.load_encoder(config, mesh))
     extract = extractor.compile(mesh)
 
     def features(x_0):
@@ -122,7 +124,7 @@ def compile_distance(task, vae=None) -> Callable:
 
     def distance(params):
         moments = references.Moments()
-        batches = generate.batches(sample, params, labels, config.seed, mesh, features)
+        batches = generate.batches(sample, params, told, config.seed, mesh, features)
         for numbers, batch in batches:
             extracted = {"features": np.asarray(batch)[: len(numbers)]}
             references.check_finite(extracted, numbers)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, data, generate, latents, objectives, sharding
+from dit_jax import checkpoint, cli, data, latents, objectives, pictures, sharding, sources
 
 FLAGS = flags.FLAGS
 SHOWN = 16
@@ -41,7 +41,7 @@ def reconstruct(
     """
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
-    source = data.open_images(config, config.data.eval_split or config.data.train_split)
+    source = sources.open_images(config, config.data.eval_split or config.data.train_split)
     num, batch_size = min(num, len(source)), batch_size * mesh.size
     everywhere = sharding.replicated(mesh)
 
@@ -68,7 +68,7 @@ def reconstruct(
     shown = np.stack(shown[: min(SHOWN, num)])
     images = data.gather(source, range(len(shown)))["image"]
     pairs = np.concatenate([images, shown], axis=2)
-    picture = generate.image_grid(pairs, generate.grid_columns(len(pairs)))
+    picture = pictures.image_grid(pairs, pictures.grid_columns(len(pairs)))
     row = {"psnr": means["psnr"], "l1": means["reconstruction"], "kl": means["kl"]}
     return {"num_images": num, **row}, picture
 

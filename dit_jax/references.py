@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, fid, images, metrics, sharding, spool
+from dit_jax import data, fid, images, metrics, sharding, sources, spool
 from dit_jax.extractors import Extractor
 
 logger = logging.getLogger("dit_jax")
@@ -95,7 +95,7 @@ def of_run(
             given = keys.image_size, keys.image_channels, keys.data_dir
             reference = load(spec, extractor, *given, progress)
         else:
-            source = data.open_images(config, keys.train_split)
+            source = sources.open_images(config, keys.train_split)
             found = images.of_source(source, f"{keys.name}:{keys.train_split}")
             reference = of_images(found, extractor, progress)
         reference.check((keys.image_size, keys.image_size, keys.image_channels))

@@ -83,9 +83,10 @@ class Sampler:
     solve: Callable[[Problem, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def build(config, process: diffusion.Process, prediction: str) -> Sampler:
+def build(config, process: diffusion.Process, prediction: str, strength: float = 1.0) -> Sampler:
     """The sampler of `config`, which is `config.sample`, for networks of this prediction.
 
+    Args: strength, the share of the steps that it takes, the last ones.
     Raises: ValueError for an unknown sampler, settings out of range, or those that the process or
       the prediction does not allow.
     """
@@ -100,6 +101,7 @@ def build(config, process: diffusion.Process, prediction: str) -> Sampler:
         grid = np.append(last + (1 - last / grid[0]) * grid, 0.0)
     else:
         grid = grids.build(process, steps, prediction=prediction, **options)
+    grid = grids.last(grid, strength)
     times, evaluations = grid, np.ones(len(grid) - 1, int)
     if name == "ddpm":
         solve = functools.partial(ddpm, variance=config.variance)

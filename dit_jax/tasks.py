@@ -17,7 +17,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, diffusion, flops, generate, latents, objectives, sharding
+from dit_jax import (
+    checkpoint,
+    conditions,
+    data,
+    diffusion,
+    flops,
+    generate,
+    latents,
+    objectives,
+    pictures,
+    sharding,
+    sources,
+)
 from dit_jax.models import lpips
 
 
@@ -77,37 +89,58 @@ class Denoising:
         objectives.check(process, config.objective, model_config.learn_sigma)
         return cls(config, model, mesh, process)
 
-    def load_resident(self, source: data.Source | None, vae: latents.Vae | None = None) -> dict:
-        """What every step reads and none changes, on the devices; {} for pixels and moments.
+    def load_resident(self, source: sources.Source | None, vae: latents.Vae | None = None) -> dict:
+        """What every step reads and none changes, on the devices; {} for pixels and labels.
 
         Args: vae, if it lies on the mesh already; else it is loaded where it is needed.
         Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
-          as `latents.load_moments`.
-        Raises: ValueError if the moments do not fit, or as `generate.load_vae`.
+          as `latents.load_moments`; for captions 'null', the empty one as the data have it, and
+          the frozen 'encoder', unless its outputs are stored.
+        Raises: ValueError if the moments do not fit, or as `generate.load_vae` and
+          `conditions.load_encoder`.
         """
-        if self.config.latents.source == "images":
-            return {"vae": vae or generate.load_vae(self.config, self.mesh)}
-        if self.config.latents.source == "device" and source:
-            return latents.load_moments(self.mesh, source)
-        return {}
+        config, resident = self.config, {}
+        if config.latents.source == "images":
+            resident["vae"] = vae or generate.load_vae(config, self.mesh)
+        if config.latents.source == "device" and source:
+            resident |= latents.load_moments(self.mesh, source)
+        if config.model.condition == "label":
+            return resident
+        null = jnp.asarray(conditions.of_captions(config, [""]).cond)  # [1, M]
+        encoder = conditions.load_encoder(config, self.mesh)
+        if encoder and config.text.stored:
+            null = encoder(null).astype(jnp.float16)  # [1, M, D], as captions are stored
+        elif encoder:
+            resident["encoder"] = encoder
+        return {**resident, "null": jax.device_put(null[0], sharding.replicated(self.mesh))}
 
     def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
-        """(x_0, label, t, eps) of a batch; with dropout some labels are the null class."""
+        """(x_0, cond, t, eps) of a batch; with dropout some conditions are the null one.
+
+        Where the model has dropout of its own, keys [B] follow.
+        """
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
-        label = resident["label"][batch["record"]] if "record" in batch else batch["label"]
+        cond = conditions.of_batch(batch, resident)
         if dropout:
-            prob, null_class = self.model.class_dropout_prob, self.model.num_classes
-            label = drop_labels(drop_key, label, prob, null_class)
+            null = resident.get("null", self.model.num_classes)
+            cond = conditions.drop(drop_key, cond, self.model.class_dropout_prob, null)
+        if "encoder" in resident:
+            cond = resident["encoder"](cond)
         x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident, self.mesh)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
-        return x_0, label, t, eps
+        examples = x_0, cond.astype(jnp.float32) if cond.ndim == 3 else cond, t, eps
+        if dropout and getattr(self.model, "dropout", 0):
+            return *examples, jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
+        return examples
 
-    def losses(self, params, resident: dict, x_0, label, t, eps) -> dict[str, jax.Array]:
+    def losses(self, params, resident: dict, x_0, cond, t, eps, keys=None) -> dict[str, jax.Array]:
         """'loss' and its parts, each [B]."""
+        # Of the micro-batch: what is dropped differs between its examples all the same.
+        rngs = None if keys is None else {"dropout": keys[0]}
 
         def predict(x_t, network_time):
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                return self.model.apply({"params": params}, x_t, network_time, label)
+                return self.model.apply({"params": params}, x_t, network_time, cond, rngs=rngs)
 
         objective = self.config.objective
         return objectives.denoising_loss(self.process, objective, predict, x_0, t, eps)
@@ -120,7 +153,7 @@ class Denoising:
         return functools.partial(generate.make_decode_fn(self.config.latents, self.mesh), vae)
 
     def compile_picture(
-        self, resident: dict, source: data.Source, vae: latents.Vae | None = None
+        self, resident: dict, source: sources.Source, vae: latents.Vae | None = None
     ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
         config, num = self.config, self.config.sample_num_images
@@ -128,28 +161,27 @@ class Denoising:
         sample = generate.make_sample_fn(
             self.model, config.sample, self.process, prediction, self.mesh
         )
-        to_image = self.to_image(vae)
-        labels = np.arange(num) * self.model.num_classes // num
+        to_image, told = self.to_image(vae), conditions.for_picture(config, num)
+        encoder = resident.get("encoder") or conditions.load_encoder(config, self.mesh)
+        sample = functools.partial(sample, encoder=encoder)
 
         def draw(params):
-            images = generate.generate(sample, params, labels, config.seed, self.mesh, to_image)
-            return generate.image_grid(images, generate.grid_columns(num))
+            images = generate.generate(sample, params, told, config.seed, self.mesh, to_image)
+            return pictures.image_grid(images, pictures.grid_columns(num))
 
         return draw
 
     def summary(self) -> str:
         """The model in a line."""
         counts, model = flops.count(self.config), self.model
+        kind = f"{self.config.model.name} of {model.condition}s"
+        if self.config.model.name == "dit":
+            how = "unrolled" if model.scan_unroll else "in a loop"
+            kind += f", {counts['tokens']} tokens, {model.block} blocks {how}"
         return (
-            f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {counts['tokens']} "
-            f"tokens, {model.dtype}, attention {model.attention}, remat {model.remat}, "
-            f"{model.block} blocks {'unrolled' if model.scan_unroll else 'in a loop'}"
+            f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {model.dtype}, "
+            f"attention {model.attention}, remat {model.remat}, {kind}"
         )
-
-
-def drop_labels(key: jax.Array, label: jax.Array, prob: float, null_class: int) -> jax.Array:
-    """Labels [B], each replaced by the null class with the probability."""
-    return jnp.where(jax.random.bernoulli(key, prob, label.shape), null_class, label)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -193,7 +225,7 @@ class Autoencoding:
             )
         return cls(config, model, mesh)
 
-    def load_resident(self, source: data.Source | None, vae: latents.Vae | None = None) -> dict:
+    def load_resident(self, source: sources.Source | None, vae: latents.Vae | None = None) -> dict:
         """{'lpips': its parameters} if it has a weight; errors as `checkpoint.load_model`."""
         loss = self.config.autoencoder
         if not loss.lpips_weight:
@@ -235,7 +267,7 @@ class Autoencoding:
         return losses
 
     def compile_picture(
-        self, resident: dict, source: data.Source, vae: latents.Vae | None = None
+        self, resident: dict, source: sources.Source, vae: latents.Vae | None = None
     ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
         num = min(self.config.sample_num_images, len(source))
@@ -249,7 +281,7 @@ class Autoencoding:
         def draw(params):
             reconstruction = reconstruct(params, jax.device_put(images, everywhere))
             pairs = np.concatenate([images, np.asarray(reconstruction)], axis=2)
-            return generate.image_grid(pairs, generate.grid_columns(num))
+            return pictures.image_grid(pairs, pictures.grid_columns(num))
 
         return draw
 

@@ -36,6 +36,7 @@ from dit_jax import (
     models,
     optimizer,
     sharding,
+    sources,
     tasks,
 )
 
@@ -201,7 +202,7 @@ def compile_train_step(program: Program) -> Callable:
     )
 
 
-def compile_evaluate(program: Program, source: data.Source, resident: dict) -> Callable:
+def compile_evaluate(program: Program, source: sources.Source, resident: dict) -> Callable:
     """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call.
 
     Each image counts `config.eval_draws` times, every time with others.
@@ -235,7 +236,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     returns early.
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
     """
-    train_source = data.open_split(config, "train")
+    train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
     vae = None
     if config.latents.source != "pixels" and config.latents.vae:
@@ -245,7 +246,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     program = make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
-        eval_source = data.open_split(config, "eval")
+        eval_source = sources.open_split(config, "eval")
     checkpoint.claim_workdir(workdir, config)
     if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
         cache = workdir.absolute() / "compilation_cache"

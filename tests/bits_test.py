@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax import bits, checkpoint, data, diffusion, generate, models, rows, sharding
+from dit_jax import bits, checkpoint, data, diffusion, generate, models, rows, sharding, sources
 
 
 def some_model(config, num_devices=8):
@@ -165,7 +165,7 @@ def test_flow_without_a_word_of_the_data_has_the_bits_of_its_prior(smoke_config,
     zeros = jax.tree.map(jnp.zeros_like, trained.params["final_layer"])
     trained.params["final_layer"] = zeros  # u = 0: x_t stands still, from N(0, 1)
     row, found = bits_of_images(trained, 12, steps=20)
-    images = data.gather(data.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
+    images = data.gather(sources.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
     nats = 0.5 * np.log(2 * np.pi) + 0.5 * (images / 127.5 - 1) ** 2  # of N(0, 1)
     expected = nats.mean() / math.log(2) + math.log2(255 / 2)
     assert row["bits_per_dim"] == pytest.approx(expected, abs=0.02)

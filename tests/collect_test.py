@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_jax import flops, generate, metrics
+from dit_jax import conditions, flops, generate, metrics
 from experiments.scaling import collect, grid, models, table
 from experiments.scaling.configs import smoke
 
@@ -185,8 +185,8 @@ def test_samples_are_those_of_the_evaluation(swept):
     assert found["label"].tolist() == list(range(10))
     trained = generate.load(swept / "XS-patch_size=2", 20)
     sample = trained.make_sample_fn()
-    labels = np.arange(16) % 10
-    arguments = sample, trained.params, labels, 0, trained.mesh, trained.to_image
+    told = conditions.of_labels(np.arange(16) % 10, 10)
+    arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
     images = generate.generate(*arguments)
     differences = np.abs(found["image"][1].astype(int) - images[:10])
     assert differences.max() <= 1  # another batch size

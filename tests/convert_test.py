@@ -148,7 +148,8 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     sizes = convert.dit.read_sizes(published)
     assert sizes == {name: golden_model_config[name] for name in sizes}
     others = {"name", "class_dropout_prob", "block", "dtype", "attention", "remat"}
-    others |= {"scan_unroll"}
+    others |= {"scan_unroll", "condition", "context_size"}
+    others |= {"text_length", "text_depth", "text_num_heads"}
     assert golden_model_config.keys() - sizes.keys() == others
     published["final_layer.linear.weight"] = published["final_layer.linear.weight"][:16]
     published["y_embedder.embedding_table.weight"] = np.zeros((1000, 48), np.float32)
@@ -424,7 +425,8 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
     [
         (
             ["sit", "SRC", "DST"],
-            "say which of dit, vae, lpips, inception, dinov2, dit-export, then SRC and DST",
+            "say which of dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, then "
+            "SRC and DST",
         ),
         (["vae", "SRC", "DST", "--step=1"], "`convert vae` takes no --step"),
         (["dit", "SRC", "DST", "--raw"], "`convert dit` takes no --raw"),

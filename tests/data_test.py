@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import default
-from dit_jax import data
+from dit_jax import data, sources
 
 
 def _noise_image(width, height, mode="RGB"):
@@ -31,14 +31,14 @@ def test_crop_follows_the_published_steps(size):
     sides = tuple(round(side * factor) for side in expected.size)
     pixels = np.asarray(expected.resize(sides, Image.Resampling.BICUBIC))
     y, x = (pixels.shape[0] - 8) // 2, (pixels.shape[1] - 8) // 2
-    cropped = np.asarray(data.adm_crop(image, 8))
+    cropped = np.asarray(sources.adm_crop(image, 8))
     assert cropped.shape == (8, 8, 3)
     np.testing.assert_array_equal(cropped, pixels[y : y + 8, x : x + 8])
 
 
 def test_an_image_of_the_right_size_is_not_touched():
     image = _noise_image(8, 8)
-    np.testing.assert_array_equal(np.asarray(data.adm_crop(image, 8)), np.asarray(image))
+    np.testing.assert_array_equal(np.asarray(sources.adm_crop(image, 8)), np.asarray(image))
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def folder_config(folder):
 
 @pytest.fixture
 def digits_source(smoke_config):
-    return data.open_images(smoke_config, "train")
+    return sources.open_images(smoke_config, "train")
 
 
 def test_folder_gives_a_class_per_sub_folder(folder_config):
-    source = data.open_images(folder_config, "train")
+    source = sources.open_images(folder_config, "train")
     assert [int(source[i]["label"]) for i in range(len(source))] == [0, 0, 0, 1, 1]
     assert source[4]["image"].shape == (8, 8, 3)
     assert source[0]["image"].dtype == np.uint8
@@ -85,7 +85,7 @@ def test_every_mode_becomes_the_channels_asked_for(folder_config, mode, channels
     file = io.BytesIO()
     image.save(file, "TIFF")
     records = [{"image": file.getvalue(), "label": 1}]
-    source = data.Source(records, "image", 8, channels, 2, "a test")
+    source = sources.Source(records, "image", 8, channels, 2, "a test")
     expected = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     np.testing.assert_array_equal(source[0]["image"], expected.reshape(8, 8, channels))
 
@@ -94,7 +94,7 @@ def test_images_smaller_than_the_crop_are_enlarged_and_that_is_told_once(caplog)
     file = io.BytesIO()
     _noise_image(12, 5).save(file, "PNG")
     records = 3 * [{"image": file.getvalue(), "label": 1}]
-    source = data.Source(records, "image", 8, 3, 2, "small images")
+    source = sources.Source(records, "image", 8, 3, 2, "small images")
     with caplog.at_level("WARNING", "dit_jax"):
         images = [source[i]["image"] for i in range(3)]
     expected = _noise_image(12, 5).resize((19, 8), Image.Resampling.BICUBIC).crop((5, 0, 13, 8))
@@ -107,16 +107,16 @@ def test_16_bits_become_8():
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 0}]
-    image = data.Source(records, "image", 3, 1, 1, "a test")[0]["image"]
+    image = sources.Source(records, "image", 3, 1, 1, "a test")[0]["image"]
     assert image[..., 0].tolist() == [[0, 1, 127], [255, 2, 3], [0, 0, 0]]
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.float32)).save(file, "TIFF")
     with pytest.raises(ValueError, match="its mode 'F' has no range of values"):
-        data.Source([{"image": file.getvalue(), "label": 0}], "image", 3, 1, 1, "a test")[0]
+        sources.Source([{"image": file.getvalue(), "label": 0}], "image", 3, 1, 1, "a test")[0]
 
 
 def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
-    test = data.open_images(smoke_config, "test")
+    test = sources.open_images(smoke_config, "test")
     assert (len(digits_source), len(test)) == (1617, 180)
     everything = np.concatenate(
         [np.stack([s[i]["image"] for i in range(len(s))]) for s in (digits_source, test)]
@@ -131,7 +131,7 @@ def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
 class _Numbered:
     """A source whose image is its own index, to see what was read."""
 
-    origin, kind, views = "numbers", "image", 1
+    origin, kind, views, captions_per_image = "numbers", "image", 1, 1
 
     def __init__(self, size):
         self.size = size
@@ -307,7 +307,7 @@ def moments_config(config, moments_dir):
 
 
 def test_moments_are_read_from_the_directory_of_a_dataset(moments_config):
-    source = data.open_split(moments_config, "train")
+    source = sources.open_split(moments_config, "train")
     iterator = data.TrainIterator(source, moments_config, np.arange(4))
     batch = next(iterator)
     assert batch["moments"].shape == (4, 4, 4, 8)
@@ -318,7 +318,7 @@ def test_moments_are_read_from_the_directory_of_a_dataset(moments_config):
 
 def test_mirroring_moments_without_mirrors_is_refused(moments_config):
     moments_config.data.flip = True
-    source = data.open_split(moments_config, "train")
+    source = sources.open_split(moments_config, "train")
     with pytest.raises(
         ValueError, match=r"data\.flip mirrors images before the VAE, but .* no mirr"
     ):
@@ -350,22 +350,22 @@ def test_mirror_of_moments_is_the_next_record(config):
 def test_moments_of_another_shape_than_the_model_takes_are_refused(moments_config):
     moments_config.model.input_size = 8
     with pytest.raises(ValueError, match=r"moments \(4, 4, 8\), but the model takes \(8, 8, 8\)"):
-        data.open_split(moments_config, "train")
+        sources.open_split(moments_config, "train")
 
 
 def test_missing_dataset_says_how_to_build_it(smoke_config, tmp_path):
     smoke_config.data.data_dir = str(tmp_path)
     command = rf"python -m dit_jax\.datasets\.digits --data_dir {tmp_path}"
     with pytest.raises(FileNotFoundError, match=command):
-        data.open_images(smoke_config, "train")
+        sources.open_images(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
     smoke_config.data.name = "mnist"
     build = rf"tfds build mnist --file_format=array_record --data_dir={tmp_path}"
     with pytest.raises(FileNotFoundError, match=build):
-        data.open_images(smoke_config, "train")
+        sources.open_images(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
     with pytest.raises(FileNotFoundError, match=r"no_such_dataset.*\. Set data\.data_dir"):
-        data.open_images(smoke_config, "train")
+        sources.open_images(smoke_config, "train")
 
 
 def test_dataset_in_another_file_format_says_how_to_build_it_again(
@@ -376,32 +376,32 @@ def test_dataset_in_another_file_format_says_how_to_build_it_again(
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     smoke_config.data.name = str(directory)
     with pytest.raises(ValueError, match=r"the format tfrecord.*--file_format=array_record"):
-        data.open_images(smoke_config, "train")
+        sources.open_images(smoke_config, "train")
 
 
 def test_unknown_split_and_feature_list_the_known_ones(smoke_config):
     with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
-        data.open_images(smoke_config, "validation")
+        sources.open_images(smoke_config, "validation")
     with pytest.raises(ValueError, match=r"no split 'train\[:x\]'; it has train, test, and slices"):
-        data.open_images(smoke_config, "train[:x]")
+        sources.open_images(smoke_config, "train[:x]")
     smoke_config.latents.update(source="moments", moments=smoke_config.data.name)
     with pytest.raises(ValueError, match="no feature 'moments', only image, label"):
-        data.open_split(smoke_config, "train")
+        sources.open_split(smoke_config, "train")
 
 
 def test_empty_split_is_refused(smoke_config, folder_config, folder):
     with pytest.raises(ValueError, match=r"'train\[:0\]'.* is empty"):
-        data.open_images(smoke_config, "train[:0]")
+        sources.open_images(smoke_config, "train[:0]")
     (folder / "val").mkdir()
     with pytest.raises(ValueError, match="val is empty"):
-        data.open_images(folder_config, "val")
+        sources.open_images(folder_config, "val")
     with pytest.raises(FileNotFoundError, match="one folder per split"):
-        data.open_images(folder_config, "test")
+        sources.open_images(folder_config, "test")
 
 
 def test_label_beyond_the_classes_names_the_record(smoke_config):
     smoke_config.model.num_classes = 5
-    source = data.open_images(smoke_config, "train")
+    source = sources.open_images(smoke_config, "train")
     with pytest.raises(ValueError, match=r"label \d of record \d+ of split 'train'.*0\.\.4"):
         next(data.TrainIterator(source, smoke_config, np.arange(16)))
 
@@ -417,7 +417,7 @@ def test_unreadable_image_names_the_file(folder_config, tmp_path, damage, num_wo
         path.write_bytes(content)
     folder_config.data.update(name=str(tmp_path), num_workers=num_workers)
     iterator = data.TrainIterator(
-        data.open_images(folder_config, "train"), folder_config, np.arange(2)
+        sources.open_images(folder_config, "train"), folder_config, np.arange(2)
     )
     with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png") as error:
         next(iterator)  # a batch of both
@@ -440,4 +440,4 @@ def test_dataset_that_changed_under_a_run_is_refused(config):
 def test_unknown_data_settings_list_the_known_ones(config, change, message):
     config.data.update(change)
     with pytest.raises(ValueError, match=message):
-        data.open_images(config, "train")
+        sources.open_images(config, "train")

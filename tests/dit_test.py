@@ -146,7 +146,7 @@ def test_unknown_names_list_the_known_ones(name):
         (dict(attention="flash"), "attention='flash'.*auto, xla, cudnn"),
         (dict(attention="cudnn"), "cudnn.*not an NVIDIA GPU"),
         (dict(class_dropout_prob=1.0), "class_dropout_prob=1.0"),
-        (dict(name="unet"), "unknown model name 'unet'; known: dit"),
+        (dict(name="gan"), "unknown model name 'gan'; known: dit"),
     ],
     ids=str,
 )

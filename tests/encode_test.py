@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode, latents
+from dit_jax import checkpoint, data, encode, latents, sources
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     assert len(list(tmp_path.glob("moments-train.array_record-*-of-00003"))) == 3
     moments, labels = _read(tmp_path)
     assert (moments.shape, moments.dtype) == ((140, 4, 4, 4), np.float16)
-    source = data.open_images(config, "train[:70]")
+    source = sources.open_images(config, "train[:70]")
     batch = data.gather(source, range(70))
     np.testing.assert_array_equal(labels, batch["label"].repeat(2))
     vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")

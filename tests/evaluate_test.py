@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import (
     checkpoint,
+    conditions,
     evaluate,
     extractors,
     generate,
@@ -132,11 +133,11 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
     row = _evaluate(workdir, num=21, batch_size=8, save_npz=out)
     with np.load(out) as file:
         assert file["arr_0"].shape == (21, 8, 8, 1)
-        labels = generate.draw_labels("random", 21, 10)
-        np.testing.assert_array_equal(file["label"], labels)
+        told = conditions.of_labels(conditions.draw_labels("random", 21, 10), 10)
+        np.testing.assert_array_equal(file["label"], told.cond)
         trained = generate.load(workdir, settings={"steps": 2})
         drawn = generate.generate(
-            trained.make_sample_fn(), trained.params, labels, 0, trained.mesh, trained.to_image
+            trained.make_sample_fn(), trained.params, told, 0, trained.mesh, trained.to_image
         )
         np.testing.assert_array_equal(file["arr_0"], drawn)
     extractor = extractors.load("pixels")

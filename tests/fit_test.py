@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dit_jax import flops
+from dit_jax import counts, flops
 from experiments.scaling import bootstrap, contrasts, fit, laws, models, summary, table
 
 PUBLISHED = pathlib.Path(fit.__file__).parent / "published.csv"
@@ -456,9 +456,9 @@ def test_published_models():
 
 def test_published_counts_are_those_of_the_formula():
     for row in table.read(PUBLISHED):
-        counts = flops.count_dit(flops.published_config(f"DiT-{row['model']}"))
-        assert row["gmacs"] == pytest.approx(counts["gmacs"], rel=3e-3, abs=0.005)
-        assert (row["params"], row["tokens"]) == (counts["params"], counts["tokens"])
+        found = counts.of_dit(flops.published_config(f"DiT-{row['model']}"))
+        assert row["gmacs"] == pytest.approx(found["gmacs"], rel=3e-3, abs=0.005)
+        assert (row["params"], row["tokens"]) == (found["params"], found["tokens"])
         assert row["images_seen"] == row["step"] * row["batch_size"]
         assert row["train_gflops"] == pytest.approx(6 * row["gmacs"] * row["images_seen"])
     blocks = {row["block"]: row for row in table.read(PUBLISHED.with_name("published_blocks.csv"))}

@@ -1,15 +1,18 @@
 """Counts against the published table and against XLA's own."""
 
 import json
+import math
 
 import flax.traverse_util
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default, smoke
-from dit_jax import flops, models
+from dit_jax import counts, flops, models
+from dit_jax.models import unet
 
 # gmacs as printed in the paper, parameters with the position table.
 PUBLISHED = {
@@ -38,37 +41,37 @@ BLOCKS = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     gmacs, params = PUBLISHED[name]
-    counts = flops.count_dit(flops.published_config(name))
+    found = counts.of_dit(flops.published_config(name))
     # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
-    assert counts["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
-    assert counts["params_with_pos_embed"] == params
-    assert counts["gflops"] == 2 * counts["gmacs"]
-    assert counts["train_gflops_per_image"] == 3 * counts["gflops"]
+    assert found["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
+    assert found["params_with_pos_embed"] == params
+    assert found["gflops"] == 2 * found["gmacs"]
+    assert found["train_gflops_per_image"] == 3 * found["gflops"]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_counts_of_the_blocks_are_the_published_ones(block):
     gmacs, params = BLOCKS[block]
-    counts = flops.count_dit(flops.published_config("DiT-XL/2", block=block))
-    assert counts["gmacs"] == pytest.approx(gmacs, rel=0.003)
+    found = counts.of_dit(flops.published_config("DiT-XL/2", block=block))
+    assert found["gmacs"] == pytest.approx(gmacs, rel=0.003)
     # A unit of the last digit: adaLN's 600.7 is printed as 600.
-    assert counts["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
-    assert counts["tokens"] == 256  # of the image
+    assert found["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
+    assert found["tokens"] == 256  # of the image
 
 
 def test_counts_at_512_pixels():
-    counts = flops.count_dit(flops.published_config("DiT-XL/2", image_size=512))
-    assert counts["gmacs"] == pytest.approx(524.6, rel=0.003)
-    assert counts["tokens"] == 1024
+    found = counts.of_dit(flops.published_config("DiT-XL/2", image_size=512))
+    assert found["gmacs"] == pytest.approx(524.6, rel=0.003)
+    assert found["tokens"] == 1024
 
 
 def test_count_of_inception_is_the_published_one():
-    counts = flops.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
-    assert counts["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
+    found = flops.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
+    assert found["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
     # torchvision's 27,161,264 without the 3,326,696 of its auxiliary head, with 1008 classes for
     # 1000 and no bias of theirs, and one number for each of the 17,216 channels' norms, not two.
-    assert counts["params"] == 27_161_264 - 3_326_696 + 8 * 2048 - 1000 - 17_216
-    assert counts["gflops"] == 2 * counts["gmacs"]
+    assert found["params"] == 27_161_264 - 3_326_696 + 8 * 2048 - 1000 - 17_216
+    assert found["gflops"] == 2 * found["gmacs"]
 
 
 def _model_config(name, block="adaLN-Zero"):
@@ -86,7 +89,7 @@ def test_parameters_are_those_of_the_module(name, block):
     model = models.build(config)
     shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
     leaves = flax.traverse_util.flatten_dict(shapes).values()
-    assert sum(leaf.size for leaf in leaves) == flops.count_dit(config)["params"]
+    assert sum(leaf.size for leaf in leaves) == counts.of_dit(config)["params"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_formula_is_xla_s_count_of_the_unrolled_program(name, block):
     lowered = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).lower(params, *inputs)
     assert "while" not in lowered.as_text()  # XLA counts the body of a loop once
     xla_gflops = lowered.cost_analysis()["flops"] / 1e9
-    assert xla_gflops == pytest.approx(flops.count_dit(config)["gflops"], rel=0.01)
+    assert xla_gflops == pytest.approx(counts.of_dit(config)["gflops"], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +129,11 @@ def test_counts_of_a_vae_are_the_module_s_and_xla_s(change):
     config = default.get_config("vae").model
     config.update(change)
     model = models.build(config)
-    counts = flops.count_vae(config, 256)
+    found = counts.of_vae(config, 256)
     params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == counts["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == found["params"]
     if not change:
-        assert counts["params"] == 83_653_863  # published
+        assert found["params"] == 83_653_863  # published
     size = 256 // model.factor
     for method, shape in (
         ("encode", (1, 256, 256, 3)),
@@ -139,12 +142,118 @@ def test_counts_of_a_vae_are_the_module_s_and_xla_s(change):
         apply = jax.jit(lambda p, x, m=method: model.apply({"params": p}, x, method=m))
         lowered = apply.lower(params, jax.ShapeDtypeStruct(shape, jnp.float32))
         xla_gflops = lowered.cost_analysis()["flops"] / 1e9
-        assert xla_gflops == pytest.approx(2 * counts[f"{method}_gmacs"], rel=0.015)
+        assert xla_gflops == pytest.approx(2 * found[f"{method}_gmacs"], rel=0.015)
+
+
+UNET = dict(
+    name="unet",
+    input_size=32,
+    in_channels=4,
+    base_channels=256,
+    channel_mult=(1, 2),
+    blocks_per_level=1,
+    attention_levels=(1,),
+    transformer_depth=0,
+    num_heads=0,
+    head_dim=64,
+    context_size=0,
+    time_scale_shift=True,
+    resample="resnet",
+    norm_groups=32,
+    norm_epsilon=1e-5,
+    dropout=0.0,
+    condition="label",
+    num_classes=10,
+    class_dropout_prob=0.1,
+    **unet.NO_TOKENS,
+    learn_sigma=True,
+    dtype="float32",
+    attention="xla",
+    remat="none",
+)
+LATENT = dict(transformer_depth=2, context_size=96, time_scale_shift=False, resample="conv")
+
+
+def _products(jaxpr):
+    """(multiply-adds of a program, those of its convolutions with their padding)."""
+    macs = padding = 0
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr):
+                inner = _products(value.jaxpr)
+                macs, padding = macs + inner[0], padding + inner[1]
+        shapes = [v.aval.shape for v in equation.invars]
+        outputs = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            macs += outputs * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            taps, _, channels, _ = shapes[1]
+            macs += outputs * taps**2 * channels
+            stride, before = equation.params["window_strides"][0], equation.params["padding"][0][0]
+            size, outs = shapes[0][1], equation.outvars[0].aval.shape[1]
+            inside = sum(
+                0 <= stride * out + tap - before < size
+                for out in range(outs)
+                for tap in range(taps)
+            )
+            padding += outputs * taps**2 * channels * (1 - (inside / (outs * taps)) ** 2)
+    return macs, padding
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        LATENT,
+        LATENT | dict(condition="context", blocks_per_level=2, num_heads=4, head_dim=0),
+        dict(resample="conv", num_classes=0, class_dropout_prob=0.0, channel_mult=(1, 1.5, 2)),
+    ],
+    ids=["adm", "label", "context", "conv"],
+)
+def test_counts_of_a_unet_are_the_module_s_and_xla_s(change):
+    config = ConfigDict(UNET | change)
+    model = models.build(config)
+    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    tokens = 20
+    found = counts.of_unet(config, context_tokens=tokens)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == found["params"]
+    is_context = config.condition == "context"
+    cond = ((1, tokens, 96), jnp.float32) if is_context else ((1,), jnp.int32)
+    inputs = [((1, 32, 32, 4), jnp.float32), ((1,), jnp.float32), cond]
+    inputs = [jax.ShapeDtypeStruct(*shape_and_dtype) for shape_and_dtype in inputs]
+    traced = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).trace(params, *inputs)
+    macs, padding = _products(traced.jaxpr.jaxpr)
+    assert macs == pytest.approx(1e9 * found["gmacs"], rel=1e-9)
+    # XLA leaves products with the padding out, some per cent at this size.
+    assert 0.01 < padding / macs < 0.1
+    xla_flops = traced.lower().cost_analysis()["flops"]
+    assert xla_flops == pytest.approx(2 * (macs - padding), rel=0.01)
+
+
+def test_counts_of_published_unets():
+    """ADM's and LDM-4's gmacs are those that the DiT paper prints."""
+    rows = flops.count_names(["adm-imagenet256", "ldm4-imagenet256", "sd15-unet"])
+    assert rows["adm-imagenet256"]["gmacs"] == pytest.approx(1120, abs=0.5)
+    assert rows["ldm4-imagenet256"]["gmacs"] == pytest.approx(103.6, rel=0.01)
+    assert rows["sd15-unet"]["params"] == 859_520_964
+    row = rows["sd15-unet"]
+    assert row["train_gflops_per_image"] == 3 * row["gflops"] == 6 * row["gmacs"]
+
+
+def test_names_of_both_families():
+    assert [*flops.count_names([])][-1] == "unet-tiny"
+    assert [*flops.count_names([], block="adaLN")][-1] == "DiT-XL/2"
+    with pytest.raises(ValueError, match=r"unknown model 'XL/2'; the names are DiT-.*, sd15-unet"):
+        flops.count_names(["XL/2"])
+    for options in (dict(image_size=256), dict(block="adaLN")):
+        with pytest.raises(ValueError, match=r"sd15-unet is a UNet, of .* give --config"):
+            flops.count_names(["DiT-S/2", "sd15-unet"], **options)
 
 
 def test_unknown_block_is_refused():
     with pytest.raises(ValueError, match="block='film' is unknown; choose one of in-context, "):
-        flops.count_dit(flops.published_config("DiT-S/8", block="film"))
+        counts.of_dit(flops.published_config("DiT-S/8", block="film"))
 
 
 @pytest.mark.parametrize("image_size", [250, 8, 0])
@@ -167,8 +276,9 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     plain = run_command("flops", "DiT-XL/2", "--block", "in-context", "--json")
     assert json.loads(plain)["params"] < 0.7 * row["params"]
     table = run_command("flops").splitlines()
-    assert len(table) == 13
-    assert table[-1].split()[0] == "DiT-XL/2"
+    assert len(table) == 1 + 12 + len(unet.PRESETS)
+    assert table[12].split()[0] == "DiT-XL/2"
+    assert table[-1].split()[:4] == ["unet-tiny", "702,753", "-", "-"]
     assert (
         json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))["tokens"] == 16
     )

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import generate, models, sharding
+from dit_jax import conditions, generate, models, pictures, sharding
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,20 @@ def _mesh(num_devices):
 
 
 LABELS = np.array([0, 3, 6, 1, 2, 5, 4, 0, 1, 6])
+TOLD = conditions.of_labels(LABELS, 7)
 
 
 def _x_0(model, process, params, num_devices=1, batch_size=None, seed=0, labels=LABELS, **changes):
     mesh = _mesh(num_devices)
     sample = generate.make_sample_fn(model, _settings(**changes), process, "eps", mesh)
     return generate.generate(
-        sample, params, labels, seed, mesh, to_image=lambda x_0: x_0, batch_size=batch_size
+        sample,
+        params,
+        conditions.of_labels(labels, 7),
+        seed,
+        mesh,
+        to_image=lambda x_0: x_0,
+        batch_size=batch_size,
     )
 
 
@@ -91,7 +98,7 @@ def test_x_t_begins_with_the_process_s_deviation(model, build_process, golden_pa
         settings = dict(sampler="ddim", steps=1, cfg_scale=1.0)
         sample = generate.make_sample_fn(model, _settings(**settings), process, "edm", _mesh(1))
         images = generate.generate(
-            sample, golden_params, LABELS, 0, _mesh(1), to_image=lambda x_0: x_0
+            sample, golden_params, TOLD, 0, _mesh(1), to_image=lambda x_0: x_0
         )
         return images.std()
 
@@ -161,7 +168,7 @@ def test_a_model_guided_by_itself_is_not_guided(model, process, golden_params):
 
     def x_0(guide_params):
         bound = functools.partial(sample, guide_params=guide_params)
-        return generate.generate(bound, golden_params, LABELS, 0, mesh, to_image=lambda x_0: x_0)
+        return generate.generate(bound, golden_params, TOLD, 0, mesh, to_image=lambda x_0: x_0)
 
     plain = _x_0(model, process, golden_params, cfg_scale=1.0, sampler="ddim")
     np.testing.assert_allclose(x_0(golden_params), plain, atol=1e-5 * np.abs(plain).max())
@@ -177,8 +184,9 @@ def test_nan_names_the_step_and_the_images(model, process, golden_params):
     def sample(params, *arguments, **batch):
         return healthy(next(turns), *arguments, **batch)
 
+    told = conditions.of_labels(LABELS[:8], 7)
     with pytest.raises(FloatingPointError, match="at step 1 of 5, among the images 4 to 7"):
-        generate.generate(sample, {}, LABELS[:8], 0, _mesh(1), lambda x_0: x_0, batch_size=4)
+        generate.generate(sample, {}, told, 0, _mesh(1), lambda x_0: x_0, batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +221,7 @@ def test_checkpoints_guide_each_other(workdir):
     trained = generate.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
     assert (trained.step, trained.guide.step) == (40, 20)
     images = generate.generate(
-        trained.make_sample_fn(), trained.params, LABELS, 0, trained.mesh, trained.to_image
+        trained.make_sample_fn(), trained.params, TOLD, 0, trained.mesh, trained.to_image
     )
     assert images.shape == (10, 8, 8, 1)
 
@@ -241,7 +249,7 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
 
 def test_grid_places_images_row_by_row():
     images = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (10, 20, 30)])
-    grid = generate.image_grid(images, columns=2, cell=4, gap=1)
+    grid = pictures.image_grid(images, columns=2, cell=4, gap=1)
     assert grid.shape == (9, 9, 3)
     assert (grid[:4, :4] == 10).all()
     assert (grid[:4, 5:] == 20).all()
@@ -253,10 +261,10 @@ def test_grid_places_images_row_by_row():
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (20, 3), (64, 3)])
 def test_grid_is_split_into_its_images(size, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), np.uint8)
-    grid = generate.image_grid(images, columns=3)
-    split = generate.split_grid(grid, size)
+    grid = pictures.image_grid(images, columns=3)
+    split = pictures.split_grid(grid, size)
     assert split.shape == (6, size, size, 3)
     np.testing.assert_array_equal(split[:5], images.repeat(3 // channels, axis=-1))
     assert (split[5] == 128).all()
     with pytest.raises(ValueError, match="are no grid of images of 9 pixels"):
-        generate.split_grid(grid, 9)
+        pictures.split_grid(grid, 9)

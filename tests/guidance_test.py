@@ -9,7 +9,7 @@ from dit_jax import guidance
 
 def test_guidance_equals_the_published_one(golden, golden_predict):
     y = jnp.asarray(golden["y"])
-    guided = guidance.classifier_free_guidance(golden_predict, y, 7, 4.0, 3)
+    guided = guidance.classifier_free_guidance(golden_predict, y, jnp.full_like(y, 7), 4.0, 3)
     out = guided(jnp.asarray(golden["x_0"]), jnp.asarray(golden["t"], jnp.float32))
     np.testing.assert_allclose(out, golden["cfg_out_scale4"], rtol=2e-5, atol=2e-5)
 
@@ -19,11 +19,11 @@ def _labels_everywhere(x_t, t, y):
 
 
 def test_guidance_acts_on_the_channels_asked_for():
-    x_t, t, y = jnp.zeros((2, 1, 1, 4)), jnp.zeros(2), jnp.array([1, 2])
-    everything = guidance.classifier_free_guidance(_labels_everywhere, y, 7, 3.0)(x_t, t)
+    x_t, t, y, null = jnp.zeros((2, 1, 1, 4)), jnp.zeros(2), jnp.array([1, 2]), jnp.full(2, 7)
+    everything = guidance.classifier_free_guidance(_labels_everywhere, y, null, 3.0)(x_t, t)
     np.testing.assert_array_equal(everything[:, 0, 0, :4], [4 * [-11.0], 4 * [-8.0]])
     np.testing.assert_array_equal(everything[:, 0, 0, 4:], [4 * [1.0], 4 * [2.0]])
-    three = guidance.classifier_free_guidance(_labels_everywhere, y, 7, 3.0, 3)(x_t, t)
+    three = guidance.classifier_free_guidance(_labels_everywhere, y, null, 3.0, 3)(x_t, t)
     np.testing.assert_array_equal(three[0, 0, 0], 3 * [-11.0] + 5 * [1.0])
 
 
@@ -39,7 +39,7 @@ def test_rescale_keeps_the_deviation_of_each_image():
 
     def std(rescale):
         guided = guidance.classifier_free_guidance(
-            predict, jnp.array([0, 1]), 2, 3.0, rescale=rescale
+            predict, jnp.array([0, 1]), jnp.array([2, 2]), 3.0, rescale=rescale
         )
         return np.std(guided(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2)), axis=(1, 2, 3))
 
@@ -51,7 +51,7 @@ def test_rescale_keeps_the_deviation_of_each_image():
 def test_rescale_of_nothing_is_nothing():
     """The output of a new DiT is 0 everywhere."""
     guided = guidance.classifier_free_guidance(
-        lambda x, t, y: jnp.zeros_like(x), jnp.array([0]), 2, 3.0, rescale=0.7
+        lambda x, t, y: jnp.zeros_like(x), jnp.array([0]), jnp.array([2]), 3.0, rescale=0.7
     )
     assert not np.any(guided(jnp.ones((1, 2, 2, 3)), jnp.zeros(1)))
 

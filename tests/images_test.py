@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import data, images
+from dit_jax import images, sources
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
         picture.save(tmp_path / name / "0.png")
     found = _all(images.open_images(str(tmp_path), image_size=8))
     assert found["label"].tolist() == [0, 1]
-    np.testing.assert_array_equal(found["image"][0], np.asarray(data.adm_crop(picture, 8)))
+    np.testing.assert_array_equal(found["image"][0], np.asarray(sources.adm_crop(picture, 8)))
     with pytest.raises(ValueError, match="has 31x20 pixels: images must be square"):
         images.open_images(str(tmp_path))
 

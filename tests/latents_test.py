@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, generate, latents, models, sharding, train
+from dit_jax import checkpoint, data, generate, latents, models, sharding, sources, train
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -123,7 +123,7 @@ def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkey
 
 def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     latent_config.latents.update(scale=(), shift=())
-    source = data.open_split(latent_config, "train")
+    source = sources.open_split(latent_config, "train")
     config = latents.resolve(latent_config, source.metadata)
     batch = data.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
@@ -136,7 +136,7 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
 
 
 def test_scale_that_is_not_the_publisher_s_is_told(latent_config, caplog):
-    source = data.open_split(latent_config, "train")
+    source = sources.open_split(latent_config, "train")
     source = dataclasses.replace(source, metadata=source.metadata | {"published": [0.25, 0.5]})
     with caplog.at_level("WARNING", "dit_jax"):
         latent_config.latents.update(scale=(0.25,), shift=(0.5,))
@@ -244,18 +244,18 @@ def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, t
     metadata["mean_absolute"] *= 1.5  # as by the scale of Stable Diffusion 3
     (copy / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="they may have been scaled already"):
-        data.open_split(latent_config, "train")
+        sources.open_split(latent_config, "train")
     shutil.copy(moments_dir / "metadata.json", copy)
     shard = copy / "moments-train.array_record-00001-of-00003"
     shard.write_bytes(shard.read_bytes()[:70_000])
     with pytest.raises(ValueError, match=r"cannot read .*If a shard was cut, remove it"):
-        data.open_split(latent_config, "train")
+        sources.open_split(latent_config, "train")
 
 
 class _Counted:
     """Records of random moments that count their readings."""
 
-    origin = "counted"
+    origin, captions_per_image = "counted", 1
 
     def __init__(self, size):
         rng = np.random.default_rng(0)
@@ -288,8 +288,8 @@ def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
 def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypatch, tmp_path):
     latent_config.latents.source = "device"
     monkeypatch.setattr(latents, "_free_bytes", lambda device: 1000)
-    # 320 records of 4 x 4 x 4 f16 over eight devices
-    with pytest.raises(ValueError, match="needs 5,120 bytes on each device, where 1,000 are free"):
+    # 320 records of 4 x 4 x 4 f16 and a label over eight devices
+    with pytest.raises(ValueError, match="needs 5,280 bytes on each device, where 1,000 are free"):
         train.train_and_evaluate(latent_config, tmp_path)
 
 

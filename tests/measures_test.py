@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from dit_jax import extractors, fid, generate, images, measures, references, tasks, train
+from dit_jax import (
+    conditions,
+    extractors,
+    fid,
+    generate,
+    images,
+    measures,
+    references,
+    tasks,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +100,9 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     sample = generate.make_sample_fn(
         program.model, smoke_config.sample, program.task.process, "eps", program.mesh
     )
-    labels = generate.draw_labels("random", 90, 10, smoke_config.seed)
+    told = conditions.draw(smoke_config, "random", 90, smoke_config.seed)
     drawn = generate.generate(
-        sample, state.params, labels, smoke_config.seed, program.mesh, program.task.to_image()
+        sample, state.params, told, smoke_config.seed, program.mesh, program.task.to_image()
     )
     real = references.of_run(smoke_config, "", extractors.load("pixels"))
     assert row["fd_pixels_90"] == pytest.approx(_measure(drawn, None, real)["fd_pixels"], rel=1e-6)

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import sample
+from dit_jax import conditions
 
 
 def test_labels_are_given_in_equal_blocks():
-    assert sample.parse_labels("0,3,9", 6, 10).tolist() == [0, 0, 3, 3, 9, 9]
-    assert sample.parse_labels("", 4, 2).tolist() == [0, 0, 1, 1]
-    assert sample.parse_labels("7", 2, 10).tolist() == [7, 7]
+    assert conditions.parse_labels("0,3,9", 6, 10).tolist() == [0, 0, 3, 3, 9, 9]
+    assert conditions.parse_labels("", 4, 2).tolist() == [0, 0, 1, 1]
+    assert conditions.parse_labels("7", 2, 10).tolist() == [7, 7]
 
 
 def test_random_labels_are_the_seed_s_and_uniform():
-    labels = sample.parse_labels("random", 10_000, 10, seed=3)
+    labels = conditions.parse_labels("random", 10_000, 10, seed=3)
     assert np.abs(np.bincount(labels, minlength=10) - 1_000).max() < 150
-    np.testing.assert_array_equal(labels, sample.parse_labels("random", 10_000, 10, seed=3))
-    assert np.any(labels != sample.parse_labels("random", 10_000, 10, seed=4))
+    np.testing.assert_array_equal(labels, conditions.parse_labels("random", 10_000, 10, seed=3))
+    assert np.any(labels != conditions.parse_labels("random", 10_000, 10, seed=4))
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ def test_random_labels_are_the_seed_s_and_uniform():
 )
 def test_labels_that_are_no_class_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        sample.parse_labels(text, 4, 10)
+        conditions.parse_labels(text, 4, 10)
 
 
 def test_fewer_images_than_labels_are_refused():
     with pytest.raises(ValueError, match=r"--num=2 must be at least 3: labels=\[0, 3, 9\]"):
-        sample.parse_labels("0,3,9", 2, 10)
+        conditions.parse_labels("0,3,9", 2, 10)
 
 
 def test_sample_writes_npz_and_grid(run_command, workdir, tmp_path):

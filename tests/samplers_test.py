@@ -43,7 +43,8 @@ def _solve(process, data, x_T, prediction="u", seed=1, **settings):
 def test_samples_equal_the_published_ones(golden, process, golden_predict, name):
     """cfg 1.5 on three channels, ten steps, learned variance."""
     sampler = samplers.build(_settings(sampler=name, steps=10), process, "eps")
-    guided = guidance.classifier_free_guidance(golden_predict, jnp.asarray(golden["y"]), 7, 1.5, 3)
+    y = jnp.asarray(golden["y"])
+    guided = guidance.classifier_free_guidance(golden_predict, y, jnp.full_like(y, 7), 1.5, 3)
     denoise = samplers.make_denoise(process, "eps", guided, sampler.times)
     noise = jnp.asarray(golden["sample_noise"])
     problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: noise[i])

@@ -1,6 +1,7 @@
 """The mesh, the table of axes, and that sharding saves memory and changes no numbers."""
 
 import functools
+import itertools
 import logging
 import re
 
@@ -37,13 +38,15 @@ def test_batch_that_does_not_divide_is_refused(batch_size, accumulation):
 
 
 def test_table_has_every_parameter_of_every_block_and_no_other(smoke_config):
+    """Told a label or a caption, whose encoder has blocks that some of the models have too."""
     paths = {}
-    for block in blocks.BLOCKS:
-        smoke_config.model.block = block
+    smoke_config.model.context_size = 16
+    for block, condition in itertools.product(blocks.BLOCKS, ("label", "tokens")):
+        smoke_config.model.update(block=block, condition=condition)
         model = models.build(smoke_config.model)
         shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
         flat = flax.traverse_util.flatten_dict(shapes, sep="/")
-        paths |= {path: leaf.ndim for path, leaf in flat.items()}
+        paths |= {p.replace("text_encoder/blocks", "blocks"): a.ndim for p, a in flat.items()}
     assert paths == {name: len(axes) for name, axes in sharding.DIT_AXES.items()}
 
 

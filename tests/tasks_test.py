@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode, latents, sharding, train
+from dit_jax import checkpoint, data, encode, latents, sharding, sources, train
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_vae_learns_and_reports_psnr_and_kl(vae_workdir):
 
 def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_config):
     program = train.make_program(vae_config, jax.devices()[:1])
-    source = data.open_images(vae_config, "test[:20]")
+    source = sources.open_images(vae_config, "test[:20]")
     params, _ = checkpoint.restore_params(vae_workdir, program.state.params)
     picture = program.task.compile_picture({}, source)(params)
     vae = latents.Vae(params, program.model, digest="")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import imagenet256, smoke
-from dit_jax import checkpoint, data, models, sharding, tasks, train
+from dit_jax import checkpoint, conditions, models, sharding, sources, train
 from dit_jax.models import dit
 
 
@@ -40,7 +40,7 @@ def test_run_writes_metrics_samples_and_checkpoints(trained_workdir):
 def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     """The same weights on one device more or less give the same held-out loss."""
     program = train.make_program(smoke_config, jax.devices()[:4])
-    source = data.open_images(smoke_config, "test")
+    source = sources.open_images(smoke_config, "test")
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
     first = train.compile_evaluate(program, source, {})(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
@@ -64,7 +64,7 @@ def stepper(digits_dir):
     config.data.data_dir = str(digits_dir)
     config.optim.ema_decay = 0.75
     program = train.make_program(config, jax.devices()[:1])
-    source = data.open_images(config, "train")
+    source = sources.open_images(config, "train")
     records = [i for i in range(100) if source[i]["label"] < 5][:16]
     batch = {name: np.stack([source[i][name] for i in records]) for name in ("image", "label")}
     batch = sharding.put_batch(program.mesh, batch)
@@ -109,10 +109,10 @@ def test_ema_is_of_the_step_s_own_result(stepper):
 
 def test_labels_are_dropped_with_the_configured_probability():
     label = jnp.arange(20_000) % 10
-    dropped = tasks.drop_labels(jax.random.key(0), label, 0.1, null_class=10)
+    dropped = conditions.drop(jax.random.key(0), label, 0.1, 10)
     assert float(jnp.mean(dropped == 10)) == pytest.approx(0.1, abs=0.01)
     assert bool(jnp.all((dropped == label) | (dropped == 10)))
-    np.testing.assert_array_equal(tasks.drop_labels(jax.random.key(0), label, 0.0, 10), label)
+    np.testing.assert_array_equal(conditions.drop(jax.random.key(0), label, 0.0, 10), label)
 
 
 @pytest.mark.parametrize("size", list(dit.SIZES))

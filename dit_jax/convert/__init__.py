@@ -5,14 +5,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, dinov2, dit, inception, lpips, vae
+from dit_jax.convert import arrays, clip, dinov2, dit, inception, lpips, unet, vae
 
 FORMATS = {
     "dit": dit.to_params,
     "vae": vae.to_params,
+    "unet": unet.to_params,
     "lpips": lpips.to_params,
     "inception": inception.to_params,
     "dinov2": dinov2.to_params,
+    "clip": clip.to_params,
 }
 
 
@@ -21,9 +23,10 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
 
     Args:
       kind: the reference format: 'dit' (the published PyTorch code's), 'vae' (diffusers'
-        AutoencoderKL), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights together),
-        'inception' (torch-fidelity's and pytorch-fid's copy of Inception-2015), 'dinov2' (the
-        official PyTorch code's).
+        AutoencoderKL), 'unet' (diffusers' UNet2DConditionModel), 'lpips' (torchvision's VGG-16 and
+        LPIPS's linear weights together), 'inception' (torch-fidelity's and pytorch-fid's copy of
+        Inception-2015), 'dinov2' (the official PyTorch code's), 'clip' (transformers'
+        CLIPTextModel).
       source: a mapping of published names to arrays, or a file of them: .npz (names may carry
         the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
     Returns:

@@ -2,15 +2,20 @@
 
   python -m dit_jax.convert dit SRC DST [--config FILE]
   python -m dit_jax.convert vae SRC DST
+  python -m dit_jax.convert unet SRC DST
+  python -m dit_jax.convert adm SRC DST [--config FILE [--new_attention_order]]
   python -m dit_jax.convert lpips SRC DST
   python -m dit_jax.convert inception SRC DST
   python -m dit_jax.convert dinov2 SRC DST
+  python -m dit_jax.convert clip SRC DST [--skip_layers N]
   python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
-SRC is the directory that diffusers wrote (`dit`, `vae`), a .npz, .safetensors or .pt file of the
-published names (`dit`; `inception`: torch-fidelity's or pytorch-fid's), a directory with
-vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the directory that transformers
-wrote (`dinov2`). A DiT without --config gets the published one's, with the sizes of the checkpoint.
+SRC is the directory that diffusers wrote (`dit`, `vae`, `unet`), guided-diffusion's .pt (`adm`), a
+.npz, .safetensors or .pt file of the published names (`dit`; `inception`: torch-fidelity's or
+pytorch-fid's), a directory with vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or
+the directory that transformers wrote (`dinov2`). Of `clip` it is the directory that transformers
+wrote, such as a Stable Diffusion's text_encoder/, with the tokenizer's files in it or in
+../tokenizer/. A DiT without --config gets the published one's, with the sizes of the checkpoint.
 """
 
 import json
@@ -24,8 +29,8 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, cli, convert
-from dit_jax.convert import arrays, diffusers_dit, dinov2, dit, lpips, vae
+from dit_jax import checkpoint, cli, convert, text
+from dit_jax.convert import adm, arrays, clip, diffusers_dit, dinov2, dit, lpips, unet, vae
 
 FLAGS = flags.FLAGS
 CONFIG = "dit_jax"  # of a file's metadata
@@ -33,9 +38,12 @@ CONFIG = "dit_jax"  # of a file's metadata
 COMMANDS = {
     "dit": ("config",),
     "vae": (),
+    "unet": (),
+    "adm": ("config", "new_attention_order"),
     "lpips": (),
     "inception": (),
     "dinov2": (),
+    "clip": ("skip_layers",),
     "dit-export": ("step", "raw"),
 }
 
@@ -50,6 +58,62 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     config = ConfigDict({"model": vae.read_config(weights.parent / "config.json")})
     params = convert.load("vae", weights, config.model)
     checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_unet(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
+    """Writes diffusers' UNet2DConditionModel in the directory `source`, and returns its config.
+
+    Its process is Stable Diffusion's, with predicted eps: no file of the directory tells.
+    Raises: ValueError or FileNotFoundError for files that are not this UNet's.
+    """
+    config = _default_config(unet.read_config(source / "config.json"))
+    params = convert.load("unet", diffusers_dit.read(source), config.model)
+    config.diffusion.update(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
+    config.sample.update(sampler="ddim", steps=50, cfg_scale=7.5)
+    checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_adm(
+    source: pathlib.Path,
+    workdir: pathlib.Path,
+    config: ConfigDict | None = None,
+    new_attention_order: bool = False,
+) -> ConfigDict:
+    """Writes ADM's UNet in the file `source` to a new workdir, and returns its config.
+
+    Args: config, with the model's sizes; None is that of the published model which has these
+      arrays.   new_attention_order: of a model with a config, as `adm.to_params`.
+    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    """
+    found = arrays.read(source)
+    if config is None:
+        name = adm.preset(found)
+        published = adm.PUBLISHED[name]
+        new_attention_order = published["new_attention_order"]
+        config = _default_config(adm.model_config(name))
+        config.diffusion.schedule = published["schedule"]
+        config.latents.source = "pixels"
+        config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0)
+    elif config.model.name != "unet":
+        raise ValueError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
+    params = adm.to_params(found, config.model, new_attention_order)
+    checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def _default_config(model):
+    """configs/default.py with another noise predictor, of images 8 times as large as latents."""
+    try:
+        from configs import default  # not installed
+    except ModuleNotFoundError as error:
+        raise ValueError("no configs/ here: run this in the repository's root.") from error
+    config = default.get_config()
+    with config.unlocked():
+        config.model = model
+    config.data.image_size = model.input_size * (8 if model.condition == "context" else 1)
     return config
 
 
@@ -82,6 +146,23 @@ def convert_dinov2(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     config = ConfigDict({"model": dinov2.read_sizes(found)})
     params = convert.load("dinov2", found, config.model)
     checkpoint.save_params(workdir, config, params)
+    return config
+
+
+def convert_clip(source: pathlib.Path, workdir: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
+    """Writes CLIP's text transformer at `source` to a new workdir, and returns its config.
+
+    The workdir also gets the tokenizer, for `text.load_tokenizer`.
+    Args: source, the directory that transformers wrote.   skip_layers: how many of the last layers
+      to leave out; Stable Diffusion 2 is trained on OpenCLIP-H without 1, and its folders have it
+      left out already.
+    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    """
+    config = ConfigDict({"model": clip.read_config(source, skip_layers)})
+    tokenizer = clip.read_tokenizer(source, config.model)
+    params = convert.load("clip", clip.read(source, skip_layers), config.model)
+    checkpoint.save_params(workdir, config, params)
+    tokenizer.save(workdir / text.FILE)
     return config
 
 
@@ -206,9 +287,18 @@ def main(argv):
         return
     if command == "dit":
         config = convert_dit(source, target, FLAGS.config)
+    elif command == "clip":
+        config = convert_clip(source, target, FLAGS.skip_layers)
+    elif command == "adm":
+        if FLAGS.new_attention_order and FLAGS.config is None:
+            raise ValueError(
+                "--new_attention_order is of a --config; of published models it is known."
+            )
+        config = convert_adm(source, target, FLAGS.config, FLAGS.new_attention_order)
     else:
         convert_model = {
             "vae": convert_vae,
+            "unet": convert_unet,
             "lpips": convert_lpips,
             "inception": convert_inception,
             "dinov2": convert_dinov2,
@@ -220,5 +310,7 @@ def main(argv):
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_integer("step", None, "dit-export: the checkpoint; the newest by default.")
+    flags.DEFINE_integer("skip_layers", 0, "clip: how many of the last layers to leave out.")
+    flags.DEFINE_bool("new_attention_order", False, "adm: rows of q, k, v are not by head.")
     flags.DEFINE_bool("raw", False, "dit-export: the trained parameters instead of their EMA.")
     cli.run(main)

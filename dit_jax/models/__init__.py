@@ -1,16 +1,18 @@
-"""Noise predictors, autoencoders, LPIPS, features. Only `build` makes a module of a name."""
+"""Noise predictors, autoencoders, LPIPS, features, text. Only `build` makes a module of a name."""
 
 import flax.linen as nn
 import jax
 
-from dit_jax.models import dinov2, dit, inception, lpips, vae
+from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 
 BUILDERS = {
     "dit": dit.from_config,
+    "unet": unet.from_config,
     "vae": vae.from_config,
     "lpips": lpips.from_config,
     "inception": inception.from_config,
     "dinov2": dinov2.from_config,
+    "clip": clip.from_config,
 }
 
 

@@ -1,22 +1,18 @@
-"""DiT: the diffusion transformer, with any of its four blocks.
+"""DiT: the diffusion transformer, with any of its four blocks, told a label or a caption.
 
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.models import blocks, layers
+from dit_jax.models import blocks, conditioning, layers
 
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def named(name: str) -> dict[str, int]:
@@ -56,7 +52,7 @@ def unpatchify(x: jax.Array, patch_size: int) -> jax.Array:
 
 
 class DiT(nn.Module):
-    """Predicts eps, and with learn_sigma the variance, from x_t, the network's time and a label.
+    """Predicts eps, and with learn_sigma the variance, from x_t, its time, and a label or caption.
 
     Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
     """
@@ -68,9 +64,14 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float
-    block: str  # how time and label come in, a name of blocks.BLOCKS
+    block: str  # how time and condition come in, a name of blocks.BLOCKS
+    condition: str  # 'label', 'tokens' or 'context': see `conditioning`
     num_classes: int
     class_dropout_prob: float  # > 0 adds the null class, index num_classes
+    context_size: int  # of the sequence that a caption becomes
+    text_length: int  # tokens: of a caption; these three are of their encoder
+    text_depth: int
+    text_num_heads: int
     learn_sigma: bool
     dtype: str  # of the activations; parameters and output are f32
     attention: str  # 'xla' or 'cudnn'
@@ -80,11 +81,11 @@ class DiT(nn.Module):
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The smallest arguments of `__call__`, for initialisation."""
         x_t = jnp.zeros((1, self.input_size, self.input_size, self.in_channels))
-        return x_t, jnp.zeros(1), jnp.zeros(1, jnp.int32)
+        return x_t, jnp.zeros(1), conditioning.example(self)
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        """Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); y [B] int32 labels.
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+        """Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); cond as `conditioning`.
 
         Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
         """
@@ -93,27 +94,34 @@ class DiT(nn.Module):
             expected = ("B", self.input_size, self.input_size, self.in_channels)
             raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         out_channels = self.in_channels * (2 if self.learn_sigma else 1)
-        rows = self.num_classes + (self.class_dropout_prob > 0)
+        dense = functools.partial(
+            nn.Dense, self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier_uniform
+        )
 
         x = patchify(x_t, p)  # [B, N, p*p*C]
-        x = nn.Dense(
-            self.hidden_size,
-            dtype=self.dtype,
-            kernel_init=layers.xavier_uniform,
-            name="x_embedder",
-        )(x)  # [B, N, D]
+        x = dense(name="x_embedder")(x)  # [B, N, D]
         position = layers.sincos_position_table(self.hidden_size, grid)
         x = x + position[None].astype(self.dtype)
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
-        y_emb = nn.Embed(
-            rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
-        )(y)
-        c = (t_emb + y_emb).astype(self.dtype)  # [B, D]
-        context = jnp.stack([t_emb, y_emb], axis=1).astype(self.dtype)  # [B, 2, D]
+        modulated = self.block in ("adaLN", "adaLN-Zero")
+        if self.condition == "label":
+            rows = self.num_classes + (self.class_dropout_prob > 0)
+            embed = nn.Embed(
+                rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
+            )
+            y_emb = embed(cond)  # [B, D]
+            sequence = y_emb[:, None]  # [B, 1, D]
+        else:
+            context = conditioning.read(self, cond).astype(self.dtype)  # [B, M, context_size]
+            sequence = dense(name="context_embedder")(context)  # [B, M, D]
+            if modulated:
+                y_emb = dense(name="pooled_embedder")(context.mean(axis=1))  # [B, D]
 
         block = blocks.BLOCKS[self.block]
         if self.remat != "none":
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll)
+            block = nn.remat(
+                block, policy=layers.REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll
+            )
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -124,16 +132,20 @@ class DiT(nn.Module):
         )(self.num_heads, self.mlp_ratio, self.dtype, self.attention, name="blocks")
         final_layer = blocks.FinalLayer(p * p * out_channels, self.dtype, name="final_layer")
 
+        tokens = x.shape[1]
+        context = jnp.concatenate([t_emb[:, None], sequence], axis=1).astype(self.dtype)
         if self.block == "in-context":
-            tokens = x.shape[1]
-            x, _ = stack(jnp.concatenate([x, context], axis=1))  # [B, N + 2, D]
+            x, _ = stack(jnp.concatenate([x, context], axis=1))  # [B, N + 1 + M, D]
             x = final_layer(x[:, :tokens])  # [B, N, p*p*C or twice that]
         elif self.block == "cross-attention":
             x, _ = stack(x, context)  # [B, N, D]
             x = final_layer(x)
         else:
-            x, _ = stack(x, c)  # [B, N, D]
-            x = final_layer(x, c)
+            c = (t_emb + y_emb).astype(self.dtype)  # [B, D]
+            if self.condition != "label":  # by its mean, and its words are attended to
+                x = jnp.concatenate([x, sequence.astype(self.dtype)], axis=1)  # [B, N + M, D]
+            x, _ = stack(x, c)
+            x = final_layer(x[:, :tokens], c)
         return unpatchify(x, p).astype(jnp.float32)  # [B, h, w, C or 2C]
 
 
@@ -155,9 +167,11 @@ def from_config(config) -> DiT:
         divisors = [p for p in range(1, input_size + 1) if input_size % p == 0]
         raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
     blocks.check(fields["block"])
-    if fields["remat"] not in REMAT_POLICIES:
+    conditioning.check(config)
+    if fields["remat"] not in layers.REMAT_POLICIES:
         raise ValueError(
-            f"remat={fields['remat']!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}."
+            f"remat={fields['remat']!r} is unknown; choose one of "
+            f"{', '.join(layers.REMAT_POLICIES)}."
         )
     if fields["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")

@@ -14,6 +14,12 @@ logger = logging.getLogger("dit_jax")
 LAYER_NORM_EPS = 1e-6
 xavier_uniform = nn.initializers.xavier_uniform()
 normal_002 = nn.initializers.normal(0.02)
+# What the backward pass finds saved: everything, all products of Linears, nothing.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def sincos_position_table(hidden_size: int, grid_size: int) -> np.ndarray:

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from dit_jax import (
     checkpoint,
     cli,
-    data,
     evaluate,
     extractors,
     generate,
@@ -32,6 +31,7 @@ from dit_jax import (
     references,
     rows,
     sharding,
+    sources,
     spool,
     train,
 )
@@ -54,7 +54,7 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> boo
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return True
-        check(cell, directory, data.open_split(cell.config, "train").metadata)
+        check(cell, directory, sources.open_split(cell.config, "train").metadata)
         began = time.monotonic()
         # Of the parts of this run that came to an end; those that were killed are not known.
         before = _read(directory).get("wall_seconds", 0)

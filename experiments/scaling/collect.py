@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import checkpoint, cli, flops, generate, metrics, plot, rows, spool
+from dit_jax import checkpoint, cli, conditions, flops, metrics, pictures, plot, rows, spool
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
@@ -29,28 +29,28 @@ SHOWN = 10  # samples of a model
 
 
 def collect(
-    workdir: pathlib.Path, conditions: Sequence[str] = (), cells: Sequence[str] | None = None
+    workdir: pathlib.Path, where: Sequence[str] = (), cells: Sequence[str] | None = None
 ) -> list[dict]:
     """The table's rows, by gmacs, cell and step: of every compute point that a cell has reached.
 
-    Args: conditions, as --where of `dit_jax.plot`, of the evaluations.   cells, by name; None is
+    Args: where, as --where of `dit_jax.plot`, of the evaluations.   cells, by name; None is
       all that have begun.
     Raises: FileNotFoundError if there is no row; ValueError for evaluations that were not done
       alike.
     """
-    return [line for line, _ in _points(workdir, conditions, cells)]
+    return [line for line, _ in _points(workdir, where, cells)]
 
 
-def _points(workdir, conditions, cells=None):
+def _points(workdir, where, cells=None):
     """(row of the table, the evaluation it is of or None)."""
     found = [path for path in directories(workdir) if cells is None or path.name in cells]
-    evaluations = [row for path in found for row in _evaluations(path, bool(conditions))]
-    for condition in conditions:
+    evaluations = [row for path in found for row in _evaluations(path, bool(where))]
+    for condition in where:
         evaluations = plot.where(evaluations, condition)
     _check_alike(evaluations)
     last = {(row["workdir"], row["step"]): row for row in evaluations}
     points = [
-        (line, row) for path in found for line, row in _of_cell(path, last) if row or not conditions
+        (line, row) for path in found for line, row in _of_cell(path, last) if row or not where
     ]
     if not points:
         raise FileNotFoundError(f"no cell in {workdir} has reached a compute point yet.")
@@ -187,7 +187,7 @@ def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
 
 
 def samples(
-    workdir: pathlib.Path, conditions: Sequence[str] = (), cells: Sequence[str] | None = None
+    workdir: pathlib.Path, where: Sequence[str] = (), cells: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
     """Samples of every model at its last step, of its first seed, all of the same noise and labels.
 
@@ -195,7 +195,7 @@ def samples(
     Returns: image [models, n, H, W, C] uint8, label [n] int32; cell [models], as in the table.
     Raises: as `collect`; ValueError if there are no samples.
     """
-    points = [(line, row) for line, row in _points(workdir, conditions, cells) if row]
+    points = [(line, row) for line, row in _points(workdir, where, cells) if row]
     if not points:
         raise ValueError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
     last = {}
@@ -213,11 +213,11 @@ def samples(
 def _shown(directory, row):
     """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
     config, sample = checkpoint.load_config(directory), row["sample"]
-    labels = generate.draw_labels(
+    labels = conditions.draw_labels(
         sample["labels"], sample["num"], config.model.num_classes, sample["seed"]
     )
     grid = np.asarray(Image.open(directory / row["picture"]))
-    images = generate.split_grid(grid, config.data.image_size)
+    images = pictures.split_grid(grid, config.data.image_size)
     labels = np.sort(labels[: len(images)], kind="stable")  # as the picture has them
     _, first = np.unique(labels, return_index=True)
     images = images[first[:SHOWN]]
@@ -227,11 +227,11 @@ def _shown(directory, row):
 def write(
     workdir: pathlib.Path,
     out: pathlib.Path,
-    conditions: Sequence[str] = (),
+    where: Sequence[str] = (),
     cells: Sequence[str] | None = None,
 ) -> list[dict]:
     """Writes the table and its cost; arguments and errors as `collect`."""
-    lines = collect(workdir, conditions, cells)
+    lines = collect(workdir, where, cells)
     table.write(out, lines)
     found = cost(workdir, {line["cell"] for line in lines})
     out.with_suffix(".cost.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -240,14 +240,14 @@ def write(
 
 def main(_):
     workdir, out = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.out)
-    conditions = FLAGS.where or ()
+    where = FLAGS.where or ()
     cli.check_out(out, (".csv",))
     if FLAGS.samples:
         cli.check_out(pathlib.Path(FLAGS.samples), (".npz",), "--samples=")
-    lines = write(workdir, out, conditions)
+    lines = write(workdir, out, where)
     print(f"{out}: {len(lines)} rows of {len({line['cell'] for line in lines})} cells")
     if FLAGS.samples:
-        arrays = samples(workdir, conditions)
+        arrays = samples(workdir, where)
         spool.replace(pathlib.Path(FLAGS.samples), lambda f: np.savez_compressed(f, **arrays))
         print(FLAGS.samples)
 

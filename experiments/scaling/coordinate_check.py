@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, latents, sharding, spool, style, train
+from dit_jax import cli, data, latents, sharding, sources, spool, style, train
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -53,9 +53,9 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     """Rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}} of a config of `of_width`.
 
     A seed is of parameters, times, noise and dropped labels; the images are those of config.seed.
-    Raises: ValueError or OSError as `data.open_split` and `train.make_program`.
+    Raises: ValueError or OSError as `sources.open_split` and `train.make_program`.
     """
-    source = data.open_split(config, "train")
+    source = sources.open_split(config, "train")
     program = train.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])
     resident = program.task.load_resident(source)
     step_fn = train.compile_train_step(program)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from dit_jax import generate, style
+from dit_jax import pictures, style
 from experiments.scaling import looks, panels
 
 LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2  # pixels: of names, between panels, between images
@@ -36,7 +36,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
     free = round(inches * style.DPI) - names - BETWEEN * (len(patches) - 1)
     cell = free // len(patches) // columns - GAP
     grids = {
-        place: generate.image_grid(_shrunk(arrays["image"][i], cell), columns, cell, GAP)
+        place: pictures.image_grid(_shrunk(arrays["image"][i], cell), columns, cell, GAP)
         for place, i in places.items()
     }
     down, across, _ = next(iter(grids.values())).shape

@@ -20,7 +20,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dit_jax import cli, data
+from dit_jax import cli, sources
 from experiments.scaling import cell, collect, executors, grid
 
 FLAGS = flags.FLAGS
@@ -38,13 +38,13 @@ def waiting(
 def check(cells: list[grid.Cell], workdir: pathlib.Path) -> None:
     """Opens what the cells train on, and demands that what is in their directories is theirs.
 
-    Raises: as `data.open_split`; ValueError that lists the cells that are not.
+    Raises: as `sources.open_split`; ValueError that lists the cells that are not.
     """
     metadata, problems = {}, []
     for one in cells:
         keys = json.dumps([one.config.data.to_dict(), one.config.latents.to_dict()])
         if keys not in metadata:
-            metadata[keys] = data.open_split(one.config, "train").metadata
+            metadata[keys] = sources.open_split(one.config, "train").metadata
         try:
             cell.check(one, workdir / one.name, metadata[keys])
         except ValueError as error:

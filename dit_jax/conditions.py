@@ -1,0 +1,204 @@
+"""Labels and captions: from the data, drawn, or prompted, to what the network is told.
+
+On the way a condition is a label [B] int32, token ids [B, M] int32, or, where the frozen encoder's
+outputs are stored beside the moments, a sequence [B, M, D] f16. `encode` makes of it what the model
+takes, as `models.conditioning` has it.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from ml_collections import ConfigDict
+
+from dit_jax import checkpoint, sources
+from dit_jax.models import conditioning
+
+logger = logging.getLogger("dit_jax")
+
+FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
+
+
+@struct.dataclass
+class TextEncoder:
+    """A frozen encoder; a tree of its parameters, so that jitted functions take it."""
+
+    params: dict
+    model: nn.Module = struct.field(pytree_node=False)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Token ids [B, M] to [B, M, D] f32."""
+        return self.model.apply({"params": self.params}, tokens)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conditions:
+    """What N images are drawn from: labels [N] or token ids [N, M], and what guides away from."""
+
+    cond: np.ndarray  # int32
+    null: np.ndarray  # like cond: the null class, the empty caption, or another to be avoided
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of the images of these numbers, by name."""
+        return {"cond": self.cond[index], "null": self.null[index]}
+
+
+def of_labels(labels: Sequence[int], num_classes: int) -> Conditions:
+    """The classes [N], guided away from the null class."""
+    labels = np.asarray(labels, np.int32)
+    return Conditions(labels, np.full_like(labels, num_classes))
+
+
+def of_captions(config: ConfigDict, captions: Sequence[str], negative: str = "") -> Conditions:
+    """The captions, guided away from `negative`, by default the empty one.
+
+    Raises: ValueError for a model of labels; FileNotFoundError without the tokeniser's file.
+    """
+    tokenize = sources.tokenizer(config)
+    if tokenize is None:
+        raise ValueError(
+            f"model.condition={config.model.condition!r}: this model takes labels, not captions."
+        )
+    cond = tokenize(captions)
+    return Conditions(cond, np.broadcast_to(tokenize([negative]), cond.shape))
+
+
+def draw(config: ConfigDict, kind: str, num: int, seed: int = 0) -> Conditions:
+    """`num` labels, as `draw_labels`; or of so many images of the data, held out if there are.
+
+    Captions are drawn without repetition as long as there are enough; 'balanced' ones are the
+    first, in order.
+    """
+    if config.model.condition == "label":
+        labels = draw_labels(kind, num, config.model.num_classes, seed)
+        return of_labels(labels, config.model.num_classes)
+    source = sources.open_split(config, "eval" if config.data.eval_split else "train")
+    count = len(source) // source.views
+    index = np.arange(num) % count
+    if kind == "random":
+        rng = np.random.default_rng(seed)
+        index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
+    return of_captions(config, [source.captions(source.views * i)[0] for i in index])
+
+
+def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
+
+    Balanced labels take turns, so that every part of the samples has all classes alike. Without
+    classes all are 0.
+    """
+    if kind == "random":
+        return np.random.default_rng(seed).integers(num_classes or 1, size=num, dtype=np.int32)
+    if kind == "balanced":
+        return (np.arange(num) % (num_classes or 1)).astype(np.int32)
+    raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
+
+
+def asked(
+    config: ConfigDict,
+    num: int,
+    labels: str = "",
+    prompts: Sequence[str] = (),
+    negative: str = "",
+    seed: int = 0,
+) -> Conditions:
+    """What a command's flags ask for, of `num` images: labels, or prompts in blocks of equal size.
+
+    Raises: ValueError for labels of a model of captions and the reverse, or as `parse_labels`.
+    """
+    if config.model.condition == "label":
+        if prompts or negative:
+            raise ValueError("--prompt is of a model of captions; this one takes --labels.")
+        return of_labels(
+            parse_labels(labels, num, config.model.num_classes, seed), config.model.num_classes
+        )
+    if labels:
+        raise ValueError(f"--labels={labels}: this model takes captions, as --prompt.")
+    prompts = list(prompts) or [""]
+    if num < len(prompts):
+        raise ValueError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
+    return of_captions(config, [prompts[i * len(prompts) // num] for i in range(num)], negative)
+
+
+def parse_labels(text: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    """[num] int32 labels: the comma-separated ones, repeated in blocks of equal size.
+
+    An empty text means all classes; 'random', each uniformly drawn by the seed.
+    Raises: ValueError for a label that is no class.
+    """
+    if text == "random":
+        return draw_labels("random", num, num_classes, seed)
+    try:
+        labels = (
+            [int(label) for label in text.split(",")] if text else list(range(num_classes or 1))
+        )
+    except ValueError:
+        raise ValueError(
+            f"--labels={text!r} must be numbers with commas, such as 0,3,9, or random."
+        ) from None
+    wrong = [label for label in labels if not 0 <= label < (num_classes or 1)]
+    if wrong:
+        raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
+    if num < 1 or (text and num < len(labels)):
+        raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {labels=}.")
+    return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
+
+
+def for_picture(config: ConfigDict, num: int) -> Conditions:
+    """Of a picture while training: labels in equal blocks, or the first captions of the data."""
+    if config.model.condition == "label":
+        num_classes = config.model.num_classes
+        return of_labels(np.arange(num) * num_classes // num, num_classes)
+    return draw(config, "balanced", num)
+
+
+def load_encoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> TextEncoder | None:
+    """The frozen encoder of `config.text`, replicated over the mesh; None if the model needs none.
+
+    Raises: as `checkpoint.load_model`; ValueError for an encoder of another width.
+    """
+    if config.model.condition != "context":
+        return None
+    workdir = pathlib.Path(config.text.encoder)
+    model, params = checkpoint.load_model(workdir, mesh, config.model.dtype, "clip")
+    if model.hidden_size != config.model.context_size:
+        raise ValueError(
+            f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "
+            f"model.context_size={config.model.context_size}."
+        )
+    return TextEncoder(params, model)
+
+
+def of_batch(batch: dict, resident: dict) -> jax.Array:
+    """The condition of a batch: its one feature that is one; by 'record' out of `resident`."""
+    if "record" in batch:
+        return of_batch({n: a[batch["record"]] for n, a in resident.items() if n in FEATURES}, {})
+    return next(batch[name] for name in reversed(FEATURES) if name in batch)
+
+
+def drop(key: jax.Array, cond: jax.Array, prob: float, null: jax.Array | np.ndarray) -> jax.Array:
+    """cond [B, ...], each row replaced by null [...] with the probability."""
+    dropped = jax.random.bernoulli(key, prob, cond.shape[:1])
+    dropped = dropped.reshape(-1, *(1,) * (cond.ndim - 1))
+    return jnp.where(dropped, jnp.asarray(null, cond.dtype)[None], cond)
+
+
+def encode(
+    model: nn.Module, params: dict, encoder: TextEncoder | None, cond: jax.Array
+) -> jax.Array:
+    """A condition [B, ...] as the model takes it, computed once for all its calls."""
+    if model.condition == "label" or cond.ndim == 3:
+        return cond
+    if model.condition == "tokens":
+        own = conditioning.encoder(model)
+        return own.apply({"params": params["text_encoder"]}, cond)
+    return encoder(cond)

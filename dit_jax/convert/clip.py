@@ -1,0 +1,170 @@
+"""CLIP's text transformer as transformers writes it: its names, sizes and tokenizer files."""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax import text
+from dit_jax.convert import arrays
+from dit_jax.models import clip
+
+# transformers' classes -> their arrays that are not the text transformer's; one that ends in a dot
+# is a module.
+CLASSES = {
+    "CLIPTextModel": (),
+    "CLIPTextModelWithProjection": ("text_projection.weight",),
+    "CLIPModel": (
+        "vision_model.",
+        "visual_projection.weight",
+        "text_projection.weight",
+        "logit_scale",
+    ),
+}
+# Of all but the CLIPTextModel of transformers 5.
+PREFIX = "text_model."
+POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformers before 4.31
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# Our key -> transformers', and what some of their configs leave out.
+SIZES = dict(
+    vocab_size=("vocab_size", 49408),
+    length=("max_position_embeddings", 77),
+    hidden_size=("hidden_size", 512),
+    depth=("num_hidden_layers", 12),
+    num_heads=("num_attention_heads", 8),
+    mlp_size=("intermediate_size", 2048),
+)
+
+
+def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
+    """`config.model` from the config.json in a directory, without the last layers.
+
+    Raises: FileNotFoundError; ValueError for a model of another kind, a wrong number of layers,
+      or as `arrays.parse`.
+    """
+    path, _, theirs = _read_theirs(source)
+    sizes = {ours: theirs.get(name, default) for ours, (name, default) in SIZES.items()}
+    wrong = {SIZES[k][0]: v for k, v in sizes.items() if not isinstance(v, int) or v < 1}
+    activation = theirs.get("hidden_act", "quick_gelu")
+    if activation not in clip.ACTIVATIONS:
+        wrong["hidden_act"] = activation
+    if (epsilon := theirs.get("layer_norm_eps", clip.NORM_EPSILON)) != clip.NORM_EPSILON:
+        wrong["layer_norm_eps"] = epsilon
+    if wrong:
+        raise ValueError(
+            f"{path} describes a text model of another kind: {wrong}. Needed are sizes above 0, "
+            f"hidden_act {' or '.join(clip.ACTIVATIONS)}, layer_norm_eps {clip.NORM_EPSILON}."
+        )
+    depth = sizes["depth"]
+    if not 0 <= skip_layers < depth:
+        raise ValueError(f"{skip_layers=} must be in 0..{depth - 1}: {path} has {depth} layers.")
+    sizes["depth"] = depth - skip_layers
+    return ConfigDict(dict(name="clip", **sizes, activation=activation, dtype="float32"))
+
+
+def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
+    """The text transformer's arrays of the weights in a directory, without the last layers'.
+
+    What else the class in config.json is known to have is left out, and nothing besides.
+    Raises: FileNotFoundError; ValueError as `read_config` or `arrays.read`.
+    """
+    names = "model.safetensors", "pytorch_model.bin"
+    weights = next((source / name for name in names if (source / name).is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(f"no {' or '.join(names)} in {source}, where transformers has it.")
+    depth = read_config(source, skip_layers).depth
+    skipped = tuple(f"encoder.layers.{depth + i}." for i in range(skip_layers))
+    _, kind, _ = _read_theirs(source)
+    modules = tuple(name for name in CLASSES[kind] if name.endswith("."))
+    return {
+        name: array
+        for name, array in arrays.read(weights).items()
+        if name not in CLASSES[kind] and not name.startswith(modules)
+        if not name.removeprefix(PREFIX).startswith(skipped)
+    }
+
+
+def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
+    """The tokenizer of the text model in a directory, its files there or in ../tokenizer.
+
+    Padding is what tokenizer_config.json beside them says, END without one.
+    Raises: FileNotFoundError; ValueError for tokens that the model lacks, or as `text`'s.
+    """
+    directories = source, source.resolve().parent / "tokenizer"
+    for directory in directories:
+        length, pad = model_config.length, _read_padding(directory)
+        vocab, merges = directory / "vocab.json", directory / "merges.txt"
+        if vocab.is_file() and merges.is_file():
+            tokenizer = text.ClipTokenizer.from_files(vocab, merges, length, pad)
+        elif (directory / text.FILE).is_file():
+            tokenizer = text.ClipTokenizer.load(directory / text.FILE, length, pad)
+        else:
+            continue
+        if tokenizer.vocab_size > model_config.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {directory} has ids up to {tokenizer.vocab_size - 1}, but the "
+                f"text model {model_config.vocab_size} tokens: it is another model's."
+            )
+        return tokenizer
+    raise FileNotFoundError(
+        f"no vocab.json with merges.txt, and no {text.FILE}, in "
+        f"{' or '.join(map(str, directories))}. {text.SOURCE}"
+    )
+
+
+def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+    """Our parameters from CLIPTextModel's names, with or without `PREFIX`; see `convert.load`."""
+    if all(name.startswith(PREFIX) for name in found):
+        found = {name.removeprefix(PREFIX): array for name, array in found.items()}
+    found = {name: array for name, array in found.items() if name != POSITION_IDS}
+    shapes = arrays.parameter_shapes(model_config)
+    published = {path: _published(path, shape) for path, shape in shapes.items()}
+    return arrays.to_params(found, shapes, published, _to_ours)
+
+
+def _read_theirs(source):
+    """(its path, the class of the model, the text model's part) of config.json."""
+    path = source / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: transformers writes config.json beside the weights; of a Stable Diffusion "
+            "give the folder text_encoder/."
+        )
+    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    kind, *_ = theirs.get("architectures") or [None]
+    if kind not in CLASSES:
+        raise ValueError(
+            f"{path} describes transformers' {kind}, but only {', '.join(CLASSES)} can be "
+            "converted; of a Stable Diffusion give the folder text_encoder/."
+        )
+    if kind == "CLIPModel":  # the second, of old files, overrides the first
+        theirs = (theirs.get("text_config") or {}) | (theirs.get("text_config_dict") or {})
+    return path, kind, theirs
+
+
+def _read_padding(directory):
+    path = directory / "tokenizer_config.json"
+    if not path.is_file():
+        return text.END
+    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    pad = theirs.get("pad_token") or text.END
+    return pad["content"] if isinstance(pad, dict) else pad
+
+
+def _published(path, shape):
+    """{name: shape} of the published array behind one of our parameters, or of every layer's."""
+    module, _, leaf = path.replace("embeddings_", "embeddings/").rpartition("/")
+    name, depth = f"{module}/{LEAVES[leaf]}".replace("/", "."), 1
+    if name.startswith("encoder_layers."):
+        name, depth = re.sub("^encoder_layers", "encoder.layers.{}", name), shape[0]
+        shape = shape[1:]
+    shape = shape[::-1] if leaf == "kernel" else shape
+    return {name.format(i): shape for i in range(depth)}
+
+
+def _to_ours(path, array):
+    """One published array, laid out as ours."""
+    return array.T if path.endswith("kernel") else array

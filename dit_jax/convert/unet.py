@@ -1,0 +1,233 @@
+"""Parameters and sizes of diffusers' UNet2DConditionModel: its names, convolutions [out, in, h, w].
+
+A workdir of one has Stable Diffusion's noise: what diffusers says of it lies elsewhere.
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax.convert import arrays
+from dit_jax.models import unet
+
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# What a config may leave out, and as what.
+DEFAULTS = dict(
+    sample_size=None,
+    in_channels=4,
+    out_channels=4,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    block_out_channels=[320, 640, 1280, 1280],
+    layers_per_block=2,
+    dropout=0.0,
+    norm_num_groups=32,
+    norm_eps=1e-5,
+    cross_attention_dim=1280,
+    transformer_layers_per_block=1,
+    attention_head_dim=8,
+    resnet_time_scale_shift="default",
+)
+# What our UNet computes, and no other; the first is the default.
+FIXED = dict(
+    center_input_sample=(False,),
+    flip_sin_to_cos=(True,),
+    freq_shift=(0,),
+    mid_block_type=("UNetMidBlock2DCrossAttn",),
+    only_cross_attention=(False,),
+    downsample_padding=(1,),
+    mid_block_scale_factor=(1,),
+    act_fn=("silu", "swish"),
+    reverse_transformer_layers_per_block=(None,),
+    encoder_hid_dim=(None,),
+    encoder_hid_dim_type=(None,),
+    num_attention_heads=(None,),
+    dual_cross_attention=(False,),
+    use_linear_projection=(False, True),  # a convolution of 1x1 is the same product
+    class_embed_type=(None,),
+    addition_embed_type=(None,),
+    addition_time_embed_dim=(None,),
+    num_class_embeds=(None,),
+    upcast_attention=(False, True),  # the softmax is f32 always
+    resnet_time_scale_shift=("default", "scale_shift"),
+    resnet_skip_time_act=(False,),
+    resnet_out_scale_factor=(1,),
+    time_embedding_type=("positional",),
+    time_embedding_dim=(None,),
+    time_embedding_act_fn=(None,),
+    timestep_post_act=(None,),
+    time_cond_proj_dim=(None,),
+    conv_in_kernel=(3,),
+    conv_out_kernel=(3,),
+    projection_class_embeddings_input_dim=(None,),
+    attention_type=("default",),
+    class_embeddings_concat=(False,),
+    mid_block_only_cross_attention=(None, False),
+    cross_attention_norm=(None,),
+    addition_embed_type_num_heads=(64,),
+)
+# Of these diffusers takes a number for each level too; here all levels have the same.
+SAME_AT_ALL_LEVELS = ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block")
+COUNTS = ("sample_size", "in_channels", "norm_num_groups", *SAME_AT_ALL_LEVELS)
+BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+
+
+def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+    """Our parameters from the published names; see `convert.load`."""
+    shapes = arrays.parameter_shapes(model_config)
+    published = {
+        path: {published_name(path): _published_shape(path, shape)}
+        for path, shape in shapes.items()
+    }
+    return arrays.to_params(_linear_projections(found), shapes, published, _to_ours)
+
+
+def read_config(path: pathlib.Path) -> ConfigDict:
+    """`config.model` from diffusers' config.json.
+
+    Raises: FileNotFoundError; ValueError for a whole pipeline or a UNet of another kind, with what
+      is not supported and what is, or as `arrays.parse`.
+    """
+    if (path.parent / "model_index.json").is_file():
+        raise ValueError(
+            f"{path.parent} is a whole pipeline: convert the UNet in {path.parent / 'unet'}, and "
+            f"its VAE with `convert vae {path.parent / 'vae'}`."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
+    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    if theirs.get("_class_name") != "UNet2DConditionModel":
+        raise ValueError(
+            f"{path} describes diffusers' {theirs.get('_class_name')}, but only a "
+            "UNet2DConditionModel can be converted."
+        )
+    theirs = {name: value for name, value in theirs.items() if not name.startswith("_")}
+    theirs = DEFAULTS | {name: values[0] for name, values in FIXED.items()} | theirs
+    for name in SAME_AT_ALL_LEVELS:
+        values = theirs[name]
+        if isinstance(values, list) and values and values == values[:1] * len(values):
+            theirs[name] = values[0]
+    if wrong := _not_supported(theirs):
+        lines = [f"  {name}={theirs[name]!r}; supported: {what}" for name, what in wrong.items()]
+        raise ValueError(f"{path} describes a UNet of another kind:\n" + "\n".join(lines))
+    channels = theirs["block_out_channels"]
+    num_heads, head_dim = _heads(theirs["attention_head_dim"], channels)
+    return ConfigDict(
+        dict(
+            name="unet",
+            input_size=theirs["sample_size"],
+            in_channels=theirs["in_channels"],
+            base_channels=channels[0],
+            channel_mult=tuple(
+                c / channels[0] if c % channels[0] else c // channels[0] for c in channels
+            ),
+            blocks_per_level=theirs["layers_per_block"],
+            attention_levels=tuple(
+                i for i, kind in enumerate(theirs["down_block_types"]) if kind.startswith("Cross")
+            ),
+            transformer_depth=theirs["transformer_layers_per_block"],
+            num_heads=num_heads,
+            head_dim=head_dim,
+            context_size=theirs["cross_attention_dim"],
+            time_scale_shift=theirs["resnet_time_scale_shift"] == "scale_shift",
+            resample="conv",
+            norm_groups=theirs["norm_num_groups"],
+            norm_epsilon=float(theirs["norm_eps"]),
+            dropout=float(theirs["dropout"]),
+            condition="context",
+            num_classes=0,
+            class_dropout_prob=0.1,
+            **unet.NO_TOKENS,
+            learn_sigma=theirs["out_channels"] != theirs["in_channels"],
+            dtype="float32",
+            attention="auto",
+            remat="none",
+        )
+    )
+
+
+def published_name(path: str) -> str:
+    """'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'."""
+    module, _, leaf = path.rpartition("/")
+    # Numbers are modules of their own, but for those of linear_1 and linear_2.
+    module = re.sub(r"(?<!linear)_(\d+)(?=[_/]|$)", r".\1", module)
+    module = re.sub(r"(\.\d+)_", r"\1.", module)
+    return f"{module.replace('/', '.')}.{LEAVES[leaf]}"
+
+
+def _linear_projections(found):
+    """Old files have convolutions of 1x1 into and out of the transformer blocks."""
+
+    def flat(name, array):
+        is_projection = name.endswith(("proj_in.weight", "proj_out.weight"))
+        return array[:, :, 0, 0] if is_projection and array.shape[2:] == (1, 1) else array
+
+    return {name: flat(name, array) for name, array in found.items()}
+
+
+def _published_shape(path, shape):
+    if path.endswith("/kernel"):
+        if len(shape) == 4:
+            return tuple(shape[axis] for axis in (3, 2, 0, 1))
+        return math.prod(shape[1:]), shape[0]  # of heads, or of both parts of GEGLU, one matrix
+    return (math.prod(shape),) if path.endswith("/bias") else shape
+
+
+def _to_ours(path, array):
+    if path.endswith("/kernel"):
+        return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    return array
+
+
+def _not_supported(theirs):
+    """{field: what is supported} of those that are not."""
+    wrong = {n: "a number above 0" for n in COUNTS if not _is_count(theirs[n])}
+    wrong |= {
+        name: ", ".join(map(repr, values))
+        for name, values in FIXED.items()
+        if theirs[name] not in values
+    }
+    wrong |= {name: "not this field" for name in theirs.keys() - DEFAULTS.keys() - FIXED.keys()}
+    channels, kinds = theirs["block_out_channels"], theirs["down_block_types"]
+    if not isinstance(channels, list) or not channels or not all(map(_is_count, channels)):
+        return wrong | {"block_out_channels": "a list of numbers above 0"}
+    if not isinstance(kinds, list) or len(kinds) != len(channels) or {*kinds} - {*BLOCKS}:
+        return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
+    mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
+    if theirs["up_block_types"] != mirrored:
+        wrong["up_block_types"] = f"those of the way down, {mirrored}"
+    heads = theirs["attention_head_dim"]
+    if not _is_count(heads) and _heads(heads, channels) is None:
+        wrong["attention_head_dim"] = "the same number of heads, or width of heads, at all levels"
+    if not wrong and theirs["out_channels"] not in (
+        theirs["in_channels"],
+        2 * theirs["in_channels"],
+    ):
+        wrong["out_channels"] = "in_channels, or twice that"
+    return wrong
+
+
+def _heads(numbers, channels):
+    """(num_heads, head_dim), of which one is 0, or None if neither is the same at all levels.
+
+    Args: numbers, diffusers' attention_head_dim, which in this model is the number of heads.
+    """
+    if _is_count(numbers):
+        return numbers, 0
+    if not isinstance(numbers, list) or len(numbers) != len(channels):
+        return None
+    if not all(map(_is_count, numbers)):
+        return None
+    if len({*numbers}) == 1:
+        return numbers[0], 0
+    sizes = {c / heads for c, heads in zip(channels, numbers, strict=True)}
+    return (0, int(sizes.pop())) if len(sizes) == 1 else None
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,267 @@
+"""Edits of images by a trained model, as a PNG: what is given first, then what was drawn.
+
+  python -m dit_jax.edit image-to-image --workdir W --image a.png --strength 0.6 --labels 3
+  python -m dit_jax.edit inpaint --workdir W --image a.png --mask m.png --prompt "a red hat"
+  python -m dit_jax.edit interpolate --workdir W --labels 3,8 --seeds 0,1 --num 9
+  python -m dit_jax.edit invert --workdir W --image a.png --labels 3 [--labels_after 8]
+
+image-to-image noises an image to where the last share `strength` of the steps begins, and goes on
+from there; inpaint draws anew where the mask is white; interpolate goes from one class or prompt,
+and seed, to another; invert goes back to the noise from which DDIM leads to the image, and from
+there to the image again, or to what it is told then.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from dit_jax import (
+    cli,
+    conditions,
+    generate,
+    latents,
+    models,
+    pictures,
+    samplers,
+    sharding,
+    sources,
+    spool,
+)
+
+FLAGS = flags.FLAGS
+# Of each task, its own flags.
+TASKS = {
+    "image-to-image": ("image", "strength", "num"),
+    "inpaint": ("image", "mask", "strength", "num"),
+    "interpolate": ("numbers", "num"),
+    "invert": ("image", "labels_after", "prompt_after"),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edits:
+    """What N images are told, and the arrays [N, ...] of `generate.make_sample_fn` of an edit."""
+
+    told: conditions.Conditions
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.told)
+
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        return self.told.rows(index) | {name: array[index] for name, array in self.arrays.items()}
+
+
+def read_image(path: pathlib.Path, config) -> np.ndarray:
+    """An image file, cropped as the model's data are: [1, H, W, C] uint8.
+
+    Raises: FileNotFoundError; ValueError for a file that is no image.
+    """
+    image = _open(path, "--image").convert({1: "L", 3: "RGB"}[config.data.image_channels])
+    size = config.data.image_size
+    pixels = np.asarray(sources.adm_crop(image, size), np.uint8)
+    return pixels.reshape(1, size, size, config.data.image_channels)
+
+
+def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarray:
+    """A mask [1, h, w, 1] f32 of x_0: 1 where any of its pixels is nearer to white than to black.
+
+    Raises: ValueError for a mask of another size than the image, or with nothing or all white.
+    """
+    mask, image = _open(path, "--mask").convert("L"), _open(image_path, "--image")
+    if mask.size != image.size:
+        raise ValueError(
+            f"--mask={path} has {mask.size[0]} x {mask.size[1]} pixels, but --image={image_path} "
+            f"{image.size[0]} x {image.size[1]}: they must be of one size."
+        )
+    size, cells = config.data.image_size, config.model.input_size
+    new = np.asarray(sources.adm_crop(mask, size)) >= 128
+    new = new.reshape(cells, size // cells, cells, size // cells).any(axis=(1, 3))
+    if new.all() or not new.any():
+        raise ValueError(
+            f"--mask={path} is {'white' if new.all() else 'black'} all over the crop of {size} "
+            "pixels; white is drawn anew, black stays."
+        )
+    return new.astype(np.float32).reshape(1, cells, cells, 1)
+
+
+def _open(path, flag):
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {flag}={path}.")
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise ValueError(f"{flag}={path} is no image that Pillow reads: {error}.") from error
+
+
+def encode(trained: generate.Trained, image: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] uint8 to x_0 [N, h, w, C] f32; of latents the posterior's mean."""
+    if trained.vae is None:
+        return np.asarray(latents.pixels_from_image(jnp.asarray(image)))
+    mean, _ = latents.posterior(jax.jit(latents.encode)(trained.vae, image))
+    return np.asarray(latents.scale(trained.config.latents, mean))
+
+
+def make_invert_fn(trained: generate.Trained) -> Callable:
+    """The jitted `invert(params, encoder, image [B, h, w, C], cond) -> x_T`, unguided.
+
+    Raises: ValueError unless config.sample is of DDIM with eta 0.
+    """
+    settings, process = trained.config.sample, trained.process
+    prediction, mesh = trained.config.objective.prediction, trained.mesh
+    if settings.sampler != "ddim" or settings.eta:
+        raise ValueError(
+            f"sampler={settings.sampler!r} with eta={settings.eta} is not inverted; take --sampler "
+            "ddim --eta 0."
+        )
+    sampler = samplers.build(settings, process, prediction)
+
+    def invert(params, encoder, image, cond):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            encoded = conditions.encode(trained.model, params, encoder, cond)
+
+        def predict(x_t, network_time):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return trained.model.apply({"params": params}, x_t, network_time, encoded)
+
+        denoise = samplers.make_denoise(process, prediction, predict, sampler.times)
+        parts = [(denoise, len(sampler.grid) - 1)]
+        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+        x_T, _ = samplers.invert_ddim(problem, image)
+        return x_T
+
+    return jax.jit(
+        invert,
+        compiler_options=models.compiler_options(),
+        out_shardings=sharding.batch_sharding(mesh),
+    )
+
+
+def invert(trained: generate.Trained, told: conditions.Conditions, image: np.ndarray) -> np.ndarray:
+    """x_T like the image [1, h, w, C], x_0, that was told so."""
+    rows = sharding.local_rows(trained.mesh, trained.mesh.size)  # every device the same one
+    batch = {"image": image.repeat(len(rows), 0), "cond": told.cond.repeat(len(rows), 0)}
+    batch = sharding.put_batch(trained.mesh, batch)
+    x_T = make_invert_fn(trained)(trained.params, trained.encoder, **batch)
+    return generate.to_host(x_T)[:1]
+
+
+def image_to_image(told: conditions.Conditions, image: np.ndarray) -> Edits:
+    """Every one of the N from the same image [1, h, w, C], x_0."""
+    return Edits(told, {"image": np.broadcast_to(image, (len(told), *image.shape[1:]))})
+
+
+def inpaint(told: conditions.Conditions, image: np.ndarray, mask: np.ndarray) -> Edits:
+    """As `image_to_image`, keeping the image where the mask [1, h, w, 1] is 0."""
+    edits = image_to_image(told, image)
+    edits.arrays["mask"] = np.broadcast_to(mask, (len(told), *mask.shape[1:]))
+    return edits
+
+
+def interpolate(first: conditions.Conditions, second: conditions.Conditions, numbers) -> Edits:
+    """From what N images are told first, to second, in N equal shares from 0 to 1.
+
+    Args: numbers, of the two images whose noise is interpolated: the ends are what `sample` draws.
+    """
+    count = len(first)
+    arrays = {
+        "index": np.full(count, numbers[0], np.int32),
+        "other": np.full(count, numbers[1], np.int32),
+        "cond_of_other": second.cond,
+        "share": np.linspace(0, 1, count, dtype=np.float32),
+    }
+    return Edits(first, arrays)
+
+
+def draw(trained: generate.Trained, edits: Edits, seed: int = 0, strength: float = 1.0):
+    """The edited images [N, H, W, C] uint8; arguments as `generate`."""
+    sample = trained.make_sample_fn(strength)
+    arguments = trained.params, edits, seed, trained.mesh, trained.to_image
+    return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
+
+
+def _interpolated(trained):
+    """The row of images between the ends that the flags name."""
+    ends = FLAGS.labels.split(",") if trained.config.model.condition == "label" else FLAGS.prompt
+    numbers = [int(number) for number in FLAGS.numbers]
+    if not (len(ends) in (1, 2) and ends[0] and len(numbers) == 2):
+        raise ValueError(
+            f"interpolate takes one or two of --labels={FLAGS.labels} or --prompt={FLAGS.prompt}, "
+            f"the ends, and two --numbers={','.join(FLAGS.numbers)}."
+        )
+    told = []
+    for end in (ends[0], ends[-1]):
+        labels, prompts = (end, []) if trained.config.model.condition == "label" else ("", [end])
+        told.append(
+            conditions.asked(trained.config, FLAGS.num, labels, prompts, FLAGS.negative_prompt)
+        )
+    return draw(trained, interpolate(*told, numbers), FLAGS.seed)
+
+
+def _inverted(trained, x_0):
+    """The image again from its noise, as it was told, or as the flags of `after` say."""
+    config = trained.config
+    before = conditions.asked(config, 1, FLAGS.labels, FLAGS.prompt)
+    after = before
+    if FLAGS.labels_after or FLAGS.prompt_after:
+        prompts = [FLAGS.prompt_after] if FLAGS.prompt_after else []
+        after = conditions.asked(config, 1, FLAGS.labels_after, prompts, FLAGS.negative_prompt)
+    return draw(trained, Edits(after, {"x_T": invert(trained, before, x_0)}))
+
+
+def main(argv):
+    if len(argv) != 2 or argv[1] not in TASKS:
+        raise ValueError(f"say which of {', '.join(TASKS)}, not {' '.join(argv[1:]) or 'nothing'}.")
+    task, out = argv[1], pathlib.Path(FLAGS.out)
+    cli.check_out(out, (".png",))
+    others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
+    if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
+        raise ValueError(f"{task} takes no {', '.join(useless)}.")
+    trained = generate.load(**cli.loading())
+    config, shown = trained.config, []
+    if task == "interpolate":
+        images = _interpolated(trained)
+    else:
+        if not FLAGS.image:
+            raise ValueError(f"{task} needs --image.")
+        image = read_image(pathlib.Path(FLAGS.image), config)
+        x_0, shown = encode(trained, image), [image]
+        if task == "invert":
+            images = _inverted(trained, x_0)
+        else:
+            asked = (FLAGS.num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
+            arguments = conditions.asked(config, *asked), x_0
+            if task == "inpaint":
+                if not FLAGS.mask:
+                    raise ValueError("inpaint needs --mask, white where it draws anew.")
+                mask = read_mask(pathlib.Path(FLAGS.mask), pathlib.Path(FLAGS.image), config)
+                edits = inpaint(*arguments, mask)
+            else:
+                edits = image_to_image(*arguments)
+            images = draw(trained, edits, FLAGS.seed, FLAGS.strength)
+    images = np.concatenate([*shown, images])
+    if jax.process_index() == 0:
+        picture = Image.fromarray(pictures.image_grid(images, len(images)))
+        spool.replace(out, lambda file: picture.save(file, "PNG"))
+    print(f"{task} by step {trained.step}: {out}")
+
+
+if __name__ == "__main__":
+    cli.define_sampling()
+    cli.define_told()
+    flags.DEFINE_string("image", "", "Image file, cropped as the model's data are.")
+    flags.DEFINE_string("mask", "", "inpaint: image of the same size, white where it draws anew.")
+    flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].")
+    flags.DEFINE_list("numbers", ["0", "0"], "interpolate: of the images whose noise is taken.")
+    flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
+    flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
+    flags.DEFINE_integer("num", 4, "Images; inverted ones are one.", lower_bound=1)
+    flags.DEFINE_string("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
+    cli.run(main)

@@ -1,0 +1,182 @@
+"""CLIP's text transformer: token ids to a context of one vector per token.
+
+Every module has the name it has in the checkpoints of transformers' CLIPTextModel.
+Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+Supervision", arXiv 2103.00020, section 2.4; initial deviations are those of its code.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-5
+
+VIT_L_14 = dict(
+    vocab_size=49408,
+    length=77,
+    hidden_size=768,
+    depth=12,
+    num_heads=12,
+    mlp_size=3072,
+    activation="quick_gelu",
+)
+# `config.model` but for name and dtype.
+PRESETS = {
+    "clip-vit-l-14": VIT_L_14,  # Stable Diffusion 1; 123,060,480 parameters
+    # Stable Diffusion 2, which leaves out the last of 24 layers; 340,387,840 parameters.
+    "openclip-h": VIT_L_14
+    | dict(hidden_size=1024, depth=23, num_heads=16, mlp_size=4096, activation="gelu"),
+}
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x), a GELU that is wrong by up to 0.02."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "quick_gelu": quick_gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+}
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention of every token to itself and those before it; softmax in f32."""
+
+    num_heads: int
+    out_std: float  # of the initial kernel of the last Linear
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        batch, tokens, size = x.shape
+        heads = (batch, tokens, self.num_heads, size // self.num_heads)
+        q, k, v = (
+            _dense(size, size**-0.5, self.dtype, f"{part}_proj")(x).reshape(heads) for part in "qkv"
+        )
+        x = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+        return _dense(size, self.out_std, self.dtype, "out_proj")(x.reshape(batch, tokens, size))
+
+
+class Mlp(nn.Module):
+    """Linear, activation, Linear."""
+
+    mlp_size: int
+    activation: str
+    out_std: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        size = x.shape[-1]
+        h = _dense(self.mlp_size, (2 * size) ** -0.5, self.dtype, "fc1")(x)  # [B, M, mlp_size]
+        h = ACTIVATIONS[self.activation](h)
+        return _dense(size, self.out_std, self.dtype, "fc2")(h)
+
+
+class Layer(nn.Module):
+    """Causal self-attention and MLP after a LayerNorm each."""
+
+    num_heads: int
+    mlp_size: int
+    activation: str
+    out_std: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        attn = CausalAttention(self.num_heads, self.out_std, self.dtype, name="self_attn")
+        x = x + attn(_layer_norm(self.dtype, "layer_norm1")(x))
+        mlp = Mlp(self.mlp_size, self.activation, self.out_std, self.dtype, name="mlp")
+        x = x + mlp(_layer_norm(self.dtype, "layer_norm2")(x))
+        return x, None
+
+
+class ClipText(nn.Module):
+    """The text transformer, without its projection into the space of images.
+
+    Parameters of the layers are stacked over depth: every leaf under 'encoder_layers' is [L, ...].
+    """
+
+    vocab_size: int
+    length: int  # the most tokens
+    hidden_size: int
+    depth: int
+    num_heads: int
+    mlp_size: int
+    activation: str  # 'quick_gelu' or 'gelu'
+    dtype: str  # of the activations; parameters, norm statistics and outputs are f32
+
+    def example_inputs(self) -> tuple[jax.Array]:
+        """The smallest arguments of `__call__`, for initialisation."""
+        return (jnp.zeros((1, 1), jnp.int32),)
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, M] int32 in [0, vocab_size), M up to length, to [B, M, hidden_size] f32.
+
+        The last layer's outputs after the final LayerNorm; a token sees itself and those before
+        it, padding included. A token of vocab_size or more makes NaN.
+        Raises: ValueError for more tokens, or of another rank or dtype.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] > self.length or tokens.dtype != jnp.int32:
+            raise ValueError(
+                f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; this CLIP takes "
+                f"[B, M] of int32, M up to {self.length}."
+            )
+        # JAX otherwise multiplies f32 in TF32 or bfloat16 where the device has them.
+        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+            return self._hidden_states(tokens)
+
+    def _hidden_states(self, tokens):
+        embed = _embed(self.vocab_size, self.hidden_size, 0.02, self.dtype, "token_embedding")
+        position = _embed(self.length, self.hidden_size, 0.01, self.dtype, "position_embedding")
+        x = embed(tokens) + position(jnp.arange(tokens.shape[1]))[None]  # [B, M, D]
+        layers = nn.scan(
+            Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        # The deviation of a sum of 2 L branches does not grow with L.
+        out_std = (self.hidden_size * 2 * self.depth) ** -0.5
+        sizes = self.num_heads, self.mlp_size, self.activation, out_std
+        x, _ = layers(*sizes, self.dtype, name="encoder_layers")(x)  # [B, M, D]
+        return _layer_norm("float32", "final_layer_norm")(x.astype(jnp.float32))
+
+
+def _embed(num, size, std, dtype, name):
+    init = nn.initializers.normal(std)
+    return nn.Embed(num, size, dtype=dtype, embedding_init=init, name=f"embeddings_{name}")
+
+
+def _dense(size, std, dtype, name):
+    return nn.Dense(size, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
+
+
+def _layer_norm(dtype, name):
+    """LayerNorm, its statistics in f32 and two passes."""
+    return nn.LayerNorm(epsilon=NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def from_config(config) -> ClipText:
+    """The module that `config.model` of a text encoder describes.
+
+    Raises: ValueError for sizes that do not fit together, an unknown activation or dtype.
+    """
+    fields = {name: config[name] for name in ClipText.__dataclass_fields__ if name in config}
+    hidden_size, num_heads, activation = (
+        fields[name] for name in ("hidden_size", "num_heads", "activation")
+    )
+    for name in ("vocab_size", "length", "hidden_size", "depth", "num_heads", "mlp_size"):
+        if fields[name] < 1:
+            raise ValueError(f"{name}={fields[name]} must be 1 or more.")
+    if hidden_size % num_heads:
+        raise ValueError(f"{num_heads=} must divide {hidden_size=}; ViT-L/14's has 12 for 768.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+    if fields["dtype"] not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
+    return ClipText(**fields)

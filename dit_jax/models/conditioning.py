@@ -1,0 +1,77 @@
+"""What a noise predictor is told beside x_t and its time, by the model's `condition`.
+
+label    [B] int32, a class.
+tokens   [B, M] int32, a caption's bytes, which a `TextEncoder` of the model's own reads; or what
+         that has made of them, [B, M, context_size] f32, so that samplers call it once.
+context  [B, M, context_size] f32, what a frozen encoder has made of a caption, of any M.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dit_jax import text
+from dit_jax.models import text_encoder
+
+CONDITIONS = ("label", "tokens", "context")
+
+
+def check(config) -> None:
+    """Demands of a noise predictor, or of its `config.model`, what its condition needs.
+
+    Raises: ValueError with the values.
+    """
+    if config.condition not in CONDITIONS:
+        raise ValueError(
+            f"condition={config.condition!r} is unknown; choose one of {', '.join(CONDITIONS)}."
+        )
+    if config.condition != "label" and config.context_size < 1:
+        raise ValueError(
+            f"condition={config.condition!r} needs context_size={config.context_size} above 0: the "
+            "width of the text encoder, which is 768 for Stable Diffusion 1's."
+        )
+    if config.condition == "tokens" and (
+        min(config.text_length, config.text_depth, config.text_num_heads) < 1
+        or config.context_size % config.text_num_heads
+    ):
+        raise ValueError(
+            f"text_length={config.text_length}, text_depth={config.text_depth} and text_num_heads="
+            f"{config.text_num_heads} must be at least 1, and the heads divide context_size="
+            f"{config.context_size}."
+        )
+
+
+def example(model) -> jax.Array:
+    """The smallest condition of a model, for initialisation."""
+    if model.condition == "label":
+        return jnp.zeros(1, jnp.int32)
+    if model.condition == "tokens":
+        return jnp.zeros((1, model.text_length), jnp.int32)
+    return jnp.zeros((1, 1, model.context_size))
+
+
+def encoder(model) -> text_encoder.TextEncoder:
+    """The encoder of a model's captions; its parameters are the model's 'text_encoder'."""
+    return text_encoder.TextEncoder(
+        text.ByteTokenizer.vocab_size,
+        model.text_length,
+        model.context_size,
+        model.text_depth,
+        model.text_num_heads,
+        model.dtype,
+        name="text_encoder",
+    )
+
+
+def read(model, cond: jax.Array) -> jax.Array:
+    """The sequence [B, M, context_size] f32 of a caption, inside the model.
+
+    Raises: ValueError for one of another width.
+    """
+    if model.condition == "tokens" and cond.ndim == 2:
+        cond = encoder(model)(cond)
+    if cond.ndim != 3 or cond.shape[-1] != model.context_size:
+        raise ValueError(
+            f"the condition has shape {cond.shape}; a model of condition={model.condition!r} with "
+            f"context_size={model.context_size} takes ('B', 'M', {model.context_size})."
+        )
+    return cond

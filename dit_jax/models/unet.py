@@ -1,0 +1,406 @@
+"""UNet: the noise predictor of DDPM, ADM, latent diffusion and Stable Diffusion.
+
+Every module has the name it has in diffusers' UNet2DConditionModel, so that import is one rule. The
+time's sinusoids and the padding of strided convolutions are ADM's and latent diffusion's.
+Sources: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3; Rombach et al. 2022.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dit_jax.models import conditioning, layers, unet_blocks
+
+RESAMPLE = ("conv", "resnet")
+NO_TOKENS = dict(text_length=64, text_depth=2, text_num_heads=4)  # nothing reads them
+_LATENT = dict(
+    in_channels=4,
+    input_size=64,
+    base_channels=320,
+    channel_mult=(1, 2, 4, 4),
+    blocks_per_level=2,
+    attention_levels=(0, 1, 2),
+    transformer_depth=1,
+    time_scale_shift=False,
+    resample="conv",
+    norm_groups=32,
+    norm_epsilon=1e-5,
+    dropout=0.0,
+    condition="context",
+    num_classes=0,
+    class_dropout_prob=0.1,
+    learn_sigma=False,
+)
+_ADM = dict(
+    in_channels=3,
+    transformer_depth=0,
+    num_heads=0,
+    head_dim=64,
+    context_size=0,
+    time_scale_shift=True,
+    resample="resnet",
+    norm_groups=32,
+    norm_epsilon=1e-5,
+    condition="label",
+    num_classes=1000,
+    class_dropout_prob=0.0,
+    learn_sigma=True,
+)
+# Fields of `config.model` but for dtype, attention and remat.
+PRESETS = {
+    # Ho et al. 2020, appendix B: 35,746,307 parameters. Its own code has sines before cosines,
+    # other frequencies, and pads strided convolutions at the bottom and the right alone.
+    "ddpm-cifar10": dict(
+        input_size=32,
+        in_channels=3,
+        base_channels=128,
+        channel_mult=(1, 2, 2, 2),
+        blocks_per_level=2,
+        attention_levels=(1,),
+        transformer_depth=0,
+        num_heads=1,
+        head_dim=0,
+        context_size=0,
+        time_scale_shift=False,
+        resample="conv",
+        norm_groups=32,
+        norm_epsilon=1e-6,
+        dropout=0.1,
+        condition="label",
+        num_classes=0,
+        class_dropout_prob=0.0,
+        learn_sigma=False,
+    ),
+    # Dhariwal & Nichol 2021, table 11, and the flags of the published checkpoints: 295,904,454.
+    "adm-imagenet64": dict(
+        _ADM,
+        input_size=64,
+        base_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=3,
+        attention_levels=(1, 2, 3),
+        dropout=0.1,
+    ),
+    # The same: 553,838,086.
+    "adm-imagenet256": dict(
+        _ADM,
+        input_size=256,
+        base_channels=256,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        blocks_per_level=2,
+        attention_levels=(3, 4, 5),
+        dropout=0.0,
+    ),
+    # Rombach et al. 2022, LDM-4-G, with one head as in the published checkpoint's config:
+    # 401,433,091, of which 512,512 embed the labels.
+    "ldm4-imagenet256": dict(
+        _LATENT,
+        in_channels=3,
+        base_channels=192,
+        channel_mult=(1, 2, 3, 5),
+        attention_levels=(1, 2, 3),
+        num_heads=1,
+        head_dim=0,
+        context_size=512,
+        condition="label",
+        num_classes=1000,
+    ),
+    # Stable Diffusion 1.1 to 1.5: 859,520,964.
+    "sd15-unet": dict(_LATENT, num_heads=8, head_dim=0, context_size=768),
+    # Stable Diffusion 2.0 and 2.1: 865,910,724.
+    "sd2-unet": dict(_LATENT, num_heads=0, head_dim=64, context_size=1024),
+    # Of the digits, for tests and CPUs: 702,753.
+    "unet-tiny": dict(
+        input_size=8,
+        in_channels=1,
+        base_channels=32,
+        channel_mult=(1, 2),
+        blocks_per_level=1,
+        attention_levels=(1,),
+        transformer_depth=0,
+        num_heads=4,
+        head_dim=0,
+        context_size=0,
+        time_scale_shift=False,
+        resample="conv",
+        norm_groups=8,
+        norm_epsilon=1e-5,
+        dropout=0.0,
+        condition="label",
+        num_classes=10,
+        class_dropout_prob=0.1,
+        learn_sigma=False,
+    ),
+}
+
+
+def named(name: str) -> dict:
+    """The config fields that a name of PRESETS stands for.
+
+    Raises: ValueError for an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown model {name!r}; the names are {', '.join(PRESETS)}.")
+    return NO_TOKENS | PRESETS[name]
+
+
+def widths(config) -> list[int]:
+    """Channels of every level, from the full size inwards."""
+    return [round(mult * config.base_channels) for mult in config.channel_mult]
+
+
+class UNet(nn.Module):
+    """Predicts eps, and with learn_sigma the variance, from x_t, its time, and a label or caption.
+
+    A label is added to the time or, where there are transformer blocks, is their only context. The
+    output is 0 at initialisation. Dropout is active where `apply` has a key 'dropout'.
+    """
+
+    input_size: int  # height and width of x_t
+    in_channels: int
+    base_channels: int
+    channel_mult: tuple[float, ...]  # channels of each level / base_channels
+    blocks_per_level: int  # residual blocks of a level; on the way up one more
+    attention_levels: tuple[int, ...]  # 0 is the full size; the middle always has attention
+    transformer_depth: int  # blocks in each place with attention; 0 is self-attention alone
+    num_heads: int  # either this or head_dim is 0
+    head_dim: int
+    context_size: int  # width of the context; 0 is none
+    time_scale_shift: bool  # the time scales and shifts norms, or is added
+    resample: str  # by convolutions, 'conv', or by residual blocks, 'resnet'
+    norm_groups: int
+    norm_epsilon: float  # of the transformers' norms see unet_blocks
+    dropout: float  # of residual blocks
+    condition: str  # 'label', 'tokens' or 'context': see `conditioning`
+    num_classes: int  # 0: labels are ignored
+    class_dropout_prob: float  # > 0 adds the null class, index num_classes
+    text_length: int  # tokens: of a caption; these three are of their encoder
+    text_depth: int
+    text_num_heads: int
+    learn_sigma: bool
+    dtype: str  # of the activations; parameters, time embedding, norm statistics, output are f32
+    attention: tuple[str, ...]  # self-attention of each level: 'xla' or 'cudnn'
+    # What the backward pass of every block recomputes: 'none', 'dots' (all but Linears), 'full'.
+    remat: str
+
+    def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The smallest arguments of `__call__`, for initialisation."""
+        x_t = jnp.zeros((1, self.input_size, self.input_size, self.in_channels))
+        return x_t, jnp.zeros(1), conditioning.example(self)
+
+    @nn.compact
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+        """Args:
+          x_t: [B, h, w, C].   t: [B] network time (0..999 for DDPM).
+          cond: as `conditioning`.
+        Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
+        Raises: ValueError for an input of another shape.
+        """
+        self._check_inputs(x_t, cond)
+        channels, last = widths(self), len(self.channel_mult) - 1
+        resnet = functools.partial(
+            self._recomputed(unet_blocks.ResnetBlock),
+            groups=self.norm_groups,
+            epsilon=self.norm_epsilon,
+            dropout=self.dropout,
+            time_scale_shift=self.time_scale_shift,
+            dtype=self.dtype,
+        )
+        attention = {i: self._attention(i) for i in {*self.attention_levels, last}}
+        t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
+        t_emb = unet_blocks.TimeEmbedding(4 * self.base_channels, name="time_embedding")(t_emb)
+        t_emb, context = self._condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
+
+        conv = functools.partial(unet_blocks.conv, dtype=self.dtype)
+        x = conv(channels[0], name="conv_in")(x_t)  # [B, h, w, D_0]
+        skips = [x]
+        for i, width in enumerate(channels):
+            for j in range(self.blocks_per_level):
+                x = resnet(width, name=f"down_blocks_{i}_resnets_{j}")(x, t_emb)
+                if i in self.attention_levels:
+                    x = attention[i](name=f"down_blocks_{i}_attentions_{j}")(x, context)
+                skips.append(x)
+            if i < last:  # [B, h/2, w/2, D_i]
+                name = f"down_blocks_{i}_downsamplers_0"
+                if self.resample == "conv":
+                    x = unet_blocks.Downsample(self.dtype, name=name)(x, t_emb)
+                else:
+                    x = resnet(width, resample=unet_blocks.halve, name=name)(x, t_emb)
+                skips.append(x)
+        middle = functools.partial(resnet, channels[-1])
+        x = unet_blocks.MidBlock(middle, attention[last], name="mid_block")(x, t_emb, context)
+        for i, width in reversed(list(enumerate(channels))):
+            level = f"up_blocks_{last - i}"
+            for j in range(self.blocks_per_level + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = resnet(width, name=f"{level}_resnets_{j}")(x, t_emb)
+                if i in self.attention_levels:
+                    x = attention[i](name=f"{level}_attentions_{j}")(x, context)
+            if i > 0:  # [B, 2h, 2w, D_i]
+                name = f"{level}_upsamplers_0"
+                if self.resample == "conv":
+                    x = unet_blocks.Upsample(self.dtype, name=name)(x, t_emb)
+                else:
+                    x = resnet(width, resample=unet_blocks.double, name=name)(x, t_emb)
+        norm = unet_blocks.norm(self.norm_groups, self.norm_epsilon, self.dtype, "conv_norm_out")
+        out_channels = self.in_channels * (2 if self.learn_sigma else 1)
+        x = conv(out_channels, name="conv_out", kernel_init=unet_blocks.zeros)(nn.silu(norm(x)))
+        return x.astype(jnp.float32)  # [B, h, w, C or 2C]
+
+    def heads(self, level: int) -> int:
+        """Of attention at this level."""
+        return self.num_heads or widths(self)[level] // self.head_dim
+
+    def _attention(self, level):
+        """What makes a module of a name: attention, or transformer blocks, of this level."""
+        if self.transformer_depth:
+            block, option = unet_blocks.SpatialTransformer, dict(depth=self.transformer_depth)
+        else:
+            block, option = unet_blocks.AttentionBlock, dict(epsilon=self.norm_epsilon)
+        return functools.partial(
+            self._recomputed(block),
+            num_heads=self.heads(level),
+            groups=self.norm_groups,
+            dtype=self.dtype,
+            attention=self.attention[level],
+            **option,
+        )
+
+    def _recomputed(self, block):
+        if self.remat == "none":
+            return block
+        return nn.remat(block, policy=layers.REMAT_POLICIES[self.remat])
+
+    def _condition(self, t_emb, cond):
+        """The embedding of the time, with the label's where it belongs there, and the context."""
+        if self.condition != "label":
+            return t_emb, conditioning.read(self, cond).astype(self.dtype)
+        if self.num_classes == 0:
+            return t_emb, None
+        embed = nn.Embed(
+            self.num_classes + (self.class_dropout_prob > 0),
+            self.context_size if self.transformer_depth else t_emb.shape[-1],
+            embedding_init=nn.initializers.normal(1.0),  # as ADM and latent diffusion
+            name="class_embedding",
+        )
+        if self.transformer_depth:
+            return t_emb, embed(cond)[:, None].astype(self.dtype)
+        return t_emb + embed(cond), None
+
+    def _check_inputs(self, x_t, cond):
+        if x_t.shape[1:] != (self.input_size, self.input_size, self.in_channels):
+            expected = ("B", self.input_size, self.input_size, self.in_channels)
+            raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
+        if self.condition == "label" and self.num_classes and cond.ndim != 1:
+            raise ValueError(
+                f"cond has shape {cond.shape}; a model of condition='label' takes ('B',)."
+            )
+
+
+def from_config(config) -> UNet:
+    """The module that `config.model` describes.
+
+    Raises: ValueError for sizes that do not fit together, with the values.
+    """
+    fields = {key: config[key] for key in config if key != "name"}
+    fields["channel_mult"] = tuple(fields["channel_mult"])
+    fields["attention_levels"] = tuple(fields["attention_levels"])
+    model = UNet(**fields)
+    _check_sizes(model)
+    _check_condition(model)
+    conditioning.check(model)
+    if model.remat not in layers.REMAT_POLICIES:
+        raise ValueError(
+            f"remat={model.remat!r} is unknown; choose one of {', '.join(layers.REMAT_POLICIES)}."
+        )
+    if model.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={model.dtype!r} is unknown; choose float32 or bfloat16.")
+    for name in ("dropout", "class_dropout_prob"):
+        if not 0 <= fields[name] < 1:
+            raise ValueError(f"{name}={fields[name]} must lie in [0, 1); 0.1 is usual.")
+    return model.clone(attention=_resolve_attention(model))
+
+
+def _check_sizes(model):
+    channels, levels = widths(model), len(model.channel_mult)
+    input_size, groups = model.input_size, model.norm_groups
+    if levels < 1 or model.blocks_per_level < 1 or model.transformer_depth < 0:
+        raise ValueError(
+            f"channel_mult={model.channel_mult} needs a number for each level, blocks_per_level="
+            f"{model.blocks_per_level} must be at least 1, transformer_depth="
+            f"{model.transformer_depth} not negative."
+        )
+    unit = 2 ** (levels - 1)
+    if input_size < unit or input_size % unit:
+        raise ValueError(
+            f"{input_size=} must be a multiple of {unit}: each of the {levels} levels of "
+            f"channel_mult={model.channel_mult} but the first halves it. Take fewer levels, or "
+            "another size."
+        )
+    if model.base_channels % 2:
+        raise ValueError(f"base_channels={model.base_channels} must be even for the sinusoids.")
+    if wrong := [c for c in channels if groups < 1 or c < 1 or c % groups]:
+        raise ValueError(
+            f"norm_groups={groups} must divide the channels of all levels, not {wrong}; all are "
+            f"base_channels={model.base_channels} x channel_mult={model.channel_mult}."
+        )
+    if strange := [level for level in model.attention_levels if level not in range(levels)]:
+        raise ValueError(
+            f"attention_levels={model.attention_levels} has {strange}; the levels are "
+            f"0..{levels - 1}, 0 the full size."
+        )
+    if (model.num_heads > 0) == (model.head_dim > 0) or min(model.num_heads, model.head_dim) < 0:
+        raise ValueError(
+            f"num_heads={model.num_heads}, head_dim={model.head_dim}: exactly one must not be 0; "
+            "the other follows from the channels."
+        )
+    attended = [channels[level] for level in {*model.attention_levels, levels - 1}]
+    if wrong := [c for c in attended if c % (model.num_heads or model.head_dim)]:
+        raise ValueError(
+            f"num_heads={model.num_heads}, head_dim={model.head_dim} must divide the channels of "
+            f"the levels with attention and of the middle, not {sorted(wrong)}."
+        )
+    if model.resample not in RESAMPLE:
+        raise ValueError(
+            f"resample={model.resample!r} is unknown; choose one of {', '.join(RESAMPLE)}."
+        )
+
+
+def _check_condition(model):
+    depth, size = model.transformer_depth, model.context_size
+    if depth == 0 and (size or model.condition != "label"):
+        raise ValueError(
+            f"condition={model.condition!r}, context_size={size}: with transformer_depth=0 nothing "
+            "attends to a context. Set transformer_depth, or condition='label' and context_size=0."
+        )
+    if depth and size < 1:
+        raise ValueError(
+            f"transformer_depth={depth} needs context_size, the width of what its blocks attend "
+            f"to, not {size}: 768 for Stable Diffusion 1."
+        )
+    if depth and model.condition == "label" and model.num_classes < 1:
+        raise ValueError(
+            f"transformer_depth={depth} with condition='label' needs num_classes for the context, "
+            f"not {model.num_classes}; without labels set transformer_depth=0."
+        )
+    if model.condition == "label" and model.num_classes == 0 and model.class_dropout_prob:
+        raise ValueError(
+            f"class_dropout_prob={model.class_dropout_prob} with num_classes=0: there are no "
+            "labels to drop; set it to 0."
+        )
+
+
+def _resolve_attention(model):
+    """'xla' or 'cudnn' for every level; cuDNN must be possible at one of them if demanded."""
+    choice, channels = model.attention, widths(model)
+    levels = {*model.attention_levels, len(channels) - 1}
+    sizes = {level: channels[level] // model.heads(level) for level in levels}
+    wish = "auto" if choice == "cudnn" else choice
+    resolved = {
+        size: layers.resolve_attention(wish, model.dtype, size) for size in {*sizes.values()}
+    }
+    if choice == "cudnn" and "cudnn" not in resolved.values():
+        layers.resolve_attention(choice, model.dtype, min(resolved))  # raises, with the reason
+    return tuple(resolved[sizes[i]] if i in sizes else "xla" for i in range(len(channels)))

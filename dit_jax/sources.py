@@ -1,0 +1,424 @@
+"""Datasets as random access to examples: images or moments, with a label or captions.
+
+They are TFDS datasets or image folders; moments are those that `dit_jax.encode` wrote.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from dit_jax import text
+
+DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
+logger = logging.getLogger("dit_jax")
+
+EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+Batch = dict[str, np.ndarray]
+
+
+def adm_crop(image: Image.Image, size: int) -> Image.Image:
+    """The published centre crop: halve with BOX, resize the shorter side with BICUBIC, cut.
+
+    Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
+    """
+    if image.size == (size, size):
+        return image
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    scaled = round(image.width * scale), round(image.height * scale)
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Random access to decoded examples: 'image' [S, S, C] uint8 or 'moments' f16; 'label' int32.
+
+    With captions 'tokens' [K, M] int32 too, or 'context' [K, M, D] f16, of K captions each.
+    `records[i]` holds encoded image bytes, or moments, and a label; `describe(i)` names it in
+    errors.
+    """
+
+    records: Sequence
+    kind: str  # 'image' or 'moments'
+    image_size: int
+    image_channels: int
+    num_classes: int | None = None  # None: labels mean nothing to the model
+    origin: str = ""
+    views: int = 1  # records of an image in a row: itself, and with 2 its mirror
+    metadata: dict = dataclasses.field(default_factory=dict)  # of moments: what `encode` recorded
+    caption_feature: str = ""  # 'captions/text' is record['captions']['text']
+    captions_per_image: int = 1
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # captions to ids [K, M]
+    context: bool = False  # the records hold what the text encoder has made of the captions
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Batch:
+        index = int(index)
+        record = self._record(index)
+        label = int(record.get("label", 0))  # datasets of captions may have none
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"label {label} of {self.describe(index)} lies outside 0..{self.num_classes - 1}; "
+                "set model.num_classes to the number of classes in the data."
+            )
+        example = {"label": np.int32(label)}
+        if self.tokenize:
+            example["tokens"] = self.tokenize(self._captions(record, index))
+        if self.context:
+            example["context"] = np.asarray(record["context"], np.float16)
+        if self.kind == "moments":
+            return {"moments": np.asarray(record["moments"], np.float16), **example}
+        file = io.BytesIO(record["image"])
+        try:
+            image = Image.open(file)
+            if min(image.size) < self.image_size:
+                _warn_of_small_images(self.origin, self.image_size)
+            image = _to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
+            image = adm_crop(image, self.image_size)
+        # Pillow's decoders raise whatever they meet in a damaged file.
+        except Exception as error:
+            reason = str(error).replace(f" {file!r}", "")
+            raise ValueError(
+                f"cannot read the image of {self.describe(index)}: {reason}. Remove or repair it."
+            ) from error
+        shape = (self.image_size, self.image_size, self.image_channels)
+        return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
+
+    def captions(self, index: int) -> list[str]:
+        """The `captions_per_image` captions of an image; one with fewer repeats its own.
+
+        Raises: ValueError for an image without any.
+        """
+        return self._captions(self._record(int(index)), index)
+
+    def _captions(self, record, index):
+        found = record
+        for name in self.caption_feature.split("/"):
+            found = found[name]
+        found = [found] if isinstance(found, str | bytes) else list(found)
+        found = [c.decode() if isinstance(c, bytes) else str(c) for c in found]
+        if not found:
+            raise ValueError(f"{self.describe(index)} has no caption; leave it out.")
+        return [found[i % len(found)] for i in range(self.captions_per_image)]
+
+    def _record(self, index):
+        try:
+            return self.records[index]
+        # array_record and Protocol Buffers have exceptions of their own.
+        except Exception as error:
+            way_out = "If a shard was cut, remove it and build the dataset again."
+            if isinstance(self.records, Folder):
+                way_out = "Put the file back: the data order depends on every one of them."
+            raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
+
+    def describe(self, index: int) -> str:
+        """The file of an image folder, or 'record 3 of <dataset>'."""
+        if isinstance(self.records, Folder):
+            return str(self.records.files[index])
+        return f"record {index} of {self.origin}"
+
+
+def _to_8_bits(image):
+    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode!r} has no range of values; save it with 8 bits")
+    return image
+
+
+@functools.cache  # once for each dataset
+def _warn_of_small_images(origin, image_size):
+    logger.warning(
+        "%s: some images are smaller than data.image_size=%d; they are enlarged.",
+        origin,
+        image_size,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """One class per sub-folder, classes in the order of their sorted names; or with captions."""
+
+    files: Sequence[pathlib.Path]
+    labels: Sequence[int]
+    captions: Sequence[dict] | None = None  # of each image {feature: caption or captions}
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        told = self.captions[index] if self.captions else {}
+        return {**told, "image": self.files[index].read_bytes(), "label": self.labels[index]}
+
+
+def open_split(config, split: str) -> Source:
+    """What a run with `config.latents.source` trains on or, with split 'eval', is evaluated on.
+
+    Raises: as `open_images` and `open_moments`.
+    """
+    if config.latents.source in ("pixels", "images"):
+        return open_images(config, config.data[f"{split}_split"])
+    return open_moments(config, split)
+
+
+def open_images(config, split: str) -> Source:
+    """The images of one split of `config.data`.
+
+    Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
+      for an empty or unknown split, or an unknown config value.
+    """
+    data, told = config.data, _told(config)
+    if data.image_channels not in (1, 3):
+        raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
+    if data.source == "tfds":
+        build = _build_command(data.name, data.data_dir)
+        builder = _open_tfds(data.name, data.data_dir, "image", build)
+        _check_features(builder, data.name, told)
+        records, origin = _read_split(builder, split, "image", build)
+    elif data.source == "folder":
+        records, origin = _open_folder(pathlib.Path(data.name) / split, data.caption_feature)
+    else:
+        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
+    if not len(records):
+        raise ValueError(f"{origin} is empty.")
+    return Source(records, "image", data.image_size, data.image_channels, origin=origin, **told)
+
+
+def tokenizer(config) -> Callable[[Sequence[str]], np.ndarray] | None:
+    """Captions to the ids [n, M] int32 that the config's model reads; None if it takes labels.
+
+    Raises: FileNotFoundError without the frozen encoder's tokeniser.
+    """
+    condition = config.model.get("condition", "label")  # a VAE has none
+    if condition == "tokens":
+        return text.ByteTokenizer(config.model.text_length)
+    if condition == "context":
+        return text.load_tokenizer(pathlib.Path(config.text.encoder))
+    return None
+
+
+def _told(config):
+    """The fields of a `Source` that say what it tells of an image beside the pixels."""
+    tokenize, feature = tokenizer(config), config.data.caption_feature
+    if not feature and tokenize is None:
+        return dict(num_classes=config.model.get("num_classes") or None)
+    if not feature:
+        raise ValueError(
+            f"model.condition={config.model.condition!r} needs data.caption_feature, the name of "
+            "the captions in the dataset: caption, captions/text, or text of an image folder."
+        )
+    count = config.data.captions_per_image
+    if count < 1:
+        raise ValueError(f"data.captions_per_image={count} must be at least 1.")
+    # Captions that this model does not read, dit_jax.encode stores for another.
+    return dict(
+        num_classes=None if tokenize else config.model.get("num_classes") or None,
+        caption_feature=feature,
+        captions_per_image=count,
+        tokenize=tokenize,
+    )
+
+
+def _check_features(builder, name, told):
+    """Demands of a TFDS dataset the labels or the captions that a model is told."""
+    features = builder.info.features
+    if told["num_classes"] is not None and "label" not in features:
+        raise ValueError(
+            f"dataset {name!r} has no labels, only {', '.join(sorted(features))}: set "
+            "model.condition for captions."
+        )
+    found = features
+    feature = told.get("caption_feature", "")
+    for part in feature.split("/") if feature else ():
+        found = getattr(found, "feature", found)  # of a sequence
+        if part not in found:
+            raise ValueError(
+                f"dataset {name!r} has no feature data.caption_feature={feature!r}; it has "
+                f"{', '.join(sorted(features))}."
+            )
+        found = found[part]
+
+
+def open_moments(config, split: str) -> Source:
+    """The moments of one split, 'train' or 'eval', that `dit_jax.encode` wrote.
+
+    Raises: FileNotFoundError if there is no such dataset; ValueError for an empty split, moments
+      of another shape than the model takes, or moments that something has scaled.
+    """
+    name = config.latents.moments
+    build = "python -m dit_jax.encode --config ... --vae ... --out ..."
+    builder = _open_tfds(name, config.data.data_dir, "moments", build)
+    records, origin = _read_split(builder, split, "moments", build)
+    if not len(records):
+        raise ValueError(f"{origin} is empty.")
+    model, shape = config.model, tuple(builder.info.features["moments"].shape)
+    wanted = (model.input_size, model.input_size, 2 * model.in_channels)
+    if shape != wanted:
+        raise ValueError(
+            f"{origin} holds moments {shape}, but the model takes {wanted}: [h, w, 2C] by "
+            f"model.input_size={model.input_size}, model.in_channels={model.in_channels}."
+        )
+    metadata = dict(builder.info.metadata or {})
+    size, channels = config.data.image_size, config.data.image_channels
+    views = 2 if metadata.get("mirrored") else 1
+    told = _told_of_moments(config, builder)
+    source = Source(
+        records, "moments", size, channels, origin=origin, views=views, metadata=metadata, **told
+    )
+    if metadata:
+        numbers = np.linspace(0, len(source) - 1, min(len(source), 256)).astype(int)
+        means = np.stack([source[i]["moments"] for i in numbers])[..., : model.in_channels]
+        found, recorded = float(np.abs(means).mean(dtype=np.float64)), metadata["mean_absolute"]
+        if not recorded / 1.25 < found < recorded * 1.25:
+            raise ValueError(
+                f"the means in {origin} are {found:.3g} large on average, but were written as "
+                f"{recorded:.3g}: they may have been scaled already. Encode the images again."
+            )
+    return source
+
+
+def _told_of_moments(config, builder):
+    """As `_told`, of what `dit_jax.encode` stored: 'captions', perhaps 'context'."""
+    model, features = config.model, builder.info.features
+    if model.condition == "label":
+        return dict(num_classes=model.num_classes)
+    if "captions" not in features:
+        raise ValueError(
+            f"{builder.data_dir} holds no captions, which model.condition={model.condition!r} "
+            "needs: encode the images with data.caption_feature set."
+        )
+    count = features["captions"].shape[0]
+    told = dict(num_classes=None, caption_feature="captions", captions_per_image=count)
+    if not (model.condition == "context" and config.text.stored):
+        return {**told, "tokenize": tokenizer(config)}
+    if "context" not in features:
+        raise ValueError(
+            f"{builder.data_dir} holds no text encoder's outputs: encode with text.stored, or set "
+            "it to False."
+        )
+    shape = tuple(features["context"].shape)
+    if shape[-1] != model.context_size:
+        raise ValueError(
+            f"{builder.data_dir} holds context {shape} of each image, but the model was built for "
+            f"model.context_size={model.context_size}."
+        )
+    return {**told, "context": True}
+
+
+def _build_command(name, data_dir):
+    dataset, _, size = name.partition("/")
+    if dataset in DATASETS:
+        options = f" --size {size}" * bool(size) + f" --data_dir {data_dir}" * bool(data_dir)
+        return f"python -m dit_jax.datasets.{dataset}{options}"
+    return f"tfds build {name} --file_format=array_record" + f" --data_dir={data_dir}" * bool(
+        data_dir
+    )
+
+
+def _open_tfds(name, data_dir, feature, build):
+    """The builder of a prepared dataset, by name or directory."""
+    # Importing it takes most of a second, and image folders do without.
+    import tensorflow_datasets as tfds
+
+    directory = pathlib.Path(name).expanduser()
+    known = True
+    try:
+        if (directory / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(directory)
+        else:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+        prepared = pathlib.Path(builder.data_dir).is_dir()
+    except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
+        known = name.partition("/")[0] in DATASETS or feature == "moments"
+        prepared = False
+    if not prepared:
+        way_out = f"Build it with `{build}`, or set" if known else "Set"
+        raise FileNotFoundError(
+            f"no prepared TFDS dataset {name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
+            f". {way_out} data.data_dir, or the name to the directory of a prepared dataset."
+        )
+    if feature not in builder.info.features:
+        found = ", ".join(builder.info.features)
+        raise ValueError(
+            f"dataset {name!r} has no feature {feature!r}, only {found}; check latents.source."
+        )
+    return builder
+
+
+def _read_split(builder, split, feature, build):
+    """(records, origin) of a split or a slice of one."""
+    import tensorflow_datasets as tfds
+
+    name = builder.info.name
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):  # no such split, or no such slice
+        splits = ", ".join(builder.info.splits)
+        raise ValueError(
+            f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them "
+            "such as 'train[:90%]'."
+        ) from None
+    origin = f"split {split!r} of {builder.data_dir}"
+    if not num_examples:
+        return (), origin
+    # The bytes are decoded by us: TFDS would hide the image's mode.
+    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
+    try:
+        return builder.as_data_source(split=split, decoders=decoders), origin
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_dir} is in the format {builder.info.file_format.value}, which cannot "
+            f"be read at random; build the dataset again, with `{build}`."
+        ) from error
+
+
+def _open_folder(root, caption_feature=""):
+    if caption_feature:
+        return _open_captioned_folder(root, caption_feature)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"no image folder {root}: data.name is the root, with one folder per split (data."
+            "train_split, data.eval_split) that holds one folder of images per class."
+        )
+    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    files, labels = [], []
+    for label, folder in enumerate(classes):
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        files += found
+        labels += [label] * len(found)
+    return Folder(files, labels), f"image folder {root}"
+
+
+def _open_captioned_folder(root, feature):
+    """The images that metadata.jsonl lists, in its order, each with its caption or captions."""
+    path = root / "metadata.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: with data.caption_feature={feature!r} a folder needs one line of JSON for "
+            f'each image there, such as {{"file_name": "a.png", "{feature}": "a red cat"}}.'
+        )
+    files, captions = [], []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            files.append(root / row["file_name"])
+            captions.append({feature: row[feature]})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {path} must be JSON with file_name and {feature}, not "
+                f"{line[:100]!r}."
+            ) from error
+    return Folder(files, [0] * len(files), captions), f"image folder {root}"

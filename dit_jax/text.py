@@ -1,0 +1,217 @@
+"""Captions to token ids, on the host: UTF-8 bytes, or CLIP's byte pairs."""
+
+import functools
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tokenizers
+
+logger = logging.getLogger("dit_jax")
+
+PAD = 256  # after the bytes
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+# What is one word to CLIP; whitespace, in none of them, is left out.
+WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+WARNINGS = 100  # of captions that are too long
+FILE = "tokenizer.json"  # in the workdir of a text encoder
+SOURCE = (
+    "CLIP's repositories have vocab.json and merges.txt beside the weights, Stable Diffusion's in "
+    "the folder tokenizer/."
+)
+
+
+class ByteTokenizer:
+    """The bytes of a caption, then PAD; for text models that are trained here."""
+
+    vocab_size = PAD + 1
+
+    def __init__(self, length: int):
+        """Args: length, of every row of tokens.   Raises: ValueError if it is less than 1."""
+        if length < 1:
+            raise ValueError(f"{length=} must be 1 or more.")
+        self.length = length
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray:
+        """Tokens [len(captions), length] int32 in 0..256; no caption, "", is all PAD.
+
+        One that is too long keeps the characters that fit whole, and a warning names the rest.
+        """
+        tokens = np.full((len(captions), self.length), PAD, np.int32)
+        for row, caption in zip(tokens, captions, strict=True):
+            kept = caption.encode()[: self.length].decode(errors="ignore")
+            if len(kept) < len(caption):
+                _warn_of_cut(caption, len(kept), self.length)
+            encoded = np.frombuffer(kept.encode(), np.uint8)
+            row[: len(encoded)] = encoded
+        return tokens
+
+
+class ClipTokenizer:
+    """CLIP's: byte pairs of lower-case words between START and END, then padding.
+
+    Unicode is composed (NFC), whitespace only parts words: the tokens are those of transformers 5's
+    CLIPTokenizer. OpenAI's code before that resolves HTML entities and runs ftfy, which straightens
+    quotes and takes ligatures and wide letters apart. A caption's "!" is a word where "!" is the
+    padding too, as it was in training; transformers makes padding of it.
+    Source: Radford et al. 2021, section 2.4, and the rules of its code.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        length: int = 77,
+        pad: str = END,
+    ):
+        """Args: vocab, token -> id.   merges, pairs of tokens, the first to be joined first.
+          length: of every row of tokens.   pad: END for Stable Diffusion 1, "!" for 2.
+        Raises: ValueError for a vocabulary that is not CLIP's, or a length below 2.
+        """
+        if length < 2:
+            raise ValueError(f"{length=} must be 2 or more, for {START} and {END}.")
+        if missing := [token for token in (START, END, pad) if token not in vocab]:
+            raise ValueError(
+                f"the vocabulary of {len(vocab)} tokens is not CLIP's: it has no "
+                f"{', '.join(missing)}. {SOURCE}"
+            )
+        self.length = length
+        self.vocab_size = max(vocab.values()) + 1
+        self._tokenizer = tokenizers.Tokenizer(_byte_pairs(vocab, merges))
+        self._tokenizer.normalizer = tokenizers.normalizers.Sequence(
+            [
+                tokenizers.normalizers.NFC(),
+                tokenizers.normalizers.Lowercase(),
+            ]
+        )
+        words = tokenizers.Regex(WORD)
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.Split(words, behavior="removed", invert=True),
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._tokenizer.add_special_tokens([START, END])
+        self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=[START, "$A", END],
+            special_tokens=[(token, vocab[token]) for token in (START, END)],
+        )
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.enable_padding(length=length, pad_id=vocab[pad], pad_token=pad)
+
+    @classmethod
+    def from_files(
+        cls, vocab: pathlib.Path, merges: pathlib.Path, length: int = 77, pad: str = END
+    ) -> "ClipTokenizer":
+        """Of CLIP's vocab.json and merges.txt.
+
+        Raises: FileNotFoundError; ValueError for a damaged file, or as the class.
+        """
+        pairs = []
+        for number, line in enumerate(_read(merges).splitlines(), 1):
+            if line.startswith("#version") or not line:
+                continue
+            if len(pair := line.split(" ")) != 2:
+                raise ValueError(f"{merges}, line {number}, is not a pair of tokens: {line!r}.")
+            pairs.append(tuple(pair))
+        return cls(_read_json(vocab), pairs, length, pad)
+
+    @classmethod
+    def load(
+        cls, path: pathlib.Path, length: int | None = None, pad: str | None = None
+    ) -> "ClipTokenizer":
+        """Of a tokenizer.json: that of `save`, or the vocabulary and the merges in another.
+
+        Args: length, pad: None are those that `save` wrote.
+        Raises: FileNotFoundError; ValueError for a damaged file or another kind of tokenizer.
+        """
+        theirs = _read_json(path)
+        model, padding = theirs.get("model") or {}, theirs.get("padding") or {}
+        if model.get("type") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
+            raise ValueError(
+                f"{path} is not CLIP's: its model is {model.get('type')!r} with words that end in "
+                f"{model.get('end_of_word_suffix')!r}, not 'BPE' with {WORD_END!r}. {SOURCE}"
+            )
+        length = length or padding.get("strategy", {}).get("Fixed")
+        pad = pad or padding.get("pad_token")
+        if length is None or pad is None:
+            raise ValueError(
+                f"{path} does not tell to which length captions are padded, and with what; that "
+                "of a workdir does: python -m dit_jax.convert clip writes it."
+            )
+        # Older files have each pair as one string.
+        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        return cls(model["vocab"], merges, length, pad)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes a tokenizer.json, which `load` and the library tokenizers read."""
+        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray:
+        """Tokens [len(captions), length] int32: START, the caption's, END, and padding to the end.
+
+        One that is too long keeps its first length - 2, and a warning names the words lost.
+        """
+        encodings = self._tokenizer.encode_batch(list(captions))
+        for caption, encoding in zip(captions, encodings, strict=True):
+            if encoding.overflowing:
+                _, (kept, _), *_ = encoding.overflowing[0].offsets  # the first is START's
+                _warn_of_cut(caption, kept, self.length)
+        tokens = np.array([encoding.ids for encoding in encodings], np.int32)
+        return tokens.reshape(-1, self.length)
+
+
+def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
+    """The tokenizer that belongs to a workdir's text encoder.
+
+    Raises: FileNotFoundError; ValueError as `ClipTokenizer.load`.
+    """
+    if not (workdir / FILE).is_file():
+        raise FileNotFoundError(
+            f"no {workdir / FILE}: python -m dit_jax.convert clip SRC {workdir} writes it beside "
+            "the parameters; or copy it from another workdir of the same text encoder."
+        )
+    return ClipTokenizer.load(workdir / FILE)
+
+
+def _byte_pairs(vocab, merges):
+    try:
+        return tokenizers.models.BPE(
+            dict(vocab), list(merges), end_of_word_suffix=WORD_END, unk_token=END
+        )
+    except Exception as error:  # its own, of no narrower type
+        raise ValueError(
+            f"the vocabulary of {len(vocab)} tokens and the {len(merges)} merges do not belong "
+            f"together: {error}. {SOURCE}"
+        ) from error
+
+
+@functools.cache
+def _warn_of_cut(caption, kept, length):
+    """Says, once, which words of a caption are lost when its first `kept` characters fit."""
+    if (said := _warn_of_cut.cache_info().currsize) >= WARNINGS:  # epochs of a dataset
+        if said == WARNINGS:
+            logger.warning("more captions are cut to %d tokens; these are not named", length)
+        return
+    lost = caption[re.search(r"\S*$", caption[:kept]).start() :]  # the word that is cut, whole
+    logger.warning("caption cut to %d tokens; lost: %r of %r", length, lost, caption)
+
+
+def _read(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: {SOURCE}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {path}: {error}. Get it again: {SOURCE}") from error
+
+
+def _read_json(path):
+    try:
+        return dict(json.loads(_read(path)))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"cannot read {path}: {error}. Get it again: {SOURCE}") from error

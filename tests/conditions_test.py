@@ -1,0 +1,404 @@
+"""Captions from the data to the network: which one, dropped, encoded once, guided away from."""
+
+import functools
+import io
+import json
+import logging
+
+import bpe
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dit_jax import (
+    checkpoint,
+    conditions,
+    data,
+    encode,
+    flops,
+    generate,
+    models,
+    sources,
+    text,
+    train,
+)
+from dit_jax.models import blocks
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+COUNT = 20
+
+
+def _captions(i):
+    """One of each even image, two of each odd one."""
+    return [f"a {WORDS[i % 10]}", f"the digit {WORDS[i % 10]}"][: 1 + i % 2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image folder of 20 grey images, each its number, with metadata.jsonl."""
+    root = tmp_path_factory.mktemp("captioned")
+    for split in ("train", "test"):
+        (root / split).mkdir()
+        rows = []
+        for i in range(COUNT):
+            Image.new("L", (8, 8), 10 * i).save(root / split / f"{i}.png")
+            rows.append(json.dumps({"file_name": f"{i}.png", "text": _captions(i)}))
+        (root / split / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def config(smoke_config, folder):
+    """The smoke run, told of the folder's images by their captions."""
+    smoke_config.data.update(source="folder", name=str(folder), train_split="train")
+    smoke_config.data.update(caption_feature="text", captions_per_image=2, cache=True)
+    smoke_config.model.update(condition="tokens", context_size=16, text_length=20, text_depth=1)
+    smoke_config.model.update(text_num_heads=2)
+    return smoke_config
+
+
+def _read(tokens):
+    return bytes(int(t) for t in tokens if t != text.PAD).decode()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_every_image_has_its_captions(config, cache):
+    """And over the epochs each of them."""
+    config.data.cache = cache
+    source = sources.open_split(config, "train")
+    assert source.captions(3) == ["a three", "the digit three"]
+    assert source.captions(4) == ["a four", "a four"]
+    batches = data.TrainIterator(source, config, np.arange(16))
+    told = set()
+    for _ in range(10):
+        batch = next(batches)
+        assert batch["tokens"].shape == (16, 20)
+        for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+            told.add((int(image[0, 0, 0]) // 10, _read(tokens)))
+    assert told == {(i, caption) for i in range(COUNT) for caption in _captions(i)}
+
+
+def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
+    source = sources.open_split(config, "train")
+    one, many = (data.TrainIterator(source, config, np.arange(16)) for _ in range(2))
+    for _ in range(4):
+        state = many.state()
+        batch = next(many)
+        np.testing.assert_array_equal(next(one)["tokens"], batch["tokens"])
+    resumed = data.TrainIterator(source, config, np.arange(4, 8), state)
+    np.testing.assert_array_equal(next(resumed)["tokens"], batch["tokens"][4:8])
+
+
+def test_held_out_loss_is_of_the_first_caption(config):
+    (batch, *_) = data.eval_batches(sources.open_split(config, "eval"), 16, np.arange(16))
+    assert [_read(tokens) for tokens in batch["tokens"][:4]] == [_captions(i)[0] for i in range(4)]
+
+
+class Captioned(tfds.core.GeneratorBasedBuilder):
+    """Captions in a sequence, and no labels, as coco_captions."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        captions = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
+        image = tfds.features.Image(shape=(None, None, 3))
+        features = tfds.features.FeaturesDict({"image": image, "captions": captions})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            captions = [{"id": j, "text": f"caption {j} of {i}"} for j in range(5)]
+            image = io.BytesIO()  # arrays would need TensorFlow
+            Image.new("RGB", (8, 8), (i, i, i)).save(image, "PNG")
+            yield i, {"image": io.BytesIO(image.getvalue()), "captions": captions}
+
+
+def test_captions_of_a_tfds_dataset(config, tmp_path):
+    builder = Captioned(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    config.data.update(source="tfds", name=str(builder.data_dir), caption_feature="captions/text")
+    source = sources.open_split(config, "train")
+    number = int(source[1]["image"][0, 0, 0])
+    assert source.captions(1) == [f"caption {j} of {number}" for j in range(2)]
+    assert _read(source[1]["tokens"][1]) == f"caption 1 of {number}"
+    config.data.caption_feature = "captions/words"
+    with pytest.raises(ValueError, match=r"no feature data.caption_feature='captions/words'; it"):
+        sources.open_split(config, "train")
+    config.data.caption_feature = ""
+    config.model.condition = "label"
+    with pytest.raises(ValueError, match=r"has no labels, only captions, image: set model.cond"):
+        sources.open_split(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"no .*metadata.jsonl: with data.caption_feature='text' a folder needs one line"),
+        ('{"file_name": "0.png"}', "line 1 of .*metadata.jsonl must be JSON with file_name and te"),
+        ("0.png a zero", "line 1 of .*metadata.jsonl must be JSON with file_name and text, not '0"),
+    ],
+    ids=["missing", "without text", "not JSON"],
+)
+def test_damaged_metadata_is_refused(config, tmp_path, text, message):
+    (tmp_path / "train").mkdir()
+    if text:
+        (tmp_path / "train" / "metadata.jsonl").write_text(text)
+    config.data.name = str(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        sources.open_split(config, "train")
+
+
+def test_an_image_without_captions_is_named(config, tmp_path, folder):
+    (tmp_path / "train").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "train" / "a.png")
+    line = '{"file_name": "a.png", "text": []}'
+    (tmp_path / "train" / "metadata.jsonl").write_text(line)
+    config.data.name = str(tmp_path)
+    with pytest.raises(ValueError, match=r"a.png has no caption; leave it out"):
+        sources.open_split(config, "train")[0]
+
+
+def test_captions_without_their_name_are_refused(config):
+    config.data.caption_feature = ""
+    with pytest.raises(ValueError, match=r"model.condition='tokens' needs data.caption_feature"):
+        sources.open_split(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(condition="words"), "condition='words' is unknown; choose one of label, tokens, con"),
+        (dict(context_size=0), "condition='tokens' needs context_size=0 above 0"),
+        (dict(text_num_heads=3), "text_num_heads=3 must be at least 1, and the heads divide"),
+        (dict(text_depth=0), "text_depth=0 and text_num_heads=2 must be at least 1"),
+    ],
+    ids=str,
+)
+def test_impossible_models_are_refused(config, change, message):
+    config.model.update(change)
+    with pytest.raises(ValueError, match=message):
+        models.build(config.model)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2,), (2, 19)], ids=str)
+def test_conditions_of_another_shape_are_refused(config, shape):
+    model = models.build(config.model)
+    params = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    cond = jnp.zeros(shape, jnp.float32 if len(shape) == 3 else jnp.int32)
+    arguments = {"params": params}, jnp.zeros((2, 8, 8, 1)), jnp.zeros(2), cond
+    with pytest.raises(ValueError, match=r"the condition has shape|captions have \(19,\) tokens"):
+        jax.eval_shape(model.apply, *arguments)
+
+
+def _random(model, key):
+    """Parameters of which none is 0."""
+    params = models.init_params(model, key)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+@pytest.mark.parametrize("block", blocks.BLOCKS)
+def test_every_block_reads_every_word(config, block):
+    """The output depends on each token, through parameters that all matter; counted by formula."""
+    config.model.update(block=block, depth=1)
+    model = models.build(config.model)
+    params = _random(model, jax.random.key(0))
+    assert flops.count(config)["params"] == sum(a.size for a in jax.tree.leaves(params))
+    x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradient(params, context):
+        out = model.apply({"params": params}, x_t, t, context)
+        return jnp.sum(out**2)
+
+    context = jax.random.normal(jax.random.key(2), (1, 20, 16))
+    of_params, of_context = gradient(params, context)
+    assert np.all(np.abs(of_context).max(axis=-1) > 1e-6)
+    own = {name: g for name, g in of_params.items() if name != "text_encoder"}
+    assert all(np.any(g) for g in jax.tree.leaves(own))
+
+
+def test_a_caption_encoded_before_is_the_same(config):
+    """What samplers do once is what the model does in every call."""
+    model = models.build(config.model)
+    params = _random(model, jax.random.key(0))
+    told = conditions.of_captions(config, ["a two", "a three"])
+    x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
+    apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
+    whole = apply(jnp.asarray(told.cond))
+    encoded = conditions.encode(model, params, None, jnp.asarray(told.cond))
+    assert encoded.shape == (2, 20, 16)
+    np.testing.assert_allclose(apply(encoded), whole, atol=1e-5 * np.abs(whole).max())
+    assert np.abs(whole - apply(encoded[::-1])).max() > 1e-3
+
+
+def test_dropped_captions_are_empty():
+    tokens = jnp.asarray(np.arange(60_000).reshape(-1, 3) % 256)
+    null = np.full(3, text.PAD, np.int32)
+    dropped = np.asarray(conditions.drop(jax.random.key(0), tokens, 0.1, null))
+    empty = np.all(dropped == text.PAD, axis=1)
+    assert empty.mean() == pytest.approx(0.1, abs=0.01)
+    np.testing.assert_array_equal(dropped[~empty], np.asarray(tokens)[~empty])
+
+
+def _program(config):
+    program = train.make_program(config, jax.devices()[:1])
+    resident = program.task.load_resident(None)
+    return program, resident
+
+
+def test_training_learns_from_captions(config):
+    """The text encoder's parameters move too; all dropped, every caption gives the same loss."""
+    config.model.class_dropout_prob = 0.5
+    program, resident = _program(config)
+    np.testing.assert_array_equal(resident["null"], np.full(20, text.PAD))
+    source = sources.open_split(config, "train")
+    batch = next(data.TrainIterator(source, config, np.arange(16)))
+    examples = program.task.examples(batch, jax.random.key(0), resident, dropout=True)
+    empty = np.all(np.asarray(examples[1]) == text.PAD, axis=1)
+    assert 2 <= empty.sum() <= 14
+    state = train.new_state(program, jax.random.key(0))
+    initial = jax.device_get(state.params)
+    step = train.compile_train_step(program)
+    for _ in range(3):  # adaLN's zeros open on the way
+        state, scalars = step(state, batch, jax.random.key(0), resident)
+    assert np.isfinite(scalars["loss"])
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), initial, jax.device_get(state.params))
+    assert all(jax.tree.leaves(moved["text_encoder"]))
+
+
+def _sample(config, told, params, **settings):
+    config.sample.update(steps=3, sampler="ddim", **settings)
+    program, _ = _program(config)
+    arguments = config.sample, program.task.process, "eps", program.mesh
+    sample = generate.make_sample_fn(program.model, *arguments)
+    return generate.generate(sample, params, told, 0, program.mesh, lambda x_0: x_0)
+
+
+def test_prompts_and_negative_prompts(config):
+    """Away from the prompt itself is no guidance; away from another one is another image."""
+    params = _random(models.build(config.model), jax.random.key(0))
+    prompts = ["a two", "a three"]
+    plain = _sample(config, conditions.of_captions(config, prompts), params, cfg_scale=1.0)
+
+    def guided(prompts, negative=""):
+        told = conditions.of_captions(config, prompts, negative)
+        return _sample(config, told, params, cfg_scale=4.0)
+
+    same = guided(["a two", "a two"], "a two")
+    np.testing.assert_allclose(same[0], plain[0], atol=1e-4 * np.abs(plain).max())
+    away = guided(prompts)
+    assert np.abs(away - plain).max() > 1e-3
+    assert np.abs(away - guided(prompts, "a red cat")).max() > 1e-3
+
+
+def test_labels_and_captions_are_not_mixed_up(smoke_config):
+    with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
+        conditions.of_captions(smoke_config, ["a two"])
+
+
+def test_conditions_are_drawn_from_the_data(config):
+    """Each once before any twice; in order for pictures."""
+    drawn = conditions.draw(config, "random", 2 * COUNT, seed=1)
+    told = [_read(tokens) for tokens in drawn.cond]
+    firsts = sorted(_captions(i)[0] for i in range(COUNT))
+    assert sorted(told[:COUNT]) == sorted(told[COUNT:]) == firsts
+    assert told[:COUNT] != told[COUNT:]
+    assert np.all(drawn.null == text.PAD)
+    assert [_read(t) for t in conditions.for_picture(config, 3).cond] == [
+        "a zero",
+        "a one",
+        "a two",
+    ]
+
+
+@pytest.fixture(scope="module")
+def clip_dir(tmp_path_factory):
+    """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
+    workdir = tmp_path_factory.mktemp("clip") / "tiny"
+    sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
+    model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
+    clip_config = ConfigDict({"model": model})
+    params = models.init_params(models.build(clip_config.model), jax.random.key(0))
+    checkpoint.save_params(workdir, clip_config, jax.tree.map(lambda a: 3 * a, params))
+    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 12).save(workdir / text.FILE)
+    return workdir
+
+
+def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp_path):
+    """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
+    config.model.update(condition="context", context_size=16, input_size=4, in_channels=2)
+    config.text.update(encoder=str(clip_dir), stored=True)
+    config.data.update(flip=True, eval_split="")
+    config.latents.update(vae=str(vae_dir), moments=str(tmp_path / "out"))
+    encode.encode(config, vae_dir, tmp_path / "out", shard_images=16, batch_size=4)
+    config.latents.source = "moments"
+    config.model.class_dropout_prob = 0.5
+
+    def examples(stored):
+        config.text.stored = stored
+        program, resident = _program(config)
+        source = sources.open_split(config, "train")
+        assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
+        batch = next(data.TrainIterator(source, config, np.arange(16)))
+        key = jax.random.key(0)
+        return batch, *program.task.examples(batch, key, resident, dropout=True)
+
+    stored, computed = examples(True), examples(False)
+    assert stored[0]["context"].shape == (16, 12, 16)
+    for a, b in zip(stored[1:], computed[1:], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+    dropped = {bytes(np.asarray(row)) for row in computed[2]}
+    assert 5 < len(dropped) < 16  # the empty ones are one
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model.context_size": 24},
+            "is 16 wide, but the model was built for model.context",
+        ),
+        ({"text.encoder": "nowhere"}, "no nowhere/tokenizer.json"),
+    ],
+    ids=["width", "missing"],
+)
+def test_encoders_that_do_not_fit_are_refused(config, clip_dir, change, message):
+    config.model.update(condition="context", context_size=16)
+    config.text.encoder = str(clip_dir)
+    config.update_from_flattened_dict(change)
+    with pytest.raises((ValueError, OSError), match=message):
+        _program(config)
+
+
+@pytest.mark.slow
+def test_a_run_on_captions(config, run_command, tmp_path, caplog):
+    """Trained, resumed, drawn from by prompt, measured: the whole line."""
+    config.update(total_steps=4, eval_every_steps=4, sample_every_steps=4, checkpoint_every_steps=2)
+    config.optim.warmup_steps = 0
+    with caplog.at_level(logging.INFO, "dit_jax"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "samples" / "4.png").is_file() or list(
+        (tmp_path / "run" / "samples").glob("*.png")
+    )
+    flags = ["--workdir", tmp_path / "run", "--steps", 2, "--cfg_scale", 3, "--num", 4]
+    prompts = ["--prompt", "a two", "--prompt", "a three", "--negative_prompt", "a red cat"]
+    out = run_command("sample", *flags, *prompts, "--out", tmp_path / "x.npz")
+    assert "4 samples of step 4" in out
+    with np.load(tmp_path / "x.npz") as file:
+        assert list(file) == ["arr_0"]
+        assert file["arr_0"].shape == (4, 8, 8, 1)
+    error = run_command("sample", *flags, "--labels", "3", "--out", tmp_path / "x.npz", fails=True)
+    assert "--labels=3: this model takes captions, as --prompt" in error
+    flags = ["--workdir", tmp_path / "run", "--steps", 2, "--num", 30]
+    assert "fd_pixels" in run_command("evaluate", *flags)

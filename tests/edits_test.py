@@ -1,0 +1,197 @@
+"""Edits keep what they are to keep, begin where they should, and end at what lies at the ends."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixture import Mixture
+from PIL import Image
+
+from configs import default
+from dit_jax import conditions, edit, edits, generate, grids, samplers
+
+NORMAL = Mixture((1.0,), (0.7,), (0.5,))
+DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def trained(trained_workdir):
+    return generate.load(trained_workdir, settings=DDIM)
+
+
+@pytest.fixture
+def image():
+    """Grey, darker to the right, [1, 8, 8, 1] uint8."""
+    row = np.linspace(255, 0, 8).astype(np.uint8)
+    return np.broadcast_to(row, (8, 8)).reshape(1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler"),
+    [
+        ("ddpm", "ddpm"),
+        ("ddpm", "ddim"),
+        ("ddpm", "dpmpp2m"),
+        ("vp", "dpmpp2m_sde"),
+        ("vp", "euler"),
+        ("flow", "ab4"),
+        ("edm", "heun"),
+    ],
+)
+def test_what_is_known_stays(build_process, process, sampler):
+    """Whatever the sampler; the rest is drawn from the data's distribution."""
+    process = build_process(process)
+    config = default.get_config().sample
+    config.update(sampler=sampler, steps=40, grid="karras" if sampler == "heun" else "uniform")
+    built = samplers.build(config, process, "eps")
+    x_0 = jnp.linspace(-3, 3, 4000).reshape(1, 1000, 4)
+    mask = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0, 0.0]), x_0.shape)
+
+    def noise(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), i), x_0.shape)
+
+    denoise = NORMAL.denoise(process, built.times)
+    denoise = edits.keep_known(denoise, process, built.times, x_0, mask)
+    problem = samplers.Problem(process, built.grid, [(denoise, 40)], noise)
+    x, _ = built.solve(problem, process.x_T_std * noise(100))
+    known = np.asarray(mask) == 0
+    np.testing.assert_allclose(np.asarray(x)[known], np.asarray(x_0)[known], atol=2e-3)
+    new = np.asarray(x)[~known]
+    assert new.mean() == pytest.approx(0.7, abs=0.1)
+    assert new.std() == pytest.approx(0.5, abs=0.1)
+
+
+def test_strength_is_the_share_of_the_steps():
+    grid = np.linspace(1, 0, 11)
+    np.testing.assert_array_equal(grids.last(grid, 1.0), grid)
+    np.testing.assert_allclose(grids.last(grid, 0.3), [0.3, 0.2, 0.1, 0.0])
+    np.testing.assert_allclose(grids.last(grid, 0.01), [0.1, 0.0])
+    for strength in (0.0, 1.1, -0.5):
+        with pytest.raises(ValueError, match=rf"strength={strength} must lie in \(0, 1\]"):
+            grids.last(grid, strength)
+
+
+def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
+    x_0 = edit.encode(trained, image)
+    np.testing.assert_allclose(x_0, image / 127.5 - 1, atol=1e-6)
+    told = conditions.of_labels([3, 3, 5], 10)
+
+    def distance(strength):
+        drawn = edit.draw(trained, edit.image_to_image(told, x_0), 0, strength)
+        assert drawn.shape == (3, 8, 8, 1)
+        assert not np.array_equal(drawn[0], drawn[1])  # other noise
+        return np.abs(drawn.astype(float) - image).mean()
+
+    distances = [distance(strength) for strength in (0.1, 0.5, 1.0)]
+    assert distances[0] < 15
+    assert distances == sorted(distances)
+    assert distances[2] > 3 * distances[0]
+
+
+def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
+    mask = np.zeros((1, 8, 8, 1), np.float32)
+    mask[:, 2:5, 2:5] = 1
+    told = conditions.of_labels([3, 5], 10)
+    drawn = edit.draw(trained, edit.inpaint(told, edit.encode(trained, image), mask))
+    known = np.broadcast_to(mask == 0, drawn.shape)
+    difference = np.abs(drawn.astype(int) - image)
+    assert difference[known].max() <= 1  # truncation
+    assert difference[~known].max() > 20
+
+
+def test_interpolation_ends_at_what_sample_draws(trained):
+    first, second = (conditions.of_labels(5 * [label], 10) for label in (3, 8))
+    row = edit.draw(trained, edit.interpolate(first, second, (2, 7)))
+    assert row.shape == (5, 8, 8, 1)
+    told = conditions.of_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
+    arguments = trained.params, told, 0, trained.mesh, trained.to_image
+    drawn = generate.generate(trained.make_sample_fn(), *arguments)
+    for end, number in ((0, 2), (-1, 7)):
+        assert np.abs(row[end].astype(int) - drawn[number]).max() <= 1
+    assert all(np.abs(a.astype(int) - b).max() > 2 for a, b in itertools.pairwise(row))
+
+
+def test_interpolated_noise_has_unit_variance():
+    noise = jax.random.normal(jax.random.key(0), (2, 3, 10_000))
+    share = jnp.array([0.0, 0.3, 1.0])
+    mixed = edits.interpolate(noise[0], noise[1], share)
+    np.testing.assert_allclose(mixed.std(axis=1), 1, atol=0.03)
+    np.testing.assert_allclose(mixed[0], noise[0, 0], atol=1e-6)
+    np.testing.assert_allclose(mixed[2], noise[1, 2], atol=1e-6)
+
+
+def test_inverted_noise_leads_to_the_image(trained_workdir):
+    """And told another class, elsewhere. The image is one that the model draws."""
+    trained = generate.load(trained_workdir, settings=DDIM | dict(steps=100))
+    told = conditions.of_labels([3], 10)
+    arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+    x_0 = generate.generate(trained.make_sample_fn(), *arguments)
+    x_T = edit.invert(trained, told, x_0)
+    noise = generate.generate(trained.make_sample_fn(), *arguments)
+    assert noise.shape == x_T.shape
+
+    def again(label):
+        edited = edit.Edits(conditions.of_labels([label], 10), {"x_T": x_T})
+        return generate.generate(
+            trained.make_sample_fn(), trained.params, edited, 0, trained.mesh, lambda x: x
+        )
+
+    assert np.abs(again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
+    assert np.abs(again(8) - again(3)).max() > 1e-3
+
+
+def test_only_ddim_is_inverted(trained_workdir):
+    trained = generate.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
+    with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):
+        edit.make_invert_fn(trained)
+
+
+def _save(path, pixels):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
+    config = trained.config.copy_and_resolve_references()
+    config.model.input_size = 4
+    pixels = np.zeros((8, 8))
+    pixels[2, 5] = 255
+    path = _save(tmp_path / "m.png", pixels)
+    mask = edit.read_mask(path, _save(tmp_path / "a.png", pixels), config)
+    assert mask.shape == (1, 4, 4, 1)
+    assert np.argwhere(mask[0, ..., 0]).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((8, 8)), "m.png is black all over the crop of 8 pixels"),
+        (np.full((8, 8), 255), "m.png is white all over"),
+        (np.zeros((6, 8)), r"m.png has 8 x 6 pixels, but --image=\S+a.png 8 x 8: they must be"),
+    ],
+    ids=["black", "white", "another size"],
+)
+def test_useless_masks_are_refused(trained, tmp_path, pixels, message):
+    path = _save(tmp_path / "m.png", pixels)
+    with pytest.raises(ValueError, match=message):
+        edit.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
+
+
+def test_the_command(run_command, trained_workdir, image, tmp_path):
+    """One edit as users ask for it, and what is refused."""
+    path, mask = tmp_path / "a.png", np.zeros((8, 8))
+    _save(path, image[0, ..., 0])
+    mask[2:5, 2:5] = 255
+    flags = ["--workdir", trained_workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
+    flags += ["--image", path, "--out", tmp_path / "b.png"]
+    mask = ["--mask", _save(tmp_path / "m.png", mask)]
+    out = run_command("edit", "inpaint", *flags, *mask, "--num", 2)
+    assert "inpaint by step 40" in out
+    assert Image.open(tmp_path / "b.png").size == (3 * 50 - 2, 48)
+    error = run_command("edit", "invert", *flags, *mask, fails=True)
+    assert "invert takes no --mask" in error
+    error = run_command("edit", "inpaint", *flags, "--prompt", "a three", *mask, fails=True)
+    assert "--prompt is of a model of captions; this one takes --labels" in error
+    assert "Traceback" not in error

@@ -1,0 +1,176 @@
+"""Tokens of captions: bytes, and CLIP's byte pairs as transformers makes them; what is cut."""
+
+import json
+import logging
+import pickle
+import re
+import subprocess
+import sys
+
+import bpe
+import numpy as np
+import pytest
+import tokenizers
+from conftest import ROOT
+
+from dit_jax import text
+
+# Of tests/bpe.py's vocabulary, between 533 and 534, from transformers 5.23's CLIPTokenizer.
+RECORDED = {
+    "": [],
+    "The cat": [513, 515],
+    "  a\tphoto\n of\u3000the  CAT ": [320, 530, 78, 325, 513, 515],
+    "the cat's on": [513, 515, 520, 516],
+    "they're here": [512, 68, 344, 521, 71, 68, 522],
+    "'RE I'LL": [521, 328, 6, 75, 331],
+    "cafe\u0301 CAFÉ café": [514, 69, 523, 514, 69, 523, 514, 69, 523],
+    "🐈 🐈\u200d⬛": [524, 525, 238, 230, 158, 222, 235, 158, 105, 505],
+    "cat123": [515, 272, 273, 274],
+    "(the, cat)... wow!!": [263, 513, 267, 515, 8, 531, 269, 86, 78, 342, 532],
+    "“cat”": [158, 222, 506, 515, 158, 222, 507],
+    "a<|endoftext|>b <|startoftext|>": [320, 534, 321, 533],
+    "<|ENDOFTEXT|>": [27, 347, 68, 77, 67, 78, 69, 83, 68, 87, 339, 91, 285],
+    "x_y\x00z": [343, 318, 344, 444, 345],
+    "Straße İ ﬁ": [82, 83, 81, 64, 127, 253, 324, 328, 136, 485, 171, 105, 479],
+    "猫 cat": [163, 234, 360, 515],
+}
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """warnings(): the lines that the package has logged."""
+    monkeypatch.setattr(logging.getLogger("dit_jax"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def files(tmp_path):
+    return bpe.write(tmp_path / "tokenizer")
+
+
+def test_bytes_are_utf_8_with_padding():
+    tokens = text.ByteTokenizer(6)(["aé", "", "\x00🐈"])
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(
+        tokens,
+        [[97, 195, 169, 256, 256, 256], [256] * 6, [0, 240, 159, 144, 136, 256]],
+    )
+    assert tokens.max() < text.ByteTokenizer.vocab_size
+    assert text.ByteTokenizer(6)([]).shape == (0, 6)
+
+
+def test_bytes_of_a_long_caption_end_with_a_whole_character(warnings):
+    tokens = text.ByteTokenizer(6)(["a cat", "a caté", "one 🐈 two"])
+    np.testing.assert_array_equal(tokens[1], [97, 32, 99, 97, 116, 256])
+    np.testing.assert_array_equal(tokens[2], [111, 110, 101, 32, 256, 256])
+    assert warnings() == [
+        "caption cut to 6 tokens; lost: 'caté' of 'a caté'",
+        "caption cut to 6 tokens; lost: '🐈 two' of 'one 🐈 two'",
+    ]
+
+
+@pytest.mark.parametrize(("pad", "pad_id"), [(text.END, 534), ("!", 0)])
+def test_clip_s_tokens_are_the_recorded_ones(files, pad, pad_id, warnings):
+    tokenizer = text.ClipTokenizer.from_files(
+        files / "vocab.json", files / "merges.txt", length=16, pad=pad
+    )
+    assert (tokenizer.length, tokenizer.vocab_size) == (16, 535)
+    tokens = tokenizer(list(RECORDED))
+    assert (tokens.shape, tokens.dtype) == ((len(RECORDED), 16), np.int32)
+    for row, (caption, expected) in zip(tokens, RECORDED.items(), strict=True):
+        padding = [pad_id] * (14 - len(expected))
+        assert row.tolist() == [533, *expected, 534, *padding], caption
+    assert tokenizer([]).shape == (0, 16)
+    assert not warnings()
+
+
+def test_exclamation_mark_is_a_word_where_it_is_padding_too():
+    tokens = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 6, "!")(["wow ! !!", "!"])
+    assert bpe.TOKENS[256] == "!</w>"
+    np.testing.assert_array_equal(tokens, [[533, 86, 78, 342, 256, 534], [533, 256, 534, 0, 0, 0]])
+
+
+def test_long_caption_keeps_its_end_token_and_the_words_lost_are_named(warnings):
+    captions = ["the cat on", "Thé CAT's cafe\u0301 on it", "the cat on it"]
+    tokens = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 5)(captions)
+    np.testing.assert_array_equal(tokens[0], [533, 513, 515, 516, 534])
+    np.testing.assert_array_equal(tokens[1], [533, 512, 523, 515, 534])
+    np.testing.assert_array_equal(tokens[2], tokens[0])
+    assert warnings() == [
+        f"caption cut to 5 tokens; lost: {lost!r} of {caption!r}"
+        for lost, caption in [("CAT's cafe\u0301 on it", captions[1]), ("it", captions[2])]
+    ]
+
+
+def test_shortest_length_has_no_words(warnings):
+    tokens = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 2)(["", "a cat"])
+    np.testing.assert_array_equal(tokens, [[533, 534]] * 2)
+    assert warnings() == ["caption cut to 2 tokens; lost: 'a cat' of 'a cat'"]
+    with pytest.raises(ValueError, match="length=1 must be 2 or more"):
+        text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 1)
+    with pytest.raises(ValueError, match="length=0 must be 1 or more"):
+        text.ByteTokenizer(0)
+
+
+@pytest.mark.parametrize("pad", [text.END, "!"])
+def test_saved_pickled_and_read_by_the_library_it_is_the_same(tmp_path, pad):
+    tokenizer = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 9, pad)
+    tokenizer.save(tmp_path / text.FILE)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / text.FILE))
+    captions, expected = list(RECORDED), tokenizer(list(RECORDED))
+    for again in (text.load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert (again.length, again.vocab_size) == (9, 535)
+        np.testing.assert_array_equal(again(captions), expected)
+    np.testing.assert_array_equal([e.ids for e in library.encode_batch(captions)], expected)
+
+
+def test_another_tokenizer_json_gives_vocabulary_and_merges_alone(tmp_path):
+    """Its rules may be older, and its merges are strings where they are."""
+    model = dict(type="BPE", end_of_word_suffix="</w>", vocab=bpe.VOCAB)
+    model["merges"] = [" ".join(pair) for pair in bpe.MERGES]
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(dict(model=model, normalizer=None, padding=None)))
+    tokenizer = text.ClipTokenizer.load(path, 16, "!")
+    expected = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 16, "!")
+    np.testing.assert_array_equal(tokenizer(list(RECORDED)), expected(list(RECORDED)))
+    with pytest.raises(ValueError, match=r"theirs.json does not tell to which length"):
+        text.ClipTokenizer.load(path)
+
+
+def test_missing_files_are_named_with_where_they_come_from(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no .*/tokenizer.json: python -m dit_jax.convert"):
+        text.load_tokenizer(tmp_path)
+    for missing in ("merges.txt", "vocab.json"):
+        paths = [files / name for name in ("vocab.json", "merges.txt")]
+        paths = [path.with_name("none") if path.name == missing else path for path in paths]
+        message = r"no .*/none: CLIP's repositories have vocab.json and merges.txt beside the"
+        with pytest.raises(FileNotFoundError, match=message):
+            text.ClipTokenizer.from_files(*paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("vocab.json", b'{"!": 0,', r"cannot read .*vocab.json: Expecting property name"),
+        ("vocab.json", b"[1]", r"cannot read .*vocab.json: "),
+        ("vocab.json", b'{"!": 0}', r"of 1 tokens is not CLIP's: it has no <\|start.*, <\|endof"),
+        ("merges.txt", b"t h\nthe\n", r"merges.txt, line 2, is not a pair of tokens: 'the'"),
+        ("merges.txt", b"\xff\xfe", r"cannot read .*merges.txt: 'utf-8' codec can't decode"),
+        ("merges.txt", b"q q\n", "535 tokens and the 1 merges do not belong together: .*`qq`"),
+    ],
+)
+def test_damaged_files_are_refused(files, name, contents, message):
+    (files / name).write_bytes(contents)
+    with pytest.raises(ValueError, match=message):
+        text.ClipTokenizer.from_files(files / "vocab.json", files / "merges.txt")
+
+
+def test_tokenizer_of_another_kind_is_refused(tmp_path):
+    (tmp_path / text.FILE).write_text(json.dumps({"model": {"type": "Unigram"}}))
+    with pytest.raises(ValueError, match=re.escape("its model is 'Unigram' with words that end")):
+        text.load_tokenizer(tmp_path)
+
+
+def test_module_needs_no_flax():
+    code = "import sys, dit_jax.text; sys.exit('flax' in sys.modules or 'jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
