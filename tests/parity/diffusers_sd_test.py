@@ -106,13 +106,13 @@ def workdir(pipeline, tmp_path_factory):
     return root / "ours"
 
 
-def _noise():
+def _initial():
     return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
 
 
 def _ours(trained, negative):
     told = conditions.of_captions(trained.config, PROMPTS, negative)
-    edits = edit.Edits(told, {"x_T": _noise()})
+    edits = edit.Edits(told, {"x_T": _initial()})
     sample = trained.make_sample_fn()
     return generate.generate(sample, trained.params, edits, 0, trained.mesh, lambda x_0: x_0)
 
@@ -121,7 +121,7 @@ def _theirs(pipeline, **options):
     latents = pipeline(
         prompt=PROMPTS,
         negative_prompt=[NEGATIVE] * 2,
-        latents=torch.from_numpy(np.moveaxis(_noise(), -1, 1).copy()),
+        latents=torch.from_numpy(np.moveaxis(_initial(), -1, 1).copy()),
         guidance_scale=7.5,
         output_type="latent",
         **options,
@@ -155,7 +155,7 @@ def test_latents_agree(sampler, grid, pipeline, workdir):
 
 
 def test_images_agree(pipeline, workdir):
-    latents = 0.3 * _noise()
+    latents = 0.3 * _initial()
     with torch.no_grad():
         scaled = torch.from_numpy(np.moveaxis(latents, -1, 1).copy()) / 0.3
         decoded = pipeline.vae.decode(scaled).sample
