@@ -309,23 +309,31 @@ def test_missing_files_are_named_before_anything_is_written(source, tmp_path, na
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("written", [0, 1, 2])
 def test_a_conversion_that_ends_early_leaves_nothing_that_draws(
-    source, tmp_path, monkeypatch, run_command
+    folder, tmp_path, monkeypatch, written
 ):
-    save = checkpoint.save_params
+    """After so many of its three workdirs."""
+    save, saved = checkpoint.save_params, []
 
     def stop(workdir, *arguments):
-        if workdir == tmp_path / "ours":
+        if len(saved) == written:
             raise KeyboardInterrupt
+        saved.append(workdir)
         save(workdir, *arguments)
 
     monkeypatch.setattr(checkpoint, "save_params", stop)
     with pytest.raises(KeyboardInterrupt):
-        convert_sd(source, tmp_path / "ours")
+        convert_sd(folder, tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match=r"no .*ours/config.json"):
         generate.load(tmp_path / "ours")
-    error = run_command("convert", "sd", source, tmp_path / "ours", fails=True)
-    assert "ours is not empty: choose a new directory, or remove it." in error
-    shutil.rmtree(tmp_path / "ours")
-    out = run_command("convert", "sd", source, tmp_path / "ours")
+    if written:
+        with pytest.raises(ValueError, match=r"ours is not empty: choose a new directory, or rem"):
+            convert_sd(folder, tmp_path / "ours")
+
+
+def test_command(folder, tmp_path, run_command):
+    out = run_command("convert", "sd", folder, tmp_path / "ours")
     assert out.startswith(f"{tmp_path / 'ours'}: " + '{"attention": "auto"')
+    error = run_command("convert", "sd", folder, tmp_path / "ours", fails=True)
+    assert "ours is not empty" in error
