@@ -197,7 +197,8 @@ def _add_condition(config):
     config.model.text_num_heads = 4  # tokens: divides context_size
 
     config.text = ConfigDict()
-    config.text.encoder = ""  # context: workdir that dit_jax.convert clip wrote
+    # context: workdir that dit_jax.convert clip wrote; where a run is read, as latents.vae below.
+    config.text.encoder = ""
     # context: taken from the moments' dataset, where dit_jax.encode put it, not computed each step.
     config.text.stored = False
 
@@ -234,7 +235,9 @@ def _add_diffusion(config):
     # stored them; device, stored moments that are kept in device memory.
     config.latents.source = "moments"
     config.latents.moments = "imagenet256_moments"  # stored ones: TFDS name or directory
-    config.latents.vae = ""  # workdir of the VAE, to encode images or decode samples
+    # Workdir of the VAE, to encode images or decode samples. Where `sample` and the like read a
+    # run, a directory of this name in the run's workdir is meant first.
+    config.latents.vae = ""
     config.latents.vae_digest = ""  # of the moments' VAE; the run fills in an empty one
     # x_0 = (z - shift) * scale: one number, or one for each channel; empty takes the mean and the
     # inverse deviation that the stored moments' metadata records.
@@ -245,8 +248,9 @@ def _add_diffusion(config):
     # ddpm, ddim, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama
     config.sample.sampler = "ddpm"
     config.sample.steps = 250  # of process ddpm 2..diffusion.num_steps
-    # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride)
-    # or 'a,b,c', counts for equal parts of the chain, the part next to data first.
+    # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride
+    # from index 0), leading (from 1), or 'a,b,c', counts for equal parts of the chain, the part
+    # next to data first.
     config.sample.grid = "uniform"
     config.sample.rho = 7.0  # karras: its exponent
     config.sample.shift = 3.0  # shifted: its factor

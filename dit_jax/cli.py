@@ -35,7 +35,7 @@ SAMPLING = {
         "ddpm, ddim, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4 or euler_maruyama.",
     ),
     "steps": (int, "Sampling steps."),
-    "grid": (str, "uniform, quadratic, karras, shifted; ddpm: also ddim or counts 'a,b,c'."),
+    "grid": (str, "uniform, quadratic, karras, shifted; ddpm: also ddim, leading or 'a,b,c'."),
     "rho": (float, "grid karras: its exponent."),
     "shift": (float, "grid shifted: its factor."),
     "variance": (str, "sampler ddpm, without a learned one: large or small."),

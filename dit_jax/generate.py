@@ -124,10 +124,22 @@ def _load_config(workdir):
     config = checkpoint.load_config(workdir)
     if config.model.name == "vae":
         raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    _find_in_workdir(workdir, config)
     with config.unlocked():  # the run's devices need not be here
         config.mesh = dict(data=-1, fsdp=1, tensor=1)
         config.model.attention = "auto"
     return config
+
+
+def _find_in_workdir(workdir, config):
+    """Paths to other workdirs are taken from this one where it has such a directory.
+
+    So a workdir that `dit_jax.convert sd` wrote may be moved.
+    """
+    for part, key in (("latents", "vae"), ("text", "encoder")):
+        path = config.get(part, {}).get(key)
+        if path and (workdir / path).is_dir():
+            config[part][key] = str(workdir / path)
 
 
 def _load_model(workdir, config, mesh, step, raw):

@@ -16,12 +16,13 @@ def build(
       kind: 'uniform' in t; 'quadratic', squares of these; 'karras', uniform in
         (sigma / alpha)^(1 / rho); 'shifted', t -> shift t / (1 + (shift - 1) t). Rounded to the
         levels of a chain, of which 'uniform' retains so many evenly, both ends included; of a
-        chain also 'ddim', every n-th index from 0 on; or numbers with commas, 'a,b,c', so many
-        indices of each of its parts, the part next to data first.
+        chain also 'ddim', every n-th index from 0 on; 'leading', every n-th from 1 on, n being
+        the whole part of levels / steps, as Stable Diffusion samples; or numbers with commas,
+        'a,b,c', so many indices of each of its parts, the part next to data first.
     Raises: ValueError for an unknown kind, rho or shift out of range, less than 1 step, for a chain
       less than 2 or more than its levels, or times that fall on one level.
     Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; of a chain:
-      Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3.
+      Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3; Lin et al. 2023, table 2.
     """
     if not (rho > 0 and shift > 0):
         raise ValueError(f"{rho=} and {shift=} of a grid must be positive.")
@@ -59,6 +60,10 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
         index = _sections((steps,), num_steps)
     elif kind == "ddim":
         index = _strided(steps, num_steps)
+    elif kind == "leading":
+        if steps == num_steps:
+            raise ValueError(f"grid leading leaves out level 1: take fewer than {steps} steps.")
+        index = 1 + num_steps // steps * np.arange(steps)
     elif kind.replace(",", "").isdecimal():
         index = _sections(tuple(map(int, kind.split(","))), num_steps)
         if len(index) != steps:
@@ -68,7 +73,8 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
         return process.level(t) / num_steps
     else:
         raise ValueError(
-            f"unknown grid {kind!r}; choose {', '.join(GRIDS)}, ddim, or counts such as 100,50,50."
+            f"unknown grid {kind!r}; choose {', '.join(GRIDS)}, ddim, leading, or counts such as "
+            "100,50,50."
         )
     return np.append(process.time_of_index(index[::-1]), 0.0)
 

@@ -178,9 +178,14 @@ def open_images(config, split: str) -> Source:
     """The images of one split of `config.data`.
 
     Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
-      for an empty or unknown split, or an unknown config value.
+      for an empty name, an empty or unknown split, or an unknown config value.
     """
     data, told = config.data, _told(config)
+    if not data.name:
+        raise ValueError(
+            "data.name is empty: this config names no images, as that of a converted model. Set "
+            "data.source, data.name and data.caption_feature in the config.json of its workdir."
+        )
     if data.image_channels not in (1, 3):
         raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
     if data.source == "tfds":

@@ -251,6 +251,25 @@ def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, t
     assert _error(actual, golden["quick_gelu"][:2]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("config", "older", "pad"),
+    [
+        ({"pad_token": text.END}, {"pad_token": "!"}, "!"),
+        ({"pad_token": "!"}, {"eos_token": text.END}, "!"),
+        ({"pad_token": {"content": "!"}, "added_tokens_decoder": {}}, {"pad_token": text.END}, "!"),
+        (None, {"pad_token": {"content": "!"}}, "!"),
+        (None, None, text.END),
+    ],
+)
+def test_padding_is_what_the_files_say(config, older, pad, tmp_path):
+    bpe.write(tmp_path)
+    for name, contents in (("tokenizer_config.json", config), ("special_tokens_map.json", older)):
+        if contents is not None:
+            (tmp_path / name).write_text(json.dumps(contents))
+    tokenizer = convert.clip.read_tokenizer(tmp_path, CONFIG)
+    assert tokenizer([""])[0, -1] == bpe.VOCAB[pad]
+
+
 def test_command_leaves_out_the_last_layers(golden, run_command, stable_diffusion, tmp_path):
     workdir = tmp_path / "workdir"
     out = run_command("convert", "clip", stable_diffusion, workdir, "--skip_layers=1")

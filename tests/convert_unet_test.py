@@ -83,9 +83,29 @@ def test_diffusers_directory_becomes_a_workdir(diffusers_dir, published, tmp_pat
     assert (saved.objective.prediction, saved.model.learn_sigma) == ("eps", False)
     assert (saved.latents.scale, saved.latents.source) == ([0.18215], "moments")
     assert saved.data.image_size == 64
+    assert (saved.sample.sampler, saved.sample.grid) == ("ddim", "leading")
     _, params = _restore(tmp_path / "ours")
     expected = convert.load("unet", published, config.model)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_the_scheduler_beside_a_unet_tells_its_process(diffusers_dir, tmp_path):
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        "beta_end": 0.02,
+        "beta_schedule": "squaredcos_cap_v2",
+        "beta_start": 0.0001,
+        "num_train_timesteps": 500,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+    }
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    config = convert_unet(diffusers_dir, tmp_path / "ours")
+    assert config.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
+        schedule="cosine", num_steps=500, zero_terminal_snr=True
+    )
+    assert (config.objective.prediction, config.sample.grid) == ("v", "uniform")
 
 
 def test_axes_of_the_published_arrays(published, diffusers_dir):
@@ -184,7 +204,8 @@ def test_configs_may_say_more(diffusers_dir):
         (dict(only_cross_attention=[True, False]), r"only_cross_attention=\[True, False\]; supp"),
         (dict(conv_in_kernel=5), "conv_in_kernel=5; supported: 3"),
         (dict(freq_shift=1), "freq_shift=1; supported: 0"),
-        (dict(in_channels=9), "out_channels=4; supported: in_channels, or twice that"),
+        (dict(in_channels=5), "out_channels=4; supported: in_channels, or twice that"),
+        (dict(in_channels=9), "in_channels=9; supported: out_channels, without an inpainting UNet"),
         (dict(sample_size=[8, 16]), r"sample_size=\[8, 16\]; supported: a number"),
         (dict(sample_size=None), "sample_size=None; supported: a number above 0"),
         (dict(layers_per_block=[1, 2]), r"layers_per_block=\[1, 2\]; supported: a number"),
@@ -209,7 +230,9 @@ def test_unet_of_another_kind_is_refused(diffusers_dir, change, message):
 
 def test_whole_pipeline_is_refused_with_the_way_out(diffusers_dir):
     (diffusers_dir.parent / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"convert the UNet in .*/unet, .*convert vae .*/vae"):
+    with pytest.raises(
+        ValueError, match=r"`convert sd .* takes all of it, `convert unet .*/unet DST`"
+    ):
         convert_unet(diffusers_dir.parent, diffusers_dir.parent / "ours")
     (diffusers_dir / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):

@@ -23,6 +23,11 @@ def test_grid_by_sections_and_by_strides(process):
     assert indices(6, "3,2,1") == [0, 166, 333, 334, 666, 667]
     assert indices(5, "ddim") == [0, 200, 400, 600, 800]
     assert indices(250, "ddim")[-1] == 996
+    assert indices(50, "leading") == list(range(1, 982, 20))
+    assert indices(30, "leading")[-2:] == [925, 958]  # 33 of the levels, where no stride makes 30
+    assert indices(999, "leading") == list(range(1, 1000))
+    with pytest.raises(ValueError, match="grid leading leaves out level 1: take fewer than 1000"):
+        grids.build(process, 1000, "leading")
     with pytest.raises(ValueError, match=r"grid=3,2,1 has 6 steps, not steps=5"):
         grids.build(process, 5, "3,2,1")
     with pytest.raises(ValueError, match=r"cannot retain 400 of the 333 levels of a section"):

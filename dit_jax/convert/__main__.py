@@ -1,5 +1,6 @@
 """Writes a published checkpoint as a workdir that the other commands read, and a DiT back.
 
+  python -m dit_jax.convert sd SRC DST
   python -m dit_jax.convert dit SRC DST [--config FILE]
   python -m dit_jax.convert vae SRC DST
   python -m dit_jax.convert unet SRC DST
@@ -10,12 +11,13 @@
   python -m dit_jax.convert clip SRC DST [--skip_layers N]
   python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
-SRC is the directory that diffusers wrote (`dit`, `vae`, `unet`), guided-diffusion's .pt (`adm`), a
-.npz, .safetensors or .pt file of the published names (`dit`; `inception`: torch-fidelity's or
-pytorch-fid's), a directory with vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or
-the directory that transformers wrote (`dinov2`). Of `clip` it is the directory that transformers
-wrote, such as a Stable Diffusion's text_encoder/, with the tokenizer's files in it or in
-../tokenizer/. A DiT without --config gets the published one's, with the sizes of the checkpoint.
+SRC is the directory that diffusers wrote (`dit`, `vae`, `unet`; `sd`: a whole Stable Diffusion, of
+which one workdir comes), guided-diffusion's .pt (`adm`), a .npz, .safetensors or .pt file of the
+published names (`dit`; `inception`: torch-fidelity's or pytorch-fid's), a directory with
+vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the directory that transformers
+wrote (`dinov2`). Of `clip` it is the directory that transformers wrote, such as a Stable
+Diffusion's text_encoder/, with the tokenizer's files in it or in ../tokenizer/. A DiT without
+--config gets the published one's, with the sizes of the checkpoint.
 """
 
 import json
@@ -29,13 +31,27 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, cli, convert, text
-from dit_jax.convert import adm, arrays, clip, diffusers_dit, dinov2, dit, lpips, unet, vae
+from dit_jax import checkpoint, cli, convert, models, text
+from dit_jax.convert import (
+    adm,
+    arrays,
+    clip,
+    diffusers_dit,
+    dinov2,
+    dit,
+    lpips,
+    stable_diffusion,
+    unet,
+    vae,
+)
 
 FLAGS = flags.FLAGS
 CONFIG = "dit_jax"  # of a file's metadata
+# Stable Diffusion 1's, of a UNet alone.
+PROCESS = dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), "eps"
 # Of each command, its own flags.
 COMMANDS = {
+    "sd": (),
     "dit": ("config",),
     "vae": (),
     "unet": (),
@@ -46,6 +62,50 @@ COMMANDS = {
     "clip": ("skip_layers",),
     "dit-export": ("step", "raw"),
 }
+
+
+def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
+    """Writes diffusers' Stable Diffusion in the directory `source`, and returns its config.
+
+    The new workdir is the UNet's; vae/ and text_encoder/ in it are workdirs of their own.
+    Raises: ValueError or FileNotFoundError for files that are not this model's, before anything is
+      written; ValueError for a directory that is not empty.
+    """
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty: choose a new directory, or remove it.")
+    stable_diffusion.check_parts(source)
+    scheduler = source / "scheduler" / stable_diffusion.SCHEDULER
+    config, params = _read_unet(source / "unet", stable_diffusion.read_process(scheduler))
+    vae_config = ConfigDict({"model": vae.read_config(source / "vae" / "config.json")})
+    clip_config = ConfigDict({"model": clip.read_config(source / "text_encoder")})
+    parts = config.model, vae_config.model, clip_config.model
+    stable_diffusion.check_fit(source, *parts)
+    vae_params = convert.load("vae", diffusers_dit.read(source / "vae"), vae_config.model)
+    clip_params = convert.load("clip", clip.read(source / "text_encoder"), clip_config.model)
+    tokenizer = clip.read_tokenizer(source / "text_encoder", clip_config.model)
+
+    factor = models.build(vae_config.model).factor
+    config.data.update(
+        source="folder",
+        name="",  # none was given
+        eval_split="",
+        image_size=config.model.input_size * factor,
+        image_channels=vae_config.model.image_channels,
+        caption_feature="text",
+    )
+    config.latents.update(
+        source="images",
+        moments="",
+        vae="vae",
+        scale=(vae_config.model.scale,),
+        shift=(vae_config.model.shift,),
+    )
+    config.text.encoder = "text_encoder"
+    checkpoint.save_params(workdir / "vae", vae_config, vae_params)
+    checkpoint.save_params(workdir / "text_encoder", clip_config, clip_params)
+    tokenizer.save(workdir / "text_encoder" / text.FILE)
+    checkpoint.save_params(workdir, config, params)  # last: no command takes a workdir without
+    return config
 
 
 def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
@@ -64,16 +124,28 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 def convert_unet(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes diffusers' UNet2DConditionModel in the directory `source`, and returns its config.
 
-    Its process is Stable Diffusion's, with predicted eps: no file of the directory tells.
+    Its process is that of ../scheduler/ beside it, else Stable Diffusion 1's, with predicted eps.
     Raises: ValueError or FileNotFoundError for files that are not this UNet's.
     """
-    config = _default_config(unet.read_config(source / "config.json"))
-    params = convert.load("unet", diffusers_dit.read(source), config.model)
-    config.diffusion.update(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
-    config.sample.update(sampler="ddim", steps=50, cfg_scale=7.5)
+    scheduler = source.resolve().parent / "scheduler" / stable_diffusion.SCHEDULER
+    found = stable_diffusion.read_process(scheduler) if scheduler.is_file() else PROCESS
+    config, params = _read_unet(source, found)
     checkpoint.save_params(workdir, config, params)
     return config
+
+
+def _read_unet(source, process):
+    """(config, parameters) of a UNet of latents, with what `read_process` tells."""
+    config = _default_config(unet.read_config(source / "config.json"))
+    params = convert.load("unet", diffusers_dit.read(source), config.model)
+    diffusion, prediction = process
+    config.diffusion.update(diffusion)
+    config.objective.prediction = prediction
+    config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
+    # As published samples were drawn; without a signal at the last level they must begin there.
+    grid = "uniform" if config.diffusion.zero_terminal_snr else "leading"
+    config.sample.update(sampler="ddim", steps=50, grid=grid, cfg_scale=7.5)
+    return config, params
 
 
 def convert_adm(
@@ -297,6 +369,7 @@ def main(argv):
         config = convert_adm(source, target, FLAGS.config, FLAGS.new_attention_order)
     else:
         convert_model = {
+            "sd": convert_sd,
             "vae": convert_vae,
             "unet": convert_unet,
             "lpips": convert_lpips,

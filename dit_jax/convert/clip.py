@@ -90,7 +90,7 @@ def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
 def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
     """The tokenizer of the text model in a directory, its files there or in ../tokenizer.
 
-    Padding is what tokenizer_config.json beside them says, END without one.
+    Padding is what special_tokens_map.json or tokenizer_config.json beside them says, else END.
     Raises: FileNotFoundError; ValueError for tokens that the model lacks, or as `text`'s.
     """
     directories = source, source.resolve().parent / "tokenizer"
@@ -146,11 +146,17 @@ def _read_theirs(source):
 
 
 def _read_padding(directory):
-    path = directory / "tokenizer_config.json"
-    if not path.is_file():
-        return text.END
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
-    pad = theirs.get("pad_token") or text.END
+    """As transformers reads them; Stable Diffusion 2's "!" is in the older file."""
+    files = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    config, older = (
+        arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+        if path.is_file()
+        else {}
+        for path in files
+    )
+    if "added_tokens_decoder" in config:  # by versions that do not read the older one
+        older = {}
+    pad = older.get("pad_token") or config.get("pad_token") or text.END
     return pad["content"] if isinstance(pad, dict) else pad
 
 

@@ -1,7 +1,4 @@
-"""Parameters and sizes of diffusers' UNet2DConditionModel: its names, convolutions [out, in, h, w].
-
-A workdir of one has Stable Diffusion's noise: what diffusers says of it lies elsewhere.
-"""
+"""Parameters and sizes of diffusers' UNet2DConditionModel; its convolutions are [out, in, h, w]."""
 
 import json
 import math
@@ -95,8 +92,8 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     """
     if (path.parent / "model_index.json").is_file():
         raise ValueError(
-            f"{path.parent} is a whole pipeline: convert the UNet in {path.parent / 'unet'}, and "
-            f"its VAE with `convert vae {path.parent / 'vae'}`."
+            f"{path.parent} is a whole pipeline: `convert sd {path.parent} DST` takes all of it, "
+            f"`convert unet {path.parent / 'unet'} DST` its UNet alone."
         )
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
@@ -209,6 +206,8 @@ def _not_supported(theirs):
         2 * theirs["in_channels"],
     ):
         wrong["out_channels"] = "in_channels, or twice that"
+        if theirs["in_channels"] == 9:
+            wrong["in_channels"] = "out_channels, without an inpainting UNet's mask and image"
     return wrong
 
 

@@ -1,5 +1,6 @@
 """CLIP's text transformer and tokens beside transformers', on its files, with random weights."""
 
+import json
 import random
 
 import bpe
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, convert, sharding, text
 from dit_jax.convert.__main__ import convert_clip
@@ -134,6 +136,19 @@ def _random_captions():
     captions = ["".join(rng.choices(letters, k=rng.randint(1, 30))) for _ in range(300)]
     points = [p for p in range(1, 0x30000, 97) if not 0xD800 <= p < 0xE000]
     return captions + [f"cat{chr(p)}s {chr(p)}" for p in points]
+
+
+def test_padding_of_older_files_is_transformers(tmp_path):
+    """Stable Diffusion 2's: each of two files names another."""
+    bpe.write(tmp_path)
+    kind = {"tokenizer_class": "CLIPTokenizer", "pad_token": text.END}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(kind))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    expected = theirs(["the cat"], padding="max_length", max_length=20).input_ids
+    ours = convert.clip.read_tokenizer(tmp_path, ConfigDict(dict(length=20, vocab_size=600)))
+    np.testing.assert_array_equal(ours(["the cat"]), expected)
+    assert expected[0][-1] == bpe.VOCAB["!"]
 
 
 @pytest.mark.parametrize("pad", [text.END, "!"])

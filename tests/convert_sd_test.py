@@ -1,0 +1,339 @@
+"""A whole Stable Diffusion from diffusers' folder: one workdir, that draws, and what is refused."""
+
+import json
+import shutil
+
+import bpe
+import clip_test
+import convert_unet_test
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import vae_test
+from conftest import GOLDENS
+
+from configs import default
+from dit_jax import checkpoint, conditions, convert, generate, sources
+from dit_jax.convert.__main__ import convert_sd
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+UNET = convert_unet_test.DIFFUSERS | dict(in_channels=2, out_channels=2, cross_attention_dim=16)
+VAE = vae_test.DIFFUSERS | dict(scaling_factor=0.5, shift_factor=0.1)
+CLIP = clip_test.SIZES | {"architectures": ["CLIPTextModel"]}
+# As Stable Diffusion 1.5's, with another number of steps.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 100,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.6.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "requires_safety_checker": True,
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+FILES = {
+    "model_index.json": INDEX,
+    "unet/config.json": UNET,
+    "vae/config.json": VAE,
+    "text_encoder/config.json": CLIP,
+    "scheduler/scheduler_config.json": SCHEDULER,
+    "tokenizer/tokenizer_config.json": {"pad_token": "!"},
+}
+
+
+def _golden(name):
+    with np.load(GOLDENS / f"{name}_tiny_reference.npz") as file:
+        return {n.removeprefix("w/"): file[n] for n in file.files if n.startswith("w/")}
+
+
+def _unet():
+    """The recorded UNet, of as many channels as the VAE's latents, and as wide contexts as CLIP."""
+    found = _golden("unet")
+    for name, array in found.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            found[name] = np.resize(array, (len(array), 16))
+    for name in ("conv_out.weight", "conv_out.bias"):
+        found[name] = found[name][:2]
+    found["conv_in.weight"] = found["conv_in.weight"][:, :2].copy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What diffusers writes of a tiny Stable Diffusion. Do not change."""
+    root = tmp_path_factory.mktemp("diffusers") / "sd"
+    bpe.write(root / "tokenizer")
+    for name, contents in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(json.dumps(contents))
+    safetensors.numpy.save_file(_unet(), root / "unet" / WEIGHTS)
+    safetensors.numpy.save_file(_golden("vae"), root / "vae" / WEIGHTS)
+    safetensors.numpy.save_file(_golden("clip"), root / "text_encoder" / "model.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def converted(folder, tmp_path_factory):
+    """The workdir that comes of it. Do not change."""
+    workdir = tmp_path_factory.mktemp("runs") / "sd"
+    convert_sd(folder, workdir)
+    return workdir
+
+
+@pytest.fixture
+def source(folder, tmp_path):
+    """A copy of the folder, to change."""
+    return shutil.copytree(folder, tmp_path / "source")
+
+
+def _change(source, name, **changes):
+    """Writes a file of the folder with changed fields; a field that is DEL is left out."""
+    contents = {k: v for k, v in (FILES[name] | changes).items() if v is not DEL}
+    (source / name).write_text(json.dumps(contents))
+
+
+DEL = object()
+
+
+def test_config_says_what_the_files_say(converted):
+    config = checkpoint.load_config(converted)
+    assert config.to_dict().keys() == default.get_config().to_dict().keys()
+    assert config.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
+        schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_steps=100
+    )
+    assert config.objective.prediction == "eps"
+    assert (config.latents.vae, config.text.encoder) == ("vae", "text_encoder")
+    assert (config.latents.scale, config.latents.shift) == ([0.5], [0.1])
+    assert (config.data.image_size, config.data.image_channels) == (16, 3)  # this VAE halves once
+    assert (config.model.condition, config.model.class_dropout_prob) == ("context", 0.1)
+
+
+def test_parts_are_those_of_the_folder(converted):
+    trained = generate.load(converted)
+    for params, name, found, config in (
+        (trained.params, "unet", _unet(), trained.config.model),
+        (
+            trained.vae.params,
+            "vae",
+            _golden("vae"),
+            checkpoint.load_config(converted / "vae").model,
+        ),
+        (trained.encoder.params, "clip", _golden("clip"), clip_test.CONFIG),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, found, config))
+    told = conditions.of_captions(trained.config, ["the cat's on"])
+    np.testing.assert_array_equal(told.null[0], [533, 534] + [0] * 10)  # "!" pads
+
+
+def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
+    settings = dict(sampler="dpmpp2m", steps=3, cfg_scale=7.5)
+    trained = generate.load(converted, settings=settings)
+    sample = trained.make_sample_fn()
+
+    def draw(negative):
+        told = conditions.of_captions(trained.config, ["the cat"], negative)
+        arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
+        return generate.generate(*arguments).astype(int)
+
+    expected = draw("a photo")
+    assert expected.shape == (1, 16, 16, 3)
+    assert np.abs(draw("") - expected).max() > 10
+    moved = shutil.copytree(converted, tmp_path / "elsewhere" / "sd")
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    told = ["--prompt=the cat", "--negative_prompt=a photo", "--num=1"]
+    out = tmp_path / "x.npz"
+    run_command("sample", "--workdir", moved, *flags, *told, "--out", out)
+    with np.load(out) as file:  # compiled as users' is
+        assert np.abs(file["arr_0"] - expected).max() <= 1
+
+
+def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
+    workdir = shutil.copytree(converted, tmp_path / "run")
+    for part in ("vae", "text_encoder"):
+        (workdir / part).rename(tmp_path / part)
+    with pytest.raises(FileNotFoundError, match=r"no vae/config.json: vae must be"):
+        generate.load(workdir)
+    path = workdir / "config.json"
+    contents = json.loads(path.read_text())
+    contents["latents"]["vae"] = str(tmp_path / "vae")
+    contents["text"]["encoder"] = "../text_encoder"
+    path.write_text(json.dumps(contents))
+    config = generate.load(workdir).config
+    assert config.latents.vae == str(tmp_path / "vae")
+    assert config.text.encoder == str(workdir / "../text_encoder")
+
+
+def test_no_data_to_draw_captions_from(converted):
+    config = generate.load(converted).config
+    with pytest.raises(ValueError, match=r"data.name is empty: this config names no images"):
+        conditions.draw(config, "random", 2)
+    with pytest.raises(ValueError, match=r"data.name is empty"):
+        sources.open_images(config, config.data.train_split)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prediction"),
+    [
+        (dict(prediction_type="v_prediction", rescale_betas_zero_snr=True), "v"),
+        (dict(prediction_type="sample", beta_schedule="linear"), "x_0"),
+    ],
+)
+def test_processes(source, tmp_path, changes, prediction):
+    _change(source, "scheduler/scheduler_config.json", **changes)
+    config = convert_sd(source, tmp_path / "ours")
+    assert config.objective.prediction == prediction
+    assert config.diffusion.schedule == changes.get("beta_schedule", "scaled_linear")
+    zero = "rescale_betas_zero_snr" in changes
+    assert config.diffusion.zero_terminal_snr == zero
+    assert config.sample.grid == ("uniform" if zero else "leading")
+
+
+SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            INDEX_FILE,
+            dict(_class_name="StableDiffusionXLPipeline"),
+            "diffusers' StableDiffusionXLPipeline, but only StableDiffusionPipeline, .*Legacy can",
+        ),
+        (
+            INDEX_FILE,
+            dict(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+            r"parts text_encoder_2 \(CLIPTextModelWithProjection\), which are not supported; supp",
+        ),
+        (INDEX_FILE, dict(vae=DEL, scheduler=[None, None]), "names no vae, scheduler; needed are"),
+        (
+            SCHEDULER_FILE,
+            dict(_class_name="FlowMatchEulerDiscreteScheduler"),
+            "_class_name='FlowMatchEulerDiscreteScheduler'; supported: DDIMScheduler, DDPM",
+        ),
+        (
+            SCHEDULER_FILE,
+            dict(beta_schedule="laplace"),
+            "beta_schedule='laplace'; supported: linear, scaled_linear, squaredcos_cap_v2",
+        ),
+        (SCHEDULER_FILE, dict(beta_schedule=DEL), "beta_schedule=None; supported: linear"),
+        (
+            SCHEDULER_FILE,
+            dict(prediction_type="flow_prediction"),
+            "prediction_type='flow_prediction'; supported: epsilon, v_prediction, sample",
+        ),
+        (
+            SCHEDULER_FILE,
+            dict(num_train_timesteps=1),
+            "num_train_timesteps=1; supported: a whole number above 1",
+        ),
+        (SCHEDULER_FILE, dict(beta_start=0), "beta_start=0; supported: a number between 0 and 1"),
+        (SCHEDULER_FILE, dict(beta_end=1e-4), "beta_end=0.0001; supported: .* beta_start=0.00085"),
+        (SCHEDULER_FILE, dict(trained_betas=[0.1]), r"trained_betas=\[0.1\]; supported: None"),
+        (SCHEDULER_FILE, dict(use_flow_sigmas=True), "use_flow_sigmas=True; supported: False"),
+        (
+            SCHEDULER_FILE,
+            dict(rescale_betas_zero_snr=True),
+            "rescale_betas_zero_snr=True; supported: False, with prediction_type='epsilon'",
+        ),
+        (
+            SCHEDULER_FILE,
+            dict(rescale_betas_zero_snr="no"),
+            "rescale_betas_zero_snr='no'; supported: True, False",
+        ),
+        (
+            "unet/config.json",
+            dict(cross_attention_dim=12),
+            "unet has cross_attention_dim=12, but text_encoder hidden_size=16",
+        ),
+        (
+            "vae/config.json",
+            dict(latent_channels=4),
+            "unet has in_channels=2, but vae latent_channels=4",
+        ),
+        ("unet/config.json", dict(in_channels=9), "in_channels=9; supported: out_channels, witho"),
+        ("vae/config.json", dict(layers_per_block=2), "does not fit the model"),
+        ("text_encoder/config.json", dict(num_hidden_layers=2), r"unexpected \(16\): encoder.lay"),
+        ("tokenizer/tokenizer_config.json", dict(pad_token="none"), "not CLIP's: it has no none"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_refused_before_anything_is_written(
+    source, tmp_path, name, changes, message
+):
+    if name == "unet/config.json" and "cross_attention_dim" in changes:
+        safetensors.numpy.save_file(
+            {
+                n: a[:, :12].copy() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) else a
+                for n, a in _unet().items()
+            },
+            source / "unet" / WEIGHTS,
+        )
+    _change(source, name, **changes)
+    with pytest.raises(ValueError, match=message):
+        convert_sd(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (INDEX_FILE, "no .*model_index.json: give the directory that diffusers wrote, with unet"),
+        (SCHEDULER_FILE, "no .*scheduler_config.json: diffusers writes it with the pipeline"),
+        (f"unet/{WEIGHTS}", f"no checkpoint file at .*unet/{WEIGHTS}"),
+        (f"vae/{WEIGHTS}", f"no checkpoint file at .*vae/{WEIGHTS}"),
+        ("text_encoder/model.safetensors", "no model.safetensors or pytorch_model.bin in"),
+        ("tokenizer/merges.txt", "no vocab.json with merges.txt"),
+    ],
+)
+def test_missing_files_are_named_before_anything_is_written(source, tmp_path, name, message):
+    (source / name).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        convert_sd(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_conversion_that_ends_early_leaves_nothing_that_draws(
+    folder, tmp_path, monkeypatch, written
+):
+    """After so many of its three workdirs."""
+    save, saved = checkpoint.save_params, []
+
+    def stop(workdir, *arguments):
+        if len(saved) == written:
+            raise KeyboardInterrupt
+        saved.append(workdir)
+        save(workdir, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save_params", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert_sd(folder, tmp_path / "ours")
+    with pytest.raises(FileNotFoundError, match=r"no .*ours/config.json"):
+        generate.load(tmp_path / "ours")
+    if written:
+        with pytest.raises(ValueError, match=r"ours is not empty: choose a new directory, or rem"):
+            convert_sd(folder, tmp_path / "ours")
+
+
+def test_command(folder, tmp_path, run_command):
+    out = run_command("convert", "sd", folder, tmp_path / "ours")
+    assert out.startswith(f"{tmp_path / 'ours'}: " + '{"attention": "auto"')
+    error = run_command("convert", "sd", folder, tmp_path / "ours", fails=True)
+    assert "ours is not empty" in error

@@ -1,0 +1,167 @@
+"""A whole Stable Diffusion beside diffusers' pipeline: its folder converted, from the same x_T.
+
+Their steps and ours have different times by default. DDIM's with timestep_spacing='leading' and
+steps_offset=1, the files' own, are our grid 'leading'; with set_alpha_to_one=True it ends on data
+as ours does, where the files' False ends at level 1. DPM-Solver is given the times of our grid.
+"""
+
+import bpe
+import diffusers
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from dit_jax import conditions, edit, generate
+from dit_jax.convert.__main__ import convert_sd
+
+STEPS = 5
+PROMPTS = ["the cat's on", "a photo of the cat in the"]
+NEGATIVE = "re ing"
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+
+
+def _text_encoder():
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(bpe.VOCAB),
+        hidden_size=24,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=12,
+        bos_token_id=len(bpe.VOCAB) - 2,
+        eos_token_id=len(bpe.VOCAB) - 1,
+        pad_token_id=len(bpe.VOCAB) - 1,
+    )
+    return transformers.CLIPTextModel(config)
+
+
+def _unet():
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=24,
+    )
+
+
+def _vae():
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.3,
+    )
+
+
+def _noised(model):
+    """With weights of other sizes than the initial ones, so that every part is seen in the end."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            deviation = 0.5 if "embedding" in name and parameter.ndim == 2 else 0.1
+            parameter.add_(deviation * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=PREDICTIONS)
+def pipeline(request):
+    torch.manual_seed(0)
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type=request.param,
+    )
+    theirs = diffusers.StableDiffusionPipeline(
+        vae=_noised(_vae()),
+        text_encoder=_noised(_text_encoder()),
+        tokenizer=transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES, model_max_length=12),
+        unet=_noised(_unet()),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    return theirs
+
+
+@pytest.fixture(scope="module")
+def workdir(pipeline, tmp_path_factory):
+    root = tmp_path_factory.mktemp("sd")
+    pipeline.save_pretrained(root / "diffusers")
+    config = convert_sd(root / "diffusers", root / "ours")
+    assert config.objective.prediction == PREDICTIONS[pipeline.scheduler.config.prediction_type]
+    return root / "ours"
+
+
+def _initial():
+    return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
+
+
+def _ours(trained, negative):
+    told = conditions.of_captions(trained.config, PROMPTS, negative)
+    edits = edit.Edits(told, {"x_T": _initial()})
+    sample = trained.make_sample_fn()
+    return generate.generate(sample, trained.params, edits, 0, trained.mesh, lambda x_0: x_0)
+
+
+def _theirs(pipeline, **options):
+    latents = pipeline(
+        prompt=PROMPTS,
+        negative_prompt=[NEGATIVE] * 2,
+        latents=torch.from_numpy(np.moveaxis(_initial(), -1, 1).copy()),
+        guidance_scale=7.5,
+        output_type="latent",
+        **options,
+    ).images
+    return np.moveaxis(latents.numpy(), 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid"), [("ddim", "leading"), ("dpmpp2m", "leading"), ("dpmpp2m", "uniform")]
+)
+def test_latents_agree(sampler, grid, pipeline, workdir):
+    settings = dict(sampler=sampler, grid=grid, steps=STEPS, cfg_scale=7.5)
+    trained = generate.load(workdir, settings=settings)
+    ddim, options = pipeline.scheduler, dict(num_inference_steps=STEPS, eta=0.0)
+    if sampler == "dpmpp2m":
+        from_config = diffusers.DPMSolverMultistepScheduler.from_config
+        pipeline.scheduler = from_config(ddim.config)
+        times = generate.samplers.build(trained.config.sample, trained.process, "v").grid[:-1]
+        options = dict(timesteps=trained.process.network_time(times).astype(int).tolist())
+    try:
+        expected = _theirs(pipeline, **options)
+    finally:
+        pipeline.scheduler = ddim
+    actual, other = _ours(trained, NEGATIVE), _ours(trained, "")
+    largest = np.abs(expected).max()
+    error, seen = (np.abs(x - expected).max() / largest for x in (actual, other))
+    print(f"{sampler}, {grid}: {error:.1e} of the largest value, {largest:.3g}; untold {seen:.1e}")
+    assert actual.shape == expected.shape
+    assert error < 2e-5
+    assert seen > 3e-2
+
+
+def test_images_agree(pipeline, workdir):
+    latents = 0.3 * _initial()
+    with torch.no_grad():
+        scaled = torch.from_numpy(np.moveaxis(latents, -1, 1).copy()) / 0.3
+        decoded = pipeline.vae.decode(scaled).sample
+    expected = pipeline.image_processor.postprocess(decoded, output_type="pil")
+    image = generate.load(workdir).to_image(jnp.asarray(np.resize(latents, (8, 8, 8, 4))))
+    actual = np.asarray(image)[:2].astype(int)
+    assert actual.shape == (2, 16, 16, 3)
+    assert np.std(actual) > 5
+    assert np.abs(actual - np.stack([np.asarray(image) for image in expected])).max() <= 1
