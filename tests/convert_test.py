@@ -425,7 +425,7 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
     [
         (
             ["sit", "SRC", "DST"],
-            "say which of dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, then "
+            "say which of sd, dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, then "
             "SRC and DST",
         ),
         (["vae", "SRC", "DST", "--step=1"], "`convert vae` takes no --step"),
