@@ -109,7 +109,7 @@ def _change(source, name, **changes):
     (source / name).write_text(json.dumps(contents))
 
 
-DEL = object()
+DEL = "left out"
 
 
 def test_config_says_what_the_files_say(converted):

@@ -425,8 +425,8 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
     [
         (
             ["sit", "SRC", "DST"],
-            "say which of sd, dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, then "
-            "SRC and DST",
+            "say which of sd, dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, "
+            "then SRC and DST",
         ),
         (["vae", "SRC", "DST", "--step=1"], "`convert vae` takes no --step"),
         (["dit", "SRC", "DST", "--raw"], "`convert dit` takes no --raw"),
