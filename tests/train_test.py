@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import imagenet256, smoke
-from dit_jax import checkpoint, conditions, data, models, sharding, sources, train
+from dit_jax import checkpoint, conditions, models, sharding, sources, train
 from dit_jax.models import dit
 
 
@@ -283,12 +283,6 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert int(state.step) == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-    batch = next(
-        data.TrainIterator(sources.open_split(smoke_config, "train"), smoke_config, np.arange(16))
-    )
-    step = train.compile_train_step(program)
-    state, scalars = step(state, sharding.put_batch(program.mesh, batch), jax.random.key(0), {})
-    assert float(scalars["loss"]) < 0.6  # of new weights it is 1
     smoke_config.init_from = "nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
