@@ -66,6 +66,9 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0  # of parameters, data order, noise and label dropout
+    config.init_from = (
+        ""  # workdir of the same model whose newest EMA weights a new run begins with
+    )
     config.total_steps = 400_000  # optimizer steps
     config.batch_size = 256  # examples per optimizer step, over all devices
     config.grad_accumulation_steps = 1  # divides batch_size per device

@@ -117,12 +117,23 @@ def _check_ranges(config):
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step; the EMA begins at the initial parameters."""
-    params = models.init_params(model, key)
+    return _begin(tx, models.init_params(model, key))
+
+
+def _begin(tx, params):
     return TrainState(jnp.zeros((), jnp.int32), params, params, tx.init(params))
 
 
 def new_state(program: Program, key: jax.Array) -> TrainState:
-    """The initial state, born sharded: no device ever holds more than its share."""
+    """The initial state, born sharded: no device ever holds more than its share.
+
+    Raises: as `checkpoint.restore_params`, of the weights of config.init_from.
+    """
+    if workdir := program.config.init_from:
+        params, step = checkpoint.restore_params(pathlib.Path(workdir), program.state.params)
+        logger.info("beginning with the EMA weights of %s, step %d", workdir, step)
+        begin = functools.partial(_begin, program.tx)
+        return jax.jit(begin, out_shardings=program.shardings)(params)
     init = functools.partial(init_state, program.model, program.tx)
     return jax.jit(init, out_shardings=program.shardings)(key)
 

@@ -206,7 +206,10 @@ def _random(model, key):
     return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
 
 
-@pytest.mark.parametrize("block", blocks.BLOCKS)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(b, marks=() if b == "adaLN-Zero" else pytest.mark.slow) for b in blocks.BLOCKS],
+)
 def test_every_block_reads_every_word(config, block):
     """The output depends on each token, through parameters that all matter; counted by formula."""
     config.model.update(block=block, depth=1)
@@ -335,6 +338,7 @@ def clip_dir(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp_path):
     """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
     config.model.update(condition="context", context_size=16, input_size=4, in_channels=2)

@@ -142,6 +142,7 @@ def test_parts_are_those_of_the_folder(converted):
     np.testing.assert_array_equal(told.null[0], [533, 534] + [0] * 10)  # "!" pads
 
 
+@pytest.mark.slow
 def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     settings = dict(sampler="dpmpp2m", steps=3, cfg_scale=7.5)
     trained = generate.load(converted, settings=settings)

@@ -9,6 +9,7 @@ from PIL import Image
 from dit_jax import checkpoint, data, latents, reconstruct, sources
 
 
+@pytest.mark.slow
 def test_means_are_of_the_images_asked_for(smoke_config, vae_dir):
     """Of 21 images in batches of 8 and, alone, by the definition."""
     row, picture = reconstruct.reconstruct(smoke_config, vae_dir, num=21, batch_size=1)

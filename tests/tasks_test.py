@@ -60,6 +60,7 @@ def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_conf
         assert np.abs(cell[:, 8:].astype(int) - expected[i, ..., 0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_trained_vae_serves_latents(vae_workdir, smoke_config, tmp_path):
     config = smoke_config
     config.data.update(train_split="train[:160]", eval_split="")

@@ -138,8 +138,8 @@ def test_imagenet_configs_build_without_allocating(size, patch):
 )
 def test_every_config_builds_without_allocating(path):
     config = importlib.import_module(f"configs.{path.stem}").get_config()
-    config.model.unlock()
-    config.model.scan_unroll = False  # fast to trace; a VAE takes no notice
+    if "scan_unroll" in config.model:
+        config.model.scan_unroll = False  # fast to trace
     if not config.latents.get("scale", True):  # as the moments will record
         config.latents.update(scale=(1.0,), shift=(0.0,))
     program = train.make_program(config, jax.devices()[:1])
@@ -148,15 +148,25 @@ def test_every_config_builds_without_allocating(path):
     if config.latents.source == "pixels":
         shapes["image"] = ((image, image, config.data.image_channels), np.uint8)
     else:
-        assert size == image // {"openmoji64": 4, "digits_latents": 2}.get(path.stem, 8)
+        assert size == image // {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}.get(
+            path.stem, 8
+        )
         shapes["moments"] = ((size, size, 2 * config.model.in_channels), np.float16)
+    told = {
+        "tokens": lambda model: ((model.text_length,), np.int32),
+        "context": lambda model: ((77, model.context_size), np.float16),
+    }.get(config.model.get("condition"))
+    resident = {}
+    if told:
+        shapes[config.model.condition] = told(config.model)
+        resident["null"] = jax.ShapeDtypeStruct(*told(config.model))
     batch = {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in shapes.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, scalars = jax.eval_shape(
-        lambda *a: train.train_step(*a, program=program), program.state, batch, key, {}
+        lambda *a: train.train_step(*a, program=program), program.state, batch, key, resident
     )
     assert scalars["loss"].shape == ()
 
@@ -260,3 +270,19 @@ def test_null_class_follows_the_number_of_classes(smoke_config):
     model = models.build(smoke_config.model)
     shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
     assert shapes["y_embedder"]["embedding"].shape == (10, 32)
+
+
+def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir):
+    """The newest EMA weights, in both places; the step and the optimizer begin anew."""
+    smoke_config.init_from = str(trained_workdir)
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    state = train.new_state(program, jax.random.key(0))
+    expected, step = checkpoint.restore_params(trained_workdir, program.state.params)
+    assert step == 40
+    for params in (state.params, state.ema_params):
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert int(state.step) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    smoke_config.init_from = "nowhere"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
