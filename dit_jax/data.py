@@ -75,9 +75,8 @@ def _captions(seed, epoch, size, count):
 
 def with_caption(batch: Batch, caption: np.ndarray | int = 0) -> Batch:
     """The batch with one of the captions [rows, K, ...] of each image, by their numbers [rows]."""
-    rows = np.arange(len(batch["label"]))
-    chosen = {n: batch[n][rows, caption] for n in ("tokens", "context") if n in batch}
-    return {**batch, **chosen}
+    told = {name: batch[name] for name in ("tokens", "context") if name in batch}
+    return {**batch, **{name: a[np.arange(len(a)), caption] for name, a in told.items()}}
 
 
 def gather(source: Sequence[Batch], indices: Sequence[int]) -> Batch:
