@@ -2,12 +2,12 @@
 
   python -m dit_jax.edit image-to-image --workdir W --image a.png --strength 0.6 --labels 3
   python -m dit_jax.edit inpaint --workdir W --image a.png --mask m.png --prompt "a red hat"
-  python -m dit_jax.edit interpolate --workdir W --labels 3,8 --seeds 0,1 --num 9
+  python -m dit_jax.edit interpolate --workdir W --labels 3,8 --numbers 0,1 --num 9
   python -m dit_jax.edit invert --workdir W --image a.png --labels 3 [--labels_after 8]
 
 image-to-image noises an image to where the last share `strength` of the steps begins, and goes on
 from there; inpaint draws anew where the mask is white; interpolate goes from one class or prompt,
-and seed, to another; invert goes back to the noise from which DDIM leads to the image, and from
+and noise, to another; invert goes back to the noise from which DDIM leads to the image, and from
 there to the image again, or to what it is told then.
 """
 
