@@ -6,7 +6,6 @@ takes, as `models.conditioning` has it.
 """
 
 import dataclasses
-import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -19,8 +18,6 @@ from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, sources
 from dit_jax.models import conditioning
-
-logger = logging.getLogger("dit_jax")
 
 FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
 
