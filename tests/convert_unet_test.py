@@ -11,7 +11,7 @@ from conftest import GOLDENS
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import checkpoint, convert, generate, models, sharding
+from dit_jax import checkpoint, conditions, convert, generate, models, sharding
 from dit_jax.convert import adm
 from dit_jax.convert.__main__ import convert_adm, convert_unet
 from dit_jax.models import unet
@@ -338,8 +338,8 @@ def test_converted_adm_draws_images(tiny_presets, tmp_path):
     trained = generate.load(tmp_path / "ours", settings=dict(steps=2))
     sample = trained.make_sample_fn()
     images, others = (
-        generate.generate(sample, trained.params, labels, 0, trained.mesh, trained.to_image)
-        for labels in ([0, 4], [2, 4])
+        generate.generate(sample, trained.params, told, 0, trained.mesh, trained.to_image)
+        for told in (conditions.of_labels(labels, CLASSES) for labels in ([0, 4], [2, 4]))
     )
     assert images.shape == (2, 8, 8, 3)
     assert np.any(images[0] != others[0])
