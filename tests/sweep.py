@@ -32,6 +32,7 @@ def rows_of(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes"):
                     cell=cell_of(size, patch, depth, block, seed),
                     grid=grid,
                     model=f"{size}/{patch}",
+                    network="dit",
                     size=size,
                     patch_size=patch,
                     block=block,

@@ -25,6 +25,7 @@ FLAGS = flags.FLAGS
 
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
 CODE = ("device", "jax", "git_revision")
+OF_DIT = ("block", "depth", "hidden_size", "num_heads", "patch_size")  # empty of a UNet
 SHOWN = 10  # samples of a model
 
 
@@ -127,18 +128,16 @@ def _of_cell(directory, evaluations):
         return []
     config = checkpoint.load_config(directory)
     model, counts = config.model, flops.count(config)
+    of_dit = model.name == "dit"
     lines = [
         {
             "cell": record["name"],
             "grid": record["grid"],
-            "model": f"{record['size']}/{model.patch_size}",
+            "model": f"{record['size']}/{model.patch_size}" if of_dit else record["size"],
+            "network": model.name,
             "size": record["size"],
-            "block": model.block,
-            "depth": model.depth,
-            "hidden_size": model.hidden_size,
-            "num_heads": model.num_heads,
-            "patch_size": model.patch_size,
-            "tokens": counts["tokens"],
+            **{key: model[key] if of_dit else None for key in OF_DIT},
+            "tokens": counts.get("tokens"),
             "params": counts["params"],
             "gmacs": counts["gmacs"],
             "seed": config.seed,
@@ -213,6 +212,11 @@ def samples(
 def _shown(directory, row):
     """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
     config, sample = checkpoint.load_config(directory), row["sample"]
+    if config.model.condition != "label":
+        raise ValueError(
+            f"{directory} is told {config.model.condition}: samples side by side are of labels. "
+            "dit_jax.sample draws prompts."
+        )
     labels = conditions.draw_labels(
         sample["labels"], sample["num"], config.model.num_classes, sample["seed"]
     )

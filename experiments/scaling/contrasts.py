@@ -28,7 +28,9 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
     step = models.last_step(rows)
     groups = collections.defaultdict(list)
     for row in models.average(models.at_step(rows, step), quality):
-        groups[models.model_of(row | dict.fromkeys(VARIED[of]))].append(row)
+        if row[of] is None:  # a UNet has none
+            continue
+        groups[models.model_of(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
     found = []
     for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
         group = sorted(group, key=lambda row: row[of])
@@ -58,6 +60,15 @@ def equal_params(rows: list[dict], quality: str, within: float = 0.1) -> dict:
     return pairs(rows, quality, "params", within, differ)
 
 
+def networks(rows: list[dict], quality: str, within: float = 0.1) -> dict:
+    """`pairs` of a DiT and a UNet of about equal gmacs, of the rows of a whole table.
+
+    Raises: as `pairs` and `models.comparable`.
+    """
+    rows = models.comparable(rows, quality, across=("network", "block"))
+    return pairs(rows, quality, "gmacs", within, lambda a, b: a["network"] != b["network"])
+
+
 def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> dict:
     """Which of two models is better, of those whose costs differ by at most a share `within`.
 
@@ -77,7 +88,7 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
     squares = sum(np.var(values) * len(values) for values in seeds.values())
     noise = float(np.sqrt(squares / freedom)) if freedom else None
     found = []
-    ordered = sorted(models.average(rows, quality), key=lambda row: (row["tokens"], row["depth"]))
+    ordered = sorted(models.average(rows, quality), key=_order)
     for pair in itertools.combinations(ordered, 2):
         low, high = sorted(row[cost] for row in pair)
         if high > (1 + within) * low or not differ(*pair):
@@ -100,3 +111,8 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
             f"otherwise; at step {step} there are none."
         )
     return dict(step=step, noise=noise, pairs=found)
+
+
+def _order(row):
+    """DiTs by tokens and depth, then UNets, which have neither."""
+    return str(row.get("network")), row["tokens"] or 0, row["depth"] or 0

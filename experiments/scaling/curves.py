@@ -10,7 +10,6 @@ from experiments.scaling import bootstrap, fit, laws, looks, models
 logger = logging.getLogger("dit_jax")
 
 LAW = dict(color="0.25", linestyle="--", linewidth=1, marker="", zorder=3)
-UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
 STAR = dict(color="black", markerfacecolor="none", marker="*", markersize=7, linestyle="", zorder=3)
 BAND = 5  # points of it
 BUDGETS = 5  # at most, drawn of a number of tokens
@@ -58,14 +57,14 @@ def draw_compute(rows: list[dict], quality: str):
     means = models.average(drawn, quality)
     _demand_models(means)
     look = looks.Looks.of(rows)
-    unit, name = compute_unit([row["train_gflops"] for row in means])
-    drawn, means = _in_unit(drawn, unit), _in_unit(means, unit)
+    unit, name = looks.compute_unit([row["train_gflops"] for row in means])
+    drawn, means = looks.in_unit(drawn, unit), looks.in_unit(means, unit)
     with matplotlib.rc_context(style.STYLE):
         figure, (axes,) = looks.new_figure()
         _draw_models(axes, look, drawn, "compute", quality)
         positive = all(row[quality] > 0 for row in drawn)
         if positive and not quality.startswith(models.HIGHER):
-            x, y = _columns(_in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
+            x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
             if law := _fitted(laws.power_law, x, y, f"best {quality}"):
                 _draw_law(axes, law, x)
                 text = f"best of all {_equation(law, 'C')}, $C$ in {name}"
@@ -97,7 +96,7 @@ def draw_isoflop(rows: list[dict], quality: str):
     look = looks.Looks.of(rows)
     kinds = {row["model"]: row for row in drawn}
     budgets = [budget["budget"] for budget in found]
-    unit, name = compute_unit(budgets)
+    unit, name = looks.compute_unit(budgets)
     with matplotlib.rc_context(style.STYLE):
         ramp = matplotlib.colormaps["Greys"](np.linspace(*GREYS, 256))
         edges = min(budgets) / unit / 1.1, max(budgets) / unit * 1.1
@@ -190,17 +189,6 @@ def _draw_budget(axes, budget, color):
     axes.plot(*zip(*points, strict=True), color=color)
     if budget["bracketed"]:
         axes.plot([budget["gmacs"]], [budget["quality"]], label="_optimum", **STAR)
-
-
-def compute_unit(gflops: list[float]) -> tuple[float, str]:
-    """(GFLOPs in it, its name) of the unit in which the middle of these is in 1 to 1000."""
-    middle = np.sqrt(min(gflops) * max(gflops))
-    power = int(np.clip(np.log10(middle) // 3, 0, len(UNITS) - 1))
-    return 1000.0**power, UNITS[power]
-
-
-def _in_unit(rows, unit):
-    return [{**row, "compute": row["train_gflops"] / unit} for row in rows]
 
 
 def _draw_models(axes, look, rows, x, quality, hollow=False):

@@ -98,7 +98,7 @@ def _name(chosen):
 def _cell(sweep, name, grid, chosen, axes):
     config = sweep.base.copy_and_resolve_references()
     if "size" in chosen:
-        config.model.update(sweep.sizes[chosen["size"]])
+        _set_model(config, sweep.sizes[chosen["size"]])
     keys = {key: value for key, value in chosen.items() if key != "size"}
     try:
         config.update_from_flattened_dict(keys)
@@ -119,12 +119,23 @@ def _cell(sweep, name, grid, chosen, axes):
     return Cell(name, grid, size, config.lock(), steps, {key: _get(config, key) for key in axes})
 
 
+def _set_model(config, size):
+    """Some keys of the base's model; or, with a name, all of another one."""
+    if "name" in size:
+        with config.unlocked():
+            config.model = size.copy_and_resolve_references()
+    else:
+        config.model.update(size)
+
+
 def _size(sweep, model, first):
     """The name of the size that the model has, `first` before others, else '64x4'."""
     names = dict.fromkeys([*([first] if first else []), *sweep.sizes])
     for name in names:
-        if all(model[key] == value for key, value in sweep.sizes[name].items()):
+        if all(model.get(key) == value for key, value in sweep.sizes[name].items()):
             return name
+    if model.name != "dit":
+        raise ValueError(f"a {model.name} must be one of config.sizes, so that it has a name.")
     return f"{model.hidden_size}x{model.depth}"
 
 

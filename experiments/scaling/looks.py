@@ -8,10 +8,13 @@ import collections
 import dataclasses
 import itertools
 
+import numpy as np
+
 from dit_jax import plot, style
 from experiments.scaling import models
 
 WIDE = 6.8  # inches: both columns
+UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
 EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that overlap
 # Inches: of a line, a title, a handle and a letter.
 LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
@@ -34,8 +37,10 @@ def standard(rows: list[dict]) -> list[dict]:
     """The rows of the models that are one to a size and patch size.
 
     These are of the most common block, and of a size's most common depth and width: the others
-    are there to be compared with them. Raises: LackingError.
+    are there to be compared with them. Raises: LackingError, also for several networks.
     """
+    if len(found := {row.get("network") for row in rows}) > 1:
+        raise LackingError(f"the rows are of {len(found)} networks, which networks_ compares")
     rows = of_block(measured(rows, "size", "patch_size"))
     shapes = collections.defaultdict(collections.Counter)
     for row in rows:
@@ -81,6 +86,18 @@ def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
     for row in sorted(rows, key=lambda row: row[x]):
         points[row[x]].append((row[x], row[y]))
     return plot.Curve("", dict(points))
+
+
+def compute_unit(gflops: list[float]) -> tuple[float, str]:
+    """(GFLOPs in it, its name) of the unit in which the middle of these is in 1 to 1000."""
+    middle = np.sqrt(min(gflops) * max(gflops))
+    power = int(np.clip(np.log10(middle) // 3, 0, len(UNITS) - 1))
+    return 1000.0**power, UNITS[power]
+
+
+def in_unit(rows: list[dict], unit: float) -> list[dict]:
+    """The rows with their 'compute', that of training in this unit of `compute_unit`."""
+    return [{**row, "compute": row["train_gflops"] / unit} for row in rows]
 
 
 def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:

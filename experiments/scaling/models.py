@@ -6,7 +6,8 @@ import math
 import numpy as np
 
 # Runs that have these in common are of one model: they differ by their seed.
-MODEL = ("block", "depth", "hidden_size", "num_heads", "patch_size", "learning_rate", "batch_size")
+MODEL = ("network", "block", "depth", "hidden_size", "num_heads", "patch_size", "params")
+MODEL += ("learning_rate", "batch_size")
 # What a measure of samples depends on besides the weights.
 SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")
 HELD_OUT = ("eval_draws",)  # and a held-out loss
@@ -39,11 +40,12 @@ def measured(rows: list[dict], quality: str) -> list[dict]:
     return kept
 
 
-def comparable(rows: list[dict], quality: str) -> list[dict]:
+def comparable(rows: list[dict], quality: str, across: tuple[str, ...] = ()) -> list[dict]:
     """The rows that have the quality, each run and step once, if they can be compared.
 
-    Raises: ValueError if there are none; for rows of several samplers, references, blocks or batch
-      sizes, or of one model's several learning rates; for two values at one step of a run.
+    Args: across, 'network' or 'block', where these are what is compared.
+    Raises: ValueError if there are none; for rows of several samplers, references, networks, blocks
+      or batch sizes, or of one model's several learning rates; for two values at one step of a run.
     """
     kept = [row for row in rows if row.get(quality) is not None]
     if not kept:
@@ -52,8 +54,11 @@ def comparable(rows: list[dict], quality: str) -> list[dict]:
         )
         there = ", ".join(f"{name} in {count}" for name, count in numbers.items())
         raise ValueError(f"none of {len(rows)} rows has {quality!r}; there is {there or 'none'}.")
-    for name in ("block", "batch_size", *(HELD_OUT if quality.startswith(LOSSES) else SAMPLING)):
-        _check_one(kept, name, quality)
+    alike = ("network", "block", "batch_size")
+    alike += HELD_OUT if quality.startswith(LOSSES) else SAMPLING
+    for name in alike:
+        if name not in across:
+            _check_one(kept, name, quality)
     rates = collections.defaultdict(list)
     for row in kept:
         rates[model_of({**row, "learning_rate": None})].append(row)

@@ -1,4 +1,4 @@
-"""The figures of what models of equal size differ in: tokens, depth, block."""
+"""The figures of what models of equal size differ in: tokens, depth, block, network."""
 
 import logging
 
@@ -8,6 +8,7 @@ from experiments.scaling import looks, models
 logger = logging.getLogger("dit_jax")
 
 BLOCKS = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")  # those of the paper, first
+NETWORKS = {"dit": "DiT", "unet": "UNet"}
 TITLES = {"tokens": "at equal parameters", "depth": "at equal tokens and width"}
 
 
@@ -111,4 +112,46 @@ def draw_blocks(rows: list[dict], quality: str):
             for model, dash in dashes.items()
         ]
         looks.draw_legend(figure, ("block", blocks[:2]), ("", blocks[2:]), ("model", names))
+    return figure
+
+
+def draw_networks(rows: list[dict], quality: str):
+    """The matplotlib Figure of quality against multiply-adds and against training compute.
+
+    A color to a network; on the left, at the last step, a line joins its models; on the right one
+    is of each of them.
+    Raises: LackingError if all rows are of one.
+    """
+    import matplotlib
+    from matplotlib.lines import Line2D
+
+    rows = looks.measured(rows, "network", "gmacs", "train_gflops", "step", quality)
+    rows = models.comparable(rows, quality, across=("network", "block"))
+    networks = looks.group(rows, "network")
+    if len(networks) < 2:
+        raise looks.LackingError(f"all rows are of one network, {rows[0]['network']}")
+    colors = dict(zip(NETWORKS, style.COLORS, strict=False))
+    unit, name = looks.compute_unit([row["train_gflops"] for row in rows])
+    last = models.at_step(rows, models.last_step(rows))
+    with matplotlib.rc_context(style.STYLE):
+        figure, (by_size, by_compute) = looks.new_figure(2)
+        for (network,), of_network in looks.group(last, "network").items():
+            found = looks.curve(of_network, "gmacs", quality)
+            looks.draw_curve(by_size, found, colors[network], "o")
+        for of_model in looks.group(rows, *models.MODEL).values():
+            found = looks.curve(looks.in_unit(of_model, unit), "compute", quality)
+            looks.draw_curve(by_compute, found, colors[of_model[0]["network"]], "o")
+        by_size.set_title(f"after {last[0]['step']:,} steps", fontsize=8)
+        by_size.set_xlabel(style.label("gmacs"))
+        by_compute.set_title("a line to a model", fontsize=8)
+        by_compute.set_xlabel(f"training compute ({name})")
+        for axes in (by_size, by_compute):
+            style.log_scale(axes.xaxis)
+            looks.name_quality(axes, rows, quality, log=True)
+        handles = [
+            Line2D([], [], color=colors[network], marker="o", label=NETWORKS[network])
+            for network in colors
+            if (network,) in networks
+        ]
+        looks.draw_legend(figure, ("network", handles))
     return figure

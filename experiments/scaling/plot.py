@@ -3,9 +3,9 @@
   python -m experiments.scaling.plot --table FILE.csv [--samples FILE.npz] [--out_dir DIR]
     [--qualities eval_mse,fd_pixels,label_accuracy] [--where learning_rate=0.001]
 
-gflops_, compute_, isoflop_, tokens_depth_, extrapolation_ and blocks_<quality>; and of --samples
-samples, its arrays: `image` [models, n, H, W, C] uint8, `label` [n] int32, `cell` [models].
-A figure that the table has no rows for is left out, and the log says why.
+gflops_, compute_, isoflop_, tokens_depth_, extrapolation_, blocks_ and networks_<quality>; and
+samples, of the arrays of --samples: `image` [models, n, H, W, C] uint8, `label` [n] int32, `cell`
+[models]. A figure that the table has no rows for is left out, and the log says why.
 """
 
 import functools
@@ -28,6 +28,7 @@ FIGURES = {
     "tokens_depth": panels.draw_tokens_depth,
     "extrapolation": curves.draw_extrapolation,
     "blocks": panels.draw_blocks,
+    "networks": panels.draw_networks,
 }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli, spool
-from experiments.scaling import fit, models, summary, table
+from experiments.scaling import contrasts, fit, models, summary, table
 
 FLAGS = flags.FLAGS
 
@@ -32,8 +32,9 @@ def fields(
     Returns: table, at the last step; figures, all that lie in figures/ beside the table, linked
       from the page `out`; cost, of the table's .cost.json; rows, cells, models, seeds and steps;
       range, largest gmacs over smallest; of each quality its fits, `fit.study`, and under
-      '<quality>_summary' their text; of each model at the last step `at[model][quality]`.
-    Raises: FileNotFoundError; ValueError as `fit.study`.
+      '<quality>_summary' their text, under '<quality>_networks' that of `contrasts.networks`; of
+      each model at the last step `at[model][quality]`.
+    Raises: FileNotFoundError; ValueError as `fit.study` and `contrasts.networks`.
     """
     rows = table.read(table_path)
     shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
@@ -52,8 +53,17 @@ def fields(
         "range": max(gmacs) / min(gmacs),
         "at": at,
         **fits,
-        **{f"{name}_summary": f"```\n{summary.of(found)}\n```" for name, found in fits.items()},
+        **{f"{name}_summary": _verbatim(summary.of(found)) for name, found in fits.items()},
+        **{
+            f"{name}_networks": _verbatim(summary.of_networks(contrasts.networks(rows, name), name))
+            for name in shown
+            if f"{name}_networks" in named
+        },
     }
+
+
+def _verbatim(text):
+    return f"```\n{text}\n```"
 
 
 def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
@@ -70,7 +80,8 @@ def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
     found = {}
     for alike in of_models.values():
         row = alike[0]
-        parts = [row["model"], *([row["block"]] if row["block"] != "adaLN-Zero" else [])]
+        parts = [row["model"]]
+        parts += [row["block"]] if row["block"] not in ("adaLN-Zero", None) else []
         name = " ".join([*parts, *(f"{n.rpartition('.')[2]}={row[n]}" for n in other)])
         if name in found:  # sizes of one name in tables joined by hand
             name += f" {row['hidden_size']}x{row['depth']}"
@@ -88,7 +99,8 @@ def model_table(at: dict[str, dict], qualities: list[str]) -> str:
     names = ["model", "hidden", "depth", "tokens", "params", "gmacs", *qualities]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, row in at.items():
-        cells = [name, row["hidden_size"], row["depth"], row["tokens"]]
+        sizes = (row["hidden_size"], row["depth"], row["tokens"])  # None of a UNet
+        cells = [name, *("" if size is None else size for size in sizes)]
         cells += [f"{row['params']:,}", f"{row['gmacs']:.3g}"]
         for quality in qualities:
             deviation = row.get(f"{quality}_std")

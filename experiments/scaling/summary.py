@@ -23,6 +23,11 @@ def of(result: dict) -> str:
     return "\n".join(lines)
 
 
+def of_networks(found: dict, quality: str) -> str:
+    """What `contrasts.networks` returns, as text."""
+    return "\n".join(_pairs(found, quality))
+
+
 def _interval(interval, digits=3):
     if interval is None or tuple(interval) == (None, None):
         return "no interval"
@@ -72,7 +77,7 @@ def _rolling(fit, q):
 
 def _iso_flop(fit, q):
     for at in fit["budgets"]:
-        best = f"{at['budget']:.3g} GFLOPs, {at['tokens']} tokens: best of {len(at['models'])} "
+        best = f"{at['budget']:.3g} GFLOPs, {_tokens(at)}: best of {len(at['models'])} "
         best += at["best"]
         if at["bracketed"]:
             yield f"{best}; optimum {at['gmacs']:.3g} gmacs, {at['params']:.3g} parameters"
@@ -81,7 +86,7 @@ def _iso_flop(fit, q):
     for found in fit["exponents"]:
         seeds = ", ".join(f"{one:.3f}" for one in found["by_seed"]) or "none"
         yield (
-            f"{found['tokens']} tokens, {found['optima']} optima: optimal gmacs ~ "
+            f"{_tokens(found)}, {found['optima']} optima: optimal gmacs ~ "
             f"compute^{found['gmacs']:.3f} (of each seed: {seeds}), parameters ~ "
             f"compute^{found['params']:.3f}"
         )
@@ -107,11 +112,18 @@ def _pairs(fit, q):
         if sigma is not None:
             apart = abs(sigma) >= TOLD_APART
             better = f"{better if apart else 'not told apart'}, {abs(sigma):.1f} deviations"
-        yield (
-            f"{a['model']} (depth {a['depth']}, {a['tokens']} tokens) {a[q]:.4g}, {b['model']} "
-            f"(depth {b['depth']}, {b['tokens']} tokens) {b[q]:.4g}, at {found['ratio']:.2f} x the "
-            f"cost: {better}"
-        )
+        both = f"{_model(a)} {a[q]:.4g}, {_model(b)} {b[q]:.4g}"
+        yield f"{both}, at {found['ratio']:.2f} x the cost: {better}"
+
+
+def _model(row):
+    """Its name, and what it is built of if it is a DiT."""
+    of_dit = f" (depth {row['depth']}, {_tokens(row)})" if row["tokens"] else ""
+    return f"{row['model']}{of_dit}"
+
+
+def _tokens(found):
+    return f"{found['tokens']} tokens" if found["tokens"] else "UNets"
 
 
 # The parts of a study in their order: a title, and what gives its lines.

@@ -4,6 +4,7 @@
 |---|---|
 | cell, grid | the run's name in its sweep, and which of the sweep's grids it is of |
 | model, size, patch_size | 'S/2' is size 'S' with patch size 2 |
+| network | dit or unet, of which the next columns and patch_size and tokens are empty |
 | block, depth, hidden_size, num_heads | of `config.model` |
 | tokens, params, gmacs | `dit_jax.flops`: patches of an image, multiply-adds of one pass in 1e9 |
 | seed, learning_rate, batch_size | of the run |
@@ -21,8 +22,8 @@ import pathlib
 
 from dit_jax import spool
 
-TEXT = ("cell", "grid", "model", "size", "block", "sampler", "extractor", "reference", "device")
-TEXT += ("jax", "git_revision")  # all else are numbers, but for a sweep's other axes
+TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
+TEXT += ("device", "jax", "git_revision")  # all else are numbers, but for a sweep's other axes
 REQUIRED = ("cell", "model", "patch_size", "block", "depth", "hidden_size", "tokens", "params")
 REQUIRED += ("gmacs", "seed", "batch_size", "step", "train_gflops")
 

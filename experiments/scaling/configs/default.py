@@ -7,7 +7,8 @@ def get_config(base: ConfigDict) -> ConfigDict:
     """A sweep without cells. Args: base, the config of `dit_jax.train` that all cells share."""
     config = ConfigDict()
     config.base = base
-    # Sizes by name, each some keys of base.model: dict(S=dict(hidden_size=64, depth=4)).
+    # Sizes by name, each some keys of base.model: dict(S=dict(hidden_size=64, depth=4)). One with
+    # the key 'name' is all of another config.model, such as that of a UNet.
     config.sizes = ConfigDict()
     # Grids by name. Each has keys of base, nested as there, with the values that they take; 'size'
     # takes names of sizes. Every combination is a cell:

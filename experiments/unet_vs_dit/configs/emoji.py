@@ -1,0 +1,42 @@
+"""DiTs and UNets of equal multiply-adds, told captions, on the emoji at 32x32 pixels, on a CPU.
+
+  pip install -e '.[openmoji]'
+  python -m dit_jax.datasets.openmoji --size 32
+  python -m experiments.scaling.sweep --config experiments/unet_vs_dit/configs/emoji.py \
+      --workdir runs/unet_vs_dit --parallel 2
+
+The learning rate is constant, so that every checkpoint is a run of its own length. Cost: see
+experiments/unet_vs_dit/README.md.
+"""
+
+from configs import openmoji32_text
+from experiments.scaling.configs import default
+
+# Multiply-adds of a pass: 13.4 M and 13.4 M, 25.1 M and 24.4 M, 78.6 M and 78.7 M. All heads of the
+# DiTs have 16 or 32 numbers; the encoder of captions is the same in both networks.
+DITS = {
+    "dit-S": dict(hidden_size=48, depth=3, num_heads=3, context_size=32, text_num_heads=1),
+    "dit-M": dict(hidden_size=48, depth=6, num_heads=3, context_size=32, text_num_heads=1),
+    "dit-L": {},  # that of configs/openmoji32_text.py
+}
+UNETS = {
+    "unet-S": dict(base_channels=8, channel_mult=(1, 1, 2), context_size=32, text_num_heads=1),
+    "unet-M": dict(base_channels=8, channel_mult=(1, 2, 3), context_size=32, text_num_heads=1),
+    "unet-L": {},
+}
+
+
+def get_config():
+    base = openmoji32_text.get_config("dit")
+    base.update(eval_draws=8, sample_every_steps=0)
+    base.sample.cfg_scale = 1.0
+    config = default.get_config(base)
+    for network, sizes in (("dit", DITS), ("unet", UNETS)):
+        for name, keys in sizes.items():
+            model = openmoji32_text.get_config(network).model
+            model.update(keys)
+            config.sizes[name] = model
+    config.grids = dict(main=dict(size=(*DITS, *UNETS), seed=(0, 1)))
+    config.steps = (750, 1_500, 3_000)
+    config.evaluate.num = 500  # of the held-out captions
+    return config.lock()
