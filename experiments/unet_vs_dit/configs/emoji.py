@@ -26,7 +26,12 @@ UNETS = {
 }
 
 
-def get_config():
+# Of a constant schedule, the best of rates for each network.
+LEARNING_RATES = {"dit": 1e-3, "unet": 1e-3}
+
+
+def get_config(part: str = "main"):
+    """Args: part, main; or rates, which learning rate serves each network at the size M."""
     base = openmoji32_text.get_config("dit")
     base.update(eval_draws=8, sample_every_steps=0)
     base.sample.cfg_scale = 1.0
@@ -36,7 +41,15 @@ def get_config():
             model = openmoji32_text.get_config(network).model
             model.update(keys)
             config.sizes[name] = model
-    config.grids = dict(main=dict(size=(*DITS, *UNETS), seed=(0, 1)))
+    if part == "rates":
+        axes = dict(optim=dict(learning_rate=(3e-4, 1e-3, 3e-3)), seed=(0,))
+        config.grids = dict(rates=dict(size=("dit-M", "unet-M"), **axes))
+        config.steps = (1_500,)
+        config.evaluate.num = 0
+        return config.lock()
+    for network, sizes in (("dit", DITS), ("unet", UNETS)):
+        axes = dict(optim=dict(learning_rate=(LEARNING_RATES[network],)), seed=(0, 1))
+        config.grids[network] = dict(size=tuple(sizes), **axes)
     config.steps = (750, 1_500, 3_000)
-    config.evaluate.num = 500  # of the held-out captions
+    config.evaluate.num = 1_000  # of the held-out captions
     return config.lock()
