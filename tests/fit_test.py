@@ -356,6 +356,26 @@ def test_largest_model_is_predicted_without_any_of_its_runs():
     assert [p["relative_error"] for p in rolling] == pytest.approx([0] * 3, abs=1e-6)
 
 
+def test_models_of_one_number_of_tokens_are_fitted_alone():
+    """Of 4 tokens a third less loss at equal gmacs: a fit to all is of neither."""
+    law = laws.PowerLaw(0.2, 1.0, 0.3)
+    rows = [_row(2**i, patch_size=p, seed=s) for i in range(4, 11) for p in (4, 2) for s in (0, 1)]
+    rows += [_row(32, patch_size=1)]
+    for row in rows:
+        row["eval_mse"] = float(law(row["gmacs"])) * (2 / 3 if row["patch_size"] == 4 else 1)
+    one, four, most = fit.within_tokens(rows, "eval_mse")["groups"]
+    assert one["tokens"] * 16 == four["tokens"] * 4 == most["tokens"]
+    for group, patch_size in ((one, 4), (four, 2)):
+        alone = [row for row in rows if row["patch_size"] == patch_size]
+        assert group["line"] == fit.lines(alone, "eval_mse")["steps"][0]
+        assert group["largest"]["model"] == f"h1024d4/{patch_size}"
+        assert group["largest"]["relative_error"] == pytest.approx(0, abs=1e-6)
+    assert "3 models" in most["line"]["left_out"]
+    assert "other models" in most["largest"]["left_out"]
+    with pytest.raises(ValueError, match="several numbers of tokens"):
+        fit.within_tokens([row for row in rows if row["patch_size"] == 2], "eval_mse")
+
+
 def test_slopes_hold_all_else_and_pool_groups():
     """log q = -0.5 log tokens - 0.2 log depth - log hidden_size / 3, by construction."""
     sizes = itertools.product((64, 128), (4, 8, 16), (2, 4), (0, 1))

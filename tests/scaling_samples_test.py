@@ -39,6 +39,14 @@ def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path)
             np.testing.assert_array_equal(panel[y : y + side, x : x + side, 1], expected)
 
 
+@pytest.mark.parametrize(("count", "columns", "lines"), [(7, 3, 3), (10, 5, 2), (12, 4, 3)])
+def test_samples_fill_their_lines_where_they_can(rows, count, columns, lines):
+    figure = samples.draw_samples(rows, samples_of(["S/2"], count=count))
+    height, width, _ = figure.axes[0].images[0].get_array().shape
+    side = (width + samples.GAP) // columns
+    assert (height, width) == (lines * side - samples.GAP, columns * side - samples.GAP)
+
+
 def test_large_samples_are_made_smaller(rows):
     arrays = samples_of(["S/2", "S/4"], count=9, side=300, channels=3)
     arrays["image"][:] = [10, 200, 30]

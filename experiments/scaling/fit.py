@@ -38,6 +38,7 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
         "law_of_frontier": lambda: _law_of_envelope(edge, quality),
         "largest": lambda: largest(rows, quality, seed),
         "rolling": lambda: rolling(rows, quality),
+        "within_tokens": lambda: within_tokens(last, quality, seed),
         "iso_flop": lambda: optima(rows, quality),
         **{of: lambda of=of: contrasts.slopes(rows, quality, of) for of in contrasts.VARIED},
         "equal_gmacs": lambda: contrasts.equal_gmacs(rows, quality),
@@ -192,6 +193,25 @@ def rolling(rows: list[dict], quality: str) -> dict:
         need = laws.MIN_POWER
         raise ValueError(f"needs {need} models that a law fits, and a larger one, at step {step}.")
     return dict(step=step, predictions=found)
+
+
+def within_tokens(rows: list[dict], quality: str, seed: int = 0) -> dict:
+    """`lines` and `largest` among the models of each number of tokens alone.
+
+    Args: rows of one step.
+    Returns: groups, each with tokens; line, the one of `lines`; largest. Of either, {"left_out":
+      reason} for too few models.   Raises: ValueError if all models have the same tokens.
+    """
+    numbers = sorted({row["tokens"] for row in rows if row["tokens"]})
+    if len(numbers) < 2:
+        raise ValueError("needs models of several numbers of tokens.")
+    found = []
+    for tokens in numbers:
+        alike = [row for row in rows if row["tokens"] == tokens]
+        line = _or_reason(lambda alike=alike: lines(alike, quality, seed)["steps"][0])
+        end = _or_reason(lambda alike=alike: largest(alike, quality, seed))
+        found.append(dict(tokens=tokens, line=line, largest=end))
+    return dict(groups=found)
 
 
 def frontier(rows: list[dict], quality: str, x: str = "train_gflops") -> list[dict]:

@@ -30,7 +30,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
     sizes = [name for name in looks.sizes_of(rows) if name in {s for s, _ in places}]
     patches = list(dict.fromkeys(across for _, across in sorted(places, key=_column)))
     count, height, width, _ = arrays["image"].shape[1:]
-    columns = math.ceil(math.sqrt(count))
+    columns = _columns(count)
     names = LETTER * max(map(len, sizes)) + BETWEEN
     inches = looks.WIDE if max(height, width) > LARGE else style.WIDTH
     free = round(inches * style.DPI) - names - BETWEEN * (len(patches) - 1)
@@ -76,6 +76,12 @@ def _places(rows, cells):
     blocks = len({row["block"] for _, row in found}) > 1
     name = "block" if blocks else "patch_size"
     return {(row["size"], row[name]): i for i, row in found}, "" if blocks else "patch size "
+
+
+def _columns(count):
+    """About the root, such that no row is cut short if a number up to twice as large does that."""
+    root = math.ceil(math.sqrt(count))
+    return next((n for n in range(root, 2 * root) if count % n == 0), root)
 
 
 def _column(place):

@@ -38,11 +38,12 @@ def _interval(interval, digits=3):
 def _line(fit, q):
     yield f"{q} = intercept + slope log10(gmacs), at equal steps"
     for at in fit["steps"]:
-        slope, r = _interval(at["slope_interval"]), at["correlation"]
-        yield (
-            f"step {at['step']:>10,}: slope {at['slope']:.4g} ({slope}), correlation {r:.4f}, "
-            f"{at['points']} runs"
-        )
+        yield f"step {at['step']:>10,}: {_slope(at)}"
+
+
+def _slope(at):
+    slope, r = _interval(at["slope_interval"]), at["correlation"]
+    return f"slope {at['slope']:.4g} ({slope}), correlation {r:.4f}, {at['points']} runs"
 
 
 def _law(fit, q):
@@ -73,6 +74,15 @@ def _rolling(fit, q):
             span = f"{far / 2:g} to {far:g}" if far < float("inf") else "over 16"
             mean, worst = sum(map(abs, errors)) / len(errors), max(errors, key=abs)
             yield f"{span} x beyond: {mean:.1%} on average, {worst:+.1%} at worst, of {len(errors)}"
+
+
+def _within_tokens(fit, q):
+    for group in fit["groups"]:
+        line, end = group["line"], group["largest"]
+        yield f"{_tokens(group)}: {line.get('left_out') or _slope(line)}"
+        yield from (
+            f"  {text}" for text in ([end["left_out"]] if "left_out" in end else _largest(end, q))
+        )
 
 
 def _iso_flop(fit, q):
@@ -123,7 +133,9 @@ def _model(row):
 
 
 def _tokens(found):
-    return f"{found['tokens']} tokens" if found["tokens"] else "UNets"
+    if not found["tokens"]:
+        return "UNets"
+    return f"{found['tokens']} tokens" if found["tokens"] > 1 else "1 token"
 
 
 # The parts of a study in their order: a title, and what gives its lines.
@@ -133,6 +145,7 @@ PARTS = {
     "law_of_frontier": ("Power law of the best quality at each training compute", _law),
     "largest": ("The largest model, predicted by the others", _largest),
     "rolling": ("Predictions beyond the models fitted, errors", _rolling),
+    "within_tokens": ("Of one number of tokens alone", _within_tokens),
     "iso_flop": ("Equal training compute", _iso_flop),
     "tokens": ("Slope of log quality against log tokens", _slopes),
     "depth": ("Slope of log quality against log depth", _slopes),
