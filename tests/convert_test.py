@@ -13,7 +13,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
-from dit_jax import checkpoint, convert, sharding
+from dit_jax import checkpoint, conditions, convert, generate, sharding
 from dit_jax.convert import diffusers_dit
 from dit_jax.convert.__main__ import convert_dit, export_dit
 from dit_jax.models import dit
@@ -189,6 +189,16 @@ def test_other_blocks_have_no_published_names(
     with pytest.raises(ValueError, match=message):
         convert.dit.to_published(golden_params, config.model)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_models_of_captions_have_no_published_names(workdir, tmp_path):
+    config = checkpoint.load_config(workdir)
+    config.model.condition = "tokens"
+    with pytest.raises(ValueError, match=r"model\.condition='tokens' has no published names"):
+        convert.dit.published_shapes(config.model)
+    checkpoint.write_config(workdir, config)
+    with pytest.raises(ValueError, match="told labels alone can be converted"):
+        export_dit(workdir, tmp_path / "dit.safetensors")
 
 
 def test_file_of_the_published_names_needs_no_config(
@@ -440,17 +450,28 @@ def test_wrong_commands_end_in_a_message(run_command, arguments, message):
     assert "Traceback" not in error
 
 
-def test_export_takes_the_process_along(workdir, tmp_path):
-    """A flow comes back as one, with its sizes, although they bear no name."""
+def test_export_takes_the_config_along(workdir, tmp_path):
+    """What comes back draws the same samples: a flow of pixels, whose sizes bear no name."""
     config = json.loads((workdir / "config.json").read_text())
     config["diffusion"]["process"] = "flow"
     config["objective"]["prediction"] = "u"
+    config["sample"] |= dict(sampler="ab2", steps=3)
+    config["data"] |= dict(source="folder", name="somewhere")
     (workdir / "config.json").write_text(json.dumps(config))
     export_dit(workdir, tmp_path / "flow.safetensors")
     back = convert_dit(tmp_path / "flow.safetensors", tmp_path / "back")
-    assert (back.diffusion.process, back.objective.prediction) == ("flow", "u")
-    assert back.model.to_dict() == config["model"]
-    assert back.data.image_size == 8
+    config["data"] |= dict(data_dir="", name="")
+    config["latents"]["moments"] = ""
+    assert back.to_dict() == config
+    ours, theirs = (_draw(directory) for directory in (workdir, tmp_path / "back"))
+    np.testing.assert_array_equal(ours, theirs)
     other = smoke.get_config()
     with pytest.raises(ValueError, match=r"was exported with diffusion=.* leave it out"):
         convert_dit(tmp_path / "flow.safetensors", tmp_path / "other", other)
+
+
+def _draw(workdir):
+    trained = generate.load(workdir)
+    told = conditions.of_labels([0, 1], trained.config.model.num_classes)
+    mesh, to_image = trained.mesh, trained.to_image
+    return generate.generate(trained.make_sample_fn(), trained.params, told, 0, mesh, to_image)

@@ -252,17 +252,12 @@ def convert_dit(
     sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
     found = diffusers_dit.read(source) if is_diffusers else arrays.read(source)
     exported = _exported_config(source)
-    if config is None and exported:
-        config = _published_config(exported["model"])
-        for key in ("diffusion", "objective", "latents"):
-            config[key].update(exported[key])
-        config.data.image_size = exported["image_size"]
-    elif config is None:
-        config = _published_config(sizes or dit.read_sizes(found))
-    elif exported and any(config[k].to_dict() != exported[k] for k in ("diffusion", "objective")):
+    if config is None:
+        config = exported or _published_config(sizes or dit.read_sizes(found))
+    elif exported and any(config[k] != exported[k] for k in ("diffusion", "objective")):
         raise ValueError(
-            f"{source} was exported with diffusion={exported['diffusion']}, objective="
-            f"{exported['objective']}, and --config has others: leave it out."
+            f"{source} was exported with diffusion={exported.diffusion.to_dict()}, objective="
+            f"{exported.objective.to_dict()}, and --config has others: leave it out."
         )
     elif is_diffusers and sizes["num_heads"] != config.model.num_heads:
         raise ValueError(  # no array's shape tells
@@ -290,10 +285,12 @@ def _published_config(sizes):
 
 
 def _config_to_export(config):
-    """What the arrays do not tell, as JSON."""
-    latents = {key: config.latents[key] for key in ("scale", "shift")}
-    kept = {key: config[key].to_dict() for key in ("model", "diffusion", "objective")}
-    return json.dumps(kept | {"latents": latents, "image_size": config.data.image_size})
+    """JSON of all that the arrays do not tell, without the places of this machine."""
+    config = config.copy_and_resolve_references().unlock()
+    config.init_from = config.data.data_dir = config.latents.vae = config.latents.moments = ""
+    if config.data.source == "folder":
+        config.data.name = ""
+    return json.dumps(config.to_dict())
 
 
 def _exported_config(source):
@@ -305,7 +302,7 @@ def _exported_config(source):
             metadata = file.metadata() or {}
     except safetensors.SafetensorError:
         return None  # reading its arrays says what is wrong
-    return json.loads(metadata[CONFIG]) if CONFIG in metadata else None
+    return ConfigDict(json.loads(metadata[CONFIG])).lock() if CONFIG in metadata else None
 
 
 def export_dit(
@@ -313,7 +310,7 @@ def export_dit(
 ) -> int:
     """Writes a workdir's DiT, f32, under the published names, and returns its step.
 
-    The file's metadata hold what the arrays do not tell: process, objective, sizes.
+    The file's metadata hold the run's config without its paths.
     Args: out, a .safetensors file.   step: None is the newest.   raw: the trained parameters
       instead of their EMA.
     Raises: ValueError for a workdir of another model, block or suffix; FileNotFoundError or

@@ -66,14 +66,19 @@ def published_shapes(model_config) -> dict[str, arrays.Shape]:
 
 
 def check_block(model_config) -> None:
-    """Demands the block that has published names.
+    """Demands the block and the condition that have published names.
 
-    Raises: ValueError for another one.
+    Raises: ValueError for others.
     """
     if model_config.block != "adaLN-Zero":
         raise ValueError(
             f"model.block={model_config.block!r} has no published names or weights; those of "
             "'adaLN-Zero' alone can be converted. Other commands read any workdir as it is."
+        )
+    if model_config.condition != "label":
+        raise ValueError(
+            f"model.condition={model_config.condition!r} has no published names or weights; models "
+            "told labels alone can be converted. Other commands read any workdir as it is."
         )
 
 
