@@ -24,6 +24,7 @@ from dit_jax import (
     latents,
     models,
     samplers,
+    sampling,
     sharding,
 )
 
@@ -101,7 +102,7 @@ def load(
             f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
     config.sample.update(settings or {})
-    samplers.check_used(config.sample, settings or {})
+    sampling.check_used(config.sample, settings or {}, config.model.learn_sigma)
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     to_image, vae = latents.image_from_x_0, None
@@ -313,7 +314,15 @@ def _guided_runs(config, sampler):
     """The steps as runs of (guided, count)."""
     steps = sampler.grid[:-1]
     runs = guidance.in_interval(steps, config.cfg_interval)
-    return runs if config.cfg_scale != 1 else [(False, len(steps))]
+    if config.cfg_scale == 1:
+        return [(False, len(steps))]
+    if not any(guided for guided, _ in runs):
+        shown = ", ".join(f"{t:.3g}" for t in steps)
+        raise ValueError(
+            f"cfg_scale={config.cfg_scale} guides no step: none of their times lies in "
+            f"cfg_interval={','.join(map(str, config.cfg_interval))}; they are {shown}."
+        )
+    return runs
 
 
 def make_decode_fn(config, mesh: Mesh) -> Callable:
@@ -393,8 +402,10 @@ def generate(
 
 
 def _check_guidance(config, model, guide):
-    if config.cfg_scale < 1:
-        raise ValueError(f"cfg_scale={config.cfg_scale} must be at least 1 (no guidance).")
+    if not 1 <= config.cfg_scale < np.inf:
+        raise ValueError(
+            f"cfg_scale={config.cfg_scale} must be a number of at least 1 (no guidance)."
+        )
     if not 0 <= config.cfg_channels <= model.in_channels:
         raise ValueError(
             f"cfg_channels={config.cfg_channels} must lie in 0 (all) .. {model.in_channels}."

@@ -1,5 +1,7 @@
 """Time grids of samplers, [steps + 1] f64, decreasing from noise to 0, which is data."""
 
+import re
+
 import numpy as np
 
 from dit_jax.diffusion import DiscreteProcess, Process
@@ -24,8 +26,8 @@ def build(
     Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; of a chain:
       Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3; Lin et al. 2023, table 2.
     """
-    if not (rho > 0 and shift > 0):
-        raise ValueError(f"{rho=} and {shift=} of a grid must be positive.")
+    if not (0 < rho < np.inf and 0 < shift < np.inf):
+        raise ValueError(f"{rho=} and {shift=} of a grid must be positive, and finite.")
     if isinstance(process, DiscreteProcess):
         return check(_of_chain(process, steps, kind, prediction, rho, shift))
     if steps < 1:
@@ -64,7 +66,7 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
         if steps == num_steps:
             raise ValueError(f"grid leading leaves out level 1: take fewer than {steps} steps.")
         index = 1 + num_steps // steps * np.arange(steps)
-    elif kind.replace(",", "").isdecimal():
+    elif re.fullmatch(r"\d+(,\d+)*", kind, re.ASCII):
         index = _sections(tuple(map(int, kind.split(","))), num_steps)
         if len(index) != steps:
             raise ValueError(f"grid={kind} has {len(index)} steps, not {steps=}.")
@@ -86,7 +88,9 @@ def _sections(counts, num_steps):
     for count, size in zip(counts, sizes, strict=True):
         if not 1 <= count <= size:
             raise ValueError(f"cannot retain {count} of the {size} levels of a section: {counts}.")
-        index.append(start + np.rint(np.arange(count) * ((size - 1) / max(count - 1, 1))))
+        stride = (size - 1) / max(count - 1, 1)
+        # Added up one by one as published, which rounds otherwise than their product.
+        index.append(start + np.rint(np.cumsum([0.0] + [stride] * (count - 1))))
         start += size
     return np.concatenate(index)
 

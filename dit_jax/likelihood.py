@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, objectives, samplers
+from dit_jax import diffusion, objectives, samplers, sampling
 
 FIRST_RATIO = 0.002  # sigma / alpha at which the density is taken: Karras et al. 2022's least
 BIN = 2 / 255  # the distance of two grey levels
@@ -41,17 +41,19 @@ def variational_bound(
     Args:
       denoise: at grid[:-1]; where it predicts the variance, that one is used.
       x_0: [B, ...] f32.   grid: [n + 1] f64, decreasing to 0.   noise: as samplers', of x_t.
-      variance: else 'large', beta, or 'small', the posterior's.
+      variance: else 'large', beta, or 'small', the posterior's; of the last step, which gives x_0
+        itself, always the posterior's, as published.
       discretised: x_0 are pixels, of which the last step gives a bin's probability; else the
         density of its Gaussian.
     Raises: ValueError for an unknown variance.
     Source: Ho et al. 2020, eq. 5 to 8 and 13; its three parts: Kingma et al. 2021, section 3.
     """
-    if variance not in samplers.VARIANCES:
+    if variance not in sampling.VARIANCES:
         raise ValueError(f"unknown {variance=}; choose large or small.")
     t, s = grid[:-1], grid[1:]
     posterior = process.posterior(t, s)
-    fixed = {"large": posterior.log_beta, "small": posterior.log_variance}[variance]
+    is_small = (s == 0) | (variance == "small")
+    fixed = np.where(is_small, posterior.log_variance, posterior.log_beta)
     tables = (process.alpha(t), process.sigma(t), posterior.x_0_coef, posterior.x_t_coef)
     tables += (posterior.log_beta, posterior.log_variance, fixed, s == 0)
 

@@ -17,6 +17,7 @@ from dit_jax import diffusion, predictions
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 WEIGHTS = ("uniform", "min_snr", "p2", "edm", "likelihood")
 T_DISTRIBUTIONS = ("uniform", "logit_normal", "log_normal")
+MIN_T = 1e-5  # the default of configs
 DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # of pixels, for autoencoders
 
 
@@ -83,6 +84,11 @@ def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
             f"{config.p2_gamma} not negative."
         )
     chain = isinstance(process, diffusion.DiscreteProcess)
+    if chain and config.min_t != MIN_T:
+        raise ValueError(
+            f"objective.min_t={config.min_t} is of processes in continuous time; the first level "
+            "of diffusion.process=ddpm is the least t there is: leave it out."
+        )
     if chain and weight(process, config, jnp.ones(1)) == 0:
         raise ValueError(
             f"objective.weight={config.weight} with prediction={config.prediction} is 0 at the "

@@ -22,7 +22,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, metrics, samplers, style
+from dit_jax import cli, metrics, sampling, style
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -125,7 +125,7 @@ def settings(row: dict) -> dict:
     if "sample" not in row:
         return row.get("likelihood", {})
     found = {"guide": None, "guide_step": None, **row["sample"]}
-    for of, chosen in ((samplers.OF_SAMPLERS, "sampler"), (samplers.OF_GRIDS, "grid")):
+    for of, chosen in ((sampling.OF_SAMPLERS, "sampler"), (sampling.OF_GRIDS, "grid")):
         for key in of:
             if found.get(chosen) not in of[key]:
                 found.pop(key, None)

@@ -14,35 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, grids, objectives, predictions
-
-SAMPLERS = (
-    "ddpm",
-    "ddim",
-    "dpmpp1",
-    "dpmpp2m",
-    "dpmpp2m_sde",
-    "euler",
-    "heun",
-    "ab2",
-    "ab4",
-    "euler_maruyama",
-)
-# Keys of config.sample that are of some samplers, or of one grid, alone.
-OF_SAMPLERS = {
-    "variance": ("ddpm",),
-    "eta": ("ddim",),
-    "churn": ("heun",),
-    "churn_range": ("heun",),
-    "churn_noise": ("heun",),
-    "sde_diffusion": ("euler_maruyama",),
-    "last_step": ("euler_maruyama",),
-    "last_step_size": ("euler_maruyama",),
-}
-OF_GRIDS = {"rho": ("karras",), "shift": ("shifted",)}
-VARIANCES = ("large", "small")
-SDE_DIFFUSIONS = ("sigma", "sbdm")
-LAST_STEPS = ("mean", "euler", "tweedie", "none")
+from dit_jax import diffusion, grids, objectives, predictions, sampling
 
 
 class Denoised(NamedTuple):
@@ -91,7 +63,7 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
       the prediction does not allow.
     """
     name, steps = config.sampler, config.steps
-    _check(config, process)
+    sampling.check(config, process)
     options = dict(kind=config.grid, rho=config.rho, shift=config.shift)
     if name == "euler_maruyama":
         # sbdm's w is infinite where alpha is 0.
@@ -125,58 +97,6 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
         order = {"euler": 1, "ab2": 2, "ab4": 4}[name]
         solve = functools.partial(adams_bashforth, order=order)
     return Sampler(grid, times, evaluations, solve)
-
-
-def check_used(config, keys) -> None:
-    """Demands that the sampler or the grid of `config.sample` heeds these of its keys.
-
-    Raises: ValueError with the first that does nothing.
-    """
-    for key in keys:
-        for of, chosen in ((OF_SAMPLERS, "sampler"), (OF_GRIDS, "grid")):
-            if key in of and config[chosen] not in of[key]:
-                raise ValueError(
-                    f"{key}={config[key]} is of {chosen} {', '.join(of[key])}; {config[chosen]!r} "
-                    "takes none."
-                )
-
-
-def _check(config, process):
-    name, discrete = config.sampler, isinstance(process, diffusion.DiscreteProcess)
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
-    others = ", ".join(s for s in SAMPLERS if s != "euler_maruyama")
-    if discrete and name == "euler_maruyama":
-        raise ValueError(
-            f"sampler {name!r} needs a process in continuous time, vp, flow, gvp or edm; for "
-            f"diffusion.process=ddpm choose {others}."
-        )
-    if not 0 <= config.eta <= 1:
-        raise ValueError(f"eta={config.eta} must lie in [0, 1].")
-    if name != "ddim" and config.eta:
-        raise ValueError(f"eta={config.eta} is of sampler ddim; {name!r} takes none.")
-    if config.variance not in VARIANCES:
-        raise ValueError(f"unknown variance={config.variance!r}; choose large or small.")
-    if config.churn and (name != "heun" or discrete or process.alpha(np.ones(1)) == 0):
-        raise ValueError(
-            f"churn={config.churn} is of sampler 'heun' with diffusion.process=edm or vp: the "
-            f"sampler here is {name!r}, and x_t must tell x_0 at every level, continuous in t."
-        )
-    if not (config.churn >= 0 and config.churn_noise > 0 and len(config.churn_range) == 2):
-        raise ValueError(
-            f"churn={config.churn} must not be negative, churn_noise={config.churn_noise} must be "
-            f"positive, and churn_range={config.churn_range} two numbers."
-        )
-    if config.sde_diffusion not in SDE_DIFFUSIONS or config.last_step not in LAST_STEPS:
-        raise ValueError(
-            f"sde_diffusion={config.sde_diffusion!r} must be one of {', '.join(SDE_DIFFUSIONS)}, "
-            f"last_step={config.last_step!r} one of {', '.join(LAST_STEPS)}."
-        )
-    if name == "euler_maruyama" and not (config.steps > 1 and 0 <= config.last_step_size < 1):
-        raise ValueError(
-            f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_size="
-            f"{config.last_step_size} in [0, 1)."
-        )
 
 
 def make_denoise(

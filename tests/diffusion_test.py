@@ -94,7 +94,9 @@ def test_schedules(build_process):
 
     k = np.array([0, 10, 500, 900])
     f = np.cos((k / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    np.testing.assert_allclose(alpha_bar(schedule="cosine")[k], f / f[0], rtol=1e-9)
+    cosine = alpha_bar(schedule="cosine")
+    np.testing.assert_allclose(cosine[k], f / f[0], rtol=1e-9)
+    assert cosine[-1] / cosine[-2] == pytest.approx(1 - 0.999)  # the formula's last beta is 1
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     scaled = alpha_bar(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     np.testing.assert_allclose(scaled[1:], np.cumprod(1 - betas))

@@ -1,14 +1,20 @@
 """Samples belong to (parameters, seed, image number, label), not to batches or devices."""
 
 import functools
+import os
+import socket
+import subprocess
+import sys
 
+import conftest
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, models, pictures, sharding
+from dit_jax import conditions, generate, grids, models, pictures, sharding
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,56 @@ def test_equal_shapes_per_device_give_equal_bits(model, process, golden_params):
     one = _x_0(model, process, golden_params, num_devices=1, batch_size=2)
     four = _x_0(model, process, golden_params, num_devices=4, batch_size=8)
     np.testing.assert_array_equal(one, four)
+
+
+def test_noise_of_the_first_step_is_not_that_of_the_start(model, process, golden_params):
+    """A network that says eps = 0 at both steps: x_0 is a sum of x_T and one step's noise."""
+    silent = jax.tree.map(jnp.zeros_like, golden_params)
+    x_0 = _x_0(model, process, silent, sampler="ddpm", steps=2, cfg_scale=1.0)
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(LABELS))]
+    x_T = np.stack([jax.random.normal(jax.random.fold_in(key, 0), x_0.shape[1:]) for key in keys])
+    grid = grids.build(process, 2)
+    alpha, to_next = process.alpha(grid), process.posterior(grid[:-1], grid[1:])
+    kept = (to_next.x_0_coef[0] / alpha[0] + to_next.x_t_coef[0]) / alpha[1]
+    rest = x_0 - kept * x_T
+    assert np.std(rest) > 0.1
+    assert abs(np.corrcoef(rest.ravel(), x_T.ravel())[0, 1]) < 0.1
+
+
+SCRIPT = """
+import pathlib, sys
+import jax, numpy as np
+from dit_jax import conditions, generate
+workdir, out, *pair = sys.argv[1:]
+if pair:
+    jax.distributed.initialize(pair[0], 2, int(pair[1]))
+trained = generate.load(pathlib.Path(workdir))
+told = conditions.of_labels(np.arange(8), 10)
+arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+x_0 = generate.generate(trained.make_sample_fn(), *arguments, batch_size=4)
+if jax.process_index() == 0:
+    np.save(out, x_0)
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_draw_the_bits_of_one(trained_workdir, tmp_path):
+    """Two images to a device, two devices, in two processes or in one."""
+
+    def start(devices, *arguments):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-c", SCRIPT, trained_workdir, *arguments]
+        return subprocess.Popen(command, cwd=conftest.ROOT, env=os.environ | flags)
+
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    pair = [start(1, tmp_path / "two.npy", address, str(i)) for i in range(2)]
+    for process in (*pair, start(2, tmp_path / "one.npy")):
+        assert process.wait(timeout=300) == 0
+    one, two = (np.load(tmp_path / name) for name in ("one.npy", "two.npy"))
+    assert one.dtype == np.float32
+    np.testing.assert_array_equal(two, one)
 
 
 def test_an_image_is_the_same_in_a_shorter_list(model, process, golden_params, expected):
@@ -193,7 +249,10 @@ def test_nan_names_the_step_and_the_images(model, process, golden_params):
     ("change", "message"),
     [
         (dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim"),
-        (dict(cfg_scale=0.5), "cfg_scale=0.5 must be at least 1"),
+        (dict(cfg_scale=0.5), "cfg_scale=0.5 must be a number of at least 1"),
+        (dict(cfg_scale=float("nan")), "cfg_scale=nan must be a number of at least 1"),
+        (dict(cfg_scale=float("inf")), "cfg_scale=inf must be"),
+        (dict(cfg_interval=(0.61, 0.62)), "=1.5 guides no step: .* cfg_interval=0.61,0.62; .* 1, "),
         (dict(cfg_channels=5), r"cfg_channels=5 must lie in 0 \(all\) .. 4"),
         (dict(cfg_rescale=1.5), r"cfg_rescale=1.5 must lie in \[0, 1\]"),
         (dict(cfg_interval=(0.2, 1.2)), "cfg_interval=0.2,1.2 must be two times"),

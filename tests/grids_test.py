@@ -80,7 +80,9 @@ def test_a_chain_without_signal_at_its_end_has_a_grid_in_ratios(build_process):
 
 
 @pytest.mark.parametrize(
-    "option", [dict(rho=0.0), dict(shift=-1.0), dict(rho=float("nan"))], ids=str
+    "option",
+    [dict(rho=0.0), dict(shift=-1.0), dict(rho=float("nan")), dict(shift=float("inf"))],
+    ids=str,
 )
 def test_grid_options_out_of_range_are_refused(process, option):
     with pytest.raises(ValueError, match=r"rho=.* and shift=.* of a grid must be positive"):
@@ -94,6 +96,26 @@ def test_grid_that_does_not_decrease_names_the_step(process):
         grids.check(np.array([1.0, 0.5, 0.7, 0.0]))
     with pytest.raises(ValueError, match="ends on data"):
         grids.check(np.array([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("counts", [(175,), (250,), (10, 10, 15, 15, 10), (999,)], ids=str)
+def test_sections_are_rounded_as_the_published_ones(process, counts):
+    """Strides are added up, in floats: a product ends on the other side of a half now and then."""
+    kind = ",".join(map(str, counts))
+    grid = grids.build(process, sum(counts), kind if len(counts) > 1 else "uniform")
+    expected, size = [], 1000 // len(counts)
+    for section, count in enumerate(counts):
+        at = 0.0
+        for _ in range(count):
+            expected.append(section * size + round(at))
+            at += (size - 1) / (count - 1)
+    np.testing.assert_array_equal(np.rint(grid[:-1] * 1000 - 1), expected[::-1])
+
+
+@pytest.mark.parametrize("kind", ["5,,5", ",10", "10,", "5;5", "-5,15", "²,8"])
+def test_grid_that_is_no_list_of_counts_is_unknown(process, kind):
+    with pytest.raises(ValueError, match="unknown grid"):
+        grids.build(process, 10, kind)
 
 
 @pytest.mark.parametrize("steps", [1, 1001])

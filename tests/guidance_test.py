@@ -48,6 +48,22 @@ def test_rescale_keeps_the_deviation_of_each_image():
     assert np.all(std(0.0) > 1.2 * std(1.0))
 
 
+def test_rescale_is_of_the_guided_channels_alone():
+    """Neither the third channel nor the predicted variance counts in the deviation, or changes."""
+    rng = np.random.default_rng(0)
+    scales = np.array([1.0, 2.0, 50.0, 100.0, 100.0, 100.0])
+    outputs = jnp.asarray(rng.normal(0, scales, (1, 4, 4, 6)), jnp.float32)
+
+    def predict(x_t, t, y):
+        return jnp.where((y == 2)[:, None, None, None], 0.5 * outputs[:, ::-1], outputs)
+
+    guided = guidance.classifier_free_guidance(
+        predict, jnp.array([0]), jnp.array([2]), 3.0, channels=2, rescale=1.0
+    )(jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
+    np.testing.assert_allclose(guided[..., :2].std(), outputs[..., :2].std(), rtol=1e-5)
+    np.testing.assert_array_equal(guided[..., 2:], outputs[..., 2:])
+
+
 def test_rescale_of_nothing_is_nothing():
     """The output of a new DiT is 0 everywhere."""
     guided = guidance.classifier_free_guidance(

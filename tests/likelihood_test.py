@@ -74,9 +74,15 @@ def test_bound_with_another_variance_is_looser_and_a_learned_one_interpolates(pr
     for learned, of in ((1.0, large), (-1.0, small)):  # the variance that is named is not used
         for variance in ("large", "small"):
             bound = bound_of_normal(process, x_0, variance, learned=learned)
-            np.testing.assert_allclose(bound.total, of.total, rtol=1e-5)
+            np.testing.assert_allclose(bound.steps[:-1], of.steps[:-1], rtol=1e-5)
     with pytest.raises(ValueError, match="unknown variance='medium'; choose large or small"):
         bound_of_normal(process, x_0, "medium")
+
+
+def test_last_step_of_the_bound_has_the_posterior_s_variance(process):
+    x_0 = jax.random.normal(jax.random.key(1), (4, 1000))
+    large, small = (bound_of_normal(process, x_0, name) for name in ("large", "small"))
+    np.testing.assert_allclose(large.steps[-1], small.steps[-1], rtol=1e-6)
 
 
 def test_steps_of_the_bound_are_those_that_training_minimises(process):

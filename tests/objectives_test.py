@@ -204,6 +204,16 @@ def test_t_has_its_distribution(build_process, name, low_discrepancy):
     assert scipy.stats.kstest(log_ratio, scipy.stats.norm(-1.2, 1.2).cdf).statistic < limit
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "log_normal"])
+def test_t_of_a_chain_is_one_of_its_levels(process, distribution):
+    config = _objective(t_distribution=distribution, t_std=3.0)
+    t, _ = objectives.draw(process, config, jax.random.key(0), (1_000, 1, 1, 1))
+    levels = np.asarray(t, np.float64) * 1000
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+    assert levels.min() >= 1
+    assert 990 < levels.max() <= 1000
+
+
 def test_likelihood_weight_is_the_bound(build_process):
     """E_t of the weighted error of the exact denoiser is known: the entropy of normal data.
 
@@ -236,6 +246,7 @@ def test_noise_and_times_are_the_key_s(process):
         ("ddpm", dict(weight="snr"), True, "unknown objective.weight='snr'; choose one of uniform"),
         ("flow", dict(t_distribution="cosine"), False, "unknown objective.t_distribution='cosine'"),
         ("flow", dict(min_t=1.0), False, r"objective.min_t=1.0 must lie in \[0, 1\)"),
+        ("ddpm", dict(min_t=1e-3), True, "min_t=0.001 is of processes in continuous time"),
         ("flow", dict(t_std=0.0), False, "objective.t_std=0.0 be positive"),
         ("ddpm", dict(snr_gamma=-1.0), True, "objective.snr_gamma=-1.0 must be positive"),
         ("ddpm", dict(p2_gamma=float("nan")), True, "objective.p2_gamma=nan not negative"),

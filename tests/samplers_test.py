@@ -10,7 +10,7 @@ import scipy.stats
 from mixture import NORMAL, TWO, Channels, Mixture
 
 from configs import default
-from dit_jax import diffusion, grids, guidance, samplers
+from dit_jax import diffusion, grids, guidance, samplers, sampling
 
 
 def _settings(**changes):
@@ -345,15 +345,17 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
         ("ddpm", dict(steps=1001), "cannot take 1001 sampling steps"),
         ("flow", dict(steps=0), "cannot take 0 sampling steps"),
         ("ddpm", dict(eta=0.5), "eta=0.5 is of sampler ddim; 'ddpm' takes none"),
-        ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=.* two numbers"),
+        ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=1.0 must be two"),
+        ("edm", dict(sampler="heun", churn=1.0, churn_range=(2.0, 1.0)), "=2.0,1.0 must be two"),
+        ("edm", dict(sampler="heun", churn=float("inf")), "churn=inf must not be negative"),
         ("ddpm", dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
         ("ddpm", dict(variance="medium"), "unknown variance='medium'"),
         (
             "flow",
             dict(sampler="heun", churn=1.0),
-            "churn=1.0 is of sampler 'heun' with .*edm or vp",
+            "churn=1.0 needs diffusion.process=edm or vp",
         ),
-        ("edm", dict(sampler="euler", churn=1.0), "the sampler here is 'euler'"),
+        ("edm", dict(sampler="euler", churn=1.0), "churn=1.0 is of sampler 'heun'; 'euler'"),
         ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
         ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
         ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
@@ -375,9 +377,26 @@ def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
     assert isinstance(process, diffusion.DiscreteProcess)
 
 
-def test_keys_that_do_nothing_are_named():
-    samplers.check_used(_settings(sampler="heun", churn=1.0), ["churn", "steps", "sampler"])
-    with pytest.raises(ValueError, match="last_step=mean is of sampler euler_maruyama; 'euler'"):
-        samplers.check_used(_settings(sampler="euler"), ["steps", "last_step"])
-    with pytest.raises(ValueError, match=r"rho=7\.0 is of grid karras; 'uniform' takes none"):
-        samplers.check_used(_settings(), ["rho"])
+@pytest.mark.parametrize(
+    ("change", "keys", "learn_sigma", "message"),
+    [
+        (dict(sampler="euler"), ["steps", "last_step"], False, "is of sampler euler_maruyama; 'eu"),
+        ({}, ["rho"], True, r"rho=7\.0 is of grid karras; 'uniform' takes none"),
+        (dict(sampler="heun"), ["churn_noise"], False, "churn_noise=1.0 does nothing with churn=0"),
+        (dict(cfg_scale=1.0), ["cfg_rescale"], True, "cfg_rescale=0.0 does nothing with cfg_scale"),
+        (dict(cfg_scale=1.0), ["cfg_channels"], True, "give a larger cfg_scale"),
+        (dict(cfg_scale=1.0), ["cfg_interval"], True, "give a larger cfg_scale"),
+        ({}, ["variance"], True, "variance=large does nothing: the model predicts the variance"),
+    ],
+    ids=str,
+)
+def test_keys_that_do_nothing_are_named(change, keys, learn_sigma, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.check_used(_settings(**change), keys, learn_sigma)
+
+
+def test_keys_that_are_heeded_pass():
+    config = _settings(sampler="heun", churn=1.0)
+    guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
+    sampling.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
+    sampling.check_used(_settings(), ["variance"], False)
