@@ -292,6 +292,11 @@ def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
         generate.load(trained_workdir, guide_workdir=workdir)
 
 
+def test_settings_that_do_nothing_are_refused(trained_workdir):
+    with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 does nothing with cfg_scale=1"):
+        generate.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
+
+
 def test_models_of_pixels_take_no_vae(workdir):
     with pytest.raises(ValueError, match="a model of pixels, which takes no --vae=runs/vae"):
         generate.load(workdir, vae_workdir="runs/vae")
