@@ -42,7 +42,7 @@ def get_config(part: str = "main"):
             model.update(keys)
             config.sizes[name] = model
     if part == "rates":
-        axes = dict(optim=dict(learning_rate=(3e-4, 1e-3, 3e-3)), seed=(0,))
+        axes = dict(optim=dict(learning_rate=(3e-4, 1e-3, 3e-3, 1e-2)), seed=(0,))
         config.grids = dict(rates=dict(size=("dit-M", "unet-M"), **axes))
         config.steps = (1_500,)
         config.evaluate.num = 0
