@@ -2,6 +2,7 @@
 
   make demo
   python -m experiments.samplers.compare    # writes results.jsonl beside this file
+  python -m experiments.samplers.compare --measure speed    # its speeds anew, on this machine
   python -m experiments.samplers.page       # results.jsonl as docs/samplers.md
 
 Each process is trained in DEMO/samplers/<process>; runs and measures that are there are not done
@@ -9,8 +10,10 @@ again. A line of the results has a sampler's settings, what `evaluate` measures 
 and, with guidance, 'passes' of an image through the network and 'img_per_s' of sampling a batch.
 """
 
+import itertools
 import json
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from absl import flags
@@ -93,26 +96,49 @@ def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
     return {"num": num, **row, "device": jax.devices()[0].device_kind}
 
 
-def main(_):
-    demo, out = pathlib.Path(FLAGS.demo), pathlib.Path(FLAGS.out)
-    cli.check_out(out, (".jsonl",))
+def measure(demo: pathlib.Path, num: int) -> Iterator[dict]:
+    """The results of all rows with every guidance.
+
+    Raises: ValueError without the demo's VAE and moments.
+    """
     if not (demo / "vae").is_dir() or not (demo / "moments").is_dir():
         raise ValueError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
     workdirs = {process: train_process(demo, process) for process in ("ddpm", "flow", "edm")}
-    lines = []
-    for row in ROWS:
-        for cfg_scale in GUIDANCE:
-            settings = settings_of(row, cfg_scale)
-            line = {"process": row[0], **settings}
-            line |= quality(workdirs[row[0]], settings, FLAGS.num)
-            line |= speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {}
-            lines.append(json.dumps(line))
-            print(lines[-1], flush=True)
-    out.write_text("\n".join(lines) + "\n")
+    for row, cfg_scale in itertools.product(ROWS, GUIDANCE):
+        settings = settings_of(row, cfg_scale)
+        line = {"process": row[0], **settings, **quality(workdirs[row[0]], settings, num)}
+        yield line | (speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {})
+
+
+def measure_speeds(lines: list[dict]) -> Iterator[dict]:
+    """Results with the speeds of this machine.
+
+    Raises: ValueError if they are not those of ROWS.
+    """
+    for line, (row, cfg_scale) in zip(lines, itertools.product(ROWS, GUIDANCE), strict=True):
+        settings = settings_of(row, cfg_scale)
+        if line != line | {"process": row[0], **settings}:
+            raise ValueError(f"--out has {line} where {row[0]}, {settings} is expected.")
+        yield line | (speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {})
+
+
+def main(_):
+    out = pathlib.Path(FLAGS.out)
+    cli.check_out(out, (".jsonl",))
+    if FLAGS.measure == "speed":
+        lines = measure_speeds([json.loads(line) for line in out.read_text().splitlines()])
+    else:
+        lines = measure(pathlib.Path(FLAGS.demo), FLAGS.num)
+    texts = []
+    for line in lines:
+        texts.append(json.dumps(line))
+        print(texts[-1], flush=True)
+    out.write_text("\n".join(texts) + "\n")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("demo", "runs/digits", "Workdir of `make demo`.")
     flags.DEFINE_string("out", str(pathlib.Path(__file__).parent / "results.jsonl"), "The results.")
+    flags.DEFINE_enum("measure", "all", ["all", "speed"], "speed: of the results in --out.")
     flags.DEFINE_integer("num", 5_000, "Samples of each row.", lower_bound=2)
     cli.run(main)
