@@ -1,4 +1,4 @@
-"""The comparison of samplers keeps what it does not measure, and its page is that of its results."""
+"""The comparison of samplers keeps what it does not measure; its page has its results."""
 
 import json
 import pathlib
