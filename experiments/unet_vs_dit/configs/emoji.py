@@ -13,8 +13,8 @@ from configs import openmoji32_text
 from experiments.scaling.configs import default
 
 # Multiply-adds of a pass: 13.5 M and 13.4 M, 31.1 M and 31.4 M, 80.8 M and 78.7 M. The DiTs are
-# wider than a patch has numbers, 48, and rather wide than deep: of about 27 M, 48x6 learns far slower
-# than 64x4, and this than 96x2. The encoder of captions is the same in both networks.
+# wider than a patch has numbers, 48, and rather wide than deep: of about 27 M, 48x6 learns far
+# slower than 64x4, and this than 96x2. The encoder of captions is the same in both networks.
 SMALL = dict(context_size=32, text_num_heads=1)
 DITS = {
     "dit-S": dict(hidden_size=64, depth=2, num_heads=2, mlp_ratio=3.25, **SMALL),
