@@ -1,6 +1,7 @@
 """A sweep end to end: run, killed and continued, failed and retried, here or as jobs."""
 
 import concurrent.futures
+import fcntl
 import json
 import os
 import pathlib
@@ -189,6 +190,21 @@ def test_process_that_dies_is_a_failure_and_an_interrupted_one_is_not(config, tm
     assert states == ["failed", "waiting"]
     assert "status 9" in cell.error(tmp_path / cells[0].name)
     assert (tmp_path / cells[0].name / "log.txt").read_text() == "hello\n"
+
+
+def test_cell_that_another_process_runs_is_told(config, tmp_path, caplog):
+    cells = grid.cells(config)
+    held = tmp_path / cells[1].name / cell.LOCK
+    held.parent.mkdir()
+    commands = {one.name: [sys.executable, "-c", ""] for one in cells}
+    with held.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sweep.run(config, cells, commands, tmp_path, parallel=1)
+    (warning,) = [line for line in caplog.messages if "another process runs it" in line]
+    assert warning.startswith(f"{cells[1].name}: ")
+    caplog.clear()
+    sweep.run(config, cells, commands, tmp_path, parallel=1)
+    assert "another process" not in caplog.text
 
 
 def _sleepers(tmp_path, count, seconds):

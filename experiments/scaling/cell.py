@@ -40,6 +40,7 @@ from experiments.scaling import grid
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
+LOCK = "lock"  # in a cell's directory: a file that its process holds
 INTERRUPTED = 75  # exit status of a cell that saved at SIGTERM; sysexits.h's EX_TEMPFAIL
 
 
@@ -162,6 +163,18 @@ def _write(cell, evaluation, directory, state, more):
     spool.replace(directory / "cell.json", lambda file: file.write(text.encode()))
 
 
+def busy(directory: pathlib.Path) -> bool:
+    """Whether a process runs the cell."""
+    if not (directory / LOCK).is_file():
+        return False
+    with (directory / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def _alone(directory):
     """Waits for another process that runs this cell: one of a sweep that was killed, say."""
@@ -169,7 +182,7 @@ def _alone(directory):
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
+    with (directory / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -61,6 +61,8 @@ def run(
     logs = {name: workdir / name / "log.txt" for name in by_name}
     for log in logs.values():
         log.parent.mkdir(parents=True, exist_ok=True)
+    for name in (c.name for c in cells if cell.busy(workdir / c.name)):
+        logger.warning("%s: another process runs it; its turn here waits for that to end.", name)
     left = len(cells)
     runs = executors.run_local(commands, logs, parallel)
     for name, status in runs:
