@@ -55,6 +55,11 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
+def count(noun: str, number: int) -> str:
+    """'1 token', '4 tokens'."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def draw_seeds(axes, points: Iterable[tuple[float, float]], color: str) -> None:
     """Faint points, one to a seed, behind their mean."""
     style = dict(color=color, marker=".", linestyle="none", alpha=0.5, markersize=5)

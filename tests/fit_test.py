@@ -106,6 +106,19 @@ def test_law_of_the_best_is_that_of_the_surface():
     assert found["no_intervals"]
 
 
+def test_best_of_all_never_gets_worse():
+    """A small model whose run ends early stays the best until a large one has passed it."""
+    rows = [_row(16, step=step, eval_mse=1 / step) for step in (10, 100, 1000)]
+    rows += [_row(64, step=step, eval_mse=10 / step) for step in (10, 100, 1000, 100_000)]
+    best = fit.envelope(rows, "eval_mse")
+    qualities = [row["eval_mse"] for row in best]
+    assert qualities == sorted(qualities, reverse=True)
+    assert qualities[-1] == pytest.approx(1e-4)
+    plateau = [row for row in best if row["eval_mse"] == pytest.approx(1e-3)]
+    assert len(plateau) > 3
+    assert {row["model"] for row in plateau} == {"h16d4/2"}
+
+
 def test_frontier_is_of_rows_that_none_beats():
     points = [(1, 9.0), (1, 8.0), (2, 8.5), (3, 8.0), (4, 5.0), (5, 4.0), (5, 4.5), (6, 6.0)]
     rows = [dict(train_gflops=x, fid=y) for x, y in reversed(points)]
@@ -133,16 +146,18 @@ def test_models_of_one_number_of_tokens_are_fitted_alone():
     """Of 4 tokens a third less loss at equal gmacs: a fit to all is of neither."""
     law = laws.PowerLaw(0.2, 1.0, 0.3)
     rows = [_row(2**i, patch_size=p, seed=s) for i in range(4, 11) for p in (4, 2) for s in (0, 1)]
-    rows += [_row(32, patch_size=1)]
+    rows += [_row(32, patch_size=1), _row(32, network="unet") | dict(tokens=None)]
     for row in rows:
         row["eval_mse"] = float(law(row["gmacs"])) * (2 / 3 if row["patch_size"] == 4 else 1)
     one, four, most = fit.within_tokens(rows, "eval_mse")["groups"]
     assert one["tokens"] * 16 == four["tokens"] * 4 == most["tokens"]
     for group, patch_size in ((one, 4), (four, 2)):
-        alone = [row for row in rows if row["patch_size"] == patch_size]
+        alone = [row for row in rows if row["tokens"] and row["patch_size"] == patch_size]
         assert group["line"] == fit.lines(alone, "eval_mse")["steps"][0]
         assert group["largest"]["model"] == f"h1024d4/{patch_size}"
         assert group["largest"]["relative_error"] == pytest.approx(0, abs=1e-6)
+        reaches = [p["reach"] for p in group["rolling"]["predictions"]]
+        assert reaches == pytest.approx([4, 16, 64, 4, 16, 4])
     assert "3 models" in most["line"]["left_out"]
     assert "other models" in most["largest"]["left_out"]
     with pytest.raises(ValueError, match="several numbers of tokens"):
@@ -153,14 +168,29 @@ def test_slopes_hold_all_else_and_pool_groups():
     """log q = -0.5 log tokens - 0.2 log depth - log hidden_size / 3, by construction."""
     sizes = itertools.product((64, 128), (4, 8, 16), (2, 4), (0, 1))
     rows = [_row(h, depth, patch_size=patch, seed=seed) for h, depth, patch, seed in sizes]
+    rows = [row | dict(num_heads=row["hidden_size"] // 32) for row in rows]
     for row in rows:
         law = row["tokens"] ** -0.5 * row["depth"] ** -0.2 * row["hidden_size"] ** (-1 / 3)
         row["eval_mse"] = law * (1 + 0.1 * (row["depth"] == 16) * (2 * row["seed"] - 1))
-    for of, slope, groups in (("tokens", -0.5, 6), ("depth", -0.2, 4), ("hidden_size", -1 / 3, 6)):
+    # Half as steep at 100 steps; a UNet that has neither tokens nor depth.
+    rows += [row | dict(step=100, eval_mse=row["eval_mse"] ** 0.5) for row in rows]
+    none = dict(tokens=None, depth=None, hidden_size=None)
+    rows += [_row(64, eval_mse=1.0, network="unet") | none]
+    # gmacs go as tokens, as depth and as the square of hidden_size
+    for of, slope, per_gmacs, groups in (
+        ("tokens", -0.5, -0.5, 6),
+        ("depth", -0.2, -0.2, 4),
+        ("hidden_size", -1 / 3, -1 / 6, 6),
+    ):
         found = contrasts.slopes(rows, "eval_mse", of)
         assert len(found["groups"]) == groups
         assert [g["slope"] for g in found["groups"]] == pytest.approx([slope] * groups)
         assert found["mean"] == pytest.approx(slope)
+        assert found["mean_per_gmacs"] == pytest.approx(per_gmacs)
+        by_step = {at["step"]: at["mean"] for at in found["by_step"]}
+        assert by_step == pytest.approx({100: slope / 2, 1000: slope}, rel=0.01)
+    first = [group["models"][0] for group in contrasts.slopes(rows, "eval_mse", "depth")["groups"]]
+    assert first == ["h64d4/4", "h64d4/2", "h128d4/4", "h128d4/2"]
     with pytest.raises(ValueError, match="2 models or more that differ in depth alone"):
         contrasts.slopes([row for row in rows if row["depth"] == 4], "eval_mse", "depth")
 
@@ -174,7 +204,8 @@ def test_pairs_of_equal_cost_against_the_noise_of_seeds():
         center = centers[row["hidden_size"], row["depth"]]
         row["eval_mse"] = np.exp(center + 0.01 * (2 * row["seed"] - 1))
     found = contrasts.equal_gmacs(rows, "eval_mse")
-    assert found["noise"] == pytest.approx(0.01 * 2**0.5)
+    assert [of["tokens"] for of in found["noise"]] == [16, 64]
+    assert [of["deviation"] for of in found["noise"]] == pytest.approx([0.01 * 2**0.5] * 2)
     names = [[model["model"] for model in p["pair"]] for p in found["pairs"]]
     assert names == [["h128d4/4", "h64d4/2"], ["h64d16/4", "h64d4/2"]]
     # means are of qualities, not of their logs: cosh(0.01) cancels
@@ -187,7 +218,16 @@ def test_pairs_of_equal_cost_against_the_noise_of_seeds():
     assert [model["depth"] for model in pair["pair"]] == [4, 16]
     assert pair["better"] == "h128d4/4"
     alone = contrasts.equal_params([r for r in rows if r["seed"] == 0], "eval_mse")
-    assert alone["noise"] is alone["pairs"][0]["deviations"] is None
+    assert alone["noise"] == []
+    assert alone["pairs"][0]["deviations"] is None
+    for row in rows:  # seeds of 64 tokens are twice as far apart: 1 and 2 deviations make root 5
+        if row["tokens"] == 64:
+            row["eval_mse"] = np.exp(0.05 + 0.02 * (2 * row["seed"] - 1))
+    deviations = [p["deviations"] for p in contrasts.equal_gmacs(rows, "eval_mse")["pairs"]]
+    assert deviations == pytest.approx([10 / 5**0.5, 5 / 5**0.5], rel=5e-3)
+    dearer = [dict(row, gmacs=1.15 * row["gmacs"]) if row["tokens"] == 64 else row for row in rows]
+    with pytest.raises(ValueError, match="gmacs are within 10% of each other"):
+        contrasts.equal_gmacs(dearer, "eval_mse")
 
 
 def test_rows_that_do_not_compare_are_refused():

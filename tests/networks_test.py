@@ -135,7 +135,7 @@ def test_page_has_both(rows, tmp_path):
     assert "| dit-S | 64 | 2 | 16 | 1,000,000 | 0.001 |" in fields["table"]
     assert "| unet-S |  |  |  | 1,000,000 | 0.001 |" in fields["table"]
     told = fields["eval_mse_networks"]
-    assert "dit-S (depth 2, 16 tokens) 0.7484, unet-S 0.8232, at 1.00 x the cost: dit-S" in told
+    assert "dit-S (depth 2, 16 tokens) 0.7484, unet-S 0.8232, at 1.00 x the gmacs: dit-S" in told
 
 
 def test_sizes_can_be_whole_models():

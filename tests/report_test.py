@@ -63,7 +63,7 @@ def study(rows, tmp_path):
 
 
 def test_models_are_means_over_seeds_at_the_last_step(rows):
-    at = report.at_last_step(rows, ["eval_mse"])
+    at = report.at_last_step(rows[::-1], ["eval_mse"])
     assert list(at) == ["S/2", "M/2", "L/2"]
     assert at["S/2"]["seeds"] == 2
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)

@@ -255,6 +255,11 @@ def test_of_many_sizes_the_legend_has_the_widths():
     figure = curves.draw_gflops(many, "eval_mse")
     assert _legend(figure) == ["width", "patch size", "128", "4", "256"]
     assert len({line.get_color() for line in _lines(figure.axes[0])}) == 2
+    finer = [{**row, "tokens": 64, "patch_size": 2, "size": f"{row['size']}+"} for row in many]
+    figure = curves.draw_compute([*many, *finer], "eval_mse")
+    assert [axes.get_title() for axes in figure.axes] == ["16 tokens", "64 tokens"]
+    assert [len(_lines(axes)) for axes in figure.axes] == [8, 8]
+    assert figure.get_suptitle().startswith("best of all ")
 
 
 def test_small_numbers_are_written_as_powers_of_ten():
@@ -325,6 +330,7 @@ def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows
     for end in found["interval"]:
         assert np.isclose(band, [most, end]).all(axis=1).any()
     assert band[:, 0].min() == pytest.approx(max(row["gmacs"] for row in others))
+    assert band[:, 0].max() == pytest.approx(most)
     low, high = found["interval"]
     assert axes.get_title("right").splitlines()[1] == (
         f"XL/2: predicted {law(most):.3f} (95%: {low:.3f} to {high:.3f}), "
@@ -340,6 +346,21 @@ def test_extrapolation_of_few_models_has_no_interval(rows):
     fewer = [row for row in few if row["size"] != "XS"]
     with pytest.raises(looks.LackingError, match=r"needs points at 4 .* here are 3$"):
         curves.draw_extrapolation(fewer, "eval_mse")
+
+
+def test_extrapolation_of_each_number_of_tokens_is_of_its_models_alone(rows):
+    figure = curves.draw_extrapolation_tokens(rows, "eval_mse")
+    assert len(figure.axes) == 3
+    for axes, patch in zip(figure.axes, (8, 4, 2), strict=True):
+        alone = [row for row in _at_last(_sizes(rows)) if row["patch_size"] == patch]
+        found = fit.largest(alone, "eval_mse")
+        tokens = f"{alone[0]['tokens']} tokens"
+        title = f"{tokens}, fit of all but {found['model']}:"
+        assert axes.get_title("right").startswith(title)
+        drawn = {line.get_xdata()[0] for line in _lines(axes)}
+        assert {row["gmacs"] for row in alone} <= drawn
+    with pytest.raises(looks.LackingError, match="all models have the same tokens"):
+        curves.draw_extrapolation_tokens([r for r in rows if r["patch_size"] == 2], "eval_mse")
 
 
 def test_published_models_correlate_as_published():
@@ -369,6 +390,8 @@ def test_ticks_and_labels_do_not_overlap(rows):
         texts = [text for legend in figure.legends for text in legend.texts]
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
+                if not axis.get_tick_params().get("labelleft", True):
+                    continue  # shared with the panel on the left
                 low, high = sorted(axis.get_view_interval())
                 ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
                 shown = [label for at, label in ticks if low <= at <= high]
@@ -382,6 +405,13 @@ def test_ticks_and_labels_do_not_overlap(rows):
             assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1
             assert 0 <= box.y0 <= box.y1 <= figure.bbox.y1
         assert figure.get_size_inches()[0] in (style.WIDTH, looks.WIDE)
+
+
+def test_a_table_that_cannot_be_compared_is_refused_before_anything_is_drawn(rows, tmp_path):
+    mixed = [*rows[:-1], {**rows[-1], "num": 50}]
+    with pytest.raises(ValueError, match="fd_pixels cannot be compared across num"):
+        plot.write(mixed, ["eval_mse", "fd_pixels"], None, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_figures_without_rows_are_left_out_and_told(rows, log, tmp_path):

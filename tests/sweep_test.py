@@ -108,17 +108,26 @@ def test_cells_of_another_config_are_told_and_left_alone(run_cells, config, tmp_
     cells = grid.cells(config)
     before = [(tmp_path / one.name / "cell.json").read_text() for one in cells]
     with pytest.raises(ValueError, match=r"(?s)optim.learning_rate: .*optim.learning_rate: "):
-        sweep.check(cells, tmp_path)
+        sweep.check(config.evaluate, cells, tmp_path)
     with pytest.raises(ValueError, match=r"optim\.learning_rate: workdir 0\.003, now 0\.01"):
         cell.run(cells[0], config.evaluate, tmp_path / cells[0].name)
     assert [(tmp_path / one.name / "cell.json").read_text() for one in cells] == before
+
+
+def test_extractor_that_is_not_there_is_told_before_training(config, tmp_path):
+    config.evaluate.extractor = "clip"
+    cells = grid.cells(config)
+    with pytest.raises(ValueError, match="unknown extractor 'clip'; choose one of"):
+        sweep.check(config.evaluate, cells, tmp_path)
+    config.evaluate.num = 0
+    sweep.check(config.evaluate, cells, tmp_path)
 
 
 def test_other_draws_of_the_held_out_loss_are_another_config(run_cells, config, tmp_path):
     run_cells(tmp_path)
     config.base.eval_draws = 16
     with pytest.raises(ValueError, match="eval_draws: workdir 2, now 16"):
-        sweep.check(grid.cells(config), tmp_path)
+        sweep.check(config.evaluate, grid.cells(config), tmp_path)
 
 
 @pytest.mark.parametrize("steps", [(5, 20), (15, 30)], ids=str)
@@ -127,7 +136,7 @@ def test_compute_points_that_are_gone_are_told_before_training(run_cells, config
     config.steps = steps
     told = rf"trained to step 20 and has kept \[10, 20\], not the compute points \[{steps[0]}\]"
     with pytest.raises(ValueError, match=told):
-        sweep.check(grid.cells(config), tmp_path)
+        sweep.check(config.evaluate, grid.cells(config), tmp_path)
 
 
 def test_wall_time_adds_up_over_runs_and_outlives_a_death(run_cells, config, tmp_path):

@@ -99,10 +99,7 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
 
 def _evaluate(cell, evaluation, directory):
     """The row of each compute point."""
-    extractor = extractors.load(
-        evaluation.extractor or references.default_extractor(evaluation.reference),
-        evaluation.weights and pathlib.Path(evaluation.weights),
-    )
+    extractor = load_extractor(evaluation)
     reference = references.of_run(cell.config, evaluation.reference, extractor)
     for step in cell.steps:
         row = evaluate.evaluate(
@@ -117,6 +114,14 @@ def _evaluate(cell, evaluation, directory):
         )
         logger.info("step %d  %s", step, metrics.format_values(rows.measures(row)))
         yield row
+
+
+def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
+    """That of `config.evaluate`, else of its reference.   Raises: as `extractors.load`."""
+    return extractors.load(
+        evaluation.extractor or references.default_extractor(evaluation.reference),
+        evaluation.weights and pathlib.Path(evaluation.weights),
+    )
 
 
 def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:

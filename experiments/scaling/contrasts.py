@@ -21,13 +21,28 @@ VARIED = {
 def slopes(rows: list[dict], quality: str, of: str) -> dict:
     """The slope of log quality against the log of tokens, depth or hidden_size, all else held.
 
-    Returns: step; groups, of two models or more that differ in it alone (models, values, slope),
-      by gmacs; mean of their slopes, which need not be alike.
+    Returns: step, the last; groups, of two models or more that differ in it alone (models, values,
+      slope, and per_gmacs, the slope against log gmacs instead), by gmacs; mean and mean_per_gmacs
+      of their slopes, which need not be alike; by_step, that mean at every step (step, mean).
     Raises: ValueError if no two models differ in it alone.
     """
     step = models.last_step(rows)
+    groups = _groups(models.at_step(rows, step), quality, of)
+    if not groups:
+        raise ValueError(
+            f"needs 2 models or more that differ in {of} alone; at step {step} there are none."
+        )
+    by_step = []
+    for at in sorted({row["step"] for row in rows}):
+        if there := _groups(models.at_step(rows, at), quality, of):
+            by_step.append(dict(step=at, mean=_mean(there, "slope")))
+    means = dict(mean=_mean(groups, "slope"), mean_per_gmacs=_mean(groups, "per_gmacs"))
+    return dict(step=step, groups=groups, **means, by_step=by_step)
+
+
+def _groups(rows, quality, of):
     groups = collections.defaultdict(list)
-    for row in models.average(models.at_step(rows, step), quality):
+    for row in models.average(rows, quality):
         if row[of] is None:  # a UNet has none
             continue
         groups[models.model_of(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
@@ -36,14 +51,18 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
         group = sorted(group, key=lambda row: row[of])
         values = [row[of] for row in group]
         if len(set(values)) > 1:
-            slope = np.polyfit(np.log(values), np.log([row[quality] for row in group]), 1)[0]
+            logs = np.log([row[quality] for row in group])
+            slope, per_gmacs = (
+                float(np.polyfit(np.log([row[x] for row in group]), logs, 1)[0])
+                for x in (of, "gmacs")
+            )
             names = [row["model"] for row in group]
-            found.append(dict(models=names, values=values, slope=float(slope)))
-    if not found:
-        raise ValueError(
-            f"needs 2 models or more that differ in {of} alone; at step {step} there are none."
-        )
-    return dict(step=step, groups=found, mean=float(np.mean([group["slope"] for group in found])))
+            found.append(dict(models=names, values=values, slope=slope, per_gmacs=per_gmacs))
+    return found
+
+
+def _mean(groups, name):
+    return float(np.mean([group[name] for group in groups]))
 
 
 def equal_gmacs(rows: list[dict], quality: str, within: float = 0.1) -> dict:
@@ -72,21 +91,17 @@ def networks(rows: list[dict], quality: str, within: float = 0.1) -> dict:
 def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> dict:
     """Which of two models is better, of those whose costs differ by at most a share `within`.
 
-    Returns: step; noise, the deviation of log quality between seeds of a model, pooled, None
-      without seeds; pairs, each of two (model, depth, hidden_size, tokens, cost, quality), ratio
-      of the second's cost to the first's, its better one's name, log_ratio of the second's
-      quality to the first's, and that in deviations of a difference between the two models'
-      means, None without noise.
+    Returns: step; cost; noise, the deviations of log quality between seeds of a model, pooled over
+      the models of each number of tokens (tokens, deviation), without those that have one seed;
+      pairs, each of two (model, depth, hidden_size, tokens, cost, quality), ratio of the second's
+      cost to the first's, its better one's name, log_ratio of the second's quality to the first's,
+      and that in deviations of a difference between the two models' means, None without noise.
     Raises: ValueError if there are none.
     """
     step = models.last_step(rows)
     rows = models.at_step(rows, step)
-    seeds = collections.defaultdict(list)
-    for row in rows:
-        seeds[models.model_of(row)].append(np.log(row[quality]))
-    freedom = sum(len(values) - 1 for values in seeds.values())
-    squares = sum(np.var(values) * len(values) for values in seeds.values())
-    noise = float(np.sqrt(squares / freedom)) if freedom else None
+    seeds = collections.Counter(map(models.model_of, rows))
+    noise = _noise(rows, quality)
     found = []
     ordered = sorted(models.average(rows, quality), key=_order)
     for pair in itertools.combinations(ordered, 2):
@@ -94,7 +109,10 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
         if high > (1 + within) * low or not differ(*pair):
             continue
         log_ratio = float(np.log(pair[1][quality] / pair[0][quality]))
-        spread = noise and noise * np.sqrt(sum(1 / len(seeds[models.model_of(r)]) for r in pair))
+        deviations = None
+        if all(row["tokens"] in noise for row in pair):
+            squares = (noise[row["tokens"]] ** 2 / seeds[models.model_of(row)] for row in pair)
+            deviations = float(log_ratio / np.sqrt(sum(squares)))
         names = ("model", "depth", "hidden_size", "tokens", cost, quality)
         found.append(
             dict(
@@ -102,7 +120,7 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
                 ratio=pair[1][cost] / pair[0][cost],
                 better=pair[log_ratio < 0]["model"],
                 log_ratio=log_ratio,
-                deviations=float(log_ratio / spread) if spread else None,
+                deviations=deviations,
             )
         )
     if not found:
@@ -110,7 +128,23 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
             f"needs 2 models whose {cost} are within {within:.0%} of each other and that differ "
             f"otherwise; at step {step} there are none."
         )
-    return dict(step=step, noise=noise, pairs=found)
+    told = [dict(tokens=tokens, deviation=value) for tokens, value in noise.items()]
+    return dict(step=step, cost=cost, noise=told, pairs=found)
+
+
+def _noise(rows, quality):
+    """{tokens: deviation of log quality between seeds}; of UNets, tokens is None."""
+    values = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in rows:
+        values[row["tokens"]][models.model_of(row)].append(np.log(row[quality]))
+    found = {}
+    for tokens in sorted(values, key=lambda tokens: tokens or 0):
+        of_models = values[tokens].values()
+        freedom = sum(len(logs) - 1 for logs in of_models)
+        squares = sum(np.var(logs) * len(logs) for logs in of_models)
+        if freedom and squares:
+            found[tokens] = float(np.sqrt(squares / freedom))
+    return found
 
 
 def _order(row):

@@ -48,7 +48,8 @@ def draw_gflops(rows: list[dict], quality: str):
 def draw_compute(rows: list[dict], quality: str):
     """The matplotlib Figure of quality against training compute, a line to a model.
 
-    With the power law of the best of all models, where quality is a loss or a distance.
+    With the power law of the best of all models, where quality is a loss or a distance. Where
+    there are more sizes than colors, a panel to each number of tokens keeps the lines apart.
     Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figure 9.
     """
     import matplotlib
@@ -59,19 +60,29 @@ def draw_compute(rows: list[dict], quality: str):
     look = looks.Looks.of(rows)
     unit, name = looks.compute_unit([row["train_gflops"] for row in means])
     drawn, means = looks.in_unit(drawn, unit), looks.in_unit(means, unit)
+    parts = {(None,): drawn} if look.by_size else looks.group(drawn, "tokens")
+    law = None
+    if all(row[quality] > 0 for row in drawn) and not quality.startswith(models.HIGHER):
+        x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
+        law = _fitted(laws.power_law, x, y, f"best {quality}")
     with matplotlib.rc_context(style.STYLE):
-        figure, (axes,) = looks.new_figure()
-        _draw_models(axes, look, drawn, "compute", quality)
-        positive = all(row[quality] > 0 for row in drawn)
-        if positive and not quality.startswith(models.HIGHER):
-            x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
-            if law := _fitted(laws.power_law, x, y, f"best {quality}"):
-                _draw_law(axes, law, x)
-                text = f"best of all {_equation(law, 'C')}, $C$ in {name}"
-                axes.set_title(text, fontsize=7, loc="right")
-        axes.set_xlabel(f"training compute ({name})")
-        style.log_scale(axes.xaxis)
-        looks.name_quality(axes, drawn, quality, log=True)
+        figure, panels = looks.new_figure(len(parts), sharey=True)
+        for axes, ((tokens,), part) in zip(panels, sorted(parts.items()), strict=True):
+            _draw_models(axes, look, part, "compute", quality)
+            _draw_law(axes, law, [row["compute"] for row in part])
+            if tokens:
+                axes.set_title(style.count("token", tokens), fontsize=8)
+            axes.set_xlabel(f"training compute ({name})")
+            style.log_scale(axes.xaxis, room=min(1, 2 / len(parts)))
+            looks.name_quality(axes, drawn, quality, log=True)
+        for axes in panels[1:]:
+            axes.set_ylabel("")
+        if law:
+            text = f"best of all {_equation(law, 'C')}, $C$ in {name}"
+            if len(panels) == 1:
+                panels[0].set_title(text, fontsize=7, loc="right")
+            else:
+                figure.suptitle(text, fontsize=7)
         look.legend(figure, drawn)
     return figure
 
@@ -111,7 +122,7 @@ def draw_isoflop(rows: list[dict], quality: str):
                     kind = kinds[point["model"]]
                     at = point["gmacs"], point["quality"]
                     looks.draw_point(axes, at, look.color(kind), look.marker(kind))
-            axes.set_title(f"{count} tokens", fontsize=8)
+            axes.set_title(style.count("token", count), fontsize=8)
             axes.set_xlabel(style.label("gmacs"))
             axes.margins(x=0.08)
             style.log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
@@ -133,37 +144,70 @@ def draw_extrapolation(rows: list[dict], quality: str):
     the law, and hollow what was measured of the largest. Raises: LackingError where none can be
     fitted.
     """
+    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
+    return _draw_extrapolations(rows, {"": drawn}, quality)
+
+
+def draw_extrapolation_tokens(rows: list[dict], quality: str):
+    """As `draw_extrapolation`, a panel to the models of each number of tokens that can be fitted.
+
+    Raises: LackingError where there are not two numbers, or none can.
+    """
+    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs", "tokens"), quality)
+    parts = {
+        style.count("token", tokens): part
+        for (tokens,), part in sorted(looks.group(drawn, "tokens").items())
+    }
+    if len(parts) < 2:
+        raise looks.LackingError("all models have the same tokens")
+    return _draw_extrapolations(rows, parts, quality)
+
+
+def _draw_extrapolations(rows, parts, quality):
     import matplotlib
 
-    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
-    _demand_fittable(drawn, quality)
-    try:
-        found = fit.largest(drawn, quality)
-    except ValueError as error:
-        raise looks.LackingError(str(error).rstrip(".")) from error
+    found, reason = {}, ""
+    for title, part in parts.items():
+        _demand_fittable(part, quality)
+        try:
+            found[title] = fit.largest(part, quality)
+        except ValueError as error:
+            reason = str(error).rstrip(".")
+    if not found:
+        raise looks.LackingError(reason)
+    look = looks.Looks.of(rows)
+    with matplotlib.rc_context(style.STYLE):
+        figure, panels = looks.new_figure(len(found), sharey=True)
+        for axes, (title, largest) in zip(panels, found.items(), strict=True):
+            narrow = len(found) > 2
+            _draw_extrapolation(axes, look, title, parts[title], largest, quality, narrow)
+            style.log_scale(axes.xaxis, room=min(1, 2 / len(found)))
+        for axes in panels[1:]:
+            axes.set_ylabel("")
+        look.legend(figure, [row for title in found for row in parts[title]])
+    return figure
+
+
+def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
     others = [row for row in drawn if row["gmacs"] < found["gmacs"]]
     x, y = _columns(others, "gmacs", quality)
     law = laws.power_law(x, y)
-    look = looks.Looks.of(rows)
-    with matplotlib.rc_context(style.STYLE):
-        figure, (axes,) = looks.new_figure()
-        _draw_models(axes, look, others, "gmacs", quality)
-        largest = [row for row in drawn if row["gmacs"] == found["gmacs"]]
-        _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
-        _draw_law(axes, law, [*x, found["gmacs"]])
-        text = f"fit of all but {found['model']}: {_equation(law, 'G')}\n"
-        text += f"{found['model']}: predicted {_digits(found['predicted'])}"
-        if found["interval"]:
-            _draw_interval(axes, others, found, quality)
-            ends = ("?" if end is None else _digits(end) for end in found["interval"])
-            text += f" ({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
-        text += f", measured {_digits(found['measured'])}"
-        axes.set_title(text, fontsize=7, loc="right")
-        axes.set_xlabel(style.label("gmacs"))
-        style.log_scale(axes.xaxis)
-        looks.name_quality(axes, drawn, quality, log=True)
-        look.legend(figure, drawn)
-    return figure
+    _draw_models(axes, look, others, "gmacs", quality)
+    largest = [row for row in drawn if row["gmacs"] == found["gmacs"]]
+    _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
+    _draw_law(axes, law, [*x, found["gmacs"]])
+    rest = "\n" if narrow else " "
+    text = f"{title}, " if title else ""
+    text += f"fit of all but {found['model']}:{rest}{_equation(law, 'G')}\n"
+    text += f"{found['model']}: predicted {_digits(found['predicted'])}"
+    if found["interval"]:
+        _draw_interval(axes, others, found, quality)
+        ends = ("?" if end is None else _digits(end) for end in found["interval"])
+        text += f"{rest}({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
+    text += f",{rest}measured {_digits(found['measured'])}"
+    axes.set_title(text, fontsize=7, loc="right")
+    axes.set_xlabel(style.label("gmacs"))
+    looks.name_quality(axes, drawn, quality, log=True)
 
 
 def _digits(number):

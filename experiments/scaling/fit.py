@@ -104,7 +104,8 @@ def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
     """At each step `laws.log_linear` of quality against gmacs, of all runs that got there.
 
     Returns: steps, each with step, points, models, intercept, slope, slope_interval (None for
-      fewer than 6 models) and correlation.   Raises: ValueError if no step has 3 models' gmacs.
+      fewer than 6 models), correlation, and of_params, the correlation with log params instead.
+    Raises: ValueError if no step has 3 models' gmacs.
     """
     found = []
     for step in sorted({row["step"] for row in rows}):
@@ -112,12 +113,14 @@ def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
         gmacs, qualities, cells = arguments
         if len(set(gmacs)) < laws.MIN_LINE:
             continue
+        params = np.log([row["params"] for row in models.at_step(rows, step)])
         found.append(
             dict(
                 step=step,
                 points=len(gmacs),
                 models=len(set(cells)),
                 **dataclasses.asdict(laws.log_linear(gmacs, qualities)),
+                of_params=float(np.corrcoef(params, qualities)[0, 1]),
                 slope_interval=_or_none(bootstrap.slope_interval, *arguments, seed=seed),
             )
         )
@@ -196,11 +199,12 @@ def rolling(rows: list[dict], quality: str) -> dict:
 
 
 def within_tokens(rows: list[dict], quality: str, seed: int = 0) -> dict:
-    """`lines` and `largest` among the models of each number of tokens alone.
+    """`lines`, `largest` and `rolling` among the models of each number of tokens alone.
 
     Args: rows of one step.
-    Returns: groups, each with tokens; line, the one of `lines`; largest. Of either, {"left_out":
-      reason} for too few models.   Raises: ValueError if all models have the same tokens.
+    Returns: groups, each with tokens; line, the one of `lines`; largest; rolling. Of any of these
+      {"left_out": reason} for too few models.
+    Raises: ValueError if all models have the same tokens.
     """
     numbers = sorted({row["tokens"] for row in rows if row["tokens"]})
     if len(numbers) < 2:
@@ -210,7 +214,8 @@ def within_tokens(rows: list[dict], quality: str, seed: int = 0) -> dict:
         alike = [row for row in rows if row["tokens"] == tokens]
         line = _or_reason(lambda alike=alike: lines(alike, quality, seed)["steps"][0])
         end = _or_reason(lambda alike=alike: largest(alike, quality, seed))
-        found.append(dict(tokens=tokens, line=line, largest=end))
+        further = _or_reason(lambda alike=alike: rolling(alike, quality))
+        found.append(dict(tokens=tokens, line=line, largest=end, rolling=further))
     return dict(groups=found)
 
 
@@ -225,20 +230,22 @@ def frontier(rows: list[dict], quality: str, x: str = "train_gflops") -> list[di
 
 
 def envelope(rows: list[dict], quality: str, points: int = 32) -> list[dict]:
-    """The best quality of any model at each compute, read off their curves as in `iso_flop`.
+    """The best quality of any model at up to each compute, read off their curves as in `iso_flop`.
 
     Points of runs alone would be best of all just after they were taken, and worse before.
-    Returns: train_gflops, evenly in log from the least to the most, with the quality and its model.
+    Returns: train_gflops, evenly in log from the least to the most, with the quality, which never
+      gets worse, and its model.
     """
     curves = list(_curves(models.average(rows, quality)).values())
     computes = [row["train_gflops"] for curve in curves for row in curve]
-    found = []
+    found, best = [], []
     # The ends are inside by more than rounding.
     for budget in np.geomspace(min(computes) * (1 + 1e-9), max(computes) * (1 - 1e-9), points):
-        there = filter(None, (_at_budget(curve, quality, budget) for curve in curves))
-        if best := min(there, key=lambda point: point["quality"], default=None):
-            at = {"train_gflops": float(budget), "model": best["model"]}
-            found.append({**at, quality: best["quality"]})
+        spent = ((curve, min(budget, curve[-1]["train_gflops"])) for curve in curves)
+        there = filter(None, (_at_budget(curve, quality, compute) for curve, compute in spent))
+        best = [min([*best, *there], key=lambda point: point["quality"])]
+        at = {"train_gflops": float(budget), "model": best[0]["model"]}
+        found.append({**at, quality: best[0]["quality"]})
     return found
 
 

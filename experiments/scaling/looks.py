@@ -132,6 +132,11 @@ class Looks:
             {p: style.MARKERS[i % len(style.MARKERS)] for i, p in enumerate(patches)},
         )
 
+    @property
+    def by_size(self) -> bool:
+        """Whether each size has a color of its own."""
+        return not any(name.startswith("width ") for name in self.colors)
+
     def name(self, row: dict) -> str:
         """The size of a row's model, or its width."""
         size = row.get("size")
@@ -209,13 +214,13 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
     figure.set_size_inches(width, height + LEGEND_LINE * len(broken))
 
 
-def new_figure(panels: int = 1, sharex: bool = False):
+def new_figure(panels: int = 1, sharex: bool = False, sharey: bool = False):
     """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
     from matplotlib.figure import Figure
 
     width = style.WIDTH if panels == 1 else WIDE
     figure = Figure(figsize=(width, style.HEIGHT), layout="constrained")
-    return figure, list(figure.subplots(1, panels, squeeze=False, sharex=sharex)[0])
+    return figure, list(figure.subplots(1, panels, squeeze=False, sharex=sharex, sharey=sharey)[0])
 
 
 def draw_curve(

@@ -3,9 +3,10 @@
   python -m experiments.scaling.plot --table FILE.csv [--samples FILE.npz] [--out_dir DIR]
     [--qualities eval_mse,fd_pixels,label_accuracy] [--where learning_rate=0.001]
 
-gflops_, compute_, isoflop_, tokens_depth_, extrapolation_, blocks_ and networks_<quality>; and
-samples, of the arrays of --samples: `image` [models, n, H, W, C] uint8, `label` [n] int32, `cell`
-[models]. A figure that the table has no rows for is left out, and the log says why.
+gflops_, compute_, isoflop_, tokens_depth_, extrapolation_, extrapolation_tokens_, blocks_ and
+networks_<quality>; and samples, of the arrays of --samples: `image` [models, n, H, W, C] uint8,
+`label` [n] int32, `cell` [models]. A figure that the table has no rows for is left out, and the log
+says why.
 """
 
 import functools
@@ -16,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli, plot, style
-from experiments.scaling import curves, looks, panels, samples, table
+from experiments.scaling import curves, looks, models, panels, samples, table
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -27,6 +28,7 @@ FIGURES = {
     "isoflop": curves.draw_isoflop,
     "tokens_depth": panels.draw_tokens_depth,
     "extrapolation": curves.draw_extrapolation,
+    "extrapolation_tokens": curves.draw_extrapolation_tokens,
     "blocks": panels.draw_blocks,
     "networks": panels.draw_networks,
 }
@@ -42,6 +44,8 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
     for quality in qualities:
         if missing := sum(row.get(quality) is None for row in rows):
             logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
+        if missing < len(rows):  # refused before anything is written
+            models.comparable(rows, quality, across=("network", "block"))
     todo = {
         f"{name}_{quality}": functools.partial(draw, rows, quality)
         for quality in qualities

@@ -1,5 +1,10 @@
 """The fits of a study as lines for people."""
 
+import itertools
+
+from dit_jax import style
+
+REACHES = 1, 2, 4, 8, 16  # times the gmacs of the largest model fitted
 TOLD_APART = 2  # deviations from which on of two models one is called better
 
 
@@ -43,7 +48,10 @@ def _line(fit, q):
 
 def _slope(at):
     slope, r = _interval(at["slope_interval"]), at["correlation"]
-    return f"slope {at['slope']:.4g} ({slope}), correlation {r:.4f}, {at['points']} runs"
+    return (
+        f"slope {at['slope']:.4g} ({slope}), correlation {r:.4f} (of log params "
+        f"{at['of_params']:.4f}), {at['points']} runs"
+    )
 
 
 def _law(fit, q):
@@ -66,23 +74,25 @@ def _largest(fit, q):
 
 
 def _rolling(fit, q):
-    for far in (2, 4, 8, 16, float("inf")):
-        errors = [p["relative_error"] for p in fit["predictions"] if far / 2 < p["reach"] <= far]
-        if far == float("inf"):
-            errors = [p["relative_error"] for p in fit["predictions"] if p["reach"] > 16]
+    edges = [*REACHES, float("inf")]
+    for low, high in itertools.pairwise(edges):
+        errors = [p["relative_error"] for p in fit["predictions"] if low < p["reach"] <= high]
         if errors:
-            span = f"{far / 2:g} to {far:g}" if far < float("inf") else "over 16"
+            span = f"{low:g} to {high:g}" if high < float("inf") else f"over {low:g}"
             mean, worst = sum(map(abs, errors)) / len(errors), max(errors, key=abs)
             yield f"{span} x beyond: {mean:.1%} on average, {worst:+.1%} at worst, of {len(errors)}"
 
 
 def _within_tokens(fit, q):
     for group in fit["groups"]:
-        line, end = group["line"], group["largest"]
+        line, end, further = group["line"], group["largest"], group["rolling"]
         yield f"{_tokens(group)}: {line.get('left_out') or _slope(line)}"
-        yield from (
-            f"  {text}" for text in ([end["left_out"]] if "left_out" in end else _largest(end, q))
-        )
+        yield from _indented([end["left_out"]] if "left_out" in end else _largest(end, q))
+        yield from _indented([] if "left_out" in further else _rolling(further, q))
+
+
+def _indented(lines):
+    return (f"  {line}" for line in lines)
 
 
 def _iso_flop(fit, q):
@@ -105,16 +115,18 @@ def _iso_flop(fit, q):
 
 
 def _slopes(fit, q):
-    yield f"mean {fit['mean']:.3f}, at step {fit['step']:,}; smaller models first"
+    by_step = ", ".join(f"{at['mean']:+.3f} at {at['step']:,}" for at in fit["by_step"])
+    yield f"mean {fit['mean']:+.3f}, and against log gmacs {fit['mean_per_gmacs']:+.3f}"
+    if len(fit["by_step"]) > 1:
+        yield f"mean at each step: {by_step}"
+    yield f"of each group at step {fit['step']:,}, smaller models first"
     for group in fit["groups"]:
         yield f"{group['slope']:+.3f}  {', '.join(group['models'])}"
 
 
 def _pairs(fit, q):
-    noise = fit["noise"]
-    yield f"at step {fit['step']:,}; seeds differ by " + (
-        f"{noise:.2%}" if noise else "an unknown amount"
-    )
+    noise = ", ".join(f"{_tokens(of)} {of['deviation']:.2%}" for of in fit["noise"])
+    yield f"at step {fit['step']:,}; deviation between seeds: {noise or 'not known'}"
     for found in fit["pairs"]:
         a, b = found["pair"]
         sigma = found["deviations"]
@@ -123,7 +135,7 @@ def _pairs(fit, q):
             apart = abs(sigma) >= TOLD_APART
             better = f"{better if apart else 'not told apart'}, {abs(sigma):.1f} deviations"
         both = f"{_model(a)} {a[q]:.4g}, {_model(b)} {b[q]:.4g}"
-        yield f"{both}, at {found['ratio']:.2f} x the cost: {better}"
+        yield f"{both}, at {found['ratio']:.2f} x the {fit['cost']}: {better}"
 
 
 def _model(row):
@@ -133,9 +145,7 @@ def _model(row):
 
 
 def _tokens(found):
-    if not found["tokens"]:
-        return "UNets"
-    return f"{found['tokens']} tokens" if found["tokens"] > 1 else "1 token"
+    return style.count("token", found["tokens"]) if found["tokens"] else "UNets"
 
 
 # The parts of a study in their order: a title, and what gives its lines.

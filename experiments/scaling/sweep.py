@@ -35,11 +35,15 @@ def waiting(
     return [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) not in left_alone]
 
 
-def check(cells: list[grid.Cell], workdir: pathlib.Path) -> None:
-    """Opens what the cells train on, and demands that what is in their directories is theirs.
+def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> None:
+    """Opens what the cells train on and are measured by, and demands that directories are theirs.
 
-    Raises: as `sources.open_split`; ValueError that lists the cells that are not.
+    Args: evaluation, `config.evaluate` of the sweep.
+    Raises: as `sources.open_split` and `cell.load_extractor`; ValueError that lists the cells whose
+      directories are not theirs.
     """
+    if evaluation.num and cells:
+        cell.load_extractor(evaluation)
     metadata, problems = {}, []
     for one in cells:
         keys = json.dumps([one.config.data.to_dict(), one.config.latents.to_dict()])
@@ -112,7 +116,7 @@ def main(_):
             print(shlex.join(["python", *words]))
         return
     commands = {name: [sys.executable, *words] for name, words in commands.items()}
-    check(left, workdir)
+    check(sweep.evaluate, left, workdir)
     for one in left:
         cell.forget_failure(one, sweep.evaluate, workdir / one.name)
     counts = collections.Counter(cell.state(c, sweep.evaluate, workdir / c.name) for c in cells)
