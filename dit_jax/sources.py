@@ -299,7 +299,12 @@ def _told_of_moments(config, builder):
     """As `_told`, of what `dit_jax.encode` stored: 'captions', perhaps 'context'."""
     model, features = config.model, builder.info.features
     if model.condition == "label":
-        return dict(num_classes=model.num_classes)
+        if model.num_classes and "label" not in features:
+            raise ValueError(
+                f"{builder.data_dir} holds no labels, which model.num_classes={model.num_classes} "
+                "needs: encode the images of a config with as many classes."
+            )
+        return dict(num_classes=model.num_classes or None)
     if "captions" not in features:
         raise ValueError(
             f"{builder.data_dir} holds no captions, which model.condition={model.condition!r} "
