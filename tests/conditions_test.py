@@ -2,20 +2,17 @@
 
 import functools
 import io
-import json
 import logging
 
-import bpe
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
+from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
 from dit_jax import (
-    checkpoint,
     conditions,
     data,
     encode,
@@ -28,37 +25,10 @@ from dit_jax import (
 )
 from dit_jax.models import blocks
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-COUNT = 20
-
-
-def _captions(i):
-    """One of each even image, two of each odd one."""
-    return [f"a {WORDS[i % 10]}", f"the digit {WORDS[i % 10]}"][: 1 + i % 2]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An image folder of 20 grey images, each its number, with metadata.jsonl."""
-    root = tmp_path_factory.mktemp("captioned")
-    for split in ("train", "test"):
-        (root / split).mkdir()
-        rows = []
-        for i in range(COUNT):
-            Image.new("L", (8, 8), 10 * i).save(root / split / f"{i}.png")
-            rows.append(json.dumps({"file_name": f"{i}.png", "text": _captions(i)}))
-        (root / split / "metadata.jsonl").write_text("\n".join(rows) + "\n")
-    return root
-
 
 @pytest.fixture
-def config(smoke_config, folder):
-    """The smoke run, told of the folder's images by their captions."""
-    smoke_config.data.update(source="folder", name=str(folder), train_split="train")
-    smoke_config.data.update(caption_feature="text", captions_per_image=2, cache=True)
-    smoke_config.model.update(condition="tokens", context_size=16, text_length=20, text_depth=1)
-    smoke_config.model.update(text_num_heads=2)
-    return smoke_config
+def config(captioned_config):
+    return captioned_config
 
 
 def _read(tokens):
@@ -79,7 +49,7 @@ def test_every_image_has_its_captions(config, cache):
         assert batch["tokens"].shape == (16, 20)
         for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
             told.add((int(image[0, 0, 0]) // 10, _read(tokens)))
-    assert told == {(i, caption) for i in range(COUNT) for caption in _captions(i)}
+    assert told == {(i, caption) for i in range(CAPTIONED) for caption in captions_of(i)}
 
 
 def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
@@ -95,7 +65,9 @@ def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
 
 def test_held_out_loss_is_of_the_first_caption(config):
     (batch, *_) = data.eval_batches(sources.open_split(config, "eval"), 16, np.arange(16))
-    assert [_read(tokens) for tokens in batch["tokens"][:4]] == [_captions(i)[0] for i in range(4)]
+    assert [_read(tokens) for tokens in batch["tokens"][:4]] == [
+        captions_of(i)[0] for i in range(4)
+    ]
 
 
 class Captioned(tfds.core.GeneratorBasedBuilder):
@@ -155,7 +127,7 @@ def test_damaged_metadata_is_refused(config, tmp_path, text, message):
         sources.open_split(config, "train")
 
 
-def test_an_image_without_captions_is_named(config, tmp_path, folder):
+def test_an_image_without_captions_is_named(config, tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "train" / "a.png")
     line = '{"file_name": "a.png", "text": []}'
@@ -197,15 +169,6 @@ def test_conditions_of_another_shape_are_refused(config, shape):
         jax.eval_shape(model.apply, *arguments)
 
 
-def _random(model, key):
-    """Parameters of which none is 0."""
-    params = models.init_params(model, key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
-
-
 @pytest.mark.parametrize(
     "block",
     [pytest.param(b, marks=() if b == "adaLN-Zero" else pytest.mark.slow) for b in blocks.BLOCKS],
@@ -214,7 +177,7 @@ def test_every_block_reads_every_word(config, block):
     """The output depends on each token, through parameters that all matter; counted by formula."""
     config.model.update(block=block, depth=1)
     model = models.build(config.model)
-    params = _random(model, jax.random.key(0))
+    params = random_params(model, jax.random.key(0))
     assert flops.count(config)["params"] == sum(a.size for a in jax.tree.leaves(params))
     x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
 
@@ -234,7 +197,7 @@ def test_every_block_reads_every_word(config, block):
 def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
-    params = _random(model, jax.random.key(0))
+    params = random_params(model, jax.random.key(0))
     told = conditions.of_captions(config, ["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
@@ -290,7 +253,7 @@ def _sample(config, told, params, **settings):
 
 def test_prompts_and_negative_prompts(config):
     """Away from the prompt itself is no guidance; away from another one is another image."""
-    params = _random(models.build(config.model), jax.random.key(0))
+    params = random_params(models.build(config.model), jax.random.key(0))
     prompts = ["a two", "a three"]
     plain = _sample(config, conditions.of_captions(config, prompts), params, cfg_scale=1.0)
 
@@ -312,30 +275,17 @@ def test_labels_and_captions_are_not_mixed_up(smoke_config):
 
 def test_conditions_are_drawn_from_the_data(config):
     """Each once before any twice; in order for pictures."""
-    drawn = conditions.draw(config, "random", 2 * COUNT, seed=1)
+    drawn = conditions.draw(config, "random", 2 * CAPTIONED, seed=1)
     told = [_read(tokens) for tokens in drawn.cond]
-    firsts = sorted(_captions(i)[0] for i in range(COUNT))
-    assert sorted(told[:COUNT]) == sorted(told[COUNT:]) == firsts
-    assert told[:COUNT] != told[COUNT:]
+    firsts = sorted(captions_of(i)[0] for i in range(CAPTIONED))
+    assert sorted(told[:CAPTIONED]) == sorted(told[CAPTIONED:]) == firsts
+    assert told[:CAPTIONED] != told[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
     assert [_read(t) for t in conditions.for_picture(config, 3).cond] == [
         "a zero",
         "a one",
         "a two",
     ]
-
-
-@pytest.fixture(scope="module")
-def clip_dir(tmp_path_factory):
-    """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
-    workdir = tmp_path_factory.mktemp("clip") / "tiny"
-    sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
-    model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
-    clip_config = ConfigDict({"model": model})
-    params = models.init_params(models.build(clip_config.model), jax.random.key(0))
-    checkpoint.save_params(workdir, clip_config, jax.tree.map(lambda a: 3 * a, params))
-    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 12).save(workdir / text.FILE)
-    return workdir
 
 
 @pytest.mark.slow
