@@ -114,7 +114,8 @@ def asked(
     """
     if config.model.condition == "label":
         if prompts or negative:
-            raise ValueError("--prompt is of a model of captions; this one takes --labels.")
+            flag = "--prompt" if prompts else "--negative_prompt"
+            raise ValueError(f"{flag} is of a model of captions; this one takes --labels.")
         return of_labels(
             parse_labels(labels, num, config.model.num_classes, seed), config.model.num_classes
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +51,24 @@ class Trained:
     def vae_digest(self) -> str:
         """Of the VAE that decodes; '' in pixels."""
         return self.vae.digest if self.vae else ""
+
+    def asked(
+        self,
+        num: int,
+        labels: str = "",
+        prompts: Sequence[str] = (),
+        negative: str = "",
+        seed: int = 0,
+    ) -> conditions.Conditions:
+        """As `conditions.asked`; ValueError also for a negative prompt that nothing heeds."""
+        told = conditions.asked(self.config, num, labels, prompts, negative, seed)
+        if negative and (self.guide or self.config.sample.cfg_scale == 1):
+            instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
+            raise ValueError(
+                f"--negative_prompt={negative!r} is what --cfg_scale above 1 leads away from, "
+                f"without a guide; here is {instead}."
+            )
+        return told
 
     def make_sample_fn(self, strength: float = 1.0) -> Callable:
         """As the function of that name, with guide and text encoder bound."""
