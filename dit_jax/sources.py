@@ -85,7 +85,7 @@ class Source:
             image = Image.open(file)
             if min(image.size) < self.image_size:
                 _warn_of_small_images(self.origin, self.image_size)
-            image = _to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
+            image = to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
             image = adm_crop(image, self.image_size)
         # Pillow's decoders raise whatever they meet in a damaged file.
         except Exception as error:
@@ -130,8 +130,11 @@ class Source:
         return f"record {index} of {self.origin}"
 
 
-def _to_8_bits(image):
-    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white."""
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white.
+
+    Raises: ValueError for 32 bits, integers or floats.
+    """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -1,7 +1,9 @@
 """Edits keep what they are to keep, begin where they should, and end at what lies at the ends."""
 
 import itertools
+import pathlib
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +179,94 @@ def test_useless_masks_are_refused(trained, tmp_path, pixels, message):
     path = _save(tmp_path / "m.png", pixels)
     with pytest.raises(ValueError, match=message):
         edit.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
+
+
+def test_16_bits_become_8(trained, tmp_path):
+    """Of images and masks, as of the data's."""
+    pixels = 257 * np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = edit.read_image(tmp_path / "a.png", trained.config)
+    np.testing.assert_array_equal(read[0, ..., 0], np.arange(64).reshape(8, 8))
+    mask = np.where(pixels < 257 * 8, 32_000, 33_000).astype(np.uint16)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    mask = edit.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
+    np.testing.assert_array_equal(mask[0, ..., 0], np.arange(64).reshape(8, 8) >= 8)
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(ValueError, match=r"image --image=\S*f.tiff: its mode 'F' has no range of"):
+        edit.read_image(tmp_path / "f.tiff", trained.config)
+
+
+def test_damaged_images_are_named(trained, tmp_path):
+    path = tmp_path / "a.png"
+    _save(path, np.random.default_rng(0).integers(0, 256, (64, 64)))
+    path.write_bytes(path.read_bytes()[:2000])
+    for text in (None, "not an image"):
+        if text:
+            path.write_text(text)
+        with pytest.raises(ValueError, match=r"cannot read the image --image=\S*a.png: "):
+            edit.read_image(path, trained.config)
+    with pytest.raises(FileNotFoundError, match=r"no file --image=nowhere.png"):
+        edit.read_image(pathlib.Path("nowhere.png"), trained.config)
+
+
+def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
+    """By the command unguided, where nothing else is asked for."""
+    workdir = conftest.save_random(tmp_path / "run", smoke_config)
+    flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
+    flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
+    run_command("edit", "invert", *flags)
+    found = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
+
+    def difference(cfg_scale):
+        trained = generate.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
+        told, _ = edit.told_before_and_after(trained, "3")
+        x_T = edit.invert(trained, told, edit.encode(trained, image))
+        return np.abs(edit.draw(trained, edit.Edits(told, {"x_T": x_T}))[0, ..., 0] - found).max()
+
+    assert difference(1.0) <= 1
+    assert difference(1.5) > 5  # the run's
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, r"invert needs --labels, the class of the image, in 0..9: told another, it comes"),
+        (dict(labels="random"), "--labels=random: invert takes one class"),
+        (dict(labels="3", labels_after="8,9"), "--labels_after=8,9: invert takes one class"),
+        (dict(labels="3", prompt_after="a cat"), "--prompt_after=a cat: this model takes --labels"),
+        (dict(labels="3", negative="a cat"), "--negative_prompt is of a model of captions"),
+    ],
+    ids=str,
+)
+def test_inversions_that_say_no_class_are_refused(trained, told, message):
+    with pytest.raises(ValueError, match=message):
+        edit.told_before_and_after(trained, **told)
+
+
+def test_what_is_told_before_and_after(trained, captioned_workdir):
+    before, after = edit.told_before_and_after(trained, "3", labels_after="8")
+    assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
+    assert edit.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
+    captioned = generate.load(captioned_workdir)
+    told = edit.told_before_and_after(captioned, "", ["one"], "", "two", "three")
+    words = [bytes(a[0, :3].astype(np.uint8)) for a in (told[0].cond, told[1].cond, told[1].null)]
+    assert words == [b"one", b"two", b"thr"]
+    for told, message in (
+        (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
+        (("", ["one"], "3"), r"--labels_after=3: this model takes --prompt_after"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            edit.told_before_and_after(captioned, *told)
+    captioned = generate.load(captioned_workdir, settings=DDIM)
+    with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
+        edit.told_before_and_after(captioned, prompts=["one"], negative="three")
+
+
+@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3"])
+def test_numbers_that_are_of_no_two_images_are_refused(numbers):
+    assert edit.parse_numbers(["0", "7"]) == [0, 7]
+    with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers, such"):
+        edit.parse_numbers(numbers.split(","))
 
 
 def test_the_command(run_command, trained_workdir, image, tmp_path):
