@@ -202,6 +202,7 @@ def _add_condition(config):
     config.text = ConfigDict()
     # context: workdir that dit_jax.convert clip wrote; where a run is read, as latents.vae below.
     config.text.encoder = ""
+    config.text.encoder_digest = ""  # of its parameters; the run fills in an empty one
     # context: taken from the moments' dataset, where dit_jax.encode put it, not computed each step.
     config.text.stored = False
 

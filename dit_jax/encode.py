@@ -140,7 +140,7 @@ def _open(config, vae_workdir, shard_images, dtype):
     if config.data.caption_feature:
         identity["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
     if encoder:
-        identity["text_encoder_digest"] = checkpoint.digest(encoder.params)
+        identity["text_encoder_digest"] = encoder.digest
     return mesh, vae, encoder, found, identity
 
 

@@ -208,14 +208,24 @@ def open_images(config, split: str) -> Source:
 def tokenizer(config) -> Callable[[Sequence[str]], np.ndarray] | None:
     """Captions to the ids [n, M] int32 that the config's model reads; None if it takes labels.
 
-    Raises: FileNotFoundError without the frozen encoder's tokeniser.
+    Raises: FileNotFoundError without the frozen encoder's tokeniser; as `encoder_workdir`.
     """
     condition = config.model.get("condition", "label")  # a VAE has none
     if condition == "tokens":
         return text.ByteTokenizer(config.model.text_length)
     if condition == "context":
-        return text.load_tokenizer(pathlib.Path(config.text.encoder))
+        return text.load_tokenizer(encoder_workdir(config))
     return None
+
+
+def encoder_workdir(config) -> pathlib.Path:
+    """Where the frozen text encoder is.   Raises: ValueError if the config does not say."""
+    if not config.text.encoder:
+        raise ValueError(
+            "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
+            "which python -m dit_jax.convert clip writes."
+        )
+    return pathlib.Path(config.text.encoder)
 
 
 def _told(config):
@@ -321,6 +331,12 @@ def _told_of_moments(config, builder):
         raise ValueError(
             f"{builder.data_dir} holds no text encoder's outputs: encode with text.stored, or set "
             "it to False."
+        )
+    recorded = dict(builder.info.metadata or {}).get("text_encoder_digest", "")
+    if recorded and config.text.encoder_digest not in ("", recorded):
+        raise ValueError(
+            f"{builder.data_dir} holds outputs of a text encoder with digest {recorded}, but text."
+            f"encoder_digest={config.text.encoder_digest} is of another: encode the images again."
         )
     shape = tuple(features["context"].shape)
     if shape[-1] != model.context_size:

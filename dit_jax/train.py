@@ -29,6 +29,7 @@ from dit_jax import (
     checkpoint,
     cli,
     data,
+    conditions,
     generate,
     latents,
     measures,
@@ -249,9 +250,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     """
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
-    vae = None
+    vae, mesh = None, sharding.make_mesh(config.mesh)
+    config = conditions.resolve(config, train_source.metadata, mesh)
     if config.latents.source != "pixels" and config.latents.vae:
-        vae = generate.load_vae(config, sharding.make_mesh(config.mesh))
+        vae = generate.load_vae(config, mesh)
         if config.latents.source == "images":  # nothing else has recorded which one it is
             config = latents.resolve(config, dict(vae_digest=vae.digest, published=vae.published))
     program = make_program(config)

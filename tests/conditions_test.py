@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +14,15 @@ from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
 from dit_jax import (
+    checkpoint,
     conditions,
     data,
     encode,
     flops,
     generate,
+    metrics,
     models,
+    sharding,
     sources,
     text,
     train,
@@ -288,23 +292,38 @@ def test_conditions_are_drawn_from_the_data(config):
     ]
 
 
-@pytest.mark.slow
-def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp_path):
-    """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
-    config.model.update(condition="context", context_size=16, input_size=4, in_channels=2)
+@pytest.fixture(scope="module")
+def stored_dir(captioned_dir, clip_dir, vae_dir, tmp_path_factory):
+    """Moments of the images and their mirrors, with captions and contexts; no labels."""
+    config = conftest.captioned(captioned_dir)
+    config.model.update(condition="context", num_classes=0)
     config.text.update(encoder=str(clip_dir), stored=True)
     config.data.update(flip=True, eval_split="")
-    config.latents.update(vae=str(vae_dir), moments=str(tmp_path / "out"))
-    encode.encode(config, vae_dir, tmp_path / "out", shard_images=16, batch_size=4)
-    config.latents.source = "moments"
-    config.model.class_dropout_prob = 0.5
+    out = tmp_path_factory.mktemp("moments") / "captioned"
+    encode.encode(config, vae_dir, out, shard_images=16, batch_size=4)
+    return out
+
+
+@pytest.fixture
+def stored_config(config, stored_dir, clip_dir, vae_dir):
+    """Of a model that is trained on them, free to change."""
+    config.model.update(condition="context", num_classes=0, input_size=4, in_channels=2)
+    config.text.update(encoder=str(clip_dir), stored=True)
+    config.data.update(flip=True, eval_split="")
+    config.latents.update(source="moments", vae=str(vae_dir), moments=str(stored_dir))
+    return config
+
+
+def test_stored_contexts_are_those_of_the_encoder(stored_config):
+    """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
+    stored_config.model.class_dropout_prob = 0.5
 
     def examples(stored):
-        config.text.stored = stored
-        program, resident = _program(config)
-        source = sources.open_split(config, "train")
+        stored_config.text.stored = stored
+        program, resident = _program(stored_config)
+        source = sources.open_split(stored_config, "train")
         assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
-        batch = next(data.TrainIterator(source, config, np.arange(16)))
+        batch = next(data.TrainIterator(source, stored_config, np.arange(16)))
         key = jax.random.key(0)
         return batch, *program.task.examples(batch, key, resident, dropout=True)
 
@@ -316,6 +335,23 @@ def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp
     assert 5 < len(dropped) < 16  # the empty ones are one
 
 
+def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):
+    """By its parameters, whatever their place and shape."""
+    mesh = sharding.make_mesh(stored_config.mesh)
+    recorded = sources.open_split(stored_config, "train").metadata
+    digest = conditions.resolve(stored_config, recorded, mesh).text.encoder_digest
+    assert digest == recorded["text_encoder_digest"]
+    stored_config.text.encoder = str(conftest.save_clip(tmp_path / "other", seed=1))
+    other = conditions.load_encoder(stored_config, mesh).digest
+    with pytest.raises(ValueError, match=rf"digest {other}, but text.encoder_digest={digest} is"):
+        conditions.resolve(stored_config, recorded, mesh)
+    stored_config.text.encoder_digest = other
+    with pytest.raises(ValueError, match=rf"encoder with digest {digest}, but .*digest={other} is"):
+        sources.open_split(stored_config, "train")
+    stored_config.text.stored = False  # the captions alone
+    assert conditions.resolve(stored_config, recorded, mesh).text.encoder_digest == other
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -324,8 +360,10 @@ def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp
             "is 16 wide, but the model was built for model.context",
         ),
         ({"text.encoder": "nowhere"}, "no nowhere/tokenizer.json"),
+        ({"text.encoder": ""}, "text.encoder is empty: model.condition='context' needs the workd"),
+        ({"text.encoder_digest": "0123"}, r"has digest \w+, but text.encoder_digest=0123 is of an"),
     ],
-    ids=["width", "missing"],
+    ids=["width", "missing", "empty", "another"],
 )
 def test_encoders_that_do_not_fit_are_refused(config, clip_dir, change, message):
     config.model.update(condition="context", context_size=16)
@@ -336,8 +374,32 @@ def test_encoders_that_do_not_fit_are_refused(config, clip_dir, change, message)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("condition", ["tokens", "context"])
+def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, condition):
+    """To the bit: the captions drawn, those left out, and the encoder that is trained along."""
+    config = stored_config
+    config.model.condition = condition
+    config.update(total_steps=4, eval_every_steps=0, sample_every_steps=0, log_every_steps=1)
+    config.update(checkpoint_every_steps=2)
+    config.optim.update(warmup_steps=0, schedule="constant")
+    runs = "whole", "broken"
+    whole = train.train_and_evaluate(config, tmp_path / "whole")
+    config.total_steps = 2
+    train.train_and_evaluate(config, tmp_path / "broken")
+    config.total_steps = 4
+    resumed = train.train_and_evaluate(config, tmp_path / "broken")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    lines = (metrics.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
+    losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
+    assert losses[0] == losses[1]
+    digest = checkpoint.load_config(tmp_path / "broken").text.encoder_digest
+    recorded = sources.open_split(config, "train").metadata["text_encoder_digest"]
+    assert digest == {"tokens": "", "context": recorded}[condition]
+
+
+@pytest.mark.slow
 def test_a_run_on_captions(config, run_command, tmp_path, caplog):
-    """Trained, resumed, drawn from by prompt, measured: the whole line."""
+    """Trained, drawn from by prompt, measured: the whole line."""
     config.update(total_steps=4, eval_every_steps=4, sample_every_steps=4, checkpoint_every_steps=2)
     config.optim.warmup_steps = 0
     with caplog.at_level(logging.INFO, "dit_jax"):

@@ -186,7 +186,8 @@ def captioned_dir(tmp_path_factory):
     return root
 
 
-def _captioned(root):
+def captioned(root):
+    """The smoke run, told of the folder's images by their captions."""
     config = smoke.get_config()
     config.data.update(source="folder", name=str(root), train_split="train")
     config.data.update(caption_feature="text", captions_per_image=2, cache=True)
@@ -197,14 +198,14 @@ def _captioned(root):
 
 @pytest.fixture
 def captioned_config(captioned_dir):
-    """The smoke run, told of the folder's images by their captions; free to change."""
-    return _captioned(captioned_dir)
+    """Of `captioned_dir`, free to change."""
+    return captioned(captioned_dir)
 
 
 @pytest.fixture(scope="session")
 def captioned_workdir(captioned_dir, tmp_path_factory):
     """Of that config, with random parameters. Do not change."""
-    return save_random(tmp_path_factory.mktemp("runs") / "captioned", _captioned(captioned_dir))
+    return save_random(tmp_path_factory.mktemp("runs") / "captioned", captioned(captioned_dir))
 
 
 def random_params(model, key):

@@ -13,8 +13,9 @@ import safetensors.numpy
 import vae_test
 from conftest import GOLDENS
 
-from configs import default
+from configs import default, sd15_finetune
 from dit_jax import checkpoint, conditions, convert, generate, sources
+from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -163,6 +164,32 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     run_command("sample", "--workdir", moved, *flags, *told, "--out", out)
     with np.load(out) as file:  # compiled as users' is
         assert np.abs(file["arr_0"] - expected).max() <= 1
+
+
+def test_finetuning_config_has_the_process_of_the_files(source):
+    """Else training would refuse to begin with them; convert_unet_test compares the sizes."""
+    _change(source, SCHEDULER_FILE, num_train_timesteps=1000)
+    process, prediction = stable_diffusion.read_process(source / SCHEDULER_FILE)
+    config = sd15_finetune.get_config()
+    assert config.diffusion.to_dict() == config.diffusion.to_dict() | process
+    assert config.objective.prediction == prediction
+
+
+def test_another_text_encoder_is_refused(converted, folder, tmp_path):
+    """Of the same sizes, which no array tells."""
+    assert generate.load(converted).encoder.digest == (
+        checkpoint.load_config(converted).text.encoder_digest
+    )
+    workdir = shutil.copytree(converted, tmp_path / "run")
+    config = checkpoint.load_config(workdir / "text_encoder")
+    shutil.rmtree(workdir / "text_encoder" / "checkpoints")
+    params = convert.load("clip", _golden("clip"), config.model)
+    params["final_layer_norm"]["bias"] = params["final_layer_norm"]["bias"] + 1e-3
+    checkpoint.save_params(workdir / "text_encoder", config, params)
+    with pytest.raises(
+        ValueError, match=r"has digest \w{16}, but text.encoder_digest=\w{16} is of"
+    ):
+        generate.load(workdir)
 
 
 def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):

@@ -100,7 +100,7 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
         scale=(vae_config.model.scale,),
         shift=(vae_config.model.shift,),
     )
-    config.text.encoder = "text_encoder"
+    config.text.update(encoder="text_encoder", encoder_digest=checkpoint.digest(clip_params))
     checkpoint.save_params(workdir / "vae", vae_config, vae_params)
     checkpoint.save_params(workdir / "text_encoder", clip_config, clip_params)
     tokenizer.save(workdir / "text_encoder" / text.FILE)
