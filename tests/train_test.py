@@ -286,3 +286,42 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
     smoke_config.init_from = "nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"model.depth": 3}, ["model.depth: there 2, here 3"]),
+        ({"model.num_heads": 4}, ["model.num_heads: there 2, here 4"]),  # the arrays are the same
+        (
+            {"objective.prediction": "v", "diffusion.schedule": "cosine"},
+            [
+                "diffusion.schedule: there 'linear', here 'cosine'",
+                "objective.prediction: there 'eps'",
+            ],
+        ),
+        (
+            {"model.class_dropout_prob": 0.0, "model.num_classes": 9},
+            ["model.num_classes: there 10, here 9", "class_dropout_prob > 0: there True, here Fal"],
+        ),
+    ],
+    ids=str,
+)
+def test_weights_of_another_model_are_no_beginning(smoke_config, trained_workdir, changes, lines):
+    smoke_config.init_from = str(trained_workdir)
+    smoke_config.update_from_flattened_dict(changes)
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    with pytest.raises(ValueError, match="holds weights of another model, process or") as error:
+        train.new_state(program, jax.random.key(0))
+    found = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert len(found) == len(lines)
+    assert all(line in str(error.value) for line in lines)
+
+
+def test_a_beginning_may_differ_in_what_the_weights_do_not_mean(smoke_config, trained_workdir):
+    smoke_config.init_from = str(trained_workdir)
+    smoke_config.model.update(dtype="bfloat16", remat="full", scan_unroll=False, input_size=12)
+    smoke_config.model.class_dropout_prob = 0.3
+    smoke_config.data.image_size = 12
+    smoke_config.sample.cfg_scale = 2.0
+    train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
