@@ -119,7 +119,7 @@ def make_invert_fn(trained: generate.Trained) -> Callable:
     """
     settings, process = trained.config.sample, trained.process
     prediction, mesh = trained.config.objective.prediction, trained.mesh
-    if settings.sampler != "ddim" or settings.eta:
+    if not settings.sampler.startswith("ddim") or settings.eta:
         raise ValueError(
             f"sampler={settings.sampler!r} with eta={settings.eta} is not inverted; take --sampler "
             "ddim --eta 0."

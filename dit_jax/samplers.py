@@ -19,6 +19,7 @@ from dit_jax import diffusion, grids, objectives, predictions
 SAMPLERS = (
     "ddpm",
     "ddim",
+    "ddim_level1",
     "dpmpp1",
     "dpmpp2m",
     "dpmpp2m_sde",
@@ -31,7 +32,7 @@ SAMPLERS = (
 # Keys of config.sample that are of some samplers, or of one grid, alone.
 OF_SAMPLERS = {
     "variance": ("ddpm",),
-    "eta": ("ddim",),
+    "eta": ("ddim", "ddim_level1"),
     "churn": ("heun",),
     "churn_range": ("heun",),
     "churn_noise": ("heun",),
@@ -101,11 +102,13 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
         grid = np.append(last + (1 - last / grid[0]) * grid, 0.0)
     else:
         grid = grids.build(process, steps, prediction=prediction, **options)
+    if name == "ddim_level1":
+        grid = grids.to_level_1(process, grid)
     grid = grids.last(grid, strength)
     times, evaluations = grid, np.ones(len(grid) - 1, int)
     if name == "ddpm":
         solve = functools.partial(ddpm, variance=config.variance)
-    elif name == "ddim":
+    elif name.startswith("ddim"):
         solve = functools.partial(ddim, eta=config.eta)
     elif name == "euler_maruyama":
         solve = functools.partial(
@@ -146,6 +149,8 @@ def _check(config, process):
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     others = ", ".join(s for s in SAMPLERS if s != "euler_maruyama")
+    if name == "ddim_level1" and not discrete:
+        raise ValueError(f"sampler {name!r} is of diffusion.process=ddpm; choose ddim or another.")
     if discrete and name == "euler_maruyama":
         raise ValueError(
             f"sampler {name!r} needs a process in continuous time, vp, flow, gvp or edm; for "
@@ -153,7 +158,7 @@ def _check(config, process):
         )
     if not 0 <= config.eta <= 1:
         raise ValueError(f"eta={config.eta} must lie in [0, 1].")
-    if name != "ddim" and config.eta:
+    if not name.startswith("ddim") and config.eta:
         raise ValueError(f"eta={config.eta} is of sampler ddim; {name!r} takes none.")
     if config.variance not in VARIANCES:
         raise ValueError(f"unknown variance={config.variance!r}; choose large or small.")

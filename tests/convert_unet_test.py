@@ -83,7 +83,7 @@ def test_diffusers_directory_becomes_a_workdir(diffusers_dir, published, tmp_pat
     assert (saved.objective.prediction, saved.model.learn_sigma) == ("eps", False)
     assert (saved.latents.scale, saved.latents.source) == ([0.18215], "moments")
     assert saved.data.image_size == 64
-    assert (saved.sample.sampler, saved.sample.grid) == ("ddim", "leading")
+    assert (saved.sample.sampler, saved.sample.grid) == ("ddim_level1", "leading")
     _, params = _restore(tmp_path / "ours")
     expected = convert.load("unet", published, config.model)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -106,6 +106,7 @@ def test_the_scheduler_beside_a_unet_tells_its_process(diffusers_dir, tmp_path):
         schedule="cosine", num_steps=500, zero_terminal_snr=True
     )
     assert (config.objective.prediction, config.sample.grid) == ("v", "uniform")
+    assert config.sample.sampler == "ddim"
 
 
 def test_axes_of_the_published_arrays(published, diffusers_dir):
