@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import imagenet256, smoke
+from configs import default, imagenet256, smoke
 from dit_jax import checkpoint, conditions, models, sharding, sources, train
 from dit_jax.models import dit
 
@@ -133,11 +133,17 @@ def test_imagenet_configs_build_without_allocating(size, patch):
     assert scalars["loss"].shape == ()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((conftest.ROOT / "configs").glob("*.py")), ids=lambda p: p.stem
-)
-def test_every_config_builds_without_allocating(path):
-    config = importlib.import_module(f"configs.{path.stem}").get_config()
+CONFIGS = sorted(path.stem for path in (conftest.ROOT / "configs").glob("*.py"))
+CONFIGS += [f"digits:{process}" for process in default.PROCESSES if process != "ddpm"]
+CONFIGS += ["digits_latents:edm", "imagenet256:DiT-S/8,edm", "imagenet512:DiT-S/4"]
+CONFIGS += ["openmoji64:DiT-B/4,flow", "openmoji64_text:DiT-B/4"]
+CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_without_allocating(name):
+    module, *argument = name.split(":")
+    config = importlib.import_module(f"configs.{module}").get_config(*argument)
     if "scan_unroll" in config.model:
         config.model.scan_unroll = False  # fast to trace
     if not config.latents.get("scale", True):  # as the moments will record
@@ -148,9 +154,8 @@ def test_every_config_builds_without_allocating(path):
     if config.latents.source == "pixels":
         shapes["image"] = ((image, image, config.data.image_channels), np.uint8)
     else:
-        assert size == image // {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}.get(
-            path.stem, 8
-        )
+        factors = {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}
+        assert size == image // factors.get(module, 8)
         shapes["moments"] = ((size, size, 2 * config.model.in_channels), np.float16)
     told = {
         "tokens": lambda model: ((model.text_length,), np.int32),
