@@ -1,5 +1,6 @@
 """Edits keep what they are to keep, begin where they should, and end at what lies at the ends."""
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -11,8 +12,8 @@ import pytest
 from mixture import Mixture
 from PIL import Image
 
-from configs import default
-from dit_jax import conditions, edit, edits, generate, grids, samplers
+from configs import default, smoke
+from dit_jax import conditions, edit, edits, generate, grids, latents, samplers
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -63,6 +64,41 @@ def test_what_is_known_stays(build_process, process, sampler):
     new = np.asarray(x)[~known]
     assert new.mean() == pytest.approx(0.7, abs=0.1)
     assert new.std() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def latent(vae_dir, tmp_path_factory):
+    """A model of the tiny VAE's latents, with random parameters."""
+    config = smoke.get_config()
+    config.model.update(input_size=4, in_channels=2)
+    config.latents.update(source="moments", vae=str(vae_dir), scale=(0.5, 2.0), shift=(0.1, -0.3))
+    workdir = conftest.save_random(tmp_path_factory.mktemp("runs") / "latent", config)
+    return generate.load(workdir, settings=DDIM | dict(steps=4))
+
+
+def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
+    """As training has them; decoded they are what the VAE reconstructs."""
+    x_0 = edit.encode(latent, image)
+    mean, _ = latents.posterior(latents.encode(latent.vae, image))
+    assert x_0.shape == (1, 4, 4, 2)
+    expected = (np.asarray(mean) - [0.1, -0.3]) * [0.5, 2.0]
+    np.testing.assert_allclose(x_0, expected, atol=1e-5)
+    decoded = latent.to_image(jnp.asarray(x_0.repeat(8, 0)))[:1]
+    difference = np.asarray(decoded).astype(int) - latents.reconstruct(latent.vae, image)
+    assert np.abs(difference).max() <= 1
+
+
+def test_inpainting_keeps_the_latents_outside_the_mask(latent, image):
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[:, 1:3, 2:] = 1
+    x_0 = edit.encode(latent, image)
+    asked = edit.inpaint(conditions.of_labels([3, 5], 10), x_0, mask)
+    drawn = edit.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
+    kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
+    assert kept.max() < 1e-4 * np.abs(x_0).max()
+    new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
+    assert np.median(new) > 1e-2
+    assert edit.draw(latent, asked).shape == (2, 8, 8, 1)
 
 
 def test_strength_is_the_share_of_the_steps():
