@@ -177,6 +177,24 @@ def test_every_block_reads_every_word(config, block):
     assert all(np.any(g) for g in jax.tree.leaves(own))
 
 
+def test_what_modulates_is_the_mean_of_all_words(config):
+    """Where nothing else tells of the caption, each word has the same share in the output."""
+    config.model.depth = 1
+    model = models.build(config.model)
+    params = random_params(model, jax.random.key(0))
+    params["context_embedder"] = jax.tree.map(jnp.zeros_like, params["context_embedder"])
+    x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
+
+    @jax.jit
+    @jax.grad
+    def gradient(context):
+        return jnp.sum(model.apply({"params": params}, x_t, t, context) ** 2)
+
+    found = gradient(jax.random.normal(jax.random.key(2), (1, 20, 16)))  # [1, M, D]
+    assert np.abs(found[0, 0]).max() > 1e-3
+    np.testing.assert_allclose(found, np.broadcast_to(found[:, :1], found.shape), rtol=1e-6)
+
+
 def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)

@@ -1,5 +1,6 @@
 """Eight CPU devices, strict ranks, full f32 products: set before JAX starts."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -210,7 +211,7 @@ def captioned_workdir(captioned_dir, tmp_path_factory):
 
 def random_params(model, key):
     """Parameters of which none is 0."""
-    params = models.init_params(model, key)
+    params = jax.jit(functools.partial(models.init_params, model))(key)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
     noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
@@ -219,8 +220,7 @@ def random_params(model, key):
 
 def save_random(workdir, config, seed=0):
     """A workdir of `random_params` of the config's model."""
-    model = models.build(config.model)
-    params = jax.jit(lambda key: random_params(model, key))(jax.random.key(seed))
+    params = random_params(models.build(config.model), jax.random.key(seed))
     checkpoint.save_params(workdir, config, params)
     return workdir
 
