@@ -305,12 +305,15 @@ def make_sample_fn(
             parts.append((denoise, count))
         # 0 is x_T's noise, i + 1 that of step i.
         problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
-        if x_T is not None:
-            return sampler.solve(problem, x_T)
-        if image is not None:
+        if x_T is None and image is not None:
             t = jnp.full(len(index), sampler.grid[0], jnp.float32)
-            return sampler.solve(problem, diffusion.q_sample(process, image, t, noise(0)))
-        return sampler.solve(problem, process.x_T_std * noise(0))
+            x_T = diffusion.q_sample(process, image, t, noise(0))
+        elif x_T is None:
+            x_T = process.x_T_std * noise(0)
+        x_0, finite = sampler.solve(problem, x_T)
+        if mask is not None:  # where ddim_level1 ends there is noise
+            x_0 = mask * x_0 + (1 - mask) * image
+        return x_0, finite
 
     return jax.jit(
         sample,
