@@ -202,6 +202,7 @@ def _add_condition(config):
     config.text = ConfigDict()
     # context: workdir that dit_jax.convert clip wrote; where a run is read, as latents.vae below.
     config.text.encoder = ""
+    config.text.encoder_digest = ""  # of its parameters; the run fills in an empty one
     # context: taken from the moments' dataset, where dit_jax.encode put it, not computed each step.
     config.text.stored = False
 
@@ -248,7 +249,8 @@ def _add_diffusion(config):
     config.latents.shift = (0.0,)
 
     config.sample = ConfigDict()  # of pictures while training, and the commands' defaults
-    # ddpm, ddim, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama
+    # ddpm, ddim, ddim_level1 (of process ddpm; ends at its first level, not on data, as Stable
+    # Diffusion's files), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama
     config.sample.sampler = "ddpm"
     config.sample.steps = 250  # of process ddpm 2..diffusion.num_steps
     # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride
@@ -258,7 +260,7 @@ def _add_diffusion(config):
     config.sample.rho = 7.0  # karras: its exponent
     config.sample.shift = 3.0  # shifted: its factor
     config.sample.variance = "large"  # ddpm without a learned one: large (beta), small (posterior)
-    config.sample.eta = 0.0  # ddim: 0 deterministic, 1 DDPM's variance
+    config.sample.eta = 0.0  # ddim, ddim_level1: 0 deterministic, 1 DDPM's variance
     config.sample.churn = 0.0  # heun: EDM's S_churn, noise added before steps; 0 is deterministic
     config.sample.churn_range = (0.0, 1e9)  # of sigma / alpha where it churns: S_tmin, S_tmax
     config.sample.churn_noise = 1.0  # S_noise

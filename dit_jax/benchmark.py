@@ -149,7 +149,8 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     sample = generate.make_sample_fn(program.model, *settings, program.mesh)
     index = np.arange(batch_size, dtype=np.int32)
     if config.model.condition == "label":
-        told = conditions.of_labels(index % config.model.num_classes, config.model.num_classes)
+        num_classes = config.model.num_classes
+        told = conditions.of_labels(index % (num_classes or 1), num_classes)
     else:
         told = conditions.of_captions(config, [f"image {i}" for i in index])
     batch = sharding.put_batch(program.mesh, {"index": index, **told.rows(index)})
@@ -294,7 +295,14 @@ def _synthetic_batches(program):
     else:
         size, channels = config.data.image_size, config.data.image_channels
         batch = {"image": rng.integers(0, 256, (rows, size, size, channels), np.uint8)}
-    batch["label"] = rng.integers(0, config.model.get("num_classes", 1), rows, np.int32)
+    tokenize = sources.tokenizer(config)
+    if tokenize is None:
+        batch["label"] = rng.integers(0, config.model.get("num_classes") or 1, rows, np.int32)
+    elif config.model.condition == "context" and config.text.stored:
+        shape = rows, tokenize.length, config.model.context_size
+        batch["context"] = rng.standard_normal(shape).astype(np.float16)
+    else:
+        batch["tokens"] = tokenize([f"image {i}" for i in range(rows)])
     batch = sharding.put_batch(program.mesh, batch)
     while True:
         yield batch
@@ -345,6 +353,7 @@ def _bench_config(name, config, steps, batch_size):
         raise ValueError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
     if not config.latents.get("scale", True):  # the data's, which make no difference to speed
         config.latents.update(scale=(1.0,), shift=(0.0,))
+    config.init_from = ""  # any weights take as long
     if (config.model.name == "vae") != (name == "vae") and name != "train":
         raise ValueError(f"{name} does not measure the model {config.model.name!r} of --config.")
     if name == "train":

@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "data.data_dir",
     "latents.vae",
     "latents.moments",
+    "text.encoder",
     "autoencoder.lpips",
     "data.cache",
     "data.num_workers",
@@ -81,7 +82,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     if saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
         as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
-        saved, wanted = _flatten(load_config(workdir)), _flatten(as_saved)
+        saved, wanted = flatten(load_config(workdir)), flatten(as_saved)
         differing = [
             f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
             for key in sorted(saved.keys() | wanted.keys())
@@ -164,6 +165,8 @@ def _completed(config):
             config.data.caption_feature = config.data.get("caption_feature", "")
             config.data.captions_per_image = config.data.get("captions_per_image", 1)
             config.text = config.get("text", ConfigDict({"encoder": "", "stored": False}))
+    if "text" in config:
+        config.text.encoder_digest = config.text.get("encoder_digest", "")
     return config
 
 
@@ -481,12 +484,12 @@ def _may_change(key):
     return key in MAY_CHANGE or key.partition(".")[0] + "." in MAY_CHANGE
 
 
-def _flatten(config, prefix=""):
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
     """'model.depth' -> value for every key."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -32,14 +32,15 @@ def _floats(text: str) -> tuple[float, ...]:
 SAMPLING = {
     "sampler": (
         str,
-        "ddpm, ddim, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4 or euler_maruyama.",
+        "ddpm, ddim, ddim_level1, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4 or "
+        "euler_maruyama.",
     ),
     "steps": (int, "Sampling steps."),
     "grid": (str, "uniform, quadratic, karras, shifted; ddpm: also ddim, leading or 'a,b,c'."),
     "rho": (float, "grid karras: its exponent."),
     "shift": (float, "grid shifted: its factor."),
     "variance": (str, "sampler ddpm, without a learned one: large or small."),
-    "eta": (float, "sampler ddim: 0 deterministic, 1 DDPM's variance."),
+    "eta": (float, "sampler ddim, ddim_level1: 0 deterministic, 1 DDPM's variance."),
     "churn": (float, "sampler heun: S_churn of EDM."),
     "churn_range": (_floats, "LOW,HIGH of sigma / alpha where it churns."),
     "churn_noise": (float, "Deviation of that noise."),

@@ -6,7 +6,6 @@ takes, as `models.conditioning` has it.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -28,6 +27,7 @@ class TextEncoder:
 
     params: dict
     model: nn.Module = struct.field(pytree_node=False)
+    digest: str = struct.field(pytree_node=False)  # of the parameters
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Token ids [B, M] to [B, M, D] f32."""
@@ -114,7 +114,8 @@ def asked(
     """
     if config.model.condition == "label":
         if prompts or negative:
-            raise ValueError("--prompt is of a model of captions; this one takes --labels.")
+            flag = "--prompt" if prompts else "--negative_prompt"
+            raise ValueError(f"{flag} is of a model of captions; this one takes --labels.")
         return of_labels(
             parse_labels(labels, num, config.model.num_classes, seed), config.model.num_classes
         )
@@ -161,18 +162,41 @@ def for_picture(config: ConfigDict, num: int) -> Conditions:
 def load_encoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> TextEncoder | None:
     """The frozen encoder of `config.text`, replicated over the mesh; None if the model needs none.
 
-    Raises: as `checkpoint.load_model`; ValueError for an encoder of another width.
+    Raises: as `checkpoint.load_model`; ValueError for an encoder of another width, or another one
+      than `config.text.encoder_digest`, if that says which.
     """
     if config.model.condition != "context":
         return None
-    workdir = pathlib.Path(config.text.encoder)
+    workdir = sources.encoder_workdir(config)
     model, params = checkpoint.load_model(workdir, mesh, config.model.dtype, "clip")
     if model.hidden_size != config.model.context_size:
         raise ValueError(
             f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "
             f"model.context_size={config.model.context_size}."
         )
-    return TextEncoder(params, model)
+    digest = checkpoint.digest(params)
+    if config.text.encoder_digest not in ("", digest):
+        raise ValueError(
+            f"text.encoder={workdir} has digest {digest}, but text.encoder_digest="
+            f"{config.text.encoder_digest} is of another text encoder, whose outputs the model is "
+            "trained on: give that one."
+        )
+    return TextEncoder(params, model, digest)
+
+
+def resolve(config: ConfigDict, recorded: dict, mesh: jax.sharding.Mesh) -> ConfigDict:
+    """The config with the digest of the frozen encoder, if the model reads captions by one.
+
+    Args: recorded, the moments' metadata, which names the encoder of stored captions.
+    Raises: as `load_encoder`, if it is not that one.
+    """
+    if config.model.get("condition") != "context":
+        return config
+    config = config.copy_and_resolve_references()
+    if config.text.stored and "text_encoder_digest" in recorded:
+        config.text.encoder_digest = recorded["text_encoder_digest"]
+    config.text.encoder_digest = load_encoder(config, mesh).digest
+    return config
 
 
 def of_batch(batch: dict, resident: dict) -> jax.Array:

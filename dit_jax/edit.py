@@ -8,13 +8,14 @@
 image-to-image noises an image to where the last share `strength` of the steps begins, and goes on
 from there; inpaint draws anew where the mask is white; interpolate goes from one class or prompt,
 and noise, to another; invert goes back to the noise from which DDIM leads to the image, and from
-there to the image again, or to what it is told then.
+there to the image again, unguided as the inversion is, or, guided as the run samples, to what
+--labels_after or --prompt_after says; --cfg_scale guides either.
 """
 
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class Edits:
 def read_image(path: pathlib.Path, config) -> np.ndarray:
     """An image file, cropped as the model's data are: [1, H, W, C] uint8.
 
-    Raises: FileNotFoundError; ValueError for a file that is no image.
+    Raises: FileNotFoundError; ValueError for a file that is no image, or a damaged one.
     """
     image = _open(path, "--image").convert({1: "L", 3: "RGB"}[config.data.image_channels])
     size = config.data.image_size
@@ -96,9 +97,11 @@ def _open(path, flag):
     if not path.is_file():
         raise FileNotFoundError(f"no file {flag}={path}.")
     try:
-        return Image.open(path)
-    except OSError as error:
-        raise ValueError(f"{flag}={path} is no image that Pillow reads: {error}.") from error
+        image = Image.open(path)
+        image.load()
+        return sources.to_8_bits(image)
+    except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+        raise ValueError(f"cannot read the image {flag}={path}: {error}.") from error
 
 
 def encode(trained: generate.Trained, image: np.ndarray) -> np.ndarray:
@@ -116,7 +119,7 @@ def make_invert_fn(trained: generate.Trained) -> Callable:
     """
     settings, process = trained.config.sample, trained.process
     prediction, mesh = trained.config.objective.prediction, trained.mesh
-    if settings.sampler != "ddim" or settings.eta:
+    if not settings.sampler.startswith("ddim") or settings.eta:
         raise ValueError(
             f"sampler={settings.sampler!r} with eta={settings.eta} is not inverted; take --sampler "
             "ddim --eta 0."
@@ -187,33 +190,60 @@ def draw(trained: generate.Trained, edits: Edits, seed: int = 0, strength: float
     return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
 
 
+def parse_numbers(texts: Sequence[str]) -> list[int]:
+    """The numbers of two images whose noise is interpolated.   Raises: ValueError for others."""
+    if len(texts) != 2 or not all(text.isdecimal() for text in texts):
+        raise ValueError(f"--numbers={','.join(texts)} must be two whole numbers, such as 0,1.")
+    return [int(text) for text in texts]
+
+
 def _interpolated(trained):
     """The row of images between the ends that the flags name."""
     ends = FLAGS.labels.split(",") if trained.config.model.condition == "label" else FLAGS.prompt
-    numbers = [int(number) for number in FLAGS.numbers]
-    if not (len(ends) in (1, 2) and ends[0] and len(numbers) == 2):
+    if not (len(ends) in (1, 2) and ends[0]):
         raise ValueError(
             f"interpolate takes one or two of --labels={FLAGS.labels} or --prompt={FLAGS.prompt}, "
-            f"the ends, and two --numbers={','.join(FLAGS.numbers)}."
+            "the ends."
         )
     told = []
     for end in (ends[0], ends[-1]):
         labels, prompts = (end, []) if trained.config.model.condition == "label" else ("", [end])
-        told.append(
-            conditions.asked(trained.config, FLAGS.num, labels, prompts, FLAGS.negative_prompt)
+        told.append(trained.asked(FLAGS.num, labels, prompts, FLAGS.negative_prompt))
+    return draw(trained, interpolate(*told, parse_numbers(FLAGS.numbers)), FLAGS.seed)
+
+
+def told_before_and_after(
+    trained: generate.Trained,
+    labels: str = "",
+    prompts: Sequence[str] = (),
+    labels_after: str = "",
+    prompt_after: str = "",
+    negative: str = "",
+) -> tuple[conditions.Conditions, conditions.Conditions]:
+    """What an image is told when it is inverted, and when it is drawn again: by default the same.
+
+    Raises: ValueError for no class, of a model with classes, or for several; as `Trained.asked`.
+    """
+    config = trained.config.model
+    by_label = config.condition == "label"
+    if wrong := prompt_after if by_label else labels_after:
+        flags = "prompt_after", "labels_after"
+        wrong_flag, flag = flags if by_label else flags[::-1]
+        raise ValueError(f"--{wrong_flag}={wrong}: this model takes --{flag}.")
+    if by_label and config.num_classes and not labels:
+        raise ValueError(
+            f"invert needs --labels, the class of the image, in 0..{config.num_classes - 1}: told "
+            "another, it comes from another noise."
         )
-    return draw(trained, interpolate(*told, numbers), FLAGS.seed)
-
-
-def _inverted(trained, x_0):
-    """The image again from its noise, as it was told, or as the flags of `after` say."""
-    config = trained.config
-    before = conditions.asked(config, 1, FLAGS.labels, FLAGS.prompt)
-    after = before
-    if FLAGS.labels_after or FLAGS.prompt_after:
-        prompts = [FLAGS.prompt_after] if FLAGS.prompt_after else []
-        after = conditions.asked(config, 1, FLAGS.labels_after, prompts, FLAGS.negative_prompt)
-    return draw(trained, Edits(after, {"x_T": invert(trained, before, x_0)}))
+    for flag, text in (("labels", labels), ("labels_after", labels_after)):
+        if text and not text.isdecimal():
+            raise ValueError(f"--{flag}={text}: invert takes one class.")
+    if len(prompts) > 1:
+        raise ValueError(f"--prompt={prompts}: invert takes one.")
+    before = after = trained.asked(1, labels, prompts, negative)
+    if labels_after or prompt_after:
+        after = trained.asked(1, labels_after, [prompt_after] * bool(prompt_after), negative)
+    return before, after
 
 
 def main(argv):
@@ -224,7 +254,10 @@ def main(argv):
     others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
         raise ValueError(f"{task} takes no {', '.join(useless)}.")
-    trained = generate.load(**cli.loading())
+    loading = cli.loading()
+    if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
+        loading["settings"].setdefault("cfg_scale", 1.0)
+    trained = generate.load(**loading)
     config, shown = trained.config, []
     if task == "interpolate":
         images = _interpolated(trained)
@@ -234,10 +267,18 @@ def main(argv):
         image = read_image(pathlib.Path(FLAGS.image), config)
         x_0, shown = encode(trained, image), [image]
         if task == "invert":
-            images = _inverted(trained, x_0)
+            before, after = told_before_and_after(
+                trained,
+                FLAGS.labels,
+                FLAGS.prompt,
+                FLAGS.labels_after,
+                FLAGS.prompt_after,
+                FLAGS.negative_prompt,
+            )
+            images = draw(trained, Edits(after, {"x_T": invert(trained, before, x_0)}))
         else:
             asked = (FLAGS.num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
-            arguments = conditions.asked(config, *asked), x_0
+            arguments = trained.asked(*asked), x_0
             if task == "inpaint":
                 if not FLAGS.mask:
                     raise ValueError("inpaint needs --mask, white where it draws anew.")

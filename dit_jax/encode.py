@@ -3,12 +3,11 @@
   python -m dit_jax.encode --config configs/imagenet256.py --vae runs/vae --out DIR
 
 Reads the images of `config.data`: its train_split becomes 'train', its eval_split 'eval'. A record
-is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled) and `label`; with
-data.caption_feature `captions` too, K of them, and with text.stored `context` [K, M, D] f16, what
-the text encoder makes of them. With data.flip every image is followed by its mirror, since the flip
-comes before the VAE. Killed and run
-again on the same devices, the command goes on with the missing shards and ends with the same bytes.
-Several processes share the shards.
+is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled); of a model with
+classes `label`; with data.caption_feature `captions`, K of them, and with text.stored `context`
+[K, M, D] f16, what the text encoder makes of them. With data.flip every image is followed by its
+mirror, since the flip comes before the VAE. Killed and run again on the same devices, the command
+goes on with the missing shards and ends with the same bytes. Several processes share the shards.
 """
 
 import collections
@@ -74,12 +73,12 @@ def encode(
     context_of = encoder and _compile_encoder(encoder, mesh)
 
     def encoded(image, examples):
-        """What the devices make of a batch, and what is stored beside it."""
+        """What the devices make of a batch, how many of it count, what is stored beside them."""
         told = {name: [e[name] for e in examples] for name in features if name in examples[0]}
         if encoder:
             tokens = np.stack([e["tokens"] for e in examples])
             told["context"] = context_of(np.resize(tokens, (len(image), *tokens.shape[1:])))
-        return moments_of(image), told
+        return moments_of(image), len(examples), told
 
     def write_missing():
         with concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads:
@@ -136,10 +135,12 @@ def _open(config, vae_workdir, shard_images, dtype):
         "dtype": dtype,
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
     }
+    if not config.model.num_classes:
+        identity["labels"] = False
     if config.data.caption_feature:
         identity["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
     if encoder:
-        identity["text_encoder_digest"] = checkpoint.digest(encoder.params)
+        identity["text_encoder_digest"] = encoder.digest
     return mesh, vae, encoder, found, identity
 
 
@@ -152,9 +153,9 @@ def _claim(out, identity):
             out.mkdir(parents=True, exist_ok=True)
             begun = json.loads(path.read_text()) if path.is_file() else identity
             differing = [
-                f"  {key}: then {begun.get(key)!r}, now {value!r}"
-                for key, value in identity.items()
-                if begun.get(key) != value
+                f"  {key}: then {begun.get(key)!r}, now {identity.get(key)!r}"
+                for key in {**identity, **begun}
+                if begun.get(key) != identity.get(key)
             ]
             if differing:
                 problem = f"{out} was begun in another way:\n" + "\n".join(differing)
@@ -202,10 +203,9 @@ def _features(config, vae):
     def numbers(*shape):  # without bytes TFDS stores f32, twice the size and 40 times slower
         return tfds.features.Tensor(shape=shape, dtype=np.float16, encoding="bytes")
 
-    features = {
-        "moments": numbers(size, size, 2 * vae.model.latent_channels),
-        "label": tfds.features.ClassLabel(num_classes=config.model.num_classes),
-    }
+    features = {"moments": numbers(size, size, 2 * vae.model.latent_channels)}
+    if config.model.num_classes:
+        features["label"] = tfds.features.ClassLabel(num_classes=config.model.num_classes)
     if config.data.caption_feature:
         features["captions"] = tfds.features.Sequence(tfds.features.Text(), length=count)
     if config.text.stored:
@@ -265,14 +265,13 @@ def _one_behind(items):
 def _write_shard(path, batches, views, features, bar):
     """The records of a shard, and their sums; the shard bears its name when all is written.
 
-    Args: batches of (path, moments, {name: what is told of each image}), `views` moments in a row
-      of every image.
+    Args: batches of (path, moments, the number of images, {name: what is told of each}), `views`
+      moments in a row of every image.
     """
     temporary, sums = path.with_name(path.name + ".tmp"), []
     try:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for _, moments, told in batches:
-            count = len(told["label"])
+        for _, moments, count, told in batches:
             moments = np.asarray(moments)[: views * count]
             told = {name: np.asarray(values)[:count] for name, values in told.items()}
             if not np.isfinite(moments).all():

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +52,24 @@ class Trained:
     def vae_digest(self) -> str:
         """Of the VAE that decodes; '' in pixels."""
         return self.vae.digest if self.vae else ""
+
+    def asked(
+        self,
+        num: int,
+        labels: str = "",
+        prompts: Sequence[str] = (),
+        negative: str = "",
+        seed: int = 0,
+    ) -> conditions.Conditions:
+        """As `conditions.asked`; ValueError also for a negative prompt that nothing heeds."""
+        told = conditions.asked(self.config, num, labels, prompts, negative, seed)
+        if negative and (self.guide or self.config.sample.cfg_scale == 1):
+            instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
+            raise ValueError(
+                f"--negative_prompt={negative!r} is what --cfg_scale above 1 leads away from, "
+                f"without a guide; here is {instead}."
+            )
+        return told
 
     def make_sample_fn(self, strength: float = 1.0) -> Callable:
         """As the function of that name, with guide and text encoder bound."""
@@ -288,12 +306,15 @@ def make_sample_fn(
             parts.append((denoise, count))
         # 0 is x_T's noise, i + 1 that of step i.
         problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
-        if x_T is not None:
-            return sampler.solve(problem, x_T)
-        if image is not None:
+        if x_T is None and image is not None:
             t = jnp.full(len(index), sampler.grid[0], jnp.float32)
-            return sampler.solve(problem, diffusion.q_sample(process, image, t, noise(0)))
-        return sampler.solve(problem, process.x_T_std * noise(0))
+            x_T = diffusion.q_sample(process, image, t, noise(0))
+        elif x_T is None:
+            x_T = process.x_T_std * noise(0)
+        x_0, finite = sampler.solve(problem, x_T)
+        if mask is not None:  # where ddim_level1 ends there is noise
+            x_0 = mask * x_0 + (1 - mask) * image
+        return x_0, finite
 
     return jax.jit(
         sample,

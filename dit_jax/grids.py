@@ -105,6 +105,20 @@ def _strided(steps, num_steps):
     raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
 
 
+def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
+    """The grid with its last step to the first level of a chain, a little noisy, not to data.
+
+    Raises: ValueError for one that has this level already.
+    Source: the code of Rombach et al. 2022, ddim_alphas_prev; diffusers' set_alpha_to_one=False.
+    """
+    if process.level(grid[-2]) <= 1:
+        raise ValueError(
+            "the last step of this grid begins at level 1, where sampler ddim_level1 ends: choose "
+            "grid leading, or sampler ddim."
+        )
+    return np.append(grid[:-1], process.time_of_index(0))
+
+
 def last(grid: np.ndarray, strength: float) -> np.ndarray:
     """The last share `strength` of the steps of a grid, at least one: where an edit begins.
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import data, sources
+from dit_jax import data, folders, sources
 
 logger = logging.getLogger("dit_jax")
 
@@ -155,19 +155,19 @@ def _read_header(file):
 
 
 def _open_folder(path, image_size, channels):
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in sources.EXTENSIONS)
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in folders.EXTENSIONS)
     if not files:
-        raise FileNotFoundError(f"no images in {path}: {', '.join(sorted(sources.EXTENSIONS))}.")
+        raise FileNotFoundError(f"no images in {path}: {', '.join(sorted(folders.EXTENSIONS))}.")
     # As in the image folders of training, a sub-folder is a class.
-    folders = [p.relative_to(path).parts[:-1] for p in files]
-    classes = sorted({parts[0] for parts in folders if parts})
-    labels = [classes.index(parts[0]) if parts else -1 for parts in folders]
+    within = [p.relative_to(path).parts[:-1] for p in files]
+    classes = sorted({parts[0] for parts in within if parts})
+    labels = [classes.index(parts[0]) if parts else -1 for parts in within]
     sizes = None if image_size else _size(files[0])
     if sizes and sizes[0] != sizes[1]:
         raise ValueError(f"{files[0]} has {sizes[0]}x{sizes[1]} pixels: images must be square.")
     image_size = image_size or sizes[0]
     source = sources.Source(
-        sources.Folder(files, labels), "image", image_size, channels, None, str(path)
+        folders.Folder(files, labels), "image", image_size, channels, None, str(path)
     )
 
     def load(i):

@@ -2,7 +2,7 @@
 
   python -m dit_jax.sample --workdir runs/digits --labels 0,3,9 --num 30 --out grid.png
   python -m dit_jax.sample --workdir runs/sd15 --prompt "an astronaut riding a horse" \\
-      --sampler dpmpp2m --steps 20 --cfg_scale 7.5 --num 1 --out x.png
+      --sampler dpmpp2m --steps 20 --cfg_scale 7.5 --out x.png
 """
 
 import os
@@ -14,9 +14,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, conditions, generate, pictures
+from dit_jax import cli, generate, pictures
 
 FLAGS = flags.FLAGS
+NUM = 16  # images, of labels
 
 
 def _write(out, images, cond):
@@ -39,9 +40,8 @@ def main(_):
     out = pathlib.Path(FLAGS.out)
     cli.check_out(out, (".png", ".npz"))
     trained = generate.load(**cli.loading())
-    asked = conditions.asked(
-        trained.config, FLAGS.num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed
-    )
+    num = FLAGS.num or len(FLAGS.prompt) or NUM
+    asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
     images = generate.generate(
         trained.make_sample_fn(),
         trained.params,
@@ -60,7 +60,7 @@ def main(_):
 if __name__ == "__main__":
     cli.define_sampling()
     cli.define_told()
-    flags.DEFINE_integer("num", 16, "Images.", lower_bound=1)
+    flags.DEFINE_integer("num", None, f"Images; by default one of each --prompt, else {NUM}.", 1)
     flags.DEFINE_string("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
     flags.DEFINE_integer("columns", 0, "Of the grid; 0 makes it about square.", lower_bound=0)
     cli.run(main)

@@ -73,11 +73,13 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
         grid = np.append(last + (1 - last / grid[0]) * grid, 0.0)
     else:
         grid = grids.build(process, steps, prediction=prediction, **options)
+    if name == "ddim_level1":
+        grid = grids.to_level_1(process, grid)
     grid = grids.last(grid, strength)
     times, evaluations = grid, np.ones(len(grid) - 1, int)
     if name == "ddpm":
         solve = functools.partial(ddpm, variance=config.variance)
-    elif name == "ddim":
+    elif name.startswith("ddim"):
         solve = functools.partial(ddim, eta=config.eta)
     elif name == "euler_maruyama":
         solve = functools.partial(

@@ -7,6 +7,7 @@ from dit_jax import diffusion
 SAMPLERS = (
     "ddpm",
     "ddim",
+    "ddim_level1",
     "dpmpp1",
     "dpmpp2m",
     "dpmpp2m_sde",
@@ -19,7 +20,7 @@ SAMPLERS = (
 # Keys that are of some samplers, or of one grid, alone.
 OF_SAMPLERS = {
     "variance": ("ddpm",),
-    "eta": ("ddim",),
+    "eta": ("ddim", "ddim_level1"),
     "churn": ("heun",),
     "churn_range": ("heun",),
     "churn_noise": ("heun",),
@@ -70,6 +71,8 @@ def check(config, process: diffusion.Process) -> None:
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     others = ", ".join(s for s in SAMPLERS if s != "euler_maruyama")
+    if name == "ddim_level1" and not discrete:
+        raise ValueError(f"sampler {name!r} is of diffusion.process=ddpm; choose ddim or another.")
     if discrete and name == "euler_maruyama":
         raise ValueError(
             f"sampler {name!r} needs a process in continuous time, vp, flow, gvp or edm; for "
@@ -77,7 +80,7 @@ def check(config, process: diffusion.Process) -> None:
         )
     if not 0 <= config.eta <= 1:
         raise ValueError(f"eta={config.eta} must lie in [0, 1].")
-    if name != "ddim" and config.eta:
+    if not name.startswith("ddim") and config.eta:
         raise ValueError(f"eta={config.eta} is of sampler ddim; {name!r} takes none.")
     if config.variance not in VARIANCES:
         raise ValueError(f"unknown variance={config.variance!r}; choose large or small.")

@@ -6,7 +6,6 @@ They are TFDS datasets or image folders; moments are those that `dit_jax.encode`
 import dataclasses
 import functools
 import io
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,12 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from dit_jax import text
+from dit_jax import folders, text
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 logger = logging.getLogger("dit_jax")
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 Batch = dict[str, np.ndarray]
 
 
@@ -85,7 +83,7 @@ class Source:
             image = Image.open(file)
             if min(image.size) < self.image_size:
                 _warn_of_small_images(self.origin, self.image_size)
-            image = _to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
+            image = to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
             image = adm_crop(image, self.image_size)
         # Pillow's decoders raise whatever they meet in a damaged file.
         except Exception as error:
@@ -119,19 +117,22 @@ class Source:
         # array_record and Protocol Buffers have exceptions of their own.
         except Exception as error:
             way_out = "If a shard was cut, remove it and build the dataset again."
-            if isinstance(self.records, Folder):
+            if isinstance(self.records, folders.Folder):
                 way_out = "Put the file back: the data order depends on every one of them."
             raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""
-        if isinstance(self.records, Folder):
+        if isinstance(self.records, folders.Folder):
             return str(self.records.files[index])
         return f"record {index} of {self.origin}"
 
 
-def _to_8_bits(image):
-    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white."""
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white.
+
+    Raises: ValueError for 32 bits, integers or floats.
+    """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -146,22 +147,6 @@ def _warn_of_small_images(origin, image_size):
         origin,
         image_size,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """One class per sub-folder, classes in the order of their sorted names; or with captions."""
-
-    files: Sequence[pathlib.Path]
-    labels: Sequence[int]
-    captions: Sequence[dict] | None = None  # of each image {feature: caption or captions}
-
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, index):
-        told = self.captions[index] if self.captions else {}
-        return {**told, "image": self.files[index].read_bytes(), "label": self.labels[index]}
 
 
 def open_split(config, split: str) -> Source:
@@ -194,7 +179,8 @@ def open_images(config, split: str) -> Source:
         _check_features(builder, data.name, told)
         records, origin = _read_split(builder, split, "image", build)
     elif data.source == "folder":
-        records, origin = _open_folder(pathlib.Path(data.name) / split, data.caption_feature)
+        root = pathlib.Path(data.name) / split
+        records, origin = folders.open_folder(root, data.caption_feature), f"image folder {root}"
     else:
         raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
     if not len(records):
@@ -205,14 +191,24 @@ def open_images(config, split: str) -> Source:
 def tokenizer(config) -> Callable[[Sequence[str]], np.ndarray] | None:
     """Captions to the ids [n, M] int32 that the config's model reads; None if it takes labels.
 
-    Raises: FileNotFoundError without the frozen encoder's tokeniser.
+    Raises: FileNotFoundError without the frozen encoder's tokeniser; as `encoder_workdir`.
     """
     condition = config.model.get("condition", "label")  # a VAE has none
     if condition == "tokens":
         return text.ByteTokenizer(config.model.text_length)
     if condition == "context":
-        return text.load_tokenizer(pathlib.Path(config.text.encoder))
+        return text.load_tokenizer(encoder_workdir(config))
     return None
+
+
+def encoder_workdir(config) -> pathlib.Path:
+    """Where the frozen text encoder is.   Raises: ValueError if the config does not say."""
+    if not config.text.encoder:
+        raise ValueError(
+            "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
+            "which python -m dit_jax.convert clip writes."
+        )
+    return pathlib.Path(config.text.encoder)
 
 
 def _told(config):
@@ -299,7 +295,12 @@ def _told_of_moments(config, builder):
     """As `_told`, of what `dit_jax.encode` stored: 'captions', perhaps 'context'."""
     model, features = config.model, builder.info.features
     if model.condition == "label":
-        return dict(num_classes=model.num_classes)
+        if model.num_classes and "label" not in features:
+            raise ValueError(
+                f"{builder.data_dir} holds no labels, which model.num_classes={model.num_classes} "
+                "needs: encode the images of a config with as many classes."
+            )
+        return dict(num_classes=model.num_classes or None)
     if "captions" not in features:
         raise ValueError(
             f"{builder.data_dir} holds no captions, which model.condition={model.condition!r} "
@@ -313,6 +314,12 @@ def _told_of_moments(config, builder):
         raise ValueError(
             f"{builder.data_dir} holds no text encoder's outputs: encode with text.stored, or set "
             "it to False."
+        )
+    recorded = dict(builder.info.metadata or {}).get("text_encoder_digest", "")
+    if recorded and config.text.encoder_digest not in ("", recorded):
+        raise ValueError(
+            f"{builder.data_dir} holds outputs of a text encoder with digest {recorded}, but text."
+            f"encoder_digest={config.text.encoder_digest} is of another: encode the images again."
         )
     shape = tuple(features["context"].shape)
     if shape[-1] != model.context_size:
@@ -388,42 +395,3 @@ def _read_split(builder, split, feature, build):
             f"{builder.data_dir} is in the format {builder.info.file_format.value}, which cannot "
             f"be read at random; build the dataset again, with `{build}`."
         ) from error
-
-
-def _open_folder(root, caption_feature=""):
-    if caption_feature:
-        return _open_captioned_folder(root, caption_feature)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"no image folder {root}: data.name is the root, with one folder per split (data."
-            "train_split, data.eval_split) that holds one folder of images per class."
-        )
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
-    files, labels = [], []
-    for label, folder in enumerate(classes):
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-        files += found
-        labels += [label] * len(found)
-    return Folder(files, labels), f"image folder {root}"
-
-
-def _open_captioned_folder(root, feature):
-    """The images that metadata.jsonl lists, in its order, each with its caption or captions."""
-    path = root / "metadata.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path}: with data.caption_feature={feature!r} a folder needs one line of JSON for "
-            f'each image there, such as {{"file_name": "a.png", "{feature}": "a red cat"}}.'
-        )
-    files, captions = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            files.append(root / row["file_name"])
-            captions.append({feature: row[feature]})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"line {number} of {path} must be JSON with file_name and {feature}, not "
-                f"{line[:100]!r}."
-            ) from error
-    return Folder(files, [0] * len(files), captions), f"image folder {root}"

@@ -32,6 +32,13 @@ from dit_jax import (
 )
 from dit_jax.models import lpips
 
+# What a model of each condition is told, in its summary.
+TOLD = {
+    "label": "labels",
+    "tokens": "captions, by an encoder that is trained along",
+    "context": "captions, by a frozen encoder",
+}
+
 
 def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
     """The task of a config's model.
@@ -174,7 +181,7 @@ class Denoising:
     def summary(self) -> str:
         """The model in a line."""
         counts, model = flops.count(self.config), self.model
-        kind = f"{self.config.model.name} of {model.condition}s"
+        kind = f"{self.config.model.name} of {TOLD[model.condition]}"
         if self.config.model.name == "dit":
             how = "unrolled" if model.scan_unroll else "in a loop"
             kind += f", {counts['tokens']} tokens, {model.block} blocks {how}"

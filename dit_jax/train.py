@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import logging
 import os
 import pathlib
@@ -28,6 +29,7 @@ from dit_jax import (
     best,
     checkpoint,
     cli,
+    conditions,
     data,
     generate,
     latents,
@@ -42,6 +44,9 @@ from dit_jax import (
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
+
+# Of a model, what may differ from the one whose weights it begins with.
+MAY_DIFFER = ("dtype", "attention", "remat", "scan_unroll", "dropout", "input_size")
 
 
 @struct.dataclass
@@ -127,15 +132,45 @@ def _begin(tx, params):
 def new_state(program: Program, key: jax.Array) -> TrainState:
     """The initial state, born sharded: no device ever holds more than its share.
 
-    Raises: as `checkpoint.restore_params`, of the weights of config.init_from.
+    Raises: as `checkpoint.restore_params`, of the weights of config.init_from; ValueError if these
+      are another model's, or of another process or prediction.
     """
     if workdir := program.config.init_from:
+        _check_weights(program.config, pathlib.Path(workdir))
         params, step = checkpoint.restore_params(pathlib.Path(workdir), program.state.params)
         logger.info("beginning with the EMA weights of %s, step %d", workdir, step)
         begin = functools.partial(_begin, program.tx)
         return jax.jit(begin, out_shardings=program.shardings)(params)
     init = functools.partial(init_state, program.model, program.tx)
     return jax.jit(init, out_shardings=program.shardings)(key)
+
+
+def _check_weights(config, workdir):
+    """Demands that the weights in a workdir mean there what they will mean here."""
+    theirs, ours = (_meaning(c) for c in (checkpoint.load_config(workdir), config))
+    if differing := [key for key in ours if theirs.get(key) != ours[key]]:
+        lines = [f"  {key}: there {theirs.get(key)!r}, here {ours[key]!r}" for key in differing]
+        raise ValueError(
+            f"init_from={workdir} holds weights of another model, process or prediction; these "
+            "differ:\n" + "\n".join(lines) + "\nSet them as there, or init_from to another workdir."
+        )
+
+
+def _meaning(config):
+    """{key: value} of all that decides which arrays there are and what they compute."""
+    kept = {
+        key: value
+        for key, value in checkpoint.flatten(config).items()
+        if key.startswith(("model.", "diffusion.")) or key == "objective.prediction"
+    }
+    for name in MAY_DIFFER:
+        kept.pop(f"model.{name}", None)
+    dropout = kept.pop("model.class_dropout_prob", 0)
+    if config.model.get("condition") == "label":
+        kept["model.class_dropout_prob > 0"] = dropout > 0  # there is a null class
+    else:
+        kept.pop("model.num_classes", None)
+    return json.loads(json.dumps(kept))  # tuples are lists in a workdir
 
 
 def train_step(
@@ -249,9 +284,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     """
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
-    vae = None
+    vae, mesh = None, sharding.make_mesh(config.mesh)
+    config = conditions.resolve(config, train_source.metadata, mesh)
     if config.latents.source != "pixels" and config.latents.vae:
-        vae = generate.load_vae(config, sharding.make_mesh(config.mesh))
+        vae = generate.load_vae(config, mesh)
         if config.latents.source == "images":  # nothing else has recorded which one it is
             config = latents.resolve(config, dict(vae_digest=vae.digest, published=vae.published))
     program = make_program(config)

@@ -1,12 +1,15 @@
 """The rows are consistent in themselves; how fast it is no test asks."""
 
+import functools
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from dit_jax import benchmark
+from configs import default
+from dit_jax import benchmark, train
 
 
 @pytest.mark.slow
@@ -26,6 +29,36 @@ def test_config_whose_scale_the_moments_record_is_timed(run_command):
     flags = ["--config", "configs/digits_latents.py", "--json", "--steps", 2]
     row = json.loads(run_command("benchmark", "train", *flags, "--config.batch_size=8"))
     assert row["batch_size"] == 8
+
+
+@pytest.mark.parametrize("condition", ["tokens", "context", "stored"])
+def test_synthetic_batches_have_captions(captioned_config, clip_dir, condition):
+    """As the model reads them: a step on one has a loss."""
+    config = captioned_config
+    config.model.condition = "tokens" if condition == "tokens" else "context"
+    config.text.update(encoder=str(clip_dir), stored=condition == "stored")
+    program = train.make_program(config, jax.devices()[:1])
+    batch = next(benchmark._synthetic_batches(program))
+    if condition == "stored":
+        assert batch["context"].shape == (16, 12, 16)
+    arguments = program.state, batch, jax.random.key(0), program.task.load_resident(None)
+    step = functools.partial(train.train_step, program=program)
+    _, scalars = jax.eval_shape(step, *arguments)
+    assert scalars["loss"].shape == ()
+
+
+def test_models_without_classes_are_timed(smoke_config):
+    config = smoke_config
+    config.model = default.get_config("unet").model
+    config.model.update(input_size=8, in_channels=1, base_channels=8, norm_groups=4, head_dim=8)
+    config.model.update(channel_mult=(1,), blocks_per_level=1, attention_levels=())
+    config.model.update(num_classes=0, class_dropout_prob=0.0)
+    config.sample.cfg_scale = 1.0
+    program = train.make_program(config)
+    batch = next(benchmark._synthetic_batches(program))
+    assert not np.any(batch["label"])
+    row = benchmark.bench_sample(config, 2, 8)
+    assert (row["batch_size"], row["img_per_s"] > 0) == (8, True)
 
 
 @pytest.mark.slow

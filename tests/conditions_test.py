@@ -2,16 +2,15 @@
 
 import functools
 import io
-import json
 import logging
 
-import bpe
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
+from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
 from dit_jax import (
@@ -21,44 +20,19 @@ from dit_jax import (
     encode,
     flops,
     generate,
+    metrics,
     models,
+    sharding,
     sources,
     text,
     train,
 )
 from dit_jax.models import blocks
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-COUNT = 20
-
-
-def _captions(i):
-    """One of each even image, two of each odd one."""
-    return [f"a {WORDS[i % 10]}", f"the digit {WORDS[i % 10]}"][: 1 + i % 2]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An image folder of 20 grey images, each its number, with metadata.jsonl."""
-    root = tmp_path_factory.mktemp("captioned")
-    for split in ("train", "test"):
-        (root / split).mkdir()
-        rows = []
-        for i in range(COUNT):
-            Image.new("L", (8, 8), 10 * i).save(root / split / f"{i}.png")
-            rows.append(json.dumps({"file_name": f"{i}.png", "text": _captions(i)}))
-        (root / split / "metadata.jsonl").write_text("\n".join(rows) + "\n")
-    return root
-
 
 @pytest.fixture
-def config(smoke_config, folder):
-    """The smoke run, told of the folder's images by their captions."""
-    smoke_config.data.update(source="folder", name=str(folder), train_split="train")
-    smoke_config.data.update(caption_feature="text", captions_per_image=2, cache=True)
-    smoke_config.model.update(condition="tokens", context_size=16, text_length=20, text_depth=1)
-    smoke_config.model.update(text_num_heads=2)
-    return smoke_config
+def config(captioned_config):
+    return captioned_config
 
 
 def _read(tokens):
@@ -79,7 +53,7 @@ def test_every_image_has_its_captions(config, cache):
         assert batch["tokens"].shape == (16, 20)
         for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
             told.add((int(image[0, 0, 0]) // 10, _read(tokens)))
-    assert told == {(i, caption) for i in range(COUNT) for caption in _captions(i)}
+    assert told == {(i, caption) for i in range(CAPTIONED) for caption in captions_of(i)}
 
 
 def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
@@ -95,7 +69,9 @@ def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
 
 def test_held_out_loss_is_of_the_first_caption(config):
     (batch, *_) = data.eval_batches(sources.open_split(config, "eval"), 16, np.arange(16))
-    assert [_read(tokens) for tokens in batch["tokens"][:4]] == [_captions(i)[0] for i in range(4)]
+    assert [_read(tokens) for tokens in batch["tokens"][:4]] == [
+        captions_of(i)[0] for i in range(4)
+    ]
 
 
 class Captioned(tfds.core.GeneratorBasedBuilder):
@@ -137,32 +113,11 @@ def test_captions_of_a_tfds_dataset(config, tmp_path):
         sources.open_split(config, "train")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, r"no .*metadata.jsonl: with data.caption_feature='text' a folder needs one line"),
-        ('{"file_name": "0.png"}', "line 1 of .*metadata.jsonl must be JSON with file_name and te"),
-        ("0.png a zero", "line 1 of .*metadata.jsonl must be JSON with file_name and text, not '0"),
-    ],
-    ids=["missing", "without text", "not JSON"],
-)
-def test_damaged_metadata_is_refused(config, tmp_path, text, message):
-    (tmp_path / "train").mkdir()
-    if text:
-        (tmp_path / "train" / "metadata.jsonl").write_text(text)
-    config.data.name = str(tmp_path)
-    with pytest.raises((ValueError, OSError), match=message):
-        sources.open_split(config, "train")
-
-
-def test_an_image_without_captions_is_named(config, tmp_path, folder):
-    (tmp_path / "train").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "train" / "a.png")
-    line = '{"file_name": "a.png", "text": []}'
-    (tmp_path / "train" / "metadata.jsonl").write_text(line)
-    config.data.name = str(tmp_path)
-    with pytest.raises(ValueError, match=r"a.png has no caption; leave it out"):
-        sources.open_split(config, "train")[0]
+def test_an_image_without_captions_is_named():
+    records = [{"image": b"", "text": []}]
+    source = sources.Source(records, "image", 8, 1, origin="a test", caption_feature="text")
+    with pytest.raises(ValueError, match=r"record 0 of a test has no caption; leave it out"):
+        source.captions(0)
 
 
 def test_captions_without_their_name_are_refused(config):
@@ -176,8 +131,8 @@ def test_captions_without_their_name_are_refused(config):
     [
         (dict(condition="words"), "condition='words' is unknown; choose one of label, tokens, con"),
         (dict(context_size=0), "condition='tokens' needs context_size=0 above 0"),
-        (dict(text_num_heads=3), "text_num_heads=3 must be at least 1, and the heads divide"),
-        (dict(text_depth=0), "text_depth=0 and text_num_heads=2 must be at least 1"),
+        (dict(context_size=17), "^text_num_heads=2 must divide context_size=17, the width of the"),
+        (dict(text_depth=0), r"text_depth=0 and text_num_heads=2 must be at least 1\.$"),
     ],
     ids=str,
 )
@@ -197,15 +152,6 @@ def test_conditions_of_another_shape_are_refused(config, shape):
         jax.eval_shape(model.apply, *arguments)
 
 
-def _random(model, key):
-    """Parameters of which none is 0."""
-    params = models.init_params(model, key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
-
-
 @pytest.mark.parametrize(
     "block",
     [pytest.param(b, marks=() if b == "adaLN-Zero" else pytest.mark.slow) for b in blocks.BLOCKS],
@@ -214,7 +160,7 @@ def test_every_block_reads_every_word(config, block):
     """The output depends on each token, through parameters that all matter; counted by formula."""
     config.model.update(block=block, depth=1)
     model = models.build(config.model)
-    params = _random(model, jax.random.key(0))
+    params = random_params(model, jax.random.key(0))
     assert flops.count(config)["params"] == sum(a.size for a in jax.tree.leaves(params))
     x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
 
@@ -231,10 +177,28 @@ def test_every_block_reads_every_word(config, block):
     assert all(np.any(g) for g in jax.tree.leaves(own))
 
 
+def test_what_modulates_is_the_mean_of_all_words(config):
+    """Where nothing else tells of the caption, each word has the same share in the output."""
+    config.model.depth = 1
+    model = models.build(config.model)
+    params = random_params(model, jax.random.key(0))
+    params["context_embedder"] = jax.tree.map(jnp.zeros_like, params["context_embedder"])
+    x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
+
+    @jax.jit
+    @jax.grad
+    def gradient(context):
+        return jnp.sum(model.apply({"params": params}, x_t, t, context) ** 2)
+
+    found = gradient(jax.random.normal(jax.random.key(2), (1, 20, 16)))  # [1, M, D]
+    assert np.abs(found[0, 0]).max() > 1e-3
+    np.testing.assert_allclose(found, np.broadcast_to(found[:, :1], found.shape), rtol=1e-6)
+
+
 def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
-    params = _random(model, jax.random.key(0))
+    params = random_params(model, jax.random.key(0))
     told = conditions.of_captions(config, ["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
@@ -290,7 +254,7 @@ def _sample(config, told, params, **settings):
 
 def test_prompts_and_negative_prompts(config):
     """Away from the prompt itself is no guidance; away from another one is another image."""
-    params = _random(models.build(config.model), jax.random.key(0))
+    params = random_params(models.build(config.model), jax.random.key(0))
     prompts = ["a two", "a three"]
     plain = _sample(config, conditions.of_captions(config, prompts), params, cfg_scale=1.0)
 
@@ -312,11 +276,11 @@ def test_labels_and_captions_are_not_mixed_up(smoke_config):
 
 def test_conditions_are_drawn_from_the_data(config):
     """Each once before any twice; in order for pictures."""
-    drawn = conditions.draw(config, "random", 2 * COUNT, seed=1)
+    drawn = conditions.draw(config, "random", 2 * CAPTIONED, seed=1)
     told = [_read(tokens) for tokens in drawn.cond]
-    firsts = sorted(_captions(i)[0] for i in range(COUNT))
-    assert sorted(told[:COUNT]) == sorted(told[COUNT:]) == firsts
-    assert told[:COUNT] != told[COUNT:]
+    firsts = sorted(captions_of(i)[0] for i in range(CAPTIONED))
+    assert sorted(told[:CAPTIONED]) == sorted(told[CAPTIONED:]) == firsts
+    assert told[:CAPTIONED] != told[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
     assert [_read(t) for t in conditions.for_picture(config, 3).cond] == [
         "a zero",
@@ -326,35 +290,37 @@ def test_conditions_are_drawn_from_the_data(config):
 
 
 @pytest.fixture(scope="module")
-def clip_dir(tmp_path_factory):
-    """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
-    workdir = tmp_path_factory.mktemp("clip") / "tiny"
-    sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
-    model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
-    clip_config = ConfigDict({"model": model})
-    params = models.init_params(models.build(clip_config.model), jax.random.key(0))
-    checkpoint.save_params(workdir, clip_config, jax.tree.map(lambda a: 3 * a, params))
-    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 12).save(workdir / text.FILE)
-    return workdir
-
-
-@pytest.mark.slow
-def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp_path):
-    """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
-    config.model.update(condition="context", context_size=16, input_size=4, in_channels=2)
+def stored_dir(captioned_dir, clip_dir, vae_dir, tmp_path_factory):
+    """Moments of the images and their mirrors, with captions and contexts; no labels."""
+    config = conftest.captioned(captioned_dir)
+    config.model.update(condition="context", num_classes=0)
     config.text.update(encoder=str(clip_dir), stored=True)
     config.data.update(flip=True, eval_split="")
-    config.latents.update(vae=str(vae_dir), moments=str(tmp_path / "out"))
-    encode.encode(config, vae_dir, tmp_path / "out", shard_images=16, batch_size=4)
-    config.latents.source = "moments"
-    config.model.class_dropout_prob = 0.5
+    out = tmp_path_factory.mktemp("moments") / "captioned"
+    encode.encode(config, vae_dir, out, shard_images=16, batch_size=4)
+    return out
+
+
+@pytest.fixture
+def stored_config(config, stored_dir, clip_dir, vae_dir):
+    """Of a model that is trained on them, free to change."""
+    config.model.update(condition="context", num_classes=0, input_size=4, in_channels=2)
+    config.text.update(encoder=str(clip_dir), stored=True)
+    config.data.update(flip=True, eval_split="")
+    config.latents.update(source="moments", vae=str(vae_dir), moments=str(stored_dir))
+    return config
+
+
+def test_stored_contexts_are_those_of_the_encoder(stored_config):
+    """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
+    stored_config.model.class_dropout_prob = 0.5
 
     def examples(stored):
-        config.text.stored = stored
-        program, resident = _program(config)
-        source = sources.open_split(config, "train")
+        stored_config.text.stored = stored
+        program, resident = _program(stored_config)
+        source = sources.open_split(stored_config, "train")
         assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
-        batch = next(data.TrainIterator(source, config, np.arange(16)))
+        batch = next(data.TrainIterator(source, stored_config, np.arange(16)))
         key = jax.random.key(0)
         return batch, *program.task.examples(batch, key, resident, dropout=True)
 
@@ -366,6 +332,23 @@ def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp
     assert 5 < len(dropped) < 16  # the empty ones are one
 
 
+def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):
+    """By its parameters, whatever their place and shape."""
+    mesh = sharding.make_mesh(stored_config.mesh)
+    recorded = sources.open_split(stored_config, "train").metadata
+    digest = conditions.resolve(stored_config, recorded, mesh).text.encoder_digest
+    assert digest == recorded["text_encoder_digest"]
+    stored_config.text.encoder = str(conftest.save_clip(tmp_path / "other", seed=1))
+    other = conditions.load_encoder(stored_config, mesh).digest
+    with pytest.raises(ValueError, match=rf"digest {other}, but text.encoder_digest={digest} is"):
+        conditions.resolve(stored_config, recorded, mesh)
+    stored_config.text.encoder_digest = other
+    with pytest.raises(ValueError, match=rf"encoder with digest {digest}, but .*digest={other} is"):
+        sources.open_split(stored_config, "train")
+    stored_config.text.stored = False  # the captions alone
+    assert conditions.resolve(stored_config, recorded, mesh).text.encoder_digest == other
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -374,8 +357,10 @@ def test_stored_contexts_are_those_of_the_encoder(config, clip_dir, vae_dir, tmp
             "is 16 wide, but the model was built for model.context",
         ),
         ({"text.encoder": "nowhere"}, "no nowhere/tokenizer.json"),
+        ({"text.encoder": ""}, "text.encoder is empty: model.condition='context' needs the workd"),
+        ({"text.encoder_digest": "0123"}, r"has digest \w+, but text.encoder_digest=0123 is of an"),
     ],
-    ids=["width", "missing"],
+    ids=["width", "missing", "empty", "another"],
 )
 def test_encoders_that_do_not_fit_are_refused(config, clip_dir, change, message):
     config.model.update(condition="context", context_size=16)
@@ -386,8 +371,32 @@ def test_encoders_that_do_not_fit_are_refused(config, clip_dir, change, message)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("condition", ["tokens", "context"])
+def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, condition):
+    """To the bit: the captions drawn, those left out, and the encoder that is trained along."""
+    config = stored_config
+    config.model.condition = condition
+    config.update(total_steps=4, eval_every_steps=0, sample_every_steps=0, log_every_steps=1)
+    config.update(checkpoint_every_steps=2)
+    config.optim.update(warmup_steps=0, schedule="constant")
+    runs = "whole", "broken"
+    whole = train.train_and_evaluate(config, tmp_path / "whole")
+    config.total_steps = 2
+    train.train_and_evaluate(config, tmp_path / "broken")
+    config.total_steps = 4
+    resumed = train.train_and_evaluate(config, tmp_path / "broken")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    lines = (metrics.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
+    losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
+    assert losses[0] == losses[1]
+    digest = checkpoint.load_config(tmp_path / "broken").text.encoder_digest
+    recorded = sources.open_split(config, "train").metadata["text_encoder_digest"]
+    assert digest == {"tokens": "", "context": recorded}[condition]
+
+
+@pytest.mark.slow
 def test_a_run_on_captions(config, run_command, tmp_path, caplog):
-    """Trained, resumed, drawn from by prompt, measured: the whole line."""
+    """Trained, drawn from by prompt, measured: the whole line."""
     config.update(total_steps=4, eval_every_steps=4, sample_every_steps=4, checkpoint_every_steps=2)
     config.optim.warmup_steps = 0
     with caplog.at_level(logging.INFO, "dit_jax"):

@@ -1,6 +1,8 @@
 """Eight CPU devices, strict ranks, full f32 products: set before JAX starts."""
 
+import functools
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -21,13 +23,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/ is not installed
 
+import bpe
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import default, smoke
-from dit_jax import checkpoint, convert, diffusion, encode, extractors, models, train
+from dit_jax import checkpoint, convert, diffusion, encode, extractors, models, text, train
 from dit_jax.datasets import digits
 from experiments.scaling import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
@@ -158,6 +162,83 @@ def moments_dir(digits_dir, vae_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("moments") / "digits"
     encode.encode(config, vae_dir, out, shard_images=64, batch_size=8)
     return out
+
+
+CAPTIONED = 20
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def captions_of(i):
+    """Of image i of `captioned_dir`: one of each even image, two of each odd one."""
+    return [f"a {WORDS[i % 10]}", f"the digit {WORDS[i % 10]}"][: 1 + i % 2]
+
+
+@pytest.fixture(scope="session")
+def captioned_dir(tmp_path_factory):
+    """An image folder of 20 grey images, each its number, with metadata.jsonl."""
+    root = tmp_path_factory.mktemp("captioned")
+    for split in ("train", "test"):
+        (root / split).mkdir()
+        rows = []
+        for i in range(CAPTIONED):
+            Image.new("L", (8, 8), 10 * i).save(root / split / f"{i}.png")
+            rows.append(json.dumps({"file_name": f"{i}.png", "text": captions_of(i)}))
+        (root / split / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def captioned(root):
+    """The smoke run, told of the folder's images by their captions."""
+    config = smoke.get_config()
+    config.data.update(source="folder", name=str(root), train_split="train")
+    config.data.update(caption_feature="text", captions_per_image=2, cache=True)
+    config.model.update(condition="tokens", context_size=16, text_length=20, text_depth=1)
+    config.model.update(text_num_heads=2)
+    return config
+
+
+@pytest.fixture
+def captioned_config(captioned_dir):
+    """Of `captioned_dir`, free to change."""
+    return captioned(captioned_dir)
+
+
+@pytest.fixture(scope="session")
+def captioned_workdir(captioned_dir, tmp_path_factory):
+    """Of that config, with random parameters. Do not change."""
+    return save_random(tmp_path_factory.mktemp("runs") / "captioned", captioned(captioned_dir))
+
+
+def random_params(model, key):
+    """Parameters of which none is 0."""
+    params = jax.jit(functools.partial(models.init_params, model))(key)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+def save_random(workdir, config, seed=0):
+    """A workdir of `random_params` of the config's model."""
+    params = random_params(models.build(config.model), jax.random.key(seed))
+    checkpoint.save_params(workdir, config, params)
+    return workdir
+
+
+def save_clip(workdir, seed=0):
+    """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
+    sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
+    model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
+    config = ConfigDict({"model": model})
+    params = models.init_params(models.build(config.model), jax.random.key(seed))
+    checkpoint.save_params(workdir, config, jax.tree.map(lambda a: 3 * a, params))
+    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 12).save(workdir / text.FILE)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def clip_dir(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny")
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import safetensors.numpy
 import vae_test
 from conftest import GOLDENS
 
-from configs import default
+from configs import default, sd15_finetune
 from dit_jax import checkpoint, conditions, convert, generate, sources
+from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -123,6 +124,8 @@ def test_config_says_what_the_files_say(converted):
     assert (config.latents.scale, config.latents.shift) == ([0.5], [0.1])
     assert (config.data.image_size, config.data.image_channels) == (16, 3)  # this VAE halves once
     assert (config.model.condition, config.model.class_dropout_prob) == ("context", 0.1)
+    sample = {key: config.sample[key] for key in ("sampler", "grid", "steps", "cfg_scale")}
+    assert sample == dict(sampler="ddim_level1", grid="leading", steps=50, cfg_scale=7.5)
 
 
 def test_parts_are_those_of_the_folder(converted):
@@ -165,6 +168,32 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
         assert np.abs(file["arr_0"] - expected).max() <= 1
 
 
+def test_finetuning_config_has_the_process_of_the_files(source):
+    """Else training would refuse to begin with them; convert_unet_test compares the sizes."""
+    _change(source, SCHEDULER_FILE, num_train_timesteps=1000)
+    process, prediction, _ = stable_diffusion.read_process(source / SCHEDULER_FILE)
+    config = sd15_finetune.get_config()
+    assert config.diffusion.to_dict() == config.diffusion.to_dict() | process
+    assert config.objective.prediction == prediction
+
+
+def test_another_text_encoder_is_refused(converted, folder, tmp_path):
+    """Of the same sizes, which no array tells."""
+    assert generate.load(converted).encoder.digest == (
+        checkpoint.load_config(converted).text.encoder_digest
+    )
+    workdir = shutil.copytree(converted, tmp_path / "run")
+    config = checkpoint.load_config(workdir / "text_encoder")
+    shutil.rmtree(workdir / "text_encoder" / "checkpoints")
+    params = convert.load("clip", _golden("clip"), config.model)
+    params["final_layer_norm"]["bias"] = params["final_layer_norm"]["bias"] + 1e-3
+    checkpoint.save_params(workdir / "text_encoder", config, params)
+    with pytest.raises(
+        ValueError, match=r"has digest \w{16}, but text.encoder_digest=\w{16} is of"
+    ):
+        generate.load(workdir)
+
+
 def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
     workdir = shutil.copytree(converted, tmp_path / "run")
     for part in ("vae", "text_encoder"):
@@ -194,7 +223,11 @@ def test_no_data_to_draw_captions_from(converted):
     [
         (dict(prediction_type="v_prediction", rescale_betas_zero_snr=True), "v"),
         (dict(prediction_type="sample", beta_schedule="linear"), "x_0"),
+        (dict(set_alpha_to_one=True), "eps"),
+        (dict(set_alpha_to_one=DEL), "eps"),
+        (dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler"), "eps"),
     ],
+    ids=str,
 )
 def test_processes(source, tmp_path, changes, prediction):
     _change(source, "scheduler/scheduler_config.json", **changes)
@@ -204,6 +237,9 @@ def test_processes(source, tmp_path, changes, prediction):
     zero = "rescale_betas_zero_snr" in changes
     assert config.diffusion.zero_terminal_snr == zero
     assert config.sample.grid == ("uniform" if zero else "leading")
+    # PNDM's default is False, DDIM's True.
+    to_data = zero or changes.get("set_alpha_to_one") is True or "_class_name" in changes
+    assert config.sample.sampler == ("ddim" if to_data else "ddim_level1")
 
 
 SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"
@@ -247,6 +283,7 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
         (SCHEDULER_FILE, dict(beta_start=0), "beta_start=0; supported: a number between 0 and 1"),
         (SCHEDULER_FILE, dict(beta_end=1e-4), "beta_end=0.0001; supported: .* beta_start=0.00085"),
         (SCHEDULER_FILE, dict(trained_betas=[0.1]), r"trained_betas=\[0.1\]; supported: None"),
+        (SCHEDULER_FILE, dict(set_alpha_to_one="no"), "set_alpha_to_one='no'; supported: True, Fa"),
         (SCHEDULER_FILE, dict(use_flow_sigmas=True), "use_flow_sigmas=True; supported: False"),
         (
             SCHEDULER_FILE,

@@ -10,7 +10,7 @@ from adm_reference import CLASSES, GROUPS, HEAD_DIM, Published
 from conftest import GOLDENS
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, unet_imagenet64
 from dit_jax import checkpoint, conditions, convert, generate, models, sharding
 from dit_jax.convert import adm
 from dit_jax.convert.__main__ import convert_adm, convert_unet
@@ -83,7 +83,7 @@ def test_diffusers_directory_becomes_a_workdir(diffusers_dir, published, tmp_pat
     assert (saved.objective.prediction, saved.model.learn_sigma) == ("eps", False)
     assert (saved.latents.scale, saved.latents.source) == ([0.18215], "moments")
     assert saved.data.image_size == 64
-    assert (saved.sample.sampler, saved.sample.grid) == ("ddim", "leading")
+    assert (saved.sample.sampler, saved.sample.grid) == ("ddim_level1", "leading")
     _, params = _restore(tmp_path / "ours")
     expected = convert.load("unet", published, config.model)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -106,6 +106,7 @@ def test_the_scheduler_beside_a_unet_tells_its_process(diffusers_dir, tmp_path):
         schedule="cosine", num_steps=500, zero_terminal_snr=True
     )
     assert (config.objective.prediction, config.sample.grid) == ("v", "uniform")
+    assert config.sample.sampler == "ddim"
 
 
 def test_axes_of_the_published_arrays(published, diffusers_dir):
@@ -355,11 +356,14 @@ def test_transformers_and_other_models_are_no_adm(tmp_path):
         convert_adm(tmp_path / "adm.npz", tmp_path / "ours", default.get_config())
 
 
-def test_orders_of_the_published_models():
+def test_orders_and_schedules_of_the_published_models():
     """As their commands say; the larger one's is the older order."""
     assert adm.PUBLISHED.keys() == {name for name in unet.PRESETS if name.startswith("adm-")}
     orders = {name: entry["new_attention_order"] for name, entry in adm.PUBLISHED.items()}
     assert orders == {"adm-imagenet64": True, "adm-imagenet256": False}
+    schedules = {name: entry["schedule"] for name, entry in adm.PUBLISHED.items()}
+    assert schedules == {"adm-imagenet64": "cosine", "adm-imagenet256": "linear"}
+    assert unet_imagenet64.get_config().diffusion.schedule == schedules["adm-imagenet64"]
     for name in adm.PUBLISHED:
         published = adm.published_shapes(adm.model_config(name))
         found = {

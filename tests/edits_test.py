@@ -1,7 +1,10 @@
 """Edits keep what they are to keep, begin where they should, and end at what lies at the ends."""
 
+import dataclasses
 import itertools
+import pathlib
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,8 @@ import pytest
 from mixture import Mixture
 from PIL import Image
 
-from configs import default
-from dit_jax import conditions, edit, edits, generate, grids, samplers
+from configs import default, smoke
+from dit_jax import conditions, edit, edits, generate, grids, latents, samplers
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -61,6 +64,46 @@ def test_what_is_known_stays(build_process, process, sampler):
     new = np.asarray(x)[~known]
     assert new.mean() == pytest.approx(0.7, abs=0.1)
     assert new.std() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def latent(vae_dir, tmp_path_factory):
+    """A model of the tiny VAE's latents, with random parameters."""
+    config = smoke.get_config()
+    config.model.update(input_size=4, in_channels=2)
+    config.latents.update(source="moments", vae=str(vae_dir), scale=(0.5, 2.0), shift=(0.1, -0.3))
+    workdir = conftest.save_random(tmp_path_factory.mktemp("runs") / "latent", config)
+    return generate.load(workdir, settings=DDIM | dict(steps=4))
+
+
+def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
+    """As training has them; decoded they are what the VAE reconstructs."""
+    x_0 = edit.encode(latent, image)
+    mean, _ = latents.posterior(latents.encode(latent.vae, image))
+    assert x_0.shape == (1, 4, 4, 2)
+    expected = (np.asarray(mean) - [0.1, -0.3]) * [0.5, 2.0]
+    np.testing.assert_allclose(x_0, expected, atol=1e-5)
+    decoded = latent.to_image(jnp.asarray(x_0.repeat(8, 0)))[:1]
+    difference = np.asarray(decoded).astype(int) - latents.reconstruct(latent.vae, image)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddim_level1"])
+def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
+    """Also where the sampler leaves noise in what it draws."""
+    config = latent.config.copy_and_resolve_references()
+    config.sample.update(sampler=sampler, grid="leading")
+    latent = dataclasses.replace(latent, config=config)
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[:, 1:3, 2:] = 1
+    x_0 = edit.encode(latent, image)
+    asked = edit.inpaint(conditions.of_labels([3, 5], 10), x_0, mask)
+    drawn = edit.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
+    kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
+    assert kept.max() < 1e-6 * np.abs(x_0).max()
+    new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
+    assert np.median(new) > 1e-2
+    assert edit.draw(latent, asked).shape == (2, 8, 8, 1)
 
 
 def test_strength_is_the_share_of_the_steps():
@@ -177,6 +220,94 @@ def test_useless_masks_are_refused(trained, tmp_path, pixels, message):
     path = _save(tmp_path / "m.png", pixels)
     with pytest.raises(ValueError, match=message):
         edit.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
+
+
+def test_16_bits_become_8(trained, tmp_path):
+    """Of images and masks, as of the data's."""
+    pixels = 257 * np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = edit.read_image(tmp_path / "a.png", trained.config)
+    np.testing.assert_array_equal(read[0, ..., 0], np.arange(64).reshape(8, 8))
+    mask = np.where(pixels < 257 * 8, 32_000, 33_000).astype(np.uint16)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    mask = edit.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
+    np.testing.assert_array_equal(mask[0, ..., 0], np.arange(64).reshape(8, 8) >= 8)
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(ValueError, match=r"image --image=\S*f.tiff: its mode 'F' has no range of"):
+        edit.read_image(tmp_path / "f.tiff", trained.config)
+
+
+def test_damaged_images_are_named(trained, tmp_path):
+    path = tmp_path / "a.png"
+    _save(path, np.random.default_rng(0).integers(0, 256, (64, 64)))
+    path.write_bytes(path.read_bytes()[:2000])
+    for text in (None, "not an image"):
+        if text:
+            path.write_text(text)
+        with pytest.raises(ValueError, match=r"cannot read the image --image=\S*a.png: "):
+            edit.read_image(path, trained.config)
+    with pytest.raises(FileNotFoundError, match=r"no file --image=nowhere.png"):
+        edit.read_image(pathlib.Path("nowhere.png"), trained.config)
+
+
+def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
+    """By the command unguided, where nothing else is asked for."""
+    workdir = conftest.save_random(tmp_path / "run", smoke_config)
+    flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
+    flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
+    run_command("edit", "invert", *flags)
+    found = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
+
+    def difference(cfg_scale):
+        trained = generate.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
+        told, _ = edit.told_before_and_after(trained, "3")
+        x_T = edit.invert(trained, told, edit.encode(trained, image))
+        return np.abs(edit.draw(trained, edit.Edits(told, {"x_T": x_T}))[0, ..., 0] - found).max()
+
+    assert difference(1.0) <= 1
+    assert difference(1.5) > 5  # the run's
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, r"invert needs --labels, the class of the image, in 0..9: told another, it comes"),
+        (dict(labels="random"), "--labels=random: invert takes one class"),
+        (dict(labels="3", labels_after="8,9"), "--labels_after=8,9: invert takes one class"),
+        (dict(labels="3", prompt_after="a cat"), "--prompt_after=a cat: this model takes --labels"),
+        (dict(labels="3", negative="a cat"), "--negative_prompt is of a model of captions"),
+    ],
+    ids=str,
+)
+def test_inversions_that_say_no_class_are_refused(trained, told, message):
+    with pytest.raises(ValueError, match=message):
+        edit.told_before_and_after(trained, **told)
+
+
+def test_what_is_told_before_and_after(trained, captioned_workdir):
+    before, after = edit.told_before_and_after(trained, "3", labels_after="8")
+    assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
+    assert edit.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
+    captioned = generate.load(captioned_workdir)
+    told = edit.told_before_and_after(captioned, "", ["one"], "", "two", "three")
+    words = [bytes(a[0, :3].astype(np.uint8)) for a in (told[0].cond, told[1].cond, told[1].null)]
+    assert words == [b"one", b"two", b"thr"]
+    for told, message in (
+        (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
+        (("", ["one"], "3"), r"--labels_after=3: this model takes --prompt_after"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            edit.told_before_and_after(captioned, *told)
+    captioned = generate.load(captioned_workdir, settings=DDIM)
+    with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
+        edit.told_before_and_after(captioned, prompts=["one"], negative="three")
+
+
+@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3"])
+def test_numbers_that_are_of_no_two_images_are_refused(numbers):
+    assert edit.parse_numbers(["0", "7"]) == [0, 7]
+    with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers, such"):
+        edit.parse_numbers(numbers.split(","))
 
 
 def test_the_command(run_command, trained_workdir, image, tmp_path):

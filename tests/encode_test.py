@@ -195,6 +195,31 @@ def test_two_processes_write_the_same_records(run_command, run_pair, vae_dir, di
     assert json.loads((two / "metadata.json").read_text())["num_images"]["train"] == 1617
 
 
+def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir, tmp_path):
+    """As Stable Diffusion, told captions alone; or nothing."""
+    lines = [json.dumps({"file_name": f"0/{i}.png", "text": f"image {i}"}) for i in range(8)]
+    (image_folder / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    config.data.update(source="folder", name=str(image_folder), train_split="train", eval_split="")
+    config.data.update(caption_feature="text", flip=False)
+    config.model.update(num_classes=0, input_size=4, in_channels=2, class_dropout_prob=0.0)
+    config.latents.update(source="moments", moments=str(tmp_path / "out"), scale=(), shift=())
+    encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    source = sources.open_split(config, "train")
+    assert [int(source[i]["label"]) for i in range(8)] == [0] * 8
+    config.model.update(condition="tokens", context_size=8)
+    assert [sources.open_split(config, "train").captions(i) for i in (0, 7)] == [
+        ["image 0"],
+        ["image 7"],
+    ]
+    config.data.caption_feature = ""
+    config.model.condition = "label"
+    with pytest.raises(ValueError, match=r"another way:\n  captions: then 'text: 1', now None"):
+        encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    config.model.num_classes = 10
+    with pytest.raises(ValueError, match=r"holds no labels, which model.num_classes=10 needs"):
+        sources.open_split(config, "train")
+
+
 @pytest.mark.slow
 def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
     """In the third shard of four, the first process's; the other one's shards are complete."""

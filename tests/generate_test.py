@@ -311,6 +311,22 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
         generate.load(workdir)
 
 
+def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
+    told = dict(num=2, prompts=["a two"], negative="a red cat")
+    asked = generate.load(captioned_workdir).asked(**told)  # the run's cfg_scale is 1.5
+    assert asked.cond.shape == asked.null.shape == (2, 20)
+    assert bytes(asked.null[0, :9].astype(np.uint8)) == b"a red cat"
+    unguided = generate.load(captioned_workdir, settings=dict(cfg_scale=1.0))
+    with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
+        unguided.asked(**told)
+    assert len(unguided.asked(**told | dict(negative=""))) == 2
+    by_other = generate.load(captioned_workdir, guide_workdir=captioned_workdir)
+    with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
+        by_other.asked(**told)
+    with pytest.raises(ValueError, match=r"^--negative_prompt is of a model of captions; this one"):
+        generate.load(trained_workdir).asked(2, negative="a red cat")
+
+
 def test_grid_places_images_row_by_row():
     images = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (10, 20, 30)])
     grid = pictures.image_grid(images, columns=2, cell=4, gap=1)

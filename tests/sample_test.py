@@ -66,6 +66,11 @@ def test_sample_refuses_other_files_and_directories(run_command, workdir, tmp_pa
     assert f"cannot write --out={tmp_path}/file/x.png" in error
 
 
+def test_prompts_are_drawn_once_each(run_command, captioned_workdir, tmp_path):
+    flags = ["--workdir", captioned_workdir, "--steps", 2, "--out", tmp_path / "x.npz"]
+    assert "2 samples" in run_command("sample", *flags, "--prompt", "a two", "--prompt", "a one")
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(run_command, run_pair, workdir, tmp_path):
     flags = ["--workdir", workdir, "--num", 6, "--steps", 3, "--batch_size", 4]

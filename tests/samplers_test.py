@@ -273,14 +273,33 @@ def test_last_step_adds_no_noise(build_process, name):
     assert abs(float(np.squeeze(sampler.solve(problem, x_T)[0]))) < 10
 
 
-@pytest.mark.parametrize("process", ["ddpm", "flow"])
-def test_inversion_leads_back(build_process, process):
+def test_ddim_may_end_at_the_first_level(process):
+    """A network that says 0.3 and 0.5 of what it sees: every step is a factor."""
+    settings = _settings(sampler="ddim_level1", steps=5, grid="leading")
+    sampler = samplers.build(settings, process, "eps")
+    index = [601, 401, 201, 1, 0]  # of DDPM
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[index]
+    expected = np.prod(0.3 * np.sqrt(alpha_bar) + 0.5 * np.sqrt(1 - alpha_bar))
+
+    def denoise(x_t, i):
+        return samplers.Denoised(0.3 * x_t, 0.5 * x_t, None)
+
+    problem = samplers.Problem(process, sampler.grid, [(denoise, 5)], noise=None)
+    x, _ = sampler.solve(problem, jnp.ones((1, 1, 1, 1)))
+    assert float(x.squeeze()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("process", "name"), [("ddpm", "ddim"), ("ddpm", "ddim_level1"), ("flow", "ddim")]
+)
+def test_inversion_leads_back(build_process, process, name):
     """x_0 to x_T and back, the better the more steps there are."""
     process = build_process(process)
     x_0 = jnp.linspace(-1.0, 1.5, 6).reshape(-1, 1, 1, 1)
 
     def distance(steps):
-        sampler = samplers.build(_settings(sampler="ddim", steps=steps), process, "eps")
+        grid = "leading" if name == "ddim_level1" else "uniform"
+        sampler = samplers.build(_settings(sampler=name, steps=steps, grid=grid), process, "eps")
         parts = [(NORMAL.denoise(process, sampler.times), steps)]
         problem = samplers.Problem(process, sampler.grid, parts, noise=None)
         x_T, finite = samplers.invert_ddim(problem, x_0)
@@ -342,7 +361,7 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
 @pytest.mark.parametrize(
     ("process", "change", "message"),
     [
-        ("ddpm", dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim, dpmpp1,"),
+        ("ddpm", dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim, ddim_le"),
         ("ddpm", dict(sampler="euler_maruyama"), "needs a process in continuous time.*choose ddpm"),
         ("ddpm", dict(steps=1001), "cannot take 1001 sampling steps"),
         ("flow", dict(steps=0), "cannot take 0 sampling steps"),
@@ -363,6 +382,8 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
         ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
         ("flow", dict(sampler="euler_maruyama", last_step_size=1.0), r"last_step_size=1.0 in \["),
         ("flow", dict(grid="ddim"), "grid 'ddim' is none of this process; choose"),
+        ("flow", dict(sampler="ddim_level1"), "'ddim_level1' is of diffusion.process=ddpm; choose"),
+        ("ddpm", dict(sampler="ddim_level1"), "grid begins at level 1, where .* choose grid leadi"),
     ],
     ids=str,
 )

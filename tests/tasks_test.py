@@ -32,6 +32,17 @@ def vae_workdir(digits_dir, tmp_path_factory):
     return workdir
 
 
+def test_summaries_say_what_a_model_is_told(smoke_config, captioned_config):
+    def summary(config):
+        return train.make_program(config, jax.devices()[:1]).task.summary()
+
+    assert ", dit of labels, 16 tokens, adaLN-Zero blocks" in summary(smoke_config)
+    told = "captions, by an encoder that is trained along"
+    assert f", dit of {told}, 16 tokens, adaLN-Zero" in summary(captioned_config)
+    captioned_config.model.condition = "context"
+    assert ", dit of captions, by a frozen encoder, 16 tokens" in summary(captioned_config)
+
+
 def test_vae_learns_and_reports_psnr_and_kl(vae_workdir):
     lines = [json.loads(line) for line in (vae_workdir / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = (line for line in lines if "loss" in line)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import imagenet256, smoke
+from configs import default, imagenet256, smoke
 from dit_jax import checkpoint, conditions, models, sharding, sources, train
 from dit_jax.models import dit
 
@@ -133,11 +133,17 @@ def test_imagenet_configs_build_without_allocating(size, patch):
     assert scalars["loss"].shape == ()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((conftest.ROOT / "configs").glob("*.py")), ids=lambda p: p.stem
-)
-def test_every_config_builds_without_allocating(path):
-    config = importlib.import_module(f"configs.{path.stem}").get_config()
+CONFIGS = sorted(path.stem for path in (conftest.ROOT / "configs").glob("*.py"))
+CONFIGS += [f"digits:{process}" for process in default.PROCESSES if process != "ddpm"]
+CONFIGS += ["digits_latents:edm", "imagenet256:DiT-S/8,edm", "imagenet512:DiT-S/4"]
+CONFIGS += ["openmoji64:DiT-B/4,flow", "openmoji64_text:DiT-B/4"]
+CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_without_allocating(name):
+    module, *argument = name.split(":")
+    config = importlib.import_module(f"configs.{module}").get_config(*argument)
     if "scan_unroll" in config.model:
         config.model.scan_unroll = False  # fast to trace
     if not config.latents.get("scale", True):  # as the moments will record
@@ -148,9 +154,8 @@ def test_every_config_builds_without_allocating(path):
     if config.latents.source == "pixels":
         shapes["image"] = ((image, image, config.data.image_channels), np.uint8)
     else:
-        assert size == image // {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}.get(
-            path.stem, 8
-        )
+        factors = {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}
+        assert size == image // factors.get(module, 8)
         shapes["moments"] = ((size, size, 2 * config.model.in_channels), np.float16)
     told = {
         "tokens": lambda model: ((model.text_length,), np.int32),
@@ -286,3 +291,42 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
     smoke_config.init_from = "nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"model.depth": 3}, ["model.depth: there 2, here 3"]),
+        ({"model.num_heads": 4}, ["model.num_heads: there 2, here 4"]),  # the arrays are the same
+        (
+            {"objective.prediction": "v", "diffusion.schedule": "cosine"},
+            [
+                "diffusion.schedule: there 'linear', here 'cosine'",
+                "objective.prediction: there 'eps'",
+            ],
+        ),
+        (
+            {"model.class_dropout_prob": 0.0, "model.num_classes": 9},
+            ["model.num_classes: there 10, here 9", "class_dropout_prob > 0: there True, here Fal"],
+        ),
+    ],
+    ids=str,
+)
+def test_weights_of_another_model_are_no_beginning(smoke_config, trained_workdir, changes, lines):
+    smoke_config.init_from = str(trained_workdir)
+    smoke_config.update_from_flattened_dict(changes)
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    with pytest.raises(ValueError, match="holds weights of another model, process or") as error:
+        train.new_state(program, jax.random.key(0))
+    found = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert len(found) == len(lines)
+    assert all(line in str(error.value) for line in lines)
+
+
+def test_a_beginning_may_differ_in_what_the_weights_do_not_mean(smoke_config, trained_workdir):
+    smoke_config.init_from = str(trained_workdir)
+    smoke_config.model.update(dtype="bfloat16", remat="full", scan_unroll=False, input_size=12)
+    smoke_config.model.class_dropout_prob = 0.3
+    smoke_config.data.image_size = 12
+    smoke_config.sample.cfg_scale = 2.0
+    train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))

@@ -51,7 +51,8 @@ ADM = TINY | dict(
     learn_sigma=True,
 )
 LABELLED = TINY | dict(condition="label", num_classes=5)  # a label is the context
-VARIANTS = {"latent": TINY, "adm": ADM, "labelled": LABELLED}
+CAPTIONED = TINY | dict(condition="tokens", text_length=6, text_depth=1)
+VARIANTS = {"latent": TINY, "adm": ADM, "labelled": LABELLED, "captioned": CAPTIONED}
 
 
 def _build(fields, **changes):
@@ -79,6 +80,8 @@ def _inputs(model, batch=4):
     x_t = rng.standard_normal((batch, size, size, channels)).astype(np.float32)
     if model.condition == "context":
         cond = rng.standard_normal((batch, 3, model.context_size)).astype(np.float32)
+    elif model.condition == "tokens":
+        cond = rng.integers(0, 256, (batch, model.text_length), np.int32)
     else:
         cond = rng.integers(0, max(model.num_classes, 1), batch, np.int32)
     return x_t, rng.uniform(0, 999, batch).astype(np.float32), cond
@@ -181,6 +184,8 @@ def test_time_and_condition_reach_every_output(variant):
         order = np.array([2, 0, 1])
         again = apply(params, x_t, t, cond[:, order])
         np.testing.assert_allclose(again, out, atol=1e-5)  # a set
+    if model.condition == "tokens":
+        assert np.abs(apply(params, x_t, t, cond[:, ::-1]) - out).max() > 1e-3  # a sequence
 
 
 def test_norm_before_the_transformers_has_its_own_epsilon():

@@ -48,7 +48,11 @@ from dit_jax.convert import (
 FLAGS = flags.FLAGS
 CONFIG = "dit_jax"  # of a file's metadata
 # Stable Diffusion 1's, of a UNet alone.
-PROCESS = dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), "eps"
+PROCESS = (
+    dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    "eps",
+    "ddim_level1",
+)
 # Of each command, its own flags.
 COMMANDS = {
     "sd": (),
@@ -100,7 +104,7 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
         scale=(vae_config.model.scale,),
         shift=(vae_config.model.shift,),
     )
-    config.text.encoder = "text_encoder"
+    config.text.update(encoder="text_encoder", encoder_digest=checkpoint.digest(clip_params))
     checkpoint.save_params(workdir / "vae", vae_config, vae_params)
     checkpoint.save_params(workdir / "text_encoder", clip_config, clip_params)
     tokenizer.save(workdir / "text_encoder" / text.FILE)
@@ -138,13 +142,13 @@ def _read_unet(source, process):
     """(config, parameters) of a UNet of latents, with what `read_process` tells."""
     config = _default_config(unet.read_config(source / "config.json"))
     params = convert.load("unet", diffusers_dit.read(source), config.model)
-    diffusion, prediction = process
+    diffusion, prediction, sampler = process
     config.diffusion.update(diffusion)
     config.objective.prediction = prediction
     config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
     # As published samples were drawn; without a signal at the last level they must begin there.
     grid = "uniform" if config.diffusion.zero_terminal_snr else "leading"
-    config.sample.update(sampler="ddim", steps=50, grid=grid, cfg_scale=7.5)
+    config.sample.update(sampler=sampler, steps=50, grid=grid, cfg_scale=7.5)
     return config, params
 
 

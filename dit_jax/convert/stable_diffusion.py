@@ -72,15 +72,18 @@ def check_parts(source: pathlib.Path) -> None:
         )
 
 
-def read_process(path: pathlib.Path) -> tuple[dict, str]:
-    """(the keys of `config.diffusion`, `config.objective.prediction`) of a scheduler_config.json.
+def read_process(path: pathlib.Path) -> tuple[dict, str, str]:
+    """What a scheduler_config.json says: keys of `config.diffusion`, prediction, sampler.
 
+    The sampler is DDIM, by default ending as diffusers' DDIM and PNDM of this file do.
     Raises: FileNotFoundError; ValueError for what is not supported, with what is, or as
       `arrays.parse`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: diffusers writes it with the pipeline.")
-    theirs = DEFAULTS | arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    is_pndm = theirs.get("_class_name") == "PNDMScheduler"
+    theirs = DEFAULTS | {"set_alpha_to_one": not is_pndm} | theirs
     if wrong := _not_supported(theirs):
         lines = [f"  {n}={theirs.get(n)!r}; supported: {what}" for n, what in wrong.items()]
         raise ValueError(f"{path} describes a process of another kind:\n" + "\n".join(lines))
@@ -92,7 +95,10 @@ def read_process(path: pathlib.Path) -> tuple[dict, str]:
         beta_end=float(theirs["beta_end"]),
         zero_terminal_snr=theirs["rescale_betas_zero_snr"],
     )
-    return process, PREDICTIONS[theirs["prediction_type"]]
+    # Where there is no signal at the last level, our grid has the first one, where it cannot end.
+    ends_on_data = theirs["set_alpha_to_one"] or theirs["rescale_betas_zero_snr"]
+    sampler = "ddim" if ends_on_data else "ddim_level1"
+    return process, PREDICTIONS[theirs["prediction_type"]], sampler
 
 
 def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: ConfigDict) -> None:
@@ -137,6 +143,8 @@ def _not_supported(theirs):
         wrong["trained_betas"] = "None, a beta_schedule instead"
     if theirs["use_flow_sigmas"]:
         wrong["use_flow_sigmas"] = "False"
+    if not isinstance(theirs["set_alpha_to_one"], bool):
+        wrong["set_alpha_to_one"] = "True, False"
     if not isinstance(rescaled := theirs["rescale_betas_zero_snr"], bool):
         wrong["rescale_betas_zero_snr"] = "True, False"
     elif rescaled and theirs["prediction_type"] == "epsilon":

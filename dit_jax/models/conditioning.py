@@ -29,14 +29,17 @@ def check(config) -> None:
             f"condition={config.condition!r} needs context_size={config.context_size} above 0: the "
             "width of the text encoder, which is 768 for Stable Diffusion 1's."
         )
-    if config.condition == "tokens" and (
-        min(config.text_length, config.text_depth, config.text_num_heads) < 1
-        or config.context_size % config.text_num_heads
-    ):
+    if config.condition != "tokens":
+        return
+    if min(config.text_length, config.text_depth, config.text_num_heads) < 1:
         raise ValueError(
             f"text_length={config.text_length}, text_depth={config.text_depth} and text_num_heads="
-            f"{config.text_num_heads} must be at least 1, and the heads divide context_size="
-            f"{config.context_size}."
+            f"{config.text_num_heads} must be at least 1."
+        )
+    if config.context_size % config.text_num_heads:
+        raise ValueError(
+            f"text_num_heads={config.text_num_heads} must divide context_size="
+            f"{config.context_size}, the width of the text encoder."
         )
 
 

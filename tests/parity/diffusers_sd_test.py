@@ -1,8 +1,8 @@
 """A whole Stable Diffusion beside diffusers' pipeline: its folder converted, from the same x_T.
 
 Their steps and ours have different times by default. DDIM's with timestep_spacing='leading' and
-steps_offset=1, the files' own, are our grid 'leading'; with set_alpha_to_one=True it ends on data
-as ours does, where the files' False ends at level 1. DPM-Solver is given the times of our grid.
+steps_offset=1, the files' own, are our grid 'leading'; with the files' set_alpha_to_one=False it
+ends as our ddim_level1, with True as ddim. DPM-Solver is given the times of our grid.
 """
 
 import bpe
@@ -78,7 +78,7 @@ def pipeline(request):
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
-        set_alpha_to_one=True,
+        set_alpha_to_one=False,
         steps_offset=1,
         timestep_spacing="leading",
         prediction_type=request.param,
@@ -103,6 +103,7 @@ def workdir(pipeline, tmp_path_factory):
     pipeline.save_pretrained(root / "diffusers")
     config = convert_sd(root / "diffusers", root / "ours")
     assert config.objective.prediction == PREDICTIONS[pipeline.scheduler.config.prediction_type]
+    assert (config.sample.sampler, config.sample.grid) == ("ddim_level1", "leading")
     return root / "ours"
 
 
@@ -130,12 +131,20 @@ def _theirs(pipeline, **options):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "grid"), [("ddim", "leading"), ("dpmpp2m", "leading"), ("dpmpp2m", "uniform")]
+    ("sampler", "grid"),
+    [
+        ("ddim", "leading"),
+        ("ddim_level1", "leading"),
+        ("dpmpp2m", "leading"),
+        ("dpmpp2m", "uniform"),
+    ],
 )
 def test_latents_agree(sampler, grid, pipeline, workdir):
     settings = dict(sampler=sampler, grid=grid, steps=STEPS, cfg_scale=7.5)
     trained = generate.load(workdir, settings=settings)
     ddim, options = pipeline.scheduler, dict(num_inference_steps=STEPS, eta=0.0)
+    if sampler == "ddim":
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(ddim.config, set_alpha_to_one=True)
     if sampler == "dpmpp2m":
         from_config = diffusers.DPMSolverMultistepScheduler.from_config
         pipeline.scheduler = from_config(ddim.config)
