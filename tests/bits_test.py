@@ -61,7 +61,8 @@ def bits_of_images(monkeypatch, tmp_path):
     return measure
 
 
-@pytest.mark.parametrize("kind", [pytest.param("vlb", marks=pytest.mark.slow), "latents"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vlb", "latents"])
 def test_bits_are_of_the_image_not_of_its_batch(
     smoke_config, bits_of_images, moments_dir, vae_dir, kind
 ):

@@ -224,6 +224,7 @@ def _program(config):
     return program, resident
 
 
+@pytest.mark.slow
 def test_training_learns_from_captions(config):
     """The text encoder's parameters move too; all dropped, every caption gives the same loss."""
     config.model.class_dropout_prob = 0.5

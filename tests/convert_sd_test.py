@@ -370,6 +370,7 @@ def test_a_conversion_that_ends_early_leaves_nothing_that_draws(
             convert_sd(folder, tmp_path / "ours")
 
 
+@pytest.mark.slow
 def test_command(folder, tmp_path, run_command):
     out = run_command("convert", "sd", folder, tmp_path / "ours")
     assert out.startswith(f"{tmp_path / 'ours'}: " + '{"attention": "auto"')

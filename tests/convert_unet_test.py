@@ -281,8 +281,14 @@ def _published(new_attention_order, **changes):
 
 @pytest.mark.parametrize(
     ("new_attention_order", "changes"),
-    [(False, {}), (True, dict(resample="conv", time_scale_shift=False))],
-    ids=["published", "other-options"],
+    [
+        pytest.param(False, {}, id="published"),
+        pytest.param(
+            *(True, dict(resample="conv", time_scale_shift=False)),
+            marks=pytest.mark.slow,
+            id="other-options",
+        ),
+    ],
 )
 def test_adm_is_the_published_function(new_attention_order, changes, tmp_path):
     theirs, expected = _published(new_attention_order, **changes)

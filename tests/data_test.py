@@ -219,6 +219,7 @@ def test_cache_reads_every_record_once():
     assert sorted(reads) == [0, 1, 5, 7]
 
 
+@pytest.mark.slow
 def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source):
     def images(num_workers, state=None):
         smoke_config.data.update(num_workers=num_workers, flip=True)

@@ -310,6 +310,7 @@ def test_numbers_that_are_of_no_two_images_are_refused(numbers):
         edit.parse_numbers(numbers.split(","))
 
 
+@pytest.mark.slow
 def test_the_command(run_command, trained_workdir, image, tmp_path):
     """One edit as users ask for it, and what is refused."""
     path, mask = tmp_path / "a.png", np.zeros((8, 8))

@@ -297,6 +297,7 @@ def test_image_size_that_patches_do_not_divide_is_refused(image_size):
         flops.published_config("DiT-XL/2", image_size)
 
 
+@pytest.mark.slow
 def test_flops_of_a_name_a_config_and_the_table(run_command):
     row = json.loads(run_command("flops", "DiT-XL/2", "--image_size", 256, "--json"))
     assert row["params_with_pos_embed"] == 675_129_632

@@ -154,7 +154,11 @@ MESHES = [
 QUICK = ("adaLN", MESHES[3])
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m in MESHES[1:3])) for m in MESHES],
+    ids=str,
+)
 def test_eight_devices_compute_what_one_does(smoke_config, one_device, mesh):
     smoke_config.mesh.update(mesh)
     _assert_same_run(_five_steps(smoke_config), one_device)

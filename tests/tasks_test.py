@@ -115,6 +115,7 @@ def test_vae_on_eight_devices_and_in_micro_batches_is_the_same(vae_config, mesh)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual[1], expected[1])
 
 
+@pytest.mark.slow
 def test_posterior_is_sampled_while_training(vae_config):
     """With other noise the reconstruction is another, the KL is not."""
     program = train.make_program(vae_config, jax.devices()[:1])

@@ -140,7 +140,12 @@ CONFIGS += ["openmoji64:DiT-B/4,flow", "openmoji64_text:DiT-B/4"]
 CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+LARGE = ("sd15_finetune", "unet_imagenet64", "unet_imagenet256")  # most of a minute to trace
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in CONFIGS]
+)
 def test_every_config_builds_without_allocating(name):
     module, *argument = name.split(":")
     config = importlib.import_module(f"configs.{module}").get_config(*argument)
