@@ -27,7 +27,7 @@ UNETS = {
     "unet-L": {},
 }
 # Of a constant schedule, the best of rates for each network.
-LEARNING_RATES = {"dit": 1e-3, "unet": 1e-3}
+LEARNING_RATES = {"dit": 1e-2, "unet": 1e-2}
 
 
 def get_config(part: str = "main"):
