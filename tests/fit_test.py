@@ -70,6 +70,29 @@ def test_optimum_at_the_edge_is_not_bracketed():
     assert not any(b["bracketed"] or b["gmacs"] for b in far)
 
 
+def _points(qualities):
+    sizes = [2.0**i for i in range(len(qualities))]
+    return [
+        dict(model=f"{size:g}", gmacs=size, params=1e6 * size, quality=quality)
+        for size, quality in zip(sizes, qualities, strict=True)
+    ]
+
+
+def test_optimum_is_of_the_parabola_through_the_best_and_two_on_either_side():
+    qualities = [9.0, 2.0, 1.3, 1.0, 1.1, 1.6, 9.0]
+    found = fit._optimum(_points(qualities))
+    x = np.arange(1, 6) * np.log(2)
+    curvature, slope, _ = np.polyfit(x, np.log(qualities[1:6]), 2)
+    assert found["bracketed"]
+    assert found["gmacs"] == pytest.approx(np.exp(-slope / 2 / curvature))
+    assert found["params"] == pytest.approx(1e6 * found["gmacs"])
+
+
+def test_curve_with_several_valleys_has_no_optimum():
+    found = fit._optimum(_points([1.0, 2.0, 0.95, 2.0, 1.0]))
+    assert (found["best"], found["bracketed"], found["gmacs"]) == ("4", False, None)
+
+
 def test_curves_are_read_between_their_points_and_not_beyond():
     """Qualities that are powers of compute are straight lines in log and log."""
     rows = [_row(hidden, step=step) for hidden in (16, 32, 64) for step in (10, 1000)]

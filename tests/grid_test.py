@@ -166,6 +166,13 @@ def test_all_cells_that_cannot_be_are_told(sweep, grids, messages):
             grid.cells(sweep)
 
 
+def test_names_that_a_file_system_takes_for_one_are_told(sweep):
+    sweep.sizes["xs"] = dict(sweep.sizes.XS, depth=7)
+    sweep.grids = dict(main=dict(size=("XS", "xs")))
+    with pytest.raises(ValueError, match="xs of grid main: the same name as XS"):
+        grid.cells(sweep)
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
