@@ -1,5 +1,7 @@
 """Our DiT beside diffusers', on the directories that it writes, with random weights."""
 
+import json
+
 import diffusers
 import jax
 import numpy as np
@@ -90,7 +92,8 @@ def test_through_the_published_names_and_back(tmp_path):
     convert_dit(tmp_path / "parts", tmp_path / "from_parts")
     export_dit(tmp_path / "ours", tmp_path / "dit.safetensors")
     again = convert_dit(tmp_path / "dit.safetensors", tmp_path / "again")
-    assert again.to_dict() == config.to_dict()
+    config.latents.moments = ""  # names of places stay here
+    assert again.to_dict() == json.loads(json.dumps(config.to_dict()))  # whose tuples are lists
     _, params = _load(tmp_path / "ours")
     for workdir in ("from_parts", "again"):
         jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / workdir)[1], params)
