@@ -130,16 +130,17 @@ def test_law_of_the_best_is_that_of_the_surface():
 
 
 def test_best_of_all_never_gets_worse():
-    """A small model whose run ends early stays the best until a large one has passed it."""
+    """A small model that ended, or overfits, is best until a large one has passed it."""
     rows = [_row(16, step=step, eval_mse=1 / step) for step in (10, 100, 1000)]
+    rows += [_row(16, step=3000, eval_mse=1 / 300)]
     rows += [_row(64, step=step, eval_mse=10 / step) for step in (10, 100, 1000, 100_000)]
     best = fit.envelope(rows, "eval_mse")
     qualities = [row["eval_mse"] for row in best]
     assert qualities == sorted(qualities, reverse=True)
     assert qualities[-1] == pytest.approx(1e-4)
-    plateau = [row for row in best if row["eval_mse"] == pytest.approx(1e-3)]
-    assert len(plateau) > 3
-    assert {row["model"] for row in plateau} == {"h16d4/2"}
+    small = [row["eval_mse"] for row in best if row["model"] == "h16d4/2"]
+    assert small.count(min(small)) > 3
+    assert min(small) == pytest.approx(1e-3, rel=0.05)
 
 
 def test_frontier_is_of_rows_that_none_beats():
