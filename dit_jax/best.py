@@ -7,7 +7,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, measures
+from dit_jax import checkpoint, measures, workdirs
 
 logger = logging.getLogger("dit_jax")
 
@@ -29,7 +29,7 @@ class Best:
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
         if saved:
-            checkpoint.claim_workdir(self._workdir, config)
+            workdirs.claim(self._workdir, config)
         self._how = {"metric": self._metric, **self._measured_by()}
         same = {key: saved.get(key) for key in self._how} == self._how
         self._value = saved.get("value") if same else None

@@ -1,4 +1,4 @@
-"""Orbax checkpoints in DIR/checkpoints/<step>, and the config that a workdir belongs to.
+"""Orbax checkpoints in DIR/checkpoints/<step>.
 
 A checkpoint has the items params, ema_params, opt_state, data (the pipeline's state), config, and
 digest: a number per array, by which a bit that changed on the disk is seen.
@@ -9,10 +9,8 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -22,152 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import latents, models, sharding
+from dit_jax import latents, models, sharding, workdirs
 
 logger = logging.getLogger("dit_jax")
 
-# A run may go on with other values of these: they do not change what is trained on what, up to
-# rounding; total_steps also stretches a cosine schedule. A key that ends with a dot stands for all
-# below it.
-MAY_CHANGE = (
-    "total_steps",
-    "log_every_steps",
-    "eval_every_steps",
-    "sample_every_steps",
-    "sample_num_images",
-    "checkpoint_every_steps",
-    "checkpoint_keep",
-    "checkpoint_keep_every_steps",
-    "checkpoint_best_metric",
-    "profile_start_step",
-    "profile_num_steps",
-    "model.attention",
-    "model.remat",
-    "model.scan_unroll",
-    "data.data_dir",
-    "latents.vae",
-    "latents.moments",
-    "text.encoder",
-    "autoencoder.lpips",
-    "data.cache",
-    "data.num_workers",
-    "data.num_threads",
-    "data.prefetch_batches",
-    "mesh.",
-    "sample.",
-    "fid.",
-)
 STATE_ITEMS = ("params", "ema_params", "opt_state")
-
-
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir, or checks that it belongs to a run of this config; changes nothing in it.
-
-    Raises: ValueError as `check_config`; OSError if the directory cannot be written.
-    """
-    check_config(workdir, config)
-
-    def make():
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-
-    _in_first_process(make, f"cannot write to the workdir {workdir}")
-
-
-def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Demands that what was trained in the workdir, if anything, was by this config.
-
-    Raises: ValueError that lists the keys that differ and may not.
-    """
-    if saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
-        as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
-        saved, wanted = flatten(load_config(workdir)), flatten(as_saved)
-        differing = [
-            f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
-            for key in sorted(saved.keys() | wanted.keys())
-            if saved.get(key) != wanted.get(key) and not _may_change(key)
-        ]
-        if differing:
-            raise ValueError(
-                f"{workdir} belongs to a run with another config:\n"
-                + "\n".join(differing)
-                + "\nChoose another --workdir, or restore these values."
-            )
-        lengths = saved["total_steps"], wanted["total_steps"]
-        if lengths[0] != lengths[1] and wanted["optim.schedule"] == "cosine":
-            logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *lengths)
-
-
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json, when all of the config has been found good.
-
-    Raises: OSError.
-    """
-
-    def write():
-        path = workdir / "config.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        os.replace(temporary, path)
-
-    _in_first_process(write, f"cannot write to the workdir {workdir}")
-
-
-def _in_first_process(act, message):
-    """Calls act in the first process; its OSError is raised in all, so that none waits for it."""
-    problem = ""
-    if jax.process_index() == 0:
-        try:
-            act()
-        except OSError as error:
-            problem = f"{message}: {error}"
-    if problem := sharding.from_first_process(problem):
-        raise OSError(problem)
-
-
-def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the complete checkpoints, ascending."""
-    directory = workdir.absolute() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
-
-
-def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a workdir, locked; where config.json is lost, that of the newest checkpoint.
-
-    Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read.
-    """
-    path = workdir / "config.json"
-    saved = [
-        workdir / "checkpoints" / str(step) / "config" / "metadata" for step in saved_steps(workdir)
-    ]
-    if not path.is_file() and not saved:
-        raise FileNotFoundError(
-            f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
-            "dit_jax.convert."
-        )
-    for candidate in [path, *reversed(saved)]:
-        try:
-            config = ConfigDict(json.loads(candidate.read_text()))
-            return _completed(config).lock()
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            logger.warning("cannot read %s: %s", candidate, error)
-    raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
-
-
-def _completed(config):
-    """With the keys that configs had not before there was another choice."""
-    if config.model.name == "dit":
-        unknown = {"block": "adaLN-Zero", "condition": "label", "context_size": 0}
-        unknown |= {"text_length": 64, "text_depth": 2, "text_num_heads": 4}
-        config.model.update({k: v for k, v in unknown.items() if k not in config.model})
-        if "data" in config:
-            config.data.caption_feature = config.data.get("caption_feature", "")
-            config.data.captions_per_image = config.data.get("captions_per_image", 1)
-            config.text = config.get("text", ConfigDict({"encoder": "", "stored": False}))
-    if "text" in config:
-        config.text.encoder_digest = config.text.get("encoder_digest", "")
-    return config
 
 
 @contextlib.contextmanager
@@ -222,9 +79,9 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
 
     Raises: ValueError if there are checkpoints in it already; OSError if it cannot be written.
     """
-    if steps := saved_steps(workdir):
+    if steps := workdirs.saved_steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
-    claim_workdir(workdir, config)
+    workdirs.claim(workdir, config)
     _write_params(workdir, config, params, 0, {})
 
 
@@ -236,27 +93,27 @@ def replace_params(
     Args: values, JSON to keep with them, for `saved_values`.
     Raises: OSError if they cannot be written.
     """
-    before = saved_steps(workdir)
-    claim_workdir(workdir, config)
+    before = workdirs.saved_steps(workdir)
+    workdirs.claim(workdir, config)
     _write_params(workdir, config, params, step, values)
 
     def remove():
         for old in set(before) - {step}:
             shutil.rmtree(workdir / "checkpoints" / str(old))
 
-    _in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
+    sharding.in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
 
 
 def saved_values(workdir: pathlib.Path) -> dict:
     """What `replace_params` kept with the newest checkpoint; {} if there is none."""
-    steps = saved_steps(workdir)
+    steps = workdirs.saved_steps(workdir)
     if not steps:
         return {}
     return json.loads((workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata").read_text())
 
 
 def _write_params(workdir, config, params, step, values):
-    write_config(workdir, config)
+    workdirs.write_config(workdir, config)
     items = {
         "ema_params": ocp.args.StandardSave(params),
         "data": ocp.args.JsonSave(values),
@@ -320,7 +177,7 @@ def _set_aside(manager, step):
         shutil.move(source, target)
         logger.warning("moved the damaged checkpoint %d to %s", step, target)
 
-    _in_first_process(move, f"cannot move the damaged checkpoint {source}")
+    sharding.in_first_process(move, f"cannot move the damaged checkpoint {source}")
     manager.reload()
 
 
@@ -333,7 +190,7 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
       for the trained parameters of a converted model, which has none.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = saved_steps(workdir)
+    steps = workdirs.saved_steps(workdir)
     if not steps or step not in (None, *steps):
         raise FileNotFoundError(
             f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
@@ -354,7 +211,7 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
     """
     model, params = load_model(workdir, mesh, dtype, "vae")
-    config = load_config(workdir).model
+    config = workdirs.load_config(workdir).model
     published = (config.scale, config.shift) if config.get("scale") else None
     return latents.Vae(params, model, digest(params), published)
 
@@ -371,7 +228,7 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
     Args: dtype, of its activations.   name: what `config.model.name` must be.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
     """
-    config = load_config(workdir)
+    config = workdirs.load_config(workdir)
     if config.model.name != name:
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
@@ -478,18 +335,3 @@ def _mix(bits):
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)
-
-
-def _may_change(key):
-    return key in MAY_CHANGE or key.partition(".")[0] + "." in MAY_CHANGE
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """'model.depth' -> value for every key."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

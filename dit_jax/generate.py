@@ -26,6 +26,7 @@ from dit_jax import (
     samplers,
     sampling,
     sharding,
+    workdirs,
 )
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
@@ -140,7 +141,7 @@ def load(
 
 
 def _load_config(workdir):
-    config = checkpoint.load_config(workdir)
+    config = workdirs.load_config(workdir)
     if config.model.name == "vae":
         raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
     _find_in_workdir(workdir, config)

@@ -302,3 +302,18 @@ def from_first_process(text: str) -> str:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
     encoded = encoded if jax.process_index() == 0 else np.zeros(size, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(encoded)).tobytes().decode()
+
+
+def in_first_process(act: Callable[[], None], message: str) -> None:
+    """Calls act() in the first process.
+
+    Raises: OSError in all processes alike, with the message, if act did: so none waits for it.
+    """
+    problem = ""
+    if jax.process_index() == 0:
+        try:
+            act()
+        except OSError as error:
+            problem = f"{message}: {error}"
+    if problem := from_first_process(problem):
+        raise OSError(problem)

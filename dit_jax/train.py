@@ -40,6 +40,7 @@ from dit_jax import (
     sharding,
     sources,
     tasks,
+    workdirs,
 )
 
 FLAGS = flags.FLAGS
@@ -147,7 +148,7 @@ def new_state(program: Program, key: jax.Array) -> TrainState:
 
 def _check_weights(config, workdir):
     """Demands that the weights in a workdir mean there what they will mean here."""
-    theirs, ours = (_meaning(c) for c in (checkpoint.load_config(workdir), config))
+    theirs, ours = (_meaning(c) for c in (workdirs.load_config(workdir), config))
     if differing := [key for key in ours if theirs.get(key) != ours[key]]:
         lines = [f"  {key}: there {theirs.get(key)!r}, here {ours[key]!r}" for key in differing]
         raise ValueError(
@@ -160,7 +161,7 @@ def _meaning(config):
     """{key: value} of all that decides which arrays there are and what they compute."""
     kept = {
         key: value
-        for key, value in checkpoint.flatten(config).items()
+        for key, value in workdirs.flatten(config).items()
         if key.startswith(("model.", "diffusion.")) or key == "objective.prediction"
     }
     for name in MAY_DIFFER:
@@ -294,7 +295,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
         eval_source = sources.open_split(config, "eval")
-    checkpoint.claim_workdir(workdir, config)
+    workdirs.claim(workdir, config)
     if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
         cache = workdir.absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -336,7 +337,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
-        checkpoint.write_config(workdir, config)  # all of it is good: the run begins
+        workdirs.write_config(workdir, config)  # all of it is good: the run begins
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
         progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))

@@ -1,6 +1,5 @@
 """What a checkpoint restores, what it refuses, and what it does about damage."""
 
-import contextlib
 import json
 import shutil
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dit_jax import checkpoint, train
+from dit_jax import checkpoint, train, workdirs
 
 
 def _latest(workdir, config):
@@ -123,75 +122,6 @@ def test_all_damaged_is_an_error_and_not_a_new_beginning(workdir, smoke_config):
     assert len(list((workdir / "checkpoints").iterdir())) == 3
 
 
-def test_other_config_is_refused_with_the_keys(workdir, smoke_config):
-    smoke_config.optim.learning_rate = 0.5
-    smoke_config.model.depth = 3
-    with pytest.raises(ValueError, match="another config") as error:
-        train.train_and_evaluate(smoke_config, workdir)
-    assert "model.depth: workdir 2, now 3" in str(error.value)
-    assert "optim.learning_rate: workdir 0.003, now 0.5" in str(error.value)
-    assert "batch_size" not in str(error.value)
-
-
-@pytest.mark.parametrize("damage", ["lost", "garbled"])
-def test_without_config_json_the_newest_checkpoint_s_counts(workdir, smoke_config, damage):
-    if damage == "lost":
-        (workdir / "config.json").unlink()
-    else:
-        (workdir / "config.json").write_bytes(b"\0\0")
-    assert checkpoint.load_config(workdir).to_dict() == _as_json(smoke_config)
-    smoke_config.optim.learning_rate = 0.5
-    with pytest.raises(ValueError, match="another config"):
-        train.train_and_evaluate(smoke_config, workdir)
-    for path in (workdir / "checkpoints").iterdir():
-        (path / "config" / "metadata").write_text("{")
-    if damage == "garbled":
-        with pytest.raises(ValueError, match=r"no config in .* can be read"):
-            checkpoint.load_config(workdir)
-
-
-@pytest.mark.parametrize(
-    "change", [{"sample.sampler": "dim", "total_steps": 50}, {"total_steps": 20}]
-)
-def test_command_that_trains_nothing_changes_nothing(workdir, smoke_config, change):
-    before = (workdir / "config.json").read_text()
-    smoke_config.update_from_flattened_dict(change)
-    with contextlib.suppress(ValueError):  # of the unknown sampler; the other is done
-        train.train_and_evaluate(smoke_config, workdir)
-    assert (workdir / "config.json").read_text() == before
-
-
-def test_keys_that_may_change_are_taken_over(workdir, smoke_config, caplog):
-    smoke_config.update(total_steps=50, log_every_steps=7, checkpoint_keep=4)
-    smoke_config.model.remat = "full"
-    checkpoint.claim_workdir(workdir, smoke_config)
-    checkpoint.write_config(workdir, smoke_config)
-    assert "total_steps was 40, now 50" in caplog.text
-    assert checkpoint.load_config(workdir).total_steps == 50
-
-
-def _as_json(config):
-    return json.loads(json.dumps(config.to_dict()))  # tuples are lists
-
-
-def test_loaded_config_is_the_one_that_was_saved_and_locked(workdir, smoke_config):
-    loaded = checkpoint.load_config(workdir)
-    assert loaded.to_dict() == _as_json(smoke_config)
-    with pytest.raises(AttributeError):
-        loaded.no_such_key = 1
-
-
-def test_config_from_before_there_was_another_block_goes_on(workdir, smoke_config):
-    saved = _as_json(smoke_config)
-    del saved["model"]["block"]
-    (workdir / "config.json").write_text(json.dumps(saved))
-    assert checkpoint.load_config(workdir).to_dict() == _as_json(smoke_config)
-    checkpoint.claim_workdir(workdir, smoke_config)  # of the same run
-    smoke_config.model.block = "adaLN"
-    with pytest.raises(ValueError, match=r"model\.block: workdir 'adaLN-Zero', now 'adaLN'"):
-        checkpoint.claim_workdir(workdir, smoke_config)
-
-
 def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
     shapes = train.make_program(smoke_config).state.params
     state, _ = _latest(workdir, smoke_config)
@@ -211,13 +141,7 @@ def test_missing_step_lists_those_there_are(workdir, smoke_config):
     with pytest.raises(FileNotFoundError, match=r"of step 25 .* there are: 20, 30, 40"):
         checkpoint.restore_params(workdir, shapes, step=25)
     with pytest.raises(FileNotFoundError, match=r"directory that dit_jax\.train has written"):
-        checkpoint.load_config(workdir / "samples")
-
-
-def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
-        checkpoint.claim_workdir(tmp_path / "file" / "run", smoke_config)
+        workdirs.load_config(workdir / "samples")
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
 from dit_jax import (
-    checkpoint,
     conditions,
     data,
     encode,
@@ -26,6 +25,7 @@ from dit_jax import (
     sources,
     text,
     train,
+    workdirs,
 )
 from dit_jax.models import blocks
 
@@ -390,7 +390,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, co
     lines = (metrics.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
     losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
     assert losses[0] == losses[1]
-    digest = checkpoint.load_config(tmp_path / "broken").text.encoder_digest
+    digest = workdirs.load_config(tmp_path / "broken").text.encoder_digest
     recorded = sources.open_split(config, "train").metadata["text_encoder_digest"]
     assert digest == {"tokens": "", "context": recorded}[condition]
 

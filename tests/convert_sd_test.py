@@ -14,7 +14,7 @@ import vae_test
 from conftest import GOLDENS
 
 from configs import default, sd15_finetune
-from dit_jax import checkpoint, conditions, convert, generate, sources
+from dit_jax import checkpoint, conditions, convert, generate, sources, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 
@@ -114,7 +114,7 @@ DEL = "left out"
 
 
 def test_config_says_what_the_files_say(converted):
-    config = checkpoint.load_config(converted)
+    config = workdirs.load_config(converted)
     assert config.to_dict().keys() == default.get_config().to_dict().keys()
     assert config.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
         schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_steps=100
@@ -136,7 +136,7 @@ def test_parts_are_those_of_the_folder(converted):
             trained.vae.params,
             "vae",
             _golden("vae"),
-            checkpoint.load_config(converted / "vae").model,
+            workdirs.load_config(converted / "vae").model,
         ),
         (trained.encoder.params, "clip", _golden("clip"), clip_test.CONFIG),
     ):
@@ -180,10 +180,10 @@ def test_finetuning_config_has_the_process_of_the_files(source):
 def test_another_text_encoder_is_refused(converted, folder, tmp_path):
     """Of the same sizes, which no array tells."""
     assert generate.load(converted).encoder.digest == (
-        checkpoint.load_config(converted).text.encoder_digest
+        workdirs.load_config(converted).text.encoder_digest
     )
     workdir = shutil.copytree(converted, tmp_path / "run")
-    config = checkpoint.load_config(workdir / "text_encoder")
+    config = workdirs.load_config(workdir / "text_encoder")
     shutil.rmtree(workdir / "text_encoder" / "checkpoints")
     params = convert.load("clip", _golden("clip"), config.model)
     params["final_layer_norm"]["bias"] = params["final_layer_norm"]["bias"] + 1e-3

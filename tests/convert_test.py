@@ -13,7 +13,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
-from dit_jax import checkpoint, conditions, convert, generate, sharding
+from dit_jax import checkpoint, conditions, convert, generate, sharding, workdirs
 from dit_jax.convert import diffusers_dit
 from dit_jax.convert.__main__ import convert_dit, export_dit
 from dit_jax.models import dit
@@ -192,11 +192,11 @@ def test_other_blocks_have_no_published_names(
 
 
 def test_models_of_captions_have_no_published_names(workdir, tmp_path):
-    config = checkpoint.load_config(workdir)
+    config = workdirs.load_config(workdir)
     config.model.condition = "tokens"
     with pytest.raises(ValueError, match=r"model\.condition='tokens' has no published names"):
         convert.dit.published_shapes(config.model)
-    checkpoint.write_config(workdir, config)
+    workdirs.write_config(workdir, config)
     with pytest.raises(ValueError, match="told labels alone can be converted"):
         export_dit(workdir, tmp_path / "dit.safetensors")
 
@@ -208,7 +208,7 @@ def test_file_of_the_published_names_needs_no_config(
     np.savez(tmp_path / "dit.npz", **published)
     config = convert_dit(tmp_path / "dit.npz", tmp_path / "ours")
     assert config.model.to_dict() == golden_model_config.to_dict()
-    assert checkpoint.load_config(tmp_path / "ours").data.image_size == 64
+    assert workdirs.load_config(tmp_path / "ours").data.image_size == 64
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
 
 
@@ -355,8 +355,8 @@ def _train(golden_model_config, golden_params, workdir):
     config = dit_xl_2_256_published.get_config()
     config.model.update(golden_model_config)
     config.model.attention = "cudnn"  # not here
-    checkpoint.claim_workdir(workdir, config)
-    checkpoint.write_config(workdir, config)
+    workdirs.claim(workdir, config)
+    workdirs.write_config(workdir, config)
     with checkpoint.open_manager(workdir, config) as manager:
         for step in (1, 2):
             scaled = [jax.tree.map(lambda a, k=k: k * a, golden_params) for k in (-step, step, 0)]
@@ -390,7 +390,7 @@ def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):
         export_dit(tmp_path / "ours", tmp_path / "ours" / "config.json" / "dit.safetensors")
     out = tmp_path / "dit.safetensors"
     (tmp_path / "vae").mkdir()
-    checkpoint.write_config(tmp_path / "vae", ConfigDict({"model": {"name": "vae"}}))
+    workdirs.write_config(tmp_path / "vae", ConfigDict({"model": {"name": "vae"}}))
     with pytest.raises(ValueError, match="holds a 'vae', not a 'dit'"):
         export_dit(tmp_path / "vae", out)
     with pytest.raises(FileNotFoundError, match="must be a directory that"):
@@ -423,10 +423,10 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
         np.testing.assert_array_equal(exported[name], array)
     flags = ["--config", "configs/dit_xl_2_256_published.py"]
     for name in ("input_size", "hidden_size", "depth", "num_classes", "num_heads"):
-        flags.append(f"--config.model.{name}={checkpoint.load_config(ours).model[name]}")
+        flags.append(f"--config.model.{name}={workdirs.load_config(ours).model[name]}")
     run_command("convert", "dit", out, tmp_path / "again", *flags)
-    again = checkpoint.load_config(tmp_path / "again")
-    assert again.model == checkpoint.load_config(ours).model
+    again = workdirs.load_config(tmp_path / "again")
+    assert again.model == workdirs.load_config(ours).model
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "again"), _restore(ours))
 
 

@@ -11,7 +11,7 @@ from conftest import GOLDENS
 from ml_collections import ConfigDict
 
 from configs import default, unet_imagenet64
-from dit_jax import checkpoint, conditions, convert, generate, models, sharding
+from dit_jax import checkpoint, conditions, convert, generate, models, sharding, workdirs
 from dit_jax.convert import adm
 from dit_jax.convert.__main__ import convert_adm, convert_unet
 from dit_jax.models import unet
@@ -75,7 +75,7 @@ def test_output_is_the_recorded_one(golden, diffusers_dir):
 
 def test_diffusers_directory_becomes_a_workdir(diffusers_dir, published, tmp_path):
     config = convert_unet(diffusers_dir, tmp_path / "ours")
-    saved = checkpoint.load_config(tmp_path / "ours")
+    saved = workdirs.load_config(tmp_path / "ours")
     assert saved.to_dict().keys() == default.get_config().to_dict().keys()
     assert saved.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
         schedule="scaled_linear", beta_start=0.00085, beta_end=0.012

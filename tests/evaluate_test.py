@@ -25,6 +25,7 @@ from dit_jax import (
     models,
     references,
     rows,
+    workdirs,
 )
 
 
@@ -162,7 +163,7 @@ def test_rows_are_of_their_weights(workdir, clean):
     ]
     assert guided[0]["fd_pixels"] != guided[1]["fd_pixels"]
     assert [row["sample"]["guide_step"] for row in guided] == [20, 30]
-    config = checkpoint.load_config(workdir)
+    config = workdirs.load_config(workdir)
     shutil.rmtree(workdir / "checkpoints")
     params = models.init_params(models.build(config.model), jax.random.key(7))
     checkpoint.replace_params(workdir, config, params, 40, {})

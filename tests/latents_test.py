@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, generate, latents, models, sharding, sources, train
+from dit_jax import checkpoint, data, generate, latents, models, sharding, sources, train, workdirs
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -228,7 +228,7 @@ def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_p
     monkeypatch.setattr(checkpoint, "load_vae", lambda *args: loads.append(args) or load(*args))
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert len(loads) == 1  # to check it, to encode and to decode
-    assert checkpoint.load_config(tmp_path / "run").latents.vae_digest
+    assert workdirs.load_config(tmp_path / "run").latents.vae_digest
     latent_config.total_steps = 4
     latent_config.latents.vae = str(other_vae_dir)
     with pytest.raises(ValueError, match=r"another config:\n  latents.vae_digest: workdir"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode, latents, sharding, sources, train
+from dit_jax import checkpoint, data, encode, latents, sharding, sources, train, workdirs
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_trained_vae_serves_latents(vae_workdir, smoke_config, tmp_path):
     config.latents.update(vae=str(vae_workdir), scale=(), shift=())
     train.train_and_evaluate(config, tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "2.png").is_file()
-    saved = checkpoint.load_config(tmp_path / "run").latents
+    saved = workdirs.load_config(tmp_path / "run").latents
     assert len(saved.scale) == len(saved.shift) == 2
     assert saved.vae_digest
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 from conftest import GOLDENS, VAE
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, models
+from dit_jax import checkpoint, convert, models, workdirs
 from dit_jax.convert.__main__ import convert_vae
 from dit_jax.models import vae
 
@@ -190,7 +190,7 @@ def test_converted_workdir_holds_the_parameters_and_the_config(
     workdir = tmp_path / "vae"
     out = run_command("convert", "vae", diffusers_dir, workdir)
     assert f"{workdir}: " in out
-    loaded = checkpoint.load_config(workdir)
+    loaded = workdirs.load_config(workdir)
     assert loaded.model.to_dict() == config.to_dict() | {"block_channels": [8, 16]}
     shapes = convert.arrays.parameter_shapes(loaded.model)
     shapes = {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in shapes.items()}

@@ -31,7 +31,7 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, cli, convert, models, text
+from dit_jax import checkpoint, cli, convert, models, text, workdirs
 from dit_jax.convert import (
     adm,
     arrays,
@@ -321,7 +321,7 @@ def export_dit(
       OSError as `checkpoint.restore_params`; OSError if the file cannot be written.
     """
     cli.check_out(out, (".safetensors",), "DST=")
-    config = checkpoint.load_config(workdir)
+    config = workdirs.load_config(workdir)
     if config.model.name != "dit":
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
     dit.check_block(config.model)  # before parameters are read

@@ -21,7 +21,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import (
-    checkpoint,
     cli,
     evaluate,
     extractors,
@@ -34,6 +33,7 @@ from dit_jax import (
     sources,
     spool,
     train,
+    workdirs,
 )
 from experiments.scaling import grid
 
@@ -87,8 +87,8 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
     Raises: ValueError with the keys that differ, or the compute points that are gone.
     """
     if cell.config.latents.source != "images":  # else training alone knows the VAE's digest
-        checkpoint.check_config(directory, latents.resolve(cell.config, metadata))
-    saved = checkpoint.saved_steps(directory)
+        workdirs.check_config(directory, latents.resolve(cell.config, metadata))
+    saved = workdirs.saved_steps(directory)
     gone = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
     if gone:
         raise ValueError(

@@ -18,7 +18,17 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import checkpoint, cli, conditions, flops, metrics, pictures, plot, rows, spool
+from dit_jax import (
+    cli,
+    conditions,
+    flops,
+    metrics,
+    pictures,
+    plot,
+    rows,
+    spool,
+    workdirs,
+)
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
@@ -126,7 +136,7 @@ def _of_cell(directory, evaluations):
     steps = [step for step in record["steps"] if evaluated[step] or step in held_out]
     if not steps:
         return []
-    config = checkpoint.load_config(directory)
+    config = workdirs.load_config(directory)
     model, counts = config.model, flops.count(config)
     of_dit = model.name == "dit"
     lines = [
@@ -211,7 +221,7 @@ def samples(
 
 def _shown(directory, row):
     """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
-    config, sample = checkpoint.load_config(directory), row["sample"]
+    config, sample = workdirs.load_config(directory), row["sample"]
     if config.model.condition != "label":
         raise ValueError(
             f"{directory} is told {config.model.condition}: samples side by side are of labels. "

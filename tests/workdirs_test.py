@@ -1,0 +1,72 @@
+"""A workdir belongs to one config."""
+
+import contextlib
+import json
+
+import pytest
+
+from dit_jax import train, workdirs
+
+
+def _as_json(config):
+    return json.loads(json.dumps(config.to_dict()))  # tuples are lists
+
+
+def test_other_config_is_refused_with_the_keys(workdir, smoke_config):
+    smoke_config.optim.learning_rate = 0.5
+    smoke_config.model.depth = 3
+    with pytest.raises(ValueError, match="another config") as error:
+        train.train_and_evaluate(smoke_config, workdir)
+    assert "model.depth: workdir 2, now 3" in str(error.value)
+    assert "optim.learning_rate: workdir 0.003, now 0.5" in str(error.value)
+    assert "batch_size" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["lost", "garbled"])
+def test_without_config_json_the_newest_checkpoint_s_counts(workdir, smoke_config, damage):
+    if damage == "lost":
+        (workdir / "config.json").unlink()
+    else:
+        (workdir / "config.json").write_bytes(b"\0\0")
+    assert workdirs.load_config(workdir).to_dict() == _as_json(smoke_config)
+    smoke_config.optim.learning_rate = 0.5
+    with pytest.raises(ValueError, match="another config"):
+        train.train_and_evaluate(smoke_config, workdir)
+    for path in (workdir / "checkpoints").iterdir():
+        (path / "config" / "metadata").write_text("{")
+    if damage == "garbled":
+        with pytest.raises(ValueError, match=r"no config in .* can be read"):
+            workdirs.load_config(workdir)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sample.sampler": "dim", "total_steps": 50}, {"total_steps": 20}]
+)
+def test_command_that_trains_nothing_changes_nothing(workdir, smoke_config, change):
+    before = (workdir / "config.json").read_text()
+    smoke_config.update_from_flattened_dict(change)
+    with contextlib.suppress(ValueError):  # of the unknown sampler; the other is done
+        train.train_and_evaluate(smoke_config, workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_keys_that_may_change_are_taken_over(workdir, smoke_config, caplog):
+    smoke_config.update(total_steps=50, log_every_steps=7, checkpoint_keep=4)
+    smoke_config.model.remat = "full"
+    workdirs.claim(workdir, smoke_config)
+    workdirs.write_config(workdir, smoke_config)
+    assert "total_steps was 40, now 50" in caplog.text
+    assert workdirs.load_config(workdir).total_steps == 50
+
+
+def test_loaded_config_is_the_one_that_was_saved_and_locked(workdir, smoke_config):
+    loaded = workdirs.load_config(workdir)
+    assert loaded.to_dict() == _as_json(smoke_config)
+    with pytest.raises(AttributeError):
+        loaded.no_such_key = 1
+
+
+def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
+        workdirs.claim(tmp_path / "file" / "run", smoke_config)
