@@ -127,7 +127,7 @@ def load(
     keys, metadata = _open(path)
     if metadata:
         return _read(path, metadata, extractor)
-    if keys == {"arr_0"} or keys <= {"arr_0", *images.LABELS}:
+    if "arr_0" in keys and not keys & (ADM_KEYS - {"arr_0"}):  # images, with labels or not
         return of_images(images.open_npz(path), extractor, progress)
     if not keys >= ADM_KEYS:
         raise ValueError(

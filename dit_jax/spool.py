@@ -79,7 +79,7 @@ class Spool:
         return kept | {"image": np.concatenate(shown)[:num_images]}
 
     def write_npz(self, out: pathlib.Path, name: str) -> None:
-        """All images as 'arr_0' and labels as 'label', with one batch in memory at a time.
+        """All images as 'arr_0', and labels, if there are, as 'label', a batch at a time in memory.
 
         For `name_of` it also holds a name.
         """
@@ -96,8 +96,10 @@ class Spool:
                     for _, path in files:
                         with np.load(path) as batch:
                             member.write(np.ascontiguousarray(batch["image"]).data)
-                            labels.append(batch["label"])
-                for key, array in (("label", np.concatenate(labels)), ("name", np.array(name))):
+                            if "label" in batch:  # a model of captions has none
+                                labels.append(batch["label"])
+                rest = {"label": np.concatenate(labels)} if labels else {}
+                for key, array in {**rest, "name": np.array(name)}.items():
                     with npz.open(f"{key}.npy", "w") as member:
                         np.lib.format.write_array(member, array)
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dit_jax import extractors, images, references
+from dit_jax import extractors, images, references, spool
 
 
 @pytest.fixture
@@ -76,6 +76,15 @@ def test_saved_reference_is_read_back(found, toy_extractor, tmp_path):
     for other in others:
         with pytest.raises(ValueError, match="of another extractor than the samples'"):
             references.load(str(tmp_path / "reference.npz"), other)
+
+
+def test_samples_that_evaluate_wrote_are_a_reference(toy_extractor, pixels, tmp_path):
+    kept = spool.Spool(tmp_path / "kept")
+    kept.begin("abc")
+    kept.add(range(len(pixels)), {"image": pixels, "label": np.zeros(len(pixels), np.int32)})
+    kept.write_npz(tmp_path / "samples.npz", "40-abc")
+    reference = references.load(str(tmp_path / "samples.npz"), toy_extractor)
+    assert reference.gaussians["features"].n == len(reference.labels) == len(pixels)
 
 
 def _adm_arrays(pixels):

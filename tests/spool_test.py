@@ -80,6 +80,16 @@ def test_npz_is_as_the_evaluator_of_adm_reads_it(tmp_path):
     assert (found.num, found.shape) == (19, (4, 4, 3))
 
 
+def test_npz_of_captions_has_no_labels(tmp_path):
+    kept = spool.Spool(tmp_path / "kept")
+    kept.begin("abc")
+    kept.add(range(3), {"image": _batch(range(3))["image"]})
+    kept.write_npz(tmp_path / "samples.npz", "40-abc")
+    with np.load(tmp_path / "samples.npz") as file:
+        assert set(file) == {"arr_0", "name"}
+    assert images.open_npz(tmp_path / "samples.npz").num == 3
+
+
 def test_full_disk_leaves_what_was_there(tmp_path):
     kept = spool.Spool(tmp_path / "kept")
     kept.begin("abc")
