@@ -10,7 +10,8 @@
 Captions are the emoji's Unicode names; an encoder of their bytes is trained along. Straight flow.
 Multiply-adds of a pass: 80.8 M (DiT), 78.7 M (UNet). experiments/unet_vs_dit compares them.
 
-Cost and result: not measured.
+Cost and result: not measured. With a constant rate of 1e-2, 3,000 steps of either end in networks
+that draw the same of all captions.
 """
 
 from configs import default

@@ -47,7 +47,7 @@ MAY_CHANGE = (
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir, or checks that it belongs to a run of this config; changes nothing in it.
+    """Makes the workdir, if it is not there, and demands that it belongs to a run of this config.
 
     Raises: ValueError as `check_config`; OSError if the directory cannot be written.
     """

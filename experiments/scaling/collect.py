@@ -18,17 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import (
-    cli,
-    conditions,
-    flops,
-    metrics,
-    pictures,
-    plot,
-    rows,
-    spool,
-    workdirs,
-)
+from dit_jax import cli, conditions, flops, metrics, pictures, plot, rows, spool, workdirs
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS

@@ -1,8 +1,7 @@
 """One sheet of what several models draw of the same prompts, beside the data's own pictures.
 
-  python -m experiments.unet_vs_dit.sheet --workdir runs/unet_vs_dit/dit-L-seed=0 \
-      --workdir runs/unet_vs_dit/unet-L-seed=0 --prompt "grinning face" --prompt "red heart" \
-      --num 4 --cfg_scale 3 --out sheet.png
+  python -m experiments.unet_vs_dit.sheet --workdir runs/emoji/dit --workdir runs/emoji/unet \
+      --prompt "grinning face" --prompt "red heart" --num 4 --cfg_scale 3 --out sheet.png
 
 Every model draws a prompt's images of the same noise. A caption of the data is marked as one that
 was trained on or held out; any other prompt has no picture beside it.
