@@ -189,13 +189,14 @@ def _add_unet(config):
 
 
 def _add_condition(config):
-    # What tells one image from another: label; tokens, a caption's bytes, which an encoder reads
+    # What tells one image from another: label; tokens, a caption's words, which an encoder reads
     # that is trained along; context, a caption as the frozen encoder text.encoder puts it.
     config.model.condition = "label"
     config.model.num_classes = 1000  # label: the null class has this index
     config.model.class_dropout_prob = 0.1  # of labels or captions, in [0, 1); 0: no null class
     config.model.context_size = 0  # tokens, context: width of the encoder
-    config.model.text_length = 64  # tokens: bytes of a caption; longer ones are cut
+    config.model.text_vocab_size = 4096  # tokens: ids that words are hashed to
+    config.model.text_length = 32  # tokens: words of a caption; longer ones are cut
     config.model.text_depth = 2  # tokens: blocks of the encoder
     config.model.text_num_heads = 4  # tokens: divides context_size
 

@@ -5,7 +5,7 @@
   python -m dit_jax.train --config configs/openmoji64_text.py:DiT-S/2 --workdir runs/openmoji64/text
   python -m dit_jax.train --config configs/openmoji64_text.py:unet --workdir runs/openmoji64/unet
 
-The moments hold the captions, which a small encoder of their bytes reads; it is trained along.
+The moments hold the captions, which a small encoder of their words reads; it is trained along.
 Multiply-adds of a pass: 2.47 G (DiT-S/2), 2.42 G (UNet).
 
 Cost and result: not measured.
@@ -28,7 +28,7 @@ def get_config(name: str = "DiT-S/2"):
         config.model.head_dim = 32
     else:
         config = dit
-    config.model.update(condition="tokens", context_size=384, text_length=40, text_num_heads=6)
+    config.model.update(condition="tokens", context_size=384, text_length=12, text_num_heads=6)
     config.data.caption_feature = "caption"
     config.latents.moments = "runs/openmoji64/captioned"
     return config

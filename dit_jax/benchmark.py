@@ -45,7 +45,15 @@ from dit_jax import (
 )
 
 FLAGS = flags.FLAGS
-NAMES = ("train", "loop", "sample", "vae", "inception", "metrics")
+# What is measured, and the flags that are not for all.
+NAMES = {
+    "train": ("data", "steps"),
+    "loop": ("steps",),
+    "sample": ("steps", "batch_size"),
+    "vae": ("steps", "batch_size"),
+    "inception": ("steps", "batch_size", "image_size", "dtype"),
+    "metrics": ("num",),
+}
 WINDOWS = 3
 MODEL_SETTINGS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
 LOOP_WINDOWS = 11  # of each kind: the difference is small and machines drift
@@ -366,6 +374,11 @@ def _bench_config(name, config, steps, batch_size):
 def main(argv):
     if len(argv) != 2 or argv[1] not in NAMES:
         raise ValueError(f"say what to measure: one of {', '.join(NAMES)}, not {argv[1:]}.")
+    others = {flag for flags_of in NAMES.values() for flag in flags_of} - {*NAMES[argv[1]]}
+    if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
+        raise ValueError(
+            f"{argv[1]} takes no {', '.join(useless)}; of a --config set --config.KEY instead."
+        )
     config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
     if argv[1] in ("inception", "metrics") and config is not None:
         raise ValueError(f"{argv[1]} takes no --config: see --help for its flags.")

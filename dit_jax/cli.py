@@ -73,7 +73,6 @@ def define_sampling(required: bool = True) -> None:
     flags.DEFINE_integer(
         "seed", 0, "Image i is a function of the model, the seed, i and its label."
     )
-    flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     for name, (_, text) in SAMPLING.items():
         flags.DEFINE_string(name, None, f"{text} By default the run's.")
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from dit_jax import checkpoint, sources
 from dit_jax.models import conditioning
 
+KINDS = ("random", "balanced")  # of `draw`
 FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
 
 
@@ -74,7 +75,10 @@ def draw(config: ConfigDict, kind: str, num: int, seed: int = 0) -> Conditions:
 
     Captions are drawn without repetition as long as there are enough; 'balanced' ones are the
     first, in order.
+    Raises: ValueError for another kind; as `sources.open_split`.
     """
+    if kind not in KINDS:
+        raise ValueError(f"unknown labels {kind!r}; choose {' or '.join(KINDS)}.")
     if config.model.condition == "label":
         labels = draw_labels(kind, num, config.model.num_classes, seed)
         return of_labels(labels, config.model.num_classes)
@@ -93,11 +97,9 @@ def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndar
     Balanced labels take turns, so that every part of the samples has all classes alike. Without
     classes all are 0.
     """
-    if kind == "random":
-        return np.random.default_rng(seed).integers(num_classes or 1, size=num, dtype=np.int32)
     if kind == "balanced":
         return (np.arange(num) % (num_classes or 1)).astype(np.int32)
-    raise ValueError(f"unknown labels {kind!r}; choose random or balanced.")
+    return np.random.default_rng(seed).integers(num_classes or 1, size=num, dtype=np.int32)
 
 
 def asked(
@@ -184,19 +186,22 @@ def load_encoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> TextEncoder | N
     return TextEncoder(params, model, digest)
 
 
-def resolve(config: ConfigDict, recorded: dict, mesh: jax.sharding.Mesh) -> ConfigDict:
-    """The config with the digest of the frozen encoder, if the model reads captions by one.
+def resolve(
+    config: ConfigDict, recorded: dict, mesh: jax.sharding.Mesh
+) -> tuple[ConfigDict, TextEncoder | None]:
+    """The config with the frozen encoder's digest, and the encoder; None if the model needs none.
 
     Args: recorded, the moments' metadata, which names the encoder of stored captions.
     Raises: as `load_encoder`, if it is not that one.
     """
     if config.model.get("condition") != "context":
-        return config
+        return config, None
     config = config.copy_and_resolve_references()
     if config.text.stored and "text_encoder_digest" in recorded:
         config.text.encoder_digest = recorded["text_encoder_digest"]
-    config.text.encoder_digest = load_encoder(config, mesh).digest
-    return config
+    encoder = load_encoder(config, mesh)
+    config.text.encoder_digest = encoder.digest
+    return config, encoder
 
 
 def of_batch(batch: dict, resident: dict) -> jax.Array:

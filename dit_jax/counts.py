@@ -5,7 +5,7 @@ import math
 import flax.traverse_util
 import jax
 
-from dit_jax import models, text
+from dit_jax import models
 from dit_jax.models import blocks, conditioning, unet, unet_blocks
 
 CLIP_LENGTH = 77  # tokens that it makes of any caption
@@ -20,7 +20,7 @@ def of_dit(config) -> dict[str, int | float]:
       forward pass: matrix products only; gflops; train_gflops_per_image = 3 gflops.
     Raises: ValueError for an unknown block or condition.
     """
-    d, depth, classes = config.hidden_size, config.depth, config.num_classes
+    d, depth = config.hidden_size, config.depth
     mlp = int(d * config.mlp_ratio)
     patch = config.patch_size**2 * config.in_channels
     out = patch * (2 if config.learn_sigma else 1)
@@ -52,7 +52,7 @@ def of_dit(config) -> dict[str, int | float]:
     outside += [(d, 2 * d if modulations else 0, 1)]
     text_params = text_macs = 0
     if config.condition == "label":
-        text_params = (classes + (config.class_dropout_prob > 0)) * d
+        text_params = conditioning.label_rows(config) * d
     else:
         width = config.context_size
         outside.append((width, d, words))
@@ -86,7 +86,7 @@ def _text_encoder(config):
     d, length, depth = config.context_size, config.text_length, config.text_depth
     linears = depth * [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
     params = sum((i + 1) * o for i, o in linears) + 2 * d * (2 * depth + 1)
-    params += (text.ByteTokenizer.vocab_size + length) * d
+    params += (config.text_vocab_size + length) * d
     return params, length * sum(i * o for i, o in linears) + depth * 2 * length**2 * d
 
 

@@ -93,7 +93,7 @@ def evaluate(
         sample = trained.make_sample_fn()
         arguments = trained.params, told, seed, mesh, output, batch_size, start
         for numbers, batch in generate.batches(sample, *arguments):
-            if trained.model.condition == "label":
+            if trained.model.condition == "label" and trained.model.num_classes:
                 label = np.resize(told.cond[numbers], len(batch["image"]))
                 batch = {**batch, "label": label}
             yield numbers, batch
@@ -366,6 +366,7 @@ def _print_bpd(workdir, loading, progress):
 
 if __name__ == "__main__":
     cli.define_sampling(required=False)
+    flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     flags.DEFINE_string("samples", None, "Images to measure: an .npz or a folder.")
     flags.DEFINE_string("reference", None, f"{references.FORMS}. Default: the training images.")
     flags.DEFINE_string("make_reference", None, "Write --reference's statistics to this .npz.")

@@ -92,10 +92,14 @@ def count_names(
 def main(argv):
     if FLAGS.config is not None and len(argv) > 1:
         raise ValueError(f"give a model name or --config, not both: {' '.join(argv[1:])}.")
-    if FLAGS.config is not None and FLAGS["block"].present:
-        raise ValueError("--block is of a model name; of a --config set --config.model.block.")
+    for flag, key in (("block", "block"), ("image_size", "input_size")):
+        if FLAGS.config is not None and FLAGS[flag].present:
+            raise ValueError(
+                f"--{flag} is of a model name; of a --config set --config.model.{key}."
+            )
     if FLAGS.config is not None:
-        name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).name
+        path, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+        name = pathlib.Path(path).name + (argument and f":{argument}")
         rows = {name: count(FLAGS.config)}
     else:
         rows = count_names(argv[1:], FLAGS.image_size, FLAGS.block)

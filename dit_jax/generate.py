@@ -171,9 +171,12 @@ def _load_model(workdir, config, mesh, step, raw):
 
 def _check_guide(guide, config, workdir):
     def of(config):
-        keys = "input_size", "in_channels", "condition", "num_classes", "context_size"
+        keys = ["input_size", "in_channels", "condition", "num_classes", "context_size"]
+        if config.model.condition == "tokens":  # which both read
+            keys += ["text_vocab_size", "text_length"]
         return {
             **{f"model.{key}": config.model[key] for key in keys},
+            "text.encoder_digest": config.text.encoder_digest,
             "diffusion": config.diffusion.to_dict(),
             "objective.prediction": config.objective.prediction,
             **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},

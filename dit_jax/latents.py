@@ -14,9 +14,6 @@ from dit_jax import data, sharding, sources
 
 logger = logging.getLogger("dit_jax")
 
-# What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
-# moments in device memory.
-SOURCES = ("pixels", "images", "moments", "device")
 # What a VAE encodes or decodes at a time, so that large images and batches fit: 8 images of 256 x
 # 256, 2 of 512 x 512, and of small ones no more than these.
 PIXELS_PER_DEVICE, IMAGES_PER_DEVICE = 8 * 256**2, 32

@@ -100,10 +100,10 @@ def label_accuracy(
     return float(classifier.score(features, labels))
 
 
-def compile_distance(task, vae=None) -> Callable:
+def compile_distance(task, vae=None, encoder=None) -> Callable:
     """`distance(params) -> {'fid5k': value}` by `config.fid`, of the same noise at every call.
 
-    Args: task, a `tasks.Denoising`.   vae: as of its `to_image`.
+    Args: task, a `tasks.Denoising`.   vae: as of its `to_image`.   encoder: of captions, if frozen.
     Raises: as `extractors.load`, `references.of_run` and `generate.make_sample_fn`.
     """
     config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(vae)
@@ -116,7 +116,7 @@ def compile_distance(task, vae=None) -> Callable:
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
     told = conditions.draw(config, "random", settings.num_images, config.seed)
-    sample = functools.partial(sample, encoder=conditions.load_encoder(config, mesh))
+    sample = functools.partial(sample, encoder=encoder)
     extract = extractor.compile(mesh)
 
     def features(x_0):

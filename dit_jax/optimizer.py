@@ -3,8 +3,15 @@
 import jax
 import optax
 
-# Kernels whose input is no wider in a wider model: pixels of a patch, sinusoids of the time.
-FIXED_INPUT = ("x_embedder/kernel", "t_embedder/mlp_0/kernel")
+# Where the input is no wider in a wider model: pixels of a patch, sinusoids of the time, what the
+# encoder of captions makes of them and, if it is trained along, all of its own.
+FIXED_INPUT = (
+    "x_embedder/",
+    "t_embedder/mlp_0/",
+    "context_embedder/",
+    "pooled_embedder/",
+    "text_encoder/",
+)
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
@@ -81,7 +88,7 @@ def width_factors(params, factor: float):
 
     def of_leaf(key_path, _):
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        return factor if path.endswith("/kernel") and path not in FIXED_INPUT else 1.0
+        return factor if path.endswith("/kernel") and not path.startswith(FIXED_INPUT) else 1.0
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 

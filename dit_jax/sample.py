@@ -59,6 +59,7 @@ def main(_):
 
 if __name__ == "__main__":
     cli.define_sampling()
+    flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     cli.define_told()
     flags.DEFINE_integer("num", None, f"Images; by default one of each --prompt, else {NUM}.", 1)
     flags.DEFINE_string("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")

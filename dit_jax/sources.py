@@ -16,6 +16,9 @@ from PIL import Image
 from dit_jax import folders, text
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
+# What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
+# moments in device memory.
+LATENTS = ("pixels", "images", "moments", "device")
 logger = logging.getLogger("dit_jax")
 
 Batch = dict[str, np.ndarray]
@@ -149,11 +152,21 @@ def _warn_of_small_images(origin, image_size):
     )
 
 
+def check_latents(config) -> None:
+    """Raises: ValueError for an unknown `config.latents.source`."""
+    if config.latents.source not in LATENTS:
+        raise ValueError(
+            f"latents.source={config.latents.source!r} is unknown; choose one of "
+            f"{', '.join(LATENTS)}."
+        )
+
+
 def open_split(config, split: str) -> Source:
     """What a run with `config.latents.source` trains on or, with split 'eval', is evaluated on.
 
-    Raises: as `open_images` and `open_moments`.
+    Raises: ValueError for an unknown source; as `open_images` and `open_moments`.
     """
+    check_latents(config)
     if config.latents.source in ("pixels", "images"):
         return open_images(config, config.data[f"{split}_split"])
     return open_moments(config, split)
@@ -195,7 +208,7 @@ def tokenizer(config) -> Callable[[Sequence[str]], np.ndarray] | None:
     """
     condition = config.model.get("condition", "label")  # a VAE has none
     if condition == "tokens":
-        return text.ByteTokenizer(config.model.text_length)
+        return text.WordTokenizer(config.model.text_length, config.model.text_vocab_size)
     if condition == "context":
         return text.load_tokenizer(encoder_workdir(config))
     return None

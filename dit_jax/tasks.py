@@ -45,11 +45,7 @@ def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Auto
 
     Raises: ValueError for values that do not fit together.
     """
-    if config.latents.source not in latents.SOURCES:
-        raise ValueError(
-            f"latents.source={config.latents.source!r} is unknown; choose one of "
-            f"{', '.join(latents.SOURCES)}."
-        )
+    sources.check_latents(config)
     if config.model.name == "vae":
         return Autoencoding.build(config, model, mesh)
     return Denoising.build(config, model, mesh)
@@ -92,14 +88,27 @@ class Denoising:
                 )
         if source != "pixels" and 0 in config.latents.scale:
             raise ValueError(f"latents.scale={config.latents.scale} must not be 0.")
+        if config.text.stored and (
+            model_config.condition != "context" or source not in ("moments", "device")
+        ):
+            raise ValueError(
+                f"text.stored reads captions' context where dit_jax.encode put it: it needs "
+                f"model.condition='context', not {model_config.condition!r}, and latents.source="
+                f"'moments' or 'device', not {source!r}."
+            )
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, model_config.learn_sigma)
         return cls(config, model, mesh, process)
 
-    def load_resident(self, source: sources.Source | None, vae: latents.Vae | None = None) -> dict:
+    def load_resident(
+        self,
+        source: sources.Source | None,
+        vae: latents.Vae | None = None,
+        encoder: conditions.TextEncoder | None = None,
+    ) -> dict:
         """What every step reads and none changes, on the devices; {} for pixels and labels.
 
-        Args: vae, if it lies on the mesh already; else it is loaded where it is needed.
+        Args: vae, encoder, if they lie on the mesh already; else they are loaded where needed.
         Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
           as `latents.load_moments`; for captions 'null', the empty one as the data have it, and
           the frozen 'encoder', unless its outputs are stored.
@@ -114,7 +123,7 @@ class Denoising:
         if config.model.condition == "label":
             return resident
         null = jnp.asarray(conditions.of_captions(config, [""]).cond)  # [1, M]
-        encoder = conditions.load_encoder(config, self.mesh)
+        encoder = encoder or conditions.load_encoder(config, self.mesh)
         if encoder and config.text.stored:
             null = encoder(null).astype(jnp.float16)  # [1, M, D], as captions are stored
         elif encoder:
@@ -160,7 +169,11 @@ class Denoising:
         return functools.partial(generate.make_decode_fn(self.config.latents, self.mesh), vae)
 
     def compile_picture(
-        self, resident: dict, source: sources.Source, vae: latents.Vae | None = None
+        self,
+        resident: dict,
+        source: sources.Source,
+        vae: latents.Vae | None = None,
+        encoder: conditions.TextEncoder | None = None,
     ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
         config, num = self.config, self.config.sample_num_images
@@ -169,7 +182,7 @@ class Denoising:
             self.model, config.sample, self.process, prediction, self.mesh
         )
         to_image, told = self.to_image(vae), conditions.for_picture(config, num)
-        encoder = resident.get("encoder") or conditions.load_encoder(config, self.mesh)
+        encoder = encoder or conditions.load_encoder(config, self.mesh)
         sample = functools.partial(sample, encoder=encoder)
 
         def draw(params):
@@ -232,7 +245,7 @@ class Autoencoding:
             )
         return cls(config, model, mesh)
 
-    def load_resident(self, source: sources.Source | None, vae: latents.Vae | None = None) -> dict:
+    def load_resident(self, source: sources.Source | None, vae=None, encoder=None) -> dict:
         """{'lpips': its parameters} if it has a weight; errors as `checkpoint.load_model`."""
         loss = self.config.autoencoder
         if not loss.lpips_weight:
@@ -274,7 +287,11 @@ class Autoencoding:
         return losses
 
     def compile_picture(
-        self, resident: dict, source: sources.Source, vae: latents.Vae | None = None
+        self,
+        resident: dict,
+        source: sources.Source,
+        vae: latents.Vae | None = None,
+        encoder: conditions.TextEncoder | None = None,
     ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
         num = min(self.config.sample_num_images, len(source))

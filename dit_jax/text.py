@@ -1,10 +1,11 @@
-"""Captions to token ids, on the host: UTF-8 bytes, or CLIP's byte pairs."""
+"""Captions to token ids, on the host: hashed words, or CLIP's byte pairs."""
 
-import functools
 import json
 import logging
 import pathlib
 import re
+import unicodedata
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,12 +13,13 @@ import tokenizers
 
 logger = logging.getLogger("dit_jax")
 
-PAD = 256  # after the bytes
+PAD = 0  # of WordTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 # What is one word to CLIP; whitespace, in none of them, is left out.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 WARNINGS = 100  # of captions that are too long
+_cut = set()  # captions that a warning was given of, and one more
 FILE = "tokenizer.json"  # in the workdir of a text encoder
 SOURCE = (
     "CLIP's repositories have vocab.json and merges.txt beside the weights, Stable Diffusion's in "
@@ -25,30 +27,39 @@ SOURCE = (
 )
 
 
-class ByteTokenizer:
-    """The bytes of a caption, then PAD; for text models that are trained here."""
+class WordTokenizer:
+    """The words of a caption by their hashes, then PAD; for text models that are trained here.
 
-    vocab_size = PAD + 1
+    No vocabulary is kept: case apart, a word is one of vocab_size - 1 ids by its CRC-32, which few
+    words share as long as there are many more ids. Punctuation marks are words.
+    """
 
-    def __init__(self, length: int):
-        """Args: length, of every row of tokens.   Raises: ValueError if it is less than 1."""
-        if length < 1:
-            raise ValueError(f"{length=} must be 1 or more.")
+    def __init__(self, length: int, vocab_size: int):
+        """Args: length, of every row of tokens.   vocab_size, of the ids, PAD among them.
+        Raises: ValueError for a length below 1 or a vocab_size below 2.
+        """
+        if length < 1 or vocab_size < 2:
+            raise ValueError(f"{length=} must be 1 or more, {vocab_size=} 2 or more.")
         self.length = length
+        self.vocab_size = vocab_size
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """Tokens [len(captions), length] int32 in 0..256; no caption, "", is all PAD.
+        """Tokens [len(captions), length] int32 in 0..vocab_size - 1; no caption, "", is all PAD.
 
-        One that is too long keeps the characters that fit whole, and a warning names the rest.
+        One that is too long keeps its first `length` words, and a warning names the rest.
         """
         tokens = np.full((len(captions), self.length), PAD, np.int32)
         for row, caption in zip(tokens, captions, strict=True):
-            kept = caption.encode()[: self.length].decode(errors="ignore")
-            if len(kept) < len(caption):
-                _warn_of_cut(caption, len(kept), self.length)
-            encoded = np.frombuffer(kept.encode(), np.uint8)
-            row[: len(encoded)] = encoded
+            composed = unicodedata.normalize("NFC", caption)
+            words = list(re.finditer(r"\w+|[^\w\s]", composed))
+            if len(words) > self.length:
+                _warn_of_cut(composed, words[self.length].start(), self.length)
+            ids = [self._id(word.group()) for word in words[: self.length]]
+            row[: len(ids)] = ids
         return tokens
+
+    def _id(self, word):
+        return 1 + zlib.crc32(word.lower().encode()) % (self.vocab_size - 1)
 
 
 class ClipTokenizer:
@@ -160,7 +171,8 @@ class ClipTokenizer:
         for caption, encoding in zip(captions, encodings, strict=True):
             if encoding.overflowing:
                 _, (kept, _), *_ = encoding.overflowing[0].offsets  # the first is START's
-                _warn_of_cut(caption, kept, self.length)
+                start = re.search(r"\S*$", caption[:kept]).start()  # of the word that is cut
+                _warn_of_cut(caption, start, self.length)
         tokens = np.array([encoding.ids for encoding in encodings], np.int32)
         return tokens.reshape(-1, self.length)
 
@@ -190,15 +202,16 @@ def _byte_pairs(vocab, merges):
         ) from error
 
 
-@functools.cache
-def _warn_of_cut(caption, kept, length):
-    """Says, once, which words of a caption are lost when its first `kept` characters fit."""
-    if (said := _warn_of_cut.cache_info().currsize) >= WARNINGS:  # epochs of a dataset
-        if said == WARNINGS:
-            logger.warning("more captions are cut to %d tokens; these are not named", length)
+def _warn_of_cut(caption, start, length):
+    """Says, once, which words of a caption are lost, from the character `start` on."""
+    if caption in _cut or len(_cut) > WARNINGS:
         return
-    lost = caption[re.search(r"\S*$", caption[:kept]).start() :]  # the word that is cut, whole
-    logger.warning("caption cut to %d tokens; lost: %r of %r", length, lost, caption)
+    _cut.add(caption)
+    if len(_cut) > WARNINGS:  # epochs of a dataset
+        logger.warning("more captions are cut to %d tokens; these are not named", length)
+    else:
+        lost = caption[start:]
+        logger.warning("caption cut to %d tokens; lost: %r of %r", length, lost, caption)
 
 
 def _read(path):

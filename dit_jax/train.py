@@ -286,7 +286,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
     vae, mesh = None, sharding.make_mesh(config.mesh)
-    config = conditions.resolve(config, train_source.metadata, mesh)
+    config, encoder = conditions.resolve(config, train_source.metadata, mesh)
     if config.latents.source != "pixels" and config.latents.vae:
         vae = generate.load_vae(config, mesh)
         if config.latents.source == "images":  # nothing else has recorded which one it is
@@ -323,16 +323,19 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = data.TrainIterator(train_source, config, rows, data_state)
         step_fn = compile_train_step(program)
-        resident = program.task.load_resident(train_source, vae)
+        resident = program.task.load_resident(train_source, vae, encoder)
         evaluate = compile_evaluate(program, eval_source, resident) if eval_source else None
         draw = None
         if config.sample_every_steps:
-            draw = program.task.compile_picture(resident, eval_source or train_source, vae)
-        distance = None
+            source = eval_source or train_source
+            draw = program.task.compile_picture(resident, source, vae, encoder)
+        measured = [(evaluate, config.eval_every_steps)] if evaluate else []
         if "fid" in config and config.fid.every_steps:
-            distance = measures.compile_distance(program.task, vae)
+            measured.append(
+                (measures.compile_distance(program.task, vae, encoder), config.fid.every_steps)
+            )
         keeper = best.Best(workdir, config)
-        del vae  # who needs it holds it
+        del vae, encoder  # who needs them holds them
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step
@@ -355,15 +358,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if due(step, config.log_every_steps) or last:
                 writer.scalars(step, progress.report())
                 checkpoint.check_for_errors(manager)
-            if evaluate and (due(step, config.eval_every_steps) or last):
+            for measure, every in measured:
+                if not (due(step, every) or last):
+                    continue
                 with progress.paused():
-                    values = evaluate(state.ema_params)
-                    keeper.update(step, values, state.ema_params)
-                writer.scalars(step, values)
-                logger.info("step %d  %s", step, metrics.format_values(values))
-            if distance and (due(step, config.fid.every_steps) or last):
-                with progress.paused():
-                    values = distance(state.ema_params)
+                    values = measure(state.ema_params)
                     keeper.update(step, values, state.ema_params)
                 writer.scalars(step, values)
                 logger.info("step %d  %s", step, metrics.format_values(values))

@@ -64,6 +64,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Demands that what was trained in the workdir, if anything, was by this config.
 
+    A digest that the config leaves empty is filled in by the run, so it differs from none.
     Raises: ValueError that lists the keys that differ and may not.
     """
     if saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
@@ -72,7 +73,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         differing = [
             f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
             for key in sorted(saved.keys() | wanted.keys())
-            if saved.get(key) != wanted.get(key) and not _may_change(key)
+            if saved.get(key) != wanted.get(key) and not _may_change(key, wanted)
         ]
         if differing:
             raise ValueError(
@@ -139,5 +140,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict:
     return flat
 
 
-def _may_change(key):
+def _may_change(key, wanted):
+    if key.endswith("_digest") and wanted.get(key) == "":
+        return True
     return key in MAY_CHANGE or key.partition(".")[0] + "." in MAY_CHANGE

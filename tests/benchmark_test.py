@@ -89,6 +89,10 @@ def test_benchmark_of_inception_needs_no_config(run_command):
         (["vae"], "vae measures the model of --config FILE[:ARG], which is missing"),
         (["inception", "--config", "configs/smoke.py"], "inception takes no --config"),
         (
+            ["train", "--config", "configs/smoke.py", "--batch_size=8", "--dtype=bfloat16"],
+            "train takes no --batch_size, --dtype; of a --config set --config.KEY instead",
+        ),
+        (
             ["dit"],
             "say what to measure: one of train, loop, sample, vae, inception, metrics, not ['dit']",
         ),

@@ -36,7 +36,12 @@ def config(captioned_config):
 
 
 def _read(tokens):
-    return bytes(int(t) for t in tokens if t != text.PAD).decode()
+    """The words of a caption, of those that these tests use."""
+    words = [*["a", "the", "digit", "caption", "of", "0", "1", "2", "3", "4"], *conftest.WORDS]
+    (ids,) = text.WordTokenizer(len(words), 4096)([" ".join(words)])
+    known = dict(zip(ids.tolist(), words, strict=True))
+    assert len(known) == len(words)
+    return " ".join(known[t] for t in tokens.tolist() if t != text.PAD)
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -283,6 +288,8 @@ def test_conditions_are_drawn_from_the_data(config):
     assert sorted(told[:CAPTIONED]) == sorted(told[CAPTIONED:]) == firsts
     assert told[:CAPTIONED] != told[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
+    with pytest.raises(ValueError, match="unknown labels 'even'; choose random or balanced"):
+        conditions.draw(config, "even", 2)
     assert [_read(t) for t in conditions.for_picture(config, 3).cond] == [
         "a zero",
         "a one",
@@ -337,8 +344,9 @@ def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path)
     """By its parameters, whatever their place and shape."""
     mesh = sharding.make_mesh(stored_config.mesh)
     recorded = sources.open_split(stored_config, "train").metadata
-    digest = conditions.resolve(stored_config, recorded, mesh).text.encoder_digest
-    assert digest == recorded["text_encoder_digest"]
+    resolved, encoder = conditions.resolve(stored_config, recorded, mesh)
+    digest = resolved.text.encoder_digest
+    assert digest == encoder.digest == recorded["text_encoder_digest"]
     stored_config.text.encoder = str(conftest.save_clip(tmp_path / "other", seed=1))
     other = conditions.load_encoder(stored_config, mesh).digest
     with pytest.raises(ValueError, match=rf"digest {other}, but text.encoder_digest={digest} is"):
@@ -347,7 +355,17 @@ def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path)
     with pytest.raises(ValueError, match=rf"encoder with digest {digest}, but .*digest={other} is"):
         sources.open_split(stored_config, "train")
     stored_config.text.stored = False  # the captions alone
-    assert conditions.resolve(stored_config, recorded, mesh).text.encoder_digest == other
+    assert conditions.resolve(stored_config, recorded, mesh)[0].text.encoder_digest == other
+
+
+@pytest.mark.parametrize("changes", [dict(condition="tokens"), dict(source="images")])
+def test_stored_contexts_are_of_moments_and_a_frozen_encoder(stored_config, changes):
+    """Else they would be looked for in vain."""
+    stored_config.text.stored = True
+    stored_config.latents.update(vae="vae", source=changes.pop("source", "moments"))
+    stored_config.model.update(text_num_heads=2, **changes)
+    with pytest.raises(ValueError, match=r"text.stored reads captions' context where dit_jax.enc"):
+        train.make_program(stored_config)
 
 
 @pytest.mark.parametrize(

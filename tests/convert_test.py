@@ -149,7 +149,7 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     assert sizes == {name: golden_model_config[name] for name in sizes}
     others = {"name", "class_dropout_prob", "block", "dtype", "attention", "remat"}
     others |= {"scan_unroll", "condition", "context_size"}
-    others |= {"text_length", "text_depth", "text_num_heads"}
+    others |= {"text_vocab_size", "text_length", "text_depth", "text_num_heads"}
     assert golden_model_config.keys() - sizes.keys() == others
     published["final_layer.linear.weight"] = published["final_layer.linear.weight"][:16]
     published["y_embedder.embedding_table.weight"] = np.zeros((1000, 48), np.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax import models
+from dit_jax import counts, models
 from dit_jax.models import blocks, dit
 
 
@@ -51,6 +51,35 @@ def test_bfloat16_returns_f32_near_the_f32_output(golden, golden_model_config, g
     assert out.dtype == jnp.float32
     error = np.abs(out - golden["model_out"]).max() / np.abs(golden["model_out"]).max()
     assert 1e-5 < error < 0.05  # not the f32 path, and not broken
+
+
+@pytest.mark.parametrize("block", blocks.BLOCKS)
+def test_without_classes_every_label_is_one(golden_model_config, block):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(num_classes=0, class_dropout_prob=0.0, depth=1, block=block)
+    model = models.build(config)
+    params = models.init_params(model, jax.random.key(0))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    assert sum(sizes) == counts.of_dit(config)["params"]
+    x_t = jnp.ones((1, config.input_size, config.input_size, config.in_channels))
+    out = model.apply({"params": params}, x_t, jnp.ones(1), jnp.zeros(1, jnp.int32))
+    assert np.all(np.isfinite(out))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_classes=0), "class_dropout_prob=0.1 with num_classes=0: there are no labels"),
+        (dict(num_classes=-1, class_dropout_prob=0.0), "num_classes=-1"),
+        (dict(class_dropout_prob=1.0), r"class_dropout_prob=1.0 must lie in \[0, 1\)"),
+    ],
+    ids=str,
+)
+def test_classes_that_cannot_be_are_refused(golden_model_config, changes, message):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        models.build(config)
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,15 @@ def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
     assert len(drawn) == 4
 
 
+def test_models_without_classes_have_no_label_accuracy(smoke_config, tmp_path):
+    """Though the reference has labels: theirs are none."""
+    smoke_config.model.update(num_classes=0, class_dropout_prob=0.0)
+    smoke_config.sample.cfg_scale = 1.0
+    row = _evaluate(conftest.save_random(tmp_path, smoke_config), {"steps": 1}, num=16)
+    assert "label_accuracy" not in row
+    assert row["fd_pixels"] > 0
+
+
 def test_row_does_not_depend_on_the_batch_size(workdir, clean):
     whole, parts = (_evaluate(workdir, num=30, batch_size=size) for size in (30, 8))
     assert parts == whole  # found again: it is no part of what is measured

@@ -318,11 +318,12 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     assert (
         json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))["tokens"] == 16
     )
-    row = run_command("flops", "--config", "configs/smoke.py").splitlines()[-1]
-    assert row.split()[0] == "smoke.py"
+    row = run_command("flops", "--config", "configs/imagenet256.py:DiT-S/8").splitlines()[-1]
+    assert row.split()[0] == "imagenet256.py:DiT-S/8"
     row = json.loads(run_command("flops", "--config", "configs/vae_digits.py", "--json"))
     assert row["params"] == 158_805
     error = run_command("flops", "DiT-S/2", "--config", "configs/smoke.py", fails=True)
     assert "give a model name or --config, not both: DiT-S/2" in error
-    flags = ["--config", "configs/smoke.py", "--block", "adaLN"]
-    assert "set --config.model.block" in run_command("flops", *flags, fails=True)
+    flags = ["--config", "configs/smoke.py", "--image_size", "512"]
+    message = "--image_size is of a model name; of a --config set --config.model.input_size"
+    assert message in run_command("flops", *flags, fails=True)

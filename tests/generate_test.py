@@ -1,7 +1,9 @@
 """Samples belong to (parameters, seed, image number, label), not to batches or devices."""
 
 import functools
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, grids, models, pictures, sharding
+from dit_jax import conditions, generate, grids, models, pictures, sharding, text
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +294,19 @@ def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
         generate.load(trained_workdir, guide_workdir=workdir)
 
 
+def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path):
+    guide = tmp_path / "guide"
+    shutil.copytree(captioned_workdir, guide)
+    config = json.loads((guide / "config.json").read_text())
+    config["model"]["text_length"] = 19
+    config["text"]["encoder_digest"] = "0123"
+    (guide / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"of the same inputs") as error:
+        generate.load(captioned_workdir, guide_workdir=guide)
+    assert "\n  model.text_length: guide 19, model 20" in str(error.value)
+    assert "\n  text.encoder_digest: guide '0123', model ''" in str(error.value)
+
+
 def test_settings_that_do_nothing_are_refused(trained_workdir):
     with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 does nothing with cfg_scale=1"):
         generate.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
@@ -315,7 +330,8 @@ def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trai
     told = dict(num=2, prompts=["a two"], negative="a red cat")
     asked = generate.load(captioned_workdir).asked(**told)  # the run's cfg_scale is 1.5
     assert asked.cond.shape == asked.null.shape == (2, 20)
-    assert bytes(asked.null[0, :9].astype(np.uint8)) == b"a red cat"
+    tokenize = text.WordTokenizer(20, 4096)
+    np.testing.assert_array_equal(asked.null, tokenize(["a red cat"] * 2))
     unguided = generate.load(captioned_workdir, settings=dict(cfg_scale=1.0))
     with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
         unguided.asked(**told)

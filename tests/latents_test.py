@@ -293,6 +293,12 @@ def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypa
         train.train_and_evaluate(latent_config, tmp_path)
 
 
+def test_unknown_source_is_named_before_anything_is_read(latent_config, tmp_path):
+    latent_config.latents.update(source="latents", moments="nowhere")
+    with pytest.raises(ValueError, match=r"latents.source='latents' is unknown; choose one of pix"):
+        train.train_and_evaluate(latent_config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

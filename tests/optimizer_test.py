@@ -11,6 +11,7 @@ import pytest
 
 from configs import default, smoke
 from dit_jax import models, optimizer, train
+from dit_jax.models import conditioning
 
 
 @pytest.fixture
@@ -103,9 +104,9 @@ GROWS = {
 }
 
 
-def _shapes(hidden_size):
+def _shapes(hidden_size, condition="label"):
     config = smoke.get_config().model
-    config.hidden_size = hidden_size
+    config.update(hidden_size=hidden_size, condition=condition, context_size=16)
     return jax.eval_shape(
         functools.partial(models.init_params, models.build(config)), jax.random.key(0)
     )
@@ -127,10 +128,12 @@ def test_matrices_whose_input_grows_learn_slower_in_wider_models():
     assert factors == {path: 0.25 if grows else 1.0 for path, grows in GROWS.items()}
 
 
-def test_factors_are_of_the_kernels_whose_first_axis_grows():
+@pytest.mark.parametrize("condition", conditioning.CONDITIONS)
+def test_factors_are_of_the_kernels_whose_first_axis_grows(condition):
     """The first of an application: that of the stack of blocks comes before it."""
-    narrow, wide = (_by_path(_shapes(size)) for size in (32, 64))
-    for path, factor in _by_path(optimizer.width_factors(_shapes(32), 0.25)).items():
+    narrow, wide = (_by_path(_shapes(size, condition)) for size in (32, 64))
+    assert ("context_embedder/kernel" in narrow) == (condition != "label")
+    for path, factor in _by_path(optimizer.width_factors(_shapes(32, condition), 0.25)).items():
         axis = path.startswith("blocks/")
         grows = path.endswith("kernel") and wide[path].shape[axis] > narrow[path].shape[axis]
         assert factor == (0.25 if grows else 1.0), path

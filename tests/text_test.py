@@ -1,4 +1,4 @@
-"""Tokens of captions: bytes, and CLIP's byte pairs as transformers makes them; what is cut."""
+"""Tokens of captions: hashed words, and CLIP's byte pairs as transformers does; what is lost."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import zlib
 
 import bpe
 import numpy as np
@@ -38,7 +39,8 @@ RECORDED = {
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """warnings(): the lines that the package has logged."""
+    """warnings(): the lines that the package has logged, none of them before."""
+    monkeypatch.setattr(text, "_cut", set())
     monkeypatch.setattr(logging.getLogger("dit_jax"), "propagate", True)
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -48,24 +50,37 @@ def files(tmp_path):
     return bpe.write(tmp_path / "tokenizer")
 
 
-def test_bytes_are_utf_8_with_padding():
-    tokens = text.ByteTokenizer(6)(["aé", "", "\x00🐈"])
+def test_words_are_known_by_their_crc(warnings):
+    tokens = text.WordTokenizer(4, 4096)(["Red heart", "", "red-heart", " HEART\x00🐈 "])
     assert tokens.dtype == np.int32
+    words = ("red", "heart", "-", "\x00", "🐈")
+    red, heart, dash, zero, cat = (1 + zlib.crc32(word.encode()) % 4095 for word in words)
     np.testing.assert_array_equal(
         tokens,
-        [[97, 195, 169, 256, 256, 256], [256] * 6, [0, 240, 159, 144, 136, 256]],
+        [[red, heart, 0, 0], [text.PAD] * 4, [red, dash, heart, 0], [heart, zero, cat, 0]],
     )
-    assert tokens.max() < text.ByteTokenizer.vocab_size
-    assert text.ByteTokenizer(6)([]).shape == (0, 6)
+    assert text.WordTokenizer(6, 4096)([]).shape == (0, 6)
+    assert not warnings()
 
 
-def test_bytes_of_a_long_caption_end_with_a_whole_character(warnings):
-    tokens = text.ByteTokenizer(6)(["a cat", "a caté", "one 🐈 two"])
-    np.testing.assert_array_equal(tokens[1], [97, 32, 99, 97, 116, 256])
-    np.testing.assert_array_equal(tokens[2], [111, 110, 101, 32, 256, 256])
+def test_words_are_the_same_whichever_way_their_letters_are_composed():
+    one, other = text.WordTokenizer(2, 4096)(["caf\u00e9", "Cafe\u0301"])
+    np.testing.assert_array_equal(one, other)
+
+
+def test_hashes_fill_the_vocabulary_without_padding():
+    tokens = text.WordTokenizer(300, 8)([" ".join(map(str, range(300)))])
+    assert set(tokens[0]) == set(range(1, 8))
+    assert set(text.WordTokenizer(3, 2)(["a b"])[0]) == {1, text.PAD}
+
+
+def test_a_caption_of_many_words_keeps_the_first(warnings):
+    tokenize = text.WordTokenizer(3, 4096)
+    tokens = tokenize(["a black cat", "a black cat, asleep", "one 🐈 or two"])
+    np.testing.assert_array_equal(tokens[1], tokens[0])
     assert warnings() == [
-        "caption cut to 6 tokens; lost: 'caté' of 'a caté'",
-        "caption cut to 6 tokens; lost: '🐈 two' of 'one 🐈 two'",
+        "caption cut to 3 tokens; lost: ', asleep' of 'a black cat, asleep'",
+        "caption cut to 3 tokens; lost: 'two' of 'one 🐈 or two'",
     ]
 
 
@@ -108,8 +123,22 @@ def test_shortest_length_has_no_words(warnings):
     assert warnings() == ["caption cut to 2 tokens; lost: 'a cat' of 'a cat'"]
     with pytest.raises(ValueError, match="length=1 must be 2 or more"):
         text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 1)
-    with pytest.raises(ValueError, match="length=0 must be 1 or more"):
-        text.ByteTokenizer(0)
+    with pytest.raises(ValueError, match="length=0 must be 1 or more, vocab_size=9 2 or more"):
+        text.WordTokenizer(0, 9)
+    with pytest.raises(ValueError, match="vocab_size=1 2 or more"):
+        text.WordTokenizer(1, 1)
+
+
+def test_the_first_captions_that_are_cut_are_named_once(warnings, monkeypatch):
+    monkeypatch.setattr(text, "WARNINGS", 2)
+    for _ in range(2):
+        text.WordTokenizer(1, 9)(["a b", "c d", "a b", "e f", "g h"])
+    assert warnings() == [
+        "caption cut to 1 tokens; lost: 'b' of 'a b'",
+        "caption cut to 1 tokens; lost: 'd' of 'c d'",
+        "more captions are cut to 1 tokens; these are not named",
+    ]
+    assert len(text._cut) == 3  # however long it runs
 
 
 @pytest.mark.parametrize("pad", [text.END, "!"])

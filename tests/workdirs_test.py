@@ -59,6 +59,16 @@ def test_keys_that_may_change_are_taken_over(workdir, smoke_config, caplog):
     assert workdirs.load_config(workdir).total_steps == 50
 
 
+def test_digests_that_the_run_fills_in_are_no_difference(workdir, smoke_config):
+    config = json.loads((workdir / "config.json").read_text())
+    config["text"]["encoder_digest"] = "0123"
+    (workdir / "config.json").write_text(json.dumps(config))
+    workdirs.check_config(workdir, smoke_config)
+    smoke_config.text.encoder_digest = "4567"
+    with pytest.raises(ValueError, match=r"text.encoder_digest: workdir '0123', now '4567'"):
+        workdirs.check_config(workdir, smoke_config)
+
+
 def test_loaded_config_is_the_one_that_was_saved_and_locked(workdir, smoke_config):
     loaded = workdirs.load_config(workdir)
     assert loaded.to_dict() == _as_json(smoke_config)

@@ -1,7 +1,7 @@
 """What a noise predictor is told beside x_t and its time, by the model's `condition`.
 
 label    [B] int32, a class.
-tokens   [B, M] int32, a caption's bytes, which a `TextEncoder` of the model's own reads; or what
+tokens   [B, M] int32, a caption's words, which a `TextEncoder` of the model's own reads; or what
          that has made of them, [B, M, context_size] f32, so that samplers call it once.
 context  [B, M, context_size] f32, what a frozen encoder has made of a caption, of any M.
 """
@@ -9,7 +9,6 @@ context  [B, M, context_size] f32, what a frozen encoder has made of a caption, 
 import jax
 import jax.numpy as jnp
 
-from dit_jax import text
 from dit_jax.models import text_encoder
 
 CONDITIONS = ("label", "tokens", "context")
@@ -24,7 +23,19 @@ def check(config) -> None:
         raise ValueError(
             f"condition={config.condition!r} is unknown; choose one of {', '.join(CONDITIONS)}."
         )
-    if config.condition != "label" and config.context_size < 1:
+    if not 0 <= config.class_dropout_prob < 1:
+        raise ValueError(
+            f"class_dropout_prob={config.class_dropout_prob} must lie in [0, 1); 0.1 is usual."
+        )
+    if config.condition == "label":
+        if config.num_classes < 0 or (config.class_dropout_prob and not config.num_classes):
+            raise ValueError(
+                f"class_dropout_prob={config.class_dropout_prob} with num_classes="
+                f"{config.num_classes}: there are no labels to drop; set it to 0, or num_classes "
+                "to their number."
+            )
+        return
+    if config.context_size < 1:
         raise ValueError(
             f"condition={config.condition!r} needs context_size={config.context_size} above 0: the "
             "width of the text encoder, which is 768 for Stable Diffusion 1's."
@@ -36,11 +47,20 @@ def check(config) -> None:
             f"text_length={config.text_length}, text_depth={config.text_depth} and text_num_heads="
             f"{config.text_num_heads} must be at least 1."
         )
+    if config.text_vocab_size < 2:
+        raise ValueError(
+            f"text_vocab_size={config.text_vocab_size} must be at least 2: padding and one word."
+        )
     if config.context_size % config.text_num_heads:
         raise ValueError(
             f"text_num_heads={config.text_num_heads} must divide context_size="
             f"{config.context_size}, the width of the text encoder."
         )
+
+
+def label_rows(config) -> int:
+    """Embeddings of labels: one for each class, the null class among them, and 1 without any."""
+    return max(config.num_classes + (config.class_dropout_prob > 0), 1)
 
 
 def example(model) -> jax.Array:
@@ -55,7 +75,7 @@ def example(model) -> jax.Array:
 def encoder(model) -> text_encoder.TextEncoder:
     """The encoder of a model's captions; its parameters are the model's 'text_encoder'."""
     return text_encoder.TextEncoder(
-        text.ByteTokenizer.vocab_size,
+        model.text_vocab_size,
         model.text_length,
         model.context_size,
         model.text_depth,

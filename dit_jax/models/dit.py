@@ -66,10 +66,11 @@ class DiT(nn.Module):
     mlp_ratio: float
     block: str  # how time and condition come in, a name of blocks.BLOCKS
     condition: str  # 'label', 'tokens' or 'context': see `conditioning`
-    num_classes: int
+    num_classes: int  # 0: every label is 0
     class_dropout_prob: float  # > 0 adds the null class, index num_classes
     context_size: int  # of the sequence that a caption becomes
-    text_length: int  # tokens: of a caption; these three are of their encoder
+    text_vocab_size: int  # tokens: their ids; these four are of their encoder
+    text_length: int
     text_depth: int
     text_num_heads: int
     learn_sigma: bool
@@ -105,7 +106,7 @@ class DiT(nn.Module):
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
         modulated = self.block in ("adaLN", "adaLN-Zero")
         if self.condition == "label":
-            rows = self.num_classes + (self.class_dropout_prob > 0)
+            rows = conditioning.label_rows(self)
             embed = nn.Embed(
                 rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
             )
@@ -175,11 +176,6 @@ def from_config(config) -> DiT:
         )
     if fields["dtype"] not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
-    if not 0 <= fields["class_dropout_prob"] < 1:
-        raise ValueError(
-            f"class_dropout_prob={fields['class_dropout_prob']} must lie in [0, 1); the paper "
-            "uses 0.1."
-        )
     fields["attention"] = layers.resolve_attention(
         fields["attention"], fields["dtype"], hidden_size // num_heads
     )

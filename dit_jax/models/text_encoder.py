@@ -28,7 +28,7 @@ class TextEncoder(nn.Module):
         embed = nn.Embed(
             self.vocab_size,
             self.hidden_size,
-            embedding_init=layers.normal_002,
+            embedding_init=nn.initializers.normal(1.0),  # or the blocks' sums drown it
             name="token_embedding",
         )
         shape = (self.length, self.hidden_size)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from dit_jax.models import conditioning, layers, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
-NO_TOKENS = dict(text_length=64, text_depth=2, text_num_heads=4)  # nothing reads them
+# Nothing reads them.
+NO_TOKENS = dict(text_vocab_size=4096, text_length=32, text_depth=2, text_num_heads=4)
 _LATENT = dict(
     in_channels=4,
     input_size=64,
@@ -176,7 +177,8 @@ class UNet(nn.Module):
     condition: str  # 'label', 'tokens' or 'context': see `conditioning`
     num_classes: int  # 0: labels are ignored
     class_dropout_prob: float  # > 0 adds the null class, index num_classes
-    text_length: int  # tokens: of a caption; these three are of their encoder
+    text_vocab_size: int  # tokens: their ids; these four are of their encoder
+    text_length: int
     text_depth: int
     text_num_heads: int
     learn_sigma: bool
@@ -317,9 +319,8 @@ def from_config(config) -> UNet:
         )
     if model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={model.dtype!r} is unknown; choose float32 or bfloat16.")
-    for name in ("dropout", "class_dropout_prob"):
-        if not 0 <= fields[name] < 1:
-            raise ValueError(f"{name}={fields[name]} must lie in [0, 1); 0.1 is usual.")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"dropout={model.dropout} must lie in [0, 1); 0.1 is usual.")
     return model.clone(attention=_resolve_attention(model))
 
 
@@ -384,11 +385,6 @@ def _check_condition(model):
         raise ValueError(
             f"transformer_depth={depth} with condition='label' needs num_classes for the context, "
             f"not {model.num_classes}; without labels set transformer_depth=0."
-        )
-    if model.condition == "label" and model.num_classes == 0 and model.class_dropout_prob:
-        raise ValueError(
-            f"class_dropout_prob={model.class_dropout_prob} with num_classes=0: there are no "
-            "labels to drop; set it to 0."
         )
 
 

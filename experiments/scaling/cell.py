@@ -86,8 +86,7 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
     Args: metadata, of the data that it trains on.
     Raises: ValueError with the keys that differ, or the compute points that are gone.
     """
-    if cell.config.latents.source != "images":  # else training alone knows the VAE's digest
-        workdirs.check_config(directory, latents.resolve(cell.config, metadata))
+    workdirs.check_config(directory, latents.resolve(cell.config, metadata))
     saved = workdirs.saved_steps(directory)
     gone = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
     if gone:
