@@ -11,7 +11,7 @@ from dit_jax import checkpoint, measures, workdirs
 
 logger = logging.getLogger("dit_jax")
 
-LARGER_IS_BETTER = ("eval_psnr",)  # of all else that training measures less is
+LARGER_IS_BETTER = ("eval_psnr",)  # all else that training measures should be small
 
 
 class Best:

@@ -19,6 +19,7 @@ from dit_jax import (
     likelihood,
     models,
     rows,
+    runs,
     samplers,
     sharding,
     sources,
@@ -30,7 +31,7 @@ ODE_STEPS = 50  # of the probability flow's density: on N(0.7, 0.5^2) within 2e-
 
 
 def evaluate(
-    trained: generate.Trained,
+    trained: runs.Trained,
     workdir: pathlib.Path,
     num: int = 1000,
     seed: int = 0,
@@ -74,7 +75,7 @@ def evaluate(
 
     resident = {}
     if config.latents.source == "images":
-        resident = {"vae": generate.load_vae(config, mesh)}
+        resident = {"vae": runs.load_vae(config, mesh)}
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
     batch_size = -(-batch_size // shards) * shards
@@ -99,7 +100,7 @@ def evaluate(
     return row
 
 
-def make_bits_fn(trained: generate.Trained, steps: int) -> Callable:
+def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
     """The jitted `bits(params, resident, key, batch)` per dimension of each image.
 
     Args: steps, of a respaced chain whose bound is taken, or of the probability flow, of four

@@ -87,7 +87,7 @@ def define_told() -> None:
 
 
 def loading() -> dict:
-    """The arguments of `generate.load` that the flags ask for.
+    """The arguments of `runs.load` that the flags ask for.
 
     Raises: ValueError for a number that is none.
     """

@@ -6,10 +6,10 @@
   python -m dit_jax.edit invert --workdir W --image a.png --labels 3 [--labels_after 8]
 
 image-to-image noises an image to where the last share `strength` of the steps begins, and goes on
-from there; inpaint draws anew where the mask is white; interpolate goes from one class or prompt,
-and noise, to another; invert goes back to the noise from which DDIM leads to the image, and from
-there to the image again, unguided as the inversion is, or, guided as the run samples, to what
---labels_after or --prompt_after says; --cfg_scale guides either.
+from there. inpaint draws anew where the mask is white. interpolate goes from one class or prompt,
+and one noise, to another. invert goes back to the noise from which DDIM leads to the image, and
+draws from it what --labels_after or --prompt_after says, guided as the run samples; without them
+the image again, unguided as the inversion is. --cfg_scale guides either.
 """
 
 import dataclasses
@@ -26,14 +26,15 @@ from PIL import Image
 from dit_jax import (
     cli,
     conditions,
+    files,
     generate,
     latents,
     models,
     pictures,
+    runs,
     samplers,
     sharding,
     sources,
-    spool,
 )
 
 FLAGS = flags.FLAGS
@@ -104,7 +105,7 @@ def _open(path, flag):
         raise ValueError(f"cannot read the image {flag}={path}: {error}.") from error
 
 
-def encode(trained: generate.Trained, image: np.ndarray) -> np.ndarray:
+def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
     """Images [N, H, W, C] uint8 to x_0 [N, h, w, C] f32; of latents the posterior's mean."""
     if trained.vae is None:
         return np.asarray(latents.pixels_from_image(jnp.asarray(image)))
@@ -112,8 +113,8 @@ def encode(trained: generate.Trained, image: np.ndarray) -> np.ndarray:
     return np.asarray(latents.scale(trained.config.latents, mean))
 
 
-def make_invert_fn(trained: generate.Trained) -> Callable:
-    """The jitted `invert(params, encoder, image [B, h, w, C], cond) -> x_T`, unguided.
+def make_invert_fn(trained: runs.Trained) -> Callable:
+    """The jitted `invert(params, encoder, x_0 [B, h, w, C], cond) -> x_T`, unguided.
 
     Raises: ValueError unless config.sample is of DDIM with eta 0.
     """
@@ -126,7 +127,7 @@ def make_invert_fn(trained: generate.Trained) -> Callable:
         )
     sampler = samplers.build(settings, process, prediction)
 
-    def invert(params, encoder, image, cond):
+    def invert(params, encoder, x_0, cond):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             encoded = conditions.encode(trained.model, params, encoder, cond)
 
@@ -137,7 +138,7 @@ def make_invert_fn(trained: generate.Trained) -> Callable:
         denoise = samplers.make_denoise(process, prediction, predict, sampler.times)
         parts = [(denoise, len(sampler.grid) - 1)]
         problem = samplers.Problem(process, sampler.grid, parts, noise=None)
-        x_T, _ = samplers.invert_ddim(problem, image)
+        x_T, _ = samplers.invert_ddim(problem, x_0)
         return x_T
 
     return jax.jit(
@@ -147,23 +148,23 @@ def make_invert_fn(trained: generate.Trained) -> Callable:
     )
 
 
-def invert(trained: generate.Trained, told: conditions.Conditions, image: np.ndarray) -> np.ndarray:
-    """x_T like the image [1, h, w, C], x_0, that was told so."""
+def invert(trained: runs.Trained, told: conditions.Conditions, x_0: np.ndarray) -> np.ndarray:
+    """x_T like x_0 [1, h, w, C], an image that was told so."""
     rows = sharding.local_rows(trained.mesh, trained.mesh.size)  # every device the same one
-    batch = {"image": image.repeat(len(rows), 0), "cond": told.cond.repeat(len(rows), 0)}
+    batch = {"x_0": x_0.repeat(len(rows), 0), "cond": told.cond.repeat(len(rows), 0)}
     batch = sharding.put_batch(trained.mesh, batch)
     x_T = make_invert_fn(trained)(trained.params, trained.encoder, **batch)
     return generate.to_host(x_T)[:1]
 
 
-def image_to_image(told: conditions.Conditions, image: np.ndarray) -> Edits:
-    """Every one of the N from the same image [1, h, w, C], x_0."""
-    return Edits(told, {"image": np.broadcast_to(image, (len(told), *image.shape[1:]))})
+def image_to_image(told: conditions.Conditions, x_0: np.ndarray) -> Edits:
+    """Every one of the N from the same image, x_0 [1, h, w, C]."""
+    return Edits(told, {"known": np.broadcast_to(x_0, (len(told), *x_0.shape[1:]))})
 
 
-def inpaint(told: conditions.Conditions, image: np.ndarray, mask: np.ndarray) -> Edits:
-    """As `image_to_image`, keeping the image where the mask [1, h, w, 1] is 0."""
-    edits = image_to_image(told, image)
+def inpaint(told: conditions.Conditions, x_0: np.ndarray, mask: np.ndarray) -> Edits:
+    """As `image_to_image`, keeping x_0 where the mask [1, h, w, 1] is 0."""
+    edits = image_to_image(told, x_0)
     edits.arrays["mask"] = np.broadcast_to(mask, (len(told), *mask.shape[1:]))
     return edits
 
@@ -183,7 +184,7 @@ def interpolate(first: conditions.Conditions, second: conditions.Conditions, num
     return Edits(first, arrays)
 
 
-def draw(trained: generate.Trained, edits: Edits, seed: int = 0, strength: float = 1.0):
+def draw(trained: runs.Trained, edits: Edits, seed: int = 0, strength: float = 1.0):
     """The edited images [N, H, W, C] uint8; arguments as `generate`."""
     sample = trained.make_sample_fn(strength)
     arguments = trained.params, edits, seed, trained.mesh, trained.to_image
@@ -213,7 +214,7 @@ def _interpolated(trained):
 
 
 def told_before_and_after(
-    trained: generate.Trained,
+    trained: runs.Trained,
     labels: str = "",
     prompts: Sequence[str] = (),
     labels_after: str = "",
@@ -257,7 +258,7 @@ def main(argv):
     loading = cli.loading()
     if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
         loading["settings"].setdefault("cfg_scale", 1.0)
-    trained = generate.load(**loading)
+    trained = runs.load(**loading)
     config, shown = trained.config, []
     if task == "interpolate":
         images = _interpolated(trained)
@@ -290,7 +291,7 @@ def main(argv):
     images = np.concatenate([*shown, images])
     if jax.process_index() == 0:
         picture = Image.fromarray(pictures.image_grid(images, len(images)))
-        spool.replace(out, lambda file: picture.save(file, "PNG"))
+        files.replace(out, lambda file: picture.save(file, "PNG"))
     print(f"{task} by step {trained.step}: {out}")
 
 

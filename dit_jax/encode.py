@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, conditions, latents, sharding, sources
+from dit_jax import checkpoint, cli, conditions, files, latents, sharding, sources
 
 FLAGS = flags.FLAGS
 RECORD_FORMAT = 1  # raised when the same images and VAE would give other bytes
@@ -161,7 +161,7 @@ def _claim(out, identity):
                 problem = f"{out} was begun in another way:\n" + "\n".join(differing)
                 problem += "\nChoose another --out, or restore these values."
             else:
-                _write_atomically(path, json.dumps(identity, indent=2))
+                files.replace_text(path, json.dumps(identity, indent=2))
         except json.JSONDecodeError as error:
             problem = f"{path} is damaged: {error}. Choose another --out."
         except OSError as error:
@@ -289,7 +289,8 @@ def _write_shard(path, batches, views, features, bar):
         # Of all records at once: batches must not decide in which order they are added.
         totals = {n: np.concatenate([s[n] for s in sums]).sum(axis=0).tolist() for n in sums[0]}
         totals["bytes"] = temporary.stat().st_size
-        _write_atomically(_sums_path(path), json.dumps(totals))
+        _sums_path(path).parent.mkdir(exist_ok=True)
+        files.replace_text(_sums_path(path), json.dumps(totals))
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # the latter is array_record's
         if isinstance(error, jax.errors.JaxRuntimeError):
@@ -371,13 +372,6 @@ def _write_metadata(out, shards, features, metadata):
         description="Moments of a VAE's posterior over images, unscaled.",
         metadata=tfds.core.MetadataDict(metadata),
     )
-
-
-def _write_atomically(path, text):
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def main(_):

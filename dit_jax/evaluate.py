@@ -33,6 +33,7 @@ from dit_jax import (
     diffusion,
     extractors,
     fid,
+    files,
     generate,
     images,
     measures,
@@ -40,6 +41,7 @@ from dit_jax import (
     pictures,
     references,
     rows,
+    runs,
     sharding,
     spool,
 )
@@ -51,7 +53,7 @@ SHOWN = 100  # of the samples, in the picture
 
 
 def evaluate(
-    trained: generate.Trained,
+    trained: runs.Trained,
     workdir: pathlib.Path,
     extractor: extractors.Extractor,
     reference: references.Reference | None,
@@ -231,7 +233,7 @@ def _write_picture(path, image, label):
     if label is not None:
         image = image[np.argsort(label[: len(image)], kind="stable")]
     picture = Image.fromarray(pictures.image_grid(image, columns=10))
-    spool.replace(path, lambda file: picture.save(file, "PNG"))
+    files.replace(path, lambda file: picture.save(file, "PNG"))
 
 
 def main(_):
@@ -310,7 +312,7 @@ def _evaluate_images(extractor, progress):
 def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:
         cli.check_out(pathlib.Path(FLAGS.save_npz), (".npz",), "--save_npz=")
-    trained = generate.load(**cli.loading())
+    trained = runs.load(**cli.loading())
     reference = references.of_run(trained.config, FLAGS.reference, extractor, progress)
     row = evaluate(
         trained,
@@ -344,7 +346,7 @@ def _print_bpd(workdir, loading, progress):
         others.append("--guide or --guide_step")
     if others:
         raise ValueError(f"--bpd draws no samples, so it takes no {', '.join(others)}.")
-    trained = generate.load(**loading)
+    trained = runs.load(**loading)
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     if variance and (not chain or trained.model.learn_sigma):
         raise ValueError(f"--variance={variance} is of process ddpm without a learned variance.")

@@ -19,6 +19,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from dit_jax import files
+
 logger = logging.getLogger("dit_jax")
 
 # Steps that the host may run ahead of the devices: enough to keep them busy, few enough that the
@@ -45,9 +47,7 @@ class MetricWriter:
             lines = path.read_text().splitlines(keepends=True) if path.exists() else []
             kept = [line for line in lines if _step(line) <= first_step]
             if kept != lines:
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(kept))
-                temporary.rename(path)
+                files.replace_text(path, "".join(kept))
             self._file = path.open("a")
             directory = workdir / "tensorboard"
             directory.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, fid, images, metrics, sharding, sources, spool
+from dit_jax import data, fid, files, images, metrics, sharding, sources
 from dit_jax.extractors import Extractor
 
 logger = logging.getLogger("dit_jax")
@@ -55,7 +55,7 @@ class Reference:
             arrays["labels"] = self.labels
         arrays["metadata"] = json.dumps({"extractor": self.extractor, "source": self.source})
         try:
-            spool.replace(path, lambda file: np.savez(file, **arrays))
+            files.replace(path, lambda file: np.savez(file, **arrays))
         except OSError as error:
             raise OSError(f"cannot write {path}: {error}") from error
 

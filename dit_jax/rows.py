@@ -9,10 +9,10 @@ import subprocess
 
 import jax
 
-from dit_jax import checkpoint, flops, generate, metrics, sharding
+from dit_jax import checkpoint, flops, metrics, runs, sharding
 
 
-def of_checkpoint(trained: generate.Trained, kind: str, settings: dict) -> dict:
+def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
     """What a row says of a checkpoint, and of how it is measured: {kind: settings}."""
     config, counts = trained.config, flops.count(trained.config)
     images_seen = trained.step * config.batch_size

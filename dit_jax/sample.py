@@ -5,7 +5,6 @@
       --sampler dpmpp2m --steps 20 --cfg_scale 7.5 --out x.png
 """
 
-import os
 import pathlib
 import sys
 
@@ -14,32 +13,31 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, generate, pictures
+from dit_jax import cli, files, generate, pictures, runs
 
 FLAGS = flags.FLAGS
 NUM = 16  # images, of labels
 
 
 def _write(out, images, cond):
-    """To a temporary file first, so that no half-written one bears the name."""
-    temporary = out.with_suffix(f".tmp{out.suffix}")
-    try:
+    def write(file):
         if out.suffix == ".npz":
             labels = {"label": cond} if cond.ndim == 1 else {}
-            np.savez(temporary, arr_0=images, **labels)
+            np.savez(file, arr_0=images, **labels)
         else:
             columns = FLAGS.columns or pictures.grid_columns(len(images))
-            Image.fromarray(pictures.image_grid(images, columns)).save(temporary)
-        os.replace(temporary, out)
+            Image.fromarray(pictures.image_grid(images, columns)).save(file, "PNG")
+
+    try:
+        files.replace(out, write)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write --out={out}: {error}") from error
 
 
 def main(_):
     out = pathlib.Path(FLAGS.out)
     cli.check_out(out, (".png", ".npz"))
-    trained = generate.load(**cli.loading())
+    trained = runs.load(**cli.loading())
     num = FLAGS.num or len(FLAGS.prompt) or NUM
     asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
     images = generate.generate(

@@ -2,14 +2,14 @@
 
 import json
 import logging
-import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Iterator
 
 import numpy as np
+
+from dit_jax import files
 
 logger = logging.getLogger("dit_jax")
 
@@ -33,7 +33,7 @@ class Spool:
             self.directory.mkdir(parents=True, exist_ok=True)
             begun = json.loads(path.read_text()) if path.is_file() else None
             if begun is None:
-                replace(path, lambda file: file.write(json.dumps(revision).encode()))
+                files.replace_text(path, json.dumps(revision))
         except OSError as error:
             raise OSError(f"cannot write to {self.directory}: {error}") from error
         if begun not in (None, revision):
@@ -56,7 +56,7 @@ class Spool:
         """Keeps the arrays [len(numbers), ...] of the images of these numbers."""
         path = self.directory / f"{numbers.start:08d}-{numbers.stop:08d}.npz"
         try:
-            replace(path, lambda file: np.savez(file, **arrays))
+            files.replace(path, lambda file: np.savez(file, **arrays))
         except OSError as error:
             raise OSError(
                 f"cannot write {path}: {error}\nFree space there, then run the same command: it "
@@ -104,7 +104,7 @@ class Spool:
                         np.lib.format.write_array(member, array)
 
         try:
-            replace(out, write)
+            files.replace(out, write)
         except OSError as error:
             raise OSError(
                 f"cannot write {out}: {error}\nFree space there, then run the same command."
@@ -128,16 +128,3 @@ def name_of(path: pathlib.Path) -> str | None:
             return str(file["name"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-
-
-def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """What `write(file)` writes becomes the file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
-from dit_jax import spool
+from dit_jax import files
 
 LABELS = {
     "step": "training steps",
@@ -97,4 +97,4 @@ def save(figure, out: pathlib.Path) -> None:
     metadata = {"Date": None} if out.suffix == ".svg" else {"Software": None}
     options = dict(format=out.suffix[1:], dpi=DPI, metadata=metadata)
     with matplotlib.rc_context(STYLE):
-        spool.replace(out, lambda file: figure.savefig(file, **options))
+        files.replace(out, lambda file: figure.savefig(file, **options))

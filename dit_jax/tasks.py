@@ -27,6 +27,7 @@ from dit_jax import (
     latents,
     objectives,
     pictures,
+    runs,
     sharding,
     sources,
 )
@@ -112,12 +113,12 @@ class Denoising:
         Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
           as `latents.load_moments`; for captions 'null', the empty one as the data have it, and
           the frozen 'encoder', unless its outputs are stored.
-        Raises: ValueError if the moments do not fit, or as `generate.load_vae` and
+        Raises: ValueError if the moments do not fit, or as `runs.load_vae` and
           `conditions.load_encoder`.
         """
         config, resident = self.config, {}
         if config.latents.source == "images":
-            resident["vae"] = vae or generate.load_vae(config, self.mesh)
+            resident["vae"] = vae or runs.load_vae(config, self.mesh)
         if config.latents.source == "device" and source:
             resident |= latents.load_moments(self.mesh, source)
         if config.model.condition == "label":
@@ -165,7 +166,7 @@ class Denoising:
         """x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8; errors as `load_resident`."""
         if self.config.latents.source == "pixels":
             return latents.image_from_x_0
-        vae = vae or generate.load_vae(self.config, self.mesh)
+        vae = vae or runs.load_vae(self.config, self.mesh)
         return functools.partial(generate.make_decode_fn(self.config.latents, self.mesh), vae)
 
     def compile_picture(

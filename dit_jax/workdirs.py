@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 import pathlib
 import tempfile
 
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import sharding
+from dit_jax import files, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -93,10 +92,8 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
 
     def write():
-        path = workdir / "config.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        os.replace(temporary, path)
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        files.replace_text(workdir / "config.json", text)
 
     sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
 

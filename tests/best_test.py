@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import vae_digits
-from dit_jax import best, checkpoint, generate, models, train
+from dit_jax import best, checkpoint, models, runs, train
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def params(config):
 
 def _kept(workdir):
     steps = sorted(path.name for path in (workdir / "best" / "checkpoints").iterdir())
-    trained = generate.load(workdir / "best")
+    trained = runs.load(workdir / "best")
     return steps, trained.step, float(np.mean(trained.params["x_embedder"]["bias"]))
 
 
@@ -46,7 +46,7 @@ def test_parameters_of_the_best_step_stay(tmp_path, config, params):
     update(50, 0.3, 6)
     assert _kept(tmp_path) == (["50"], 50, 6)
     with pytest.raises(ValueError, match="holds EMA parameters alone"):
-        generate.load(tmp_path / "best", raw=True)
+        runs.load(tmp_path / "best", raw=True)
 
 
 def test_larger_psnr_is_better(tmp_path, config, params):
@@ -106,7 +106,7 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     values = {line["step"]: line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line}
     assert list(values) == [10, 20]
     step = min(values, key=values.get)
-    assert generate.load(tmp_path / "best").step == step
+    assert runs.load(tmp_path / "best").step == step
     assert checkpoint.saved_values(tmp_path / "best")["value"] == values[step]
 
 

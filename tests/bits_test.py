@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax import bits, checkpoint, data, diffusion, generate, models, rows, sharding, sources
+from dit_jax import (
+    bits,
+    checkpoint,
+    data,
+    diffusion,
+    models,
+    rows,
+    runs,
+    sharding,
+    sources,
+)
 
 
 def some_model(config, num_devices=8):
@@ -25,7 +35,7 @@ def some_model(config, num_devices=8):
         )
 
     process = diffusion.build(config.diffusion)
-    return generate.Trained(config, 0, False, mesh, model, process, init(), to_image=None)
+    return runs.Trained(config, 0, False, mesh, model, process, init(), to_image=None)
 
 
 def flow_config(config):
@@ -133,7 +143,7 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
         file.write(json.dumps(row | here) + "\n")
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
     monkeypatch.setattr(bits.data, "gather", None)  # not needed again
-    again = bits.evaluate(generate.load(workdir), workdir, num=6, seed=1)
+    again = bits.evaluate(runs.load(workdir), workdir, num=6, seed=1)
     assert again == row | here
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_jax import conditions, flops, generate, metrics
+from dit_jax import conditions, flops, generate, metrics, runs
 from experiments.scaling import collect, grid, models, table
 from experiments.scaling.configs import smoke
 
@@ -183,7 +183,7 @@ def test_samples_are_those_of_the_evaluation(swept):
     assert found["cell"].tolist() == ["XS-patch_size=4", "XS-patch_size=2"]
     assert found["image"].shape == (2, 10, 8, 8, 1)
     assert found["label"].tolist() == list(range(10))
-    trained = generate.load(swept / "XS-patch_size=2", 20)
+    trained = runs.load(swept / "XS-patch_size=2", 20)
     sample = trained.make_sample_fn()
     told = conditions.of_labels(np.arange(16) % 10, 10)
     arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image

@@ -14,7 +14,7 @@ import vae_test
 from conftest import GOLDENS
 
 from configs import default, sd15_finetune
-from dit_jax import checkpoint, conditions, convert, generate, sources, workdirs
+from dit_jax import checkpoint, conditions, convert, generate, runs, sources, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 
@@ -129,7 +129,7 @@ def test_config_says_what_the_files_say(converted):
 
 
 def test_parts_are_those_of_the_folder(converted):
-    trained = generate.load(converted)
+    trained = runs.load(converted)
     for params, name, found, config in (
         (trained.params, "unet", _unet(), trained.config.model),
         (
@@ -148,7 +148,7 @@ def test_parts_are_those_of_the_folder(converted):
 @pytest.mark.slow
 def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     settings = dict(sampler="dpmpp2m", steps=3, cfg_scale=7.5)
-    trained = generate.load(converted, settings=settings)
+    trained = runs.load(converted, settings=settings)
     sample = trained.make_sample_fn()
 
     def draw(negative):
@@ -179,7 +179,7 @@ def test_finetuning_config_has_the_process_of_the_files(source):
 
 def test_another_text_encoder_is_refused(converted, folder, tmp_path):
     """Of the same sizes, which no array tells."""
-    assert generate.load(converted).encoder.digest == (
+    assert runs.load(converted).encoder.digest == (
         workdirs.load_config(converted).text.encoder_digest
     )
     workdir = shutil.copytree(converted, tmp_path / "run")
@@ -191,7 +191,7 @@ def test_another_text_encoder_is_refused(converted, folder, tmp_path):
     with pytest.raises(
         ValueError, match=r"has digest \w{16}, but text.encoder_digest=\w{16} is of"
     ):
-        generate.load(workdir)
+        runs.load(workdir)
 
 
 def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
@@ -199,19 +199,19 @@ def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
     for part in ("vae", "text_encoder"):
         (workdir / part).rename(tmp_path / part)
     with pytest.raises(FileNotFoundError, match=r"no vae/config.json: vae must be"):
-        generate.load(workdir)
+        runs.load(workdir)
     path = workdir / "config.json"
     contents = json.loads(path.read_text())
     contents["latents"]["vae"] = str(tmp_path / "vae")
     contents["text"]["encoder"] = "../text_encoder"
     path.write_text(json.dumps(contents))
-    config = generate.load(workdir).config
+    config = runs.load(workdir).config
     assert config.latents.vae == str(tmp_path / "vae")
     assert config.text.encoder == str(workdir / "../text_encoder")
 
 
 def test_no_data_to_draw_captions_from(converted):
-    config = generate.load(converted).config
+    config = runs.load(converted).config
     with pytest.raises(ValueError, match=r"data.name is empty: this config names no images"):
         conditions.draw(config, "random", 2)
     with pytest.raises(ValueError, match=r"data.name is empty"):
@@ -364,7 +364,7 @@ def test_a_conversion_that_ends_early_leaves_nothing_that_draws(
     with pytest.raises(KeyboardInterrupt):
         convert_sd(folder, tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match=r"no .*ours/config.json"):
-        generate.load(tmp_path / "ours")
+        runs.load(tmp_path / "ours")
     if written:
         with pytest.raises(ValueError, match=r"ours is not empty: choose a new directory, or rem"):
             convert_sd(folder, tmp_path / "ours")

@@ -13,7 +13,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
-from dit_jax import checkpoint, conditions, convert, generate, sharding, workdirs
+from dit_jax import checkpoint, conditions, convert, generate, runs, sharding, workdirs
 from dit_jax.convert import diffusers_dit
 from dit_jax.convert.__main__ import convert_dit, export_dit
 from dit_jax.models import dit
@@ -471,7 +471,7 @@ def test_export_takes_the_config_along(workdir, tmp_path):
 
 
 def _draw(workdir):
-    trained = generate.load(workdir)
+    trained = runs.load(workdir)
     told = conditions.of_labels([0, 1], trained.config.model.num_classes)
     mesh, to_image = trained.mesh, trained.to_image
     return generate.generate(trained.make_sample_fn(), trained.params, told, 0, mesh, to_image)

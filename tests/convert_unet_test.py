@@ -11,7 +11,7 @@ from conftest import GOLDENS
 from ml_collections import ConfigDict
 
 from configs import default, unet_imagenet64
-from dit_jax import checkpoint, conditions, convert, generate, models, sharding, workdirs
+from dit_jax import checkpoint, conditions, convert, generate, models, runs, sharding, workdirs
 from dit_jax.convert import adm
 from dit_jax.convert.__main__ import convert_adm, convert_unet
 from dit_jax.models import unet
@@ -342,7 +342,7 @@ def test_published_adm_needs_no_config(tiny_presets, tmp_path):
 def test_converted_adm_draws_images(tiny_presets, tmp_path):
     np.savez(tmp_path / "adm.npz", **_published(True)[0].weights)
     convert_adm(tmp_path / "adm.npz", tmp_path / "ours")
-    trained = generate.load(tmp_path / "ours", settings=dict(steps=2))
+    trained = runs.load(tmp_path / "ours", settings=dict(steps=2))
     sample = trained.make_sample_fn()
     images, others = (
         generate.generate(sample, trained.params, told, 0, trained.mesh, trained.to_image)

@@ -13,7 +13,7 @@ from mixture import Mixture
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import conditions, edit, edits, generate, grids, latents, samplers
+from dit_jax import conditions, edit, edits, generate, grids, latents, runs, samplers
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -21,7 +21,7 @@ DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
 
 @pytest.fixture(scope="module")
 def trained(trained_workdir):
-    return generate.load(trained_workdir, settings=DDIM)
+    return runs.load(trained_workdir, settings=DDIM)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def latent(vae_dir, tmp_path_factory):
     config.model.update(input_size=4, in_channels=2)
     config.latents.update(source="moments", vae=str(vae_dir), scale=(0.5, 2.0), shift=(0.1, -0.3))
     workdir = conftest.save_random(tmp_path_factory.mktemp("runs") / "latent", config)
-    return generate.load(workdir, settings=DDIM | dict(steps=4))
+    return runs.load(workdir, settings=DDIM | dict(steps=4))
 
 
 def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
@@ -167,7 +167,7 @@ def test_interpolated_noise_has_unit_variance():
 
 def test_inverted_noise_leads_to_the_image(trained_workdir):
     """And told another class, elsewhere. The image is one that the model draws."""
-    trained = generate.load(trained_workdir, settings=DDIM | dict(steps=100))
+    trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
     told = conditions.of_labels([3], 10)
     arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
     x_0 = generate.generate(trained.make_sample_fn(), *arguments)
@@ -186,7 +186,7 @@ def test_inverted_noise_leads_to_the_image(trained_workdir):
 
 
 def test_only_ddim_is_inverted(trained_workdir):
-    trained = generate.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
+    trained = runs.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
     with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):
         edit.make_invert_fn(trained)
 
@@ -259,7 +259,7 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
     found = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
 
     def difference(cfg_scale):
-        trained = generate.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
+        trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
         told, _ = edit.told_before_and_after(trained, "3")
         x_T = edit.invert(trained, told, edit.encode(trained, image))
         return np.abs(edit.draw(trained, edit.Edits(told, {"x_T": x_T}))[0, ..., 0] - found).max()
@@ -288,7 +288,7 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
     before, after = edit.told_before_and_after(trained, "3", labels_after="8")
     assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
     assert edit.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
-    captioned = generate.load(captioned_workdir)
+    captioned = runs.load(captioned_workdir)
     told = edit.told_before_and_after(captioned, "", ["one"], "", "two", "three")
     words = [bytes(a[0, :3].astype(np.uint8)) for a in (told[0].cond, told[1].cond, told[1].null)]
     assert words == [b"one", b"two", b"thr"]
@@ -298,7 +298,7 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
     ):
         with pytest.raises(ValueError, match=message):
             edit.told_before_and_after(captioned, *told)
-    captioned = generate.load(captioned_workdir, settings=DDIM)
+    captioned = runs.load(captioned_workdir, settings=DDIM)
     with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
         edit.told_before_and_after(captioned, prompts=["one"], negative="three")
 

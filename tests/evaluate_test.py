@@ -25,6 +25,7 @@ from dit_jax import (
     models,
     references,
     rows,
+    runs,
     workdirs,
 )
 
@@ -36,7 +37,7 @@ def clean(monkeypatch):
 
 
 def _evaluate(workdir, settings=None, loading=None, **options):
-    trained = generate.load(workdir, settings={"steps": 2} | (settings or {}), **(loading or {}))
+    trained = runs.load(workdir, settings={"steps": 2} | (settings or {}), **(loading or {}))
     extractor = extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
     return evaluate.evaluate(trained, workdir, extractor, reference, **options)
@@ -145,7 +146,7 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
         assert file["arr_0"].shape == (21, 8, 8, 1)
         told = conditions.of_labels(conditions.draw_labels("random", 21, 10), 10)
         np.testing.assert_array_equal(file["label"], told.cond)
-        trained = generate.load(workdir, settings={"steps": 2})
+        trained = runs.load(workdir, settings={"steps": 2})
         drawn = generate.generate(
             trained.make_sample_fn(), trained.params, told, 0, trained.mesh, trained.to_image
         )
@@ -185,7 +186,7 @@ def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):
     def broken(params, image):
         return {"features": np.nan * image.reshape(len(image), -1)}
 
-    trained, extractor = generate.load(workdir, settings={"steps": 2}), extractors.load("pixels")
+    trained, extractor = runs.load(workdir, settings={"steps": 2}), extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
     extractor = dataclasses.replace(extractor, apply=broken)
     with pytest.raises(FloatingPointError, match="images 0 to 9 have features that are NaN"):

@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, grids, models, pictures, sharding, text
+from dit_jax import conditions, generate, grids, models, pictures, runs, sharding, text
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ from dit_jax import conditions, generate
 workdir, out, *pair = sys.argv[1:]
 if pair:
     jax.distributed.initialize(pair[0], 2, int(pair[1]))
-trained = generate.load(pathlib.Path(workdir))
+trained = runs.load(pathlib.Path(workdir))
 told = conditions.of_labels(np.arange(8), 10)
 arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
 x_0 = generate.generate(trained.make_sample_fn(), *arguments, batch_size=4)
@@ -279,7 +279,7 @@ def test_guidance_without_a_null_class_is_refused(model, process):
 
 def test_checkpoints_guide_each_other(workdir):
     """The model of the last step, guided by itself of an earlier one."""
-    trained = generate.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
+    trained = runs.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
     assert (trained.step, trained.guide.step) == (40, 20)
     images = generate.generate(
         trained.make_sample_fn(), trained.params, TOLD, 0, trained.mesh, trained.to_image
@@ -291,7 +291,7 @@ def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"num_steps": 1000', '"num_steps": 500'))
     with pytest.raises(ValueError, match=r"a model of the same inputs.*\n  diffusion: guide"):
-        generate.load(trained_workdir, guide_workdir=workdir)
+        runs.load(trained_workdir, guide_workdir=workdir)
 
 
 def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path):
@@ -302,19 +302,19 @@ def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path
     config["text"]["encoder_digest"] = "0123"
     (guide / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"of the same inputs") as error:
-        generate.load(captioned_workdir, guide_workdir=guide)
+        runs.load(captioned_workdir, guide_workdir=guide)
     assert "\n  model.text_length: guide 19, model 20" in str(error.value)
     assert "\n  text.encoder_digest: guide '0123', model ''" in str(error.value)
 
 
 def test_settings_that_do_nothing_are_refused(trained_workdir):
     with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 does nothing with cfg_scale=1"):
-        generate.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
+        runs.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
 
 
 def test_models_of_pixels_take_no_vae(workdir):
     with pytest.raises(ValueError, match="a model of pixels, which takes no --vae=runs/vae"):
-        generate.load(workdir, vae_workdir="runs/vae")
+        runs.load(workdir, vae_workdir="runs/vae")
 
 
 def test_models_of_latents_are_refused_without_their_vae(workdir):
@@ -323,24 +323,24 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
         config.replace('"source": "pixels"', '"source": "moments"')
     )
     with pytest.raises(ValueError, match="holds a model of latents: give --vae"):
-        generate.load(workdir)
+        runs.load(workdir)
 
 
 def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
     told = dict(num=2, prompts=["a two"], negative="a red cat")
-    asked = generate.load(captioned_workdir).asked(**told)  # the run's cfg_scale is 1.5
+    asked = runs.load(captioned_workdir).asked(**told)  # the run's cfg_scale is 1.5
     assert asked.cond.shape == asked.null.shape == (2, 20)
     tokenize = text.WordTokenizer(20, 4096)
     np.testing.assert_array_equal(asked.null, tokenize(["a red cat"] * 2))
-    unguided = generate.load(captioned_workdir, settings=dict(cfg_scale=1.0))
+    unguided = runs.load(captioned_workdir, settings=dict(cfg_scale=1.0))
     with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
         unguided.asked(**told)
     assert len(unguided.asked(**told | dict(negative=""))) == 2
-    by_other = generate.load(captioned_workdir, guide_workdir=captioned_workdir)
+    by_other = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
     with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
         by_other.asked(**told)
     with pytest.raises(ValueError, match=r"^--negative_prompt is of a model of captions; this one"):
-        generate.load(trained_workdir).asked(2, negative="a red cat")
+        runs.load(trained_workdir).asked(2, negative="a red cat")
 
 
 def test_grid_places_images_row_by_row():

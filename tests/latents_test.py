@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, generate, latents, models, sharding, sources, train, workdirs
+from dit_jax import (
+    checkpoint,
+    data,
+    latents,
+    models,
+    runs,
+    sharding,
+    sources,
+    train,
+    workdirs,
+)
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -158,7 +168,7 @@ def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_co
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "3.png").is_file()
     monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # of 12 on each device
-    trained = generate.load(tmp_path / "run", vae_workdir=vae_dir)
+    trained = runs.load(tmp_path / "run", vae_workdir=vae_dir)
     x_0 = jax.random.normal(KEY, (96, 4, 4, 2))
     decoded = trained.to_image(x_0)
     vae = checkpoint.load_vae(vae_dir, trained.mesh, "float32")
@@ -200,7 +210,7 @@ def test_what_is_no_vae_is_refused(latent_config, trained_workdir):
     mesh = sharding.make_mesh(latent_config.mesh)
     latent_config.latents.update(source="images", vae=str(trained_workdir))
     with pytest.raises(ValueError, match=r"smoke holds a 'dit', not a 'vae'"):
-        generate.load_vae(latent_config, mesh)
+        runs.load_vae(latent_config, mesh)
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 9), ("image_channels", 3)])
@@ -209,7 +219,7 @@ def test_images_that_the_vae_does_not_take_are_refused(latent_config, key, value
     latent_config.data[key] = value
     message = rf"takes images of 1 channels and multiples of 2 pixels, not .*{key}={value}"
     with pytest.raises(ValueError, match=message):
-        generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+        runs.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
 @pytest.mark.parametrize(("key", "value"), [("input_size", 8), ("in_channels", 4)])
@@ -217,7 +227,7 @@ def test_vae_of_another_size_is_refused(latent_config, key, value):
     latent_config.latents.source = "images"
     latent_config.model[key] = value
     with pytest.raises(ValueError, match=r"makes latents of size and channels \(4, 2\)"):
-        generate.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+        runs.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
 @pytest.mark.slow
@@ -234,7 +244,7 @@ def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_p
     with pytest.raises(ValueError, match=r"another config:\n  latents.vae_digest: workdir"):
         train.train_and_evaluate(latent_config, tmp_path / "run")
     with pytest.raises(ValueError, match=r"but latents.vae_digest=\w+ is of another VAE"):
-        generate.load(tmp_path / "run", vae_workdir=other_vae_dir)
+        runs.load(tmp_path / "run", vae_workdir=other_vae_dir)
 
 
 def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, tmp_path):

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from configs import default, openmoji32_text, smoke
-from dit_jax import flops, style
+from dit_jax import flops, style, train
 from experiments.scaling import (
     cell,
     collect,
@@ -23,7 +23,7 @@ from experiments.scaling import (
     table,
 )
 from experiments.scaling.configs import default as sweep_default
-from experiments.unet_vs_dit import sheet
+from experiments.unet_vs_dit import heed, sheet
 from experiments.unet_vs_dit.configs import emoji
 
 PROMPTS = ["a red square", "a blue one", "grey", "green", "all black"]
@@ -190,6 +190,26 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", ["dit-S", "unet-S"])
+def test_captions_learnt_by_heart_draw_their_pictures(folder, tmp_path, size):
+    """By the study's settings, its encoder of captions among them; another's caption is worse."""
+    config = openmoji32_text.get_config(size.split("-")[0])
+    config.model.update({**emoji.DITS, **emoji.UNETS}[size])
+    config.model.input_size = 8
+    config.data.update(source="folder", name=str(folder), image_size=8, caption_feature="text")
+    config.update(total_steps=200, batch_size=16, sample_every_steps=0, eval_every_steps=0)
+    config.optim.update(warmup_steps=20, ema_decay=0.9)
+    train.train_and_evaluate(config, tmp_path)
+    _, images = sheet.draw(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))
+    found = images.astype(float).mean(axis=(2, 3))  # [prompts, num, 3]
+    distances = np.abs(found[:, :, None] - COLORS[:4]).max(axis=-1)
+    assert np.all(distances.argmin(axis=-1) == np.arange(4)[:, None])
+    assert np.median(np.diagonal(distances, axis1=0, axis2=2)) < 20
+    own, others, _ = heed.losses(tmp_path, draws=1)["trained"].T
+    assert others[-1] > 2 * own[-1]
+
+
+@pytest.mark.slow
 def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, run_command):
     config = emoji.get_config().unlock()
     base = config.base
@@ -219,18 +239,14 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     workdirs = [f"--workdir={tmp_path / 'sweep' / name}" for name in ("dit-S", "unet-S")]
     prompts = [f"--prompt={prompt}" for prompt in (*PROMPTS[3:], "never heard of")]
     out = tmp_path / "sheet.png"
-    run_command("experiments.unet_vs_dit.sheet", *workdirs, *prompts, "--num=2", f"--out={out}")
+    names = ["--name=DiT", "--name=UNet"]
+    command = "experiments.unet_vs_dit.sheet", *workdirs, *prompts, "--num=2", f"--out={out}"
+    run_command(*command, *names)
     picture = np.asarray(Image.open(out).convert("RGB"))
     for color in COLORS[3:]:  # the data's own
         assert np.all(picture == color, axis=-1).sum() >= 48 * 48
-    run_command(
-        "experiments.unet_vs_dit.sheet",
-        *workdirs[:1],
-        *workdirs[:1],
-        *prompts,
-        f"--out={out}",
-        fails=True,
-    )
+    error = run_command(*command, *names[:1], fails=True)
+    assert "give every --workdir a --name of its own: 2 have the names DiT." in error
 
 
 def test_sheet_says_what_the_data_have(folder):
@@ -256,5 +272,5 @@ def test_sheet_says_what_the_data_have(folder):
         "never heard of\n(in no caption)",
     ]
     shown = [axes.images[0].get_array() for axes in figure.axes]
-    assert [image.shape[1] for image in shown] == [48, 148, 148]
-    assert shown[0].shape[0] == 98
+    assert [image.shape[1] for image in shown] == [64, 196, 196]
+    assert shown[0].shape[0] == 130

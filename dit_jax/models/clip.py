@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.models import layers
+
 NORM_EPSILON = 1e-5
 
 VIT_L_14 = dict(
@@ -177,6 +179,5 @@ def from_config(config) -> ClipText:
         raise ValueError(f"{num_heads=} must divide {hidden_size=}; ViT-L/14's has 12 for 768.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
-    if fields["dtype"] not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
+    layers.check_dtype(fields["dtype"])
     return ClipText(**fields)

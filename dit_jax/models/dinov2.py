@@ -167,6 +167,5 @@ def from_config(config) -> DinoV2:
     hidden_size, num_heads, dtype = config.hidden_size, config.num_heads, config.dtype
     if hidden_size % num_heads:
         raise ValueError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"{dtype=} is unknown; choose float32 or bfloat16.")
+    layers.check_dtype(dtype)
     return DinoV2(hidden_size, config.depth, num_heads, dtype)

@@ -169,13 +169,8 @@ def from_config(config) -> DiT:
         raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
     blocks.check(fields["block"])
     conditioning.check(config)
-    if fields["remat"] not in layers.REMAT_POLICIES:
-        raise ValueError(
-            f"remat={fields['remat']!r} is unknown; choose one of "
-            f"{', '.join(layers.REMAT_POLICIES)}."
-        )
-    if fields["dtype"] not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
+    layers.check_remat(config.remat)
+    layers.check_dtype(config.dtype)
     fields["attention"] = layers.resolve_attention(
         fields["attention"], fields["dtype"], hidden_size // num_heads
     )

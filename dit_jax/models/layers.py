@@ -108,6 +108,18 @@ def _gelu_bwd(h, g):
 gelu.defvjp(lambda h: (gelu(h), h), _gelu_bwd)
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises: ValueError for an unknown dtype of activations."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"{dtype=} is unknown; choose float32 or bfloat16.")
+
+
+def check_remat(remat: str) -> None:
+    """Raises: ValueError for an unknown rule of what is recomputed."""
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"{remat=} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
+
+
 def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
     """Turns the config's attention choice into 'xla' or 'cudnn', once, at set-up.
 

@@ -313,12 +313,8 @@ def from_config(config) -> UNet:
     _check_sizes(model)
     _check_condition(model)
     conditioning.check(model)
-    if model.remat not in layers.REMAT_POLICIES:
-        raise ValueError(
-            f"remat={model.remat!r} is unknown; choose one of {', '.join(layers.REMAT_POLICIES)}."
-        )
-    if model.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={model.dtype!r} is unknown; choose float32 or bfloat16.")
+    layers.check_remat(model.remat)
+    layers.check_dtype(model.dtype)
     if not 0 <= model.dropout < 1:
         raise ValueError(f"dropout={model.dropout} must lie in [0, 1); 0.1 is usual.")
     return model.clone(attention=_resolve_attention(model))

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.models import layers
+
 NORM_EPSILON = 1e-6
 
 
@@ -227,6 +229,5 @@ def from_config(config) -> AutoencoderKL:
     channels, groups = fields["block_channels"], fields["norm_groups"]
     if wrong := [c for c in channels if c < 1 or c % groups]:
         raise ValueError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
-    if fields["dtype"] not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={fields['dtype']!r} is unknown; choose float32 or bfloat16.")
+    layers.check_dtype(fields["dtype"])
     return AutoencoderKL(**fields)

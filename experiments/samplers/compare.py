@@ -19,7 +19,18 @@ import jax
 from absl import flags
 
 from configs import digits_latents
-from dit_jax import benchmark, cli, diffusion, evaluate, extractors, generate, references, train
+from dit_jax import (
+    benchmark,
+    cli,
+    diffusion,
+    evaluate,
+    extractors,
+    files,
+    generate,
+    references,
+    runs,
+    train,
+)
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 1_000  # of samples
@@ -85,7 +96,7 @@ def speed(process: str, settings: dict) -> dict:
 
 def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
     """What `evaluate` measures of num samples."""
-    trained = generate.load(workdir, settings=settings)
+    trained = runs.load(workdir, settings=settings)
     extractor = extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
     row = evaluate.evaluate(
@@ -133,7 +144,7 @@ def main(_):
     for line in lines:
         texts.append(json.dumps(line))
         print(texts[-1], flush=True)
-    out.write_text("\n".join(texts) + "\n")
+    files.replace_text(out, "\n".join(texts) + "\n")
 
 
 if __name__ == "__main__":

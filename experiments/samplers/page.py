@@ -7,13 +7,13 @@ import json
 import pathlib
 import string
 
-from absl import app, flags
+from absl import flags
 
+from dit_jax import cli, files
 from experiments.samplers import compare
 
 HERE = pathlib.Path(__file__).parent
-RESULTS = flags.DEFINE_string("results", str(HERE / "results.jsonl"), "Of compare.")
-OUT = flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
+FLAGS = flags.FLAGS
 
 
 def table(lines: list[dict]) -> str:
@@ -36,7 +36,7 @@ def table(lines: list[dict]) -> str:
 
 
 def main(_):
-    lines = [json.loads(line) for line in pathlib.Path(RESULTS.value).read_text().splitlines()]
+    lines = [json.loads(line) for line in pathlib.Path(FLAGS.results).read_text().splitlines()]
     first = lines[0]
     text = string.Template((HERE / "page.md").read_text()).substitute(
         table=table(lines),
@@ -45,9 +45,11 @@ def main(_):
         device=first["device"],
         speed_device=first["speed_device"],
     )
-    pathlib.Path(OUT.value).write_text(text)
-    print(OUT.value)
+    files.replace_text(pathlib.Path(FLAGS.out), text)
+    print(FLAGS.out)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_string("results", str(HERE / "results.jsonl"), "Of compare.")
+    flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
+    cli.run(main)

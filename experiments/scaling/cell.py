@@ -24,14 +24,14 @@ from dit_jax import (
     cli,
     evaluate,
     extractors,
-    generate,
+    files,
     latents,
     metrics,
     references,
     rows,
+    runs,
     sharding,
     sources,
-    spool,
     train,
     workdirs,
 )
@@ -102,7 +102,7 @@ def _evaluate(cell, evaluation, directory):
     reference = references.of_run(cell.config, evaluation.reference, extractor)
     for step in cell.steps:
         row = evaluate.evaluate(
-            generate.load(directory, step),
+            runs.load(directory, step),
             directory,
             extractor,
             reference,
@@ -164,7 +164,7 @@ def _write(cell, evaluation, directory, state, more):
     record = more | names
     text = json.dumps(record, indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    spool.replace(directory / "cell.json", lambda file: file.write(text.encode()))
+    files.replace_text(directory / "cell.json", text)
 
 
 def busy(directory: pathlib.Path) -> bool:

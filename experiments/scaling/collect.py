@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, conditions, flops, metrics, pictures, plot, rows, spool, workdirs
+from dit_jax import cli, conditions, files, flops, metrics, pictures, plot, rows, workdirs
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
@@ -252,7 +252,7 @@ def main(_):
     print(f"{out}: {len(lines)} rows of {len({line['cell'] for line in lines})} cells")
     if FLAGS.samples:
         arrays = samples(workdir, where)
-        spool.replace(pathlib.Path(FLAGS.samples), lambda f: np.savez_compressed(f, **arrays))
+        files.replace(pathlib.Path(FLAGS.samples), lambda f: np.savez_compressed(f, **arrays))
         print(FLAGS.samples)
 
 

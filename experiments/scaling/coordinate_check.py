@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, latents, sharding, sources, spool, style, train
+from dit_jax import cli, data, files, latents, sharding, sources, style, train
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -181,7 +181,7 @@ def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
     }
     lines = ",\n".join(map(json.dumps, rows))
     text = f'{{"of": {json.dumps(head)},\n"rows": [\n{lines}\n]}}\n'
-    spool.replace(out, lambda file: file.write(text.encode()))
+    files.replace_text(out, text)
     style.save(draw(rows), out.with_suffix(".png"))
 
 

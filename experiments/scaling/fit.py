@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, plot, spool
+from dit_jax import cli, files, plot
 from experiments.scaling import bootstrap, contrasts, laws, models, summary, table
 
 FLAGS = flags.FLAGS
@@ -368,7 +368,7 @@ def main(_):
         rows = plot.where(rows, condition)
     result = study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    spool.replace(out, lambda file: file.write(text.encode()))
+    files.replace_text(out, text)
     print(summary.of(result))
     print(f"\n{out}")
 

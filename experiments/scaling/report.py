@@ -17,7 +17,7 @@ import string
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, spool
+from dit_jax import cli, files
 from experiments.scaling import contrasts, fit, models, summary, table
 
 FLAGS = flags.FLAGS
@@ -141,7 +141,7 @@ def main(_):
             f"{page} asks for {error}, which {FLAGS.table} does not give; there are "
             f"{', '.join(values)}."
         ) from error
-    spool.replace(out, lambda file: file.write(text.encode()))
+    files.replace_text(out, text)
     print(out)
 
 

@@ -20,7 +20,7 @@ import csv
 import io
 import pathlib
 
-from dit_jax import spool
+from dit_jax import files
 
 TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
 TEXT += ("device", "jax", "git_revision")  # all else are numbers, but for a sweep's other axes
@@ -51,7 +51,7 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
     lines.writeheader()
     lines.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    spool.replace(path, lambda file: file.write(text.getvalue().encode()))
+    files.replace_text(path, text.getvalue())
 
 
 def _row(line, place):

@@ -1,7 +1,8 @@
 """One sheet of what several models draw of the same prompts, beside the data's own pictures.
 
   python -m experiments.unet_vs_dit.sheet --workdir runs/emoji/dit --workdir runs/emoji/unet \
-      --prompt "grinning face" --prompt "red heart" --num 4 --cfg_scale 3 --out sheet.png
+      --name DiT --name UNet --prompt "grinning face" --prompt "red heart" --num 4 --cfg_scale 3 \
+      --out sheet.png
 
 Every model draws a prompt's images of the same noise. A caption of the data is marked as one that
 was trained on or held out; any other prompt has no picture beside it.
@@ -14,10 +15,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, generate, pictures, sources, style
+from dit_jax import cli, conditions, generate, pictures, runs, sources, style
 
 FLAGS = flags.FLAGS
-LETTER, TOP, BETWEEN = 9, 40, 12  # pixels: of a prompt's letters, of the names, between the panels
+# Pixels: of an image, a prompt's letters, the names above, and between the panels.
+CELL, LETTER, TOP, BETWEEN = 64, 9, 40, 12
 
 
 def real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.ndarray]]:
@@ -34,9 +36,9 @@ def real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.
 def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, settings: dict):
     """(config, images [prompts, num, H, W, 3] uint8) of a workdir's newest EMA weights.
 
-    Image j of each prompt is of the noise j.   Raises: as `generate.load`.
+    Image j of each prompt is of the noise j.   Raises: as `runs.load`.
     """
-    trained = generate.load(workdir, settings=settings)
+    trained = runs.load(workdir, settings=settings)
     sample = trained.make_sample_fn()
     images = [
         generate.generate(
@@ -62,7 +64,7 @@ def sheet(
     import matplotlib
     from matplotlib.figure import Figure
 
-    cell = max(pictures.CELL, next(iter(panels.values())).shape[2])
+    cell = max(CELL, next(iter(panels.values())).shape[2])
     told = {p: f"{p}\n({real[p][0]})" if p in real else f"{p}\n(in no caption)" for p in prompts}
     names = LETTER * max(len(line) for text in told.values() for line in text.split("\n"))
     blank = np.full(next(iter(panels.values())).shape[2:], 255, np.uint8)
@@ -91,14 +93,32 @@ def sheet(
     return figure
 
 
+def names(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """Of the models, by default their directories'.   Raises: ValueError if two are the same."""
+    found = list(given) or [workdir.name for workdir in workdirs]
+    if len({*found}) < len(found) or len(found) != len(workdirs):
+        raise ValueError(
+            f"give every --workdir a --name of its own: {len(workdirs)} have the names "
+            f"{', '.join(found)}."
+        )
+    return found
+
+
+def define_workdirs() -> None:
+    """--workdir and --name of several models."""
+    flags.DEFINE_multi_string("workdir", None, "Of a model of captions; repeat.", required=True)
+    flags.DEFINE_multi_string("name", [], "Of each --workdir; by default the directory's.")
+
+
 def main(_):
     out = pathlib.Path(FLAGS.out)
     cli.check_out(out, (".png",))
     settings = {"cfg_scale": FLAGS.cfg_scale}
     workdirs = [pathlib.Path(workdir) for workdir in FLAGS.workdir]
-    drawn = {w.name: draw(w, FLAGS.prompt, FLAGS.num, FLAGS.seed, settings) for w in workdirs}
-    if len(drawn) < len(workdirs):
-        raise ValueError(f"--workdir: two of {', '.join(FLAGS.workdir)} have the same name.")
+    drawn = {
+        name: draw(workdir, FLAGS.prompt, FLAGS.num, FLAGS.seed, settings)
+        for name, workdir in zip(names(FLAGS.name, workdirs), workdirs, strict=True)
+    }
     config = next(iter(drawn.values()))[0]
     panels = {name: images for name, (_, images) in drawn.items()}
     style.save(sheet(FLAGS.prompt, panels, real(config, FLAGS.prompt)), out)
@@ -106,7 +126,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("workdir", None, "Of a model of captions; repeat.", required=True)
+    define_workdirs()
     flags.DEFINE_multi_string("prompt", None, "A caption; repeat.", required=True)
     flags.DEFINE_integer("num", 4, "Images of each prompt by each model.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the noise.")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from dit_jax import conditions, edit, generate
+from dit_jax import conditions, edit, generate, runs
 from dit_jax.convert.__main__ import convert_sd
 
 STEPS = 5
@@ -141,7 +141,7 @@ def _theirs(pipeline, **options):
 )
 def test_latents_agree(sampler, grid, pipeline, workdir):
     settings = dict(sampler=sampler, grid=grid, steps=STEPS, cfg_scale=7.5)
-    trained = generate.load(workdir, settings=settings)
+    trained = runs.load(workdir, settings=settings)
     ddim, options = pipeline.scheduler, dict(num_inference_steps=STEPS, eta=0.0)
     if sampler == "ddim":
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(ddim.config, set_alpha_to_one=True)
@@ -169,7 +169,7 @@ def test_images_agree(pipeline, workdir):
         scaled = torch.from_numpy(np.moveaxis(latents, -1, 1).copy()) / 0.3
         decoded = pipeline.vae.decode(scaled).sample
     expected = pipeline.image_processor.postprocess(decoded, output_type="pil")
-    image = generate.load(workdir).to_image(jnp.asarray(np.resize(latents, (8, 8, 8, 4))))
+    image = runs.load(workdir).to_image(jnp.asarray(np.resize(latents, (8, 8, 8, 4))))
     actual = np.asarray(image)[:2].astype(int)
     assert actual.shape == (2, 16, 16, 3)
     assert np.std(actual) > 5

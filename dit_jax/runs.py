@@ -1,0 +1,206 @@
+"""A workdir's model with its parameters on a mesh, ready to draw: VAE, guide and encoder too."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dit_jax import (
+    checkpoint,
+    conditions,
+    diffusion,
+    generate,
+    latents,
+    models,
+    sampling,
+    sharding,
+    workdirs,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, its parameters on a mesh of all devices."""
+
+    config: ConfigDict
+    step: int
+    raw: bool  # not the EMA
+    mesh: Mesh
+    model: nn.Module
+    process: diffusion.Process
+    params: dict
+    to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
+    vae: latents.Vae | None = None  # that decodes; None in pixels
+    guide: "Guide | None" = None
+    encoder: conditions.TextEncoder | None = None  # of captions, where it is frozen
+
+    @property
+    def vae_digest(self) -> str:
+        """Of the VAE that decodes; '' in pixels."""
+        return self.vae.digest if self.vae else ""
+
+    def asked(
+        self,
+        num: int,
+        labels: str = "",
+        prompts: Sequence[str] = (),
+        negative: str = "",
+        seed: int = 0,
+    ) -> conditions.Conditions:
+        """As `conditions.asked`; ValueError also for a negative prompt that nothing heeds."""
+        told = conditions.asked(self.config, num, labels, prompts, negative, seed)
+        if negative and (self.guide or self.config.sample.cfg_scale == 1):
+            instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
+            raise ValueError(
+                f"--negative_prompt={negative!r} is what --cfg_scale above 1 leads away from, "
+                f"without a guide; here is {instead}."
+            )
+        return told
+
+    def make_sample_fn(self, strength: float = 1.0) -> Callable:
+        """As the function of that name, with guide and text encoder bound."""
+        prediction = self.config.objective.prediction
+        arguments = self.model, self.config.sample, self.process, prediction, self.mesh
+        sample = generate.make_sample_fn(*arguments, self.guide and self.guide.model, strength)
+        guide_params = self.guide and self.guide.params
+        return functools.partial(sample, encoder=self.encoder, guide_params=guide_params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guide:
+    """A worse model for autoguidance, on the mesh of the better one."""
+
+    workdir: str
+    step: int
+    model: nn.Module
+    params: dict
+
+
+def load(
+    workdir: pathlib.Path,
+    step: int | None = None,
+    raw: bool = False,
+    vae_workdir: pathlib.Path | None = None,
+    settings: dict | None = None,
+    guide_workdir: pathlib.Path | None = None,
+    guide_step: int | None = None,
+) -> Trained:
+    """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
+
+    Args:
+      settings: override keys of `config.sample`.
+      guide_workdir, guide_step: of the worse model, for autoguidance, always its EMA parameters; by
+        default the same workdir, and the newest step.
+    Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
+      ValueError for a model of latents without its VAE, or of pixels with one, or for a guide of
+      another input, process or prediction.
+    """
+    config = _load_config(workdir)
+    if vae_workdir and config.latents.source == "pixels":
+        raise ValueError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
+    if vae_workdir:
+        config.latents.vae = str(vae_workdir)
+    if config.latents.source != "pixels" and not config.latents.vae:
+        raise ValueError(
+            f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
+            f"them, with digest {config.latents.vae_digest or 'not recorded'}."
+        )
+    config.sample.update(settings or {})
+    sampling.check_used(config.sample, settings or {}, config.model.learn_sigma)
+    mesh = sharding.make_mesh(config.mesh)
+    model, params, step = _load_model(workdir, config, mesh, step, raw)
+    to_image, vae = latents.image_from_x_0, None
+    if config.latents.source != "pixels":
+        vae = load_vae(config, mesh)
+        to_image = functools.partial(generate.make_decode_fn(config.latents, mesh), vae)
+    guide = None
+    if guide_workdir or guide_step is not None:
+        guide_workdir = guide_workdir or workdir
+        guide_config = _load_config(guide_workdir)
+        _check_guide(guide_config, config, guide_workdir)
+        loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
+        guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
+    process = diffusion.build(config.diffusion)
+    encoder = conditions.load_encoder(config, mesh)
+    return Trained(config, step, raw, mesh, model, process, params, to_image, vae, guide, encoder)
+
+
+def _load_config(workdir):
+    config = workdirs.load_config(workdir)
+    if config.model.name == "vae":
+        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    _find_in_workdir(workdir, config)
+    with config.unlocked():  # the run's devices need not be here
+        config.mesh = dict(data=-1, fsdp=1, tensor=1)
+        config.model.attention = "auto"
+    return config
+
+
+def _find_in_workdir(workdir, config):
+    """Paths to other workdirs are taken from this one where it has such a directory.
+
+    So a workdir that `dit_jax.convert sd` wrote may be moved.
+    """
+    for part, key in (("latents", "vae"), ("text", "encoder")):
+        path = config.get(part, {}).get(key)
+        if path and (workdir / path).is_dir():
+            config[part][key] = str(workdir / path)
+
+
+def _load_model(workdir, config, mesh, step, raw):
+    model = models.build(config.model)
+    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = sharding.with_shardings(mesh, shapes)
+    return model, *checkpoint.restore_params(workdir, shapes, step, raw)
+
+
+def _check_guide(guide, config, workdir):
+    def of(config):
+        keys = ["input_size", "in_channels", "condition", "num_classes", "context_size"]
+        if config.model.condition == "tokens":  # which both read
+            keys += ["text_vocab_size", "text_length"]
+        return {
+            **{f"model.{key}": config.model[key] for key in keys},
+            "text.encoder_digest": config.text.encoder_digest,
+            "diffusion": config.diffusion.to_dict(),
+            "objective.prediction": config.objective.prediction,
+            **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},
+        }
+
+    theirs, ours = of(guide), of(config)
+    if differing := [key for key in ours if theirs[key] != ours[key]]:
+        lines = [f"  {key}: guide {theirs[key]!r}, model {ours[key]!r}" for key in differing]
+        raise ValueError(
+            f"--guide={workdir} must be a model of the same inputs and outputs; these differ:\n"
+            + "\n".join(lines)
+        )
+
+
+def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
+    """The VAE of `config.latents`, which must be the one that the moments are of.
+
+    Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
+    """
+    vae = checkpoint.load_vae(pathlib.Path(config.latents.vae), mesh, config.model.dtype)
+    latents.check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
+    image_size, image_channels = config.data.image_size, config.data.image_channels
+    encodes = config.latents.source == "images"
+    if image_size % vae.model.factor or (encodes and image_channels != vae.model.image_channels):
+        raise ValueError(
+            f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
+            f"and multiples of {vae.model.factor} pixels, not {image_channels=} and {image_size=}."
+        )
+    size, channels = image_size // vae.model.factor, vae.model.latent_channels
+    takes = config.model.input_size, config.model.in_channels
+    if (size, channels) != takes:
+        raise ValueError(
+            f"latents.vae={config.latents.vae} makes latents of size and channels "
+            f"{(size, channels)} of data.image_size={config.data.image_size}, but the model takes "
+            f"{takes}."
+        )
+    return vae
