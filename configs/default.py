@@ -268,6 +268,7 @@ def _add_diffusion(config):
     config.sample.sde_diffusion = "sigma"  # euler_maruyama: sigma (as SiT), sbdm (the process's)
     config.sample.last_step = "mean"  # euler_maruyama: mean, euler, tweedie, none
     config.sample.last_step_size = 0.0  # in t; 0 is 0.04, of edm sigma_min / sigma_max
+    config.sample.clip_x_0 = False  # pixels: x_0 is kept in [-1, 1] in every step, as ADM does
     config.sample.cfg_scale = 1.5  # 1 is no guidance
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
     config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided

@@ -8,8 +8,9 @@
   python -m dit_jax.sample --workdir runs/mine/sd15 --prompt "..." --num 4 --out x.png
 
 DIR has train/metadata.jsonl, a line {"file_name": "a.png", "text": "a caption"} for each image, or
-several captions in a list. Images and captions are encoded once; a record is 32 KiB of moments and
-116 KiB for each caption. f32 parameters, their EMA and Adam's moments are 13.8 GB.
+several captions in a list, of which --config.data.captions_per_image=N takes N. Images and captions
+are encoded once; a record is 64 KiB of moments and 116 KiB for each caption. f32 parameters, their
+EMA and Adam's moments are 13.8 GB.
 
 Cost and result: not measured.
 """

@@ -24,5 +24,5 @@ def get_config():
     config.data.image_size = 64
     config.diffusion.schedule = "cosine"
     config.latents.source = "pixels"
-    config.sample.cfg_scale = 1.0
+    config.sample.update(cfg_scale=1.0, clip_x_0=True)
     return config

@@ -28,6 +28,12 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(number) for number in text.split(","))
 
 
+def _bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 # Keys of config.sample: the type of a flag's text, and its help.
 SAMPLING = {
     "sampler": (
@@ -50,6 +56,7 @@ SAMPLING = {
         float,
         "Of that step, in t; 0 is 0.04, of process edm sigma_min / sigma_max.",
     ),
+    "clip_x_0": (_bool, "true or false: of pixels, keep x_0 in [-1, 1] in every step."),
     "cfg_scale": (float, "Guidance; 1 is none."),
     "cfg_channels": (int, "Guided channels; 0 all, the paper's samples use 3."),
     "cfg_interval": (
@@ -65,6 +72,9 @@ def define_sampling(required: bool = True) -> None:
     flags.DEFINE_string("workdir", None, "Directory of a training run.", required=required)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
     flags.DEFINE_string("vae", None, "Workdir of the VAE that decodes; the run's by default.")
+    flags.DEFINE_string(
+        "text_encoder", None, "Workdir of the frozen encoder of captions; the run's by default."
+    )
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
     flags.DEFINE_string("guide", None, "Workdir of a worse model that guides: autoguidance.")
     flags.DEFINE_integer(
@@ -99,6 +109,7 @@ def loading() -> dict:
             settings[name] = kind(text)
         except ValueError:
             shape = {_floats: "numbers with commas, such as 0.1,0.8", int: "a whole number"}
+            shape |= {_bool: "true or false"}
             message = f"--{name}={text!r} must be {shape.get(kind, 'a number')}."
             raise ValueError(message) from None
     return dict(
@@ -106,6 +117,7 @@ def loading() -> dict:
         step=FLAGS.step,
         raw=FLAGS.raw,
         vae_workdir=FLAGS.vae,
+        encoder_workdir=FLAGS.text_encoder,
         settings=settings,
         guide_workdir=FLAGS.guide and pathlib.Path(FLAGS.guide),
         guide_step=FLAGS.guide_step,

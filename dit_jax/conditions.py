@@ -161,16 +161,19 @@ def for_picture(config: ConfigDict, num: int) -> Conditions:
     return draw(config, "balanced", num)
 
 
-def load_encoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> TextEncoder | None:
+def load_encoder(
+    config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None
+) -> TextEncoder | None:
     """The frozen encoder of `config.text`, replicated over the mesh; None if the model needs none.
 
+    Args: dtype, of its activations; None is the model's.
     Raises: as `checkpoint.load_model`; ValueError for an encoder of another width, or another one
       than `config.text.encoder_digest`, if that says which.
     """
     if config.model.condition != "context":
         return None
     workdir = sources.encoder_workdir(config)
-    model, params = checkpoint.load_model(workdir, mesh, config.model.dtype, "clip")
+    model, params = checkpoint.load_model(workdir, mesh, dtype or config.model.dtype, "clip")
     if model.hidden_size != config.model.context_size:
         raise ValueError(
             f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "

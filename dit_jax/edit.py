@@ -9,7 +9,8 @@ image-to-image noises an image to where the last share `strength` of the steps b
 from there. inpaint draws anew where the mask is white. interpolate goes from one class or prompt,
 and one noise, to another. invert goes back to the noise from which DDIM leads to the image, and
 draws from it what --labels_after or --prompt_after says, guided as the run samples; without them
-the image again, unguided as the inversion is. --cfg_scale guides either.
+the image again, unguided as the inversion is. --cfg_scale guides either. Of latents, what the mask
+leaves is kept as the VAE decodes it, not to the pixel.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dit_jax import (
     cli,
@@ -64,7 +65,8 @@ class Edits:
 def read_image(path: pathlib.Path, config) -> np.ndarray:
     """An image file, cropped as the model's data are: [1, H, W, C] uint8.
 
-    Raises: FileNotFoundError; ValueError for a file that is no image, or a damaged one.
+    Raises: FileNotFoundError; ValueError for a file that is no image, a damaged one, or one with
+      transparent pixels.
     """
     image = _open(path, "--image").convert({1: "L", 3: "RGB"}[config.data.image_channels])
     size = config.data.image_size
@@ -98,11 +100,18 @@ def _open(path, flag):
     if not path.is_file():
         raise FileNotFoundError(f"no file {flag}={path}.")
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path))
         image.load()
-        return sources.to_8_bits(image)
+        opaque = image.convert("RGBA").getextrema()[3][0] == 255
+        image = sources.to_8_bits(image)
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
         raise ValueError(f"cannot read the image {flag}={path}: {error}.") from error
+    if not opaque:
+        raise ValueError(
+            f"{flag}={path} has transparent pixels, which are of no colour here: save it on a "
+            "ground of one, a mask in black and white."
+        )
+    return image
 
 
 def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def _open(config, vae_workdir, shard_images, dtype):
         raise ValueError("data.train_split is empty: there is nothing to encode.")
     mesh = sharding.local_mesh()  # processes work on shards of their own
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
-    encoder = conditions.load_encoder(config, mesh) if config.text.stored else None
+    encoder = conditions.load_encoder(config, mesh, dtype) if config.text.stored else None
     if config.text.stored and not encoder:
         raise ValueError(
             f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
@@ -274,11 +274,13 @@ def _write_shard(path, batches, views, features, bar):
         for _, moments, count, told in batches:
             moments = np.asarray(moments)[: views * count]
             told = {name: np.asarray(values)[:count] for name, values in told.items()}
-            if not np.isfinite(moments).all():
-                raise ValueError(
-                    f"moments in {path.name} are not finite in float16: is this VAE, in this "
-                    "--dtype, for these images?"
-                )
+            context = told.get("context", np.zeros(0))
+            for what, found in (("moments", moments), ("text encoder's outputs", context)):
+                if not np.isfinite(found).all():
+                    raise ValueError(
+                        f"{what} in {path.name} are not finite in float16: is this VAE, or this "
+                        "text encoder, in this --dtype, for these images?"
+                    )
             for i, moment in enumerate(moments):
                 of_image = {name: values[i // views] for name, values in told.items()}
                 example = features.serialize_example({"moments": moment, **of_image})

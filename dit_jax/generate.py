@@ -81,7 +81,8 @@ def make_sample_fn(
         def noise(i):
             if share is None:
                 return normal(i)
-            return edits.interpolate(normal(i), normal(i, other), share)
+            # The same noise is that in any shares: the sphere is of independent ones.
+            return edits.interpolate(normal(i), normal(i, other), share * (other != index))
 
         def encode(model, params, cond):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -116,6 +117,8 @@ def make_sample_fn(
         for guided, count in runs:
             times = sampler.times
             denoise = samplers.make_denoise(process, prediction, predict[guided], times)
+            if sample_config.clip_x_0:
+                denoise = samplers.clip_x_0(denoise, process, times)
             if mask is not None:
                 denoise = edits.keep_known(denoise, process, times, known, mask)
             parts.append((denoise, count))

@@ -86,6 +86,7 @@ def load(
     step: int | None = None,
     raw: bool = False,
     vae_workdir: pathlib.Path | None = None,
+    encoder_workdir: pathlib.Path | None = None,
     settings: dict | None = None,
     guide_workdir: pathlib.Path | None = None,
     guide_step: int | None = None,
@@ -97,8 +98,8 @@ def load(
       guide_workdir, guide_step: of the worse model, for autoguidance, always its EMA parameters; by
         default the same workdir, and the newest step.
     Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
-      ValueError for a model of latents without its VAE, or of pixels with one, or for a guide of
-      another input, process or prediction.
+      ValueError for a model of latents without its VAE, or of pixels with one, the same of a text
+      encoder, or for a guide of another input, process or prediction.
     """
     config = _load_config(workdir)
     if vae_workdir and config.latents.source == "pixels":
@@ -110,8 +111,22 @@ def load(
             f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
             f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
+    if encoder_workdir and config.model.condition != "context":
+        raise ValueError(
+            f"{workdir} holds a model of condition={config.model.condition!r}, which takes no "
+            f"--text_encoder={encoder_workdir}."
+        )
+    if encoder_workdir:
+        config.text.encoder = str(encoder_workdir)
+    if config.model.condition == "context" and not config.text.encoder:
+        raise ValueError(
+            f"{workdir} holds a model of a frozen text encoder: give --text_encoder, its workdir, "
+            f"with digest {config.text.encoder_digest or 'not recorded'}; python -m "
+            "dit_jax.convert clip writes one."
+        )
     config.sample.update(settings or {})
     sampling.check_used(config.sample, settings or {}, config.model.learn_sigma)
+    sampling.check_clip(config)
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     to_image, vae = latents.image_from_x_0, None

@@ -123,6 +123,23 @@ def make_denoise(
     return denoise
 
 
+def clip_x_0(denoise: Denoise, process: diffusion.Process, times: np.ndarray) -> Denoise:
+    """Wraps denoise so that its x_0 lies in [-1, 1], as pixels do, and its eps fits x_t.
+
+    Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn so.
+    """
+    with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
+        alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
+
+    def clipped(x_t, i):
+        here = denoise(x_t, i)
+        x_0 = jnp.clip(here.x_0, -1, 1)
+        eps = (x_t - _at(alpha, i) * x_0) * _at(reciprocal, i)
+        return Denoised(x_0, eps, here.variance)
+
+    return clipped
+
+
 def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
     """Ancestral sampling on a respaced chain; no noise in the last step.
 

@@ -192,6 +192,13 @@ def open_images(config, split: str) -> Source:
         _check_features(builder, data.name, told)
         records, origin = _read_split(builder, split, "image", build)
     elif data.source == "folder":
+        if data.caption_feature and told.get("num_classes"):
+            raise ValueError(
+                f"data.caption_feature={data.caption_feature!r}: an image folder with captions has "
+                f"no classes, which model.num_classes={config.model.num_classes} needs. Leave it "
+                "empty for classes by folder; for captions set model.condition, or model."
+                "num_classes=0 with model.class_dropout_prob=0."
+            )
         root = pathlib.Path(data.name) / split
         records, origin = folders.open_folder(root, data.caption_feature), f"image folder {root}"
     else:

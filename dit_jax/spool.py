@@ -65,9 +65,9 @@ class Spool:
 
     def read(self, num_images: int) -> dict[str, np.ndarray]:
         """All arrays, but of 'image' only those of the first images."""
-        files, kept, shown = list(self._files()), {}, []
-        total = files[-1][0].stop
-        for numbers, path in files:
+        spooled, kept, shown = list(self._files()), {}, []
+        total = spooled[-1][0].stop
+        for numbers, path in spooled:
             with np.load(path) as file:
                 for key in set(file.files) - {"image"}:
                     array = file[key]
@@ -83,9 +83,9 @@ class Spool:
 
         For `name_of` it also holds a name.
         """
-        files = list(self._files())
-        with np.load(files[0][1]) as batch:
-            shape = (files[-1][0].stop, *batch["image"].shape[1:])
+        spooled = list(self._files())
+        with np.load(spooled[0][1]) as batch:
+            shape = (spooled[-1][0].stop, *batch["image"].shape[1:])
 
         def write(file):
             labels = []
@@ -93,7 +93,7 @@ class Spool:
                 with npz.open("arr_0.npy", "w", force_zip64=True) as member:
                     header = dict(descr="|u1", fortran_order=False, shape=shape)
                     np.lib.format.write_array_header_1_0(member, header)
-                    for _, path in files:
+                    for _, path in spooled:
                         with np.load(path) as batch:
                             member.write(np.ascontiguousarray(batch["image"]).data)
                             if "label" in batch:  # a model of captions has none

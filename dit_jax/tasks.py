@@ -28,6 +28,7 @@ from dit_jax import (
     objectives,
     pictures,
     runs,
+    sampling,
     sharding,
     sources,
 )
@@ -97,6 +98,7 @@ class Denoising:
                 f"model.condition='context', not {model_config.condition!r}, and latents.source="
                 f"'moments' or 'device', not {source!r}."
             )
+        sampling.check_clip(config)
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, model_config.learn_sigma)
         return cls(config, model, mesh, process)

@@ -42,6 +42,8 @@ class WordTokenizer:
             raise ValueError(f"{length=} must be 1 or more, {vocab_size=} 2 or more.")
         self.length = length
         self.vocab_size = vocab_size
+        words = tokenizers.Regex(r"[\p{L}\p{M}\p{N}_]+|[^\s\p{L}\p{M}\p{N}_]")
+        self._split = tokenizers.pre_tokenizers.Split(words, behavior="removed", invert=True)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """Tokens [len(captions), length] int32 in 0..vocab_size - 1; no caption, "", is all PAD.
@@ -51,10 +53,11 @@ class WordTokenizer:
         tokens = np.full((len(captions), self.length), PAD, np.int32)
         for row, caption in zip(tokens, captions, strict=True):
             composed = unicodedata.normalize("NFC", caption)
-            words = list(re.finditer(r"\w+|[^\w\s]", composed))
+            words = self._split.pre_tokenize_str(composed)
             if len(words) > self.length:
-                _warn_of_cut(composed, words[self.length].start(), self.length)
-            ids = [self._id(word.group()) for word in words[: self.length]]
+                _, (start, _) = words[self.length]
+                _warn_of_cut(composed, start, self.length)
+            ids = [self._id(word) for word, _ in words[: self.length]]
             row[: len(ids)] = ids
         return tokens
 

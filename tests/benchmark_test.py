@@ -37,6 +37,9 @@ def test_synthetic_batches_have_captions(captioned_config, clip_dir, condition):
     config = captioned_config
     config.model.condition = "tokens" if condition == "tokens" else "context"
     config.text.update(encoder=str(clip_dir), stored=condition == "stored")
+    if condition == "stored":
+        config.latents.update(source="moments", scale=(1.0,), shift=(0.0,))
+        config.sample_every_steps = 0
     program = train.make_program(config, jax.devices()[:1])
     batch = next(benchmark._synthetic_batches(program))
     if condition == "stored":

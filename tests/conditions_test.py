@@ -280,6 +280,15 @@ def test_labels_and_captions_are_not_mixed_up(smoke_config):
         conditions.of_captions(smoke_config, ["a two"])
 
 
+def test_captioned_folders_have_no_classes(config):
+    """Else all of its images would be of the class 0."""
+    config.model.update(condition="label", num_classes=10)
+    with pytest.raises(ValueError, match=r"='text': an image folder with captions has no classes"):
+        sources.open_split(config, "train")
+    config.model.update(num_classes=0, class_dropout_prob=0.0)
+    assert sources.open_split(config, "train")[3]["label"] == 0
+
+
 def test_conditions_are_drawn_from_the_data(config):
     """Each once before any twice; in order for pictures."""
     drawn = conditions.draw(config, "random", 2 * CAPTIONED, seed=1)

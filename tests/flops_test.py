@@ -196,7 +196,7 @@ UNET = dict(
     remat="none",
 )
 LATENT = dict(transformer_depth=2, context_size=96, time_scale_shift=False, resample="conv")
-# So many bytes that the encoder's share is some per cent.
+# So many words that the encoder's share is some per cent.
 TOKENS = dict(condition="tokens", text_length=400, text_depth=1)
 
 

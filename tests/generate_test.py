@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, grids, models, pictures, runs, sharding, text
+from dit_jax import conditions, generate, grids, models, pictures, runs, sharding, text, train
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +292,42 @@ def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
     (workdir / "config.json").write_text(config.replace('"num_steps": 1000', '"num_steps": 500'))
     with pytest.raises(ValueError, match=r"a model of the same inputs.*\n  diffusion: guide"):
         runs.load(trained_workdir, guide_workdir=workdir)
+
+
+def test_clipped_samples_lie_where_pixels_do(trained_workdir):
+    """With guidance, which leads beyond."""
+
+    def largest(**settings):
+        settings = dict(sampler="ddim", steps=4, cfg_scale=4.0) | settings
+        trained = runs.load(trained_workdir, settings=settings)
+        arguments = trained.params, TOLD, 0, trained.mesh, lambda x_0: x_0
+        return np.abs(generate.generate(trained.make_sample_fn(), *arguments)).max()
+
+    assert largest(clip_x_0=True) <= 1 + 1e-6
+    assert largest() > 1.01
+
+
+def test_latents_are_not_clipped(workdir, smoke_config):
+    config = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(config.replace('"pixels"', '"moments"'))
+    with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels, .* 'moments' has no bounds"):
+        runs.load(workdir, vae_workdir="vae", settings=dict(clip_x_0=True))
+    smoke_config.latents.update(source="moments", moments="m", scale=(1.0,), shift=(0.0,))
+    smoke_config.update(sample_every_steps=0)
+    smoke_config.sample.clip_x_0 = True
+    with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels"):
+        train.make_program(smoke_config)
+
+
+def test_text_encoders_are_of_models_that_need_one(captioned_workdir, trained_workdir, tmp_path):
+    with pytest.raises(ValueError, match=r"condition='tokens', which takes no --text_encoder=x"):
+        runs.load(captioned_workdir, encoder_workdir="x")
+    workdir = tmp_path / "context"
+    shutil.copytree(captioned_workdir, workdir)
+    config = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(config.replace('"tokens"', '"context"'))
+    with pytest.raises(ValueError, match=r"give --text_encoder, its workdir, with digest not rec"):
+        runs.load(workdir)
 
 
 def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path):

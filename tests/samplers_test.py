@@ -54,6 +54,21 @@ def test_samples_equal_the_published_ones(golden, process, golden_predict, name)
     assert finite.tolist() == [True] * 10
 
 
+def test_clipped_x_0_has_an_eps_that_fits(process):
+    times = samplers.build(_settings(sampler="ddim", steps=10), process, "eps").times
+    denoise = NORMAL.denoise(process, times)
+    clipped = samplers.clip_x_0(denoise, process, times)
+    x_t = jnp.linspace(-2, 4, 100).reshape(1, 100, 1, 1)
+    for i in (0, 5, 9):
+        before, after = denoise(x_t, i), clipped(x_t, i)
+        inside = np.abs(before.x_0) < 1
+        assert 0 < inside.sum() < 100
+        np.testing.assert_array_equal(after.x_0, np.clip(before.x_0, -1, 1))
+        np.testing.assert_allclose(after.eps[inside], before.eps[inside], atol=1e-4)
+        alpha, sigma = process.alpha(times)[i], process.sigma(times)[i]
+        np.testing.assert_allclose(alpha * after.x_0 + sigma * after.eps, x_t, atol=1e-5)
+
+
 def _error(process, data, steps, **settings):
     """By how much the flow misses the quantile of x_0 that x_T's leads to, f64.
 

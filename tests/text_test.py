@@ -68,6 +68,14 @@ def test_words_are_the_same_whichever_way_their_letters_are_composed():
     np.testing.assert_array_equal(one, other)
 
 
+def test_marks_belong_to_their_letters():
+    tokenize = text.WordTokenizer(4, 4096)
+    tokens = tokenize(["\u0939\u093f\u0928\u094d\u0926\u0940 \u0939\u093f", "snake_case2"])
+    assert (tokens != text.PAD).sum(axis=1).tolist() == [2, 1]  # of which the first word is hindi
+    again = pickle.loads(pickle.dumps(tokenize))
+    np.testing.assert_array_equal(again(["a red heart"]), tokenize(["a red heart"]))
+
+
 def test_hashes_fill_the_vocabulary_without_padding():
     tokens = text.WordTokenizer(300, 8)([" ".join(map(str, range(300)))])
     assert set(tokens[0]) == set(range(1, 8))

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import resource
+import shutil
 
 import conftest
 import jax
@@ -140,7 +141,8 @@ CONFIGS += ["openmoji64:DiT-B/4,flow", "openmoji64_text:DiT-B/4"]
 CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet"]
 
 
-LARGE = ("sd15_finetune", "unet_imagenet64", "unet_imagenet256")  # most of a minute to trace
+# Most of a minute to trace.
+LARGE = ("sd15_finetune", "unet_cifar10", "unet_imagenet64", "unet_imagenet256")
 
 
 @pytest.mark.parametrize(
@@ -326,6 +328,18 @@ def test_weights_of_another_model_are_no_beginning(smoke_config, trained_workdir
     found = [line for line in str(error.value).splitlines() if line.startswith("  ")]
     assert len(found) == len(lines)
     assert all(line in str(error.value) for line in lines)
+
+
+def test_a_beginning_told_otherwise_is_warned_of(smoke_config, trained_workdir, tmp_path, caplog):
+    workdir = tmp_path / "told"
+    shutil.copytree(trained_workdir, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["text"]["encoder_digest"] = "0123"
+    (workdir / "config.json").write_text(json.dumps(config))
+    smoke_config.init_from = str(workdir)
+    smoke_config.text.encoder_digest = "4567"
+    train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+    assert "was trained on text.encoder_digest=0123, not 4567" in caplog.text
 
 
 def test_a_beginning_may_differ_in_what_the_weights_do_not_mean(smoke_config, trained_workdir):

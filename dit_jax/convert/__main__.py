@@ -172,7 +172,7 @@ def convert_adm(
         config = _default_config(adm.model_config(name))
         config.diffusion.schedule = published["schedule"]
         config.latents.source = "pixels"
-        config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0)
+        config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0, clip_x_0=True)
     elif config.model.name != "unet":
         raise ValueError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
     params = adm.to_params(found, config.model, new_attention_order)

@@ -30,6 +30,16 @@ DEFAULTS = dict(
     attention_head_dim=8,
     resnet_time_scale_shift="default",
 )
+# Of how an EMA was taken; diffusers writes them beside its weights.
+EMA_FIELDS = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
 # What our UNet computes, and no other; the first is the default.
 FIXED = dict(
     center_input_sample=(False,),
@@ -103,7 +113,11 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             f"{path} describes diffusers' {theirs.get('_class_name')}, but only a "
             "UNet2DConditionModel can be converted."
         )
-    theirs = {name: value for name, value in theirs.items() if not name.startswith("_")}
+    theirs = {
+        name: value
+        for name, value in theirs.items()
+        if not name.startswith("_") and name not in EMA_FIELDS
+    }
     theirs = DEFAULTS | {name: values[0] for name, values in FIXED.items()} | theirs
     for name in SAME_AT_ALL_LEVELS:
         values = theirs[name]
@@ -190,10 +204,15 @@ def _not_supported(theirs):
         if theirs[name] not in values
     }
     wrong |= {name: "not this field" for name in theirs.keys() - DEFAULTS.keys() - FIXED.keys()}
+    if not (_is_number(theirs["norm_eps"]) and theirs["norm_eps"] > 0):
+        wrong["norm_eps"] = "a number above 0"
+    if not (_is_number(theirs["dropout"]) and 0 <= theirs["dropout"] < 1):
+        wrong["dropout"] = "a number in [0, 1)"
     channels, kinds = theirs["block_out_channels"], theirs["down_block_types"]
     if not isinstance(channels, list) or not channels or not all(map(_is_count, channels)):
         return wrong | {"block_out_channels": "a list of numbers above 0"}
-    if not isinstance(kinds, list) or len(kinds) != len(channels) or {*kinds} - {*BLOCKS}:
+    known = isinstance(kinds, list) and all(kind in BLOCKS for kind in kinds)
+    if not known or len(kinds) != len(channels):
         return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
     mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
     if theirs["up_block_types"] != mirrored:
@@ -226,6 +245,10 @@ def _heads(numbers, channels):
         return numbers[0], 0
     sizes = {c / heads for c, heads in zip(channels, numbers, strict=True)}
     return (0, int(sizes.pop())) if len(sizes) == 1 else None
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value):
