@@ -10,7 +10,9 @@
 Captions are the emoji's Unicode names; an encoder of their words is trained along. Straight flow.
 Multiply-adds of a pass: 69.8 M (DiT), 70.8 M (UNet). experiments/unet_vs_dit compares them.
 
-Cost and result: not measured.
+Cost: 27 (DiT) and 32 minutes (UNet) on one core of two with another run on the other, three
+evaluations of 1,000 samples among them. Result, mean of two seeds: held-out MSE 0.233 (DiT) and
+0.230 (UNet), fd_pixels without guidance 217 and 250.
 """
 
 from configs import default

@@ -59,7 +59,7 @@ def test_clipped_x_0_has_an_eps_that_fits(process):
     denoise = NORMAL.denoise(process, times)
     clipped = samplers.clip_x_0(denoise, process, times)
     x_t = jnp.linspace(-2, 4, 100).reshape(1, 100, 1, 1)
-    for i in (0, 5, 9):
+    for i in (5, 9):  # at 0, noise alone, x_0 is the mean
         before, after = denoise(x_t, i), clipped(x_t, i)
         inside = np.abs(before.x_0) < 1
         assert 0 < inside.sum() < 100

@@ -24,7 +24,8 @@ UNETS = {
     "unet-M": dict(base_channels=8, channel_mult=(1, 2, 4)),
     "unet-L": {},
 }
-LEARNING_RATES = {"dit": 3e-3, "unet": 3e-3}  # of a constant schedule, the best of `rates`
+# Constant. Of `rates` 1e-2 has the lower loss in as many steps, but hardly heeds captions.
+LEARNING_RATES = {"dit": 3e-3, "unet": 3e-3}
 
 
 def get_config(part: str = "main"):
