@@ -25,13 +25,12 @@ def keep_known(
       x_0: like x_t, clean.   mask: [B, h, w, 1] or like x_0, 1 where something new is wanted.
     Source: Wang et al. 2023, "DDNM", eq. 12, where the operator is a mask.
     """
-    with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
-        alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
+    eps_of = samplers.make_eps_of(process, times)
 
     def known(x_t, i):
         here = denoise(x_t, i)
         mixed = mask * here.x_0 + (1 - mask) * x_0
-        eps = (x_t - jnp.asarray(alpha)[i] * mixed) * jnp.asarray(reciprocal)[i]
+        eps = eps_of(x_t, mixed, i)
         return samplers.Denoised(mixed, mask * here.eps + (1 - mask) * eps, here.variance)
 
     return known

@@ -94,6 +94,8 @@ def load(
     """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
 
     Args:
+      vae_workdir, encoder_workdir: of the VAE that decodes and the frozen text encoder, by default
+        the run's.
       settings: override keys of `config.sample`.
       guide_workdir, guide_step: of the worse model, for autoguidance, always its EMA parameters; by
         default the same workdir, and the newest step.
@@ -181,13 +183,15 @@ def _check_guide(guide, config, workdir):
             keys += ["text_vocab_size", "text_length"]
         return {
             **{f"model.{key}": config.model[key] for key in keys},
-            "text.encoder_digest": config.text.encoder_digest,
             "diffusion": config.diffusion.to_dict(),
             "objective.prediction": config.objective.prediction,
             **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},
         }
 
     theirs, ours = of(guide), of(config)
+    digests = [c.text.encoder_digest for c in (guide, config)]
+    if all(digests):  # an empty one is not known
+        theirs["text.encoder_digest"], ours["text.encoder_digest"] = digests
     if differing := [key for key in ours if theirs[key] != ours[key]]:
         lines = [f"  {key}: guide {theirs[key]!r}, model {ours[key]!r}" for key in differing]
         raise ValueError(

@@ -128,16 +128,21 @@ def clip_x_0(denoise: Denoise, process: diffusion.Process, times: np.ndarray) ->
 
     Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn so.
     """
-    with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
-        alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
+    eps_of = make_eps_of(process, times)
 
     def clipped(x_t, i):
         here = denoise(x_t, i)
         x_0 = jnp.clip(here.x_0, -1, 1)
-        eps = (x_t - _at(alpha, i) * x_0) * _at(reciprocal, i)
-        return Denoised(x_0, eps, here.variance)
+        return Denoised(x_0, eps_of(x_t, x_0, i), here.variance)
 
     return clipped
+
+
+def make_eps_of(process: diffusion.Process, times: np.ndarray) -> Callable:
+    """`eps_of(x_t, x_0, i)`, the noise that makes x_t of x_0 at times[i] > 0."""
+    with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
+        alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
+    return lambda x_t, x_0, i: (x_t - _at(alpha, i) * x_0) * _at(reciprocal, i)
 
 
 def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):

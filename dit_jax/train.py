@@ -149,16 +149,16 @@ def new_state(program: Program, key: jax.Array) -> TrainState:
 def _check_weights(config, workdir):
     """Demands that the weights in a workdir mean there what they will mean here.
 
-    Of another VAE or text encoder they are told in other words, which training may mend: a warning.
+    That another VAE or text encoder stood beside them is a warning: training may make up for it.
     """
-    told = workdirs.load_config(workdir)
+    their_config = workdirs.load_config(workdir)
     for part, key in (("latents", "vae_digest"), ("text", "encoder_digest")):
-        there, here = told.get(part, {}).get(key), config[part][key]
+        there, here = (c.get(part, {}).get(key) for c in (their_config, config))
         if there and here and there != here:
             logger.warning(
                 "init_from=%s was trained on %s.%s=%s, not %s", workdir, part, key, there, here
             )
-    theirs, ours = (_meaning(c) for c in (told, config))
+    theirs, ours = (_meaning(c) for c in (their_config, config))
     if differing := [key for key in ours if theirs.get(key) != ours[key]]:
         lines = [f"  {key}: there {theirs.get(key)!r}, here {ours[key]!r}" for key in differing]
         raise ValueError(

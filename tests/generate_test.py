@@ -1,9 +1,7 @@
 """Samples belong to (parameters, seed, image number, label), not to batches or devices."""
 
 import functools
-import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, grids, models, pictures, runs, sharding, text, train
+from dit_jax import conditions, generate, grids, models, pictures, sharding
 
 
 @pytest.fixture(scope="module")
@@ -275,108 +273,6 @@ def test_guidance_without_a_null_class_is_refused(model, process):
     generate.make_sample_fn(model, _settings(), *arguments, guide=model)
     with pytest.raises(ValueError, match="a guide without --cfg_scale above 1"):
         generate.make_sample_fn(model, _settings(cfg_scale=1.0), *arguments, guide=model)
-
-
-def test_checkpoints_guide_each_other(workdir):
-    """The model of the last step, guided by itself of an earlier one."""
-    trained = runs.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
-    assert (trained.step, trained.guide.step) == (40, 20)
-    images = generate.generate(
-        trained.make_sample_fn(), trained.params, TOLD, 0, trained.mesh, trained.to_image
-    )
-    assert images.shape == (10, 8, 8, 1)
-
-
-def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
-    config = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(config.replace('"num_steps": 1000', '"num_steps": 500'))
-    with pytest.raises(ValueError, match=r"a model of the same inputs.*\n  diffusion: guide"):
-        runs.load(trained_workdir, guide_workdir=workdir)
-
-
-def test_clipped_samples_lie_where_pixels_do(trained_workdir):
-    """With guidance, which leads beyond."""
-
-    def largest(**settings):
-        settings = dict(sampler="ddim", steps=4, cfg_scale=4.0) | settings
-        trained = runs.load(trained_workdir, settings=settings)
-        arguments = trained.params, TOLD, 0, trained.mesh, lambda x_0: x_0
-        return np.abs(generate.generate(trained.make_sample_fn(), *arguments)).max()
-
-    assert largest(clip_x_0=True) <= 1 + 1e-6
-    assert largest() > 1.01
-
-
-def test_latents_are_not_clipped(workdir, smoke_config):
-    config = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(config.replace('"pixels"', '"moments"'))
-    with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels, .*='moments' has no bounds"):
-        runs.load(workdir, vae_workdir="vae", settings=dict(clip_x_0=True))
-    smoke_config.latents.update(source="moments", moments="m", scale=(1.0,), shift=(0.0,))
-    smoke_config.update(sample_every_steps=0)
-    smoke_config.sample.clip_x_0 = True
-    with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels"):
-        train.make_program(smoke_config)
-
-
-def test_text_encoders_are_of_models_that_need_one(captioned_workdir, trained_workdir, tmp_path):
-    with pytest.raises(ValueError, match=r"condition='tokens', which takes no --text_encoder=x"):
-        runs.load(captioned_workdir, encoder_workdir="x")
-    workdir = tmp_path / "context"
-    shutil.copytree(captioned_workdir, workdir)
-    config = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(config.replace('"tokens"', '"context"'))
-    with pytest.raises(ValueError, match=r"give --text_encoder, its workdir, with digest not rec"):
-        runs.load(workdir)
-
-
-def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path):
-    guide = tmp_path / "guide"
-    shutil.copytree(captioned_workdir, guide)
-    config = json.loads((guide / "config.json").read_text())
-    config["model"]["text_length"] = 19
-    config["text"]["encoder_digest"] = "0123"
-    (guide / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"of the same inputs") as error:
-        runs.load(captioned_workdir, guide_workdir=guide)
-    assert "\n  model.text_length: guide 19, model 20" in str(error.value)
-    assert "\n  text.encoder_digest: guide '0123', model ''" in str(error.value)
-
-
-def test_settings_that_do_nothing_are_refused(trained_workdir):
-    with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 does nothing with cfg_scale=1"):
-        runs.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
-
-
-def test_models_of_pixels_take_no_vae(workdir):
-    with pytest.raises(ValueError, match="a model of pixels, which takes no --vae=runs/vae"):
-        runs.load(workdir, vae_workdir="runs/vae")
-
-
-def test_models_of_latents_are_refused_without_their_vae(workdir):
-    config = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(
-        config.replace('"source": "pixels"', '"source": "moments"')
-    )
-    with pytest.raises(ValueError, match="holds a model of latents: give --vae"):
-        runs.load(workdir)
-
-
-def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
-    told = dict(num=2, prompts=["a two"], negative="a red cat")
-    asked = runs.load(captioned_workdir).asked(**told)  # the run's cfg_scale is 1.5
-    assert asked.cond.shape == asked.null.shape == (2, 20)
-    tokenize = text.WordTokenizer(20, 4096)
-    np.testing.assert_array_equal(asked.null, tokenize(["a red cat"] * 2))
-    unguided = runs.load(captioned_workdir, settings=dict(cfg_scale=1.0))
-    with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
-        unguided.asked(**told)
-    assert len(unguided.asked(**told | dict(negative=""))) == 2
-    by_other = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
-    with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
-        by_other.asked(**told)
-    with pytest.raises(ValueError, match=r"^--negative_prompt is of a model of captions; this one"):
-        runs.load(trained_workdir).asked(2, negative="a red cat")
 
 
 def test_grid_places_images_row_by_row():

@@ -55,6 +55,14 @@ def test_vae_learns_and_reports_psnr_and_kl(vae_workdir):
     assert picture.shape == (2 * 50 - 2, 2 * 98 - 2, 3)  # four pairs of 8 px, enlarged to 48
 
 
+def test_vae_begins_with_the_weights_of_another(vae_workdir, vae_config):
+    vae_config.init_from = str(vae_workdir)
+    program = train.make_program(vae_config, jax.devices()[:1])
+    state = train.new_state(program, jax.random.key(0))
+    _, params = checkpoint.load_model(vae_workdir, program.mesh, "float32", "vae")
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
 def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_config):
     program = train.make_program(vae_config, jax.devices()[:1])
     source = sources.open_images(vae_config, "test[:20]")
