@@ -404,6 +404,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, co
     """To the bit: the captions drawn, those left out, and the encoder that is trained along."""
     config = stored_config
     config.model.condition = condition
+    config.text.stored = condition == "context"
     config.update(total_steps=4, eval_every_steps=0, sample_every_steps=0, log_every_steps=1)
     config.update(checkpoint_every_steps=2)
     config.optim.update(warmup_steps=0, schedule="constant")

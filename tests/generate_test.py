@@ -89,7 +89,7 @@ def test_noise_of_the_first_step_is_not_that_of_the_start(model, process, golden
 SCRIPT = """
 import pathlib, sys
 import jax, numpy as np
-from dit_jax import conditions, generate
+from dit_jax import conditions, generate, runs
 workdir, out, *pair = sys.argv[1:]
 if pair:
     jax.distributed.initialize(pair[0], 2, int(pair[1]))
