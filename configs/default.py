@@ -255,8 +255,9 @@ def _add_diffusion(config):
     config.sample.sampler = "ddpm"
     config.sample.steps = 250  # of process ddpm 2..diffusion.num_steps
     # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride
-    # from index 0), leading (from 1), or 'a,b,c', counts for equal parts of the chain, the part
-    # next to data first.
+    # from index 0), leading (from 1), trailing (from the last level down), dpm_leading and
+    # dpm_linspace (diffusers' DPM-Solver), or 'a,b,c', counts for equal parts of the chain, the
+    # part next to data first.
     config.sample.grid = "uniform"
     config.sample.rho = 7.0  # karras: its exponent
     config.sample.shift = 3.0  # shifted: its factor

@@ -18,13 +18,13 @@ def build(
       kind: 'uniform' in t; 'quadratic', squares of these; 'karras', uniform in
         (sigma / alpha)^(1 / rho); 'shifted', t -> shift t / (1 + (shift - 1) t). Rounded to the
         levels of a chain, of which 'uniform' retains so many evenly, both ends included; of a
-        chain also 'ddim', every n-th index from 0 on; 'leading', every n-th from 1 on, n being
-        the whole part of levels / steps, as Stable Diffusion samples; or numbers with commas,
-        'a,b,c', so many indices of each of its parts, the part next to data first.
+        chain also those in OF_CHAIN; or numbers with commas, 'a,b,c', so many indices of each of
+        its parts, the part next to data first.
     Raises: ValueError for an unknown kind, rho or shift out of range, less than 1 step, for a chain
       less than 2 or more than its levels, or times that fall on one level.
     Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; of a chain:
-      Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3; Lin et al. 2023, table 2.
+      Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3; Lin et al. 2023, table 2;
+      dpm_leading, dpm_linspace: diffusers' DPMSolverMultistepScheduler.
     """
     if not (0 < rho < np.inf and 0 < shift < np.inf):
         raise ValueError(f"{rho=} and {shift=} of a grid must be positive, and finite.")
@@ -60,12 +60,10 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
     process.first_t(prediction)  # refuses what says nothing at the last level
     if kind == "uniform":
         index = _sections((steps,), num_steps)
-    elif kind == "ddim":
-        index = _strided(steps, num_steps)
-    elif kind == "leading":
-        if steps == num_steps:
-            raise ValueError(f"grid leading leaves out level 1: take fewer than {steps} steps.")
-        index = 1 + num_steps // steps * np.arange(steps)
+    elif kind in OF_CHAIN:
+        index = OF_CHAIN[kind](steps, num_steps)
+        if index[-1] >= num_steps:
+            raise ValueError(f"grid {kind} leaves out level 1: take fewer than {steps} steps.")
     elif re.fullmatch(r"\d+(,\d+)*", kind, re.ASCII):
         index = _sections(tuple(map(int, kind.split(","))), num_steps)
         if len(index) != steps:
@@ -75,7 +73,7 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
         return process.level(t) / num_steps
     else:
         raise ValueError(
-            f"unknown grid {kind!r}; choose {', '.join(GRIDS)}, ddim, leading, or counts such as "
+            f"unknown grid {kind!r}; choose {', '.join([*GRIDS, *OF_CHAIN])}, or counts such as "
             "100,50,50."
         )
     return np.append(process.time_of_index(index[::-1]), 0.0)
@@ -103,6 +101,20 @@ def _strided(steps, num_steps):
     counts = sorted({len(range(0, num_steps, stride)) for stride in range(1, num_steps + 1)})
     near = sorted(counts, key=lambda count: abs(count - steps))[:2]
     raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
+
+
+# Indices of the levels, increasing, of so many steps of a chain of so many.
+OF_CHAIN = {
+    # Every n-th from 0 on.
+    "ddim": _strided,
+    # Every n-th from 1 on, n being the whole part of levels / steps, as Stable Diffusion samples.
+    "leading": lambda steps, levels: 1 + levels // steps * np.arange(steps),
+    # Evenly from the last level down, without the first, as if data were level 0.
+    "trailing": lambda steps, levels: np.rint(np.arange(1, steps + 1) * levels / steps) - 1,
+    # Of one step more, but its lowest level, from which the last of these steps goes to data.
+    "dpm_leading": lambda steps, levels: 1 + levels // (steps + 1) * np.arange(1, steps + 1),
+    "dpm_linspace": lambda steps, levels: np.rint(np.linspace(0, levels - 1, steps + 1))[1:],
+}
 
 
 def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:

@@ -226,6 +226,8 @@ def test_no_data_to_draw_captions_from(converted):
         (dict(set_alpha_to_one=True), "eps"),
         (dict(set_alpha_to_one=DEL), "eps"),
         (dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler"), "eps"),
+        (dict(timestep_spacing="trailing"), "eps"),
+        (dict(timestep_spacing="linspace", _class_name="EulerDiscreteScheduler"), "eps"),
     ],
     ids=str,
 )
@@ -236,9 +238,11 @@ def test_processes(source, tmp_path, changes, prediction):
     assert config.diffusion.schedule == changes.get("beta_schedule", "scaled_linear")
     zero = "rescale_betas_zero_snr" in changes
     assert config.diffusion.zero_terminal_snr == zero
-    assert config.sample.grid == ("uniform" if zero else "leading")
+    trailing = changes.get("timestep_spacing") == "trailing"
+    assert config.sample.grid == ("trailing" if trailing else "uniform" if zero else "leading")
     # PNDM's default is False, DDIM's True.
-    to_data = zero or changes.get("set_alpha_to_one") is True or "_class_name" in changes
+    to_data = zero or changes.get("set_alpha_to_one", SCHEDULER["set_alpha_to_one"]) is True
+    to_data |= changes == dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler")
     assert config.sample.sampler == ("ddim" if to_data else "ddim_level1")
 
 
@@ -284,6 +288,7 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
         (SCHEDULER_FILE, dict(beta_end=1e-4), "beta_end=0.0001; supported: .* beta_start=0.00085"),
         (SCHEDULER_FILE, dict(trained_betas=[0.1]), r"trained_betas=\[0.1\]; supported: None"),
         (SCHEDULER_FILE, dict(set_alpha_to_one="no"), "set_alpha_to_one='no'; supported: True, Fa"),
+        (SCHEDULER_FILE, dict(timestep_spacing="even"), "'even'; supported: leading, linspace, tr"),
         (SCHEDULER_FILE, dict(use_flow_sigmas=True), "use_flow_sigmas=True; supported: False"),
         (
             SCHEDULER_FILE,

@@ -26,8 +26,17 @@ def test_grid_by_sections_and_by_strides(process):
     assert indices(50, "leading") == list(range(1, 982, 20))
     assert indices(30, "leading")[-2:] == [925, 958]  # 33 of the levels, where no stride makes 30
     assert indices(999, "leading") == list(range(1, 1000))
-    with pytest.raises(ValueError, match="grid leading leaves out level 1: take fewer than 1000"):
-        grids.build(process, 1000, "leading")
+    assert indices(5, "trailing") == [199, 399, 599, 799, 999]
+    assert indices(7, "trailing") == [142, 285, 428, 570, 713, 856, 999]
+    assert indices(1000, "trailing") == list(range(1000))
+    assert indices(4, "dpm_leading") == [201, 401, 601, 801]
+    assert indices(20, "dpm_leading") == list(range(48, 942, 47))
+    assert indices(4, "dpm_linspace") == [250, 500, 749, 999]
+    for kind, steps in (("leading", 1000), ("dpm_leading", 999)):
+        with pytest.raises(
+            ValueError, match=f"grid {kind} leaves out level 1: take fewer than {steps}"
+        ):
+            grids.build(process, steps, kind)
     with pytest.raises(ValueError, match=r"grid=3,2,1 has 6 steps, not steps=5"):
         grids.build(process, 5, "3,2,1")
     with pytest.raises(ValueError, match=r"cannot retain 400 of the 333 levels of a section"):

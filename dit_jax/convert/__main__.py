@@ -51,7 +51,7 @@ CONFIG = "dit_jax"  # of a file's metadata
 PROCESS = (
     dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
     "eps",
-    "ddim_level1",
+    dict(sampler="ddim_level1", grid="leading"),
 )
 # Of each command, its own flags.
 COMMANDS = {
@@ -142,13 +142,11 @@ def _read_unet(source, process):
     """(config, parameters) of a UNet of latents, with what `read_process` tells."""
     config = _default_config(unet.read_config(source / "config.json"))
     params = convert.load("unet", diffusers_dit.read(source), config.model)
-    diffusion, prediction, sampler = process
+    diffusion, prediction, sample = process
     config.diffusion.update(diffusion)
     config.objective.prediction = prediction
     config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
-    # As published samples were drawn; without a signal at the last level they must begin there.
-    grid = "uniform" if config.diffusion.zero_terminal_snr else "leading"
-    config.sample.update(sampler=sampler, steps=50, grid=grid, cfg_scale=7.5)
+    config.sample.update(steps=50, cfg_scale=7.5, **sample)  # as published samples were drawn
     return config, params
 
 

@@ -34,10 +34,12 @@ SCHEDULERS = (
 # Their names of what is ours.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+SPACINGS = ("leading", "linspace", "trailing")
 # What a scheduler's config may leave out, and as what.
 DEFAULTS = dict(
     prediction_type="epsilon",
     rescale_betas_zero_snr=False,
+    timestep_spacing="leading",
     trained_betas=None,
     use_flow_sigmas=False,
 )
@@ -72,10 +74,11 @@ def check_parts(source: pathlib.Path) -> None:
         )
 
 
-def read_process(path: pathlib.Path) -> tuple[dict, str, str]:
-    """What a scheduler_config.json says: keys of `config.diffusion`, prediction, sampler.
+def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
+    """What a scheduler_config.json says: keys of `config.diffusion`, prediction, `config.sample`.
 
-    The sampler is DDIM, by default ending as diffusers' DDIM and PNDM of this file do.
+    The sampler is DDIM, ending as diffusers' DDIM and PNDM of this file do, and at their times; but
+    'linspace' is no grid of these.
     Raises: FileNotFoundError; ValueError for what is not supported, with what is, or as
       `arrays.parse`.
     """
@@ -95,10 +98,14 @@ def read_process(path: pathlib.Path) -> tuple[dict, str, str]:
         beta_end=float(theirs["beta_end"]),
         zero_terminal_snr=theirs["rescale_betas_zero_snr"],
     )
-    # Where there is no signal at the last level, our grid has the first one, where it cannot end.
+    # With 'uniform' below, which has the first level, samples cannot end there.
     ends_on_data = theirs["set_alpha_to_one"] or theirs["rescale_betas_zero_snr"]
-    sampler = "ddim" if ends_on_data else "ddim_level1"
-    return process, PREDICTIONS[theirs["prediction_type"]], sampler
+    # Without a signal at the last level samples must begin there.
+    grid = "uniform" if theirs["rescale_betas_zero_snr"] else "leading"
+    if theirs["timestep_spacing"] == "trailing":
+        grid = "trailing"
+    sample = dict(sampler="ddim" if ends_on_data else "ddim_level1", grid=grid)
+    return process, PREDICTIONS[theirs["prediction_type"]], sample
 
 
 def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: ConfigDict) -> None:
@@ -128,6 +135,7 @@ def _not_supported(theirs):
         ("_class_name", SCHEDULERS),
         ("beta_schedule", SCHEDULES),
         ("prediction_type", PREDICTIONS),
+        ("timestep_spacing", SPACINGS),
     ):
         if not isinstance(theirs.get(name), str) or theirs[name] not in known:
             wrong[name] = ", ".join(known)

@@ -1,8 +1,7 @@
 """A whole Stable Diffusion beside diffusers' pipeline: its folder converted, from the same x_T.
 
-Their steps and ours have different times by default. DDIM's with timestep_spacing='leading' and
-steps_offset=1, the files' own, are our grid 'leading'; with the files' set_alpha_to_one=False it
-ends as our ddim_level1, with True as ddim. DPM-Solver is given the times of our grid.
+Each of diffusers' timestep_spacing is a grid of ours, for DDIM and for DPM-Solver another one. With
+the files' set_alpha_to_one=False DDIM ends as our ddim_level1, with True as ddim.
 """
 
 import bpe
@@ -118,42 +117,43 @@ def _ours(trained, negative):
     return generate.generate(sample, trained.params, edits, 0, trained.mesh, lambda x_0: x_0)
 
 
-def _theirs(pipeline, **options):
+def _theirs(pipeline):
     latents = pipeline(
         prompt=PROMPTS,
         negative_prompt=[NEGATIVE] * 2,
         latents=torch.from_numpy(np.moveaxis(_initial(), -1, 1).copy()),
         guidance_scale=7.5,
+        num_inference_steps=STEPS,
         output_type="latent",
-        **options,
     ).images
     return np.moveaxis(latents.numpy(), 1, -1)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "grid"),
+    ("sampler", "grid", "spacing"),
     [
-        ("ddim", "leading"),
-        ("ddim_level1", "leading"),
-        ("dpmpp2m", "leading"),
-        ("dpmpp2m", "uniform"),
+        ("ddim", "leading", "leading"),
+        ("ddim_level1", "leading", "leading"),
+        ("ddim_level1", "trailing", "trailing"),
+        ("dpmpp2m", "dpm_leading", "leading"),
+        ("dpmpp2m", "dpm_linspace", "linspace"),
+        ("dpmpp2m", "trailing", "trailing"),
     ],
 )
-def test_latents_agree(sampler, grid, pipeline, workdir):
+def test_latents_agree(sampler, grid, spacing, pipeline, workdir):
     settings = dict(sampler=sampler, grid=grid, steps=STEPS, cfg_scale=7.5)
     trained = runs.load(workdir, settings=settings)
-    ddim, options = pipeline.scheduler, dict(num_inference_steps=STEPS, eta=0.0)
-    if sampler == "ddim":
-        pipeline.scheduler = diffusers.DDIMScheduler.from_config(ddim.config, set_alpha_to_one=True)
-    if sampler == "dpmpp2m":
-        from_config = diffusers.DPMSolverMultistepScheduler.from_config
-        pipeline.scheduler = from_config(ddim.config)
-        times = generate.samplers.build(trained.config.sample, trained.process, "v").grid[:-1]
-        options = dict(timesteps=trained.process.network_time(times).astype(int).tolist())
+    of_files = pipeline.scheduler
+    scheduler = diffusers.DPMSolverMultistepScheduler
+    options = dict(timestep_spacing=spacing)
+    if sampler != "dpmpp2m":
+        scheduler = diffusers.DDIMScheduler
+        options["set_alpha_to_one"] = sampler == "ddim"
+    pipeline.scheduler = scheduler.from_config(of_files.config, **options)
     try:
-        expected = _theirs(pipeline, **options)
+        expected = _theirs(pipeline)
     finally:
-        pipeline.scheduler = ddim
+        pipeline.scheduler = of_files
     actual, other = _ours(trained, NEGATIVE), _ours(trained, "")
     largest = np.abs(expected).max()
     error, seen = (np.abs(x - expected).max() / largest for x in (actual, other))
