@@ -207,19 +207,30 @@ def parse_numbers(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-def _interpolated(trained):
-    """The row of images between the ends that the flags name."""
-    ends = FLAGS.labels.split(",") if trained.config.model.condition == "label" else FLAGS.prompt
+def told_at_ends(
+    trained: runs.Trained,
+    num: int,
+    labels: str = "",
+    prompts: Sequence[str] = (),
+    negative: str = "",
+) -> tuple[conditions.Conditions, conditions.Conditions]:
+    """What the first and the last of `num` interpolated images are told, each repeated; maybe one.
+
+    Raises: ValueError for more than two, or none of a model that is told something; as
+      `Trained.asked`.
+    """
+    config = trained.config.model
+    by_label = config.condition == "label"
+    if by_label and not config.num_classes:
+        labels = labels or "0"
+    ends = labels.split(",") if by_label else prompts
     if not (len(ends) in (1, 2) and ends[0]):
         raise ValueError(
-            f"interpolate takes one or two of --labels={FLAGS.labels} or --prompt={FLAGS.prompt}, "
-            "the ends."
+            f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
         )
-    told = []
-    for end in (ends[0], ends[-1]):
-        labels, prompts = (end, []) if trained.config.model.condition == "label" else ("", [end])
-        told.append(trained.asked(FLAGS.num, labels, prompts, FLAGS.negative_prompt))
-    return draw(trained, interpolate(*told, parse_numbers(FLAGS.numbers)), FLAGS.seed)
+    asked = [(end, prompts) if by_label else (labels, [end]) for end in (ends[0], ends[-1])]
+    first, second = (trained.asked(num, *end, negative) for end in asked)
+    return first, second
 
 
 def told_before_and_after(
@@ -270,7 +281,9 @@ def main(argv):
     trained = runs.load(**loading)
     config, shown = trained.config, []
     if task == "interpolate":
-        images = _interpolated(trained)
+        told = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+        ends = told_at_ends(trained, FLAGS.num, *told)
+        images = draw(trained, interpolate(*ends, parse_numbers(FLAGS.numbers)), FLAGS.seed)
     else:
         if not FLAGS.image:
             raise ValueError(f"{task} needs --image.")

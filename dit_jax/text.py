@@ -123,7 +123,8 @@ class ClipTokenizer:
     ) -> "ClipTokenizer":
         """Of CLIP's vocab.json and merges.txt.
 
-        Raises: FileNotFoundError; ValueError for a damaged file, or as the class.
+        Raises: FileNotFoundError; ValueError for a damaged file, for tokens that a file
+          added_tokens.json beside them adds, or as the class.
         """
         pairs = []
         for number, line in enumerate(_read(merges).splitlines(), 1):
@@ -132,7 +133,10 @@ class ClipTokenizer:
             if len(pair := line.split(" ")) != 2:
                 raise ValueError(f"{merges}, line {number}, is not a pair of tokens: {line!r}.")
             pairs.append(tuple(pair))
-        return cls(_read_json(vocab), pairs, length, pad)
+        known, added = _read_json(vocab), vocab.parent / "added_tokens.json"
+        if added.is_file():
+            _refuse_added(added, _read_json(added), known)
+        return cls(known, pairs, length, pad)
 
     @classmethod
     def load(
@@ -141,7 +145,8 @@ class ClipTokenizer:
         """Of a tokenizer.json: that of `save`, or the vocabulary and the merges in another.
 
         Args: length, pad: None are those that `save` wrote.
-        Raises: FileNotFoundError; ValueError for a damaged file or another kind of tokenizer.
+        Raises: FileNotFoundError; ValueError for a damaged file, another kind of tokenizer, or
+          tokens that are added to its vocabulary.
         """
         theirs = _read_json(path)
         model, padding = theirs.get("model") or {}, theirs.get("padding") or {}
@@ -157,6 +162,7 @@ class ClipTokenizer:
                 f"{path} does not tell to which length captions are padded, and with what; that "
                 "of a workdir does: python -m dit_jax.convert clip writes it."
             )
+        _refuse_added(path, [t["content"] for t in theirs.get("added_tokens", [])], model["vocab"])
         # Older files have each pair as one string.
         merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
         return cls(model["vocab"], merges, length, pad)
@@ -191,6 +197,14 @@ def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
             "the parameters; or copy it from another workdir of the same text encoder."
         )
     return ClipTokenizer.load(workdir / FILE)
+
+
+def _refuse_added(path, tokens, vocab):
+    if others := sorted(set(tokens) - vocab.keys()):
+        raise ValueError(
+            f"{path} adds {', '.join(others[:3])} to the vocabulary, as textual inversion does; "
+            "such tokens are not supported: without them there, they are cut like other words."
+        )
 
 
 def _byte_pairs(vocab, merges):

@@ -376,6 +376,16 @@ def test_missing_files_are_named(stable_diffusion, tmp_path, missing, message):
         convert_clip(stable_diffusion, tmp_path / "workdir")
 
 
+def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
+    folder = stable_diffusion
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    message = r"; model.fp16.safetensors is there: give a copy named model.safetensors, which is re"
+    with pytest.raises(FileNotFoundError, match=message):
+        convert_clip(folder, tmp_path / "workdir")
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint file at \S*{message}"):
+        convert.arrays.read(folder / "model.safetensors")
+
+
 def test_tokenizer_json_serves_where_there_are_no_lists(stable_diffusion, golden, tmp_path):
     tokenizer = stable_diffusion.parent / "tokenizer"
     (tokenizer / "merges.txt").unlink()

@@ -1,5 +1,6 @@
 """Eight CPU devices, strict ranks, full f32 products: set before JAX starts."""
 
+import fcntl
 import functools
 import importlib.util
 import json
@@ -123,11 +124,27 @@ def build_process():
 
 
 @pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory):
+def make_once(tmp_path_factory):
+    """make_once(name, make): the directory that make(directory) fills, once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make_once(name, make):
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (done := root / f"{name}.done").exists():
+                make(root / name)
+                done.touch()
+        return root / name
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def digits_dir(make_once):
     """A TFDS data directory with the digits in it."""
-    data_dir = tmp_path_factory.mktemp("tfds")
-    digits.prepare(data_dir)
-    return data_dir
+    return make_once("tfds", digits.prepare)
 
 
 VAE = dict(
@@ -251,26 +268,26 @@ def smoke_config(digits_dir):
 
 
 @pytest.fixture(scope="session")
-def trained_workdir(digits_dir, tmp_path_factory):
+def trained_workdir(digits_dir, make_once):
     """A finished run of configs/smoke.py: 40 steps, checkpoints at 20, 30 and 40. Do not change."""
     config = smoke.get_config()
     config.data.data_dir = str(digits_dir)
-    workdir = tmp_path_factory.mktemp("runs") / "smoke"
-    train.train_and_evaluate(config, workdir)
-    return workdir
+    return make_once("smoke", functools.partial(train.train_and_evaluate, config))
 
 
 @pytest.fixture(scope="session")
-def swept(digits_dir, tmp_path_factory):
+def swept(digits_dir, make_once):
     """A finished sweep of two cells, evaluated at steps 10 and 20. Do not change."""
     config = smoke_sweep.get_config().unlock()
     config.base.data.data_dir = str(digits_dir)
     config.grids = dict(main=dict(size=("XS",), model=dict(patch_size=(2, 4))))
     config.steps = (10, 20)
-    workdir = tmp_path_factory.mktemp("sweeps") / "smoke"
-    for one in grid.cells(config):
-        cell.run(one, config.evaluate, workdir / one.name)
-    return workdir
+
+    def run(workdir):
+        for one in grid.cells(config):
+            cell.run(one, config.evaluate, workdir / one.name)
+
+    return make_once("sweep", run)
 
 
 @pytest.fixture

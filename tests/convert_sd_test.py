@@ -13,7 +13,7 @@ import safetensors.numpy
 import vae_test
 from conftest import GOLDENS
 
-from configs import default, sd15_finetune
+from configs import default, sd_finetune
 from dit_jax import checkpoint, conditions, convert, generate, runs, sources, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
@@ -168,11 +168,14 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
         assert np.abs(file["arr_0"] - expected).max() <= 1
 
 
-def test_finetuning_config_has_the_process_of_the_files(source):
+@pytest.mark.parametrize(
+    ("version", "theirs"), [("sd15", "epsilon"), ("sd2-base", "epsilon"), ("sd2", "v_prediction")]
+)
+def test_finetuning_config_has_the_process_of_the_files(source, version, theirs):
     """Else training would refuse to begin with them; convert_unet_test compares the sizes."""
-    _change(source, SCHEDULER_FILE, num_train_timesteps=1000)
+    _change(source, SCHEDULER_FILE, num_train_timesteps=1000, prediction_type=theirs)
     process, prediction, _ = stable_diffusion.read_process(source / SCHEDULER_FILE)
-    config = sd15_finetune.get_config()
+    config = sd_finetune.get_config(version)
     assert config.diffusion.to_dict() == config.diffusion.to_dict() | process
     assert config.objective.prediction == prediction
 

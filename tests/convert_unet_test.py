@@ -10,7 +10,8 @@ from adm_reference import CLASSES, GROUPS, HEAD_DIM, Published
 from conftest import GOLDENS
 from ml_collections import ConfigDict
 
-from configs import default, unet_imagenet64
+from configs import adm as adm_config
+from configs import default
 from dit_jax import checkpoint, conditions, convert, generate, models, runs, sharding, workdirs
 from dit_jax.convert import adm
 from dit_jax.convert.__main__ import convert_adm, convert_unet
@@ -373,7 +374,10 @@ def test_orders_and_schedules_of_the_published_models():
     assert orders == {"adm-imagenet64": True, "adm-imagenet256": False}
     schedules = {name: entry["schedule"] for name, entry in adm.PUBLISHED.items()}
     assert schedules == {"adm-imagenet64": "cosine", "adm-imagenet256": "linear"}
-    assert unet_imagenet64.get_config().diffusion.schedule == schedules["adm-imagenet64"]
+    for name, schedule in schedules.items():
+        config = adm_config.get_config(name.removeprefix("adm-"))
+        assert config.diffusion.schedule == schedule
+        assert config.sample.clip_x_0
     for name in adm.PUBLISHED:
         published = adm.published_shapes(adm.model_config(name))
         found = {

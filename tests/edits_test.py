@@ -166,6 +166,20 @@ def test_interpolation_between_classes_keeps_one_noise(trained):
     np.testing.assert_allclose(row, np.broadcast_to(drawn[2], row.shape), rtol=1e-4, atol=1e-4)
 
 
+def test_ends_of_an_interpolation(trained):
+    first, last = edit.told_at_ends(trained, 3, "3,8")
+    assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
+    for labels in ("", "1,2,3"):
+        with pytest.raises(ValueError, match=f"takes one or two of --labels={labels} or --prompt="):
+            edit.told_at_ends(trained, 3, labels)
+    with pytest.raises(ValueError, match="--prompt is of a model of captions"):
+        edit.told_at_ends(trained, 3, "3", ["a three"])
+    config = trained.config.copy_and_resolve_references()
+    config.model.num_classes = 0
+    untold = edit.told_at_ends(dataclasses.replace(trained, config=config), 3)
+    assert [end.cond.tolist() for end in untold] == [[0] * 3] * 2
+
+
 def test_interpolated_noise_has_unit_variance():
     noise = jax.random.normal(jax.random.key(0), (2, 3, 10_000))
     share = jnp.array([0.0, 0.3, 1.0])

@@ -202,6 +202,26 @@ def test_damaged_files_are_refused(files, name, contents, message):
         text.ClipTokenizer.from_files(files / "vocab.json", files / "merges.txt")
 
 
+def test_added_tokens_are_refused(files, tmp_path):
+    """Those of textual inversion would be cut to pieces; CLIP's own are in the vocabulary too."""
+    lists, added = (files / "vocab.json", files / "merges.txt"), files / "added_tokens.json"
+    tokenizer = text.ClipTokenizer.from_files(*lists, 16)
+    tokenizer.save(tmp_path / text.FILE)
+    theirs = json.loads((tmp_path / text.FILE).read_text())
+    added.write_text(json.dumps({text.END: bpe.VOCAB[text.END]}))
+    expected = tokenizer(["the cat"])
+    np.testing.assert_array_equal(text.ClipTokenizer.from_files(*lists, 16)(["the cat"]), expected)
+    added.write_text(json.dumps({"<cat-toy>": len(bpe.VOCAB)}))
+    theirs["added_tokens"].append({"id": len(bpe.VOCAB), "content": "<cat-toy>"})
+    (tmp_path / text.FILE).write_text(json.dumps(theirs))
+    for name, load in (
+        ("added_tokens.json", lambda: text.ClipTokenizer.from_files(*lists)),
+        ("tokenizer.json", lambda: text.load_tokenizer(tmp_path)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} adds <cat-toy> to the vocabulary, as text"):
+            load()
+
+
 def test_tokenizer_of_another_kind_is_refused(tmp_path):
     (tmp_path / text.FILE).write_text(json.dumps({"model": {"type": "Unigram"}}))
     with pytest.raises(ValueError, match=re.escape("its model is 'Unigram' with words that end")):

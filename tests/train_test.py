@@ -138,11 +138,12 @@ CONFIGS = sorted(path.stem for path in (conftest.ROOT / "configs").glob("*.py"))
 CONFIGS += [f"digits:{process}" for process in default.PROCESSES if process != "ddpm"]
 CONFIGS += ["digits_latents:edm", "imagenet256:DiT-S/8,edm", "imagenet512:DiT-S/4"]
 CONFIGS += ["openmoji64:DiT-B/4,flow", "openmoji64_text:DiT-B/4"]
-CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet"]
+CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet", "sd_finetune:sd2", "adm:imagenet256"]
 
 
 # Most of a minute to trace.
-LARGE = ("sd15_finetune", "unet_cifar10", "unet_imagenet64", "unet_imagenet256")
+LARGE = ("sd_finetune", "sd_finetune:sd2", "unet_cifar10", "unet_imagenet256")
+LARGE += ("adm", "adm:imagenet256")
 
 
 @pytest.mark.parametrize(

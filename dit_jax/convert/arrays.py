@@ -24,7 +24,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       anything but tensors, or as `parse`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}.")
+        raise FileNotFoundError(f"no checkpoint file at {path}{variants(path.parent)}.")
     if path.suffix not in READERS:
         raise ValueError(f"cannot read {path}: expected .npz, .safetensors or .pt.")
     if READERS[path.suffix] is _read_torch and importlib.util.find_spec("torch") is None:
@@ -36,6 +36,16 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if others := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
         raise ValueError(f"{path} holds more than tensors: {', '.join(others)}.")
     return found
+
+
+def variants(directory: pathlib.Path) -> str:
+    """What a message of missing weights adds of the variants that lie there, as *.fp16.*."""
+    files = sorted(directory.glob("*.*.safetensors")) + sorted(directory.glob("*.*.bin"))
+    if not files:
+        return ""
+    file = files[0]
+    plain = file.name.partition(".")[0] + file.suffix
+    return f"; {file.name} is there: give a copy named {plain}, which is read as f32"
 
 
 def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:

@@ -74,7 +74,10 @@ def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
     names = "model.safetensors", "pytorch_model.bin"
     weights = next((source / name for name in names if (source / name).is_file()), None)
     if weights is None:
-        raise FileNotFoundError(f"no {' or '.join(names)} in {source}, where transformers has it.")
+        raise FileNotFoundError(
+            f"no {' or '.join(names)} in {source}, where transformers has it"
+            f"{arrays.variants(source)}."
+        )
     depth = read_config(source, skip_layers).depth
     skipped = tuple(f"encoder.layers.{depth + i}." for i in range(skip_layers))
     _, kind, _ = _read_theirs(source)
