@@ -27,7 +27,7 @@ from dit_jax import (
     train,
     workdirs,
 )
-from dit_jax.models import blocks
+from dit_jax.models import blocks, text_encoder
 
 
 @pytest.fixture
@@ -145,6 +145,16 @@ def test_impossible_models_are_refused(config, change, message):
     config.model.update(change)
     with pytest.raises(ValueError, match=message):
         models.build(config.model)
+
+
+def test_an_initial_encoder_tells_words_apart():
+    """Else captions are heeded thousands of steps late: what blocks add is alike in all of them."""
+    encoder = text_encoder.TextEncoder(4096, 12, 96, 2, 3, "float32")
+    tokens = np.random.default_rng(0).integers(1, 4096, (16, 12), np.int32)
+    tokens[:, 3:] = text.PAD
+    params = jax.jit(encoder.init)(jax.random.key(0), tokens)
+    words = np.asarray(jax.jit(encoder.apply)(params, tokens))[:, :3]
+    assert words.var(axis=0).mean() > 0.5 * np.square(words).mean()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8), (2,), (2, 19)], ids=str)
