@@ -103,14 +103,19 @@ def _strided(steps, num_steps):
     raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
 
 
+def _trailing(steps, num_steps):
+    """Evenly from the last level down, without the first, as if data were level 0."""
+    stride = num_steps - (num_steps - num_steps / steps)  # its rounding decides halves as published
+    return np.rint(num_steps - stride * np.arange(steps))[::-1] - 1
+
+
 # Indices of the levels, increasing, of so many steps of a chain of so many.
 OF_CHAIN = {
     # Every n-th from 0 on.
     "ddim": _strided,
     # Every n-th from 1 on, n being the whole part of levels / steps, as Stable Diffusion samples.
     "leading": lambda steps, levels: 1 + levels // steps * np.arange(steps),
-    # Evenly from the last level down, without the first, as if data were level 0.
-    "trailing": lambda steps, levels: np.rint(np.arange(1, steps + 1) * levels / steps) - 1,
+    "trailing": _trailing,
     # Of one step more, but its lowest level, from which the last of these steps goes to data.
     "dpm_leading": lambda steps, levels: 1 + levels // (steps + 1) * np.arange(1, steps + 1),
     "dpm_linspace": lambda steps, levels: np.rint(np.linspace(0, levels - 1, steps + 1))[1:],

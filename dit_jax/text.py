@@ -162,7 +162,9 @@ class ClipTokenizer:
                 f"{path} does not tell to which length captions are padded, and with what; that "
                 "of a workdir does: python -m dit_jax.convert clip writes it."
             )
-        _refuse_added(path, [t["content"] for t in theirs.get("added_tokens", [])], model["vocab"])
+        _refuse_added(
+            path, [t.get("content", "") for t in theirs.get("added_tokens") or []], model["vocab"]
+        )
         # Older files have each pair as one string.
         merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
         return cls(model["vocab"], merges, length, pad)

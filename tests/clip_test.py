@@ -384,6 +384,8 @@ def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
         convert_clip(folder, tmp_path / "workdir")
     with pytest.raises(FileNotFoundError, match=rf"no checkpoint file at \S*{message}"):
         convert.arrays.read(folder / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at \S*other.safetensors\.$"):
+        convert.arrays.read(folder / "other.safetensors")
 
 
 def test_tokenizer_json_serves_where_there_are_no_lists(stable_diffusion, golden, tmp_path):

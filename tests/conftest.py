@@ -134,6 +134,7 @@ def make_once(tmp_path_factory):
         with (root / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (done := root / f"{name}.done").exists():
+                shutil.rmtree(root / name, ignore_errors=True)  # of a worker that failed
                 make(root / name)
                 done.touch()
         return root / name

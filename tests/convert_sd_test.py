@@ -18,6 +18,7 @@ from dit_jax import checkpoint, conditions, convert, generate, runs, sources, wo
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 
+ZERO_SNR = dict(rescale_betas_zero_snr=True)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = convert_unet_test.DIFFUSERS | dict(in_channels=2, out_channels=2, cross_attention_dim=16)
 VAE = vae_test.DIFFUSERS | dict(scaling_factor=0.5, shift_factor=0.1)
@@ -222,31 +223,33 @@ def test_no_data_to_draw_captions_from(converted):
 
 
 @pytest.mark.parametrize(
-    ("changes", "prediction"),
+    ("changes", "prediction", "sampler", "grid"),
     [
-        (dict(prediction_type="v_prediction", rescale_betas_zero_snr=True), "v"),
-        (dict(prediction_type="sample", beta_schedule="linear"), "x_0"),
-        (dict(set_alpha_to_one=True), "eps"),
-        (dict(set_alpha_to_one=DEL), "eps"),
-        (dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler"), "eps"),
-        (dict(timestep_spacing="trailing"), "eps"),
-        (dict(timestep_spacing="linspace", _class_name="EulerDiscreteScheduler"), "eps"),
+        ({}, "eps", "ddim_level1", "leading"),
+        (dict(prediction_type="v_prediction", **ZERO_SNR), "v", "ddim", "uniform"),
+        (
+            dict(prediction_type="v_prediction", timestep_spacing="trailing", **ZERO_SNR),
+            "v",
+            "ddim_level1",
+            "trailing",
+        ),
+        (dict(prediction_type="sample", beta_schedule="linear"), "x_0", "ddim_level1", "leading"),
+        (dict(set_alpha_to_one=True), "eps", "ddim", "leading"),
+        # PNDM's default is False, DDIM's True.
+        (dict(set_alpha_to_one=DEL), "eps", "ddim_level1", "leading"),
+        (dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler"), "eps", "ddim", "leading"),
+        (dict(timestep_spacing="trailing"), "eps", "ddim_level1", "trailing"),
+        (dict(timestep_spacing="linspace"), "eps", "ddim_level1", "leading"),
     ],
     ids=str,
 )
-def test_processes(source, tmp_path, changes, prediction):
+def test_processes(source, tmp_path, changes, prediction, sampler, grid):
     _change(source, "scheduler/scheduler_config.json", **changes)
     config = convert_sd(source, tmp_path / "ours")
     assert config.objective.prediction == prediction
     assert config.diffusion.schedule == changes.get("beta_schedule", "scaled_linear")
-    zero = "rescale_betas_zero_snr" in changes
-    assert config.diffusion.zero_terminal_snr == zero
-    trailing = changes.get("timestep_spacing") == "trailing"
-    assert config.sample.grid == ("trailing" if trailing else "uniform" if zero else "leading")
-    # PNDM's default is False, DDIM's True.
-    to_data = zero or changes.get("set_alpha_to_one", SCHEDULER["set_alpha_to_one"]) is True
-    to_data |= changes == dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler")
-    assert config.sample.sampler == ("ddim" if to_data else "ddim_level1")
+    assert config.diffusion.zero_terminal_snr == (changes.keys() >= ZERO_SNR.keys())
+    assert (config.sample.sampler, config.sample.grid) == (sampler, grid)
 
 
 SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"

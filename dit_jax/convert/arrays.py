@@ -24,7 +24,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       anything but tensors, or as `parse`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}{variants(path.parent)}.")
+        raise FileNotFoundError(f"no checkpoint file at {path}{variants(path)}.")
     if path.suffix not in READERS:
         raise ValueError(f"cannot read {path}: expected .npz, .safetensors or .pt.")
     if READERS[path.suffix] is _read_torch and importlib.util.find_spec("torch") is None:
@@ -38,14 +38,13 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-def variants(directory: pathlib.Path) -> str:
-    """What a message of missing weights adds of the variants that lie there, as *.fp16.*."""
-    files = sorted(directory.glob("*.*.safetensors")) + sorted(directory.glob("*.*.bin"))
-    if not files:
-        return ""
-    file = files[0]
-    plain = file.name.partition(".")[0] + file.suffix
-    return f"; {file.name} is there: give a copy named {plain}, which is read as f32"
+def variants(path: pathlib.Path) -> str:
+    """What a message of missing weights adds if those of lower precision lie beside them."""
+    for precision in ("fp16", "bf16"):
+        other = path.with_suffix(f".{precision}{path.suffix}")
+        if other.is_file():
+            return f"; {other.name} is there: give a copy named {path.name}, which is read as f32"
+    return ""
 
 
 def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:

@@ -76,7 +76,7 @@ def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
     if weights is None:
         raise FileNotFoundError(
             f"no {' or '.join(names)} in {source}, where transformers has it"
-            f"{arrays.variants(source)}."
+            f"{arrays.variants(source / names[0])}."
         )
     depth = read_config(source, skip_layers).depth
     skipped = tuple(f"encoder.layers.{depth + i}." for i in range(skip_layers))

@@ -98,12 +98,12 @@ def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
         beta_end=float(theirs["beta_end"]),
         zero_terminal_snr=theirs["rescale_betas_zero_snr"],
     )
-    # With 'uniform' below, which has the first level, samples cannot end there.
-    ends_on_data = theirs["set_alpha_to_one"] or theirs["rescale_betas_zero_snr"]
-    # Without a signal at the last level samples must begin there.
-    grid = "uniform" if theirs["rescale_betas_zero_snr"] else "leading"
     if theirs["timestep_spacing"] == "trailing":
         grid = "trailing"
+    else:  # without a signal at the last level samples must begin there
+        grid = "uniform" if theirs["rescale_betas_zero_snr"] else "leading"
+    # 'uniform' has the first level, where samples then cannot end.
+    ends_on_data = theirs["set_alpha_to_one"] or grid == "uniform"
     sample = dict(sampler="ddim" if ends_on_data else "ddim_level1", grid=grid)
     return process, PREDICTIONS[theirs["prediction_type"]], sample
 

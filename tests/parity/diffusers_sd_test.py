@@ -135,6 +135,7 @@ def _theirs(pipeline):
         ("ddim", "leading", "leading"),
         ("ddim_level1", "leading", "leading"),
         ("ddim_level1", "trailing", "trailing"),
+        ("ddim", "trailing", "trailing"),
         ("dpmpp2m", "dpm_leading", "leading"),
         ("dpmpp2m", "dpm_linspace", "linspace"),
         ("dpmpp2m", "trailing", "trailing"),
