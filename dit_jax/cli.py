@@ -42,7 +42,7 @@ SAMPLING = {
         "euler_maruyama.",
     ),
     "steps": (int, "Sampling steps."),
-    "grid": (str, "uniform, quadratic, karras, shifted; ddpm: those of docs/weights.md too."),
+    "grid": (str, "uniform, quadratic, karras, shifted; ddpm: more, see configs/default.py."),
     "rho": (float, "grid karras: its exponent."),
     "shift": (float, "grid shifted: its factor."),
     "variance": (str, "sampler ddpm, without a learned one: large or small."),

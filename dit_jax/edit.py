@@ -224,7 +224,7 @@ def told_at_ends(
     if by_label and not config.num_classes:
         labels = labels or "0"
     ends = labels.split(",") if by_label else prompts
-    if not (len(ends) in (1, 2) and ends[0]):
+    if not (len(ends) in (1, 2) and all(ends)):
         raise ValueError(
             f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
         )

@@ -169,7 +169,7 @@ def test_interpolation_between_classes_keeps_one_noise(trained):
 def test_ends_of_an_interpolation(trained):
     first, last = edit.told_at_ends(trained, 3, "3,8")
     assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
-    for labels in ("", "1,2,3"):
+    for labels in ("", "1,2,3", "3,"):
         with pytest.raises(ValueError, match=f"takes one or two of --labels={labels} or --prompt="):
             edit.told_at_ends(trained, 3, labels)
     with pytest.raises(ValueError, match="--prompt is of a model of captions"):

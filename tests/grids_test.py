@@ -34,7 +34,7 @@ def test_grid_by_sections_and_by_strides(process):
     assert indices(4, "dpm_leading") == [201, 401, 601, 801]
     assert indices(20, "dpm_leading") == list(range(48, 942, 47))
     assert indices(4, "dpm_linspace") == [250, 500, 749, 999]
-    for kind, steps in (("leading", 1000), ("dpm_leading", 999)):
+    for kind, steps in (("leading", 1000), ("dpm_leading", 999), ("dpm_leading", 1000)):
         with pytest.raises(
             ValueError, match=f"grid {kind} leaves out level 1: take fewer than {steps}"
         ):
