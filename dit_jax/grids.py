@@ -62,7 +62,7 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
         index = _sections((steps,), num_steps)
     elif kind in OF_CHAIN:
         index = OF_CHAIN[kind](steps, num_steps)
-        if index[-1] >= num_steps or (index[0] == index[-1] and steps > 1):
+        if index[-1] >= num_steps or index[0] == index[-1]:
             raise ValueError(f"grid {kind} leaves out level 1: take fewer than {steps} steps.")
     elif re.fullmatch(r"\d+(,\d+)*", kind, re.ASCII):
         index = _sections(tuple(map(int, kind.split(","))), num_steps)
