@@ -214,7 +214,7 @@ def told_at_ends(
     prompts: Sequence[str] = (),
     negative: str = "",
 ) -> tuple[conditions.Conditions, conditions.Conditions]:
-    """What the first and the last of `num` interpolated images are told, each repeated; maybe one.
+    """What the ends of `num` interpolated images are told, each `num` times; a single one is both.
 
     Raises: ValueError for more than two, or none of a model that is told something; as
       `Trained.asked`.
