@@ -24,10 +24,10 @@ demo: $(STAMP)
 	$(BIN)/python -m dit_jax.evaluate --workdir $(WORKDIR)/dit --num 1000 --labels balanced
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=10
 
 test-parity: $(STAMP) requirements-parity.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

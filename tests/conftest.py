@@ -12,12 +12,10 @@ import subprocess
 import sys
 import tempfile
 
+from xla_flags import FLAGS, USER_FLAGS
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Nearly all of the tests' time is compilation, and nothing here is large enough to repay it.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = f"{FLAGS} {USER_FLAGS}"  # the last of a flag counts
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
@@ -312,7 +310,7 @@ def start(command, *arguments, devices=1, **variables):
     """A process of `python -m dit_jax.<command>`, or of experiments.*, with so many CPU devices."""
     module = command if command.startswith("experiments.") else f"dit_jax.{command}"
     # Compiled as users' are: these runs are compared bit for bit.
-    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {USER_FLAGS}"
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,

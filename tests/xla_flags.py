@@ -1,0 +1,16 @@
+"""XLA's flags of the tests. Nearly all of their time is compilation, and nothing repays it."""
+
+import importlib.metadata
+import os
+
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=8"
+)
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end at an unknown flag
+    FLAGS += (
+        " --xla_cpu_use_fusion_emitters=false --xla_llvm_force_inline_before_split=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
+    )
+# Of whoever runs the tests, such as --xla_cpu_max_isa=AVX2. A worker has the first ones too.
+USER_FLAGS = os.environ.get("XLA_FLAGS", "").removeprefix(FLAGS).strip()
