@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close, assert_trees_close
 
 from dit_jax import diffusion
 
@@ -14,7 +15,7 @@ ALL = ("ddpm", *CONTINUOUS)
 def test_q_sample_equals_the_published_process(golden, process):
     t = process.time_of_index(jnp.asarray(golden["t"]))
     x_t = diffusion.q_sample(process, golden["x_0"], t, golden["eps"])
-    np.testing.assert_allclose(x_t, golden["x_t"], rtol=1e-6, atol=1e-6)
+    assert_close(x_t, golden["x_t"], 1e-6)
 
 
 def test_every_index_survives_the_way_through_t(process):
@@ -28,7 +29,7 @@ def test_every_index_survives_the_way_through_t(process):
 def test_variance_is_preserved(build_process, name):
     t = jnp.linspace(0, 1, 1001)
     process = build_process(name)
-    np.testing.assert_allclose(process.alpha(t) ** 2 + process.sigma(t) ** 2, 1, atol=1e-6)
+    assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, np.ones(1001), 1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -44,13 +45,13 @@ def test_t_0_is_data_and_t_1_noise_of_the_deviation_samplers_begin_with(build_pr
 @pytest.mark.parametrize("name", ALL)
 def test_numpy_gives_f64_and_jax_f32_of_the_same_values(build_process, name):
     process = build_process(name)
-    t = np.array([0.001, 0.25, 0.5, 0.999])
+    t = np.array([0.001, 0.25, 0.6, 0.999])
     functions = [process.alpha, process.sigma, process.log_snr, process.network_time]
     functions += [process.network_scale, process.snr_rate, process.velocity]
     for function in functions:
         ours, theirs = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
         assert (ours.dtype, theirs.dtype) == (np.float64, jnp.float32)
-        np.testing.assert_allclose(theirs, ours, rtol=2e-4, atol=1e-6)
+        assert_trees_close(theirs.tolist(), ours.tolist(), 2e-4)  # each by itself
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -59,7 +60,7 @@ def test_velocity_is_the_derivative(build_process, name):
     t, h = np.linspace(0.01, 0.98, 50), 1e-6
     for function, velocity in zip((process.alpha, process.sigma), process.velocity(t), strict=True):
         numeric = (function(t + h) - function(t - h)) / (2 * h)
-        np.testing.assert_allclose(velocity, numeric, rtol=1e-6, atol=1e-7)
+        assert_close(velocity, numeric, 1e-6)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -67,14 +68,15 @@ def test_snr_rate_is_the_loss_of_signal_to_noise(build_process, name):
     process = build_process(name)
     t, h = np.linspace(0.01, 0.98, 50), 1e-6
     snr = [np.exp(process.log_snr(t + d)) for d in (-h, h)]
-    np.testing.assert_allclose(process.snr_rate(t), (snr[0] - snr[1]) / (2 * h), rtol=1e-5)
+    numeric = (snr[0] - snr[1]) / (2 * h)
+    assert_trees_close(process.snr_rate(t).tolist(), numeric.tolist(), 1e-5)  # each by itself
 
 
 def test_snr_rate_of_levels_adds_up_to_the_whole(process):
     """Over the levels 2..T, T times the mean loss is the loss from level 1 to T."""
     t = process.time_of_index(np.arange(1, 1000))
     ends = np.exp(process.log_snr(np.array([0.001, 1.0])))
-    np.testing.assert_allclose(process.snr_rate(t).sum() / 1000, ends[0] - ends[1], rtol=1e-9)
+    assert_close(process.snr_rate(t).sum() / 1000, ends[0] - ends[1], 1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -83,7 +85,8 @@ def test_log_snr_decreases_and_time_of_ratio_inverts_it(build_process, name):
     t = np.linspace(0.001, 0.999, 999) if name != "edm" else np.geomspace(1e-5, 1, 999)
     log_snr = process.log_snr(t)
     assert np.all(np.diff(log_snr) < 0)
-    np.testing.assert_allclose(process.time_of_ratio(np.exp(-log_snr / 2)), t, rtol=1e-6)
+    inverse = process.time_of_ratio(np.exp(-log_snr / 2))
+    assert_trees_close(inverse.tolist(), t.tolist(), 1e-6)  # each by itself
 
 
 def test_schedules(build_process):
@@ -95,13 +98,13 @@ def test_schedules(build_process):
     k = np.array([0, 10, 500, 900])
     f = np.cos((k / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     cosine = alpha_bar(schedule="cosine")
-    np.testing.assert_allclose(cosine[k], f / f[0], rtol=1e-9)
+    assert_close(cosine[k], f / f[0], 1e-9)
     assert cosine[-1] / cosine[-2] == pytest.approx(1 - 0.999)  # the formula's last beta is 1
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     scaled = alpha_bar(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    np.testing.assert_allclose(scaled[1:], np.cumprod(1 - betas))
+    assert_close(scaled[1:], np.cumprod(1 - betas), 1e-10)
     ends = alpha_bar(zero_terminal_snr=True)[[0, 1, -1]]
-    np.testing.assert_allclose(ends, [1, 1 - 1e-4, 0], atol=1e-12)
+    assert_close(ends, [1, 1 - 1e-4, 0], 1e-12)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -109,7 +112,7 @@ def test_network_is_fed_unit_variance_at_t_of_noise(build_process, name):
     process = build_process(name)
     t = np.ones(1)
     x_std = np.hypot(process.alpha(t) * process.sigma_data, process.sigma(t))
-    np.testing.assert_allclose(process.network_scale(t) * x_std, 1, rtol=1e-6)
+    assert_close(process.network_scale(t) * x_std, np.ones(1), 1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -118,9 +121,9 @@ def test_posterior_composes_to_the_marginal(build_process, name):
     process = build_process(name)
     t, s = np.array([0.9, 0.5, 0.1]), np.array([0.7, 0.2, 0.05])
     p = process.posterior(t, s)
-    np.testing.assert_allclose(p.x_0_coef + p.x_t_coef * process.alpha(t), process.alpha(s))
+    assert_close(p.x_0_coef + p.x_t_coef * process.alpha(t), process.alpha(s), 1e-9)
     variance = p.x_t_coef**2 * process.sigma(t) ** 2 + np.exp(p.log_variance)
-    np.testing.assert_allclose(variance, process.sigma(s) ** 2)
+    assert_close(variance, process.sigma(s) ** 2, 1e-9)
 
 
 def test_posterior_clips_the_last_variance_to_its_neighbour(process):
@@ -141,15 +144,15 @@ def test_ode_is_the_velocity_of_x_t(build_process, name):
     ode = process.ode(t)
     x = process.alpha(t) * x_0 + process.sigma(t) * eps
     numeric = np.gradient(x / ode.scale, ode.clock, edge_order=2)
-    np.testing.assert_allclose(ode.x_0_coef * x_0 + ode.eps_coef * eps, numeric, rtol=1e-4)
+    assert_close(ode.x_0_coef * x_0 + ode.eps_coef * eps, numeric, 1e-4)
 
 
 def test_training_times_are_those_of_the_process(build_process):
     u = jnp.array([0.0, 1e-9, 0.4321, 1 - 2**-24])
     chain, flow = build_process("ddpm"), build_process("flow")
-    np.testing.assert_allclose(chain.from_uniform(u, 0.1), [0.001, 0.001, 0.433, 1])
-    np.testing.assert_allclose(chain.nearest(u, 0.1), [0.001, 0.001, 0.432, 1])
-    np.testing.assert_allclose(flow.nearest(u, 0.1), [0.1, 0.1, 0.4321, 1], rtol=2e-6)
+    assert_close(chain.from_uniform(u, 0.1), [0.001, 0.001, 0.433, 1], 1e-7)
+    assert_close(chain.nearest(u, 0.1), [0.001, 0.001, 0.432, 1], 1e-7)
+    assert_close(flow.nearest(u, 0.1), [0.1, 0.1, 0.4321, 1], 2e-6)
     assert flow.nearest(u, 0.1)[-1] < 1  # where weights of eps are infinite
     level = chain.level(chain.from_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
     assert (level.min(), level.max()) == (1, 1000)

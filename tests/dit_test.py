@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close, assert_trees_close
 
 from dit_jax import counts, models
 from dit_jax.models import blocks, dit
@@ -16,7 +17,7 @@ def _inputs(golden):
 def test_output_equals_the_published_model(golden, golden_model_config, golden_params):
     model = models.build(golden_model_config)
     out = model.apply({"params": golden_params}, *_inputs(golden))
-    np.testing.assert_allclose(out, golden["model_out"], rtol=2e-5, atol=2e-5)
+    assert_close(out, golden["model_out"], 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +38,7 @@ def test_speed_options_change_neither_output_nor_gradient(
 
     changed = golden_model_config.copy_and_resolve_references()
     changed.update(options)
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5),
-        grad(changed),
-        grad(golden_model_config),
-    )
+    assert_trees_close(grad(changed), grad(golden_model_config), 1e-5)
 
 
 def test_bfloat16_returns_f32_near_the_f32_output(golden, golden_model_config, golden_params):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_trees_close
 
 from configs import default
 from dit_jax import diffusion, objectives
@@ -52,10 +53,12 @@ def _mean(a):
     return a.mean(axis=(1, 2, 3))
 
 
-def _compare(name, actual, expected, atol=0.0):
-    difference = np.maximum(np.abs(actual - expected) - atol, 0) / expected
+def _compare(name, actual, expected, offset=0.0):
+    """Each example's loss by itself: they lie orders of magnitude apart."""
+    actual, expected = actual + offset, expected + offset
+    difference = np.abs(actual / expected - 1)
     print(f"{name} differs by {difference.max():.1e}, in example {difference.argmax()}")
-    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=atol)
+    assert_trees_close(actual.tolist(), expected.tolist(), 2e-5)
 
 
 def _network(prediction, x_0, eps, error):
@@ -115,7 +118,7 @@ def test_hybrid_loss(prediction, learned_variance):
     losses = _loss(_config({"objective.prediction": prediction}), x_0, eps, output)
     assert losses.keys() == expected.keys()
     for name in losses:
-        _compare(name, losses[name], expected[name], atol=2e-7)  # vb's f32 terms of about 1 cancel
+        _compare(name, losses[name], expected[name], 0.01)  # vb's f32 terms of about 1 cancel
 
 
 def _min_snr(prediction, gamma):
