@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from close import assert_close
 from conftest import GOLDENS
 from ml_collections import ConfigDict
 
@@ -102,7 +103,7 @@ def test_tokens_see_themselves_and_those_before_them(golden, encode):
 
 def test_fewer_tokens_are_the_beginning_of_more(golden, encode):
     expected = encode(golden["tokens"])[:, :7]
-    np.testing.assert_allclose(encode(golden["tokens"][:, :7]), expected, rtol=1e-5, atol=1e-5)
+    assert_close(encode(golden["tokens"][:, :7]), expected, 1e-5)
 
 
 def test_bfloat16_rounds_activations_not_parameters_nor_outputs(golden, params, encode):

@@ -69,7 +69,7 @@ def test_rows_say_what_was_run(swept):
         num=100,
         extractor="pixels",
     )
-    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert {name: row[name] for name in expected} == expected
     lines = metrics.read_json_lines(swept / row["cell"] / "metrics.jsonl")
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert [r["eval_loss"] for r in rows[2:]] == [losses[10], losses[20]]

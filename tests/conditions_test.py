@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from close import assert_close
 from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
@@ -207,7 +208,7 @@ def test_what_modulates_is_the_mean_of_all_words(config):
 
     found = gradient(jax.random.normal(jax.random.key(2), (1, 20, 16)))  # [1, M, D]
     assert np.abs(found[0, 0]).max() > 1e-3
-    np.testing.assert_allclose(found, np.broadcast_to(found[:, :1], found.shape), rtol=1e-6)
+    assert_close(found, np.broadcast_to(found[:, :1], found.shape), 1e-6)
 
 
 def test_a_caption_encoded_before_is_the_same(config):
@@ -220,7 +221,7 @@ def test_a_caption_encoded_before_is_the_same(config):
     whole = apply(jnp.asarray(told.cond))
     encoded = conditions.encode(model, params, None, jnp.asarray(told.cond))
     assert encoded.shape == (2, 20, 16)
-    np.testing.assert_allclose(apply(encoded), whole, atol=1e-5 * np.abs(whole).max())
+    assert_close(apply(encoded), whole, 1e-5)
     assert np.abs(whole - apply(encoded[::-1])).max() > 1e-3
 
 
@@ -279,7 +280,7 @@ def test_prompts_and_negative_prompts(config):
         return _sample(config, told, params, cfg_scale=4.0)
 
     same = guided(["a two", "a two"], "a two")
-    np.testing.assert_allclose(same[0], plain[0], atol=1e-4 * np.abs(plain).max())
+    assert_close(same[0], plain[0], 1e-4)
     away = guided(prompts)
     assert np.abs(away - plain).max() > 1e-3
     assert np.abs(away - guided(prompts, "a red cat")).max() > 1e-3
@@ -354,7 +355,7 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
     stored, computed = examples(True), examples(False)
     assert stored[0]["context"].shape == (16, 12, 16)
     for a, b in zip(stored[1:], computed[1:], strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+        assert_close(a, b, 2e-3)
     dropped = {bytes(np.asarray(row)) for row in computed[2]}
     assert 5 < len(dropped) < 16  # the empty ones are one
 

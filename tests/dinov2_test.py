@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+from close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, convert, models, sharding
@@ -68,9 +69,7 @@ def test_resize_is_pillow_s_to_the_bit(height, width):
 
 def test_grey_is_rgb_of_equal_channels(params, features):
     grey = _images((2, 40, 48, 1))
-    np.testing.assert_allclose(
-        features(params, grey), features(params, grey.repeat(3, -1)), rtol=1e-5, atol=1e-6
-    )
+    assert_close(features(params, grey), features(params, grey.repeat(3, -1)), 1e-5)
 
 
 def test_pixels_are_normalised_channel_by_channel(params):
@@ -86,7 +85,7 @@ def test_pixels_are_normalised_channel_by_channel(params):
     x = (colour / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     embed = jax.tree.map(np.asarray, params["patch_embed"])
     expected = np.tile(x, 14 * 14) @ embed["kernel"].astype(np.float64) + embed["bias"]
-    np.testing.assert_allclose(patches[0], np.tile(expected, (256, 1)), rtol=1e-4, atol=1e-4)
+    assert_close(patches[0], np.tile(expected, (256, 1)), 1e-5)
 
 
 def test_class_token_sees_the_order_of_patches_by_their_positions_alone(params, features):
@@ -96,7 +95,7 @@ def test_class_token_sees_the_order_of_patches_by_their_positions_alone(params, 
     shuffled = shuffled.swapaxes(1, 2).reshape(1, 224, 224, 3)
     nowhere = params | {"pos_embed": params["pos_embed"].at[:, 1:].set(0)}
     expected = features(nowhere, image)
-    np.testing.assert_allclose(features(nowhere, shuffled), expected, rtol=1e-4, atol=1e-4)
+    assert_close(features(nowhere, shuffled), expected, 1e-5)
     moved = features(params, shuffled) - features(params, image)
     assert np.abs(moved).max() > 1e-2
 
@@ -104,7 +103,7 @@ def test_class_token_sees_the_order_of_patches_by_their_positions_alone(params, 
 def test_images_of_a_batch_do_not_mix(params, features):
     image = _images((3, 32, 32, 3))
     one = features(params, image[1:2])
-    np.testing.assert_allclose(features(params, image)[1:2], one, rtol=1e-5, atol=1e-6)
+    assert_close(features(params, image)[1:2], one, 1e-5)
 
 
 @pytest.mark.parametrize("closed", ["ls1", "ls2"])
@@ -119,15 +118,15 @@ def test_layer_scale_gates_its_branch(params, features, closed):
 def test_features_are_normalised(params, features):
     plain = params | {"norm": {"scale": jnp.ones(128), "bias": jnp.zeros(128)}}
     x = np.asarray(features(plain, _images((2, 32, 32, 3))))
-    np.testing.assert_allclose(x.mean(axis=1), 0, atol=1e-5)
-    np.testing.assert_allclose(x.var(axis=1), 1, atol=1e-4)
+    assert np.abs(x.mean(axis=1)).max() < 1e-5
+    assert_close(x.var(axis=1), np.ones(2), 1e-4)
     # Where nothing is added to a class token of variance 1e-6, epsilon is half of the divisor.
     closed = {name: {"gamma": jnp.zeros((2, 128))} for name in ("ls1", "ls2")}
     small = jnp.tile(jnp.array([1e-3, -1e-3]), 64).reshape(1, 1, 128)
     plain |= {"blocks": params["blocks"] | closed, "cls_token": small}
     plain |= {"pos_embed": jnp.zeros_like(params["pos_embed"])}
     x = features(plain, _images((1, 32, 32, 3)))
-    np.testing.assert_allclose(x[0], small[0, 0] / np.sqrt(2e-6), rtol=1e-4)
+    assert_close(x[0], small[0, 0] / np.sqrt(2e-6), 1e-4)
 
 
 def test_bfloat16_rounds_activations_not_parameters_nor_features(params, features):
@@ -334,10 +333,11 @@ def test_positions_are_read_with_the_official_offset():
     s = at % 1
     expected = at + s * (1 - s) * (1 - 2 * s) / 2
     grid = positions[0, 1:].reshape(16, 16, 2)[1:15, 1:15]
-    np.testing.assert_allclose(grid[..., 0], np.tile(expected[:, None], (1, 14)), rtol=1e-6)
-    np.testing.assert_allclose(grid[..., 1], np.tile(expected[None], (14, 1)), rtol=1e-6)
+    assert_close(grid[..., 0], np.tile(expected[:, None], (1, 14)), 1e-6)
+    assert_close(grid[..., 1], np.tile(expected[None], (14, 1)), 1e-6)
     flat = np.full((1, 1 + 37 * 37, 2), 3, np.float32)  # the border repeats
-    np.testing.assert_allclose(convert.dinov2.interpolate_positions(flat, 16), 3, rtol=1e-6)
+    positions = convert.dinov2.interpolate_positions(flat, 16)
+    assert_close(positions, np.full_like(positions, 3), 1e-6)
 
 
 def test_positions_of_224_px_stay_as_they_are():

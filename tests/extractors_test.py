@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import extractors, sharding
@@ -12,7 +13,7 @@ def test_pixels_are_their_values_in_minus_one_to_one():
     image = np.array([[[[0], [255]], [[51], [102]]]], np.uint8)
     extractor = extractors.load("pixels")
     features = extractor.apply(extractor.params, image)["features"]
-    np.testing.assert_allclose(features, [[-1, 1, -0.6, -0.2]], atol=1e-6)
+    assert_close(features, [[-1, 1, -0.6, -0.2]], 1e-6)
     assert extractor.identity == {"name": "pixels", "dtype": "float32", "digest": ""}
     with pytest.raises(ValueError, match=r"at most 4096 values; these have 12288\. Use"):
         jax.eval_shape(extractor.apply, {}, np.zeros((2, 64, 64, 3), np.uint8))
@@ -33,7 +34,7 @@ def test_features_do_not_depend_on_the_devices(toy_extractor):
     one, eight = features(1), features(8)
     assert one.keys() == {"features", "spatial", "probabilities"}
     for name in one:
-        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5)
+        assert_close(eight[name], one[name], 1e-5)
 
 
 @pytest.mark.parametrize("name", ["inception", "dinov2"])

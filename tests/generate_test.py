@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
@@ -62,7 +63,7 @@ def test_samples_do_not_depend_on_batches_or_devices(
 ):
     x_0 = _x_0(model, process, golden_params, num_devices, batch_size)
     assert x_0.shape == (10, 8, 8, 4)
-    np.testing.assert_allclose(x_0, expected, atol=1e-5 * np.abs(expected).max())
+    assert_close(x_0, expected, 1e-5)
 
 
 def test_equal_shapes_per_device_give_equal_bits(model, process, golden_params):
@@ -124,7 +125,7 @@ def test_two_hosts_draw_the_bits_of_one(trained_workdir, tmp_path):
 
 def test_an_image_is_the_same_in_a_shorter_list(model, process, golden_params, expected):
     x_0 = _x_0(model, process, golden_params, labels=LABELS[:3])
-    np.testing.assert_allclose(x_0, expected[:3], atol=1e-5 * np.abs(expected).max())
+    assert_close(x_0, expected[:3], 1e-5)
 
 
 def test_seed_number_and_label_each_change_the_image(model, process, golden_params, expected):
@@ -227,7 +228,7 @@ def test_a_model_guided_by_itself_is_not_guided(model, process, golden_params):
         return generate.generate(bound, golden_params, TOLD, 0, mesh, to_image=lambda x_0: x_0)
 
     plain = _x_0(model, process, golden_params, cfg_scale=1.0, sampler="ddim")
-    np.testing.assert_allclose(x_0(golden_params), plain, atol=1e-5 * np.abs(plain).max())
+    assert_close(x_0(golden_params), plain, 1e-5)
     other = jax.tree.map(lambda p: 0.9 * p, golden_params)
     assert np.abs(x_0(other) - plain).max() > 1e-3
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import (
@@ -55,7 +56,7 @@ def test_posterior_sample_is_scaled_once(channels):
     assert float(x_0.std()) == pytest.approx(1.0, rel=0.02)
     other = latents.x_0_from_batch(batch, jax.random.key(1), config, {}, MESH)
     assert not np.array_equal(x_0, other)  # drawn afresh for every key
-    np.testing.assert_allclose(latents.unscale(config, x_0), 2 * x_0 + 1, rtol=1e-6)
+    assert_close(latents.unscale(config, x_0), 2 * x_0 + 1, 1e-6)
 
 
 @pytest.fixture
@@ -86,9 +87,9 @@ def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_p
         latent_config.latents.source = source
         losses[source] = _losses(latent_config, tmp_path / source)
     assert len(losses["images"]) == 11  # ten steps and the held-out loss
-    assert losses["device"] == pytest.approx(losses["moments"], rel=1e-6)
+    assert_close(losses["device"], losses["moments"], 1e-6)
     # A moment may round to the next f16 where the batch is another: one part in 2000 of it.
-    assert losses["images"] == pytest.approx(losses["moments"], rel=1e-5)
+    assert_close(losses["images"], losses["moments"], 1e-5)
 
 
 def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir):
@@ -125,7 +126,7 @@ def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkey
     whole, grouped = compile_x_0(24), compile_x_0(5)  # of 24 on each device; 4 divide them
     x_0, expected = grouped(batch, vae), whole(batch, vae)
     # A moment may round to the next f16.
-    np.testing.assert_allclose(x_0, expected, atol=2e-3)
+    assert_close(x_0, expected, 5e-4)
     assert x_0.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
     bytes_of = [c.memory_analysis().temp_size_in_bytes for c in (grouped, whole)]
     assert bytes_of[0] < bytes_of[1] / 3
@@ -138,8 +139,8 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     batch = data.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
     x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {}, MESH)
-    np.testing.assert_allclose(x_0.mean((0, 1, 2)), 0, atol=0.05)
-    np.testing.assert_allclose(x_0.std((0, 1, 2)), 1, rtol=0.05)
+    assert np.abs(x_0.mean((0, 1, 2))).max() < 0.05
+    assert np.abs(x_0.std((0, 1, 2)) - 1).max() < 0.05
     metadata = json.loads((moments_dir / "metadata.json").read_text())
     assert config.latents.vae_digest == metadata["vae_digest"]
     assert latent_config.latents.scale == ()  # the caller's is left alone

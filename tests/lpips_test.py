@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
@@ -47,13 +48,13 @@ def test_distances_are_the_published_code_s(params):
     with np.load(conftest.GOLDENS / "lpips_reference.npz") as golden:
         x, y, expected = (golden[name] for name in ("x", "y", "distance"))
     distance = models.build(CONFIG).apply({"params": params}, x, y)
-    np.testing.assert_allclose(distance, expected, rtol=1e-5, atol=1e-9)
-    assert expected[2] == 0  # of equal images
+    assert_close(distance, expected, 1e-5)
+    assert distance[2] == expected[2] == 0  # of equal images
     grey = models.build(CONFIG).apply({"params": params}, x[..., :1], y[..., :1])
     three = models.build(CONFIG).apply(
         {"params": params}, x[..., :1].repeat(3, -1), y[..., :1].repeat(3, -1)
     )
-    np.testing.assert_allclose(grey, three, rtol=1e-5, atol=1e-9)
+    assert_close(grey, three, 1e-5)
 
 
 @pytest.mark.slow
@@ -82,6 +83,4 @@ def test_vae_s_loss_takes_it_in_with_its_weight(params, tmp_path):
     _, scalars = step(state, batch, jax.random.key(0), resident)
     kl = config.autoencoder.kl_weight * scalars["kl"] / image[0].size
     assert scalars["lpips"] > 0.01
-    assert float(scalars["loss"]) == pytest.approx(
-        float(scalars["reconstruction"] + kl + 0.5 * scalars["lpips"]), rel=1e-5
-    )
+    assert_close(scalars["loss"], scalars["reconstruction"] + kl + 0.5 * scalars["lpips"], 1e-5)

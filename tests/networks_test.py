@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from close import assert_close, assert_trees_close
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -107,12 +108,12 @@ def test_figure_has_a_color_to_a_network(rows):
     lines = [line for line in by_size.lines if line.get_label() != "_seeds"]
     assert [to_hex(line.get_color()).upper() for line in lines] == list(style.COLORS[:2])
     for line, factor in zip(lines, (1, 1.1), strict=True):
-        assert list(line.get_xdata()) == pytest.approx(list(SIZES.values()))
+        assert_trees_close(list(line.get_xdata()), list(SIZES.values()), 1e-6)
         expected = [0.4 * g**-0.1 * factor * 1.005 * 2**-0.1 for g in SIZES.values()]
-        assert list(line.get_ydata()) == pytest.approx(expected)
+        assert_trees_close(list(line.get_ydata()), expected, 1e-6)
     lines = [line for line in by_compute.lines if line.get_label() != "_seeds"]
     assert len(lines) == 6
-    assert list(lines[0].get_xdata()) == pytest.approx([0.48, 0.96])  # GFLOPs
+    assert_trees_close(list(lines[0].get_xdata()), [0.48, 0.96], 1e-6)  # GFLOPs
     assert by_compute.get_xlabel() == "training compute (GFLOPs)"
     assert [t.get_text() for t in figure.legends[0].texts if t.get_text()] == [
         "network",
@@ -227,7 +228,7 @@ def test_heed_figure_has_the_extra_loss_of_every_model():
     figure = heed.draw({name: {"trained": losses, "held out": losses} for name in ("DiT", "UNet")})
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["DiT", "UNet"]
-        np.testing.assert_allclose(axes.lines[1].get_ydata(), [0] * 5 + [25])
+        assert_close(axes.lines[1].get_ydata(), [0] * 5 + [25], 1e-12)
     assert [axes.get_title() for axes in figure.axes] == ["trained images", "held out images"]
 
 

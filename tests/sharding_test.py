@@ -9,6 +9,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+from close import assert_close, assert_trees_close
 from ml_collections import ConfigDict
 
 from configs import default
@@ -74,7 +75,7 @@ def test_fsdp_holds_an_eighth_of_the_state_on_each_device(smoke_config):
         for leaf in leaves:
             for shard in leaf.addressable_shards:
                 on_device[shard.device.id] += shard.data.nbytes
-        np.testing.assert_allclose(on_device, total / 8, rtol=0.005)
+        assert_close(on_device, np.full(8, total / 8), 0.005)
 
 
 def test_axis_that_does_not_divide_stays_whole_and_is_logged(smoke_config, caplog, monkeypatch):
@@ -136,12 +137,15 @@ def one_device(digits_dir):
     return _five_steps(smoke.get_config(), jax.devices()[:1])
 
 
-def _assert_same_run(actual, expected, atol=1e-5):
-    for one, other in zip(actual[0], expected[0], strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=atol), actual[1], expected[1])
+def _assert_same_run(actual, expected, tolerance=1e-5):
+    """The losses, each by itself, and all parameters, of which the largest counts.
+
+    Adam divides by the gradient's size: where it is near 0 a step is as large as elsewhere, of its
+    rounding's sign.
+    """
+    assert_trees_close(actual[0], expected[0], 1e-5)
+    parameters = (jax.flatten_util.ravel_pytree(run[1])[0] for run in (actual, expected))
+    assert_close(*parameters, tolerance)
 
 
 MESHES = [
@@ -194,7 +198,9 @@ def test_eight_devices_train_every_block_as_one_does(block, mesh):
     config = _block_config(block)
     config.mesh.update(mesh)
     config.grad_accumulation_steps = 4 if mesh == MESHES[3] else 1
-    _assert_same_run(_five_steps(config), expected, atol=1e-6)
+    actual = _five_steps(config)
+    _assert_same_run(actual, expected, 1e-6)
+    assert_trees_close(actual[1], expected[1], 1e-5)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(smoke_config):

@@ -15,6 +15,7 @@ import time
 
 import conftest
 import pytest
+from close import assert_close
 
 from dit_jax import metrics
 from experiments.scaling import cell, collect, executors, grid, sweep, table
@@ -443,8 +444,8 @@ def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_pat
     expected = [row for row in collect.collect(swept) if row["cell"] == name]
     assert len(rows) == len(expected) == 2
     for row, other in zip(rows, expected, strict=True):
-        assert row["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-4)
-        assert row["fd_pixels"] == pytest.approx(other["fd_pixels"], rel=1e-3)
+        assert_close(row["eval_loss"], other["eval_loss"], 1e-4)
+        assert_close(row["fd_pixels"], other["fd_pixels"], 1e-3)
 
 
 def test_table_is_read_as_it_was_written(swept, tmp_path):

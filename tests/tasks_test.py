@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_trees_close
 from PIL import Image
 
 from configs import vae_digits
@@ -118,9 +119,7 @@ def test_vae_on_eight_devices_and_in_micro_batches_is_the_same(vae_config, mesh)
     vae_config.mesh.update(mesh)
     vae_config.grad_accumulation_steps = 2
     actual = _two_steps(vae_config)
-    for name, value in expected[0].items():
-        assert actual[0][name] == pytest.approx(value, rel=1e-5), name
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual[1], expected[1])
+    assert_trees_close(actual, expected, 1e-5)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close, assert_trees_close
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -168,9 +169,7 @@ def test_remat_changes_neither_output_nor_gradient():
 
     expected = value_and_grad("none")
     for remat in ("dots", "full"):
-        actual = value_and_grad(remat)
-        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6)
+        assert_trees_close(value_and_grad(remat), expected, 1e-4)
 
 
 def test_time_and_condition_reach_every_output(variant):
@@ -183,7 +182,7 @@ def test_time_and_condition_reach_every_output(variant):
     if model.condition == "context":
         order = np.array([2, 0, 1])
         again = apply(params, x_t, t, cond[:, order])
-        np.testing.assert_allclose(again, out, atol=1e-5)  # a set
+        assert_close(again, out, 5e-6)  # a set
     if model.condition == "tokens":
         assert np.abs(apply(params, x_t, t, cond[:, ::-1]) - out).max() > 1e-3  # a sequence
 
@@ -198,7 +197,7 @@ def test_norm_before_the_transformers_has_its_own_epsilon():
     mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
     expected = x + ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
     out = jax.jit(block.apply)({"params": params}, x, None)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert_close(out, expected, 5e-6)
 
 
 def test_unconditional_model_ignores_labels():
@@ -274,14 +273,14 @@ def test_eight_devices_compute_loss_and_gradients_as_one_does(name, mesh):
     batch = mesh["data"] * mesh["fsdp"]
     actual = _loss_and_grads(SHARDED[name], batch, mesh)
     expected = _on_one_device(name, batch)
-    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    assert_close(actual[0], expected[0], 1e-5)
     gradients = jax.tree_util.tree_leaves_with_path(expected[1])
     for a, (path, e) in zip(jax.tree.leaves(actual[1]), gradients, strict=True):
         if jax.tree_util.keystr(path, simple=True, separator="/").endswith("to_k/bias"):
             # A softmax takes no notice of what all keys have in common.
             assert max(np.abs(a).max(), np.abs(e).max()) < 1e-9
             continue
-        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+        assert_trees_close({path: a}, {path: e}, 1e-5)
 
 
 @pytest.mark.parametrize("fields", [TINY, ADM], ids=["latent", "adm"])

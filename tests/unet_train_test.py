@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from configs import default
 from dit_jax import data, metrics, sources, train
@@ -66,7 +67,7 @@ def test_meshes_train_alike(config, tmp_path, mesh):
         state, scalars = step(state, next(batches), jax.random.key(config.seed), {})
         losses.append(float(scalars["loss"]))
     found = [line["loss"] for line in lines if "loss" in line]
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    assert_close(found, losses, 1e-5)
 
 
 @pytest.mark.slow
@@ -104,4 +105,4 @@ def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
     )
     losses = jax.jit(program.task.losses)
     with_keys = [losses(params, {}, *one[:4], keys)["loss"] for keys in (one[4], two[4])]
-    assert not np.allclose(*with_keys)
+    assert np.abs(with_keys[0] / with_keys[1] - 1).max() > 1e-3

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from close import assert_close, assert_trees_close
 from conftest import GOLDENS, VAE
 from ml_collections import ConfigDict
 
@@ -86,8 +87,8 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
     value, grads = loss_and_grads(config)
     config.remat = True
     value_remat, grads_remat = loss_and_grads(config)
-    assert value_remat == pytest.approx(float(value), rel=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, grads_remat)
+    assert_close(value_remat, value, 1e-6)
+    assert_trees_close(grads_remat, grads, 1e-6)
     config.dtype = "bfloat16"
     moments = _apply(config, params, "encode", images["image"])
     assert moments.dtype == jnp.float32
