@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from dit_jax import (
     bits,
@@ -87,11 +88,11 @@ def test_bits_are_of_the_image_not_of_its_batch(
     assert {key for key in row if key.startswith("bits")} - {f"{name}_prior"} == (
         {name, f"{name}_standard_error"} | ({f"{name}_first_level"} if kind == "vlb" else set())
     )
-    assert row[name] == pytest.approx(found.mean(), rel=1e-5)
-    assert row[f"{name}_standard_error"] == pytest.approx(found.std(ddof=1) / 12**0.5, rel=1e-5)
+    assert_close(row[name], found.mean(), 1e-5)
+    assert_close(row[f"{name}_standard_error"], found.std(ddof=1) / 12**0.5, 1e-5)
     assert len(np.unique(found)) == 12
     _, in_batches = bits_of_images(some_model(config, 1), 12, 5, steps=2)
-    np.testing.assert_allclose(in_batches, found, rtol=2e-5)
+    assert_close(in_batches, found, 2e-5)
     _, other_seed = bits_of_images(some_model(config, 1), 12, 5, seed=1, steps=2)
     assert (np.abs(other_seed - found) > 1e-4 * np.abs(found)).all()
 
@@ -102,7 +103,7 @@ def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_confi
     row, found = bits_of_images(trained, 1000, steps=1)
     assert row["likelihood"]["num"] == len(found) == 10
     _, half = bits_of_images(trained, 5, steps=1)
-    np.testing.assert_allclose(half, found[::2], rtol=1e-5)
+    assert_close(half, found[::2], 1e-5)
 
 
 def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):

@@ -9,6 +9,7 @@ import conftest
 import jax
 import numpy as np
 import pytest
+from close import assert_close, assert_trees_close
 
 from dit_jax import checkpoint, train
 
@@ -110,12 +111,9 @@ def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, de
     smoke_config.optim.warmup_steps = 2
     expected, actual = _final(one, smoke_config), _final(two, smoke_config)
     for line, other in zip(actual[2], expected[2], strict=True):
-        assert line == pytest.approx(other, rel=1e-5)
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5),
-        actual[0].params,
-        expected[0].params,
-    )
+        assert_trees_close(line, other, 1e-5)
+    parameters = (jax.flatten_util.ravel_pytree(run[0].params)[0] for run in (actual, expected))
+    assert_close(*parameters, 1e-5)
     assert actual[1] == expected[1]
 
 

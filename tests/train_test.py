@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke
@@ -45,8 +46,7 @@ def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
     first = train.compile_evaluate(program, source, {})(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
-    for name, value in first.items():
-        assert value == pytest.approx(recorded[name], rel=1e-5)
+    assert_trees_close(first, {name: recorded[name] for name in first}, 1e-5)
 
 
 def test_finished_run_says_so_and_changes_nothing(trained_workdir, caplog, smoke_config):
@@ -100,12 +100,8 @@ def test_ema_is_of_the_step_s_own_result(stepper):
     new_state, step = stepper
     initial = jax.device_get(new_state().params)
     state, _ = step(new_state())
-    jax.tree.map(
-        lambda ema, new, old: np.testing.assert_allclose(ema, 0.75 * old + 0.25 * new, atol=1e-7),
-        state.ema_params,
-        state.params,
-        initial,
-    )
+    expected = jax.tree.map(lambda new, old: 0.75 * old + 0.25 * new, state.params, initial)
+    assert_trees_close(state.ema_params, expected, 3e-7)
 
 
 def test_labels_are_dropped_with_the_configured_probability():
