@@ -1,9 +1,9 @@
 """The best step's parameters: kept when the metric says so, in a workdir of their own."""
 
-import jax
 import numpy as np
 import pytest
 from close import assert_close
+from conftest import random_params
 
 from configs import vae_digits
 from dit_jax import best, checkpoint, models, runs, train
@@ -17,7 +17,7 @@ def config(smoke_config):
 
 @pytest.fixture
 def params(config):
-    return models.init_params(models.build(config.model), jax.random.key(0))
+    return random_params(models.build(config.model))
 
 
 def _kept(workdir):

@@ -1,6 +1,5 @@
 """Bits per dimension of a run's held-out images, and the command that measures them."""
 
-import functools
 import json
 import math
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from close import assert_close
+from conftest import random_params
 
 from dit_jax import (
     bits,
@@ -27,16 +27,9 @@ def some_model(config, num_devices=8):
     """Parameters of no training that do not predict 0."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
     model = models.build(config.model)
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def init():
-        params = models.init_params(model, jax.random.key(0))
-        return jax.tree.map(
-            lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params
-        )
-
+    params = jax.device_put(random_params(model, spread=0.1), sharding.replicated(mesh))
     process = diffusion.build(config.diffusion)
-    return runs.Trained(config, 0, False, mesh, model, process, init(), to_image=None)
+    return runs.Trained(config, 0, False, mesh, model, process, params, to_image=None)
 
 
 def flow_config(config):

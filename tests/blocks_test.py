@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
+from conftest import initial_params, random_like, random_params
 
 from dit_jax import models
 from dit_jax.models import blocks
@@ -115,17 +116,6 @@ def _forward(name, params, x_t, t, y):
     return out
 
 
-def _random_like(params, seed=0):
-    """All leaves random, those too that are 0 or 1 at first."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        offset = 1.0 if path[-1].key == "scale" else 0.0
-        return (offset + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, params)
-
-
 @pytest.fixture(scope="module", params=blocks.BLOCKS)
 def block(request):
     return request.param
@@ -140,12 +130,12 @@ def config(block, golden_model_config):
 
 @pytest.fixture(scope="module")
 def initial(config):
-    return models.init_params(models.build(config), jax.random.key(0))
+    return initial_params(models.build(config))
 
 
 @pytest.fixture(scope="module")
-def params(initial):
-    return _random_like(initial)
+def params(config):
+    return random_params(models.build(config))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +192,7 @@ def test_speed_options_change_neither_output_nor_gradient(
 def test_bfloat16_returns_f32_near_the_f32_output(config, params, inputs, out):
     config = config.copy_and_resolve_references()
     config.dtype = "bfloat16"
-    rough = models.build(config).apply({"params": params}, *inputs)
+    rough = jax.jit(models.build(config).apply)({"params": params}, *inputs)
     assert rough.dtype == jnp.float32
     error = np.abs(rough - out).max() / np.abs(out).max()
     assert 1e-5 < error < 0.05  # not the f32 path, and not broken
@@ -255,13 +245,14 @@ def test_initial_statistics(block, initial):
 
 def test_cross_attention_takes_any_context_as_a_set():
     block = blocks.CrossAttentionBlock(2, mlp_ratio=4.0, dtype="float32", attention="xla")
-    x = jax.random.normal(jax.random.key(0), (2, 6, 16))
-    context = jax.random.normal(jax.random.key(1), (2, 5, 16))
-    params = _random_like(block.init(jax.random.key(2), x, context))
-    out, _ = block.apply(params, x, context)
+    rng = np.random.default_rng(0)
+    x, context = (rng.standard_normal((2, n, 16)).astype(np.float32) for n in (6, 5))
+    params = random_like(jax.eval_shape(block.init, jax.random.key(2), x, context))
+    apply = jax.jit(lambda context: block.apply(params, x, context)[0])
+    out = apply(context)
     order = np.array([3, 0, 4, 1, 2])
-    assert_close(block.apply(params, x, context[:, order])[0], out, 1e-6)
+    assert_close(apply(context[:, order]), out, 1e-6)
     for other in (context[:, :4], context[:, ::-1] + 1, context[::-1]):
-        assert np.abs(block.apply(params, x, other)[0] - out).max() > 0.01
-    twice = jnp.concatenate([context, context], axis=1)  # the same weights, halved
-    assert_close(block.apply(params, x, twice)[0], out, 1e-6)
+        assert np.abs(apply(other) - out).max() > 0.01
+    twice = np.concatenate([context, context], axis=1)  # the same weights, halved
+    assert_close(apply(twice), out, 1e-6)

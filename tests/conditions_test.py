@@ -176,7 +176,7 @@ def test_every_block_reads_every_word(config, block):
     """The output depends on each token, through parameters that all matter; counted by formula."""
     config.model.update(block=block, depth=1)
     model = models.build(config.model)
-    params = random_params(model, jax.random.key(0))
+    params = random_params(model)
     assert flops.count(config)["params"] == sum(a.size for a in jax.tree.leaves(params))
     x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
 
@@ -197,7 +197,7 @@ def test_what_modulates_is_the_mean_of_all_words(config):
     """Where nothing else tells of the caption, each word has the same share in the output."""
     config.model.depth = 1
     model = models.build(config.model)
-    params = random_params(model, jax.random.key(0))
+    params = random_params(model)
     params["context_embedder"] = jax.tree.map(jnp.zeros_like, params["context_embedder"])
     x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
 
@@ -214,7 +214,7 @@ def test_what_modulates_is_the_mean_of_all_words(config):
 def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
-    params = random_params(model, jax.random.key(0))
+    params = random_params(model)
     told = conditions.of_captions(config, ["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
@@ -271,7 +271,7 @@ def _sample(config, told, params, **settings):
 
 def test_prompts_and_negative_prompts(config):
     """Away from the prompt itself is no guidance; away from another one is another image."""
-    params = random_params(models.build(config.model), jax.random.key(0))
+    params = random_params(models.build(config.model))
     prompts = ["a two", "a three"]
     plain = _sample(config, conditions.of_captions(config, prompts), params, cfg_scale=1.0)
 

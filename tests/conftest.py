@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import gc
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ os.environ["XLA_FLAGS"] = f"{FLAGS} {USER_FLAGS}"  # the last of a flag counts
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/ is not installed
 
 import bpe
@@ -35,6 +36,9 @@ from dit_jax.datasets import digits
 from experiments.scaling import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
 
+# Tracing makes many objects and little garbage, for which Python looks at all of them.
+gc.set_threshold(50_000, 20, 20)
+gc.freeze()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -161,24 +165,19 @@ VAE = dict(
 
 
 @pytest.fixture(scope="session")
-def vae_dir(tmp_path_factory):
-    """A workdir of a tiny VAE for the digits, with random parameters."""
-    workdir = tmp_path_factory.mktemp("vae") / "tiny"
-    config = ConfigDict({"model": VAE})
-    params = models.init_params(models.build(config.model), jax.random.key(0))
-    checkpoint.save_params(workdir, config, params)
-    return workdir
+def vae_dir(make_once):
+    """A workdir of a tiny VAE for the digits, with random parameters. Do not change."""
+    return make_once("vae", lambda out: save_random(out, ConfigDict({"model": VAE}), spread=0.1))
 
 
 @pytest.fixture(scope="session")
-def moments_dir(digits_dir, vae_dir, tmp_path_factory):
-    """The moments of 160 digits, 20 held-out ones, and of their mirrors."""
+def moments_dir(digits_dir, vae_dir, make_once):
+    """The moments of 160 digits, 20 held-out ones, and of their mirrors. Do not change."""
     config = smoke.get_config()
     config.data.update(data_dir=str(digits_dir), flip=True)
     config.data.update(train_split="train[:160]", eval_split="test[:20]")
-    out = tmp_path_factory.mktemp("moments") / "digits"
-    encode.encode(config, vae_dir, out, shard_images=64, batch_size=8)
-    return out
+    encode_into = functools.partial(encode.encode, config, vae_dir, shard_images=64, batch_size=8)
+    return make_once("moments", encode_into)
 
 
 CAPTIONED = 20
@@ -226,18 +225,31 @@ def captioned_workdir(captioned_dir, tmp_path_factory):
     return save_random(tmp_path_factory.mktemp("runs") / "captioned", captioned(captioned_dir))
 
 
-def random_params(model, key):
-    """Parameters of which none is 0."""
-    params = jax.jit(functools.partial(models.init_params, model))(key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+def initial_params(model, seed=0):
+    """As training begins, compiled as one program: an operation at a time takes far longer."""
+    return jax.jit(functools.partial(models.init_params, model))(jax.random.key(seed))
 
 
-def save_random(workdir, config, seed=0):
+def random_like(shapes, seed=0, spread=0.2):
+    """Parameters of which none is 0 or 1: scales lie around 1, others around 0."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        offset = 1.0 if path[-1].key == "scale" else 0.0
+        return (offset + spread * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def random_params(model, seed=0, spread=0.2):
+    """`random_like` of the model's parameters; nothing is compiled."""
+    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    return random_like(shapes, seed, spread)
+
+
+def save_random(workdir, config, seed=0, spread=0.2):
     """A workdir of `random_params` of the config's model."""
-    params = random_params(models.build(config.model), jax.random.key(seed))
+    params = random_params(models.build(config.model), seed, spread)
     checkpoint.save_params(workdir, config, params)
     return workdir
 
@@ -246,9 +258,7 @@ def save_clip(workdir, seed=0):
     """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
     sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
     model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
-    config = ConfigDict({"model": model})
-    params = models.init_params(models.build(config.model), jax.random.key(seed))
-    checkpoint.save_params(workdir, config, jax.tree.map(lambda a: 3 * a, params))
+    save_random(workdir, ConfigDict({"model": model}), seed)
     text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 12).save(workdir / text.FILE)
     return workdir
 

@@ -9,7 +9,6 @@ import time
 import warnings
 
 import conftest
-import jax
 import numpy as np
 import pytest
 from close import assert_close
@@ -176,7 +175,7 @@ def test_rows_are_of_their_weights(workdir, clean):
     assert [row["sample"]["guide_step"] for row in guided] == [20, 30]
     config = workdirs.load_config(workdir)
     shutil.rmtree(workdir / "checkpoints")
-    params = models.init_params(models.build(config.model), jax.random.key(7))
+    params = conftest.random_params(models.build(config.model), seed=7)
     checkpoint.replace_params(workdir, config, params, 40, {})
     again = _evaluate(workdir, num=10)
     assert again["params_digest"] != first["params_digest"]
@@ -303,8 +302,7 @@ def test_networks_measure_the_samples_of_a_run(run_command, workdir, tmp_path, c
     directory = conftest.ROOT / "runs" / "inception"
     if config:
         directory, config = tmp_path / "weights", ConfigDict({"model": config})
-        params = models.init_params(models.build(config.model), jax.random.key(0))
-        checkpoint.save_params(directory, config, params)
+        conftest.save_random(directory, config, spread=0.05)
     elif not directory.is_dir():
         reason = f"no weights in {directory}, docs/weights.md gets them: Inception is not tested"
         warnings.warn(reason, stacklevel=1)  # pytest -q does not tell why it skips

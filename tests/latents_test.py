@@ -17,7 +17,6 @@ from dit_jax import (
     checkpoint,
     data,
     latents,
-    models,
     runs,
     sharding,
     sources,
@@ -185,10 +184,7 @@ def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_co
 
 @pytest.fixture
 def other_vae_dir(tmp_path):
-    config = ConfigDict({"model": conftest.VAE})
-    params = models.init_params(models.build(config.model), jax.random.key(1))
-    checkpoint.save_params(tmp_path / "other", config, params)
-    return tmp_path / "other"
+    return conftest.save_random(tmp_path / "other", ConfigDict({"model": conftest.VAE}), seed=1)
 
 
 def test_another_vae_than_the_moments_are_of_is_refused(latent_config, other_vae_dir, tmp_path):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
+from conftest import initial_params, random_params
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -64,15 +65,8 @@ def _shapes(model):
     return jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
 
 
-def _random_params(model, seed=0):
-    """All leaves random, those too that are 0 or 1 at first."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        offset = 1.0 if path[-1].key == "scale" else 0.0
-        return (offset + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, _shapes(model))
+def _random_params(model):
+    return random_params(model, spread=0.1)
 
 
 def _inputs(model, batch=4):
@@ -100,7 +94,7 @@ def variant(request):
 @pytest.mark.parametrize("fields", [TINY, ADM], ids=["latent", "adm"])
 def test_initial_blocks_add_nothing_and_the_output_is_zero(fields):
     model = _build(fields, channel_mult=(1,), attention_levels=())
-    params = jax.jit(lambda key: models.init_params(model, key))(jax.random.key(0))
+    params = initial_params(model)
     assert not np.any(np.asarray(params["conv_out"]["kernel"]))
     out = jax.jit(model.apply)({"params": params}, *_inputs(model))
     assert out.shape == (4, 8, 8, 8 if model.learn_sigma else 4)
