@@ -29,7 +29,7 @@ class Best:
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
         if saved:
-            workdirs.claim(self._workdir, config)
+            workdirs.check_config(self._workdir, config)
         self._how = {"metric": self._metric, **self._measured_by()}
         same = {key: saved.get(key) for key in self._how} == self._how
         self._value = saved.get("value") if same else None

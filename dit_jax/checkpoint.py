@@ -81,8 +81,8 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
     """
     if steps := workdirs.saved_steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
-    workdirs.claim(workdir, config)
-    _write_params(workdir, config, params, 0, {})
+    with workdirs.claim(workdir, config):
+        _write_params(workdir, config, params, 0, {})
 
 
 def replace_params(
@@ -93,15 +93,15 @@ def replace_params(
     Args: values, JSON to keep with them, for `saved_values`.
     Raises: OSError if they cannot be written.
     """
-    before = workdirs.saved_steps(workdir)
-    workdirs.claim(workdir, config)
-    _write_params(workdir, config, params, step, values)
+    with workdirs.claim(workdir, config):
+        before = workdirs.saved_steps(workdir)
+        _write_params(workdir, config, params, step, values)
 
-    def remove():
-        for old in set(before) - {step}:
-            shutil.rmtree(workdir / "checkpoints" / str(old))
+        def remove():
+            for old in set(before) - {step}:
+                shutil.rmtree(workdir / "checkpoints" / str(old))
 
-    sharding.in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
+        sharding.in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
 
 
 def saved_values(workdir: pathlib.Path) -> dict:

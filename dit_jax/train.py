@@ -305,11 +305,6 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
         eval_source = sources.open_split(config, "eval")
-    workdirs.claim(workdir, config)
-    if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
-        cache = workdir.absolute() / "compilation_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-
     key = jax.random.key(config.seed)
     total_steps = config.total_steps
 
@@ -317,7 +312,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         return every and step % every == 0
 
     with contextlib.ExitStack() as stack:
-        # First in, last out: a second signal must not end the last checkpoint's writing.
+        lock = stack.enter_context(workdirs.claim(workdir, config))
+        # Before the manager, so out after it: a second signal must not end the last checkpoint's
+        # writing.
         sigterm = stack.enter_context(SigtermFlag())
         manager = stack.enter_context(checkpoint.open_manager(workdir, config))
         restored = checkpoint.restore_latest(manager, program.state)
@@ -366,6 +363,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 with progress.paused():
                     trace.close()
             if due(step, config.log_every_steps) or last:
+                lock.check()
                 writer.scalars(step, progress.report())
                 checkpoint.check_for_errors(manager)
             for measure, every in measured:
@@ -383,6 +381,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             stop = manager.reached_preemption(step) if jax.process_count() > 1 else sigterm.received
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
+                    lock.check()
                     checkpoint.save(manager, step, state, batches.state(), config)
             if stop:
                 break

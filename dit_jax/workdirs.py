@@ -1,16 +1,20 @@
 """Workdirs: a directory is a run, its config the one that config.json in it holds."""
 
+import contextlib
 import json
 import logging
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import files, sharding
+from dit_jax import files, locks, sharding
 
 logger = logging.getLogger("dit_jax")
+
+LOCK = "train.lock"  # in a workdir that a command writes checkpoints into
 
 # A run may go on with other values of these: they do not change what is trained on what, up to
 # rounding; total_steps also stretches a cosine schedule. A key that ends with a dot stands for all
@@ -45,19 +49,24 @@ MAY_CHANGE = (
 )
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir, if it is not there, and demands that it belongs to a run of this config.
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
+    """Makes the workdir, if it is not there, and holds it for a run of this config.
 
-    Raises: ValueError as `check_config`; OSError if the directory cannot be written.
+    Raises: ValueError as `check_config`; OSError as `locks.hold`, if another command writes into
+      the workdir, or if the directory cannot be written.
     """
-    check_config(workdir, config)
+    check_config(workdir, config)  # first: a refused config must not leave a directory behind
+    with locks.hold(workdir / LOCK) as lock:
+        check_config(workdir, config)  # again: another run may have ended since
 
-    def make():
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        def make():
+            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=workdir):
+                pass
 
-    sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
+        sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
+        yield lock
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
