@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import latents, models, sharding, workdirs
+from dit_jax import files, latents, models, sharding, workdirs
 
 logger = logging.getLogger("dit_jax")
 
@@ -105,11 +105,16 @@ def replace_params(
 
 
 def saved_values(workdir: pathlib.Path) -> dict:
-    """What `replace_params` kept with the newest checkpoint; {} if there is none."""
+    """What `replace_params` kept with the newest checkpoint; {} if there is none, or none whole."""
     steps = workdirs.saved_steps(workdir)
     if not steps:
         return {}
-    return json.loads((workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata").read_text())
+    path = workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata"
+    try:
+        return dict(files.read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("cannot read how %s was chosen: %s", workdir, error)
+        return {}
 
 
 def _write_params(workdir, config, params, step, values):

@@ -1,10 +1,13 @@
 """Files that are there whole or not at all."""
 
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
+
+logger = logging.getLogger("dit_jax")
 
 
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
@@ -31,3 +34,30 @@ def read_json(path: pathlib.Path) -> object:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_json_lines(path: pathlib.Path, keys: Mapping[str, type] | None = None) -> list[dict]:
+    """The objects in a JSON-lines file; [] if there is no such file.
+
+    Lines that are damaged, or lack one of the keys with its type, are left out and counted in a
+    warning. So is a last line that a kill or a full disk cut short, without a warning.
+    """
+    rows, damaged = [], []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if any(type(row[key]) is not kind for key, kind in (keys or {}).items()):
+                raise ValueError
+            rows.append(dict(row))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            if line.strip() and number < len(lines):
+                damaged.append(number)
+    if damaged:
+        logger.warning(
+            "%d damaged lines of %s are left out, the first is line %d.",
+            len(damaged),
+            path,
+            damaged[0],
+        )
+    return rows

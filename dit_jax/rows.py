@@ -1,5 +1,6 @@
 """The JSON row of a measurement: what was measured, of which checkpoint, by which code."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ import subprocess
 
 import jax
 
-from dit_jax import checkpoint, flops, metrics, runs, sharding
+from dit_jax import checkpoint, files, flops, locks, runs, sharding
 
 
 def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
@@ -38,6 +39,25 @@ def of_code() -> dict:
     }
 
 
+def name(row: dict) -> str:
+    """What tells a measurement from others in file names: its step, and a digest of its settings.
+
+    Args: row, without its measures.
+    """
+    known = {key: value for key, value in row.items() if key != "git_revision"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{row['step']}-{digest}" if "step" in row else digest
+
+
+def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[locks.Lock]:
+    """Holds a measurement, so that no two commands make the same; others may go on beside it.
+
+    Args: path, of the JSON-lines file.   row: without its measures.
+    Raises: OSError as `locks.hold`.
+    """
+    return locks.hold(path.with_suffix("") / f"{name(row)}.lock")
+
+
 def find(path: pathlib.Path, row: dict) -> dict | None:
     """The row of a JSON-lines file that has all of this one's values, and so its measures.
 
@@ -46,7 +66,7 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     row = json.loads(json.dumps(row))  # tuples are lists there
     found = None
     if "-dirty" not in row["git_revision"]:
-        rows = metrics.read_json_lines(path)
+        rows = files.read_json_lines(path)
         found = next((r for r in rows if row.items() <= r.items()), None)
     return json.loads(sharding.from_first_process(json.dumps(found)))
 

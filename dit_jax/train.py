@@ -350,7 +350,13 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         workdirs.write_config(workdir, config)  # all of it is good: the run begins
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
-        progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))
+        # What a resumed run reports first is the mean of all steps since the report before.
+        window = (data_state or {}).get("window")
+        if window is None and first_step % config.log_every_steps:
+            logger.info("the next means are of the steps after %d alone", first_step)
+        progress = stack.enter_context(
+            metrics.Progress(first_step, total_steps, config.batch_size, window)
+        )
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
             if profile and step == profile[0]:
@@ -382,7 +388,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
                     lock.check()
-                    checkpoint.save(manager, step, state, batches.state(), config)
+                    data_state = {**batches.state(), "window": progress.window()}
+                    checkpoint.save(manager, step, state, data_state, config)
             if stop:
                 break
     if step < total_steps:  # and the checkpoint is written
