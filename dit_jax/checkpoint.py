@@ -142,7 +142,7 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
 
 
 def _write_error(manager, error):
-    complete = sorted(ocp.utils.checkpoint_steps(manager.directory))
+    complete = workdirs.saved_steps(pathlib.Path(manager.directory).parent)
     kept = (
         f"the last complete one is step {complete[-1]}" if complete else "there is no earlier one"
     )
@@ -160,7 +160,7 @@ def restore_latest(manager: ocp.CheckpointManager, state):
     An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is used.
     Raises: OSError if there are checkpoints and none can be read.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = workdirs.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
@@ -256,7 +256,7 @@ def _restore_newest(directory, steps, trees):
         except OSError as error:
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
-    others = sorted(set(ocp.utils.checkpoint_steps(directory)) - set(steps))
+    others = sorted(set(workdirs.saved_steps(directory.parent)) - set(steps))
     way_out = f"choose another step: {others}" if others else "restore one from a copy"
     raise OSError(
         f"no checkpoint in {directory} can be read:\n"

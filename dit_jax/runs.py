@@ -17,6 +17,7 @@ from dit_jax import (
     generate,
     latents,
     models,
+    ranges,
     sampling,
     sharding,
     workdirs,
@@ -127,6 +128,7 @@ def load(
             "dit_jax.convert clip writes one."
         )
     config.sample.update(settings or {})
+    ranges.check(config)
     sampling.check_used(config.sample, settings or {}, config.model.learn_sigma)
     sampling.check_clip(config)
     mesh = sharding.make_mesh(config.mesh)

@@ -36,6 +36,7 @@ from dit_jax import (
     metrics,
     models,
     optimizer,
+    ranges,
     runs,
     sharding,
     sources,
@@ -81,7 +82,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
 
     Raises: ValueError for values that do not fit together or to the devices.
     """
-    _check_ranges(config)
+    ranges.check(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
     model = models.build(config.model)
@@ -91,34 +92,6 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, task, tx, state)
-
-
-def _check_ranges(config):
-    """The ranges of configs/default.py that no other module checks."""
-    data_config, most = config.data, 2**32 - 1
-    ranges = {
-        "seed": (config.seed, 0, most),  # NumPy's
-        "total_steps": (config.total_steps, 1, most),
-        "log_every_steps": (config.log_every_steps, 1, most),
-        "eval_every_steps": (config.eval_every_steps, 0, most),
-        "eval_draws": (config.eval_draws, 1, most),
-        "sample_every_steps": (config.sample_every_steps, 0, most),
-        "checkpoint_every_steps": (config.checkpoint_every_steps, 1, most),
-        "checkpoint_keep": (config.checkpoint_keep, 2, most),  # one to fall back on
-        "checkpoint_keep_every_steps": (config.checkpoint_keep_every_steps, 0, most),
-        "profile_start_step": (config.profile_start_step, 0, most),
-        "profile_num_steps": (config.profile_num_steps, 1, most),
-        "data.num_workers": (data_config.num_workers, 0, 1024),
-        "data.num_threads": (data_config.num_threads, 0, 1024),
-        "data.prefetch_batches": (data_config.prefetch_batches, 0, most),
-        "sample_num_images": (config.sample_num_images, 1, most),
-    }
-    if "fid" in config:
-        ranges["fid.every_steps"] = (config.fid.every_steps, 0, most)
-        ranges["fid.num_images"] = (config.fid.num_images, 2, most)
-    for key, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise ValueError(f"{key}={value} must lie in {low}..{high}.")
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:

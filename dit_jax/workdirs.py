@@ -4,10 +4,10 @@ import contextlib
 import json
 import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dit_jax import files, locks, sharding
@@ -47,6 +47,64 @@ MAY_CHANGE = (
     "sample.",
     "fid.",
 )
+
+# Keys that older versions did not have, with the value that means what those versions did.
+AS_BEFORE = {
+    "init_from": "",
+    "eval_draws": 1,
+    "checkpoint_best_metric": "",
+    "optim.mup_base_width": 0,
+    "data.caption_feature": "",
+    "data.captions_per_image": 1,
+}
+AS_BEFORE_OF_VAE = {"autoencoder.lpips": "", "autoencoder.lpips_weight": 0.0}
+AS_BEFORE_OF_DIT = {"model.block": "adaLN-Zero"}
+AS_BEFORE_OF_PREDICTOR = {
+    "model.condition": "label",
+    "model.context_size": 0,
+    "model.text_vocab_size": 4096,
+    "model.text_length": 32,
+    "model.text_depth": 2,
+    "model.text_num_heads": 4,
+    "text.encoder": "",
+    "text.encoder_digest": "",
+    "text.stored": False,
+    "diffusion.process": "ddpm",
+    "diffusion.schedule": "linear",
+    "diffusion.zero_terminal_snr": False,
+    "diffusion.sigma_min": 0.002,
+    "diffusion.sigma_max": 80.0,
+    "diffusion.sigma_data": 1.0,
+    "objective.prediction": "eps",
+    "objective.weight": "uniform",
+    "objective.snr_gamma": 5.0,
+    "objective.p2_gamma": 1.0,
+    "objective.t_distribution": "uniform",
+    "objective.t_mean": 0.0,
+    "objective.t_std": 1.0,
+    "objective.low_discrepancy": False,
+    "objective.min_t": 1e-5,
+    "sample.grid": "uniform",
+    "sample.rho": 7.0,
+    "sample.shift": 3.0,
+    "sample.variance": "large",
+    "sample.churn": 0.0,
+    "sample.churn_range": (0.0, 1e9),
+    "sample.churn_noise": 1.0,
+    "sample.sde_diffusion": "sigma",
+    "sample.last_step": "mean",
+    "sample.last_step_size": 0.0,
+    "sample.clip_x_0": False,
+    "sample.cfg_interval": (0.0, 1.0),
+    "sample.cfg_rescale": 0.0,
+    "fid.every_steps": 0,
+    "fid.num_images": 5000,
+    "fid.steps": 50,
+    "fid.cfg_scale": 1.0,
+    "fid.reference": "",
+    "fid.extractor": "",
+    "fid.weights": "",
+}
 
 
 @contextlib.contextmanager
@@ -108,9 +166,12 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the complete checkpoints, ascending."""
-    directory = workdir.absolute() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    """The steps of the complete checkpoints, ascending; directories of other names are none."""
+    directory = workdir / "checkpoints"
+    if not directory.is_dir():
+        return []
+    names = (path.name for path in directory.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
@@ -129,10 +190,29 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *reversed(saved)]:
         try:
-            return ConfigDict(json.loads(candidate.read_text())).lock()
+            config = files.read_json(candidate)
+            if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+                raise ValueError(f"{candidate} is damaged: it has no model")
+            return ConfigDict(_complete(config)).lock()
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
+
+
+def _complete(config):
+    """The config of a run, with the keys that its version did not have yet."""
+    if "total_steps" not in config:  # a converted network's, of its model alone
+        return config
+    name = config["model"].get("name")
+    older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
+    if name == "dit":
+        older = older | AS_BEFORE_OF_DIT
+    for key, value in older.items():
+        section, names = config, key.split(".")
+        for part in names[:-1]:
+            section = section.setdefault(part, {})
+        section.setdefault(names[-1], value)
+    return config
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:

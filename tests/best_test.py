@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import vae_digits
-from dit_jax import best, checkpoint, models, runs, train
+from dit_jax import best, checkpoint, files, models, runs, train
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     config.fid.update(every_steps=10, num_images=80, steps=2)
     config.checkpoint_best_metric = "fd_pixels_80"
     train.train_and_evaluate(config, tmp_path)
-    lines = train.metrics.read_json_lines(tmp_path / "metrics.jsonl")
+    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
     values = {line["step"]: line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line}
     assert list(values) == [10, 20]
     step = min(values, key=values.get)
@@ -124,7 +124,7 @@ def test_two_processes_measure_the_distance_as_one(run_pair, run_command, digits
     run_command("train", *flags, "--workdir", tmp_path / "one")
     values = {}
     for name in ("one", "two"):
-        lines = train.metrics.read_json_lines(tmp_path / name / "metrics.jsonl")
+        lines = files.read_json_lines(tmp_path / name / "metrics.jsonl")
         values[name] = [line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line]
         kept = checkpoint.saved_values(tmp_path / name / "best")
         assert kept["value"] == min(values[name])
