@@ -111,7 +111,7 @@ def saved_values(workdir: pathlib.Path) -> dict:
         return {}
     path = workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata"
     try:
-        return dict(files.read_json(path))
+        return dict(files.read_json(path, "what was kept with a checkpoint"))
     except (OSError, ValueError, TypeError) as error:
         logger.warning("cannot read how %s was chosen: %s", workdir, error)
         return {}

@@ -71,7 +71,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
 def _read_claim(path):
     """What the directory was begun with; {} if that is lost, since every shard knows it too."""
     try:
-        begun = files.read_json(path) if path.is_file() else {}
+        begun = files.read_json(path, "what the shards are made of") if path.is_file() else {}
         if not isinstance(begun, dict):
             raise ValueError(f"{path} is damaged: it holds no object")
     except ValueError as error:
@@ -215,7 +215,7 @@ def _sums_path(path):
 def _read_sums(path):
     """The sums of a shard.   Raises: OSError; ValueError if they are damaged."""
     sums_path = _sums_path(path)
-    sums = files.read_json(sums_path)
+    sums = files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
         raise ValueError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
     written = {key: value for key, value in sums.items() if key != "digest"}

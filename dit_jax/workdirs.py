@@ -190,7 +190,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *reversed(saved)]:
         try:
-            config = files.read_json(candidate)
+            config = files.read_json(candidate, "the config of a run")
             if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
                 raise ValueError(f"{candidate} is damaged: it has no model")
             return ConfigDict(_complete(config)).lock()

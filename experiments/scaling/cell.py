@@ -157,7 +157,7 @@ def _read(directory):
     """The record of a cell; {} if there is none, or a damaged one, which is made again."""
     path = directory / "cell.json"
     try:
-        record = files.read_json(path) if path.is_file() else {}
+        record = files.read_json(path, "the record of a cell") if path.is_file() else {}
         if not isinstance(record, dict) or (record and not record.keys() >= {"state", "digest"}):
             raise ValueError(f"{path} is damaged: it is no record of a cell")
     except ValueError as error:

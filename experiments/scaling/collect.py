@@ -84,7 +84,7 @@ def _evaluations(directory, every):
 
 def _record(directory):
     path = directory / "cell.json"
-    record = files.read_json(path)
+    record = files.read_json(path, "the record of a cell")
     if not (isinstance(record, dict) and record.keys() >= {"steps", "state"}):
         raise ValueError(f"{path} is no record of a cell: the sweep, run again, writes it anew.")
     return record
