@@ -284,13 +284,12 @@ def churned(process: diffusion.Process, grid: np.ndarray, churn: float, span) ->
     """[n] f64 the noisier times to which `heun` goes back before each step.
 
     There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in
-    `span`, (low, high), and never beyond the grid's first.
+    `span`, (low, high). From the grid's first step it lies beyond t = 1.
     Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
     """
     ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
     gamma = min(churn / len(ratio), 2**0.5 - 1) * ((span[0] <= ratio) & (ratio <= span[1]))
-    noisier = process.time_of_ratio(np.minimum(ratio * (1 + gamma), ratio[0]))
-    return np.where(gamma > 0, noisier, grid[:-1])
+    return np.where(gamma > 0, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
 
 
 def heun(

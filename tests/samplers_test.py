@@ -370,7 +370,7 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
     assert 0 < inside.sum() < 9
     np.testing.assert_allclose(noisier, np.where(inside, 2**0.5, 1) * sigma)
     few = process.sigma(samplers.churned(process, grid, 1.0, (0.0, 1e9)))
-    np.testing.assert_allclose(few, np.minimum(1.1 * sigma, 80))
+    np.testing.assert_allclose(few, 1.1 * sigma)
 
 
 def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
