@@ -22,7 +22,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, metrics, sampling, style
+from dit_jax import cli, metrics, sampling, style, workdirs
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -124,7 +124,7 @@ def settings(row: dict) -> dict:
         return {"num": row["samples"]["num"]}
     if "sample" not in row:
         return row.get("likelihood", {})
-    found = {"guide": None, "guide_step": None, **row["sample"]}
+    found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
     for of, chosen in ((sampling.OF_SAMPLERS, "sampler"), (sampling.OF_GRIDS, "grid")):
         for key in of:
             if found.get(chosen) not in of[key]:

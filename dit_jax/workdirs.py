@@ -120,10 +120,32 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *reversed(saved)]:
         try:
-            return ConfigDict(json.loads(candidate.read_text())).lock()
+            return read_config(candidate.read_text())
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
+
+
+def read_config(text: str) -> ConfigDict:
+    """Reads a config from its JSON, which an older version may have written; locked.
+
+    Raises: ValueError, TypeError or AttributeError for a text that is no config.
+    """
+    config = json.loads(text)
+    if "sample" in config:
+        config["sample"] = upgrade_sample(config["sample"])
+    return ConfigDict(config).lock()
+
+
+def upgrade_sample(sample: dict) -> dict:
+    """Returns `config.sample`, or the settings in a row, with today's keys in place of older ones.
+
+    `last_step_size` was the time at which the last step begins, where 0 stood for the default.
+    """
+    sample = dict(sample)
+    if "last_step_size" in sample:
+        sample["last_step_t"] = sample.pop("last_step_size") or None
+    return sample
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:

@@ -84,6 +84,14 @@ def test_settings_that_a_sampler_does_not_heed_make_no_curve():
     assert _means(plot.curves(rows, "cfg_scale", "fid")) == {"": [(1, 1), (2, 2)]}
 
 
+def test_rows_of_an_older_version_are_of_the_same_curve():
+    """Its last_step_size of 0 was the default."""
+    rows = [_row("euler_maruyama", steps=steps, fid=steps) for steps in (10, 20)]
+    rows[0]["sample"]["last_step_size"] = 0.0
+    rows[1]["sample"]["last_step_t"] = None
+    assert _means(plot.curves(rows, "steps", "fid")) == {"": [(10, 10), (20, 20)]}
+
+
 def test_seeds_are_averaged_and_shown():
     rows = [_row(cfg_scale=1, seed=seed, fid=fid) for seed, fid in enumerate((4.0, 6.0, 8.0))]
     rows.append(_row(cfg_scale=2, fid=3.0))

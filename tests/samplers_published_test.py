@@ -81,3 +81,97 @@ def test_heun_with_churn_is_edm_s_algorithm_2(build_process, name, churn, settin
     expected = edm_heun(np.append(ratios, 0.0), z, churn, **options)
     x_0, _ = solve(process, sampler="heun", grid="karras", churn=churn, **settings)
     assert_equal(x_0, expected)
+
+
+# alpha, sigma and their derivatives at t.
+PATHS = {
+    "flow": lambda t: (1 - t, t, -1.0, 1.0),
+    "gvp": lambda t: (
+        np.cos(np.pi / 2 * t),
+        np.sin(np.pi / 2 * t),
+        -np.pi / 2 * np.sin(np.pi / 2 * t),
+        np.pi / 2 * np.cos(np.pi / 2 * t),
+    ),
+    "edm": lambda t: (1.0, 80 * t, 0.0, 80.0),
+}
+
+
+def vp(t):
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 / 2 * t**2
+    alpha = np.exp(-integral / 2)
+    sigma = np.sqrt(1 - alpha**2)
+    return alpha, sigma, -beta / 2 * alpha, beta / 2 * alpha**2 / sigma
+
+
+PATHS["vp"] = vp
+
+
+def sit_sde(path, first, last, x, form, last_step):
+    """SiT's integrator of dx = (u - w score / 2) dt + sqrt(w) dW from noise to data.
+
+    Its times are evenly spaced from first to last; then comes a step of its own, to 0.
+    """
+
+    def rates(x, t, w_scale=1.0):
+        alpha, sigma, d_alpha, d_sigma = path(t)
+        x_0 = x_0_of(np, x, alpha, sigma)
+        eps = (x - alpha * x_0) / sigma
+        w = 2 * sigma
+        if form == "sbdm":
+            w = 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
+        return d_alpha * x_0 + d_sigma * eps + w_scale * w / 2 * eps / sigma, w
+
+    for i, (t, s) in enumerate(itertools.pairwise(np.linspace(first, last, STEPS))):
+        rate, w = rates(x, t)
+        x = x - rate * (t - s) + np.sqrt(w * (t - s)) * NOISE[i]
+    if last_step == "mean":
+        return x - rates(x, last)[0] * last
+    if last_step == "euler":
+        return x - rates(x, last, w_scale=0.0)[0] * last
+    if last_step == "tweedie":
+        alpha, sigma, *_ = path(last)
+        score = -(x - alpha * x_0_of(np, x, alpha, sigma)) / sigma**2
+        return (x + sigma**2 * score) / alpha
+    return x
+
+
+LAST_STEPS = ("mean", "euler", "tweedie", "none")
+
+
+@pytest.mark.parametrize("form", ["sigma", "sbdm"])
+@pytest.mark.parametrize("last_step", LAST_STEPS)
+@pytest.mark.parametrize("name", ["flow", "gvp", "vp", "edm"])
+def test_euler_maruyama_is_sit_s(build_process, name, last_step, form):
+    """To 0.04 and then one step of its kind; with none to the end. SiT has no edm."""
+    process = build_process(name)
+    last = {"flow": 0.0, "gvp": 0.0, "vp": 1e-3} if last_step == "none" else {}
+    last = last.get(name, 0.002 / 80 if name == "edm" else 0.04)
+    first = 1 - 1e-3 if form == "sbdm" and name in ("flow", "gvp") else 1.0
+    x_T = process.x_T_std * X_T
+    expected = sit_sde(PATHS[name], first, last, x_T, form, last_step)
+    settings = dict(sampler="euler_maruyama", sde_diffusion=form, last_step=last_step)
+    x_0, evaluations = solve(process, **settings)
+    assert_equal(x_0, expected)
+    assert evaluations == STEPS - (last_step == "none")
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score"])
+@pytest.mark.parametrize("name", ["flow", "gvp"])
+def test_a_predicted_eps_or_score_is_integrated_to_where_sit_does(build_process, name, prediction):
+    expected = sit_sde(PATHS[name], 1 - 1e-3, 1e-3, X_T, "sigma", "none")
+    settings = dict(sampler="euler_maruyama", last_step="none")
+    x_0, _ = solve(build_process(name), prediction, **settings)
+    assert_equal(x_0, expected)
+
+
+@pytest.mark.parametrize("last_step", LAST_STEPS)
+@pytest.mark.parametrize("name", ["flow", "vp", "edm"])
+def test_last_step_begins_when_it_is_told_and_at_0_there_is_none(build_process, name, last_step):
+    process = build_process(name)
+    settings = dict(sampler="euler_maruyama", last_step=last_step)
+    for last in (0.3, 0.0):
+        step = last_step if last else "none"
+        expected = sit_sde(PATHS[name], 1.0, last, process.x_T_std * X_T, "sigma", step)
+        x_0, evaluations = solve(process, last_step_t=last, **settings)
+        assert_equal(x_0, expected)
+        assert evaluations == STEPS - (step == "none")

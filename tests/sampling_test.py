@@ -34,7 +34,12 @@ def _settings(**changes):
         ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
         ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
         ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
-        ("flow", dict(sampler="euler_maruyama", last_step_size=1.0), r"last_step_size=1.0 in \["),
+        ("flow", dict(sampler="euler_maruyama", last_step_t=1.0), r"last_step_t=1.0 in \["),
+        (
+            "flow",
+            dict(sampler="euler_maruyama", last_step_t=0.9995),
+            "last_step_t=0.9995 must be less than 0.999, the first time",
+        ),
         ("flow", dict(grid="ddim"), "grid 'ddim' is none of this process; choose"),
         ("flow", dict(sampler="ddim_level1"), "'ddim_level1' is of diffusion.process=ddpm; choose"),
         ("ddpm", dict(sampler="ddim_level1"), "grid begins at level 1, where .* choose grid leadi"),
