@@ -273,7 +273,8 @@ def _add_diffusion(config):
     # None is SiT's time: 0.04; with none 0 (flow, gvp) or 1e-3 (vp, or a predicted eps or score).
     # For edm it is sigma_min / sigma_max.
     config.sample.last_step_t = config_dict.placeholder(float)
-    config.sample.clip_x_0 = False  # pixels: x_0 is kept in [-1, 1] in every step, as ADM does
+    # pixels: x_0 is kept in [-1, 1] in every step, as ADM does, and for bits per dimension.
+    config.sample.clip_x_0 = False
     config.sample.cfg_scale = 1.5  # 1 is no guidance
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
     config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided

@@ -123,7 +123,8 @@ def settings(row: dict) -> dict:
     if "samples" in row:  # of images, which its file is named after
         return {"num": row["samples"]["num"]}
     if "sample" not in row:
-        return row.get("likelihood", {})
+        likelihood = row.get("likelihood", {})
+        return likelihood and {"clip_x_0": False, **likelihood}  # older rows do not say so
     found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
     for of, chosen in ((sampling.OF_SAMPLERS, "sampler"), (sampling.OF_GRIDS, "grid")):
         for key in of:

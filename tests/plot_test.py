@@ -85,11 +85,17 @@ def test_settings_that_a_sampler_does_not_heed_make_no_curve():
 
 
 def test_rows_of_an_older_version_are_of_the_same_curve():
-    """Its last_step_size of 0 was the default."""
+    """Its last_step_size of 0 was the default, and its likelihoods were not clipped."""
     rows = [_row("euler_maruyama", steps=steps, fid=steps) for steps in (10, 20)]
     rows[0]["sample"]["last_step_size"] = 0.0
     rows[1]["sample"]["last_step_t"] = None
     assert _means(plot.curves(rows, "steps", "fid")) == {"": [(10, 10), (20, 20)]}
+    older, plain, clipped = (
+        {"step": step, "likelihood": {"kind": "vlb", "num": 100} | more, "bits_per_dim": 3.0}
+        for step, more in ((1, {}), (2, {"clip_x_0": False}), (1, {"clip_x_0": True}))
+    )
+    found = _means(plot.curves([older, plain, clipped], "step", "bits_per_dim"))
+    assert list(found.values()) == [[(1, 3), (2, 3)], [(1, 3)]]
 
 
 def test_seeds_are_averaged_and_shown():
