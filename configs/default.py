@@ -251,7 +251,8 @@ def _add_diffusion(config):
 
     config.sample = ConfigDict()  # of pictures while training, and the commands' defaults
     # ddpm, ddim, ddim_level1 (of process ddpm; ends at its first level, not on data, as Stable
-    # Diffusion's files), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama
+    # Diffusion's files), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama.
+    # docs/samplers.md says where they differ from programs of the same names.
     config.sample.sampler = "ddpm"
     config.sample.steps = 250  # of process ddpm 2..diffusion.num_steps
     # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride
