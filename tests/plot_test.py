@@ -85,11 +85,14 @@ def test_settings_that_a_sampler_does_not_heed_make_no_curve():
 
 
 def test_rows_of_an_older_version_are_of_the_same_curve():
-    """Its last_step_size of 0 was the default, and its likelihoods were not clipped."""
-    rows = [_row("euler_maruyama", steps=steps, fid=steps) for steps in (10, 20)]
-    rows[0]["sample"]["last_step_size"] = 0.0
-    rows[1]["sample"]["last_step_t"] = None
-    assert _means(plot.curves(rows, "steps", "fid")) == {"": [(10, 10), (20, 20)]}
+    """Its last_step_size is last_step_t, 0 the default; its likelihoods were not clipped."""
+    steps = (10, 20, 10, 20)
+    rows = [_row("euler_maruyama", steps=n, fid=n + i) for i, n in enumerate(steps)]
+    settings = ("size", 0.0), ("t", None), ("size", 0.1), ("t", 0.1)
+    for row, (name, value) in zip(rows, settings, strict=True):
+        row["sample"][f"last_step_{name}"] = value
+    found = _means(plot.curves(rows, "steps", "fid"))
+    assert sorted(found.values()) == [[(10, 10), (20, 21)], [(10, 12), (20, 23)]]
     older, plain, clipped = (
         {"step": step, "likelihood": {"kind": "vlb", "num": 100} | more, "bits_per_dim": 3.0}
         for step, more in ((1, {}), (2, {"clip_x_0": False}), (1, {"clip_x_0": True}))
