@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from dit_jax import samplers
+from dit_jax import grids, samplers
 
 STEPS = 8
 NOISE = np.random.default_rng(0).standard_normal((STEPS, 4, 1, 1, 1))
@@ -42,6 +42,24 @@ def solve(process, prediction="u", **settings):
 
 def assert_equal(x_0, expected):
     np.testing.assert_allclose(x_0, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("name", ["ddpm", "flow"])
+def test_ddim_with_noise_is_the_published_one(build_process, name, eta):
+    """Song et al. 2021, eq. 12 and 16, for x_t / hypot(alpha, sigma), whose variance stays."""
+    process = build_process(name)
+    x_0, _ = solve(process, sampler="ddim", eta=eta)
+    x = X_T
+    for i, (t, s) in enumerate(itertools.pairwise(grids.build(process, STEPS, prediction="u"))):
+        scale = [np.hypot(process.alpha(a), process.sigma(a)) for a in (t, s)]
+        bar, bar_s = ((process.alpha(a) / b) ** 2 for a, b in zip((t, s), scale, strict=True))
+        x_0_hat = x_0_of(np, x, process.alpha(t), process.sigma(t))
+        eps = (x / scale[0] - np.sqrt(bar) * x_0_hat) / np.sqrt(1 - bar)
+        std = eta * np.sqrt((1 - bar_s) / (1 - bar)) * np.sqrt(1 - bar / bar_s)
+        x = np.sqrt(bar_s) * x_0_hat + np.sqrt(max(1 - bar_s - std**2, 0)) * eps + std * NOISE[i]
+        x = x * scale[1]
+    assert_equal(x_0, x)
 
 
 def edm_heun(ratios, z, churn, span=(0.0, np.inf), noise_scale=1.0):
