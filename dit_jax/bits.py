@@ -41,7 +41,8 @@ def evaluate(
 ) -> dict:
     """The row of the bits per dimension of `num` held-out images, spread evenly, or of all.
 
-    Conditional on labels or captions, without guidance. 'bits_per_dim' is of pixels, 'bits_per_
+    Conditional on labels or captions, without guidance; of the denoiser that is sampled with, so
+    with x_0 clipped where `config.sample.clip_x_0` is on. 'bits_per_dim' is of pixels, 'bits_per_
     latent_dim' of latents, where it is a density: compare it only where VAE and scale are the same.
     Args: steps, as `make_bits_fn`; None is all levels of a chain, ODE_STEPS else.
     Returns: the mean, its standard error, and of a chain the means of the prior's part and of the
@@ -66,7 +67,7 @@ def evaluate(
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
-    settings["raw"] = trained.raw
+    settings |= {"clip_x_0": config.sample.clip_x_0, "raw": trained.raw}
     row = rows.of_checkpoint(trained, "likelihood", settings)
     path = workdir / "evaluations.jsonl"
     if measured := rows.find(path, row):
@@ -138,6 +139,8 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
 
         x_0 = latents.x_0_from_batch(batch, keys(0), config.latents, resident, mesh)
         denoise = samplers.make_denoise(process, prediction, predict, times)
+        if config.sample.clip_x_0:
+            denoise = samplers.clip_x_0(denoise, process, times)
         if chain:
             bound = likelihood.variational_bound(
                 process,

@@ -125,6 +125,7 @@ def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
 def make_invert_fn(trained: runs.Trained) -> Callable:
     """The jitted `invert(params, encoder, x_0 [B, h, w, C], cond) -> x_T`, unguided.
 
+    It follows the denoiser that is sampled with: x_0 is clipped where config.sample.clip_x_0 is on.
     Raises: ValueError unless config.sample is of DDIM with eta 0.
     """
     settings, process = trained.config.sample, trained.process
@@ -145,6 +146,8 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
                 return trained.model.apply({"params": params}, x_t, network_time, encoded)
 
         denoise = samplers.make_denoise(process, prediction, predict, sampler.times)
+        if settings.clip_x_0:
+            denoise = samplers.clip_x_0(denoise, process, sampler.times)
         parts = [(denoise, len(sampler.grid) - 1)]
         problem = samplers.Problem(process, sampler.grid, parts, noise=None)
         x_T, _ = samplers.invert_ddim(problem, x_0)

@@ -10,7 +10,8 @@
 A reference is the ADM evaluator's .npz, one that --make_reference wrote, a folder of images or a
 TFDS split; by default the run's training images. Images become features on the devices and, but
 for those in the picture, stay there, unless --save_npz wants them. Killed and run again, the
-command continues. With --bpd held-out images are measured: bits per dimension under the model.
+command continues. With --bpd held-out images are measured: bits per dimension under the model,
+with x_0 clipped as the run samples or as --clip_x_0 says.
 """
 
 import functools
@@ -351,7 +352,7 @@ def _print_row(row, directory):
 
 def _print_bpd(workdir, loading, progress):
     variance = loading["settings"].pop("variance", None)
-    others = [f"--{name}" for name in loading["settings"]]
+    others = [f"--{name}" for name in loading["settings"] if name != "clip_x_0"]
     if loading["guide_workdir"] or loading["guide_step"] is not None:
         others.append("--guide or --guide_step")
     if others:

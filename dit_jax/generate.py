@@ -130,7 +130,7 @@ def make_sample_fn(
         elif x_T is None:
             x_T = process.x_T_std * noise(0)
         x_0, finite = sampler.solve(problem, x_T)
-        if mask is not None:  # where ddim_level1 ends there is noise
+        if mask is not None:  # where ddim_level1 and last_step none end there is noise
             x_0 = mask * x_0 + (1 - mask) * known
         return x_0, finite
 

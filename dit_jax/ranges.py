@@ -125,6 +125,7 @@ RANGES = {
     "sample.eta": SHARE,
     "sample.churn": NOT_NEGATIVE,
     "sample.churn_noise": POSITIVE,
+    "sample.last_step_t": BELOW_1,
     "sample.cfg_scale": Range(1),
     "sample.cfg_channels": Range(0, 2**20, whole=True),
     "sample.cfg_interval": ANY,

@@ -93,7 +93,7 @@ AS_BEFORE_OF_PREDICTOR = {
     "sample.churn_noise": 1.0,
     "sample.sde_diffusion": "sigma",
     "sample.last_step": "mean",
-    "sample.last_step_size": 0.0,
+    "sample.last_step_t": None,
     "sample.clip_x_0": False,
     "sample.cfg_interval": (0.0, 1.0),
     "sample.cfg_rescale": 0.0,
@@ -190,17 +190,28 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *reversed(saved)]:
         try:
-            config = files.read_json(candidate, "the config of a run")
-            if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-                raise ValueError(f"{candidate} is damaged: it has no model")
-            return ConfigDict(_complete(config)).lock()
+            return read_config(candidate.read_bytes(), str(candidate))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
 
 
+def read_config(text: bytes | str, name: str) -> ConfigDict:
+    """Reads a config from its JSON, which an older version may have written; locked.
+
+    Args: name, of the text's source in messages.
+    Raises: ValueError, TypeError or AttributeError for a text that is no config.
+    """
+    config = files.parse_json(text, name, "the config of a run")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"{files.printable(name)} is no config: it has no model.")
+    return ConfigDict(_complete(config)).lock()
+
+
 def _complete(config):
-    """The config of a run, with the keys that its version did not have yet."""
+    """The config of a run, with the keys that its version did not have, or had otherwise."""
+    if "sample" in config:
+        config["sample"] = upgrade_sample(config["sample"])
     if "total_steps" not in config:  # a converted network's, of its model alone
         return config
     name = config["model"].get("name")
@@ -213,6 +224,17 @@ def _complete(config):
             section = section.setdefault(part, {})
         section.setdefault(names[-1], value)
     return config
+
+
+def upgrade_sample(sample: dict) -> dict:
+    """Returns `config.sample`, or the settings in a row, with today's keys in place of older ones.
+
+    `last_step_size` was the time at which the last step begins, where 0 stood for the default.
+    """
+    sample = dict(sample)
+    if "last_step_size" in sample:
+        sample["last_step_t"] = sample.pop("last_step_size") or None
+    return sample
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:

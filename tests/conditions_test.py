@@ -285,6 +285,12 @@ def test_prompts_and_negative_prompts(config):
     assert np.abs(away - guided(prompts, "a red cat")).max() > 1e-3
 
 
+def test_prompts_are_asked_for_in_blocks(config):
+    asked = conditions.asked(config, 5, prompts=["a two", "a three"], negative="the digit")
+    assert [_read(tokens) for tokens in asked.cond] == ["a two"] * 3 + ["a three"] * 2
+    assert [_read(tokens) for tokens in asked.null] == ["the digit"] * 5
+
+
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
     with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
         conditions.of_captions(smoke_config, ["a two"])
@@ -357,6 +363,13 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
         np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
     dropped = {bytes(np.asarray(row)) for row in computed[2]}
     assert 5 < len(dropped) < 16  # the empty ones are one
+
+
+def test_captions_are_drawn_from_stored_ones(stored_config):
+    """Whose records are the images and their mirrors, two of each caption."""
+    drawn = conditions.draw(stored_config, "balanced", 5)
+    told = conditions.of_captions(stored_config, [captions_of(i)[0] for i in range(5)])
+    np.testing.assert_array_equal(drawn.cond, told.cond)
 
 
 def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):

@@ -209,6 +209,22 @@ def test_inverted_noise_leads_to_the_image(trained_workdir):
     assert np.abs(again(8) - again(3)).max() > 1e-3
 
 
+def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
+    """Random weights lead far beyond pixels: without, the image drawn again is another."""
+    workdir = conftest.save_random(tmp_path / "run", smoke_config)
+    settings = DDIM | dict(steps=100, cfg_scale=1.0, clip_x_0=True)
+    trained, told = runs.load(workdir, settings=settings), conditions.of_labels([3], 10)
+    sample = trained.make_sample_fn()
+
+    def draw(told):
+        arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+        return generate.generate(sample, *arguments)
+
+    x_0 = draw(told)
+    again = draw(edit.Edits(told, {"x_T": edit.invert(trained, told, x_0)}))
+    assert np.abs(again - x_0).mean() < 0.1 * np.abs(x_0).mean()
+
+
 def test_only_ddim_is_inverted(trained_workdir):
     trained = runs.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
     with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):

@@ -20,8 +20,8 @@ def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
             assert key in ranges.RANGES or key in OTHERWISE, key
 
 
-# Checked where it is used: 1 or 3; an upper end may be infinite; a size that may be left out.
-OTHERWISE = {"data.image_channels", "sample.churn_range", "sample.last_step_size"}
+# Checked where it is used: 1 or 3; an upper end may be infinite.
+OTHERWISE = {"data.image_channels", "sample.churn_range"}
 
 
 def test_every_range_is_of_a_key():

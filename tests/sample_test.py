@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import smoke
 from dit_jax import conditions
 
 
@@ -18,6 +19,15 @@ def test_random_labels_are_the_seed_s_and_uniform():
     assert np.abs(np.bincount(labels, minlength=10) - 1_000).max() < 150
     np.testing.assert_array_equal(labels, conditions.parse_labels("random", 10_000, 10, seed=3))
     assert np.any(labels != conditions.parse_labels("random", 10_000, 10, seed=4))
+
+
+def test_labels_are_guided_away_from_the_null_class():
+    """Whose index is the number of classes; whether they are listed, drawn or of a picture."""
+    config = smoke.get_config()
+    drawn = conditions.draw(config, "balanced", 3), conditions.asked(config, 3, "1,2,3")
+    for told in (*drawn, conditions.for_picture(config, 3), conditions.of_labels([0, 4, 9], 10)):
+        assert told.null.tolist() == [10, 10, 10]
+    assert told.cond.tolist() == [0, 4, 9]
 
 
 @pytest.mark.parametrize(

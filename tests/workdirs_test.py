@@ -77,6 +77,42 @@ def test_loaded_config_is_the_one_that_was_saved_and_locked(workdir, smoke_confi
         loaded.no_such_key = 1
 
 
+@pytest.mark.parametrize(
+    ("older", "now"),
+    [
+        (dict(last_step_size=0.0, steps=3), dict(last_step_t=None, steps=3)),
+        (dict(last_step_size=0.02), dict(last_step_t=0.02)),
+        (dict(last_step_t=0.0), dict(last_step_t=0.0)),
+        (dict(steps=3), dict(steps=3)),
+    ],
+    ids=str,
+)
+def test_older_settings_of_samples_keep_their_meaning(older, now):
+    """0 was the default of last_step_size, which it is not of last_step_t."""
+    before = dict(older)
+    assert workdirs.upgrade_sample(older) == now
+    assert older == before
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_configs_of_an_older_version_are_read_as_it_meant_them(workdir, smoke_config, lost):
+    """Also out of a checkpoint; what is read can be set, to 0 too."""
+    newest = workdir / "checkpoints" / "40" / "config" / "metadata"
+    for path in (workdir / "config.json", newest):
+        config = json.loads(path.read_text())
+        del config["sample"]["last_step_t"]
+        config["sample"]["last_step_size"] = 0.0
+        path.write_text(json.dumps(config))
+    if lost:
+        (workdir / "config.json").unlink()
+    loaded = workdirs.load_config(workdir)
+    assert loaded.to_dict() == _as_json(smoke_config)
+    assert loaded.sample.last_step_t is None
+    loaded.sample.update(last_step_t=0.0)
+    assert loaded.sample.last_step_t == 0.0
+    workdirs.check_config(workdir, smoke_config)
+
+
 def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
     (tmp_path / "file").write_text("")
     with (

@@ -304,7 +304,7 @@ def _exported_config(source):
             metadata = file.metadata() or {}
     except safetensors.SafetensorError:
         return None  # reading its arrays says what is wrong
-    return ConfigDict(json.loads(metadata[CONFIG])).lock() if CONFIG in metadata else None
+    return workdirs.read_config(metadata[CONFIG], str(source)) if CONFIG in metadata else None
 
 
 def export_dit(
