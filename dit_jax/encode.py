@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, conditions, latents, locks, sharding, shards, sources
+from dit_jax import checkpoint, cli, conditions, identity, latents, locks, sharding, shards, sources
 
 FLAGS = flags.FLAGS
 
@@ -57,7 +57,7 @@ def encode(
       not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
       written, or if another process failed.
     """
-    mesh, vae, encoder, images, identity = sharding.together(
+    mesh, vae, encoder, images, made_of = sharding.together(
         lambda: _open(config, vae_workdir, shard_images, dtype)
     )
     with locks.hold(out / LOCK) as lock:
@@ -65,7 +65,7 @@ def encode(
             name: shards.list_shards(out, name, len(source), shard_images)
             for name, source in images.items()
         }
-        shards.claim(out, identity, splits)
+        shards.claim(out, made_of, splits)
         features = _features(config, vae)
         # Else the images of a group, and with them the rounding, would depend on the batch.
         group = latents.images_at_once(config.data.image_size, config.data.image_size)
@@ -85,11 +85,11 @@ def encode(
                     ready = _one_behind((path, *encode_batch(*batch)) for path, *batch in batches)
                     for path, of_shard in itertools.groupby(ready, key=operator.itemgetter(0)):
                         lock.check()
-                        shards.write_shard(path, of_shard, views, features, identity, bar)
+                        shards.write_shard(path, of_shard, views, features, made_of, bar)
 
         with concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads:
             sharding.together(functools.partial(write_missing, threads))
-        metadata = identity | shards.compute_statistics(splits["train"])
+        metadata = made_of | shards.compute_statistics(splits["train"])
         if jax.process_index() == 0:
             shards.write_metadata(out, splits, features, metadata)
     return metadata
@@ -134,12 +134,13 @@ def _open(config, vae_workdir, shard_images, dtype):
     found = {n: sources.open_images(config, split) for n, split in splits.items() if split}
     shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)
     jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
-    identity = {
+    made_of = {
         "record_format": RECORD_FORMAT,
         "vae_digest": vae.digest,
         "published": vae.published and list(vae.published),
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
         "num_images": {name: len(source) for name, source in found.items()},
+        "dataset": {name: _identify(source) for name, source in found.items()},
         "crop": "adm",
         "image_size": config.data.image_size,
         "mirrored": config.data.flip,
@@ -148,12 +149,17 @@ def _open(config, vae_workdir, shard_images, dtype):
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
     }
     if not config.model.num_classes:
-        identity["labels"] = False
+        made_of["labels"] = False
     if config.data.caption_feature:
-        identity["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
+        made_of["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
     if encoder:
-        identity["text_encoder_digest"] = encoder.digest
-    return mesh, vae, encoder, found, identity
+        made_of["text_encoder_digest"] = encoder.digest
+    return mesh, vae, encoder, found, made_of
+
+
+def _identify(source):
+    """The identity of the images, without times: equal bytes make equal moments."""
+    return {key: v for key, v in identity.identify(source).items() if key != "times"}
 
 
 def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:

@@ -77,7 +77,7 @@ def evaluate(
       where samples or features are not finite; OSError if something cannot be written.
     """
     config, mesh = trained.config, trained.mesh
-    told = conditions.draw(config, labels, num, seed)
+    told = conditions.draw(config, labels, num, seed, workdir)
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     if guide := trained.guide:
@@ -324,7 +324,7 @@ def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:
         cli.check_out(pathlib.Path(FLAGS.save_npz), (".npz",), "--save_npz=")
     trained = runs.load(**cli.loading())
-    reference = references.of_run(trained.config, FLAGS.reference, extractor, progress)
+    reference = references.of_run(trained.config, FLAGS.reference, extractor, progress, workdir)
     row = evaluate(
         trained,
         workdir,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, fid, files, images, metrics, sharding, sources
+from dit_jax import data, fid, files, identity, images, metrics, sharding, sources, workdirs
 from dit_jax.extractors import Extractor
 
 logger = logging.getLogger("dit_jax")
@@ -79,11 +79,16 @@ def default_extractor(spec: str | None) -> str:
 
 
 def of_run(
-    config: ConfigDict, spec: str | None, extractor: Extractor, progress: bool = False
+    config: ConfigDict,
+    spec: str | None,
+    extractor: Extractor,
+    progress: bool = False,
+    workdir: pathlib.Path | None = None,
 ) -> Reference | None:
     """The reference of a run's samples: `spec`'s, by default its training images.
 
     In the first process; None in the others.
+    Args: workdir, of the run, whose images must be those that it was trained on.
     Raises: as `load` and `Reference.check`, in all processes.
     """
 
@@ -96,6 +101,9 @@ def of_run(
             reference = load(spec, extractor, *given, progress)
         else:
             source = sources.open_images(config, keys.train_split)
+            if workdir:
+                recorded = identity.get_training_images(workdirs.load_data(workdir))
+                identity.check(source, recorded, f"the run in {workdir}")
             found = images.of_source(source, f"{keys.name}:{keys.train_split}")
             reference = of_images(found, extractor, progress)
         reference.check((keys.image_size, keys.image_size, keys.image_channels))

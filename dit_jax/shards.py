@@ -63,21 +63,26 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
             problem += "\nChoose another --out, or restore what it was made of."
     if problem := sharding.from_first_process(problem):
         raise ValueError(problem)
-    sharding.in_first_process(
-        lambda: files.replace_text(path, json.dumps(identity, indent=2)), f"cannot write to {out}"
-    )
+    text = json.dumps(identity | {"digest": _digest(identity)}, indent=2)
+    sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
 
 
 def _read_claim(path):
     """What the directory was begun with; {} if that is lost, since every shard knows it too."""
     try:
         begun = files.read_json(path, "what the shards are made of") if path.is_file() else {}
-        if not isinstance(begun, dict):
-            raise ValueError(f"{path} is damaged: it holds no object")
+        if not isinstance(begun, dict) or not _is_as_written(begun):
+            raise ValueError(f"{path} is not as it was written")
     except ValueError as error:
         logger.warning("%s; it is written again.", error)
         return {}
-    return begun
+    return {key: value for key, value in begun.items() if key != "digest"}
+
+
+def _is_as_written(values):
+    """Whether values with a digest of the others, as newer versions write it, are unchanged."""
+    others = {key: value for key, value in values.items() if key != "digest"}
+    return values.get("digest", _digest(others)) == _digest(others)
 
 
 def _compare(out, begun, identity):
@@ -87,12 +92,28 @@ def _compare(out, begun, identity):
         logger.warning(
             "%s has no record of its %s: see that it is as then.", out, " and ".join(unknown)
         )
+    then, now = (
+        _flatten({k: v for k, v in d.items() if k not in unknown}) for d in (begun, identity)
+    )
     differing = [
-        f"\n  {key}: then {begun.get(key)!r}, now {identity.get(key)!r}"
-        for key in {**identity, **begun}
-        if key not in unknown and begun.get(key) != identity.get(key)
+        f"\n  {key}: then {_shorten(then.get(key))}, now {_shorten(now.get(key))}"
+        for key in {**now, **then}
+        if then.get(key) != now.get(key)
     ]
     return f"{out} was begun in another way:{''.join(differing)}" if differing else ""
+
+
+def _flatten(value, prefix=""):
+    """{'dataset.train.files': value} of nested objects; lists are values."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inner = (_flatten(v, f"{prefix}.{key}".strip(".")) for key, v in value.items())
+    return {key: v for flat in inner for key, v in flat.items()}
+
+
+def _shorten(value):
+    """The value as a message shows it; of a long list, the names of many classes, its beginning."""
+    return f"[{files.some_of(value)}]" if isinstance(value, list) else repr(value)
 
 
 def find_missing(shards: Shards, threads: Executor) -> Shards:
@@ -218,8 +239,7 @@ def _read_sums(path):
     sums = files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
         raise ValueError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
-    written = {key: value for key, value in sums.items() if key != "digest"}
-    if sums.get("digest", _digest(written)) != _digest(written):
+    if not _is_as_written(sums):
         raise ValueError(f"{sums_path} holds other numbers than were written")
     return sums
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from dit_jax import folders, text
+from dit_jax import folders, text, tfds_data
 
-DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
 LATENTS = ("pixels", "images", "moments", "device")
@@ -61,6 +60,9 @@ class Source:
     captions_per_image: int = 1
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # captions to ids [K, M]
     context: bool = False  # the records hold what the text encoder has made of the captions
+    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
+    shards: tuple[tfds_data.Shard, ...] = ()  # of a TFDS dataset
+    version: str = ""  # of a TFDS dataset, with its name and the split
 
     def __len__(self) -> int:
         return len(self.records)
@@ -187,10 +189,11 @@ def open_images(config, split: str) -> Source:
     if data.image_channels not in (1, 3):
         raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
     if data.source == "tfds":
-        build = _build_command(data.name, data.data_dir)
-        builder = _open_tfds(data.name, data.data_dir, "image", build)
+        build = tfds_data.build_command(data.name, data.data_dir)
+        builder = tfds_data.open_builder(data.name, data.data_dir, "image", build)
         _check_features(builder, data.name, told)
-        records, origin = _read_split(builder, split, "image", build)
+        records, origin, shards = tfds_data.read_split(builder, split, "image", build)
+        told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
     elif data.source == "folder":
         if data.caption_feature and told.get("num_classes"):
             raise ValueError(
@@ -281,8 +284,8 @@ def open_moments(config, split: str) -> Source:
     """
     name = config.latents.moments
     build = "python -m dit_jax.encode --config ... --vae ... --out ..."
-    builder = _open_tfds(name, config.data.data_dir, "moments", build)
-    records, origin = _read_split(builder, split, "moments", build)
+    builder = tfds_data.open_builder(name, config.data.data_dir, "moments", build)
+    records, origin, shards = tfds_data.read_split(builder, split, "moments", build)
     if not len(records):
         raise ValueError(f"{origin} is empty.")
     model, shape = config.model, tuple(builder.info.features["moments"].shape)
@@ -296,6 +299,9 @@ def open_moments(config, split: str) -> Source:
     size, channels = config.data.image_size, config.data.image_channels
     views = 2 if metadata.get("mirrored") else 1
     told = _told_of_moments(config, builder)
+    told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
+    if classes := metadata.get("dataset", {}).get("train", {}).get("classes"):
+        told["class_names"] = tuple(classes)
     source = Source(
         records, "moments", size, channels, origin=origin, views=views, metadata=metadata, **told
     )
@@ -348,70 +354,3 @@ def _told_of_moments(config, builder):
             f"model.context_size={model.context_size}."
         )
     return {**told, "context": True}
-
-
-def _build_command(name, data_dir):
-    dataset, _, size = name.partition("/")
-    if dataset in DATASETS:
-        options = f" --size {size}" * bool(size) + f" --data_dir {data_dir}" * bool(data_dir)
-        return f"python -m dit_jax.datasets.{dataset}{options}"
-    return f"tfds build {name} --file_format=array_record" + f" --data_dir={data_dir}" * bool(
-        data_dir
-    )
-
-
-def _open_tfds(name, data_dir, feature, build):
-    """The builder of a prepared dataset, by name or directory."""
-    # Importing it takes most of a second, and image folders do without.
-    import tensorflow_datasets as tfds
-
-    directory = pathlib.Path(name).expanduser()
-    known = True
-    try:
-        if (directory / "dataset_info.json").is_file():
-            builder = tfds.builder_from_directory(directory)
-        else:
-            builder = tfds.builder(name, data_dir=data_dir or None)
-        prepared = pathlib.Path(builder.data_dir).is_dir()
-    except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
-        known = name.partition("/")[0] in DATASETS or feature == "moments"
-        prepared = False
-    if not prepared:
-        way_out = f"Build it with `{build}`, or set" if known else "Set"
-        raise FileNotFoundError(
-            f"no prepared TFDS dataset {name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
-            f". {way_out} data.data_dir, or the name to the directory of a prepared dataset."
-        )
-    if feature not in builder.info.features:
-        found = ", ".join(builder.info.features)
-        raise ValueError(
-            f"dataset {name!r} has no feature {feature!r}, only {found}; check latents.source."
-        )
-    return builder
-
-
-def _read_split(builder, split, feature, build):
-    """(records, origin) of a split or a slice of one."""
-    import tensorflow_datasets as tfds
-
-    name = builder.info.name
-    try:
-        num_examples = builder.info.splits[split].num_examples
-    except (KeyError, ValueError):  # no such split, or no such slice
-        splits = ", ".join(builder.info.splits)
-        raise ValueError(
-            f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them "
-            "such as 'train[:90%]'."
-        ) from None
-    origin = f"split {split!r} of {builder.data_dir}"
-    if not num_examples:
-        return (), origin
-    # The bytes are decoded by us: TFDS would hide the image's mode.
-    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
-    try:
-        return builder.as_data_source(split=split, decoders=decoders), origin
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{builder.data_dir} is in the format {builder.info.file_format.value}, which cannot "
-            f"be read at random; build the dataset again, with `{build}`."
-        ) from error

@@ -31,6 +31,8 @@ from dit_jax import (
     cli,
     conditions,
     data,
+    files,
+    identity,
     latents,
     measures,
     metrics,
@@ -289,6 +291,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         # Before the manager, so out after it: a second signal must not end the last checkpoint's
         # writing.
         sigterm = stack.enter_context(SigtermFlag())
+        splits = {"train": train_source} | ({"eval": eval_source} if eval_source else {})
+        data_record = identity.check_splits(splits, workdir)
         manager = stack.enter_context(checkpoint.open_manager(workdir, config))
         restored = checkpoint.restore_latest(manager, program.state)
         state, data_state = restored or (new_state(program, key), None)
@@ -298,7 +302,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             return state
         if first_step:
             logger.info("resuming from checkpoint %d", first_step)
-        log_summary(program)
+        log_summary(program, train_source.class_names)
 
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = data.TrainIterator(train_source, config, rows, data_state)
@@ -314,13 +318,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             measured.append(
                 (measures.compile_distance(program.task, vae, encoder), config.fid.every_steps)
             )
-        keeper = best.Best(workdir, config)
+        keeper = best.Best(workdir, config, data_record)
         del vae, encoder  # who needs them holds them
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
         workdirs.write_config(workdir, config)  # all of it is good: the run begins
+        workdirs.write_data(workdir, data_record)
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
         # What a resumed run reports first is the mean of all steps since the report before.
@@ -362,6 +367,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 with progress.paused():  # and checked: a state that is not finite is never saved
                     lock.check()
                     data_state = {**batches.state(), "window": progress.window()}
+                    data_state["data"] = data_record
                     checkpoint.save(manager, step, state, data_state, config)
             if stop:
                 break
@@ -395,8 +401,8 @@ class SigtermFlag:
             signal.signal(signal.SIGTERM, signal.SIG_IGN if self.received else self._previous)
 
 
-def log_summary(program: Program) -> None:
-    """What will run, where: one line each for devices, model, batch."""
+def log_summary(program: Program, class_names: Sequence[str] | None = None) -> None:
+    """What will run, where: one line each for devices, model, classes with names, batch."""
     config, mesh = program.config, program.mesh
     device, processes = mesh.devices.flat[0], jax.process_count()
     logger.info(
@@ -408,6 +414,8 @@ def log_summary(program: Program) -> None:
         jax.__version__,
     )
     logger.info("model: %s", program.task.summary())
+    if class_names:
+        logger.info("classes: %s", files.some_of(class_names))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     logger.info(
         "batch: %d = %d shards x %d accumulation steps x %d images",

@@ -165,6 +165,46 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
 
 
+def write_data(workdir: pathlib.Path, data: dict) -> None:
+    """Writes data.json: the identities of the data that the run is made of, by split.
+
+    Raises: OSError.
+    """
+
+    def write():
+        files.replace_text(workdir / "data.json", json.dumps(data, indent=1) + "\n")
+
+    sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
+
+
+def load_data(workdir: pathlib.Path) -> dict:
+    """What `write_data` wrote; where that is lost, what the newest checkpoint keeps of it.
+
+    {} of a workdir that an older version wrote, or that was converted.
+    """
+    path = workdir / "data.json"
+    for candidate in [path, *_newest_first(workdir, "data")]:
+        try:
+            data = files.read_json(candidate, "the identities of a run's data")
+            data = data if candidate == path else data.get("data", {})
+            if not all(isinstance(data[name], dict) for name in data):
+                raise ValueError(f"{candidate} is damaged: it holds no identities")
+            return data
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            logger.warning("cannot read %s: %s", candidate, error)
+    return {}
+
+
+def _newest_first(workdir, item):
+    """The paths of a JSON item of the checkpoints."""
+    return [
+        workdir / "checkpoints" / str(step) / item / "metadata"
+        for step in saved_steps(workdir)[::-1]
+    ]
+
+
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """The steps of the complete checkpoints, ascending; directories of other names are none."""
     directory = workdir / "checkpoints"
@@ -180,15 +220,13 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read.
     """
     path = workdir / "config.json"
-    saved = [
-        workdir / "checkpoints" / str(step) / "config" / "metadata" for step in saved_steps(workdir)
-    ]
+    saved = _newest_first(workdir, "config")
     if not path.is_file() and not saved:
         raise FileNotFoundError(
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
             "dit_jax.convert."
         )
-    for candidate in [path, *reversed(saved)]:
+    for candidate in [path, *saved]:
         try:
             return read_config(candidate.read_bytes(), str(candidate))
         except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -99,7 +99,7 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
 def _evaluate(cell, evaluation, directory):
     """The row of each compute point."""
     extractor = load_extractor(evaluation)
-    reference = references.of_run(cell.config, evaluation.reference, extractor)
+    reference = references.of_run(cell.config, evaluation.reference, extractor, workdir=directory)
     for step in cell.steps:
         row = evaluate.evaluate(
             runs.load(directory, step),
