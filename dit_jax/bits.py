@@ -94,8 +94,10 @@ def evaluate(
             f"{name} of {np.sum(~np.isfinite(values['']))} of {num} images is NaN or infinite. Is "
             "the loss of this checkpoint finite? Try an earlier --step, or more --bpd_steps."
         )
-    row |= {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
-    row[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
+    bits = {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
+    bits[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
+    rows.check(bits)
+    row |= bits
     if jax.process_index() == 0:
         rows.append(path, row)
     return row
