@@ -106,8 +106,9 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
             "the loss of this checkpoint finite? Try an earlier --step, or more --bpd_steps."
         )
     means = {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
-    error = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
-    return means | {f"{name}_standard_error": error}
+    means[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
+    rows.check(means)
+    return means
 
 
 def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:

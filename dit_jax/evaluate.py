@@ -120,7 +120,8 @@ def evaluate_images(
     """
     num = num or found.num
     if num > found.num:
-        raise ValueError(f"{found.name} has {found.num} images, fewer than --num={num}.")
+        name = files.printable(found.name)
+        raise ValueError(f"{name} has {found.num} images, fewer than --num={num}.")
     samples = {"name": found.name, "num": num, "digest": found.digest}
     row = {"samples": samples, **rows.of_code()}
     reference.check(found.shape)
@@ -136,7 +137,8 @@ def evaluate_images(
                 yield numbers, {**block, **extracted}
 
     path = path_beside(found)
-    return _measure(path, row, {}, num, batches, reference, None, progress)
+    names = found.class_names
+    return _measure(path, row, {}, num, batches, reference, None, progress, names)
 
 
 def path_beside(found: images.ImageSet) -> pathlib.Path:
@@ -154,11 +156,12 @@ def _compared(extractor, reference, num):
     return {"extractor": extractor.identity, "reference": source}
 
 
-def _measure(path, row, speed, num, batches, reference, save_npz, progress):
+def _measure(path, row, speed, num, batches, reference, save_npz, progress, class_names=None):
     """The row with its measures, written to `path`, or read back from there.
 
     Args: batches(wanted) yields (numbers, {'image', perhaps 'label', features of the extractor})
       of these ranges of images, which may have more rows than numbers.
+      class_names: of the labels, where known.
     """
     with rows.hold(path, row) as lock:
         name, first_process = rows.name(row), jax.process_index() == 0
@@ -196,7 +199,9 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress):
             arrays = kept.read(SHOWN)
             _warn_if_sorted(arrays)
             label = arrays.get("label")
-            row.update(measures.of_features(arrays, reference, label, progress))
+            found = measures.of_features(arrays, reference, label, progress, class_names)
+            rows.check(found)
+            row.update(found)
             row.update(speed)
             _write_picture(picture, arrays["image"], label)
             if save_npz:
@@ -313,7 +318,8 @@ def _evaluate_images(extractor, progress):
     found = images.open_images(FLAGS.samples, FLAGS.image_size, *given)
     size, _, channels = found.shape
     if FLAGS.image_size not in (None, size):
-        raise ValueError(f"--image_size={FLAGS.image_size}, but {found.name} has {size} pixels.")
+        name = files.printable(found.name)
+        raise ValueError(f"--image_size={FLAGS.image_size}, but {name} has {size} pixels.")
     arguments = FLAGS.reference, extractor, size, channels, FLAGS.data_dir, progress
     reference = references.load(*arguments)
     row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -11,6 +12,10 @@ import subprocess
 import jax
 
 from dit_jax import checkpoint, files, flops, locks, runs, sharding
+
+# Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
+SIGNED = ("kid", "bits_per_latent_dim")
+ROUNDING = 1e-3
 
 
 def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
@@ -75,6 +80,24 @@ def measures(row: dict) -> dict[str, float]:
     """What a row of samples says of their quality, without how long training took."""
     names = list(row)[list(row).index("picture") + 1 :]
     return {name: row[name] for name in names if name not in ("img_per_s", "seconds")}
+
+
+def check(measured: dict[str, float | None]) -> None:
+    """Demands measures that images can have, before a row with them is written.
+
+    Raises: FloatingPointError for values that are not finite, or below zero beyond rounding.
+    """
+    wrong = [
+        f"{name} {value}"
+        for name, value in measured.items()
+        if value is not None
+        and not (math.isfinite(value) and (value > -ROUNDING or name.startswith(SIGNED)))
+    ]
+    if wrong:
+        raise FloatingPointError(
+            f"measured {', '.join(wrong)}, which cannot be, so no row is written. Are the losses "
+            "of the checkpoint finite, and the reference and the extractor's weights whole?"
+        )
 
 
 def append(path: pathlib.Path, row: dict) -> None:

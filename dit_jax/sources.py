@@ -5,15 +5,14 @@ They are TFDS datasets or image folders; moments are those that `dit_jax.encode`
 
 import dataclasses
 import functools
-import io
+import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
-from dit_jax import folders, text, tfds_data
+from dit_jax import files, folders, listing, pixels, text, tfds_data
 
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
@@ -21,22 +20,6 @@ LATENTS = ("pixels", "images", "moments", "device")
 logger = logging.getLogger("dit_jax")
 
 Batch = dict[str, np.ndarray]
-
-
-def adm_crop(image: Image.Image, size: int) -> Image.Image:
-    """The published centre crop: halve with BOX, resize the shorter side with BICUBIC, cut.
-
-    Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
-    """
-    if image.size == (size, size):
-        return image
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    scaled = round(image.width * scale), round(image.height * scale)
-    image = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +66,22 @@ class Source:
             example["context"] = np.asarray(record["context"], np.float16)
         if self.kind == "moments":
             return {"moments": np.asarray(record["moments"], np.float16), **example}
-        file = io.BytesIO(record["image"])
         try:
-            image = Image.open(file)
+            image = pixels.decode(record["image"])
+            if pixels.orientation(image) != 1 and _is_first("orientation", self.origin):
+                logger.warning(
+                    "%s: some images have an EXIF orientation, such as %s. It is not applied: %s",
+                    self.origin,
+                    self.describe(index),
+                    pixels.ORIENTATION_WAY_OUT,
+                )
             if min(image.size) < self.image_size:
                 _warn_of_small_images(self.origin, self.image_size)
-            image = to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
-            image = adm_crop(image, self.image_size)
-        # Pillow's decoders raise whatever they meet in a damaged file.
-        except Exception as error:
-            reason = str(error).replace(f" {file!r}", "")
+            image = pixels.to_channels(image, self.image_channels)
+            image = pixels.adm_crop(image, self.image_size)
+        except (ValueError, MemoryError) as error:
             raise ValueError(
-                f"cannot read the image of {self.describe(index)}: {reason}. Remove or repair it."
+                f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
             ) from error
         shape = (self.image_size, self.image_size, self.image_channels)
         return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
@@ -123,26 +110,26 @@ class Source:
         except Exception as error:
             way_out = "If a shard was cut, remove it and build the dataset again."
             if isinstance(self.records, folders.Folder):
-                way_out = "Put the file back: the data order depends on every one of them."
+                way_out = (
+                    "Put the file back as it was: the data order depends on every one of them."
+                )
             raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""
         if isinstance(self.records, folders.Folder):
-            return str(self.records.files[index])
+            return files.printable(self.records.path(index))
         return f"record {index} of {self.origin}"
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white.
+@functools.cache
+def _count_of(*about):
+    return itertools.count()
 
-    Raises: ValueError for 32 bits, integers or floats.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode!r} has no range of values; save it with 8 bits")
-    return image
+
+def _is_first(*about):
+    """Whether this is asked for the first time in this process."""
+    return next(_count_of(*about)) == 0
 
 
 @functools.cache  # once for each dataset
@@ -174,13 +161,16 @@ def open_split(config, split: str) -> Source:
     return open_moments(config, split)
 
 
-def open_images(config, split: str) -> Source:
+def open_images(config, split: str, labels: bool = True) -> Source:
     """The images of one split of `config.data`.
 
+    Args: labels, False for images alone, whatever the config's model takes.
     Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
-      for an empty name, an empty or unknown split, or an unknown config value.
+      for an empty name, an empty or unknown split, or an unknown config value; as `folders`.
     """
     data, told = config.data, _told(config)
+    if not labels:
+        told["num_classes"] = None
     if not data.name:
         raise ValueError(
             "data.name is empty: this config names no images, as that of a converted model. Set "
@@ -192,23 +182,53 @@ def open_images(config, split: str) -> Source:
         build = tfds_data.build_command(data.name, data.data_dir)
         builder = tfds_data.open_builder(data.name, data.data_dir, "image", build)
         _check_features(builder, data.name, told)
+        names = _class_names(builder, told["num_classes"])
         records, origin, shards = tfds_data.read_split(builder, split, "image", build)
         told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
     elif data.source == "folder":
-        if data.caption_feature and told.get("num_classes"):
+        records, origin = _open_folder(config, split, told)
+        names = records.classes
+    else:
+        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
+    if not len(records):
+        raise ValueError(f"{origin} is empty.")
+    shape = data.image_size, data.image_channels
+    return Source(records, "image", *shape, origin=origin, class_names=names, **told)
+
+
+def _open_folder(config, split, told):
+    """(records, origin) of a split of an image folder, with what the model is told."""
+    data, root = config.data, pathlib.Path(config.data.name)
+    origin = f"image folder {files.printable(root / split)}"
+    if told.get("caption_feature"):
+        if told["num_classes"]:
             raise ValueError(
                 f"data.caption_feature={data.caption_feature!r}: an image folder with captions has "
                 f"no classes, which model.num_classes={config.model.num_classes} needs. Leave it "
                 "empty for classes by folder; for captions set model.condition, or model."
                 "num_classes=0 with model.class_dropout_prob=0."
             )
-        root = pathlib.Path(data.name) / split
-        records, origin = folders.open_folder(root, data.caption_feature), f"image folder {root}"
-    else:
-        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
-    if not len(records):
-        raise ValueError(f"{origin} is empty.")
-    return Source(records, "image", data.image_size, data.image_channels, origin=origin, **told)
+        return folders.open_captions(root, split, data.caption_feature), origin
+    if told["num_classes"]:
+        classes = data.train_split, told["num_classes"]
+        return folders.open_classes(root, split, *classes), origin
+    return folders.open_images(root, split), origin
+
+
+def _class_names(builder, num_classes):
+    """The names of a TFDS dataset's labels, if they have any.
+
+    Logs a number that is not the model's: labels that it does not know are refused as they come.
+    """
+    if "label" not in builder.info.features:
+        return None
+    label = builder.info.features["label"]
+    count = getattr(label, "num_classes", None)  # of a plain number it is not known
+    if num_classes and count not in (None, num_classes):
+        message = f"{builder.data_dir} has {count} classes, but model.num_classes={num_classes}."
+        listing.say(message, logging.WARNING)
+    names = tuple(label.names) if count else ()
+    return None if names == tuple(map(str, range(len(names)))) else names
 
 
 def tokenizer(config) -> Callable[[Sequence[str]], np.ndarray] | None:
@@ -300,8 +320,8 @@ def open_moments(config, split: str) -> Source:
     views = 2 if metadata.get("mirrored") else 1
     told = _told_of_moments(config, builder)
     told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
-    if classes := metadata.get("dataset", {}).get("train", {}).get("classes"):
-        told["class_names"] = tuple(classes)
+    classes = metadata.get("dataset", {}).get("train", {}).get("classes")
+    told["class_names"] = tuple(classes) if classes else _class_names(builder, told["num_classes"])
     source = Source(
         records, "moments", size, channels, origin=origin, views=views, metadata=metadata, **told
     )

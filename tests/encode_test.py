@@ -215,7 +215,7 @@ def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
     """In the third shard of four, the first process's; the other one's shards are complete."""
     flags = ["--config", "configs/smoke.py", "--vae", vae_dir, "--out", tmp_path / "out"]
     flags += ["--config.data.source=folder", f"--config.data.name={image_folder}"]
-    flags += ["--config.data.eval_split=", "--shard_images", 2]
+    flags += ["--config.data.eval_split=", "--config.model.num_classes=1", "--shard_images", 2]
     damaged = image_folder / "train" / "0" / "4.png"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:40])
