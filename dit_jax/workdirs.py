@@ -243,11 +243,18 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     config = files.parse_json(text, name, "the config of a run")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"{files.printable(name)} is no config: it has no model.")
-    return ConfigDict(_complete(config)).lock()
+    return ConfigDict(complete(config)).lock()
 
 
-def _complete(config):
-    """The config of a run, with the keys that its version did not have, or had otherwise."""
+def complete(config: dict) -> dict:
+    """Returns a config with the keys that its version did not have, or had otherwise.
+
+    Raises: ValueError for a section that is no object.
+    """
+    sections = {key.partition(".")[0] for key in AS_BEFORE_OF_PREDICTOR | AS_BEFORE if "." in key}
+    for section in ("model", *sorted(sections & config.keys())):
+        if not isinstance(config[section], dict):
+            raise ValueError(f"its {section} is {str(config[section])[:100]!r}, no object")
     if "sample" in config:
         config["sample"] = upgrade_sample(config["sample"])
     if "total_steps" not in config:  # a converted network's, of its model alone
