@@ -187,8 +187,8 @@ def load_data(workdir: pathlib.Path) -> dict:
         try:
             data = files.read_json(candidate, "the identities of a run's data")
             data = data if candidate == path else data.get("data", {})
-            if not all(isinstance(data[name], dict) for name in data):
-                raise ValueError(f"{candidate} is damaged: it holds no identities")
+            if not all(isinstance(part, dict) for part in (data, *dict(data).values())):
+                raise ValueError("it holds no identities")
             return data
         except FileNotFoundError:
             pass
