@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
 from dit_jax import checkpoint, conditions, convert, generate, runs, sharding, workdirs
-from dit_jax.convert import diffusers_dit
-from dit_jax.convert.__main__ import CONFIG, convert_dit, export_dit
+from dit_jax.convert import diffusers_dit, exported
+from dit_jax.convert.__main__ import convert_dit, export_dit
 from dit_jax.models import dit
 
 
@@ -472,7 +472,7 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     del config["sample"]["last_step_t"]  # an older version's file
     config["sample"]["last_step_size"] = 0.0
     arrays = safetensors.numpy.load_file(tmp_path / "flow.safetensors")
-    metadata = {CONFIG: json.dumps(config)}
+    metadata = {exported.KEY: json.dumps(config)}
     safetensors.numpy.save_file(arrays, tmp_path / "older.safetensors", metadata)
     older = convert_dit(tmp_path / "older.safetensors", tmp_path / "older")
     assert older.to_dict() == back.to_dict()
