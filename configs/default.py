@@ -4,7 +4,7 @@ Other configs start from `get_config()` here and override a few keys; the config
 key that is not here raises.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 # Published combinations of process, objective and sampler, by name.
 PROCESSES = {
@@ -103,7 +103,7 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.optim.ema_decay = 0.9999  # per step, from the initial weights
 
     config.data = ConfigDict()
-    config.data.source = "tfds"  # tfds, folder
+    config.data.source = "tfds"  # tfds, folder (docs/data.md)
     config.data.name = "imagenet2012"  # of images: TFDS name or directory, or image folder
     config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
     config.data.train_split = "train"  # of the images; those of moments are train and eval
@@ -251,7 +251,8 @@ def _add_diffusion(config):
 
     config.sample = ConfigDict()  # of pictures while training, and the commands' defaults
     # ddpm, ddim, ddim_level1 (of process ddpm; ends at its first level, not on data, as Stable
-    # Diffusion's files), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama
+    # Diffusion's files), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama.
+    # docs/samplers.md says where they differ from programs of the same names.
     config.sample.sampler = "ddpm"
     config.sample.steps = 250  # of process ddpm 2..diffusion.num_steps
     # Times of the steps: uniform, quadratic, karras, shifted; of process ddpm also ddim (a stride
@@ -267,9 +268,14 @@ def _add_diffusion(config):
     config.sample.churn_range = (0.0, 1e9)  # of sigma / alpha where it churns: S_tmin, S_tmax
     config.sample.churn_noise = 1.0  # S_noise
     config.sample.sde_diffusion = "sigma"  # euler_maruyama: sigma (as SiT), sbdm (the process's)
-    config.sample.last_step = "mean"  # euler_maruyama: mean, euler, tweedie, none
-    config.sample.last_step_size = 0.0  # in t; 0 is 0.04, of edm sigma_min / sigma_max
-    config.sample.clip_x_0 = False  # pixels: x_0 is kept in [-1, 1] in every step, as ADM does
+    # euler_maruyama: the step to data without noise, mean, euler, tweedie; none takes no such step.
+    config.sample.last_step = "mean"
+    # The time at which this step begins; with none, at which sampling ends. 0 leaves the step out.
+    # None is SiT's time: 0.04; with none 0 (flow, gvp) or 1e-3 (vp, or a predicted eps or score).
+    # For edm it is sigma_min / sigma_max.
+    config.sample.last_step_t = config_dict.placeholder(float)
+    # pixels: x_0 is kept in [-1, 1] in every step, as ADM does, and for bits per dimension.
+    config.sample.clip_x_0 = False
     config.sample.cfg_scale = 1.5  # 1 is no guidance
     config.sample.cfg_channels = 0  # guided channels of x_0; 0 is all, the paper's samples use 3
     config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided

@@ -13,6 +13,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from dit_jax import compilation_cache
+
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
@@ -52,9 +54,9 @@ SAMPLING = {
     "churn_noise": (float, "Deviation of that noise."),
     "sde_diffusion": (str, "sampler euler_maruyama: sigma or sbdm."),
     "last_step": (str, "sampler euler_maruyama: mean, euler, tweedie or none."),
-    "last_step_size": (
+    "last_step_t": (
         float,
-        "Of that step, in t; 0 is 0.04, of process edm sigma_min / sigma_max.",
+        "Time at which that step begins; with none, at which sampling ends; 0 leaves it out.",
     ),
     "clip_x_0": (_bool, "true or false: of pixels, keep x_0 in [-1, 1] in every step."),
     "cfg_scale": (float, "Guidance; 1 is none."),
@@ -189,6 +191,7 @@ def _start(main, argv, on_cpu):
     _start_log()
     if FLAGS.distributed or FLAGS.coordinator_address:
         jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    compilation_cache.enable()
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
     else:

@@ -65,9 +65,14 @@ class Process:
         return 1.0
 
     @property
-    def last_step_size(self) -> float:
-        """In t, of the step to data of a sampler of the SDE: SiT's."""
+    def last_step_t(self) -> float:
+        """Where a sampler of the SDE takes its last step, to data: SiT's."""
         return 0.04
+
+    def end_t(self, prediction: str) -> float:
+        """Where a sampler of the SDE ends that takes no such step: SiT's."""
+        flow = self.alpha(np.ones(1)) == 0
+        return 0.0 if flow and prediction not in ("eps", "score") else self.smallest_t
 
     def from_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
         """Uniform u in [0, 1) as a time to train at."""
@@ -319,7 +324,7 @@ class VarianceExploding(Process):
         return self.sigma_max
 
     @property
-    def last_step_size(self) -> float:
+    def last_step_t(self) -> float:
         return self.smallest_t
 
     def alpha(self, t):

@@ -22,7 +22,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, metrics, sampling, style
+from dit_jax import cli, files, sampling, style, workdirs
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -86,7 +86,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
     return [
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
-        for i, row in enumerate(metrics.read_json_lines(pathlib.Path(path)), 1)
+        for i, row in enumerate(files.read_json_lines(pathlib.Path(path)), 1)
     ]
 
 
@@ -123,8 +123,9 @@ def settings(row: dict) -> dict:
     if "samples" in row:  # of images, which its file is named after
         return {"num": row["samples"]["num"]}
     if "sample" not in row:
-        return row.get("likelihood", {})
-    found = {"guide": None, "guide_step": None, **row["sample"]}
+        likelihood = row.get("likelihood", {})
+        return likelihood and {"clip_x_0": False, **likelihood}  # older rows do not say so
+    found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
     for of, chosen in ((sampling.OF_SAMPLERS, "sampler"), (sampling.OF_GRIDS, "grid")):
         for key in of:
             if found.get(chosen) not in of[key]:

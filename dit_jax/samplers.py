@@ -37,7 +37,7 @@ class Problem:
     """What every sampler takes: a process, a grid, the network bound to its times, and noise."""
 
     process: diffusion.Process
-    grid: np.ndarray  # [n + 1] f64, decreasing to 0
+    grid: np.ndarray  # [n + 1] f64, decreasing to 0 or, without a last step, near it
     parts: Parts  # denoisers in turn, each for so many steps; n in all
     noise: Noise
 
@@ -68,9 +68,14 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
     if name == "euler_maruyama":
         # sbdm's w is infinite where alpha is 0.
         of = "eps" if config.sde_diffusion == "sbdm" else prediction
-        last = config.last_step_size or process.last_step_size
         grid = grids.build(process, steps - 1, prediction=of, **options)
-        grid = np.append(last + (1 - last / grid[0]) * grid, 0.0)
+        last_t = _last_step_t(config, process, prediction)
+        if not last_t < grid[0]:
+            raise ValueError(f"last_step_t={last_t} must be less than {grid[0]}, the first time.")
+        grid = last_t + (1 - last_t / grid[0]) * grid
+        last_step = config.last_step if last_t else "none"
+        if last_step != "none":
+            grid = np.append(grid, 0.0)
     else:
         grid = grids.build(process, steps, prediction=prediction, **options)
     if name == "ddim_level1":
@@ -82,10 +87,7 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
     elif name.startswith("ddim"):
         solve = functools.partial(ddim, eta=config.eta)
     elif name == "euler_maruyama":
-        solve = functools.partial(
-            euler_maruyama, form=config.sde_diffusion, last_step=config.last_step
-        )
-        evaluations[-1] = config.last_step != "none"
+        solve = functools.partial(euler_maruyama, form=config.sde_diffusion, last_step=last_step)
     elif name == "heun":
         noisier = None
         if config.churn:
@@ -99,6 +101,13 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
         order = {"euler": 1, "ab2": 2, "ab4": 4}[name]
         solve = functools.partial(adams_bashforth, order=order)
     return Sampler(grid, times, evaluations, solve)
+
+
+def _last_step_t(config, process, prediction):
+    """Where euler_maruyama's last step begins, or where it ends without one."""
+    if config.last_step_t is not None:
+        return config.last_step_t
+    return process.end_t(prediction) if config.last_step == "none" else process.last_step_t
 
 
 def make_denoise(
@@ -284,13 +293,12 @@ def churned(process: diffusion.Process, grid: np.ndarray, churn: float, span) ->
     """[n] f64 the noisier times to which `heun` goes back before each step.
 
     There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in
-    `span`, (low, high), and never beyond the grid's first.
+    `span`, (low, high). From the grid's first step it lies beyond t = 1.
     Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
     """
     ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
     gamma = min(churn / len(ratio), 2**0.5 - 1) * ((span[0] <= ratio) & (ratio <= span[1]))
-    noisier = process.time_of_ratio(np.minimum(ratio * (1 + gamma), ratio[0]))
-    return np.where(gamma > 0, noisier, grid[:-1])
+    return np.where(gamma > 0, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
 
 
 def heun(
@@ -349,7 +357,7 @@ def euler_maruyama(
     Args:
       form: of w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
       last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
-        'tweedie', the network's x_0; 'none', x_t stays.
+        'tweedie', the network's x_0; 'none': the last step is like the others, with its noise.
     Args and returns else: as `ddpm`.
     Source: Ma et al. 2024, "SiT", section 2; w and last steps under the names, and 'sigma' with the
       factor, of its published code.
@@ -370,13 +378,13 @@ def euler_maruyama(
         return moved(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
 
     def last(denoise, x_t, i, history):
-        if last_step == "none":
-            return x_t, history
         denoised = denoise(x_t, i)
         if last_step == "tweedie":
             return denoised.x_0, history
         return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
 
+    if last_step == "none":
+        return _scan(problem.parts, x_T, step)
     return _scan_but_last(problem.parts, x_T, step, last)
 
 

@@ -26,7 +26,7 @@ OF_SAMPLERS = {
     "churn_noise": ("heun",),
     "sde_diffusion": ("euler_maruyama",),
     "last_step": ("euler_maruyama",),
-    "last_step_size": ("euler_maruyama",),
+    "last_step_t": ("euler_maruyama",),
 }
 OF_GRIDS = {"rho": ("karras",), "shift": ("shifted",)}
 # Keys that do nothing while another one has this value.
@@ -99,10 +99,11 @@ def check(config, process: diffusion.Process) -> None:
             f"sde_diffusion={config.sde_diffusion!r} must be one of {', '.join(SDE_DIFFUSIONS)}, "
             f"last_step={config.last_step!r} one of {', '.join(LAST_STEPS)}."
         )
-    if name == "euler_maruyama" and not (config.steps > 1 and 0 <= config.last_step_size < 1):
+    last_t = 0.0 if config.last_step_t is None else config.last_step_t
+    if name == "euler_maruyama" and not (config.steps > 1 and 0 <= last_t < 1):
         raise ValueError(
-            f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_size="
-            f"{config.last_step_size} in [0, 1)."
+            f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_t="
+            f"{config.last_step_t} in [0, 1)."
         )
 
 

@@ -238,8 +238,9 @@ def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int =
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of the global batch that this process feeds, sorted."""
-    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+    slices = batch_sharding(mesh).devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[slices[device]] for device in mesh.local_devices]
+    return np.unique(np.concatenate(rows))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from dit_jax import (
     models,
     rows,
     runs,
+    samplers,
     sharding,
     sources,
 )
@@ -99,6 +100,95 @@ def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_confi
     assert_close(half, found[::2], 1e-5)
 
 
+def bound_in_numpy(images, x_ts, outputs, alpha_bars, clip):
+    """Bits per dimension [B] as guided-diffusion computes them, with a learned variance.
+
+    Args: of every step, noisiest first, x_t [B, 8, 8, 1] and the network's output [B, 8, 8, 2];
+      alpha_bars of their levels.
+    """
+    x_0, nats = images / 127.5 - 1, np.zeros(len(images))
+    following = np.append(alpha_bars[1:], 1.0)
+    betas = 1 - alpha_bars / following
+    variances = betas * (1 - following) / (1 - alpha_bars)
+    variances[-1] = variances[-2]
+    for x_t, output, alpha_bar, next_alpha_bar, beta, variance in zip(
+        x_ts, outputs, alpha_bars, following, betas, variances, strict=True
+    ):
+        eps, learned = output[..., :1], (output[..., 1:] + 1) / 2
+        x_0_hat = (x_t - np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha_bar)
+        if clip:
+            x_0_hat = np.clip(x_0_hat, -1, 1)
+        of_x_0 = np.sqrt(next_alpha_bar) * beta / (1 - alpha_bar)
+        of_x_t = np.sqrt(alpha_bar / next_alpha_bar) * (1 - next_alpha_bar) / (1 - alpha_bar)
+        mean, mean_hat = (of_x_0 * x + of_x_t * x_t for x in (x_0, x_0_hat))
+        log_hat = learned * np.log(beta) + (1 - learned) * np.log(variance)
+        if next_alpha_bar < 1:
+            error = (mean - mean_hat) ** 2 * np.exp(-log_hat)
+            ratio = np.log(variance) - log_hat
+            loss = 0.5 * (-1 - ratio + np.exp(ratio) + error)
+        else:
+            z = [(x_0 - mean_hat + side / 255) * np.exp(-log_hat / 2) for side in (-1, 1)]
+            low, high = (0.5 + 0.5 * np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)) for a in z)
+            low, high = np.where(x_0 < -0.999, 0, low), np.where(x_0 > 0.999, 1, high)
+            loss = -np.log(np.maximum(high - low, 1e-12))
+        nats += loss.mean(axis=(1, 2, 3))
+    noise = 1 - alpha_bars[0]
+    prior = 0.5 * (-1 - np.log(noise) + noise + alpha_bars[0] * x_0**2)
+    return (nats + prior.mean(axis=(1, 2, 3))) / np.log(2)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_bound_is_guided_diffusion_s_clipped_as_the_config_says(smoke_config, clip):
+    smoke_config.sample.clip_x_0 = clip
+    trained = some_model(smoke_config, 1)
+    source = sources.open_split(smoke_config, "eval")
+    batch = data.gather(source, [0, 1, 2]) | {"index": np.arange(3, dtype=np.int32)}
+    key = jax.random.key(5)
+    times = samplers.grids.build(trained.process, 4)
+    alpha_bars = trained.process.alpha(times[:-1]) ** 2
+    x_0, x_ts, outputs = batch["image"] / 127.5 - 1, [], []
+    for i, t in enumerate(times[:-1]):
+        keys = [jax.random.fold_in(jax.random.fold_in(key, n), i + 1) for n in range(3)]
+        noise = np.stack([jax.random.normal(k, x_0.shape[1:]) for k in keys])
+        x_t = np.sqrt(alpha_bars[i]) * x_0 + np.sqrt(1 - alpha_bars[i]) * noise
+        time = jnp.full(3, 1000 * t - 1, jnp.float32)
+        arguments = jnp.asarray(x_t, jnp.float32), time, jnp.asarray(batch["label"])
+        outputs.append(np.asarray(trained.model.apply({"params": trained.params}, *arguments)))
+        x_ts.append(x_t)
+    expected = bound_in_numpy(batch["image"], x_ts, outputs, alpha_bars, clip)
+    other = bound_in_numpy(batch["image"], x_ts, outputs, alpha_bars, not clip)
+    assert (np.abs(other - expected) > 0.01 * expected).all()
+    batch = sharding.put_batch(trained.mesh, batch)
+    bits_fn = bits.make_bits_fn(trained, 4)
+    np.testing.assert_allclose(bits_fn(trained.params, {}, key, batch)[""], expected, rtol=1e-4)
+
+
+def test_flow_is_of_the_clipped_denoiser_where_samples_are(smoke_config, bits_of_images):
+    trained = some_model(flow_config(smoke_config), 1)
+    _, plain = bits_of_images(trained, 3, steps=2)
+    trained.config.sample.clip_x_0 = True
+    row, clipped = bits_of_images(trained, 3, steps=2)
+    assert row["likelihood"]["clip_x_0"] is True
+    assert (np.abs(clipped - plain) > 1e-3 * np.abs(plain)).all()
+
+
+def test_rows_say_whether_x_0_is_clipped(smoke_config, tmp_path, monkeypatch):
+    """A row that does not say so is of an older version, which never clipped: measured again."""
+    monkeypatch.setattr(rows, "git_revision", lambda: "abc")
+    trained = some_model(smoke_config, 1)
+    trained.config.sample.clip_x_0 = True
+    clipped = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    assert clipped["likelihood"]["clip_x_0"] is True
+    older = clipped | {"likelihood": {k: v for k, v in clipped["likelihood"].items()}}
+    del older["likelihood"]["clip_x_0"]
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(older | {"bits_per_dim": 1.0}) + "\n")
+    assert bits.evaluate(trained, tmp_path, num=2, steps=2) == clipped
+    trained.config.sample.clip_x_0 = False
+    plain = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    assert plain["likelihood"]["clip_x_0"] is False
+    assert plain["bits_per_dim"] > 1.01 * clipped["bits_per_dim"]
+
+
 def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):
     trained = some_model(smoke_config)
     with pytest.raises(ValueError, match=r"cannot take 1 sampling steps"):
@@ -120,7 +210,7 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     out = run_command("evaluate", *flags)
     row = json.loads((workdir / "evaluations.jsonl").read_text())
     assert row["likelihood"] == dict(
-        kind="vlb", steps=1000, num=6, seed=1, variance="learned", raw=False
+        kind="vlb", steps=1000, num=6, seed=1, variance="learned", clip_x_0=False, raw=False
     )
     assert row["step"] == 40
     assert row["images_seen"] == 40 * 16
@@ -141,6 +231,18 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     assert again == row | here
 
 
+def test_bits_that_cannot_be_are_not_written(workdir, monkeypatch):
+    def make_bits_fn(*_):
+        return lambda *_: {"": np.ones(6), "_prior": np.full(6, -1.0), "_first_level": np.ones(6)}
+
+    monkeypatch.setattr(bits, "make_bits_fn", make_bits_fn)
+    with pytest.raises(
+        FloatingPointError, match=r"measured bits_per_dim_prior -1\.0, which cannot"
+    ):
+        bits.evaluate(runs.load(workdir), workdir, num=6, batch_size=6)
+    assert not (workdir / "evaluations.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_flags_that_say_nothing_are_refused(run_command, workdir):
     def error(*flags):
@@ -158,8 +260,10 @@ def test_command_measures_a_flow(run_command, smoke_config, tmp_path):
     flags = "--workdir", tmp_path / "run", "--bpd", "--num", 6, "--bpd_steps", 5
     out = run_command("evaluate", *flags)
     row = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
-    assert row["likelihood"] == dict(kind="ode", steps=5, num=6, seed=0, raw=False)
+    settings = dict(kind="ode", steps=5, num=6, seed=0, clip_x_0=False, raw=False)
+    assert row["likelihood"] == settings
     assert f"bits_per_dim {row['bits_per_dim']:.4f}" in out
+    assert "clip_x_0 True" in run_command("evaluate", *flags, "--clip_x_0", "true")
     assert "kind ode  steps 5  num 6  seed 0" in out
 
 

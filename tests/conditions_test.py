@@ -18,9 +18,9 @@ from dit_jax import (
     conditions,
     data,
     encode,
+    files,
     flops,
     generate,
-    metrics,
     models,
     sharding,
     sources,
@@ -286,6 +286,12 @@ def test_prompts_and_negative_prompts(config):
     assert np.abs(away - guided(prompts, "a red cat")).max() > 1e-3
 
 
+def test_prompts_are_asked_for_in_blocks(config):
+    asked = conditions.asked(config, 5, prompts=["a two", "a three"], negative="the digit")
+    assert [_read(tokens) for tokens in asked.cond] == ["a two"] * 3 + ["a three"] * 2
+    assert [_read(tokens) for tokens in asked.null] == ["the digit"] * 5
+
+
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
     with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
         conditions.of_captions(smoke_config, ["a two"])
@@ -360,6 +366,13 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
     assert 5 < len(dropped) < 16  # the empty ones are one
 
 
+def test_captions_are_drawn_from_stored_ones(stored_config):
+    """Whose records are the images and their mirrors, two of each caption."""
+    drawn = conditions.draw(stored_config, "balanced", 5)
+    told = conditions.of_captions(stored_config, [captions_of(i)[0] for i in range(5)])
+    np.testing.assert_array_equal(drawn.cond, told.cond)
+
+
 def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):
     """By its parameters, whatever their place and shape."""
     mesh = sharding.make_mesh(stored_config.mesh)
@@ -426,7 +439,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, co
     config.total_steps = 4
     resumed = train.train_and_evaluate(config, tmp_path / "broken")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    lines = (metrics.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
+    lines = (files.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
     losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
     assert losses[0] == losses[1]
     digest = workdirs.load_config(tmp_path / "broken").text.encoder_digest

@@ -57,6 +57,17 @@ def expected(model, process, golden_params):
     return _x_0(model, process, golden_params)
 
 
+def test_guided_samples_are_the_published_ones(model, process, golden, golden_params):
+    """From labels, which are guided away from the null class, and a given x_T."""
+    settings = _settings(sampler="ddim", steps=10, cfg_scale=1.5)
+    sample = generate.make_sample_fn(model, settings, process, "eps", _mesh(1))
+    told, index = conditions.of_labels(golden["y"], 7), np.arange(len(golden["y"]), dtype=np.int32)
+    x_T = jnp.asarray(golden["x_0"])
+    x_0, _ = sample(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
+    expected = golden["ddim_cfg1.5_sample"]
+    np.testing.assert_allclose(x_0, expected, atol=2e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 4), (8, 8), (4, 3)])
 def test_samples_do_not_depend_on_batches_or_devices(
     model, process, golden_params, expected, num_devices, batch_size

@@ -84,6 +84,23 @@ def test_settings_that_a_sampler_does_not_heed_make_no_curve():
     assert _means(plot.curves(rows, "cfg_scale", "fid")) == {"": [(1, 1), (2, 2)]}
 
 
+def test_rows_of_an_older_version_are_of_the_same_curve():
+    """Its last_step_size is last_step_t, 0 the default; its likelihoods were not clipped."""
+    steps = (10, 20, 10, 20)
+    rows = [_row("euler_maruyama", steps=n, fid=n + i) for i, n in enumerate(steps)]
+    settings = ("size", 0.0), ("t", None), ("size", 0.1), ("t", 0.1)
+    for row, (name, value) in zip(rows, settings, strict=True):
+        row["sample"][f"last_step_{name}"] = value
+    found = _means(plot.curves(rows, "steps", "fid"))
+    assert sorted(found.values()) == [[(10, 10), (20, 21)], [(10, 12), (20, 23)]]
+    older, plain, clipped = (
+        {"step": step, "likelihood": {"kind": "vlb", "num": 100} | more, "bits_per_dim": 3.0}
+        for step, more in ((1, {}), (2, {"clip_x_0": False}), (1, {"clip_x_0": True}))
+    )
+    found = _means(plot.curves([older, plain, clipped], "step", "bits_per_dim"))
+    assert list(found.values()) == [[(1, 3), (2, 3)], [(1, 3)]]
+
+
 def test_seeds_are_averaged_and_shown():
     rows = [_row(cfg_scale=1, seed=seed, fid=fid) for seed, fid in enumerate((4.0, 6.0, 8.0))]
     rows.append(_row(cfg_scale=2, fid=3.0))

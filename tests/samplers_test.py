@@ -11,7 +11,7 @@ from close import assert_close, assert_trees_close
 from mixture import NORMAL, TWO, Channels, Mixture
 
 from configs import default
-from dit_jax import diffusion, grids, guidance, samplers, sampling
+from dit_jax import diffusion, grids, guidance, samplers
 
 
 def _settings(**changes):
@@ -35,7 +35,8 @@ def _solve(process, data, x_T, prediction="u", seed=1, **settings):
 
     shape = (steps, *x_T.shape) if len(x_T) > 100 else (steps, 1, 1, 1, 1)  # else no one adds any
     x_0, finite = run(x_T, np.random.default_rng(seed).standard_normal(shape, x_T.dtype))
-    assert finite.shape == (settings["steps"],)
+    without = settings.get("last_step") == "none" or settings.get("last_step_t") == 0
+    assert finite.shape == (settings["steps"] - without,)
     assert np.all(finite)
     return x_0
 
@@ -120,11 +121,12 @@ STOCHASTIC = {
     "dpmpp2m_sde": dict(sampler="dpmpp2m_sde"),
     "heun": dict(sampler="heun", churn=40.0),
     "sigma": dict(sampler="euler_maruyama"),
-    "sbdm": dict(sampler="euler_maruyama", sde_diffusion="sbdm", last_step_size=0.001),
-    "tweedie": dict(sampler="euler_maruyama", last_step="tweedie", last_step_size=0.001),
-    "last euler": dict(sampler="euler_maruyama", last_step="euler", last_step_size=0.001),
+    "sbdm": dict(sampler="euler_maruyama", sde_diffusion="sbdm", last_step_t=0.001),
+    "tweedie": dict(sampler="euler_maruyama", last_step="tweedie", last_step_t=0.001),
+    "last euler": dict(sampler="euler_maruyama", last_step="euler", last_step_t=0.001),
+    "no last step": dict(sampler="euler_maruyama", last_step="none"),
 }
-NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler")
+NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler", "no last step")
 
 
 @pytest.mark.parametrize(
@@ -150,35 +152,13 @@ def test_stochastic_samplers_reach_the_distribution(build_process, process, name
         assert scipy.stats.kstest(x.ravel(), data.cdf).statistic < 0.03
 
 
-def test_euler_maruyama_without_last_step_stays_noisy(build_process):
+def test_euler_maruyama_without_last_step_ends_where_it_is_told(build_process):
     process = build_process("flow")
     x_T = jax.random.normal(jax.random.key(0), (10_000, 1, 1, 1))
-    settings = dict(sampler="euler_maruyama", last_step="none", last_step_size=0.2)
+    settings = dict(sampler="euler_maruyama", last_step="none", last_step_t=0.2)
     x = np.ravel(_solve(process, NORMAL, x_T, steps=100, **settings))
     assert x.mean() == pytest.approx(0.8 * 0.7, abs=0.015)
     assert x.std() == pytest.approx(np.hypot(0.8 * 0.5, 0.2), rel=0.05)
-
-
-@pytest.mark.parametrize(("form", "factor"), [("sigma", 1.0), ("sbdm", 1 / 0.25)])
-def test_euler_maruyama_s_step_is_the_published_one(build_process, form, factor):
-    """From t = 0.75 to 0.5 on the flow with x_0 0.3 and eps -1.2: u = -1.5, w = 2 sigma factor.
-
-    The process's own w is 2 sigma (1 + sigma / alpha) = 2 sigma / alpha.
-    """
-    process = build_process("flow")
-    zero = jnp.zeros((1, 1, 1, 1))
-
-    def denoise(x_t, i):
-        return samplers.Denoised(zero + 0.3, zero - 1.2, None)
-
-    grid = np.array([0.75, 0.5, 0.0])
-    problem = samplers.Problem(process, grid, [(denoise, 2)], lambda i: zero + 0.7)
-    x_T = zero + 0.25 * 0.3 - 0.75 * 1.2
-    x, _ = samplers.euler_maruyama(problem, x_T, form, last_step="none")
-    w = 2 * 0.75 * factor
-    score = 1.2 / 0.75
-    expected = -0.825 + 0.25 * (1.5 + w / 2 * score) + np.sqrt(w * 0.25) * 0.7
-    assert float(np.squeeze(x)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
@@ -356,7 +336,8 @@ def test_step_with_nan_is_the_first_that_is_not_finite(process):
     sampler = samplers.build(_settings(sampler="ddim", steps=6), process, "eps")
 
     def denoise(x_t, i):
-        value = jnp.where(i == 3, jnp.nan, x_t)
+        first = jnp.arange(2).reshape(x_t.shape) == 0  # the others stay finite
+        value = jnp.where((i == 3) & first, jnp.nan, x_t)
         return samplers.Denoised(value, value, None)
 
     problem = samplers.Problem(process, sampler.grid, [(denoise, 6)], noise=None)
@@ -374,41 +355,7 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
     expected = np.where(inside, 2**0.5, 1) * sigma
     assert_trees_close(noisier.tolist(), expected.tolist(), 1e-9)
     few = process.sigma(samplers.churned(process, grid, 1.0, (0.0, 1e9)))
-    assert_trees_close(few.tolist(), np.minimum(1.1 * sigma, 80).tolist(), 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("process", "change", "message"),
-    [
-        ("ddpm", dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim, ddim_le"),
-        ("ddpm", dict(sampler="euler_maruyama"), "needs a process in continuous time.*choose ddpm"),
-        ("ddpm", dict(steps=1001), "cannot take 1001 sampling steps"),
-        ("flow", dict(steps=0), "cannot take 0 sampling steps"),
-        ("ddpm", dict(eta=0.5), "eta=0.5 is of sampler ddim; 'ddpm' takes none"),
-        ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=1.0 must be two"),
-        ("edm", dict(sampler="heun", churn=1.0, churn_range=(2.0, 1.0)), "=2.0,1.0 must be two"),
-        ("edm", dict(sampler="heun", churn=float("inf")), "churn=inf must not be negative"),
-        ("ddpm", dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
-        ("ddpm", dict(variance="medium"), "unknown variance='medium'"),
-        (
-            "flow",
-            dict(sampler="heun", churn=1.0),
-            "churn=1.0 needs diffusion.process=edm or vp",
-        ),
-        ("edm", dict(sampler="euler", churn=1.0), "churn=1.0 is of sampler 'heun'; 'euler'"),
-        ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
-        ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
-        ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
-        ("flow", dict(sampler="euler_maruyama", last_step_size=1.0), r"last_step_size=1.0 in \["),
-        ("flow", dict(grid="ddim"), "grid 'ddim' is none of this process; choose"),
-        ("flow", dict(sampler="ddim_level1"), "'ddim_level1' is of diffusion.process=ddpm; choose"),
-        ("ddpm", dict(sampler="ddim_level1"), "grid begins at level 1, where .* choose grid leadi"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(build_process, process, change, message):
-    with pytest.raises(ValueError, match=message):
-        samplers.build(_settings(**change), build_process(process), "eps")
+    assert_trees_close(few.tolist(), (1.1 * sigma).tolist(), 1e-9)
 
 
 def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
@@ -417,28 +364,3 @@ def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
         samplers.build(_settings(), process, "eps")
     assert samplers.build(_settings(), process, "v").grid[0] == 1
     assert isinstance(process, diffusion.DiscreteProcess)
-
-
-@pytest.mark.parametrize(
-    ("change", "keys", "learn_sigma", "message"),
-    [
-        (dict(sampler="euler"), ["steps", "last_step"], False, "is of sampler euler_maruyama; 'eu"),
-        ({}, ["rho"], True, r"rho=7\.0 is of grid karras; 'uniform' takes none"),
-        (dict(sampler="heun"), ["churn_noise"], False, "churn_noise=1.0 does nothing with churn=0"),
-        (dict(cfg_scale=1.0), ["cfg_rescale"], True, "cfg_rescale=0.0 does nothing with cfg_scale"),
-        (dict(cfg_scale=1.0), ["cfg_channels"], True, "give a larger cfg_scale"),
-        (dict(cfg_scale=1.0), ["cfg_interval"], True, "give a larger cfg_scale"),
-        ({}, ["variance"], True, "variance=large does nothing: the model predicts the variance"),
-    ],
-    ids=str,
-)
-def test_keys_that_do_nothing_are_named(change, keys, learn_sigma, message):
-    with pytest.raises(ValueError, match=message):
-        sampling.check_used(_settings(**change), keys, learn_sigma)
-
-
-def test_keys_that_are_heeded_pass():
-    config = _settings(sampler="heun", churn=1.0)
-    guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
-    sampling.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
-    sampling.check_used(_settings(), ["variance"], False)

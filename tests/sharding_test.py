@@ -93,6 +93,25 @@ def test_local_rows_are_all_rows_of_a_single_process():
     np.testing.assert_array_equal(sharding.local_rows(_mesh(data=4, tensor=2), 8), range(8))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "devices", "shares"),
+    [
+        (dict(data=8), 4, [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15]]),
+        (dict(data=2, fsdp=2, tensor=2), 2, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]),
+        (dict(data=2, fsdp=1, tensor=4), 2, [list(range(8)), list(range(8)), list(range(8, 16))]),
+        (dict(data=1, fsdp=4, tensor=2), 1, [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]),
+    ],
+    ids=str,
+)
+def test_every_process_feeds_the_rows_of_its_devices(monkeypatch, sizes, devices, shares):
+    """The mesh's devices, so many to a process; those of a tensor group feed the same rows."""
+    mesh = _mesh(**sizes)
+    for i, expected in enumerate(shares):
+        own = list(mesh.devices.flat)[i * devices : (i + 1) * devices]
+        monkeypatch.setattr(type(mesh), "local_devices", own)
+        np.testing.assert_array_equal(sharding.local_rows(mesh, 16), expected)
+
+
 @pytest.mark.parametrize(("batch_size", "rows"), [(96, 4), (40, 5), (28, 1), (4, 1)])
 def test_groups_are_computed_in_turn_where_their_rows_are(batch_size, rows):
     """At most 5 of a device's rows at a time, so many as divide all of them."""

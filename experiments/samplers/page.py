@@ -1,6 +1,6 @@
-"""The results of experiments.samplers.compare as a page with a table.
+"""The results of experiments.samplers.compare and .originals as a page with two tables.
 
-python -m experiments.samplers.page [--results FILE] [--out docs/samplers.md]
+python -m experiments.samplers.page [--results FILE] [--originals FILE] [--out docs/samplers.md]
 """
 
 import json
@@ -35,11 +35,29 @@ def table(lines: list[dict]) -> str:
     return "\n".join(text)
 
 
+def table_of_originals(lines: list[dict]) -> str:
+    """Markdown: a row for each line of experiments.samplers.originals."""
+    text = ["| process | sampler | program | grid | steps | apart | error here | its error |"]
+    text.append("|---" * 8 + "|")
+    for line in lines:
+        apart = f"{line['difference']:.2g}" if line["difference"] > 1e-12 else "0"
+        text.append(
+            f"| {line['process']} | {line['sampler']} | {line['original']} | {line['grid']} | "
+            f"{line['steps']} | {apart} | {line['error']:.2g} | {line['original_error']:.2g} |"
+        )
+    return "\n".join(text)
+
+
+def _read(path):
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
 def main(_):
-    lines = [json.loads(line) for line in pathlib.Path(FLAGS.results).read_text().splitlines()]
+    lines = _read(FLAGS.results)
     first = lines[0]
     text = string.Template((HERE / "page.md").read_text()).substitute(
         table=table(lines),
+        originals=table_of_originals(_read(FLAGS.originals)),
         num=f"{first['num']:,}",
         halves=f"{first['fd_pixels_real_halves']:.3f}",
         device=first["device"],
@@ -51,5 +69,6 @@ def main(_):
 
 if __name__ == "__main__":
     flags.DEFINE_string("results", str(HERE / "results.jsonl"), "Of compare.")
+    flags.DEFINE_string("originals", str(HERE / "originals.jsonl"), "Of originals.")
     flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
     cli.run(main)

@@ -270,8 +270,13 @@ def test_edm(sampler, scheduler, options, monkeypatch):
 
 @pytest.mark.parametrize(
     "churn",
-    [dict(churn=0.0), dict(churn=40.0, churn_range=(0.05, 50.0), churn_noise=1.007)],
-    ids=["deterministic", "churn"],
+    [
+        dict(churn=0.0),
+        dict(churn=40.0),
+        dict(churn=4.0, churn_noise=1.007),
+        dict(churn=40.0, churn_range=(0.05, 50.0), churn_noise=1.007),
+    ],
+    ids=["deterministic", "churn", "little churn", "churn in a range"],
 )
 def test_edm_heun(churn, monkeypatch):
     """Their steps of Karras et al. 2022, algorithm 2, at our sigmas; their network says -eps."""

@@ -1,0 +1,76 @@
+"""Settings of config.sample: which are refused, and which are named because they do nothing."""
+
+import pytest
+
+from configs import default
+from dit_jax import samplers, sampling
+
+
+def _settings(**changes):
+    config = default.get_config().sample
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("process", "change", "message"),
+    [
+        ("ddpm", dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim, ddim_le"),
+        ("ddpm", dict(sampler="euler_maruyama"), "needs a process in continuous time.*choose ddpm"),
+        ("ddpm", dict(steps=1001), "cannot take 1001 sampling steps"),
+        ("flow", dict(steps=0), "cannot take 0 sampling steps"),
+        ("ddpm", dict(eta=0.5), "eta=0.5 is of sampler ddim; 'ddpm' takes none"),
+        ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=1.0 must be two"),
+        ("edm", dict(sampler="heun", churn=1.0, churn_range=(2.0, 1.0)), "=2.0,1.0 must be two"),
+        ("edm", dict(sampler="heun", churn=float("inf")), "churn=inf must not be negative"),
+        ("ddpm", dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
+        ("ddpm", dict(variance="medium"), "unknown variance='medium'"),
+        (
+            "flow",
+            dict(sampler="heun", churn=1.0),
+            "churn=1.0 needs diffusion.process=edm or vp",
+        ),
+        ("edm", dict(sampler="euler", churn=1.0), "churn=1.0 is of sampler 'heun'; 'euler'"),
+        ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
+        ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
+        ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
+        ("flow", dict(sampler="euler_maruyama", last_step_t=1.0), r"last_step_t=1.0 in \["),
+        (
+            "flow",
+            dict(sampler="euler_maruyama", last_step_t=0.9995),
+            "last_step_t=0.9995 must be less than 0.999, the first time",
+        ),
+        ("flow", dict(grid="ddim"), "grid 'ddim' is none of this process; choose"),
+        ("flow", dict(sampler="ddim_level1"), "'ddim_level1' is of diffusion.process=ddpm; choose"),
+        ("ddpm", dict(sampler="ddim_level1"), "grid begins at level 1, where .* choose grid leadi"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(build_process, process, change, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.build(_settings(**change), build_process(process), "eps")
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "learn_sigma", "message"),
+    [
+        (dict(sampler="euler"), ["steps", "last_step"], False, "is of sampler euler_maruyama; 'eu"),
+        ({}, ["rho"], True, r"rho=7\.0 is of grid karras; 'uniform' takes none"),
+        (dict(sampler="heun"), ["churn_noise"], False, "churn_noise=1.0 does nothing with churn=0"),
+        (dict(cfg_scale=1.0), ["cfg_rescale"], True, "cfg_rescale=0.0 does nothing with cfg_scale"),
+        (dict(cfg_scale=1.0), ["cfg_channels"], True, "give a larger cfg_scale"),
+        (dict(cfg_scale=1.0), ["cfg_interval"], True, "give a larger cfg_scale"),
+        ({}, ["variance"], True, "variance=large does nothing: the model predicts the variance"),
+    ],
+    ids=str,
+)
+def test_keys_that_do_nothing_are_named(change, keys, learn_sigma, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.check_used(_settings(**change), keys, learn_sigma)
+
+
+def test_keys_that_are_heeded_pass():
+    config = _settings(sampler="heun", churn=1.0)
+    guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
+    sampling.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
+    sampling.check_used(_settings(), ["variance"], False)

@@ -1,0 +1,354 @@
+"""What a directory or a file from elsewhere can do: be refused, and no more.
+
+Every command meets hostile inputs of the kinds that it reads. None may make a marker appear, take
+memory without a bound, show a traceback, or write control characters.
+"""
+
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from dit_jax import files
+
+MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
+CONTROL = files.UNPRINTABLE
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    """run(argv, out): runs a command in a fork of one process; see zygote.py."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    script = pathlib.Path(__file__).with_name("zygote.py")
+    process = subprocess.Popen(
+        [sys.executable, script],
+        cwd=script.parents[1],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert json.loads(process.stdout.readline()) == {"ready": True}
+
+    def run(argv, out):
+        request = {"argv": list(map(str, argv)), "env": {}, "out": str(out)}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        texts = [pathlib.Path(f"{out}{suffix}").read_bytes() for suffix in (".out", ".err")]
+        return answer, *(text.decode() for text in texts)
+
+    yield run
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """A file that a hostile input would write."""
+    return tmp_path / "marker"
+
+
+class _Touch:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+@pytest.fixture
+def refuse(zygote, marker, tmp_path):
+    """refuse(module, *flags): the message of a command that must refuse its input."""
+
+    def refuse(module, *flags):
+        answer, stdout, stderr = zygote([f"dit_jax.{module}", *flags], tmp_path / "stream")
+        assert answer["status"] == 1, (answer, stdout, stderr)
+        assert "Traceback" not in stderr
+        assert "error: " in stderr
+        assert answer["max_rss"] < MOST_BYTES
+        assert not marker.exists()
+        assert not CONTROL.search((stdout + stderr).replace("\n", "").replace("\t", ""))
+        return stderr
+
+    return refuse
+
+
+# TFDS directories -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tfds_directory(digits_dir, tmp_path, marker):
+    """A copy of the digits with a module beside them that would write the marker."""
+    directory = shutil.copytree(digits_dir / "digits" / "1.0.0", tmp_path / "digits")
+    code = f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
+    (directory / "evil.py").write_text(code)
+    return directory
+
+
+def _add_feature(directory, **feature):
+    path = directory / "features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["x"] = feature
+    path.write_text(json.dumps(features))
+
+
+def test_dataset_that_names_code(refuse, tfds_directory, vae_dir, tmp_path):
+    _add_feature(tfds_directory, pythonClassName="evil.Evil", text={})
+    data = f"--config.data.name={tfds_directory}"
+    config = ["--config", "configs/smoke.py", data]
+    for command in (
+        ["train", *config, "--workdir", tmp_path / "run"],
+        ["encode", *config, "--vae", vae_dir, "--out", tmp_path / "out"],
+        ["reconstruct", *config, "--vae", vae_dir],
+    ):
+        assert "names the class evil.Evil" in refuse(*command)
+    latents = ["--config.latents.source=moments", f"--config.latents.moments={tfds_directory}"]
+    message = refuse("train", "--config", "configs/smoke.py", *latents, "--workdir", tmp_path / "r")
+    assert "names the class evil.Evil" in message
+
+
+# Images -----------------------------------------------------------------------------------------
+
+
+def _png_of(width, height):
+    """A PNG of few bytes that declares so many pixels, all black."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = zlib.compressobj(9)
+    line = bytes(1 + width)
+    body = b"".join(rows.compress(line) for _ in range(height)) + rows.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(x) run\n%%EOF\n"
+
+
+def _tiff():
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "TIFF")
+    return file.getvalue()
+
+
+IMAGES = {
+    "eps": lambda: EPS,
+    "tiff": _tiff,
+    "empty": lambda: b"",
+    "large": lambda: _png_of(20_000, 20_000),
+    "text": lambda: b"\x89PNG\r\n\x1a\n" + b"\x00" * 100,
+}
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes of one image each."""
+    for name in ("ant", "bee"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / "train" / name / "0.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def folder_flags(image_folder, tmp_path):
+    """Of a run on the folder."""
+    flags = ["--config", "configs/smoke.py", "--config.data.source=folder"]
+    flags += [f"--config.data.name={image_folder}", "--config.data.train_split=train"]
+    flags += ["--config.data.eval_split=", "--config.model.num_classes=2"]
+    return [*flags, "--config.sample_every_steps=0", "--config.eval_every_steps=0"]
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_that_are_others_than_they_say(
+    refuse, image_folder, folder_flags, vae_dir, trained_workdir, tmp_path, kind
+):
+    path = image_folder / "train" / "ant" / "0.png"
+    path.write_bytes(IMAGES[kind]())
+    encode = ["encode", *folder_flags, "--vae", vae_dir, "--out", tmp_path / "out"]
+    assert f"{path}" in refuse(*encode)
+    edit = ["edit", "image-to-image", "--workdir", trained_workdir, "--image", path]
+    assert f"{path}" in refuse(*edit, "--out", tmp_path / "edited.png")
+    evaluate = ["evaluate", "--samples", image_folder / "train", "--reference", image_folder]
+    assert f"{path}" in refuse(*evaluate, "--extractor=pixels", "--image_size=8")
+
+
+def test_folders_that_lead_elsewhere(refuse, image_folder, folder_flags, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("L", (8, 8)).save(secret)
+    train = ["train", *folder_flags, "--workdir", tmp_path / "run"]
+    link = image_folder / "train" / "ant" / "link.png"
+    link.symlink_to(secret)
+    assert "link.png" in refuse(*train)
+    link.unlink()
+    captions = ["--config.data.caption_feature=text", "--config.model.num_classes=0"]
+    captions += ["--config.model.class_dropout_prob=0", "--config.sample.cfg_scale=1"]
+    for name in ("../../secret.png", str(secret), "..\\..\\secret.png"):
+        line = json.dumps({"file_name": name, "text": "a"})
+        (image_folder / "train" / "metadata.jsonl").write_text(line + "\n")
+        assert "metadata.jsonl" in refuse(*train, *captions)
+
+
+def test_names_with_control_characters_are_escaped(refuse, image_folder, folder_flags, tmp_path):
+    strange = image_folder / "train" / "cow\x1b[31m\nerror: all is well"
+    strange.mkdir()
+    (strange / "\x1b]0;title\x07.png").write_bytes(b"")
+    train = ["train", *folder_flags, "--workdir", tmp_path / "run"]
+    message = refuse(*train)
+    assert "\\x1b[31m\\n" in message
+    assert "\nerror: all is well" not in message
+
+
+# Workdirs ---------------------------------------------------------------------------------------
+
+
+def _set(*keys, value):
+    def change(config):
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = value
+
+    return change
+
+
+CONFIGS = {
+    "depth": _set("model", "depth", value=10**12),
+    "width": _set("model", "hidden_size", value=10**12),
+    "size": _set("model", "input_size", value=10**6),
+    "classes": _set("model", "num_classes", value=2**40),
+    "name": _set("model", "name", value="\x1b[31mdit"),
+    "text": _set("model", "depth", value="2\x1b[31m"),
+    "list": _set("sample", value=[]),
+    "steps": _set("diffusion", "num_steps", value=10**12),
+    "sampling steps": _set("sample", "steps", value=10**12),
+    "vae": lambda config: config["latents"].update(source="images", vae="\x1b[31m/etc"),
+    "mesh": _set("mesh", value=None),
+    "prediction": _set("objective", "prediction", value={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_configs_of_strange_workdirs(refuse, workdir, tmp_path, kind):
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    CONFIGS[kind](config)
+    path.write_text(json.dumps(config))
+    refuse("sample", "--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("contents", [b"", b"[" * 10**6, b"9" * 10**5, b"\xff", b'{"model": {}}'])
+def test_damaged_configs_without_another(refuse, workdir, tmp_path, contents):
+    for path in [workdir / "config.json", *workdir.glob("checkpoints/*/config/metadata")]:
+        path.write_bytes(contents)
+    refuse("sample", "--workdir", workdir, "--num", 1, "--out", tmp_path / "x.png")
+
+
+def test_rows_of_a_strange_workdir(refuse, tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    rows = [b'{"a\\u001b[31m": 1}', b"[" * 10**5, b"\xff", b'{"fid": "\\u001b"}', b"9" * 10**5]
+    path.write_bytes(b"\n".join(rows) + b"\n")
+    refuse("plot", "--rows", path, "--x", "cfg_scale", "--y", "fid", "--out", tmp_path / "x.png")
+
+
+# Arrays -----------------------------------------------------------------------------------------
+
+
+def _npy(shape, dtype="|u1", data=b""):
+    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode().ljust(118)
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def _zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in members.items():
+            archive.writestr(name, contents)
+
+
+def _pickled(path, marker):
+    array = np.empty(1, object)
+    array[0] = _Touch(marker)
+    np.savez(path, arr_0=array, mu=array, metadata=array, label=array)
+
+
+ARRAYS = {
+    "pickle": _pickled,
+    "huge": lambda path, _: _zip(path, {"arr_0.npy": _npy((10**6, 10**6, 10**3, 3))}),
+    "negative": lambda path, _: _zip(path, {"arr_0.npy": _npy((-1, 8, 8, 3))}),
+    "bomb": lambda path, _: _zip(
+        path, {"arr_0.npy": _npy((10_000, 256, 256, 3), data=bytes(3 * 2**30 // 2))}
+    ),
+    "names": lambda path, _: _zip(path, {"\x1b[31m\n.npy": _npy((1,), data=b"1")}),
+    "text": lambda path, _: path.write_text("PK\x1b[31m"),
+    "metadata": lambda path, _: np.savez(path, metadata="[" * 10**6, features=np.ones((9, 3))),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_samples_and_references(refuse, marker, tmp_path, kind):
+    path = tmp_path / "x.npz"
+    ARRAYS[kind](path, marker)
+    good = tmp_path / "good.npz"
+    np.savez(good, arr_0=np.zeros((10, 8, 8, 3), np.uint8))
+    for samples, reference in ((path, good), (good, path)):
+        flags = ["--samples", samples, "--reference", reference, "--extractor=pixels"]
+        refuse("evaluate", *flags)
+
+
+def _safetensors_header(header):
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    return struct.pack("<Q", len(text)) + text
+
+
+WEIGHTS = {
+    "pickle.npz": lambda path, marker: np.savez(
+        path, **{"x_embedder.proj.weight": np.array(_Touch(marker), object)}
+    ),
+    "huge.npz": lambda path, _: _zip(path, {"x.npy": _npy((10**6, 10**6, 10**3), "<f4")}),
+    "length.safetensors": lambda path, _: path.write_bytes(struct.pack("<Q", 2**62)),
+    "deep.safetensors": lambda path, _: path.write_bytes(_safetensors_header(b"[" * 10**6)),
+    "shape.safetensors": lambda path, _: path.write_bytes(
+        _safetensors_header({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}})
+    ),
+    "names.safetensors": lambda path, _: safetensors.numpy.save_file(
+        {"\x1b[31m\nerror: well": np.ones(1, np.float32)}, path
+    ),
+    "config.safetensors": lambda path, _: safetensors.numpy.save_file(
+        {"a": np.ones(1, np.float32)}, path, {"dit_jax.config": "[" * 10**6}
+    ),
+    "text.npz": lambda path, _: path.write_text("\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_from_elsewhere(refuse, marker, tmp_path, name):
+    path = tmp_path / name
+    WEIGHTS[name](path, marker)
+    refuse("convert", "dit", path, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "0").exists()
+
+
+@pytest.mark.skipif("not __import__('importlib').util.find_spec('torch')", reason="needs torch")
+@pytest.mark.parametrize("kind", ["dit", "inception"])
+def test_pickles_from_elsewhere(refuse, marker, tmp_path, kind):
+    path = tmp_path / "x.pt"
+    path.write_bytes(pickle.dumps({"model": _Touch(marker)}))
+    refuse("convert", kind, path, tmp_path / "run")
