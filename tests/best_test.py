@@ -122,7 +122,7 @@ def test_two_processes_measure_the_distance_as_one(run_pair, run_command, digits
     flags += ["--config.fid.num_images=80", "--config.fid.steps=2", "--config.optim.warmup_steps=2"]
     flags += ["--config.checkpoint_best_metric=fd_pixels_80"]
     run_pair("train", *flags, "--workdir", tmp_path / "two")
-    run_command("train", *flags, "--workdir", tmp_path / "one")
+    run_command("train", *flags, "--workdir", tmp_path / "one", as_users=True)
     values = {}
     for name in ("one", "two"):
         lines = files.read_json_lines(tmp_path / name / "metrics.jsonl")

@@ -305,6 +305,10 @@ def workdir(trained_workdir, tmp_path):
     return pathlib.Path(shutil.copytree(trained_workdir, tmp_path / "run"))
 
 
+def _module(command):
+    return command if command.startswith("experiments.") else f"dit_jax.{command}"
+
+
 def start_pair(command, *arguments, devices=1):
     """Two connected processes of `python -m dit_jax.<command>`, with so many devices each."""
     with socket.socket() as s:
@@ -318,11 +322,10 @@ def start_pair(command, *arguments, devices=1):
 
 def start(command, *arguments, devices=1, **variables):
     """A process of `python -m dit_jax.<command>`, or of experiments.*, with so many CPU devices."""
-    module = command if command.startswith("experiments.") else f"dit_jax.{command}"
     # Compiled as users' are: these runs are compared bit for bit.
     variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {USER_FLAGS}"
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", _module(command), *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | variables,
         stdout=subprocess.PIPE,
@@ -362,18 +365,49 @@ def run_pair():
     return run
 
 
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """zygote("sample", *flags): (answer, output, error) of a command in a fork; see zygote.py.
+
+    It has one device and is compiled as the tests are.
+    """
+    script, out = pathlib.Path(__file__).with_name("zygote.py"), tmp_path_factory.mktemp("streams")
+    process = subprocess.Popen(
+        [sys.executable, script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    flags = f"{FLAGS} --xla_force_host_platform_device_count=1 {USER_FLAGS}"
+    assert json.loads(process.stdout.readline()) == {"ready": True}
+
+    def run(command, *arguments):
+        argv = [_module(command), *map(str, arguments)]
+        request = {"argv": argv, "env": {"XLA_FLAGS": flags}, "out": str(out / "command")}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        return answer, *((out / f"command.{kind}").read_text() for kind in ("out", "err"))
+
+    yield run
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
 @pytest.fixture
-def run_command():
+def run_command(zygote):
     """run_command("sample", *flags): the output of `python -m dit_jax.sample` on one device.
 
-    With fails=True it must fail, and standard error is returned. Other keywords are environment
-    variables.
+    With fails=True it must fail, and standard error is returned. With as_users=True it runs in a
+    process of its own, compiled as users' are. Other keywords are environment variables of one.
     """
 
-    def run(command, *arguments, fails=False, **variables):
-        process = start(command, *arguments, **variables)
-        stdout, stderr = process.communicate(timeout=300)
-        assert (process.returncode != 0) == fails, stderr
+    def run(command, *arguments, fails=False, as_users=False, **variables):
+        if as_users or variables:
+            process = start(command, *arguments, **variables)
+            stdout, stderr = process.communicate(timeout=300)
+            status = process.returncode
+        else:
+            answer, stdout, stderr = zygote(command, *arguments)
+            status = answer["status"]
+        assert (status != 0) == fails, (status, stdout, stderr)
         return stderr if fails else stdout
 
     return run

@@ -162,7 +162,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     run_command, vae_dir, digits_dir, tmp_path
 ):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    out = run_command("encode", *_flags(vae_dir, digits_dir, whole))
+    out = run_command("encode", *_flags(vae_dir, digits_dir, whole), as_users=True)
     assert f"{whole}: 1617 of train, 180 of eval, and their mirrors" in out
     process = conftest.start("encode", *_flags(vae_dir, digits_dir, broken))
     while len(list(broken.glob("moments-train*of-*"))) < 3:
@@ -172,14 +172,14 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     process.communicate()
     assert len(list(broken.glob("moments-*of-*"))) < 26
     assert not (broken / "dataset_info.json").exists()
-    run_command("encode", *_flags(vae_dir, digits_dir, broken))
+    run_command("encode", *_flags(vae_dir, digits_dir, broken), as_users=True)
     assert _files(broken) == _files(whole)
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_records(run_command, run_pair, vae_dir, digits_dir, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run_command("encode", *_flags(vae_dir, digits_dir, one))
+    run_command("encode", *_flags(vae_dir, digits_dir, one), as_users=True)
     run_pair("encode", *_flags(vae_dir, digits_dir, two))
     assert _files(two) == _files(one)
     assert json.loads((two / "metadata.json").read_text())["num_images"]["train"] == 1617
@@ -245,7 +245,7 @@ def test_full_disk_ends_with_an_error_and_complete_shards(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the command inherits it
     try:
-        error = run_command("encode", *flags, fails=True)
+        error = run_command("encode", *flags, fails=True, as_users=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "error: cannot write" in error

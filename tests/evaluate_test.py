@@ -383,6 +383,6 @@ def test_two_processes_evaluate_as_one(run_pair, run_command, workdir):
     two = json.loads((workdir / "evaluations.jsonl").read_text())
     assert [f"picture: {workdir}" in output for output in outputs] == [True, False]
     (workdir / "evaluations.jsonl").unlink()
-    one = json.loads(run_command("evaluate", *flags).splitlines()[0])
+    one = json.loads(run_command("evaluate", *flags, as_users=True).splitlines()[0])
     for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
         assert_close(two[name], one[name], 1e-4)

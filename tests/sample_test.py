@@ -111,7 +111,7 @@ def test_prompts_are_drawn_once_each(run_command, captioned_workdir, tmp_path):
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(run_command, run_pair, workdir, tmp_path):
     flags = ["--workdir", workdir, "--num", 6, "--steps", 3, "--batch_size", 4]
-    run_command("sample", *flags, "--out", tmp_path / "one.npz")
+    run_command("sample", *flags, "--out", tmp_path / "one.npz", as_users=True)
     first, second = run_pair("sample", *flags, "--out", tmp_path / "two.npz")
     assert "6 samples of step 40" in first
     assert "samples" not in second

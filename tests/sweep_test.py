@@ -413,7 +413,7 @@ def _run_flags(digits_dir, workdir):
 @pytest.mark.slow
 def test_sweep_that_is_killed_ends_with_the_same_table(digits_dir, tmp_path, run_command):
     module = "experiments.scaling.sweep"
-    printed = run_command(module, *_run_flags(digits_dir, tmp_path / "whole"))
+    printed = run_command(module, *_run_flags(digits_dir, tmp_path / "whole"), as_users=True)
     assert "4 rows of 2 cells" in printed
     expected = (tmp_path / "whole" / "table.csv").read_text()
 
@@ -430,7 +430,7 @@ def test_sweep_that_is_killed_ends_with_the_same_table(digits_dir, tmp_path, run
             os.kill(pid, signal.SIGKILL)
         process.communicate()
         assert not (workdir / "table.csv").exists()
-    run_command(module, *_run_flags(digits_dir, workdir))
+    run_command(module, *_run_flags(digits_dir, workdir), as_users=True)
     assert (workdir / "table.csv").read_text() == expected
 
 

@@ -6,13 +6,10 @@ memory without a bound, show a traceback, or write control characters.
 
 import io
 import json
-import os
 import pathlib
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 
@@ -25,34 +22,6 @@ from dit_jax import files
 
 MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
 CONTROL = files.UNPRINTABLE
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    """run(argv, out): runs a command in a fork of one process; see zygote.py."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    script = pathlib.Path(__file__).with_name("zygote.py")
-    process = subprocess.Popen(
-        [sys.executable, script],
-        cwd=script.parents[1],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert json.loads(process.stdout.readline()) == {"ready": True}
-
-    def run(argv, out):
-        request = {"argv": list(map(str, argv)), "env": {}, "out": str(out)}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        texts = [pathlib.Path(f"{out}{suffix}").read_bytes() for suffix in (".out", ".err")]
-        return answer, *(text.decode() for text in texts)
-
-    yield run
-    process.stdin.close()
-    process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -72,11 +41,11 @@ class _Touch:
 
 
 @pytest.fixture
-def refuse(zygote, marker, tmp_path):
+def refuse(zygote, marker):
     """refuse(module, *flags): the message of a command that must refuse its input."""
 
     def refuse(module, *flags):
-        answer, stdout, stderr = zygote([f"dit_jax.{module}", *flags], tmp_path / "stream")
+        answer, stdout, stderr = zygote(module, *flags)
         assert answer["status"] == 1, (answer, stdout, stderr)
         assert "Traceback" not in stderr
         assert "error: " in stderr

@@ -1,4 +1,4 @@
-"""Runs commands in forks of one process that has imported everything: half a second each.
+"""Runs commands in forks of one process that has imported everything: most of a command's time.
 
   python tests/zygote.py    reads a JSON request per line, and answers with a line
 
@@ -7,17 +7,19 @@ largest memory in bytes. Standard output and error of the command are written to
 Until a command runs, no JAX backend is started here: threads do not survive a fork.
 """
 
+import atexit
+import importlib
 import json
 import os
 import pathlib
 import resource
 import runpy
+import signal
 import sys
 import warnings
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-# What nearly all commands need.
+IMPORTED = ("train", "evaluate", "encode", "edit", "convert", "plot", "reconstruct", "flops")
+SECONDS = 300  # that a command may take
 
 
 def _run(request):
@@ -39,6 +41,7 @@ def _fork(request):
         _, status, usage = os.wait4(pid, 0)
         return {"status": os.waitstatus_to_exitcode(status), "max_rss": usage.ru_maxrss * 1024}
     status = 1
+    signal.alarm(SECONDS)
     try:
         _run(request)
         status = 0
@@ -49,12 +52,16 @@ def _fork(request):
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def main():
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+    for module in IMPORTED:
+        importlib.import_module(f"dit_jax.{module}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
