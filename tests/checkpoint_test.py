@@ -16,6 +16,14 @@ def _latest(workdir, config):
         return checkpoint.restore_latest(manager, program.state)
 
 
+def _restored(workdir, config, step):
+    """The state of an older step."""
+    state = train.make_program(config).state
+    trees = {name: getattr(state, name) for name in checkpoint.STATE_ITEMS}
+    loaded, _ = checkpoint._restore(workdir / "checkpoints", step, trees)
+    return state.replace(step=step, **loaded)
+
+
 def _assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
@@ -97,12 +105,21 @@ DAMAGES = [_damage, _lose_a_file, _garble, _other_data_state, _lose_the_digest]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, _replace_by_the_one_before, *FLIPS])
-def test_damaged_checkpoint_falls_back_and_ends_the_same(workdir, smoke_config, damage, caplog):
-    expected, _ = _latest(workdir, smoke_config)
+def test_damaged_checkpoint_is_set_aside_for_the_one_before(workdir, smoke_config, damage, caplog):
+    expected = _restored(workdir, smoke_config, 30)
     damage(workdir / "checkpoints" / "40")
-    state = train.train_and_evaluate(smoke_config, workdir)
+    state, data_state = _latest(workdir, smoke_config)
     assert "checkpoint 40 cannot be read" in caplog.text
     assert (workdir / "corrupt_checkpoints" / "40").is_dir()
+    assert not (workdir / "checkpoints" / "40").exists()
+    assert int(state.step) == data_state["next_batch"] == 30
+    _assert_equal(state, expected)
+
+
+def test_run_whose_newest_checkpoint_is_damaged_ends_the_same(workdir, smoke_config):
+    expected, _ = _latest(workdir, smoke_config)
+    _flip_a_bit("opt_state")(workdir / "checkpoints" / "40")
+    state = train.train_and_evaluate(smoke_config, workdir)
     assert (workdir / "checkpoints" / "40").is_dir()  # written again, from 30
     _assert_equal(state, expected)
 

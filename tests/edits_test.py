@@ -80,7 +80,7 @@ def latent(vae_dir, tmp_path_factory):
 def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
     """As training has them; decoded they are what the VAE reconstructs."""
     x_0 = edit.encode(latent, image)
-    mean, _ = latents.posterior(latents.encode(latent.vae, image))
+    mean, _ = latents.posterior(jax.jit(latents.encode)(latent.vae, image))
     assert x_0.shape == (1, 4, 4, 2)
     expected = (np.asarray(mean) - [0.1, -0.3]) * [0.5, 2.0]
     assert_close(x_0, expected, 7e-6)

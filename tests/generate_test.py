@@ -65,7 +65,7 @@ def test_guided_samples_are_the_published_ones(model, process, golden, golden_pa
     x_T = jnp.asarray(golden["x_0"])
     x_0, _ = sample(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
     expected = golden["ddim_cfg1.5_sample"]
-    np.testing.assert_allclose(x_0, expected, atol=2e-5 * np.abs(expected).max())
+    assert_close(x_0, expected, 2e-5)
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 4), (8, 8), (4, 3)])

@@ -1,6 +1,7 @@
 """Pixels and moments to x_0 and back: scaled once, truncated as published; the same three ways."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import tracemalloc
@@ -94,11 +95,12 @@ def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_p
 def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir):
     vae = checkpoint.load_vae(vae_dir, MESH, "float32")
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
-    stored = latents.encode(vae, image).astype(np.float16)
+    stored = jax.jit(latents.encode)(vae, image).astype(np.float16)
     x_0 = {}
     for source, batch in (("images", {"image": image}), ("moments", {"moments": stored})):
         latent_config.latents.source = source
-        x_0[source] = latents.x_0_from_batch(batch, KEY, latent_config.latents, {"vae": vae}, MESH)
+        of = functools.partial(latents.x_0_from_batch, config=latent_config.latents, mesh=MESH)
+        x_0[source] = jax.jit(of)(batch, KEY, resident={"vae": vae})
     np.testing.assert_array_equal(x_0["images"], x_0["moments"])
 
 
@@ -173,7 +175,8 @@ def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_co
     decoded = trained.to_image(x_0)
     vae = checkpoint.load_vae(vae_dir, trained.mesh, "float32")
     z = latents.unscale(trained.config.latents, x_0)
-    pixels = vae.model.apply({"params": vae.params}, z, method="decode")
+    decode = functools.partial(vae.model.apply, method="decode")
+    pixels = jax.jit(decode)({"params": vae.params}, z)
     assert decoded.shape == (96, 8, 8, 1)
     assert np.abs(decoded.astype(int) - np.clip(127.5 * pixels + 128, 0, 255)).max() < 1.01
     flags = ["--workdir", tmp_path / "run", "--num", 4, "--steps", 2]

@@ -47,13 +47,12 @@ def test_names_are_those_of_the_files(published):
 def test_distances_are_the_published_code_s(params):
     with np.load(conftest.GOLDENS / "lpips_reference.npz") as golden:
         x, y, expected = (golden[name] for name in ("x", "y", "distance"))
-    distance = models.build(CONFIG).apply({"params": params}, x, y)
+    apply = jax.jit(models.build(CONFIG).apply)
+    distance = apply({"params": params}, x, y)
     assert_close(distance, expected, 1e-5)
     assert distance[2] == expected[2] == 0  # of equal images
-    grey = models.build(CONFIG).apply({"params": params}, x[..., :1], y[..., :1])
-    three = models.build(CONFIG).apply(
-        {"params": params}, x[..., :1].repeat(3, -1), y[..., :1].repeat(3, -1)
-    )
+    grey = apply({"params": params}, x[..., :1], y[..., :1])
+    three = apply({"params": params}, x[..., :1].repeat(3, -1), y[..., :1].repeat(3, -1))
     assert_close(grey, three, 1e-5)
 
 

@@ -1,5 +1,7 @@
 """Images through a VAE and back."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,9 @@ def test_means_are_of_the_images_asked_for(smoke_config, vae_dir):
     image = jnp.asarray(data.gather(source, range(21))["image"])
     mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
     vae = checkpoint.load_vae(vae_dir, mesh, "float32")
-    mean, log_variance = latents.posterior(latents.encode(vae, image))
-    decoded = vae.model.apply({"params": vae.params}, mean, method="decode")
+    mean, log_variance = latents.posterior(jax.jit(latents.encode)(vae, image))
+    decode = functools.partial(vae.model.apply, method="decode")
+    decoded = jax.jit(decode)({"params": vae.params}, mean)
     error = np.asarray(latents.pixels_from_image(image) - np.clip(decoded, -1, 1))
     psnr = np.mean(20 * np.log10(2) - 10 * np.log10(np.mean(error**2, axis=(1, 2, 3))))
     kl = 0.5 * np.mean(np.sum(mean**2 + np.exp(log_variance) - 1 - log_variance, axis=(1, 2, 3)))

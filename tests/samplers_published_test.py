@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from configs import default
 from dit_jax import grids, samplers
@@ -41,7 +42,7 @@ def solve(process, prediction="u", **settings):
 
 
 def assert_equal(x_0, expected):
-    np.testing.assert_allclose(x_0, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    assert_close(x_0, expected, 1e-9)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])

@@ -1,5 +1,6 @@
 """A VAE trains in the same loop: its loss, its picture, its devices, and its use for latents."""
 
+import functools
 import json
 
 import jax
@@ -71,8 +72,9 @@ def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_conf
     picture = program.task.compile_picture({}, source)(params)
     vae = latents.Vae(params, program.model, digest="")
     images = data.gather(source, range(4))["image"]
-    z = latents.posterior(latents.encode(vae, images))[0]
-    pixels = program.model.apply({"params": params}, z, method="decode")
+    z = latents.posterior(jax.jit(latents.encode)(vae, images))[0]
+    decode = functools.partial(program.model.apply, method="decode")
+    pixels = jax.jit(decode)({"params": params}, z)
     expected = np.clip(127.5 * pixels + 128, 0, 255).astype(np.uint8)
     for i, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         cell = picture[row * 50 : row * 50 + 48 : 6, column * 98 : column * 98 + 96 : 6, 0]

@@ -1,6 +1,7 @@
 """The loop end to end: it learns, writes what it says, and stops well when something is wrong."""
 
 import importlib
+import itertools
 import json
 import re
 import resource
@@ -112,8 +113,9 @@ def test_labels_are_dropped_with_the_configured_probability():
     np.testing.assert_array_equal(conditions.drop(jax.random.key(0), label, 0.0, 10), label)
 
 
-@pytest.mark.parametrize("size", list(dit.SIZES))
-@pytest.mark.parametrize("patch", [2, 8])
+@pytest.mark.parametrize(
+    ("size", "patch"), zip(dit.SIZES, itertools.cycle((2, 4, 8)), strict=False)
+)
 def test_imagenet_configs_build_without_allocating(size, patch):
     config = imagenet256.get_config(f"DiT-{size}/{patch}")
     config.mesh.update(data=2, fsdp=4)
@@ -137,9 +139,10 @@ CONFIGS += ["openmoji64:DiT-B/4,flow", "openmoji64_text:DiT-B/4"]
 CONFIGS += ["openmoji32_text:unet", "openmoji64_text:unet", "sd_finetune:sd2", "adm:imagenet256"]
 
 
-# Most of a minute to trace.
+# Seconds to trace.
 LARGE = ("sd_finetune", "sd_finetune:sd2", "unet_cifar10", "unet_imagenet256")
-LARGE += ("adm", "adm:imagenet256")
+LARGE += ("adm", "adm:imagenet256", "openmoji32_text:unet", "openmoji64_text:unet")
+LARGE += ("vae_imagenet256", "vae_openmoji64")
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,12 @@ COUNTS = {  # of diffusers' modules of the same sizes; LDM-4's with 1001 labels'
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+QUICK_COUNTS = ("ddpm-cifar10", "unet-tiny")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK_COUNTS)) for n in COUNTS]
+)
 def test_presets_have_the_published_counts(name):
     shapes = _shapes(_build(dict(name="unet", **unet.named(name), **RUNTIME)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]

@@ -1,5 +1,6 @@
 """The autoencoder against a recorded one of diffusers, its import, and its sizes."""
 
+import functools
 import json
 import re
 
@@ -54,7 +55,8 @@ def config(diffusers_dir):
 
 
 def _apply(config, params, method, x):
-    return models.build(config).apply({"params": params}, x, method=method)
+    apply = functools.partial(models.build(config).apply, method=method)
+    return jax.jit(apply)({"params": params}, x)
 
 
 def test_moments_and_decoded_pixels_are_the_recorded_ones(golden, config):
