@@ -241,8 +241,9 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     Raises: ValueError, TypeError or AttributeError for a text that is no config.
     """
     config = files.parse_json(text, name, "the config of a run")
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f"{files.printable(name)} is no config: it has no model.")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
     return ConfigDict(complete(config)).lock()
 
 

@@ -518,8 +518,8 @@ def test_exported_config_that_is_none_is_refused(exported_file, tmp_path, text, 
     [
         ("model", "depth", 10**9, "has {'depth': 1000000000}"),
         ("model", "hidden_size", "48", "has {'hidden_size': '48'}"),
-        ("model", "hidden_size", 2**20, r"tokens, of more than 268,435,456 numbers|does not fit"),
-        ("model", "input_size", 4096, r"tokens, of more than 268,435,456 numbers|does not fit"),
+        ("model", "hidden_size", 2**20, r"tokens, of more than 67,108,864 numbers|does not fit"),
+        ("model", "input_size", 4096, r"tokens, of more than 67,108,864 numbers|does not fit"),
         ("model", "other", 1, "has {'other': 1}"),
         ("model", "remat", None, "remat"),
         ("data", "name", None, "has {'name': None}"),
@@ -562,7 +562,7 @@ def test_exported_config_names_no_place_of_this_machine(exported_file, tmp_path,
 def test_position_table_of_any_size_is_not_computed(golden_model_config):
     config = golden_model_config.copy_and_resolve_references()
     config.input_size = 2**20
-    message = "are 274,877,906,944 tokens, of more than 268,435,456 numbers: no DiT has as many"
+    message = "are 274,877,906,944 tokens, of more than 67,108,864 numbers: no DiT has as many"
     with pytest.raises(ValueError, match=message):
         convert.dit.published_shapes(config)
 
