@@ -143,6 +143,8 @@ def _is_deeper(value, most):
     for _ in range(most):
         parts = [v.values() if isinstance(v, dict) else v for v in level]
         level = [child for part in parts for child in part if isinstance(child, dict | list)]
+        if not level:  # most values are flat, and a file may have a million lines
+            break
     return bool(level)
 
 
