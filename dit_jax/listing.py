@@ -34,7 +34,7 @@ SYSTEM_NAMES = frozenset(
         "desktop.ini",
         "ehthumbs.db",
         "icon\r",
-        "lost+contents",
+        "lost+found",
         "network trash folder",
         "system volume information",
         "temporary items",
