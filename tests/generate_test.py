@@ -97,6 +97,15 @@ def test_noise_of_the_first_step_is_not_that_of_the_start(model, process, golden
     assert abs(np.corrcoef(rest.ravel(), x_T.ravel())[0, 1]) < 0.1
 
 
+def test_sampling_begins_with_the_deviation_of_the_noise(model, build_process, golden_params):
+    """A network that says eps = 0 keeps the x_T of edm, which is 80 times as large as N(0, I)."""
+    silent, process = jax.tree.map(jnp.zeros_like, golden_params), build_process("edm")
+    x_0 = _x_0(model, process, silent, sampler="euler", grid="karras", cfg_scale=1.0)
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(LABELS))]
+    x_T = np.stack([jax.random.normal(jax.random.fold_in(key, 0), x_0.shape[1:]) for key in keys])
+    np.testing.assert_allclose(x_0, 80 * x_T, rtol=1e-5)
+
+
 SCRIPT = """
 import pathlib, sys
 import jax, numpy as np
