@@ -252,6 +252,30 @@ def test_a_model_guided_by_itself_is_not_guided(model, process, golden_params):
     assert np.abs(x_0(other) - plain).max() > 1e-3
 
 
+def test_another_model_guides_as_the_null_class_does(model, process, golden_params):
+    """Its channels and rescaling are those of the settings."""
+    worse = jax.tree.map(lambda p: 0.9 * p, golden_params)
+
+    def x_0(**changes):
+        settings = _settings(steps=2, cfg_scale=2.0, sampler="ddim", **changes)
+        sample = generate.make_sample_fn(model, settings, process, "eps", _mesh(1), guide=model)
+        index = np.arange(3, dtype=np.int32)
+        arguments = golden_params, jax.random.key(0), index
+        return np.asarray(sample(*arguments, **TOLD.rows(index), guide_params=worse)[0])
+
+    three, four = x_0(), x_0(cfg_channels=0)
+    assert np.abs(three - four)[..., 3].max() > 1e-3
+    assert np.abs(three - x_0(cfg_rescale=0.7)).max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, dict(cfg_scale=3.0, cfg_interval=(0.5, 1.0))], ids=str)
+def test_x_0_is_clipped_in_steps_that_are_not_guided_too(model, process, golden_params, changes):
+    settings = dict(sampler="ddim", cfg_scale=1.0, labels=LABELS[:3]) | changes
+    arguments = model, process, golden_params
+    assert np.abs(_x_0(*arguments, **settings)).max() > 1.01
+    assert np.abs(_x_0(*arguments, clip_x_0=True, **settings)).max() <= 1 + 1e-6
+
+
 def test_nan_names_the_step_and_the_images(model, process, golden_params):
     broken = jax.tree.map(lambda p: p * np.float32(np.nan), golden_params)
     turns = iter([golden_params, broken])
