@@ -103,7 +103,7 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.optim.ema_decay = 0.9999  # per step, from the initial weights
 
     config.data = ConfigDict()
-    config.data.source = "tfds"  # tfds, folder
+    config.data.source = "tfds"  # tfds, folder (docs/data.md)
     config.data.name = "imagenet2012"  # of images: TFDS name or directory, or image folder
     config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
     config.data.train_split = "train"  # of the images; those of moments are train and eval

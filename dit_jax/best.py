@@ -18,12 +18,13 @@ class Best:
     """DIR/best, a workdir of one checkpoint, which `sample` and `evaluate` take as any other.
 
     Without config.checkpoint_best_metric nothing is kept.
+    Args: data, the identities of the run's data, as `workdirs.write_data`.
     Raises: ValueError for a metric that the run does not measure.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: ConfigDict):
+    def __init__(self, workdir: pathlib.Path, config: ConfigDict, data: dict):
         self._metric = config.checkpoint_best_metric
-        self._config, self._workdir = config, workdir / "best"
+        self._config, self._data, self._workdir = config, data, workdir / "best"
         if not self._metric:
             return
         _check(config)
@@ -31,7 +32,7 @@ class Best:
         if "sample" in saved:  # which an older version may have written
             saved["sample"] = workdirs.upgrade_sample(saved["sample"])
         if saved:
-            workdirs.claim(self._workdir, config)
+            workdirs.check_config(self._workdir, config)
         self._how = {"metric": self._metric, **self._measured_by()}
         same = {key: saved.get(key) for key in self._how} == self._how
         self._value = saved.get("value") if same else None
@@ -59,6 +60,7 @@ class Best:
             return
         kept = {**self._how, "value": value}
         checkpoint.replace_params(self._workdir, self._config, ema_params, step, kept)
+        workdirs.write_data(self._workdir, self._data)
         self._value = value
         logger.info("best so far: step %d, %s %.4g", step, self._metric, value)
 

@@ -15,6 +15,7 @@ from dit_jax import (
     diffusion,
     generate,
     grids,
+    identity,
     latents,
     likelihood,
     models,
@@ -50,30 +51,40 @@ def evaluate(
     Raises: ValueError if there are less than two held-out images, or as `make_bits_fn`;
       FloatingPointError for bits that are not finite.
     """
-    config, mesh = trained.config, trained.mesh
+    config = trained.config
     if not config.data.eval_split:
         raise ValueError(
             f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
     source = sources.open_split(config, "eval")
+    identity.check_splits({"eval": source}, workdir)
     available = len(source) // source.views
     num = min(num, available)
     if num < 2:
         raise ValueError(f"{num} of {available} held-out images have no standard error; take 2.")
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
-    bits = make_bits_fn(trained, steps)
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
     settings |= {"clip_x_0": config.sample.clip_x_0, "raw": trained.raw}
     row = rows.of_checkpoint(trained, "likelihood", settings)
     path = workdir / "evaluations.jsonl"
-    if measured := rows.find(path, row):
-        logger.info("measured before: %s", path)
-        return measured
+    with rows.hold(path, row):
+        if measured := rows.find(path, row):
+            logger.info("measured before: %s", path)
+            return measured
+        row |= _measure(trained, source, num, seed, steps, batch_size, progress)
+        if jax.process_index() == 0:
+            rows.append(path, row)
+    return row
 
+
+def _measure(trained, source, num, seed, steps, batch_size, progress):
+    """{name: mean} of the bits of `num` images of the source, and their standard error."""
+    config, mesh = trained.config, trained.mesh
+    bits, available = make_bits_fn(trained, steps), len(source) // source.views
     resident = {}
     if config.latents.source == "images":
         resident = {"vae": runs.load_vae(config, mesh)}
@@ -94,11 +105,10 @@ def evaluate(
             f"{name} of {np.sum(~np.isfinite(values['']))} of {num} images is NaN or infinite. Is "
             "the loss of this checkpoint finite? Try an earlier --step, or more --bpd_steps."
         )
-    row |= {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
-    row[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
-    if jax.process_index() == 0:
-        rows.append(path, row)
-    return row
+    means = {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
+    means[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
+    rows.check(means)
+    return means
 
 
 def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:

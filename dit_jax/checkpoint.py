@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import latents, models, sharding, workdirs
+from dit_jax import files, latents, models, sharding, workdirs
 
 logger = logging.getLogger("dit_jax")
 
@@ -81,8 +81,8 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
     """
     if steps := workdirs.saved_steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
-    workdirs.claim(workdir, config)
-    _write_params(workdir, config, params, 0, {})
+    with workdirs.claim(workdir, config):
+        _write_params(workdir, config, params, 0, {})
 
 
 def replace_params(
@@ -93,23 +93,28 @@ def replace_params(
     Args: values, JSON to keep with them, for `saved_values`.
     Raises: OSError if they cannot be written.
     """
-    before = workdirs.saved_steps(workdir)
-    workdirs.claim(workdir, config)
-    _write_params(workdir, config, params, step, values)
+    with workdirs.claim(workdir, config):
+        before = workdirs.saved_steps(workdir)
+        _write_params(workdir, config, params, step, values)
 
-    def remove():
-        for old in set(before) - {step}:
-            shutil.rmtree(workdir / "checkpoints" / str(old))
+        def remove():
+            for old in set(before) - {step}:
+                shutil.rmtree(workdir / "checkpoints" / str(old))
 
-    sharding.in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
+        sharding.in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
 
 
 def saved_values(workdir: pathlib.Path) -> dict:
-    """What `replace_params` kept with the newest checkpoint; {} if there is none."""
+    """What `replace_params` kept with the newest checkpoint; {} if there is none, or none whole."""
     steps = workdirs.saved_steps(workdir)
     if not steps:
         return {}
-    return json.loads((workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata").read_text())
+    path = workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata"
+    try:
+        return dict(files.read_json(path, "what was kept with a checkpoint"))
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("cannot read how %s was chosen: %s", workdir, error)
+        return {}
 
 
 def _write_params(workdir, config, params, step, values):
@@ -137,7 +142,7 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
 
 
 def _write_error(manager, error):
-    complete = sorted(ocp.utils.checkpoint_steps(manager.directory))
+    complete = workdirs.saved_steps(pathlib.Path(manager.directory).parent)
     kept = (
         f"the last complete one is step {complete[-1]}" if complete else "there is no earlier one"
     )
@@ -155,7 +160,7 @@ def restore_latest(manager: ocp.CheckpointManager, state):
     An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is used.
     Raises: OSError if there are checkpoints and none can be read.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = workdirs.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
@@ -251,7 +256,7 @@ def _restore_newest(directory, steps, trees):
         except OSError as error:
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
-    others = sorted(set(ocp.utils.checkpoint_steps(directory)) - set(steps))
+    others = sorted(set(workdirs.saved_steps(directory.parent)) - set(steps))
     way_out = f"choose another step: {others}" if others else "restore one from a copy"
     raise OSError(
         f"no checkpoint in {directory} can be read:\n"

@@ -13,6 +13,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from dit_jax import compilation_cache
+
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
@@ -189,6 +191,7 @@ def _start(main, argv, on_cpu):
     _start_log()
     if FLAGS.distributed or FLAGS.coordinator_address:
         jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    compilation_cache.enable()
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
     else:

@@ -6,6 +6,7 @@ takes, as `models.conditioning` has it.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, sources
+from dit_jax import checkpoint, files, identity, sources
 from dit_jax.models import conditioning
 
 KINDS = ("random", "balanced")  # of `draw`
@@ -70,19 +71,25 @@ def of_captions(config: ConfigDict, captions: Sequence[str], negative: str = "")
     return Conditions(cond, np.broadcast_to(tokenize([negative]), cond.shape))
 
 
-def draw(config: ConfigDict, kind: str, num: int, seed: int = 0) -> Conditions:
+def draw(
+    config: ConfigDict, kind: str, num: int, seed: int = 0, workdir: pathlib.Path | None = None
+) -> Conditions:
     """`num` labels, as `draw_labels`; or of so many images of the data, held out if there are.
 
     Captions are drawn without repetition as long as there are enough; 'balanced' ones are the
     first, in order.
-    Raises: ValueError for another kind; as `sources.open_split`.
+    Args: workdir, of the run, whose data must be those that it began with.
+    Raises: ValueError for another kind; as `sources.open_split` and `identity.check_splits`.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown labels {kind!r}; choose {' or '.join(KINDS)}.")
     if config.model.condition == "label":
         labels = draw_labels(kind, num, config.model.num_classes, seed)
         return of_labels(labels, config.model.num_classes)
-    source = sources.open_split(config, "eval" if config.data.eval_split else "train")
+    split = "eval" if config.data.eval_split else "train"
+    source = sources.open_split(config, split)
+    if workdir:
+        identity.check_splits({split: source}, workdir)
     count = len(source) // source.views
     index = np.arange(num) % count
     if kind == "random":
@@ -109,18 +116,19 @@ def asked(
     prompts: Sequence[str] = (),
     negative: str = "",
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> Conditions:
     """What a command's flags ask for, of `num` images: labels, or prompts in blocks of equal size.
 
+    Args: names, of the classes, where they are known.
     Raises: ValueError for labels of a model of captions and the reverse, or as `parse_labels`.
     """
     if config.model.condition == "label":
         if prompts or negative:
             flag = "--prompt" if prompts else "--negative_prompt"
             raise ValueError(f"{flag} is of a model of captions; this one takes --labels.")
-        return of_labels(
-            parse_labels(labels, num, config.model.num_classes, seed), config.model.num_classes
-        )
+        num_classes = config.model.num_classes
+        return of_labels(parse_labels(labels, num, num_classes, seed, names), num_classes)
     if labels:
         raise ValueError(f"--labels={labels}: this model takes captions, as --prompt.")
     prompts = list(prompts) or [""]
@@ -129,28 +137,52 @@ def asked(
     return of_captions(config, [prompts[i * len(prompts) // num] for i in range(num)], negative)
 
 
-def parse_labels(text: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
+def parse_labels(
+    text: str, num: int, num_classes: int, seed: int = 0, names: Sequence[str] | None = None
+) -> np.ndarray:
     """[num] int32 labels: the comma-separated ones, repeated in blocks of equal size.
 
     An empty text means all classes; 'random', each uniformly drawn by the seed.
-    Raises: ValueError for a label that is no class.
+    Args: names, of the classes, which may stand for their numbers.
+    Raises: ValueError for a label that is no class, or that may be two.
     """
     if text == "random":
         return draw_labels("random", num, num_classes, seed)
-    try:
-        labels = (
-            [int(label) for label in text.split(",")] if text else list(range(num_classes or 1))
-        )
-    except ValueError:
-        raise ValueError(
-            f"--labels={text!r} must be numbers with commas, such as 0,3,9, or random."
-        ) from None
-    wrong = [label for label in labels if not 0 <= label < (num_classes or 1)]
-    if wrong:
-        raise ValueError(f"--labels: {wrong} outside 0..{num_classes - 1}, the model's classes.")
+    count = num_classes or 1
+    labels = [parse_label(part, count, names) for part in text.split(",")] if text else range(count)
     if num < 1 or (text and num < len(labels)):
-        raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {labels=}.")
+        shown = text or f"all {count}"
+        raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {shown}.")
     return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
+
+
+def parse_label(text: str, num_classes: int, names: Sequence[str] | None = None) -> int:
+    """The class of a number or, where classes have names, of a name.
+
+    Where a text could be both, of two classes, 'name:2' or 'number:2' says which it is.
+    Raises: ValueError for a text that is no class, or that could be two.
+    """
+    names, (kind, _, rest) = list(names or ()), text.partition(":")
+    kind, text = (kind, rest) if kind in ("name", "number") and text not in names else ("", text)
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else num_classes
+    found = {}
+    if kind != "number" and text in names:
+        found["name"] = names.index(text)
+    if kind != "name" and number < num_classes:
+        found["number"] = number
+    if len({*found.values()}) == 1:
+        return next(iter(found.values()))
+    shown = files.printable(text)
+    if found:
+        raise ValueError(
+            f"--labels: {shown} is the name of class {found['name']}, and the number of the class "
+            f"'{files.printable(names[number])}': write name:{shown} or number:{shown}."
+        )
+    known = f", named {files.some_of(names)}" if names else ""
+    raise ValueError(
+        f"--labels: '{shown}' is no class; the model's are 0 to {num_classes - 1}{known}. Give "
+        "them with commas, or random."
+    )
 
 
 def for_picture(config: ConfigDict, num: int) -> Conditions:

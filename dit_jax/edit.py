@@ -14,6 +14,7 @@ leaves is kept as the VAE decodes it, not to the pixel.
 """
 
 import dataclasses
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dit_jax import (
     cli,
@@ -32,13 +33,15 @@ from dit_jax import (
     latents,
     models,
     pictures,
+    pixels,
     runs,
     samplers,
     sharding,
-    sources,
 )
 
 FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
+
 # Of each task, its own flags.
 TASKS = {
     "image-to-image": ("image", "strength", "num"),
@@ -68,10 +71,10 @@ def read_image(path: pathlib.Path, config) -> np.ndarray:
     Raises: FileNotFoundError; ValueError for a file that is no image, a damaged one, or one with
       transparent pixels.
     """
-    image = _open(path, "--image").convert({1: "L", 3: "RGB"}[config.data.image_channels])
-    size = config.data.image_size
-    pixels = np.asarray(sources.adm_crop(image, size), np.uint8)
-    return pixels.reshape(1, size, size, config.data.image_channels)
+    image, size = _open(path, "--image"), config.data.image_size
+    image = pixels.to_channels(image, config.data.image_channels)
+    cropped = np.asarray(pixels.adm_crop(image, size), np.uint8)
+    return cropped.reshape(1, size, size, config.data.image_channels)
 
 
 def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarray:
@@ -79,39 +82,58 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
 
     Raises: ValueError for a mask of another size than the image, or with nothing or all white.
     """
-    mask, image = _open(path, "--mask").convert("L"), _open(image_path, "--image")
-    if mask.size != image.size:
+    mask, image_size = _open(path, "--mask"), _read(image_path, "--image", pixels.read_size)
+    if mask.size != image_size:
         raise ValueError(
-            f"--mask={path} has {mask.size[0]} x {mask.size[1]} pixels, but --image={image_path} "
-            f"{image.size[0]} x {image.size[1]}: they must be of one size."
+            f"--mask={files.printable(path)} has {mask.size[0]} x {mask.size[1]} pixels, but "
+            f"--image={files.printable(image_path)} {image_size[0]} x {image_size[1]}: they must "
+            "be of one size."
         )
     size, cells = config.data.image_size, config.model.input_size
-    new = np.asarray(sources.adm_crop(mask, size)) >= 128
+    new = np.asarray(pixels.adm_crop(pixels.to_channels(mask, 1), size)) >= 128
     new = new.reshape(cells, size // cells, cells, size // cells).any(axis=(1, 3))
     if new.all() or not new.any():
         raise ValueError(
-            f"--mask={path} is {'white' if new.all() else 'black'} all over the crop of {size} "
-            "pixels; white is drawn anew, black stays."
+            f"--mask={files.printable(path)} is {'white' if new.all() else 'black'} all over the "
+            f"crop of {size} pixels; white is drawn anew, black stays."
         )
     return new.astype(np.float32).reshape(1, cells, cells, 1)
 
 
 def _open(path, flag):
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {flag}={path}.")
-    try:
-        image = ImageOps.exif_transpose(Image.open(path))
-        image.load()
-        opaque = image.convert("RGBA").getextrema()[3][0] == 255
-        image = sources.to_8_bits(image)
-    except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-        raise ValueError(f"cannot read the image {flag}={path}: {error}.") from error
+    """The decoded image, of 8 bits; a line in the log if its EXIF would turn it."""
+    image, opaque, orientation = _read(path, flag, _decode)
+    name = f"{flag}={files.printable(path)}"
     if not opaque:
         raise ValueError(
-            f"{flag}={path} has transparent pixels, which are of no colour here: save it on a "
-            "ground of one, a mask in black and white."
+            f"{name} has transparent pixels, which are of no colour here: save it on a ground of "
+            "one, a mask in black and white."
+        )
+    if orientation != 1:
+        logger.warning(
+            "%s has EXIF orientation %d, which is not applied, as in training: %s",
+            name,
+            orientation,
+            pixels.ORIENTATION_WAY_OUT,
         )
     return image
+
+
+def _decode(path):
+    image = pixels.decode(pixels.read_file(path))
+    opaque = image.convert("RGBA").getextrema()[3][0] == 255
+    return pixels.to_8_bits(image), opaque, pixels.orientation(image)
+
+
+def _read(path, flag, read):
+    """read(path) of a file.   Raises: FileNotFoundError; ValueError that names the file."""
+    name = f"{flag}={files.printable(path)}"
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {name}.")
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"cannot read the image {name}: {error}.") from error
 
 
 def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:

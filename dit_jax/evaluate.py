@@ -15,7 +15,6 @@ with x_0 clipped as the run samples or as --clip_x_0 says.
 """
 
 import functools
-import hashlib
 import json
 import logging
 import pathlib
@@ -78,7 +77,7 @@ def evaluate(
       where samples or features are not finite; OSError if something cannot be written.
     """
     config, mesh = trained.config, trained.mesh
-    told = conditions.draw(config, labels, num, seed)
+    told = conditions.draw(config, labels, num, seed, workdir)
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     if guide := trained.guide:
@@ -92,9 +91,9 @@ def evaluate(
         image = trained.to_image(x_0)
         return {"image": image, **extract(image)}
 
-    def batches(start):
+    def batches(wanted):
         sample = trained.make_sample_fn()
-        arguments = trained.params, told, seed, mesh, output, batch_size, start
+        arguments = trained.params, told, seed, mesh, output, batch_size, wanted
         for numbers, batch in generate.batches(sample, *arguments):
             if trained.model.condition == "label" and trained.model.num_classes:
                 label = np.resize(told.cond[numbers], len(batch["image"]))
@@ -121,22 +120,25 @@ def evaluate_images(
     """
     num = num or found.num
     if num > found.num:
-        raise ValueError(f"{found.name} has {found.num} images, fewer than --num={num}.")
+        name = files.printable(found.name)
+        raise ValueError(f"{name} has {found.num} images, fewer than --num={num}.")
     samples = {"name": found.name, "num": num, "digest": found.digest}
     row = {"samples": samples, **rows.of_code()}
     reference.check(found.shape)
     row |= _compared(extractor, reference, num)
     batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
 
-    def batches(start):
-        blocks = found.blocks(batch_size, start, num)
-        for block, extracted in references.extract_blocks(extractor, blocks, batch_size):
-            numbers = range(start, start + len(block["image"]))
-            start = numbers.stop
-            yield numbers, {**block, **extracted}
+    def batches(wanted):
+        for part in wanted:
+            blocks, start = found.blocks(batch_size, part.start, part.stop), part.start
+            for block, extracted in references.extract_blocks(extractor, blocks, batch_size):
+                numbers = range(start, start + len(block["image"]))
+                start = numbers.stop
+                yield numbers, {**block, **extracted}
 
     path = path_beside(found)
-    return _measure(path, row, {}, num, batches, reference, None, progress)
+    names = found.class_names
+    return _measure(path, row, {}, num, batches, reference, None, progress, names)
 
 
 def path_beside(found: images.ImageSet) -> pathlib.Path:
@@ -154,56 +156,69 @@ def _compared(extractor, reference, num):
     return {"extractor": extractor.identity, "reference": source}
 
 
-def _measure(path, row, speed, num, batches, reference, save_npz, progress):
+def _measure(path, row, speed, num, batches, reference, save_npz, progress, class_names=None):
     """The row with its measures, written to `path`, or read back from there.
 
-    Args: batches(start) yields (numbers, {'image', perhaps 'label', features of the extractor}),
-      which may have more rows than numbers.
+    Args: batches(wanted) yields (numbers, {'image', perhaps 'label', features of the extractor})
+      of these ranges of images, which may have more rows than numbers.
+      class_names: of the labels, where known.
     """
-    known = {key: value for key, value in row.items() if key != "git_revision"}
-    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{row['step']}-{name}" if "step" in row else name
-    row["picture"] = f"{path.with_suffix('').name}/{name}.png"
-    spools = [spool.Spool((path.parent / row["picture"]).with_suffix(s)) for s in ("", ".images")]
-    kept, first_process = spools[bool(save_npz)], jax.process_index() == 0
-    measured = rows.find(path, row)
-    complete = (path.parent / row["picture"]).is_file()
-    complete &= not save_npz or spool.name_of(save_npz) == name
-    if measured and sharding.from_first_process("complete" * complete):
-        logger.info("measured before: %s", path)
-        for rest in spools * first_process:  # if it was killed between the row and this
-            rest.remove()
-        return measured
+    with rows.hold(path, row) as lock:
+        name, first_process = rows.name(row), jax.process_index() == 0
+        row["picture"] = f"{path.with_suffix('').name}/{name}.png"
+        picture = path.parent / row["picture"]
+        spools = [
+            spool.Spool(picture.with_suffix(suffix), row["git_revision"])
+            for suffix in ("", ".images")
+        ]
+        kept = spools[bool(save_npz)]
+        measured = rows.find(path, row)
+        complete = picture.is_file()
+        complete &= not save_npz or spool.name_of(save_npz) == name
+        if measured and sharding.from_first_process("complete" * complete):
+            logger.info("measured before: %s", path)
+            for rest in spools * first_process:  # if it was killed between the row and this
+                rest.remove()
+            return measured
 
-    start = sharding.together(lambda: kept.begin(row["git_revision"]) if first_process else 0)
-    start = int(sharding.from_first_process(str(start)))
-    with metrics.ImageProgress(num, start, progress) as bar:
-        for numbers, batch in batches(start) if start < num else ():
-            arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
-            if save_npz or numbers.start < SHOWN:
-                arrays["image"] = generate.to_host(batch["image"])
-            arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
-            references.check_finite(arrays, numbers)
-            sharding.together(functools.partial(_add, kept, numbers, arrays))
-            bar.update(len(numbers))
+        wanted = _find_missing(kept, num)
+        with metrics.ImageProgress(num, num - sum(map(len, wanted)), progress) as bar:
+            for numbers, batch in batches(wanted) if wanted else ():
+                arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
+                if save_npz or numbers.start < SHOWN:
+                    arrays["image"] = generate.to_host(batch["image"])
+                arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
+                references.check_finite(arrays, numbers)
+                lock.check()
+                sharding.together(functools.partial(_add, kept, numbers, arrays))
+                bar.update(len(numbers))
 
-    def finish():
-        if not first_process:
-            return None
-        arrays = kept.read(SHOWN)
-        _warn_if_sorted(arrays)
-        label = arrays.get("label")
-        row.update(measures.of_features(arrays, reference, label, progress))
-        row.update(speed)
-        _write_picture(path.parent / row["picture"], arrays["image"], label)
-        if save_npz:
-            kept.write_npz(save_npz, name)
-        rows.append(path, row)
-        for rest in spools:
-            rest.remove()
-        return row
+        def finish():
+            if not first_process:
+                return None
+            arrays = kept.read(SHOWN)
+            _warn_if_sorted(arrays)
+            label = arrays.get("label")
+            found = measures.of_features(arrays, reference, label, progress, class_names)
+            rows.check(found)
+            row.update(found)
+            row.update(speed)
+            _write_picture(picture, arrays["image"], label)
+            if save_npz:
+                kept.write_npz(save_npz, name)
+            rows.append(path, row)
+            for rest in spools:
+                rest.remove()
+            return row
 
-    return json.loads(sharding.from_first_process(json.dumps(sharding.together(finish))))
+        return json.loads(sharding.from_first_process(json.dumps(sharding.together(finish))))
+
+
+def _find_missing(kept, num):
+    """The ranges of images that the first process has not kept yet, in every process."""
+    missing = sharding.together(lambda: kept.find_missing(num) if jax.process_index() == 0 else [])
+    bounds = sharding.from_first_process(json.dumps([(part.start, part.stop) for part in missing]))
+    return [range(*pair) for pair in json.loads(bounds)]
 
 
 def _add(kept, numbers, arrays):
@@ -303,7 +318,8 @@ def _evaluate_images(extractor, progress):
     found = images.open_images(FLAGS.samples, FLAGS.image_size, *given)
     size, _, channels = found.shape
     if FLAGS.image_size not in (None, size):
-        raise ValueError(f"--image_size={FLAGS.image_size}, but {found.name} has {size} pixels.")
+        name = files.printable(found.name)
+        raise ValueError(f"--image_size={FLAGS.image_size}, but {name} has {size} pixels.")
     arguments = FLAGS.reference, extractor, size, channels, FLAGS.data_dir, progress
     reference = references.load(*arguments)
     row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)
@@ -314,7 +330,7 @@ def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:
         cli.check_out(pathlib.Path(FLAGS.save_npz), (".npz",), "--save_npz=")
     trained = runs.load(**cli.loading())
-    reference = references.of_run(trained.config, FLAGS.reference, extractor, progress)
+    reference = references.of_run(trained.config, FLAGS.reference, extractor, progress, workdir)
     row = evaluate(
         trained,
         workdir,

@@ -17,6 +17,8 @@ logger = logging.getLogger("dit_jax")
 
 SPLIT_SIZE = 5_000  # of the Inception Score, the ADM evaluator's
 
+# Of a covariance's largest value or eigenvalue: those summed in f32 are off by less.
+COVARIANCE_ROUNDING = 1e-5
 ROWS = 4096  # of features in f64 at a time
 
 
@@ -98,12 +100,42 @@ def _collect(blocks, rows):
         yield np.concatenate(held)
 
 
+def check_covariance(covariance: np.ndarray) -> None:
+    """Demands a symmetric matrix [D, D] f64 without negative eigenvalues, up to rounding.
+
+    Raises: ValueError that says what is wrong.
+    """
+    largest = np.abs(covariance).max()
+    asymmetry = np.abs(covariance - covariance.T).max()
+    if asymmetry > COVARIANCE_ROUNDING * largest:
+        raise ValueError(
+            f"the covariance is not symmetric: two values that must be equal differ by "
+            f"{asymmetry:.3g}, the largest is {largest:.3g}"
+        )
+    variances = np.diag(covariance)
+    if variances.min() >= 0:
+        # Much faster than eigenvalues, and stricter: no eigenvalue is below the largest variance.
+        shift = COVARIANCE_ROUNDING * variances.max()
+        try:
+            np.linalg.cholesky(covariance + shift * np.eye(len(covariance)))
+            return
+        except np.linalg.LinAlgError:
+            pass
+    values = np.linalg.eigvalsh(covariance)
+    if values[0] < -COVARIANCE_ROUNDING * values[-1]:
+        raise ValueError(
+            f"the covariance has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, but "
+            "variances are not negative"
+        )
+
+
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), exactly 0 for equal arguments.
 
     The trace of the root is that of (R S_b R)^(1/2) with R = S_a^(1/2): all symmetric.
     Warns if features are too few for a covariance of full rank: the distance is biased then.
-    Raises: ValueError for shapes that do not fit; FloatingPointError for NaN or infinite values.
+    Raises: ValueError for shapes that do not fit; FloatingPointError for NaN or infinite values,
+      or if a covariance is not positive, so that the distance is below zero.
     Source: Dowson & Landau 1982; as a measure of images, FID, Heusel et al. 2017.
     """
     dim = len(a.mean)
@@ -135,7 +167,14 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
     product = np.linalg.eigvalsh(root @ s_b @ root)
     trace_root = np.sqrt(np.maximum(product, 0)).sum()
-    return float(np.sum((mu_a - mu_b) ** 2) + np.trace(s_a) + np.trace(s_b) - 2 * trace_root)
+    traces = np.trace(s_a) + np.trace(s_b)
+    distance = np.sum((mu_a - mu_b) ** 2) + traces - 2 * trace_root
+    if distance < -1e-4 * abs(traces):  # beyond the rounding of roots of eigenvalues near 0
+        raise FloatingPointError(
+            f"the Frechet distance is {distance:.6g}, below zero: a covariance is none. Make the "
+            "reference again."
+        )
+    return max(float(distance), 0.0)
 
 
 def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> tuple[float, float]:

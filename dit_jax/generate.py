@@ -1,7 +1,7 @@
 """Parameters, labels or captions, and seeds to images, sharded, one key per image."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -180,16 +180,17 @@ def batches(
     mesh: Mesh,
     output: Callable,
     batch_size: int | None = None,
-    start: int = 0,
+    wanted: Sequence[range] | None = None,
 ) -> Iterator[tuple[range, Any]]:
-    """(image numbers, output(x_0) on the devices) of batch after batch, from image `start` on.
+    """(image numbers, output(x_0) on the devices) of batch after batch.
 
     Image i is a function of (params, seed, i, told.cond[i], told.null[i]). The last batch repeats
     its last image; its numbers are those that count. The next is under way when one is yielded.
 
     Args:
       sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
-        a multiple of the batch shards; does not change the images.
+        a multiple of the batch shards; does not change the images.   wanted: numbers of the images,
+        by default of all.
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -197,17 +198,22 @@ def batches(
     batch_size = -(-batch_size // shards) * shards
     key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
     previous = None
-    for first in range(start, len(told), batch_size):
-        index = np.minimum(first + rows, len(told) - 1).astype(np.int32)
+    wanted = [range(len(told))] if wanted is None else wanted
+    for numbers in _split(wanted, batch_size):
+        index = np.minimum(numbers.start + rows, numbers.stop - 1).astype(np.int32)
         batch = {"index": index, **told.rows(index)}
         x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
-        numbers = range(first, min(first + batch_size, len(told)))
         current = numbers, output(x_0), finite
         if previous:
             yield _finished(*previous)
         previous = current
     if previous:
         yield _finished(*previous)
+
+
+def _split(parts, size):
+    """The ranges, each cut into ranges of at most this size."""
+    return (part[i : i + size] for part in parts for i in range(0, len(part), size))
 
 
 def _finished(numbers, output, finite):

@@ -7,21 +7,21 @@ import functools
 import hashlib
 import itertools
 import logging
+import math
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from dit_jax import data, folders, sources
+from dit_jax import data, files, folders, pixels, sources
 
 logger = logging.getLogger("dit_jax")
 
 FORMS = "an .npz, a folder of images, or NAME:SPLIT of a TFDS dataset, as imagenet2012:train"
-LABELS = ("label", "arr_1")  # in an .npz: ours, ADM's
+LABELS = ("label", "labels", "arr_1")  # in an .npz: of our samples, our references, ADM's
+MAX_LABEL = 2**31 - 1
 THREADS = 4
 AHEAD = 256  # images that are being read before they are asked for
 
@@ -35,6 +35,7 @@ class ImageSet:
     shape: tuple[int, int, int]  # height, width, channels
     digest: str  # of the images in an .npz; else of what names them
     read: Callable[[int], Iterator[data.Batch]]  # from image i on: 'image', perhaps 'label'
+    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[data.Batch]:
         """'image' [size, H, W, C] uint8, and 'label' [size] where there are labels.
@@ -63,7 +64,7 @@ def open_images(
         return _open_folder(path, image_size, channels)
     name, _, split = spec.partition(":")
     if not split:
-        raise FileNotFoundError(f"no images at {spec!r}: it must be {FORMS}.")
+        raise FileNotFoundError(f"no images at {files.printable(spec)!r}: it must be {FORMS}.")
     if image_size is None:
         raise ValueError(f"{spec!r} needs --image_size, the pixels that its images are cropped to.")
     settings = dict(source="tfds", name=name, data_dir=data_dir)
@@ -75,122 +76,131 @@ def of_source(source: sources.Source, name: str) -> ImageSet:
     """The images of a dataset's split, cropped as it is read."""
     shape = (source.image_size, source.image_size, source.image_channels)
     read = functools.partial(_read_ahead, source.__getitem__, len(source))
-    return ImageSet(name, len(source), shape, _digest(source.origin, len(source), *shape), read)
+    digest = _digest(source.origin, len(source), *shape)
+    return ImageSet(name, len(source), shape, digest, read, source.class_names)
 
 
 def open_npz(path: pathlib.Path) -> ImageSet:
     """The images 'arr_0' [N, H, W, C] uint8 of an .npz, which may be larger than memory.
 
+    Labels [N] are read if there are any, by one of the names LABELS.
     Raises: FileNotFoundError; ValueError for other contents.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}.")
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
-            if "arr_0" not in members:
-                raise ValueError(f"it holds {', '.join(members)}, and no arr_0")
-            with file.open(members["arr_0"]) as array:
-                shape, dtype = _read_header(array)
-                start_of_data = array.tell()
-    except (zipfile.BadZipFile, zlib.error, ValueError) as error:
+        raise FileNotFoundError(f"no file {files.printable(path)}.")
+    name, members = files.printable(path), files.describe_npz(path)
+    if "arr_0" not in members:
         raise ValueError(
-            f"{path} is no .npz of images, arr_0 [N, H, W, C] uint8: {error}."
-        ) from error
-    if dtype != np.uint8:
-        raise ValueError(
-            f"arr_0 in {path} is {dtype}, but images must be uint8, 0 to 255. Of pixels in [-1, 1] "
-            "the published samples are (127.5 * x + 128).clip(0, 255).astype('uint8')."
+            f"{name} is no .npz of images, arr_0 [N, H, W, C] uint8: it holds "
+            f"{files.some_of(members)}, and no arr_0."
         )
-    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] != shape[2] or not shape[0]:
-        raise ValueError(f"arr_0 in {path} is {list(shape)}; expected [N, size, size, 1 or 3].")
-    labels = _read_labels(path, members)
-    if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
+    header = members["arr_0"]
+    shape = header.shape
+    if header.dtype != np.uint8:
         raise ValueError(
-            f"{path} holds labels {labels.dtype} {list(labels.shape)} of images {list(shape)}: "
-            "they must be whole numbers, one for each."
+            f"arr_0 in {name} is {header.dtype}, but images must be uint8, 0 to 255. Of pixels in "
+            "[-1, 1] the published samples are (127.5 * x + 128).clip(0, 255).astype('uint8')."
         )
+    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] != shape[2] or 0 in shape:
+        raise ValueError(f"arr_0 in {name} is {list(shape)}; expected [N, size, size, 1 or 3].")
+    if header.fortran_order:
+        raise ValueError(f"arr_0 in {name} is in Fortran's order; save np.ascontiguousarray of it.")
+    size = math.prod(shape[1:])
+    if size > 3 * pixels.MAX_PIXELS:
+        raise ValueError(
+            f"arr_0 in {name} is {list(shape)}: images of {size:,} bytes are too large."
+        )
+    labels = _read_labels(path, members, shape[0])
 
     def read(start):
-        size = int(np.prod(shape[1:]))
-        with zipfile.ZipFile(path) as file, file.open(members["arr_0"]) as array:
-            array.seek(start_of_data + start * size)
+        with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as array:
+            array.seek(header.offset + start * size)
             for i in range(start, shape[0]):
                 try:
                     image = np.frombuffer(array.read(size), np.uint8).reshape(shape[1:])
-                except (zipfile.BadZipFile, zlib.error, ValueError) as error:
+                except Exception as error:  # of a damaged file zipfile and zlib raise any
                     raise ValueError(
-                        f"{path} is damaged at image {i} or before: {error}"
+                        f"{name} is damaged at image {i} or before: {error}"
                     ) from error
                 yield {"image": image} | ({} if labels is None else {"label": labels[i]})
 
-    digest = _digest(*shape, *(members[name].CRC for name in sorted(members)))
+    digest = _digest(*shape, *(members[name].crc for name in sorted(members)))
     return ImageSet(str(path), shape[0], shape[1:], digest, read)
 
 
-def _read_labels(path, members):
-    name = next((name for name in LABELS if name in members), None)
-    if name is None:
+def _read_labels(path, members, num):
+    """[num], or None.   Raises: ValueError for others than one whole number for each image."""
+    found = files.read_npz(path, [name for name in LABELS if name in members])
+    for name, labels in found.items():
+        check_labels(labels, num, f"{name} in {files.printable(path)}")
+    if not found:
         return None
-    try:
-        with np.load(path) as file:
-            return file[name]
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} holds {name} that cannot be read: {error}") from error
+    (first, labels), *others = found.items()
+    for name, other in others:
+        if not np.array_equal(labels, other):
+            raise ValueError(
+                f"{files.printable(path)} holds labels twice, {first} and {name}, which differ: "
+                "remove the wrong ones."
+            )
+    return labels
 
 
-def _read_header(file):
-    """(shape, dtype) of the .npy that begins here, in C order."""
-    version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"its .npy has version {version}")
-    shape, fortran_order, dtype = readers[version](file)
-    if fortran_order:
-        raise ValueError("its array is in Fortran's order")
-    return shape, dtype
+def check_labels(labels: np.ndarray, num: int, name: str) -> None:
+    """Demands the numbers of classes of `num` images; without labels an .npz holds no such array.
+
+    Raises: ValueError for another shape or type, or for the first value outside 0..MAX_LABEL.
+    """
+    if labels.shape != (num,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} is {labels.dtype} {list(labels.shape)}, but labels of {num} images must be "
+            "whole numbers, one for each."
+        )
+    wrong = (labels < 0) | (labels > MAX_LABEL)
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise ValueError(
+            f"{name} has {np.sum(wrong):,} labels outside 0..{MAX_LABEL}, the first {labels[i]} of "
+            f"image {i}. Images without labels are saved without {name.partition(' ')[0]}."
+        )
 
 
 def _open_folder(path, image_size, channels):
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in folders.EXTENSIONS)
-    if not files:
-        raise FileNotFoundError(f"no images in {path}: {', '.join(sorted(folders.EXTENSIONS))}.")
-    # As in the image folders of training, a sub-folder is a class.
-    within = [p.relative_to(path).parts[:-1] for p in files]
-    classes = sorted({parts[0] for parts in within if parts})
-    labels = [classes.index(parts[0]) if parts else -1 for parts in within]
-    sizes = None if image_size else _size(files[0])
+    folder = folders.open_set(path)
+    sizes = None if image_size else _size(folder, 0)
     if sizes and sizes[0] != sizes[1]:
-        raise ValueError(f"{files[0]} has {sizes[0]}x{sizes[1]} pixels: images must be square.")
+        raise ValueError(
+            f"{files.printable(folder.path(0))} has {sizes[0]}x{sizes[1]} pixels: images must be "
+            "square."
+        )
     image_size = image_size or sizes[0]
-    source = sources.Source(
-        folders.Folder(files, labels), "image", image_size, channels, None, str(path)
-    )
+    source = sources.Source(folder, "image", image_size, channels, origin=str(path))
 
     def load(i):
-        if sizes and _size(files[i]) != sizes:
+        if sizes and (other := _size(folder, i)) != sizes:
             raise ValueError(
-                f"{files[i]} has {'x'.join(map(str, _size(files[i])))} pixels, but {files[0]} has "
-                f"{'x'.join(map(str, sizes))}: samples are measured at one size, as they are."
+                f"{source.describe(i)} has {'x'.join(map(str, other))} pixels, but "
+                f"{source.describe(0)} has {'x'.join(map(str, sizes))}: samples are measured at "
+                "one size, as they are."
             )
         example = source[i]
-        return example if min(labels) >= 0 else {"image": example["image"]}
+        return example if folder.classes else {"image": example["image"]}
 
-    stats = {p.relative_to(path): p.stat() for p in files}
-    digest = _digest(*(f"{p} {stat.st_size} {stat.st_mtime_ns}" for p, stat in stats.items()))
-    read = functools.partial(_read_ahead, load, len(files))
-    return ImageSet(str(path), len(files), (image_size, image_size, channels), digest, read)
+    stats = zip(folder.files, folder.sizes, folder.times, strict=True)
+    digest = _digest(*(f"{name} {size} {time}" for name, size, time in stats))
+    shape = (image_size, image_size, channels)
+    read = functools.partial(_read_ahead, load, len(folder))
+    return ImageSet(str(path), len(folder), shape, digest, read, folder.classes)
 
 
-def _size(path):
+def _size(folder, i):
+    """(width, height) of an image of a folder.   Raises: ValueError that names the file."""
     try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise ValueError(f"cannot read the image {path}: {error}. Remove or repair it.") from error
+        return pixels.read_size(folder.path(i))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"cannot read the image {files.printable(folder.path(i))}: {error}. Remove or repair "
+            "it."
+        ) from error
 
 
 def _read_ahead(load, num, start):

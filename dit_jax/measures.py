@@ -8,13 +8,22 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, extractors, fid, generate, references, sharding
+from dit_jax import (
+    conditions,
+    extractors,
+    fid,
+    files,
+    folders,
+    generate,
+    references,
+    sharding,
+)
 
 logger = logging.getLogger("dit_jax")
 
@@ -34,11 +43,12 @@ def of_features(
     reference: references.Reference,
     labels: np.ndarray | None = None,
     progress: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """All measures of N samples.
 
     Args: extracted, what the reference's extractor made of them, [N, ...] in their order.
-      labels: [N], of the samples, for label_accuracy in pixels.
+      labels: [N], of the samples, for label_accuracy in pixels.   class_names: of these labels.
     Raises: ValueError for too few samples or reference features, with the numbers.
     """
     name, features = reference.extractor["name"], extracted["features"]
@@ -60,6 +70,7 @@ def of_features(
     if name == "pixels":
         row |= _halves(reference)
         if labels is not None and reference.labels is not None:
+            labels = translate_labels(labels, class_names, reference)
             row["label_accuracy"] = label_accuracy(features, labels, reference)
         return row
     size = min(KID_SUBSET_SIZE, len(features), len(reference.features))
@@ -80,9 +91,29 @@ def check_counts(num: int, reference: references.Reference) -> None:
     if min(num, len(reference.features)) < least:
         raise ValueError(
             f"{num} samples and {len(reference.features)} images of the reference "
-            f"{reference.source['name']}: precision and recall, by the {NEIGHBOURS}rd neighbour, "
-            f"need at least {least} of each."
+            f"{files.printable(reference.source['name'])}: precision and recall, by the "
+            f"{NEIGHBOURS}rd neighbour, need at least {least} of each."
         )
+
+
+def translate_labels(
+    labels: np.ndarray, class_names: Sequence[str] | None, reference: references.Reference
+) -> np.ndarray:
+    """The samples' labels [N] as the reference numbers its classes, which it may name otherwise.
+
+    By name where both have names, else as they are. -1 for a class that the reference lacks.
+    """
+    if not class_names or not reference.class_names:
+        return labels
+    numbers = {folders.same_name(name): i for i, name in enumerate(reference.class_names)}
+    translated = np.array([numbers.get(folders.same_name(name), -1) for name in class_names])
+    if lacking := [n for n, i in zip(class_names, translated, strict=True) if i < 0]:
+        logger.warning(
+            "%s has no classes %s: label_accuracy counts samples of them as wrong.",
+            files.printable(reference.source["name"]),
+            files.some_of(lacking, folders.SHOWN),
+        )
+    return translated[labels]
 
 
 def label_accuracy(

@@ -33,7 +33,6 @@ class MetricWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in the workdir, from the first process only.
 
     A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it.
-    The first means after it are of the steps since `first_step` alone.
     Raises: OSError, at whatever is written, if it cannot be.
     """
 
@@ -44,10 +43,11 @@ class MetricWriter:
             return
         with self._errors():
             path = workdir / "metrics.jsonl"
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            kept = [line for line in lines if _step(line) <= first_step]
-            if kept != lines:
-                files.replace_text(path, "".join(kept))
+            if path.exists():
+                kept = [line for line in _read_lines(path) if line["step"] <= first_step]
+                text = "".join(json.dumps(line) + "\n" for line in kept)
+                if text.encode() != path.read_bytes():
+                    files.replace_text(path, text)
             self._file = path.open("a")
             directory = workdir / "tensorboard"
             directory.mkdir(exist_ok=True)
@@ -114,21 +114,9 @@ class MetricWriter:
                 raise
 
 
-def _step(line):
-    """The step of a JSON line; a line cut short by a kill counts as beyond every step."""
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
-
-
-def read_json_lines(path: pathlib.Path) -> list[dict]:
-    """The lines of a JSON-lines file, without one that a kill or a full disk cut short."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+def _read_lines(path):
+    """The lines of metrics.jsonl; damaged ones are left out, and said."""
+    return files.read_json_lines(path, {"step": int})
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
@@ -136,7 +124,7 @@ def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[st
 
     Both are None where nothing up to that step was timed.
     """
-    lines = read_json_lines(workdir / "metrics.jsonl")
+    lines = _read_lines(workdir / "metrics.jsonl")
     reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
     begins = [0, *(line["step"] for line in reports)]
     images = [
@@ -152,13 +140,19 @@ class Progress:
     """The scalars of finished steps, fetched without making the devices wait, and their display.
 
     On a terminal a progress bar; elsewhere one log line per report.
+
+    Args: window, as `window` returned it: the steps since the last report before `first_step`.
     """
 
-    def __init__(self, first_step: int, total_steps: int, batch_size: int):
+    def __init__(
+        self, first_step: int, total_steps: int, batch_size: int, window: dict | None = None
+    ):
         self._step, self._total_steps = first_step, total_steps
         self._batch_size = batch_size
         self._pending = collections.deque()  # device scalars of the newest steps
-        self._window = []  # host scalars since the last report
+        # Of the steps since the last report: how many, and the sum of each scalar.
+        window = window or {"steps": 0, "sums": {}}
+        self._num_steps, self._sums = window["steps"], dict(window["sums"])
         self._finite = {}
         self._clock = self._timed_steps = None
         self._bar = tqdm(
@@ -214,17 +208,23 @@ class Progress:
                     "optim.warmup_steps, or model.dtype=float32."
                 )
             self._finite = values
-            self._window.append(values)
+            self._num_steps += 1
+            self._sums = {name: self._sums.get(name, 0.0) + v for name, v in values.items()}
+
+    def window(self) -> dict:
+        """Returns the finished steps since the last report: JSON, the same in every process."""
+        return {"steps": self._num_steps, "sums": self._sums}
 
     def report(self) -> dict[str, float]:
         """Means over the steps since the last report, and img_per_s; shows them."""
         self.check()
         now = time.monotonic()
-        means = {name: _mean(values[name] for values in self._window) for name in self._window[0]}
+        means = {name: total / self._num_steps for name, total in self._sums.items()}
         rate = self._timed_steps / max(now - self._clock, 1e-9)
         if self._timed_steps:
             means["img_per_s"] = rate * self._batch_size
-        self._window, self._clock, self._timed_steps = [], now, 0
+        self._num_steps, self._sums = 0, {}
+        self._clock, self._timed_steps = now, 0
         shown = f"loss {means['loss']:.4f}  {means.get('img_per_s', 0):.0f} img/s"
         self._bar.set_postfix_str(shown)
         if self._bar.disable:
@@ -246,11 +246,6 @@ class Progress:
 def format_values(values: dict[str, float]) -> str:
     """'loss 0.1234  grad_norm 0.56'."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def _mean(values):
-    values = list(values)
-    return sum(values) / len(values)
 
 
 class ImageProgress:

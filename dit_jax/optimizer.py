@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from dit_jax import ranges
+
 # Where the input is no wider in a wider model: pixels of a patch, sinusoids of the time, what the
 # encoder of captions makes of them and, if it is trained along, all of its own.
 FIXED_INPUT = (
@@ -46,17 +48,8 @@ def make_optimizer(
     Args: hidden_size, of the transformer; None for other models, which mup_base_width is not for.
     Raises: ValueError for an unknown schedule, or values out of range.
     """
-    if config.learning_rate <= 0 or config.grad_clip_norm < 0 or config.weight_decay < 0:
-        raise ValueError(
-            f"optim.learning_rate={config.learning_rate} must be positive; optim.grad_clip_norm="
-            f"{config.grad_clip_norm} (0 is off) and optim.weight_decay={config.weight_decay} must "
-            "not be negative."
-        )
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"optim.ema_decay={config.ema_decay} must lie in [0, 1).")
+    ranges.check(config, "optim")
     base_width = config.mup_base_width
-    if base_width < 0:
-        raise ValueError(f"optim.mup_base_width={base_width} must not be negative; 0 is off.")
     if base_width and hidden_size is None:
         raise ValueError(
             f"optim.mup_base_width={base_width} scales learning rates by model.hidden_size, which "

@@ -22,7 +22,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, metrics, sampling, style, workdirs
+from dit_jax import cli, files, sampling, style, workdirs
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -86,7 +86,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
     return [
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
-        for i, row in enumerate(metrics.read_json_lines(pathlib.Path(path)), 1)
+        for i, row in enumerate(files.read_json_lines(pathlib.Path(path)), 1)
     ]
 
 

@@ -41,7 +41,8 @@ def reconstruct(
     """
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
-    source = sources.open_images(config, config.data.eval_split or config.data.train_split)
+    split = config.data.eval_split or config.data.train_split
+    source = sources.open_images(config, split, labels=False)
     num, batch_size = min(num, len(source)), batch_size * mesh.size
     everywhere = sharding.replicated(mesh)
 

@@ -5,14 +5,13 @@ import hashlib
 import json
 import logging
 import pathlib
-import zipfile
 from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, fid, files, images, metrics, sharding, sources
+from dit_jax import data, fid, files, identity, images, metrics, sharding, sources, workdirs
 from dit_jax.extractors import Extractor
 
 logger = logging.getLogger("dit_jax")
@@ -22,6 +21,11 @@ MAX_FEATURES = 10_000  # that are kept, for precision, recall and KID; the evalu
 BATCH_PER_DEVICE = 64
 # What the distances are between, and the names of its moments in files, ADM's and ours.
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+METADATA = {  # of our files: what must be there, and its type
+    "extractor": {"name": str, "dtype": str},
+    "source": {"name": str, "num_images": int | None, "image_size": int, "image_channels": int},
+}
+EXPECTED = "what --make_reference writes: make the reference again"
 ADM_KEYS = {"arr_0", *(key for keys in MOMENTS.values() for key in keys)}
 
 
@@ -34,6 +38,7 @@ class Reference:
     gaussians: dict[str, fid.Gaussian]  # 'features', and of inception 'spatial'
     features: np.ndarray  # [M, D] f32 of at most MAX_FEATURES of the images, spread evenly
     labels: np.ndarray | None  # [M]
+    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raises: ValueError if samples [height, width, channels] are of another shape."""
@@ -41,8 +46,9 @@ class Reference:
         if shape != (size, size, channels):
             raise ValueError(
                 f"the samples are {'x'.join(map(str, shape))}, but the reference "
-                f"{self.source['name']} was made of images {size}x{size}x{channels}: make one of "
-                "the samples' size, with --image_size and --image_channels."
+                f"{files.printable(self.source['name'])} was made of images {size}x{size}x"
+                f"{channels}: make one of the samples' size, with --image_size and "
+                "--image_channels."
             )
 
     def save(self, path: pathlib.Path) -> None:
@@ -53,11 +59,14 @@ class Reference:
             arrays |= {mean: gaussian.mean, covariance: gaussian.covariance}
         if self.labels is not None:
             arrays["labels"] = self.labels
-        arrays["metadata"] = json.dumps({"extractor": self.extractor, "source": self.source})
+        metadata = {"extractor": self.extractor, "source": self.source}
+        if self.class_names:
+            metadata["class_names"] = self.class_names
+        arrays["metadata"] = json.dumps(metadata)
         try:
             files.replace(path, lambda file: np.savez(file, **arrays))
         except OSError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+            raise OSError(f"cannot write {files.printable(path)}: {error}") from error
 
 
 def default_extractor(spec: str | None) -> str:
@@ -72,18 +81,23 @@ def default_extractor(spec: str | None) -> str:
             _, metadata = _open(path)
             return metadata["extractor"]["name"] if metadata else "inception"
         if not path.is_dir() and ":" not in spec:
-            raise FileNotFoundError(f"no reference {spec!r}: it must be {FORMS}.")
+            raise FileNotFoundError(f"no reference {files.printable(spec)!r}: it must be {FORMS}.")
         return "inception"
 
     return sharding.together(read) if spec else "pixels"
 
 
 def of_run(
-    config: ConfigDict, spec: str | None, extractor: Extractor, progress: bool = False
+    config: ConfigDict,
+    spec: str | None,
+    extractor: Extractor,
+    progress: bool = False,
+    workdir: pathlib.Path | None = None,
 ) -> Reference | None:
     """The reference of a run's samples: `spec`'s, by default its training images.
 
     In the first process; None in the others.
+    Args: workdir, of the run, whose images must be those that it was trained on.
     Raises: as `load` and `Reference.check`, in all processes.
     """
 
@@ -96,6 +110,9 @@ def of_run(
             reference = load(spec, extractor, *given, progress)
         else:
             source = sources.open_images(config, keys.train_split)
+            if workdir:
+                recorded = identity.get_training_images(workdirs.load_data(workdir))
+                identity.check(source, recorded, f"the run in {workdir}")
             found = images.of_source(source, f"{keys.name}:{keys.train_split}")
             reference = of_images(found, extractor, progress)
         reference.check((keys.image_size, keys.image_size, keys.image_channels))
@@ -124,82 +141,133 @@ def load(
         if found.num > 2 * MAX_FEATURES:
             logger.info("%s: --make_reference extracts these %d images once", spec, found.num)
         return of_images(found, extractor, progress)
-    keys, metadata = _open(path)
+    members, metadata = _open(path)
     if metadata:
-        return _read(path, metadata, extractor)
-    if "arr_0" in keys and not keys & (ADM_KEYS - {"arr_0"}):  # images, with labels or not
+        return _read(path, members, metadata, extractor)
+    if "arr_0" in members and not members.keys() & (ADM_KEYS - {"arr_0"}):  # with labels or not
         return of_images(images.open_npz(path), extractor, progress)
-    if not keys >= ADM_KEYS:
-        raise ValueError(
-            f"{path} holds {', '.join(sorted(keys))}. A reference is the ADM evaluator's, with "
-            f"{', '.join(sorted(ADM_KEYS))}, or one that --make_reference wrote of the images: "
-            "moments alone do not tell how images were resized for them."
-        )
-    if extractor.name != "inception" or extractor.dtype != "float32":
-        raise ValueError(
-            f"{path} has the ADM evaluator's moments, of inception in float32, which cannot be "
-            f"compared with features of {extractor.name} in {extractor.dtype}."
-        )
-    found = images.open_npz(path)
-    sample = of_images(found, extractor, progress)
-    gaussians = {}
-    with np.load(path) as file:
-        for kind, keys in MOMENTS.items():
-            mean, covariance = (np.asarray(file[key], np.float64) for key in keys)
-            gaussians[kind] = fid.Gaussian(mean, covariance, None)
-    # The moments are those of all the images; arr_0 is a sample of them.
-    source = sample.source | {"num_images": None, "digest": found.digest}
-    reference = dataclasses.replace(sample, source=source, gaussians=gaussians)
-    return _checked(reference, path, sample.gaussians)
+    return _read_adm(path, members, extractor, progress)
 
 
 def _open(path):
-    """(keys, our metadata or None) of an .npz."""
+    """(the arrays in an .npz, our metadata or None)."""
     if not path.is_file():
-        raise FileNotFoundError(f"no reference {path}.")
-    try:
-        with np.load(path) as file:
-            metadata = json.loads(str(file["metadata"])) if "metadata" in file.files else None
-            return set(file.files), metadata
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged, or no .npz: {error}.") from error
+        raise FileNotFoundError(f"no reference {files.printable(path)}.")
+    members = files.describe_npz(path)
+    if "metadata" not in members:
+        return members, None
+    found = files.read_npz(path, ["metadata"])["metadata"]
+    metadata = files.parse_json(str(found), f"the metadata in {files.printable(path)}", EXPECTED)
+    tables = metadata if isinstance(metadata, dict) else {}
+    values = [(tables.get(table), *key) for table, keys in METADATA.items() for key in keys.items()]
+    if not all(isinstance(t, dict) and isinstance(t.get(key, t), kind) for t, key, kind in values):
+        raise ValueError(
+            f"the metadata in {files.printable(path)} lack values or have others. It must be "
+            f"{EXPECTED}."
+        )
+    return members, metadata
 
 
-def _read(path, metadata, extractor):
+def _read(path, members, metadata, extractor):
+    """The reference in a file that `Reference.save` wrote."""
+    name = files.printable(path)
     if metadata["extractor"] != extractor.identity:
         raise ValueError(
-            f"{path} is of another extractor than the samples': it has {metadata['extractor']}, "
+            f"{name} is of another extractor than the samples': it has {metadata['extractor']}, "
             f"the samples' is {extractor.identity}. Make the reference again with --make_reference."
         )
-    with np.load(path) as file:
-        gaussians = {
-            kind: fid.Gaussian(file[mean], file[covariance], metadata["source"]["num_images"])
-            for kind, (mean, covariance) in MOMENTS.items()
-            if mean in file.files
-        }
-        if "features" not in file.files:
-            raise ValueError(f"{path} has lost its features: make it again with --make_reference.")
-        labels = file["labels"] if "labels" in file.files else None
-        features = file["features"]
-    reference = Reference(metadata["extractor"], metadata["source"], gaussians, features, labels)
-    return _checked(reference, path)
+    if lost := [key for key in ("features", *MOMENTS["features"]) if key not in members]:
+        raise ValueError(
+            f"{name} has lost its {', '.join(lost)}: make it again with --make_reference."
+        )
+    arrays = files.read_npz(path, members.keys() & {"features", "labels"})
+    features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
+    if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
+        raise ValueError(
+            f"features in {name} are {features.dtype} {list(features.shape)}, and must be finite "
+            "numbers [M, D]: make it again with --make_reference."
+        )
+    if labels is not None:
+        images.check_labels(labels, len(features), f"labels in {name}")
+    dims = {"features": features.shape[1]}
+    gaussians = _read_gaussians(path, members, dims, extractor, source["num_images"])
+    _check_sample(
+        path, gaussians, {"features": features.mean(axis=0, dtype=np.float64)}, len(features)
+    )
+    names = metadata.get("class_names")
+    names = tuple(map(str, names)) if isinstance(names, list) else None
+    return Reference(metadata["extractor"], source, gaussians, features, labels, names)
 
 
-def _checked(reference, path, expected=None):
-    """The reference, if its moments are numbers and fit the features, or the `expected` ones."""
-    dims = {kind: len(gaussian.mean) for kind, gaussian in (expected or {}).items()}
-    dims["features"] = reference.features.shape[1]
-    for kind, gaussian in reference.gaussians.items():
-        dim = dims.get(kind, len(gaussian.mean))
-        shapes = gaussian.mean.shape, gaussian.covariance.shape
-        finite = np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()
-        if shapes != ((dim,), (dim, dim)) or not finite:
+def _read_adm(path, members, extractor, progress):
+    """The reference in a file of the ADM evaluator: moments, and some of their images."""
+    name = files.printable(path)
+    if not members.keys() >= ADM_KEYS:
+        raise ValueError(
+            f"{name} holds {files.some_of(sorted(members))}. A reference is the "
+            f"ADM evaluator's, with {', '.join(sorted(ADM_KEYS))}, or one that --make_reference "
+            "wrote of the images: moments alone do not tell how images were resized for them."
+        )
+    if extractor.name != "inception" or extractor.dtype != "float32":
+        raise ValueError(
+            f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
+            f"compared with features of {extractor.name} in {extractor.dtype}."
+        )
+    found = images.open_npz(path)
+    shape = jax.ShapeDtypeStruct((1, *found.shape), np.uint8)
+    features = jax.eval_shape(extractor.apply, extractor.params, shape)
+    dims = {kind: features[kind].shape[1] for kind in MOMENTS}
+    gaussians = _read_gaussians(path, members, dims, extractor, None)
+    sample = of_images(found, extractor, progress)
+    means = {kind: gaussian.mean for kind, gaussian in sample.gaussians.items()}
+    _check_sample(path, gaussians, means, found.num)
+    # The moments are those of all the images; arr_0 is a sample of them.
+    source = sample.source | {"num_images": None, "digest": found.digest}
+    return dataclasses.replace(sample, source=source, gaussians=gaussians)
+
+
+def _read_gaussians(path, members, dims, extractor, num_images):
+    """Kind -> the moments in a file.   Raises: ValueError unless they are moments of features."""
+    gaussians = {}
+    for kind, keys in MOMENTS.items():
+        if not members.keys() >= set(keys):
+            continue
+        mean, covariance = files.read_npz(path, keys).values()
+        where, dim = f"{' and '.join(keys)} in {files.printable(path)}", dims.get(kind, len(mean))
+        real = mean.dtype.kind == covariance.dtype.kind == "f"
+        finite = real and np.isfinite(mean).all() and np.isfinite(covariance).all()
+        if (mean.shape, covariance.shape) != ((dim,), (dim, dim)) or not finite:
+            wrong = "" if finite else "with values that are NaN or infinite, "
+            if not real:
+                wrong = f"of {mean.dtype} and {covariance.dtype} instead of real numbers, "
             raise ValueError(
-                f"{' and '.join(MOMENTS[kind])} in {path} are {shapes[0]} and {shapes[1]}, "
-                f"{'' if finite else 'with values that are NaN or infinite, '}but {kind} of "
-                f"{reference.extractor['name']} have {dim} dimensions. Get or make it again."
+                f"{where} are {mean.shape} and {covariance.shape}, {wrong}but {kind} of "
+                f"{extractor.name} have {dim} dimensions. Get or make it again."
             )
-    return reference
+        covariance = np.asarray(covariance, np.float64)
+        try:
+            fid.check_covariance(covariance)
+        except ValueError as error:
+            raise ValueError(f"{where} are no moments: {error}. Get or make it again.") from error
+        gaussians[kind] = fid.Gaussian(np.asarray(mean, np.float64), covariance, num_images)
+    return gaussians
+
+
+def _check_sample(path, gaussians, means, num):
+    """Demands that the means of `num` of the images are near those of all."""
+    for kind, mean in means.items():
+        deviation = np.sqrt(np.diag(gaussians[kind].covariance))
+        varies = deviation > 0
+        if not varies.any():
+            continue
+        shifts = np.abs(mean - gaussians[kind].mean)[varies] / deviation[varies]
+        # A sample's mean is 0.8 / sqrt(num) deviations from that of all, on average.
+        if shifts.mean() > 0.25 + 2 / np.sqrt(num):
+            raise ValueError(
+                f"{MOMENTS[kind][0]} in {files.printable(path)} is {shifts.mean():.2f} deviations "
+                f"from the mean of {num:,} of its images, on average over the {kind}: the moments "
+                "are of other images or of another extractor. Get or make it again."
+            )
 
 
 def of_images(found: images.ImageSet, extractor: Extractor, progress: bool = False) -> Reference:
@@ -235,7 +303,12 @@ def of_images(found: images.ImageSet, extractor: Extractor, progress: bool = Fal
     }
     labels = None if labels[0] is None else np.concatenate(labels)
     return Reference(
-        extractor.identity, source, moments.gaussians(), np.concatenate(features), labels
+        extractor.identity,
+        source,
+        moments.gaussians(),
+        np.concatenate(features),
+        labels,
+        found.class_names,
     )
 
 

@@ -1,15 +1,21 @@
 """The JSON row of a measurement: what was measured, of which checkpoint, by which code."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import shutil
 import subprocess
 
 import jax
 
-from dit_jax import checkpoint, flops, metrics, runs, sharding
+from dit_jax import checkpoint, files, flops, locks, runs, sharding
+
+# Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
+SIGNED = ("kid", "bits_per_latent_dim")
+ROUNDING = 1e-3
 
 
 def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
@@ -38,6 +44,25 @@ def of_code() -> dict:
     }
 
 
+def name(row: dict) -> str:
+    """What tells a measurement from others in file names: its step, and a digest of its settings.
+
+    Args: row, without its measures.
+    """
+    known = {key: value for key, value in row.items() if key != "git_revision"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{row['step']}-{digest}" if "step" in row else digest
+
+
+def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[locks.Lock]:
+    """Holds a measurement, so that no two commands make the same; others may go on beside it.
+
+    Args: path, of the JSON-lines file.   row: without its measures.
+    Raises: OSError as `locks.hold`.
+    """
+    return locks.hold(path.with_suffix("") / f"{name(row)}.lock")
+
+
 def find(path: pathlib.Path, row: dict) -> dict | None:
     """The row of a JSON-lines file that has all of this one's values, and so its measures.
 
@@ -46,7 +71,7 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     row = json.loads(json.dumps(row))  # tuples are lists there
     found = None
     if "-dirty" not in row["git_revision"]:
-        rows = metrics.read_json_lines(path)
+        rows = files.read_json_lines(path)
         found = next((r for r in rows if row.items() <= r.items()), None)
     return json.loads(sharding.from_first_process(json.dumps(found)))
 
@@ -55,6 +80,24 @@ def measures(row: dict) -> dict[str, float]:
     """What a row of samples says of their quality, without how long training took."""
     names = list(row)[list(row).index("picture") + 1 :]
     return {name: row[name] for name in names if name not in ("img_per_s", "seconds")}
+
+
+def check(measured: dict[str, float | None]) -> None:
+    """Demands measures that images can have, before a row with them is written.
+
+    Raises: FloatingPointError for values that are not finite, or below zero beyond rounding.
+    """
+    wrong = [
+        f"{name} {value}"
+        for name, value in measured.items()
+        if value is not None
+        and not (math.isfinite(value) and (value > -ROUNDING or name.startswith(SIGNED)))
+    ]
+    if wrong:
+        raise FloatingPointError(
+            f"measured {', '.join(wrong)}, which cannot be, so no row is written. Are the losses "
+            "of the checkpoint finite, and the reference and the extractor's weights whole?"
+        )
 
 
 def append(path: pathlib.Path, row: dict) -> None:

@@ -17,6 +17,7 @@ from dit_jax import (
     generate,
     latents,
     models,
+    ranges,
     sampling,
     sharding,
     workdirs,
@@ -38,6 +39,12 @@ class Trained:
     vae: latents.Vae | None = None  # that decodes; None in pixels
     guide: "Guide | None" = None
     encoder: conditions.TextEncoder | None = None  # of captions, where it is frozen
+    data: dict = dataclasses.field(default_factory=dict)  # as `workdirs.load_data`
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Of the labels in order; None where they have no names."""
+        return self.data.get("train", {}).get("classes")
 
     @property
     def vae_digest(self) -> str:
@@ -53,7 +60,7 @@ class Trained:
         seed: int = 0,
     ) -> conditions.Conditions:
         """As `conditions.asked`; ValueError also for a negative prompt that nothing heeds."""
-        told = conditions.asked(self.config, num, labels, prompts, negative, seed)
+        told = conditions.asked(self.config, num, labels, prompts, negative, seed, self.class_names)
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
             instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
             raise ValueError(
@@ -127,6 +134,7 @@ def load(
             "dit_jax.convert clip writes one."
         )
     config.sample.update(settings or {})
+    ranges.check(config)
     sampling.check_used(config.sample, settings or {}, config.model.learn_sigma)
     sampling.check_clip(config)
     mesh = sharding.make_mesh(config.mesh)
@@ -144,7 +152,9 @@ def load(
         guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
     encoder = conditions.load_encoder(config, mesh)
-    return Trained(config, step, raw, mesh, model, process, params, to_image, vae, guide, encoder)
+    data = workdirs.load_data(workdir)
+    arguments = config, step, raw, mesh, model, process, params, to_image, vae, guide, encoder, data
+    return Trained(*arguments)
 
 
 def _load_config(workdir):

@@ -5,39 +5,21 @@ They are TFDS datasets or image folders; moments are those that `dit_jax.encode`
 
 import dataclasses
 import functools
-import io
+import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
-from dit_jax import folders, text
+from dit_jax import files, folders, listing, pixels, text, tfds_data
 
-DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
 LATENTS = ("pixels", "images", "moments", "device")
 logger = logging.getLogger("dit_jax")
 
 Batch = dict[str, np.ndarray]
-
-
-def adm_crop(image: Image.Image, size: int) -> Image.Image:
-    """The published centre crop: halve with BOX, resize the shorter side with BICUBIC, cut.
-
-    Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
-    """
-    if image.size == (size, size):
-        return image
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    scaled = round(image.width * scale), round(image.height * scale)
-    image = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +43,9 @@ class Source:
     captions_per_image: int = 1
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # captions to ids [K, M]
     context: bool = False  # the records hold what the text encoder has made of the captions
+    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
+    shards: tuple[tfds_data.Shard, ...] = ()  # of a TFDS dataset
+    version: str = ""  # of a TFDS dataset, with its name and the split
 
     def __len__(self) -> int:
         return len(self.records)
@@ -81,18 +66,22 @@ class Source:
             example["context"] = np.asarray(record["context"], np.float16)
         if self.kind == "moments":
             return {"moments": np.asarray(record["moments"], np.float16), **example}
-        file = io.BytesIO(record["image"])
         try:
-            image = Image.open(file)
+            image = pixels.decode(record["image"])
+            if pixels.orientation(image) != 1 and _is_first("orientation", self.origin):
+                logger.warning(
+                    "%s: some images have an EXIF orientation, such as %s. It is not applied: %s",
+                    self.origin,
+                    self.describe(index),
+                    pixels.ORIENTATION_WAY_OUT,
+                )
             if min(image.size) < self.image_size:
                 _warn_of_small_images(self.origin, self.image_size)
-            image = to_8_bits(image).convert({1: "L", 3: "RGB"}[self.image_channels])
-            image = adm_crop(image, self.image_size)
-        # Pillow's decoders raise whatever they meet in a damaged file.
-        except Exception as error:
-            reason = str(error).replace(f" {file!r}", "")
+            image = pixels.to_channels(image, self.image_channels)
+            image = pixels.adm_crop(image, self.image_size)
+        except (ValueError, MemoryError) as error:
             raise ValueError(
-                f"cannot read the image of {self.describe(index)}: {reason}. Remove or repair it."
+                f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
             ) from error
         shape = (self.image_size, self.image_size, self.image_channels)
         return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
@@ -121,26 +110,26 @@ class Source:
         except Exception as error:
             way_out = "If a shard was cut, remove it and build the dataset again."
             if isinstance(self.records, folders.Folder):
-                way_out = "Put the file back: the data order depends on every one of them."
+                way_out = (
+                    "Put the file back as it was: the data order depends on every one of them."
+                )
             raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""
         if isinstance(self.records, folders.Folder):
-            return str(self.records.files[index])
+            return files.printable(self.records.path(index))
         return f"record {index} of {self.origin}"
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey: Pillow's own conversion makes all but the darkest white.
+@functools.cache
+def _count_of(*about):
+    return itertools.count()
 
-    Raises: ValueError for 32 bits, integers or floats.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode!r} has no range of values; save it with 8 bits")
-    return image
+
+def _is_first(*about):
+    """Whether this is asked for the first time in this process."""
+    return next(_count_of(*about)) == 0
 
 
 @functools.cache  # once for each dataset
@@ -172,13 +161,16 @@ def open_split(config, split: str) -> Source:
     return open_moments(config, split)
 
 
-def open_images(config, split: str) -> Source:
+def open_images(config, split: str, labels: bool = True) -> Source:
     """The images of one split of `config.data`.
 
+    Args: labels, False for images alone, whatever the config's model takes.
     Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
-      for an empty name, an empty or unknown split, or an unknown config value.
+      for an empty name, an empty or unknown split, or an unknown config value; as `folders`.
     """
     data, told = config.data, _told(config)
+    if not labels:
+        told["num_classes"] = None
     if not data.name:
         raise ValueError(
             "data.name is empty: this config names no images, as that of a converted model. Set "
@@ -187,25 +179,56 @@ def open_images(config, split: str) -> Source:
     if data.image_channels not in (1, 3):
         raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
     if data.source == "tfds":
-        build = _build_command(data.name, data.data_dir)
-        builder = _open_tfds(data.name, data.data_dir, "image", build)
+        build = tfds_data.build_command(data.name, data.data_dir)
+        builder = tfds_data.open_builder(data.name, data.data_dir, "image", build)
         _check_features(builder, data.name, told)
-        records, origin = _read_split(builder, split, "image", build)
+        names = _class_names(builder, told["num_classes"])
+        records, origin, shards = tfds_data.read_split(builder, split, "image", build)
+        told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
     elif data.source == "folder":
-        if data.caption_feature and told.get("num_classes"):
+        records, origin = _open_folder(config, split, told)
+        names = records.classes
+    else:
+        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
+    if not len(records):
+        raise ValueError(f"{origin} is empty.")
+    shape = data.image_size, data.image_channels
+    return Source(records, "image", *shape, origin=origin, class_names=names, **told)
+
+
+def _open_folder(config, split, told):
+    """(records, origin) of a split of an image folder, with what the model is told."""
+    data, root = config.data, pathlib.Path(config.data.name)
+    origin = f"image folder {files.printable(root / split)}"
+    if told.get("caption_feature"):
+        if told["num_classes"]:
             raise ValueError(
                 f"data.caption_feature={data.caption_feature!r}: an image folder with captions has "
                 f"no classes, which model.num_classes={config.model.num_classes} needs. Leave it "
                 "empty for classes by folder; for captions set model.condition, or model."
                 "num_classes=0 with model.class_dropout_prob=0."
             )
-        root = pathlib.Path(data.name) / split
-        records, origin = folders.open_folder(root, data.caption_feature), f"image folder {root}"
-    else:
-        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
-    if not len(records):
-        raise ValueError(f"{origin} is empty.")
-    return Source(records, "image", data.image_size, data.image_channels, origin=origin, **told)
+        return folders.open_captions(root, split, data.caption_feature), origin
+    if told["num_classes"]:
+        classes = data.train_split, told["num_classes"]
+        return folders.open_classes(root, split, *classes), origin
+    return folders.open_images(root, split), origin
+
+
+def _class_names(builder, num_classes):
+    """The names of a TFDS dataset's labels, if they have any.
+
+    Logs a number that is not the model's: labels that it does not know are refused as they come.
+    """
+    if "label" not in builder.info.features:
+        return None
+    label = builder.info.features["label"]
+    count = getattr(label, "num_classes", None)  # of a plain number it is not known
+    if num_classes and count not in (None, num_classes):
+        message = f"{builder.data_dir} has {count} classes, but model.num_classes={num_classes}."
+        listing.say(message, logging.WARNING)
+    names = tuple(label.names) if count else ()
+    return None if names == tuple(map(str, range(len(names)))) else names
 
 
 def tokenizer(config) -> Callable[[Sequence[str]], np.ndarray] | None:
@@ -281,8 +304,8 @@ def open_moments(config, split: str) -> Source:
     """
     name = config.latents.moments
     build = "python -m dit_jax.encode --config ... --vae ... --out ..."
-    builder = _open_tfds(name, config.data.data_dir, "moments", build)
-    records, origin = _read_split(builder, split, "moments", build)
+    builder = tfds_data.open_builder(name, config.data.data_dir, "moments", build)
+    records, origin, shards = tfds_data.read_split(builder, split, "moments", build)
     if not len(records):
         raise ValueError(f"{origin} is empty.")
     model, shape = config.model, tuple(builder.info.features["moments"].shape)
@@ -296,6 +319,9 @@ def open_moments(config, split: str) -> Source:
     size, channels = config.data.image_size, config.data.image_channels
     views = 2 if metadata.get("mirrored") else 1
     told = _told_of_moments(config, builder)
+    told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
+    classes = metadata.get("dataset", {}).get("train", {}).get("classes")
+    told["class_names"] = tuple(classes) if classes else _class_names(builder, told["num_classes"])
     source = Source(
         records, "moments", size, channels, origin=origin, views=views, metadata=metadata, **told
     )
@@ -348,70 +374,3 @@ def _told_of_moments(config, builder):
             f"model.context_size={model.context_size}."
         )
     return {**told, "context": True}
-
-
-def _build_command(name, data_dir):
-    dataset, _, size = name.partition("/")
-    if dataset in DATASETS:
-        options = f" --size {size}" * bool(size) + f" --data_dir {data_dir}" * bool(data_dir)
-        return f"python -m dit_jax.datasets.{dataset}{options}"
-    return f"tfds build {name} --file_format=array_record" + f" --data_dir={data_dir}" * bool(
-        data_dir
-    )
-
-
-def _open_tfds(name, data_dir, feature, build):
-    """The builder of a prepared dataset, by name or directory."""
-    # Importing it takes most of a second, and image folders do without.
-    import tensorflow_datasets as tfds
-
-    directory = pathlib.Path(name).expanduser()
-    known = True
-    try:
-        if (directory / "dataset_info.json").is_file():
-            builder = tfds.builder_from_directory(directory)
-        else:
-            builder = tfds.builder(name, data_dir=data_dir or None)
-        prepared = pathlib.Path(builder.data_dir).is_dir()
-    except (tfds.core.DatasetNotFoundError, ModuleNotFoundError, ValueError):
-        known = name.partition("/")[0] in DATASETS or feature == "moments"
-        prepared = False
-    if not prepared:
-        way_out = f"Build it with `{build}`, or set" if known else "Set"
-        raise FileNotFoundError(
-            f"no prepared TFDS dataset {name!r} in {data_dir or tfds.core.constants.DATA_DIR}"
-            f". {way_out} data.data_dir, or the name to the directory of a prepared dataset."
-        )
-    if feature not in builder.info.features:
-        found = ", ".join(builder.info.features)
-        raise ValueError(
-            f"dataset {name!r} has no feature {feature!r}, only {found}; check latents.source."
-        )
-    return builder
-
-
-def _read_split(builder, split, feature, build):
-    """(records, origin) of a split or a slice of one."""
-    import tensorflow_datasets as tfds
-
-    name = builder.info.name
-    try:
-        num_examples = builder.info.splits[split].num_examples
-    except (KeyError, ValueError):  # no such split, or no such slice
-        splits = ", ".join(builder.info.splits)
-        raise ValueError(
-            f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them "
-            "such as 'train[:90%]'."
-        ) from None
-    origin = f"split {split!r} of {builder.data_dir}"
-    if not num_examples:
-        return (), origin
-    # The bytes are decoded by us: TFDS would hide the image's mode.
-    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
-    try:
-        return builder.as_data_source(split=split, decoders=decoders), origin
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{builder.data_dir} is in the format {builder.info.file_format.value}, which cannot "
-            f"be read at random; build the dataset again, with `{build}`."
-        ) from error

@@ -1,10 +1,12 @@
 """The images and features of batches, kept on disk until all are there."""
 
-import json
+import io
 import logging
 import pathlib
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,53 +16,73 @@ from dit_jax import files
 logger = logging.getLogger("dit_jax")
 
 
-class Spool:
-    """A directory of batches, each written whole: what is killed continues after the last one.
+# Numbers of the first image and of the one after the last, and the CRC-32 of the file.
+NAME = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{8})\.npz")
 
+
+class Spool:
+    """A directory of batches, each written whole, with its checksum in its name.
+
+    A command that was killed goes on with the images that are missing; those of a damaged batch
+    are missing too.
+
+    Args: revision, of the code that makes the batches: they are not mixed with another's.
     Raises: OSError, at whatever is written, if it cannot be.
     """
 
-    def __init__(self, directory: pathlib.Path):
-        self.directory = directory
+    def __init__(self, directory: pathlib.Path, revision: str):
+        self.directory, self.revision = directory, revision
 
-    def begin(self, revision: str) -> int:
-        """How many images are there already, from the first on without a gap.
+    def find_missing(self, num_images: int) -> list[range]:
+        """Returns the numbers of the images that are missing, in order, from the first on.
 
+        Makes the directory, and reads and checks every batch that is there.
         Raises: ValueError if they were made by another revision of the code.
         """
-        path = self.directory / "revision.json"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            begun = json.loads(path.read_text()) if path.is_file() else None
-            if begun is None:
-                files.replace_text(path, json.dumps(revision))
         except OSError as error:
             raise OSError(f"cannot write to {self.directory}: {error}") from error
-        if begun not in (None, revision):
+        missing, done = [], 0
+        for numbers, path in self._files():
+            if numbers.start < done or not self._is_whole(path):
+                logger.warning("%s is damaged: its images are made again.", path)
+                path.unlink()
+                continue
+            missing.append(range(done, numbers.start))
+            done = numbers.stop
+        missing = [part for part in [*missing, range(done, num_images)] if part]
+        if (left := sum(map(len, missing))) < num_images:
+            logger.info("continuing after %d images: %s", num_images - left, self.directory)
+        return missing
+
+    def _is_whole(self, path):
+        """Whether a batch is as it was written.   Raises: ValueError as `find_missing`."""
+        contents = path.read_bytes()
+        if NAME.fullmatch(path.name)[3] != f"{zlib.crc32(contents):08x}":
+            return False
+        with np.load(io.BytesIO(contents)) as file:
+            begun = str(file["revision"])
+        if begun != self.revision:
             raise ValueError(
-                f"{self.directory} was begun by other code, revision {begun}, now {revision}: "
+                f"{self.directory} was begun by other code, revision {begun}, now {self.revision}: "
                 "their samples may differ. Go on with that code, or remove the directory to begin "
                 "again."
             )
-        done = 0
-        for numbers, path in self._files():
-            if numbers.start == done and zipfile.is_zipfile(path):
-                done = numbers.stop
-            else:
-                path.unlink()  # cut short by a power failure, or beyond such a gap
-        if done:
-            logger.info("continuing after %d images: %s", done, self.directory)
-        return done
+        return True
 
     def add(self, numbers: range, arrays: dict[str, np.ndarray]) -> None:
         """Keeps the arrays [len(numbers), ...] of the images of these numbers."""
-        path = self.directory / f"{numbers.start:08d}-{numbers.stop:08d}.npz"
+        contents = io.BytesIO()
+        np.savez(contents, revision=np.array(self.revision), **arrays)
+        crc = zlib.crc32(contents.getbuffer())
+        path = self.directory / f"{numbers.start:08d}-{numbers.stop:08d}-{crc:08x}.npz"
         try:
-            files.replace(path, lambda file: np.savez(file, **arrays))
+            files.replace(path, lambda file: file.write(contents.getbuffer()))
         except OSError as error:
             raise OSError(
                 f"cannot write {path}: {error}\nFree space there, then run the same command: it "
-                f"continues after image {numbers.start}."
+                f"goes on with image {numbers.start}."
             ) from error
 
     def read(self, num_images: int) -> dict[str, np.ndarray]:
@@ -69,7 +91,7 @@ class Spool:
         total = spooled[-1][0].stop
         for numbers, path in spooled:
             with np.load(path) as file:
-                for key in set(file.files) - {"image"}:
+                for key in set(file.files) - {"image", "revision"}:
                     array = file[key]
                     if key not in kept:  # whole at once: parts and the whole would be twice as much
                         kept[key] = np.empty((total, *array.shape[1:]), array.dtype)
@@ -116,9 +138,9 @@ class Spool:
 
     def _files(self) -> Iterator[tuple[range, pathlib.Path]]:
         """(numbers, path) of the batches, in order."""
-        for path in sorted(self.directory.glob("*-*.npz")):
-            first, _, stop = path.stem.partition("-")
-            yield range(int(first), int(stop)), path
+        for path in sorted(self.directory.glob("*.npz")):
+            if name := NAME.fullmatch(path.name):  # an older version's batches had no checksum
+                yield range(int(name[1]), int(name[2])), path
 
 
 def name_of(path: pathlib.Path) -> str | None:

@@ -1,6 +1,5 @@
 """Captions to token ids, on the host: hashed words, or CLIP's byte pairs."""
 
-import json
 import logging
 import pathlib
 import re
@@ -11,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
+from dit_jax import files
+
 logger = logging.getLogger("dit_jax")
 
 PAD = 0  # of WordTokenizer
@@ -18,6 +19,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 # What is one word to CLIP; whitespace, in none of them, is left out.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+MOST_LENGTH = 2**16  # tokens of a caption
+MOST_TOKENS = 2**20  # of a vocabulary
 WARNINGS = 100  # of captions that are too long
 _cut = set()  # captions that a warning was given of, and one more
 FILE = "tokenizer.json"  # in the workdir of a text encoder
@@ -86,12 +89,21 @@ class ClipTokenizer:
           length: of every row of tokens.   pad: END for Stable Diffusion 1, "!" for 2.
         Raises: ValueError for a vocabulary that is not CLIP's, or a length below 2.
         """
-        if length < 2:
-            raise ValueError(f"{length=} must be 2 or more, for {START} and {END}.")
+        if not 2 <= length <= MOST_LENGTH:
+            raise ValueError(
+                f"length={str(length)[:20]} must be 2 or more, for {START} and {END}, and at most "
+                f"{MOST_LENGTH}."
+            )
         if missing := [token for token in (START, END, pad) if token not in vocab]:
             raise ValueError(
                 f"the vocabulary of {len(vocab)} tokens is not CLIP's: it has no "
-                f"{', '.join(missing)}. {SOURCE}"
+                f"{files.some_of(missing)}. {SOURCE}"
+            )
+        ids = [i for i in vocab.values() if type(i) is int and 0 <= i < MOST_TOKENS]
+        if len({*ids}) < len(vocab):
+            raise ValueError(
+                f"the vocabulary of {len(vocab)} tokens has {len({*ids})} different numbers from 0 "
+                f"to {MOST_TOKENS - 1} for them: each token must have one of its own. {SOURCE}"
             )
         self.length = length
         self.vocab_size = max(vocab.values()) + 1
@@ -131,7 +143,10 @@ class ClipTokenizer:
             if line.startswith("#version") or not line:
                 continue
             if len(pair := line.split(" ")) != 2:
-                raise ValueError(f"{merges}, line {number}, is not a pair of tokens: {line!r}.")
+                raise ValueError(
+                    f"{files.printable(merges)}, line {number}, is not a pair of tokens: "
+                    f"{line[:100]!r}."
+                )
             pairs.append(tuple(pair))
         known, added = _read_json(vocab), vocab.parent / "added_tokens.json"
         if added.is_file():
@@ -148,26 +163,30 @@ class ClipTokenizer:
         Raises: FileNotFoundError; ValueError for a damaged file, another kind of tokenizer, or
           tokens that are added to its vocabulary.
         """
-        theirs = _read_json(path)
-        model, padding = theirs.get("model") or {}, theirs.get("padding") or {}
-        if model.get("type") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
+        theirs, shown = _read_json(path), files.printable(path)
+        model, padding = (_fields(theirs.get(name)) for name in ("model", "padding"))
+        kind, word_end = model.get("type"), model.get("end_of_word_suffix")
+        if kind != "BPE" or word_end != WORD_END:
             raise ValueError(
-                f"{path} is not CLIP's: its model is {model.get('type')!r} with words that end in "
-                f"{model.get('end_of_word_suffix')!r}, not 'BPE' with {WORD_END!r}. {SOURCE}"
+                f"{shown} is not CLIP's: its model is {repr(kind)[:100]} with words that end in "
+                f"{repr(word_end)[:100]}, not 'BPE' with {WORD_END!r}. {SOURCE}"
             )
-        length = length or padding.get("strategy", {}).get("Fixed")
+        length = length or _fields(padding.get("strategy")).get("Fixed")
         pad = pad or padding.get("pad_token")
-        if length is None or pad is None:
+        if type(length) is not int or not isinstance(pad, str):
             raise ValueError(
-                f"{path} does not tell to which length captions are padded, and with what; that "
+                f"{shown} does not tell to which length captions are padded, and with what; that "
                 "of a workdir does: python -m dit_jax.convert clip writes it."
             )
-        _refuse_added(
-            path, [t.get("content", "") for t in theirs.get("added_tokens") or []], model["vocab"]
-        )
+        vocab = _fields(model.get("vocab"))
+        added, merges = _list(theirs.get("added_tokens")), _list(model.get("merges"))
         # Older files have each pair as one string.
-        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-        return cls(model["vocab"], merges, length, pad)
+        merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
+        tokens = [_fields(token).get("content") for token in added]
+        if not all(isinstance(token, str) for token in tokens) or not all(map(_is_pair, merges)):
+            raise ValueError(f"{shown} has tokens or merges that are no texts. {SOURCE}")
+        _refuse_added(path, tokens, vocab)
+        return cls(vocab, [tuple(pair) for pair in merges], length, pad)
 
     def save(self, path: pathlib.Path) -> None:
         """Writes a tokenizer.json, which `load` and the library tokenizers read."""
@@ -195,17 +214,32 @@ def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
     """
     if not (workdir / FILE).is_file():
         raise FileNotFoundError(
-            f"no {workdir / FILE}: python -m dit_jax.convert clip SRC {workdir} writes it beside "
-            "the parameters; or copy it from another workdir of the same text encoder."
+            f"no {workdir / FILE}: python -m dit_jax.convert clip SRC NEW_WORKDIR writes one; copy "
+            "it from there, or from another workdir of the same text encoder."
         )
     return ClipTokenizer.load(workdir / FILE)
+
+
+def _fields(value):
+    """A JSON object; of other values, which may be there too, an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value):
+    return value if isinstance(value, list) else []
+
+
+def _is_pair(value):
+    is_list = isinstance(value, list) and len(value) == 2
+    return is_list and all(isinstance(token, str) for token in value)
 
 
 def _refuse_added(path, tokens, vocab):
     if others := sorted(set(tokens) - vocab.keys()):
         raise ValueError(
-            f"{path} adds {', '.join(others[:3])} to the vocabulary, as textual inversion does; "
-            "such tokens are not supported: without them there, they are cut like other words."
+            f"{files.printable(path)} adds {files.some_of(others, 3)} to the vocabulary, as "
+            "textual inversion does; such tokens are not supported: without them there, they are "
+            "cut like other words."
         )
 
 
@@ -215,9 +249,10 @@ def _byte_pairs(vocab, merges):
             dict(vocab), list(merges), end_of_word_suffix=WORD_END, unk_token=END
         )
     except Exception as error:  # its own, of no narrower type
+        reason = files.printable(error)[:300]
         raise ValueError(
             f"the vocabulary of {len(vocab)} tokens and the {len(merges)} merges do not belong "
-            f"together: {error}. {SOURCE}"
+            f"together: {reason}. {SOURCE}"
         ) from error
 
 
@@ -235,15 +270,26 @@ def _warn_of_cut(caption, start, length):
 
 def _read(path):
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: {SOURCE}")
+        raise FileNotFoundError(f"no {files.printable(path)}: {SOURCE}")
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: {error}. Get it again: {SOURCE}") from error
+        with path.open("rb") as file:
+            contents = file.read(files.MOST_JSON_BYTES + 1)
+        if len(contents) > files.MOST_JSON_BYTES:
+            raise ValueError(f"it has more than {files.MOST_JSON_BYTES:,} bytes")
+        return contents.decode("utf-8")
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read {files.printable(path)}: {error}. Get it again: {SOURCE}"
+        ) from error
 
 
 def _read_json(path):
-    try:
-        return dict(json.loads(_read(path)))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"cannot read {path}: {error}. Get it again: {SOURCE}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no {files.printable(path)}: {SOURCE}")
+    found = files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"cannot read {files.printable(path)}: it holds a {type(found).__name__} instead of "
+            f"names with values. Get it again: {SOURCE}"
+        )
+    return found

@@ -31,11 +31,14 @@ from dit_jax import (
     cli,
     conditions,
     data,
+    files,
+    identity,
     latents,
     measures,
     metrics,
     models,
     optimizer,
+    ranges,
     runs,
     sharding,
     sources,
@@ -81,7 +84,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
 
     Raises: ValueError for values that do not fit together or to the devices.
     """
-    _check_ranges(config)
+    ranges.check(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
     model = models.build(config.model)
@@ -91,34 +94,6 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, task, tx, state)
-
-
-def _check_ranges(config):
-    """The ranges of configs/default.py that no other module checks."""
-    data_config, most = config.data, 2**32 - 1
-    ranges = {
-        "seed": (config.seed, 0, most),  # NumPy's
-        "total_steps": (config.total_steps, 1, most),
-        "log_every_steps": (config.log_every_steps, 1, most),
-        "eval_every_steps": (config.eval_every_steps, 0, most),
-        "eval_draws": (config.eval_draws, 1, most),
-        "sample_every_steps": (config.sample_every_steps, 0, most),
-        "checkpoint_every_steps": (config.checkpoint_every_steps, 1, most),
-        "checkpoint_keep": (config.checkpoint_keep, 2, most),  # one to fall back on
-        "checkpoint_keep_every_steps": (config.checkpoint_keep_every_steps, 0, most),
-        "profile_start_step": (config.profile_start_step, 0, most),
-        "profile_num_steps": (config.profile_num_steps, 1, most),
-        "data.num_workers": (data_config.num_workers, 0, 1024),
-        "data.num_threads": (data_config.num_threads, 0, 1024),
-        "data.prefetch_batches": (data_config.prefetch_batches, 0, most),
-        "sample_num_images": (config.sample_num_images, 1, most),
-    }
-    if "fid" in config:
-        ranges["fid.every_steps"] = (config.fid.every_steps, 0, most)
-        ranges["fid.num_images"] = (config.fid.num_images, 2, most)
-    for key, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise ValueError(f"{key}={value} must lie in {low}..{high}.")
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -305,11 +280,6 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
         eval_source = sources.open_split(config, "eval")
-    workdirs.claim(workdir, config)
-    if not jax.config.jax_compilation_cache_dir:  # else the user has chosen one
-        cache = workdir.absolute() / "compilation_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-
     key = jax.random.key(config.seed)
     total_steps = config.total_steps
 
@@ -317,8 +287,12 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         return every and step % every == 0
 
     with contextlib.ExitStack() as stack:
-        # First in, last out: a second signal must not end the last checkpoint's writing.
+        lock = stack.enter_context(workdirs.claim(workdir, config))
+        # Before the manager, so out after it: a second signal must not end the last checkpoint's
+        # writing.
         sigterm = stack.enter_context(SigtermFlag())
+        splits = {"train": train_source} | ({"eval": eval_source} if eval_source else {})
+        data_record = identity.check_splits(splits, workdir)
         manager = stack.enter_context(checkpoint.open_manager(workdir, config))
         restored = checkpoint.restore_latest(manager, program.state)
         state, data_state = restored or (new_state(program, key), None)
@@ -328,7 +302,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             return state
         if first_step:
             logger.info("resuming from checkpoint %d", first_step)
-        log_summary(program)
+        log_summary(program, train_source.class_names)
 
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = data.TrainIterator(train_source, config, rows, data_state)
@@ -344,16 +318,23 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             measured.append(
                 (measures.compile_distance(program.task, vae, encoder), config.fid.every_steps)
             )
-        keeper = best.Best(workdir, config)
+        keeper = best.Best(workdir, config, data_record)
         del vae, encoder  # who needs them holds them
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
         workdirs.write_config(workdir, config)  # all of it is good: the run begins
+        workdirs.write_data(workdir, data_record)
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
         writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
-        progress = stack.enter_context(metrics.Progress(first_step, total_steps, config.batch_size))
+        # What a resumed run reports first is the mean of all steps since the report before.
+        window = (data_state or {}).get("window")
+        if window is None and first_step % config.log_every_steps:
+            logger.info("the next means are of the steps after %d alone", first_step)
+        progress = stack.enter_context(
+            metrics.Progress(first_step, total_steps, config.batch_size, window)
+        )
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
             if profile and step == profile[0]:
@@ -366,6 +347,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 with progress.paused():
                     trace.close()
             if due(step, config.log_every_steps) or last:
+                lock.check()
                 writer.scalars(step, progress.report())
                 checkpoint.check_for_errors(manager)
             for measure, every in measured:
@@ -383,7 +365,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             stop = manager.reached_preemption(step) if jax.process_count() > 1 else sigterm.received
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
-                    checkpoint.save(manager, step, state, batches.state(), config)
+                    lock.check()
+                    data_state = {**batches.state(), "window": progress.window()}
+                    data_state["data"] = data_record
+                    checkpoint.save(manager, step, state, data_state, config)
             if stop:
                 break
     if step < total_steps:  # and the checkpoint is written
@@ -416,8 +401,8 @@ class SigtermFlag:
             signal.signal(signal.SIGTERM, signal.SIG_IGN if self.received else self._previous)
 
 
-def log_summary(program: Program) -> None:
-    """What will run, where: one line each for devices, model, batch."""
+def log_summary(program: Program, class_names: Sequence[str] | None = None) -> None:
+    """What will run, where: one line each for devices, model, classes with names, batch."""
     config, mesh = program.config, program.mesh
     device, processes = mesh.devices.flat[0], jax.process_count()
     logger.info(
@@ -429,6 +414,8 @@ def log_summary(program: Program) -> None:
         jax.__version__,
     )
     logger.info("model: %s", program.task.summary())
+    if class_names:
+        logger.info("classes: %s", files.some_of(class_names))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     logger.info(
         "batch: %d = %d shards x %d accumulation steps x %d images",

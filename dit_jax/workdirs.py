@@ -1,16 +1,20 @@
 """Workdirs: a directory is a run, its config the one that config.json in it holds."""
 
+import contextlib
 import json
 import logging
 import pathlib
+import re
 import tempfile
+from collections.abc import Iterator
 
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import files, sharding
+from dit_jax import files, locks, sharding
 
 logger = logging.getLogger("dit_jax")
+
+LOCK = "train.lock"  # in a workdir that a command writes checkpoints into
 
 # A run may go on with other values of these: they do not change what is trained on what, up to
 # rounding; total_steps also stretches a cosine schedule. A key that ends with a dot stands for all
@@ -44,20 +48,83 @@ MAY_CHANGE = (
     "fid.",
 )
 
+# Keys that older versions did not have, with the value that means what those versions did.
+AS_BEFORE = {
+    "init_from": "",
+    "eval_draws": 1,
+    "checkpoint_best_metric": "",
+    "optim.mup_base_width": 0,
+    "data.caption_feature": "",
+    "data.captions_per_image": 1,
+}
+AS_BEFORE_OF_VAE = {"autoencoder.lpips": "", "autoencoder.lpips_weight": 0.0}
+AS_BEFORE_OF_DIT = {"model.block": "adaLN-Zero"}
+AS_BEFORE_OF_PREDICTOR = {
+    "model.condition": "label",
+    "model.context_size": 0,
+    "model.text_vocab_size": 4096,
+    "model.text_length": 32,
+    "model.text_depth": 2,
+    "model.text_num_heads": 4,
+    "text.encoder": "",
+    "text.encoder_digest": "",
+    "text.stored": False,
+    "diffusion.process": "ddpm",
+    "diffusion.schedule": "linear",
+    "diffusion.zero_terminal_snr": False,
+    "diffusion.sigma_min": 0.002,
+    "diffusion.sigma_max": 80.0,
+    "diffusion.sigma_data": 1.0,
+    "objective.prediction": "eps",
+    "objective.weight": "uniform",
+    "objective.snr_gamma": 5.0,
+    "objective.p2_gamma": 1.0,
+    "objective.t_distribution": "uniform",
+    "objective.t_mean": 0.0,
+    "objective.t_std": 1.0,
+    "objective.low_discrepancy": False,
+    "objective.min_t": 1e-5,
+    "sample.grid": "uniform",
+    "sample.rho": 7.0,
+    "sample.shift": 3.0,
+    "sample.variance": "large",
+    "sample.churn": 0.0,
+    "sample.churn_range": (0.0, 1e9),
+    "sample.churn_noise": 1.0,
+    "sample.sde_diffusion": "sigma",
+    "sample.last_step": "mean",
+    "sample.last_step_t": None,
+    "sample.clip_x_0": False,
+    "sample.cfg_interval": (0.0, 1.0),
+    "sample.cfg_rescale": 0.0,
+    "fid.every_steps": 0,
+    "fid.num_images": 5000,
+    "fid.steps": 50,
+    "fid.cfg_scale": 1.0,
+    "fid.reference": "",
+    "fid.extractor": "",
+    "fid.weights": "",
+}
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir, if it is not there, and demands that it belongs to a run of this config.
 
-    Raises: ValueError as `check_config`; OSError if the directory cannot be written.
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
+    """Makes the workdir, if it is not there, and holds it for a run of this config.
+
+    Raises: ValueError as `check_config`; OSError as `locks.hold`, if another command writes into
+      the workdir, or if the directory cannot be written.
     """
-    check_config(workdir, config)
+    check_config(workdir, config)  # first: a refused config must not leave a directory behind
+    with locks.hold(workdir / LOCK) as lock:
+        check_config(workdir, config)  # again: another run may have ended since
 
-    def make():
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        def make():
+            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=workdir):
+                pass
 
-    sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
+        sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
+        yield lock
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -98,10 +165,53 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
 
 
+def write_data(workdir: pathlib.Path, data: dict) -> None:
+    """Writes data.json: the identities of the data that the run is made of, by split.
+
+    Raises: OSError.
+    """
+
+    def write():
+        files.replace_text(workdir / "data.json", json.dumps(data, indent=1) + "\n")
+
+    sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
+
+
+def load_data(workdir: pathlib.Path) -> dict:
+    """What `write_data` wrote; where that is lost, what the newest checkpoint keeps of it.
+
+    {} of a workdir that an older version wrote, or that was converted.
+    """
+    path = workdir / "data.json"
+    for candidate in [path, *_newest_first(workdir, "data")]:
+        try:
+            data = files.read_json(candidate, "the identities of a run's data")
+            data = data if candidate == path else data.get("data", {})
+            if not all(isinstance(part, dict) for part in (data, *dict(data).values())):
+                raise ValueError("it holds no identities")
+            return data
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            logger.warning("cannot read %s: %s", candidate, error)
+    return {}
+
+
+def _newest_first(workdir, item):
+    """The paths of a JSON item of the checkpoints."""
+    return [
+        workdir / "checkpoints" / str(step) / item / "metadata"
+        for step in saved_steps(workdir)[::-1]
+    ]
+
+
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the complete checkpoints, ascending."""
-    directory = workdir.absolute() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    """The steps of the complete checkpoints, ascending; directories of other names are none."""
+    directory = workdir / "checkpoints"
+    if not directory.is_dir():
+        return []
+    names = (path.name for path in directory.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
@@ -110,31 +220,56 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read.
     """
     path = workdir / "config.json"
-    saved = [
-        workdir / "checkpoints" / str(step) / "config" / "metadata" for step in saved_steps(workdir)
-    ]
+    saved = _newest_first(workdir, "config")
     if not path.is_file() and not saved:
         raise FileNotFoundError(
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
             "dit_jax.convert."
         )
-    for candidate in [path, *reversed(saved)]:
+    for candidate in [path, *saved]:
         try:
-            return read_config(candidate.read_text())
+            return read_config(candidate.read_bytes(), str(candidate))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
 
 
-def read_config(text: str) -> ConfigDict:
+def read_config(text: bytes | str, name: str) -> ConfigDict:
     """Reads a config from its JSON, which an older version may have written; locked.
 
+    Args: name, of the text's source in messages.
     Raises: ValueError, TypeError or AttributeError for a text that is no config.
     """
-    config = json.loads(text)
+    config = files.parse_json(text, name, "the config of a run")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
+    return ConfigDict(complete(config)).lock()
+
+
+def complete(config: dict) -> dict:
+    """Returns a config with the keys that its version did not have, or had otherwise.
+
+    Raises: ValueError for a section that is no object.
+    """
+    sections = {key.partition(".")[0] for key in AS_BEFORE_OF_PREDICTOR | AS_BEFORE if "." in key}
+    for section in ("model", *sorted(sections & config.keys())):
+        if not isinstance(config[section], dict):
+            raise ValueError(f"its {section} is {str(config[section])[:100]!r}, no object")
     if "sample" in config:
         config["sample"] = upgrade_sample(config["sample"])
-    return ConfigDict(config).lock()
+    if "total_steps" not in config:  # a converted network's, of its model alone
+        return config
+    name = config["model"].get("name")
+    older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
+    if name == "dit":
+        older = older | AS_BEFORE_OF_DIT
+    for key, value in older.items():
+        section, names = config, key.split(".")
+        for part in names[:-1]:
+            section = section.setdefault(part, {})
+        section.setdefault(names[-1], value)
+    return config
 
 
 def upgrade_sample(sample: dict) -> dict:

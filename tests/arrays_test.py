@@ -1,7 +1,6 @@
 """Every kind of file gives the same parameters; others are refused."""
 
-import argparse
-import sys
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 import safetensors.flax
 import safetensors.numpy
+import torch_format
 
-from dit_jax import convert
+from dit_jax import convert, files
 from dit_jax.convert import arrays
 
 
@@ -35,38 +35,19 @@ def test_half_precision_files_are_read(tmp_path):
 
 
 def test_torch_file(golden_model_config, golden_params, published, tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is optional")
-    state = {name: torch.from_numpy(a.copy()) for name, a in published.items()}
-    torch.save(state, tmp_path / "plain.pt")
-    torch.save(
-        {"model": {}, "ema": state, "args": argparse.Namespace(lr=1)}, tmp_path / "training.pt"
-    )
+    by_name, records = torch_format.tensors(published)
+    torch_format.save(tmp_path / "plain.pt", by_name, records)
+    torch_format.save(tmp_path / "training.pt", {"model": {}, "ema": by_name}, records)
     for name in ("plain.pt", "training.pt"):
         params = convert.load("dit", tmp_path / name, golden_model_config)
         jax.tree.map(np.testing.assert_array_equal, params, golden_params)
 
 
-def test_torch_file_without_torch_says_what_to_do(monkeypatch, tmp_path):
-    (tmp_path / "weights.pt").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"needs torch, which is not installed: .*\.safetensors"):
-        arrays.read(tmp_path / "weights.pt")
-
-
 def test_torch_file_of_more_than_tensors_is_refused(tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is optional")
-    torch.save({"weight": torch.zeros(2), "epoch": 3}, tmp_path / "mixed.pt")
-    with pytest.raises(ValueError, match="holds more than tensors: epoch"):
+    by_name, records = torch_format.tensors({"weight": np.zeros(2, np.float32)})
+    torch_format.save(tmp_path / "mixed.pt", by_name | {"epoch": 3}, records)
+    with pytest.raises(ValueError, match=r"holds more than tensors: epoch \(int\)"):
         arrays.read(tmp_path / "mixed.pt")
-
-
-def test_torch_file_with_code_is_refused_in_a_line(tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is optional")
-    torch.save({"weight": torch.zeros(2), "path": tmp_path}, tmp_path / "code.pt")
-    with pytest.raises(ValueError, match="must hold tensors alone, as running") as error:
-        arrays.read(tmp_path / "code.pt")
-    assert "PosixPath" in str(error.value)
-    assert "weights_only" not in str(error.value)  # torch's advice to run it
 
 
 def _save(path):
@@ -76,10 +57,9 @@ def _save(path):
     elif path.suffix == ".safetensors":
         safetensors.numpy.save_file({"weight": weight}, path)
     else:
-        torch = pytest.importorskip("torch", reason="torch is optional")
-        is_new = path.suffix != ".pth"  # torchvision's and LPIPS's are not
-        tensors = {"weight": torch.from_numpy(weight)}
-        torch.save(tensors, path, _use_new_zipfile_serialization=is_new)
+        is_old = path.suffix == ".pth"  # torchvision's and LPIPS's are
+        save = torch_format.save_legacy if is_old else torch_format.save
+        save(path, *torch_format.tensors({"weight": weight}))
 
 
 @pytest.mark.parametrize("damage", ["empty", "beginning", "half", "web page"])
@@ -107,5 +87,84 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint file"):
         arrays.read(tmp_path / "none.npz")
     (tmp_path / "weights.h5").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"expected \.npz, \.safetensors or \.pt"):
+    with pytest.raises(
+        ValueError, match=r"expected \.npz, \.safetensors, \.pt, \.pth, \.bin, \.ckpt\."
+    ):
         arrays.read(tmp_path / "weights.h5")
+    with pytest.raises(ValueError, match="is a directory: give the file in it"):
+        arrays.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([1 + 1j], np.complex64), r"more than real numbers: a\\x1b \(complex64\)"),
+        (np.array(["1.5"]), r"more than real numbers: a\\x1b \(<U3\)"),
+        (np.array([{}]), "holds Python objects, which could run code"),
+        (
+            np.zeros((0, 2**40), np.float32),
+            r"arrays without any number: a\\x1b \(0, 1099511627776\)",
+        ),
+    ],
+)
+def test_npz_of_other_values_is_refused(tmp_path, array, message):
+    np.savez(tmp_path / "x.npz", **{"a\x1b": array})
+    with pytest.raises(ValueError, match=message):
+        arrays.read(tmp_path / "x.npz")
+
+
+def test_npz_of_other_values_beside_the_prefixed_is_read(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"w/a": np.ones(2), "text": np.array("x"), "none": np.zeros(0)})
+    assert arrays.read(tmp_path / "x.npz").keys() == {"a"}
+
+
+def _safetensors(path, header, data=b""):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def _entry(dtype="F32", shape=(1,), begin=0, end=4):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": _entry(), "b": _entry()}, "SafetensorError"),  # one over the other
+        ({"a": _entry(shape=(2**61, 2))}, "SafetensorError"),
+        ({"a": _entry(shape=(-1,))}, "SafetensorError"),
+        ({"a": _entry(end=2**62, shape=(2**60,))}, "SafetensorError"),
+        ({"a": _entry("F8_E4M3", (4,))}, r"more than real numbers: a \(F8_E4M3\)"),
+        ({"a": _entry("F32", (2**50, 0), 0, 0), "b": _entry()}, r"without any number: a \(1125899"),
+        (b"[" * 10**6, "SafetensorError"),
+        (b'{"a":' * 10**6, "SafetensorError"),
+        (b"{}", "SafetensorError"),
+    ],
+)
+def test_safetensors_that_are_made_to_do_harm_are_refused(tmp_path, header, message):
+    _safetensors(tmp_path / "x.safetensors", header, b"1234")
+    with pytest.raises(ValueError, match=message):
+        arrays.read(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 8 + b"{}")
+    with pytest.raises(ValueError, match="SafetensorError"):
+        arrays.read(tmp_path / "x.safetensors")
+
+
+def test_small_numbers_take_no_more_memory_than_files_of_their_size_have(tmp_path, monkeypatch):
+    """A compressed file of many zeros, of one byte each, becomes four bytes for each."""
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20, np.int8))
+    assert arrays.read(tmp_path / "x.npz")["a"].shape == (2**20,)
+    monkeypatch.setattr(files, "FREE_BYTES", 2**21)  # enough for the bytes alone
+    with pytest.raises(ValueError, match="would take 4,194,304 bytes, but the file has 1,"):
+        arrays.read(tmp_path / "x.npz")
+
+
+def test_long_lists_are_cut():
+    found = {f"found{i}\n": np.zeros(2) for i in range(1000)}
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        arrays.check(found, {f"expected{i}": (2,) for i in range(700)})
+    message = str(error.value)
+    assert "missing (700): expected0 (2,), expected1 (2,), " in message
+    assert "expected4 (2,) and 695 more\n" in message
+    assert r"unexpected (1000): found0\n (2,), found1\n (2,)" in message
+    assert len(message) < 500

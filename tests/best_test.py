@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import vae_digits
-from dit_jax import best, checkpoint, models, runs, train
+from dit_jax import best, checkpoint, files, models, runs, train
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def _kept(workdir):
 
 
 def test_parameters_of_the_best_step_stay(tmp_path, config, params):
-    keeper = best.Best(tmp_path, config)
+    keeper = best.Best(tmp_path, config, {})
 
     def update(step, loss, value):
         params["x_embedder"]["bias"] = np.full_like(params["x_embedder"]["bias"], value)
@@ -39,7 +39,7 @@ def test_parameters_of_the_best_step_stay(tmp_path, config, params):
     assert _kept(tmp_path) == (["10"], 10, 1)
     update(30, 0.4, 3)
     assert _kept(tmp_path) == (["30"], 30, 3)
-    keeper = best.Best(tmp_path, config)  # resumed
+    keeper = best.Best(tmp_path, config, {})  # resumed
     update(40, 0.45, 4)
     update(30, 0.4, 5)  # measured again
     assert _kept(tmp_path) == (["30"], 30, 3)
@@ -52,14 +52,14 @@ def test_parameters_of_the_best_step_stay(tmp_path, config, params):
 def test_larger_psnr_is_better(tmp_path, config, params):
     config = vae_digits.get_config()
     config.checkpoint_best_metric = "eval_psnr"
-    keeper = best.Best(tmp_path, config)
+    keeper = best.Best(tmp_path, config, {})
     for step, psnr in ((1, 20.0), (2, 21.0), (3, 19.0)):
         keeper.update(step, {"eval_psnr": psnr}, params)
     assert checkpoint.saved_values(tmp_path / "best")["value"] == 21.0
 
 
 def test_value_that_is_not_finite_is_no_best(tmp_path, config, params):
-    keeper = best.Best(tmp_path, config)
+    keeper = best.Best(tmp_path, config, {})
     for step, loss in ((1, float("nan")), (2, 1.0), (3, float("nan")), (4, 7.0)):
         keeper.update(step, {"eval_loss": loss}, params)
     assert _kept(tmp_path)[0] == ["2"]
@@ -68,15 +68,15 @@ def test_value_that_is_not_finite_is_no_best(tmp_path, config, params):
 def test_best_of_other_measures_is_replaced_and_of_another_run_refused(tmp_path, config, params):
     config.fid.update(every_steps=10, num_images=5_000, extractor="pixels")
     config.checkpoint_best_metric = "fd_pixels_5k"
-    best.Best(tmp_path, config).update(10, {"fd_pixels_5k": 5.0}, params)
-    best.Best(tmp_path, config).update(20, {"fd_pixels_5k": 20.0}, params)
+    best.Best(tmp_path, config, {}).update(10, {"fd_pixels_5k": 5.0}, params)
+    best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
     assert _kept(tmp_path)[0] == ["10"]
     config.fid.cfg_scale = 4.0  # the same name, another distance
-    best.Best(tmp_path, config).update(20, {"fd_pixels_5k": 20.0}, params)
+    best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
     assert _kept(tmp_path)[0] == ["20"]
     config.optim.learning_rate = 1.0
     with pytest.raises(ValueError, match="best belongs to a run with another config"):
-        best.Best(tmp_path, config)
+        best.Best(tmp_path, config, {})
 
 
 def test_best_of_an_older_version_stays(tmp_path, config, params, monkeypatch):
@@ -95,19 +95,19 @@ def test_best_of_an_older_version_stays(tmp_path, config, params, monkeypatch):
 def test_metric_that_is_not_measured_is_refused(tmp_path, config):
     config.checkpoint_best_metric = "fid5k"
     with pytest.raises(ValueError, match="'fid5k' is not measured in this run, but eval_loss:"):
-        best.Best(tmp_path, config)
+        best.Best(tmp_path, config, {})
     config.checkpoint_best_metric = "eval_los"
     with pytest.raises(ValueError, match="'eval_los' is not measured"):
-        best.Best(tmp_path, config)
+        best.Best(tmp_path, config, {})
     config.checkpoint_best_metric = "fid5k"
     config.fid.update(every_steps=10, extractor="pixels")
     with pytest.raises(ValueError, match="in this run, but fd_pixels_5k and eval_loss:"):
-        best.Best(tmp_path, config)
+        best.Best(tmp_path, config, {})
     config.checkpoint_best_metric = "fd_pixels_5k"
-    best.Best(tmp_path, config)
+    best.Best(tmp_path, config, {})
     config.update(checkpoint_best_metric="eval_loss", eval_every_steps=0)
     with pytest.raises(ValueError, match="but fd_pixels_5k: eval_loss with eval_every_steps"):
-        best.Best(tmp_path, config)
+        best.Best(tmp_path, config, {})
 
 
 def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
@@ -115,7 +115,7 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     config.fid.update(every_steps=10, num_images=80, steps=2)
     config.checkpoint_best_metric = "fd_pixels_80"
     train.train_and_evaluate(config, tmp_path)
-    lines = train.metrics.read_json_lines(tmp_path / "metrics.jsonl")
+    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
     values = {line["step"]: line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line}
     assert list(values) == [10, 20]
     step = min(values, key=values.get)
@@ -137,7 +137,7 @@ def test_two_processes_measure_the_distance_as_one(run_pair, run_command, digits
     run_command("train", *flags, "--workdir", tmp_path / "one")
     values = {}
     for name in ("one", "two"):
-        lines = train.metrics.read_json_lines(tmp_path / name / "metrics.jsonl")
+        lines = files.read_json_lines(tmp_path / name / "metrics.jsonl")
         values[name] = [line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line]
         kept = checkpoint.saved_values(tmp_path / name / "best")
         assert kept["value"] == min(values[name])

@@ -279,6 +279,18 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     assert again == row | here
 
 
+def test_bits_that_cannot_be_are_not_written(workdir, monkeypatch):
+    def make_bits_fn(*_):
+        return lambda *_: {"": np.ones(6), "_prior": np.full(6, -1.0), "_first_level": np.ones(6)}
+
+    monkeypatch.setattr(bits, "make_bits_fn", make_bits_fn)
+    with pytest.raises(
+        FloatingPointError, match=r"measured bits_per_dim_prior -1\.0, which cannot"
+    ):
+        bits.evaluate(runs.load(workdir), workdir, num=6, batch_size=6)
+    assert not (workdir / "evaluations.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_flags_that_say_nothing_are_refused(run_command, workdir):
     def error(*flags):

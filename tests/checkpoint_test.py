@@ -23,7 +23,9 @@ def _assert_equal(a, b):
 def test_checkpoint_holds_state_data_and_config(workdir, smoke_config):
     state, data_state = _latest(workdir, smoke_config)
     assert int(state.step) == 40
-    assert data_state == {"next_batch": 40, "num_records": 1617}
+    window = {"steps": 0, "sums": {}}  # step 40 was reported
+    assert data_state.pop("data") == json.loads((workdir / "data.json").read_text())
+    assert data_state == {"next_batch": 40, "num_records": 1617, "window": window}
     items = {path.name for path in (workdir / "checkpoints" / "40").iterdir() if path.is_dir()}
     assert {"params", "ema_params", "opt_state", "data", "config"} <= items
     config = json.loads((workdir / "checkpoints" / "40" / "config" / "metadata").read_text())

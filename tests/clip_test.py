@@ -362,7 +362,7 @@ def test_other_models_are_refused(published, tmp_path, kind, changes, message):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("text_encoder/config.json", r"no .*config.json: transformers writes"),
+        ("text_encoder/config.json", r"no .*config.json: it must be .* that transformers writes"),
         ("text_encoder/model.safetensors", "no model.safetensors or pytorch_model.bin in .*text_"),
         (
             "tokenizer/merges.txt",

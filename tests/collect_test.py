@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_jax import conditions, flops, generate, metrics, runs
+from dit_jax import conditions, files, flops, generate, runs
 from experiments.scaling import collect, grid, models, table
 from experiments.scaling.configs import smoke
 
@@ -25,7 +25,7 @@ def append(workdir):
 
     def append(sample=(), **changes):
         """As the sweep's own, of its picture, if not of another."""
-        row = metrics.read_json_lines(path)[-1]
+        row = files.read_json_lines(path)[-1]
         row |= {**changes, "sample": row["sample"] | dict(sample)}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -70,10 +70,10 @@ def test_rows_say_what_was_run(swept):
         extractor="pixels",
     )
     assert {name: row[name] for name in expected} == pytest.approx(expected)
-    lines = metrics.read_json_lines(swept / row["cell"] / "metrics.jsonl")
+    lines = files.read_json_lines(swept / row["cell"] / "metrics.jsonl")
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert [r["eval_loss"] for r in rows[2:]] == [losses[10], losses[20]]
-    evaluated = metrics.read_json_lines(swept / row["cell"] / "evaluations.jsonl")
+    evaluated = files.read_json_lines(swept / row["cell"] / "evaluations.jsonl")
     assert [r["fd_pixels"] for r in rows[2:]] == [r["fd_pixels"] for r in evaluated]
     assert not {"seconds", "img_per_s", "picture", "workdir"} & row.keys()  # differ, run by run
 

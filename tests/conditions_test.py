@@ -17,9 +17,9 @@ from dit_jax import (
     conditions,
     data,
     encode,
+    files,
     flops,
     generate,
-    metrics,
     models,
     sharding,
     sources,
@@ -438,7 +438,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, co
     config.total_steps = 4
     resumed = train.train_and_evaluate(config, tmp_path / "broken")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    lines = (metrics.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
+    lines = (files.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
     losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
     assert losses[0] == losses[1]
     digest = workdirs.load_config(tmp_path / "broken").text.encoder_digest

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import bpe
 import clip_test
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import vae_test
-from conftest import GOLDENS
+from conftest import GOLDENS, ROOT
 
 from configs import default, sd_finetune
 from dit_jax import checkpoint, conditions, convert, generate, runs, sources, workdirs
@@ -344,9 +347,9 @@ def test_what_is_not_supported_is_refused_before_anything_is_written(
     ("name", "message"),
     [
         (INDEX_FILE, "no .*model_index.json: give the directory that diffusers wrote, with unet"),
-        (SCHEDULER_FILE, "no .*scheduler_config.json: diffusers writes it with the pipeline"),
-        (f"unet/{WEIGHTS}", f"no checkpoint file at .*unet/{WEIGHTS}"),
-        (f"vae/{WEIGHTS}", f"no checkpoint file at .*vae/{WEIGHTS}"),
+        (SCHEDULER_FILE, "no .*scheduler_config.json: it must be the scheduler's config that diff"),
+        (f"unet/{WEIGHTS}", f"no {WEIGHTS} or diffusion_pytorch_model.bin in .*unet, where"),
+        (f"vae/{WEIGHTS}", f"no {WEIGHTS} or diffusion_pytorch_model.bin in .*vae, where"),
         ("text_encoder/model.safetensors", "no model.safetensors or pytorch_model.bin in"),
         ("tokenizer/merges.txt", "no vocab.json with merges.txt"),
     ],
@@ -359,9 +362,7 @@ def test_missing_files_are_named_before_anything_is_written(source, tmp_path, na
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
-def test_a_conversion_that_ends_early_leaves_nothing_that_draws(
-    folder, tmp_path, monkeypatch, written
-):
+def test_a_conversion_that_ends_early_leaves_nothing(folder, tmp_path, monkeypatch, written):
     """After so many of its three workdirs."""
     save, saved = checkpoint.save_params, []
 
@@ -374,11 +375,42 @@ def test_a_conversion_that_ends_early_leaves_nothing_that_draws(
     monkeypatch.setattr(checkpoint, "save_params", stop)
     with pytest.raises(KeyboardInterrupt):
         convert_sd(folder, tmp_path / "ours")
-    with pytest.raises(FileNotFoundError, match=r"no .*ours/config.json"):
-        runs.load(tmp_path / "ours")
-    if written:
-        with pytest.raises(ValueError, match=r"ours is not empty: choose a new directory, or rem"):
-            convert_sd(folder, tmp_path / "ours")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_a_conversion_that_is_killed_goes_on_when_it_is_run_again(
+    folder, converted, tmp_path, run_command, written
+):
+    """With SIGKILL after so many of its three workdirs."""
+    target = tmp_path / "ours"
+    code = f"""
+import os, pathlib, signal
+from dit_jax import checkpoint
+from dit_jax.convert.__main__ import convert_sd
+save, saved = checkpoint.save_params, []
+def stop(workdir, *arguments):
+    save(workdir, *arguments)
+    saved.append(workdir)
+    if len(saved) == {written}:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_params = stop
+convert_sd(pathlib.Path({str(folder)!r}), pathlib.Path({str(target)!r}))
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".ours.partial"]
+    run_command("convert", "sd", folder, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    for part in ("", "vae", "text_encoder"):
+        names = [
+            {path.name for path in (workdir / part).iterdir()} for workdir in (target, converted)
+        ]
+        assert names[0] == names[1]
+    jax.tree.map(
+        np.testing.assert_array_equal, runs.load(target).params, runs.load(converted).params
+    )
 
 
 @pytest.mark.slow

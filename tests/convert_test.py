@@ -9,13 +9,15 @@ import types
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
+import torch_format
 from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
 from dit_jax import checkpoint, conditions, convert, generate, runs, sharding, workdirs
-from dit_jax.convert import diffusers_dit
-from dit_jax.convert.__main__ import CONFIG, convert_dit, export_dit
+from dit_jax.convert import diffusers_dit, exported
+from dit_jax.convert.__main__ import convert_dit, export_dit
 from dit_jax.models import dit
 
 
@@ -222,11 +224,9 @@ def test_diffusers_directory_gives_the_published_parameters(
 
 
 def test_weights_that_torch_wrote_are_read(golden_params, diffusers_dir, tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is optional")
     found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
     (diffusers_dir / WEIGHTS).unlink()
-    tensors = {name: torch.from_numpy(array) for name, array in found.items()}
-    torch.save(tensors, diffusers_dir / "diffusion_pytorch_model.bin")
+    torch_format.save(diffusers_dir / "diffusion_pytorch_model.bin", *torch_format.tensors(found))
     convert_dit(diffusers_dir, tmp_path / "ours")
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
 
@@ -329,10 +329,14 @@ def test_whole_pipeline_and_missing_files_are_refused_with_the_way_out(diffusers
     ):
         convert_dit(tmp_path, tmp_path / "ours")
     (diffusers_dir / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no checkpoint file at .*/{WEIGHTS}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no {WEIGHTS} or .* in .*, where diffusers writes"
+    ):
         convert_dit(diffusers_dir, tmp_path / "ours")
     (diffusers_dir / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json: it must be .* that diffusers writes"
+    ):
         convert_dit(diffusers_dir, tmp_path / "ours")
 
 
@@ -355,7 +359,7 @@ def _train(golden_model_config, golden_params, workdir):
     config = dit_xl_2_256_published.get_config()
     config.model.update(golden_model_config)
     config.model.attention = "cudnn"  # not here
-    workdirs.claim(workdir, config)
+    (workdir / "checkpoints").mkdir(parents=True)
     workdirs.write_config(workdir, config)
     with checkpoint.open_manager(workdir, config) as manager:
         for step in (1, 2):
@@ -468,13 +472,99 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     del config["sample"]["last_step_t"]  # an older version's file
     config["sample"]["last_step_size"] = 0.0
     arrays = safetensors.numpy.load_file(tmp_path / "flow.safetensors")
-    metadata = {CONFIG: json.dumps(config)}
+    metadata = {exported.KEY: json.dumps(config)}
     safetensors.numpy.save_file(arrays, tmp_path / "older.safetensors", metadata)
     older = convert_dit(tmp_path / "older.safetensors", tmp_path / "older")
     assert older.to_dict() == back.to_dict()
     other = smoke.get_config()
     with pytest.raises(ValueError, match=r"was exported with diffusion=.* leave it out"):
         convert_dit(tmp_path / "flow.safetensors", tmp_path / "other", other)
+
+
+def _change_metadata(path, text):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    safetensors.numpy.save_file(found, path, {"dit_jax": text})
+
+
+@pytest.fixture
+def exported_file(workdir, tmp_path):
+    """(a file that `export_dit` wrote, the config in it)."""
+    export_dit(workdir, tmp_path / "flow.safetensors")
+    with safetensors.safe_open(tmp_path / "flow.safetensors", framework="numpy") as file:
+        return tmp_path / "flow.safetensors", json.loads(file.metadata()["dit_jax"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"cannot read the config in .*flow\.safetensors: it ends too early"),
+        ("[" * 10**5, "nested more than 100 deep"),
+        ('{"a": ' + "9" * 10**5 + "}", "Exceeds the limit"),
+        ("[1]", r"has {'config': \[1\]}: it must be what `convert dit-export` writes"),
+        ("{}", "has {'model': None, 'data': None, 'diffusion': None, 'objective': None"),
+    ],
+)
+def test_exported_config_that_is_none_is_refused(exported_file, tmp_path, text, message):
+    path, _ = exported_file
+    _change_metadata(path, text)
+    with pytest.raises(ValueError, match=message):
+        convert_dit(path, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("model", "depth", 10**9, "has {'depth': 1000000000}"),
+        ("model", "hidden_size", "48", "has {'hidden_size': '48'}"),
+        ("model", "hidden_size", 2**20, r"tokens, of more than 67,108,864 numbers|does not fit"),
+        ("model", "input_size", 4096, r"tokens, of more than 67,108,864 numbers|does not fit"),
+        ("model", "other", 1, "has {'other': 1}"),
+        ("model", "remat", None, "remat"),
+        ("data", "name", None, "has {'name': None}"),
+        ("latents", None, 7, "has {'latents': 7}"),
+    ],
+)
+def test_exported_config_of_other_values_is_refused(
+    exported_file, tmp_path, section, key, value, message
+):
+    path, config = exported_file
+    if key is None:
+        config[section] = value
+    else:
+        config[section][key] = value
+    _change_metadata(path, json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        convert_dit(path, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("name", ["/etc", "../x", "~/x", "a\\b", "gs://x", ""])
+def test_exported_config_names_no_place_of_this_machine(exported_file, tmp_path, name):
+    """Whoever wrote the file would else have this machine's files read, or TFDS's code run."""
+    path, config = exported_file
+    config["init_from"] = name
+    config["data"] |= dict(name=name, data_dir=name)
+    config["latents"] |= dict(vae=name, moments=name)
+    config["fid"] |= dict(reference=name, weights=name)
+    config["text"]["encoder"] = name
+    _change_metadata(path, json.dumps(config))
+    back = convert_dit(path, tmp_path / "ours")
+    places = [back.init_from, back.data.name, back.data.data_dir, back.latents.vae]
+    places += [back.latents.moments, back.fid.reference, back.fid.weights, back.text.encoder]
+    assert places == [""] * 8
+    config["data"]["name"] = "imagenet2012"  # of TFDS, not a place
+    _change_metadata(path, json.dumps(config))
+    assert convert_dit(path, tmp_path / "again").data.name == "imagenet2012"
+
+
+def test_position_table_of_any_size_is_not_computed(golden_model_config):
+    config = golden_model_config.copy_and_resolve_references()
+    config.input_size = 2**20
+    message = "are 274,877,906,944 tokens, of more than 67,108,864 numbers: no DiT has as many"
+    with pytest.raises(ValueError, match=message):
+        convert.dit.published_shapes(config)
 
 
 def _draw(workdir):

@@ -110,6 +110,14 @@ def test_the_scheduler_beside_a_unet_tells_its_process(diffusers_dir, tmp_path):
     assert config.sample.sampler == "ddim"
 
 
+def test_the_weights_may_be_given_themselves(diffusers_dir, tmp_path):
+    config = convert_unet(diffusers_dir / WEIGHTS, tmp_path / "ours")
+    expected = convert_unet(diffusers_dir, tmp_path / "of_folder")
+    assert config.to_dict() == expected.to_dict()
+    one, two = (_restore(tmp_path / name)[1] for name in ("ours", "of_folder"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 def test_axes_of_the_published_arrays(published, diffusers_dir):
     """Spot checks, entry by entry; that the whole is right the recorded output shows."""
     config = convert.unet.read_config(diffusers_dir / "config.json")
@@ -241,7 +249,7 @@ def test_whole_pipeline_is_refused_with_the_way_out(diffusers_dir):
     ):
         convert_unet(diffusers_dir.parent, diffusers_dir.parent / "ours")
     (diffusers_dir / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: it must be .* that diffusers"):
         convert_unet(diffusers_dir, diffusers_dir.parent / "ours")
 
 

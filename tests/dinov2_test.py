@@ -295,7 +295,7 @@ def test_other_models_of_transformers_are_refused(official, tmp_path, changes, m
 def test_transformers_directory_without_config_is_refused(official, tmp_path):
     directory = _transformers(official, tmp_path / "hf")
     (directory / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no .*config.json: transformers writes"):
+    with pytest.raises(FileNotFoundError, match=r"no .*config.json: it must be .* that trans"):
         convert_dinov2(directory, tmp_path / "workdir")
     with pytest.raises(ValueError, match="transformers' model is given as the directory"):
         convert_dinov2(directory / "model.safetensors", tmp_path / "workdir")

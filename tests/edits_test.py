@@ -13,7 +13,7 @@ from mixture import Mixture
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import conditions, edit, edits, generate, grids, latents, runs, samplers
+from dit_jax import conditions, edit, edits, generate, grids, latents, runs, samplers, sources
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -278,20 +278,36 @@ def test_16_bits_become_8(trained, tmp_path):
     Image.fromarray(mask).save(tmp_path / "m.png")
     mask = edit.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
     np.testing.assert_array_equal(mask[0, ..., 0], np.arange(64).reshape(8, 8) >= 8)
-    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "f.tiff")
-    with pytest.raises(ValueError, match=r"image --image=\S*f.tiff: its mode 'F' has no range of"):
-        edit.read_image(tmp_path / "f.tiff", trained.config)
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "f.png", "TIFF")
+    with pytest.raises(ValueError, match=r"image --image=\S*f.png: it is a TIFF image; PNG, JPEG"):
+        edit.read_image(tmp_path / "f.png", trained.config)
 
 
-def test_transparent_images_are_refused_and_turned_ones_turned(trained, tmp_path):
+def test_an_image_has_the_pixels_of_training(trained, tmp_path, caplog):
+    """Also one whose EXIF would turn it, which is said; a mask fits what the file stores."""
+    path = tmp_path / "train" / "0.jpg"
+    path.parent.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    noise = np.random.default_rng(0).integers(0, 256, (20, 31), np.uint8)
+    Image.fromarray(noise).save(path, exif=exif)
+    config = trained.config.copy_and_resolve_references()
+    config.data.update(source="folder", name=str(tmp_path))
+    example = sources.open_images(config, "train", labels=False)[0]
+    read = edit.read_image(path, trained.config)
+    np.testing.assert_array_equal(read[0], example["image"])
+    assert f"--image={path} has EXIF orientation 6, which is not applied, as in t" in caplog.text
+    mask = np.zeros((20, 31), np.uint8)
+    mask[:10] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    assert edit.read_mask(tmp_path / "m.png", path, trained.config)[0, :, :, 0].any()
+
+
+def test_transparent_images_are_refused(trained, tmp_path):
     pixels = np.full((8, 8, 4), 255, np.uint8)
     pixels[:4, :, :3] = 0
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert edit.read_image(tmp_path / "a.png", trained.config)[0, :4].max() == 0
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.png", exif=exif)
-    assert edit.read_image(tmp_path / "turned.png", trained.config)[0, 4:].max() == 0
     pixels[2, 2, 3] = 254
     Image.fromarray(pixels).save(tmp_path / "m.png")
     with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels, which are"):

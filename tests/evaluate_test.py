@@ -212,6 +212,34 @@ def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, 
         evaluate.evaluate_images(found, toy_extractor, reference, num=91)
 
 
+def test_measures_that_cannot_be_are_not_written(tmp_path, toy_extractor, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=pixels)
+    found = images.open_npz(tmp_path / "samples.npz")
+    reference = references.of_images(found, toy_extractor)
+    monkeypatch.setattr(measures, "of_features", lambda *_: {"fid": -0.5, "precision": 1.0})
+    with pytest.raises(FloatingPointError, match=r"measured fid -0\.5, which cannot be, so no row"):
+        evaluate.evaluate_images(found, toy_extractor, reference)
+    assert not (tmp_path / "samples.evaluations.jsonl").exists()
+
+
+def test_classes_of_folders_are_compared_by_name(tmp_path):
+    """The samples lack the first of the reference's classes: their numbers differ."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("ant", "bee", "cat")):
+        for j in range(12):
+            pixels = (80 * i + rng.integers(0, 9, (4, 4, 1))).astype(np.uint8)
+            for folder in ("real", "samples") if i else ("real",):
+                path = tmp_path / folder / name / f"{j}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                evaluate.Image.fromarray(pixels[..., 0]).save(path)
+    extractor = extractors.load("pixels")
+    reference = references.load(str(tmp_path / "real"), extractor, channels=1)
+    found = images.open_images(str(tmp_path / "samples"), channels=1)
+    row = evaluate.evaluate_images(found, extractor, reference)
+    assert row["label_accuracy"] == 1.0
+
+
 def test_too_few_for_a_measure_are_refused_before_any_is_drawn(workdir, monkeypatch):
     monkeypatch.setattr(generate, "batches", None)
     with pytest.raises(ValueError, match="3 samples and 1617 images of the reference digits:train"):

@@ -109,6 +109,38 @@ def _assert_statistics_of(features, statistics):
     assert statistics.gaussian.covariance.dtype == np.float64
 
 
+def test_distances_are_not_below_zero():
+    """What rounding leaves is 0; what a matrix that is no covariance leaves is an error."""
+    x = np.random.default_rng(0).normal(size=(20, 300))
+    few = fid.Statistics.of(x).gaussian
+    for factor in (1 - 1e-15, 1 + 1e-15, 1 + 1e-12):
+        turned = fid.Gaussian(few.mean, few.covariance * factor, few.n)
+        assert 0 <= fid.frechet_distance(few, turned) < 1e-3
+    none = fid.Gaussian(np.zeros(5), -2 * np.eye(5))
+    with pytest.raises(FloatingPointError, match=r"distance is -9, below zero: a covariance is no"):
+        fid.frechet_distance(fid.Gaussian(np.ones(5) / 5**0.5, np.zeros((5, 5))), none)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 200])
+def test_covariances_are_accepted_with_their_rounding(dim):
+    x = np.random.default_rng(0).normal(size=(40, dim)) * np.geomspace(1e-3, 1e3, dim)
+    covariance = np.cov(x.T).reshape(dim, dim)
+    single = np.cov(x.T.astype(np.float32), dtype=np.float32).reshape(dim, dim).astype(float)
+    for matrix in (covariance, single, np.zeros((dim, dim)), np.diag(np.arange(dim) > 3) * 1.0):
+        fid.check_covariance(matrix)
+
+
+def test_what_is_no_covariance_is_refused():
+    covariance = np.cov(np.random.default_rng(0).normal(size=(6, 100)))
+    with pytest.raises(ValueError, match="not symmetric: two values that must be equal differ by"):
+        fid.check_covariance(np.tril(covariance))
+    with pytest.raises(ValueError, match=r"has eigenvalues from -1\.\d+ to -0\.\d+, but variances"):
+        fid.check_covariance(-covariance)
+    correlated = np.array([[1.0, 1.5], [1.5, 1.0]])  # more than is possible
+    with pytest.raises(ValueError, match=r"has eigenvalues from -0\.5 to 2\.5"):
+        fid.check_covariance(correlated)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_merged_statistics_are_those_of_the_whole_in_any_order(dtype):
     rng = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """The measures on features with known answers, and the distance while training."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,27 @@ def test_label_accuracy_counts_what_the_neighbours_say(real, reference):
     row = _measure(pixels, wrong, reference)
     assert row["label_accuracy"] == pytest.approx(135 / 180)
     assert "label_accuracy" not in _measure(pixels, None, reference)
+
+
+def test_labels_are_compared_by_name_where_both_have_names(real, reference, caplog):
+    """The samples' folders are sorted otherwise than the reference's, or lack one of them."""
+    pixels, labels = real
+    named = dataclasses.replace(reference, class_names=("ant", "b\u00e9e", "cat"))
+    turned = np.array([2, 0, 1])[labels]  # the numbers in another order of the names
+
+    def accuracy(labels, names, reference):
+        features = {"features": pixels.reshape(180, -1).astype(np.float32) / 127.5 - 1}
+        row = measures.of_features(features, reference, labels, class_names=names)
+        return row["label_accuracy"]
+
+    names = ("be\u0301e", "cat", "ant")  # é of two characters
+    assert accuracy(turned, names, named) == 1.0
+    assert accuracy(turned, None, named) == 0.0
+    assert accuracy(turned, names, reference) == 0.0
+    assert accuracy(labels, None, named) == 1.0
+    assert "has no classes" not in caplog.text
+    assert accuracy(turned, ("b\u00e9e", "cow", "ant"), named) == pytest.approx(2 / 3)
+    assert "has no classes cow: label_accuracy counts samples of them as wrong" in caplog.text
 
 
 def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real, reference):

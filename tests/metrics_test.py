@@ -32,6 +32,18 @@ def test_resume_drops_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path):
     ]
 
 
+def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
+    lines = [b'{"step": 10, "loss": 1.0}', b"\xff\xfe", b"[1]", b'{"loss": 2.0}', b'{"step": "a"}']
+    lines += [b"[" * 100_000, b'{"step": 20, "loss": 3.0, "img_per_s": 4.0}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert metrics.training_speed(tmp_path, 20, 1)["img_per_s"] == 4.0
+    with metrics.MetricWriter(tmp_path, 20) as writer:
+        writer.scalars(30, {"loss": 7.0})
+    assert [line["step"] for line in _lines(tmp_path)] == [10, 20, 30]
+    assert "5 damaged lines of" in caplog.text
+    assert "the first is line 2" in caplog.text
+
+
 def test_progress_reports_means_since_the_last_report():
     with metrics.Progress(0, 10, batch_size=4) as progress:
         for loss in (1.0, 2.0):
@@ -41,6 +53,26 @@ def test_progress_reports_means_since_the_last_report():
         report = progress.report()
     assert report["loss"] == 5.0
     assert report["img_per_s"] > 0
+
+
+def test_means_do_not_depend_on_where_a_run_was_interrupted():
+    losses = [1 / 3, 0.1, 1e-3, 7.7]
+
+    def append(progress, losses):
+        for loss in losses:
+            progress.append({"loss": jnp.float32(loss)})
+
+    with metrics.Progress(0, 10, batch_size=4) as whole:
+        append(whole, losses)
+        mean = whole.report()["loss"]
+    with metrics.Progress(0, 10, batch_size=4) as first:
+        append(first, losses[:3])
+        first.check()
+        window = json.loads(json.dumps(first.window()))
+    with metrics.Progress(3, 10, batch_size=4, window=window) as second:
+        append(second, losses[3:])
+        assert second.report()["loss"] == mean
+        assert second.window() == {"steps": 0, "sums": {}}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

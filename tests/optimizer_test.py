@@ -64,10 +64,10 @@ def test_ema_follows_each_step_from_the_initial_weights():
     [
         (dict(schedule="linear"), "schedule='linear'.*constant or cosine"),
         (dict(warmup_steps=100), "warmup_steps=100 must lie in"),
-        (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
+        (dict(learning_rate=0.0), "optim.learning_rate=0.0 must be a number above 0"),
         (dict(grad_clip_norm=-1.0), "grad_clip_norm=-1.0"),
         (dict(ema_decay=1.0), "ema_decay=1.0"),
-        (dict(mup_base_width=-64), "mup_base_width=-64 must not be negative"),
+        (dict(mup_base_width=-64), "optim.mup_base_width=-64 must be"),
         (dict(mup_base_width=64), "mup_base_width=64 .* model.hidden_size, which this model has"),
     ],
     ids=str,

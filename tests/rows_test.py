@@ -56,3 +56,13 @@ def test_row_is_found_by_all_that_is_known_of_it(tmp_path):
     assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
     rows.append(path, known | {"git_revision": "abc-dirty-1", "fid": 2.5})
     assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
+
+
+def test_measures_that_cannot_be_are_refused():
+    rows.check({"fid": 0.0, "recall": -1e-9, "kid": -0.02, "bits_per_latent_dim": -3.0, "a": None})
+    for wrong in ({"fid": -0.1}, {"sfid": float("nan")}, {"kid_std": float("inf")}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(FloatingPointError, match=f"measured {name} {value}, which cannot be"):
+            rows.check({"precision": 0.5, **wrong, "recall": 1.0})
+    with pytest.raises(FloatingPointError, match=r"bits_per_dim -0\.5, bits_per_dim_prior nan, wh"):
+        rows.check({"bits_per_dim": -0.5, "bits_per_dim_prior": float("nan")})

@@ -32,15 +32,42 @@ def test_labels_are_guided_away_from_the_null_class():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0,10", r"\[10\] outside 0\.\.9"), ("-1", r"\[-1\] outside"), ("cat", "numbers with commas")],
+    [
+        ("0,10", "'10' is no class; the model's are 0 to 9. Give them with commas, or random"),
+        ("-1", "'-1' is no class"),
+        ("cat", "'cat' is no class"),
+        ("1,", "'' is no class"),
+        ("1.0", "'1.0' is no class"),
+        ("9" * 5000, "is no class"),
+        ("a\x1b[31m", r"'a\\x1b\[31m' is no class"),
+    ],
 )
 def test_labels_that_are_no_class_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         conditions.parse_labels(text, 4, 10)
 
 
+def test_names_stand_for_their_classes():
+    names = ["ant", "bee", "2", "number:1", "ämeise"]
+    parsed = conditions.parse_labels("bee,0,ämeise,number:1,2", 5, 5, names=names)
+    assert parsed.tolist() == [1, 0, 4, 3, 2]  # class 2 is named "2"
+    with pytest.raises(ValueError, match=r"'cat' is no class; .* 0 to 4, named ant, bee, 2, "):
+        conditions.parse_labels("cat", 1, 5, names=names)
+
+
+def test_a_name_that_is_another_class_s_number_must_say_which_it_is():
+    """As folders named 0 to 10 are, in the order of their names."""
+    names = sorted(map(str, range(11)))
+    assert names[2] == "10"
+    with pytest.raises(ValueError, match=r"2 is the name of class 3, .*'10': write name:2 or numb"):
+        conditions.parse_label("2", 11, names)
+    assert conditions.parse_label("name:2", 11, names) == 3
+    assert conditions.parse_label("number:2", 11, names) == 2
+    assert conditions.parse_label("0", 11, names) == 0
+
+
 def test_fewer_images_than_labels_are_refused():
-    with pytest.raises(ValueError, match=r"--num=2 must be at least 3: labels=\[0, 3, 9\]"):
+    with pytest.raises(ValueError, match=r"--num=2 must be at least 3: 0,3,9"):
         conditions.parse_labels("0,3,9", 2, 10)
 
 

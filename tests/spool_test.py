@@ -19,37 +19,57 @@ def _fill(kept, *bounds):
         kept.add(range(first, stop), _batch(range(first, stop)))
 
 
-def test_all_arrays_come_back_in_order_and_the_first_images(tmp_path):
-    kept = spool.Spool(tmp_path / "kept")
-    assert kept.begin("abc") == 0
+@pytest.fixture
+def kept(tmp_path):
+    """An empty spool."""
+    kept = spool.Spool(tmp_path / "kept", "abc")
+    kept.find_missing(0)
+    return kept
+
+
+def _paths(kept):
+    return sorted(kept.directory.iterdir())
+
+
+def test_all_arrays_come_back_in_order_and_the_first_images(kept):
+    assert kept.find_missing(19) == [range(19)]
     _fill(kept, 0, 8, 16, 19)
-    assert spool.Spool(tmp_path / "kept").begin("abc") == 19
+    assert spool.Spool(kept.directory, "abc").find_missing(19) == []
+    assert spool.Spool(kept.directory, "abc").find_missing(30) == [range(19, 30)]
     arrays = kept.read(10)
+    assert arrays.keys() == {"image", "label", "features"}
     assert arrays["label"].tolist() == [i % 3 for i in range(19)]
     assert arrays["features"][:, 2].tolist() == list(range(19))
     assert arrays["image"][:, 0, 0, 0].tolist() == list(range(10))
 
 
-def test_what_lies_beyond_a_gap_is_made_again(tmp_path):
-    kept = spool.Spool(tmp_path)
-    kept.begin("abc")
+def test_only_what_is_missing_is_made_again(kept):
     _fill(kept, 0, 8, 16, 24)
-    (tmp_path / "00000008-00000016.npz").unlink()
-    (tmp_path / "00000024-00000032.npz.tmp").write_bytes(b"PK")  # killed while it was written
-    assert kept.begin("abc") == 8
-    _fill(kept, 8, 20)
-    assert kept.read(1)["features"][:, 0].tolist() == list(range(20))
+    _paths(kept)[1].unlink()
+    (kept.directory / "00000024-00000032-00000000.npz.tmp").write_bytes(b"PK")  # was killed
+    assert kept.find_missing(30) == [range(8, 16), range(24, 30)]
+    _fill(kept, 8, 11, 16)
+    _fill(kept, 24, 30)
+    assert kept.read(1)["features"][:, 0].tolist() == list(range(30))
 
 
-def test_damaged_batches_are_made_again(tmp_path):
-    kept = spool.Spool(tmp_path)
-    kept.begin("abc")
+@pytest.mark.parametrize("kind", ["cut", "empty", "one bit", "another's name", "zeros"])
+def test_damaged_batches_are_made_again(kept, kind, caplog):
     _fill(kept, 0, 8, 16, 24)
-    path = tmp_path / "00000008-00000016.npz"
-    path.write_bytes(path.read_bytes()[:-50])
-    assert kept.begin("abc") == 8
+    path = _paths(kept)[1]
+    contents = bytearray(path.read_bytes())
+    if kind == "one bit":
+        contents[len(contents) // 3] ^= 4
+    damaged = {"cut": contents[:-50], "empty": b"", "zeros": bytes(len(contents))}
+    path.write_bytes(damaged.get(kind, contents))
+    if kind == "another's name":  # images that another batch holds too
+        path.unlink()
+        path = path.with_name(_paths(kept)[0].name.replace("00000008", "00000016"))
+        path.write_bytes(_paths(kept)[0].read_bytes())
+    assert kept.find_missing(24) == [range(8, 16)]
+    assert f"{path} is damaged: its images are made again" in caplog.text
     _fill(kept, 8, 16)
-    assert kept.begin("abc") == 16  # what lay beyond is gone too
+    assert kept.find_missing(24) == []
 
 
 def test_files_that_no_spool_wrote_have_no_name(tmp_path):
@@ -60,15 +80,13 @@ def test_files_that_no_spool_wrote_have_no_name(tmp_path):
     assert spool.name_of(tmp_path / "text.npz") is None
 
 
-def test_samples_of_other_code_are_not_mixed(tmp_path):
-    spool.Spool(tmp_path).begin("abc")
+def test_samples_of_other_code_are_not_mixed(kept):
+    _fill(kept, 0, 8)
     with pytest.raises(ValueError, match=r"begun by other code, revision abc, now def.*remove the"):
-        spool.Spool(tmp_path).begin("def")
+        spool.Spool(kept.directory, "def").find_missing(8)
 
 
-def test_npz_is_as_the_evaluator_of_adm_reads_it(tmp_path):
-    kept = spool.Spool(tmp_path / "kept")
-    kept.begin("abc")
+def test_npz_is_as_the_evaluator_of_adm_reads_it(kept, tmp_path):
     _fill(kept, 0, 8, 16, 19)
     kept.write_npz(tmp_path / "samples.npz", "40-abc")
     assert spool.name_of(tmp_path / "samples.npz") == "40-abc"
@@ -80,9 +98,7 @@ def test_npz_is_as_the_evaluator_of_adm_reads_it(tmp_path):
     assert (found.num, found.shape) == (19, (4, 4, 3))
 
 
-def test_npz_of_captions_has_no_labels(tmp_path):
-    kept = spool.Spool(tmp_path / "kept")
-    kept.begin("abc")
+def test_npz_of_captions_has_no_labels(kept, tmp_path):
     kept.add(range(3), {"image": _batch(range(3))["image"]})
     kept.write_npz(tmp_path / "samples.npz", "40-abc")
     with np.load(tmp_path / "samples.npz") as file:
@@ -90,22 +106,16 @@ def test_npz_of_captions_has_no_labels(tmp_path):
     assert images.open_npz(tmp_path / "samples.npz").num == 3
 
 
-def test_full_disk_leaves_what_was_there(tmp_path):
-    kept = spool.Spool(tmp_path / "kept")
-    kept.begin("abc")
+def test_full_disk_leaves_what_was_there(kept, monkeypatch):
     _fill(kept, 0, 8)
+    before = _paths(kept)
 
-    def savez(file, **arrays):
-        file.write(b"PK")
+    def fsync(_):
         raise OSError(28, "No space left on device")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "savez", savez)
-        with pytest.raises(OSError, match=r"No space left.*\n.*it continues after image 8"):
-            _fill(kept, 8, 16)
-    assert [path.name for path in sorted((tmp_path / "kept").iterdir())] == [
-        "00000000-00000008.npz",
-        "revision.json",
-    ]
+    monkeypatch.setattr(spool.files.os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left.*\n.*it goes on with image 8"):
+        _fill(kept, 8, 16)
+    assert _paths(kept) == before
     kept.remove()
-    assert not (tmp_path / "kept").exists()
+    assert not kept.directory.exists()

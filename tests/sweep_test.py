@@ -16,7 +16,7 @@ import time
 import conftest
 import pytest
 
-from dit_jax import metrics
+from dit_jax import files
 from experiments.scaling import cell, collect, executors, grid, sweep, table
 from experiments.scaling.configs import smoke
 
@@ -46,10 +46,10 @@ def test_cells_are_trained_and_evaluated_at_every_compute_point(swept, config):
     for one in grid.cells(config):
         directory = swept / one.name
         assert cell.state(one, config.evaluate, directory) == "done"
-        rows = metrics.read_json_lines(directory / "evaluations.jsonl")
+        rows = files.read_json_lines(directory / "evaluations.jsonl")
         assert [row["step"] for row in rows] == [10, 20]
         assert {row["sample"]["num"] for row in rows} == {100}
-        losses = metrics.read_json_lines(directory / "metrics.jsonl")
+        losses = files.read_json_lines(directory / "metrics.jsonl")
         assert [line["step"] for line in losses if "eval_loss" in line] == [10, 20]
     assert sweep.waiting(config, grid.cells(config), swept) == []
 
@@ -63,7 +63,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     config.evaluate.num = 50
     assert cell.state(one, config.evaluate, directory) == "begun"
     assert cell.run(one, config.evaluate, directory)
-    rows = metrics.read_json_lines(directory / "evaluations.jsonl")
+    rows = files.read_json_lines(directory / "evaluations.jsonl")
     assert [(row["step"], row["sample"]["num"]) for row in rows[2:]] == [(10, 50), (20, 50)]
     table = collect.collect(tmp_path / "sweep", cells=[one.name])
     assert [(row["step"], row["num"]) for row in table] == [(10, 50), (20, 50)]
@@ -73,7 +73,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     config.steps = (10, 20, 30)  # longer training: the same run goes on
     one, *_ = grid.cells(config)
     assert cell.run(one, config.evaluate, directory)
-    steps = [line["step"] for line in metrics.read_json_lines(directory / "metrics.jsonl")]
+    steps = [line["step"] for line in files.read_json_lines(directory / "metrics.jsonl")]
     assert steps == sorted(steps)
     assert steps[-1] == 30
 

@@ -188,18 +188,73 @@ def test_missing_files_are_named_with_where_they_come_from(files, tmp_path):
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("vocab.json", b'{"!": 0,', r"cannot read .*vocab.json: Expecting property name"),
+        ("vocab.json", b'{"!": 0,', r"cannot read .*vocab.json: it ends too early: Expecting"),
         ("vocab.json", b"[1]", r"cannot read .*vocab.json: "),
         ("vocab.json", b'{"!": 0}', r"of 1 tokens is not CLIP's: it has no <\|start.*, <\|endof"),
         ("merges.txt", b"t h\nthe\n", r"merges.txt, line 2, is not a pair of tokens: 'the'"),
         ("merges.txt", b"\xff\xfe", r"cannot read .*merges.txt: 'utf-8' codec can't decode"),
         ("merges.txt", b"q q\n", "535 tokens and the 1 merges do not belong together: .*`qq`"),
+        ("merges.txt", b"a\x1b[2J b c\n", r"line 1, is not a pair of tokens: 'a\\x1b\[2J b c'"),
+        ("vocab.json", b'{"a": ' * 10**5, "nested more than 100 deep"),
+        ("vocab.json", b'{"a": 1, "a": 2}', "the key 'a' is in one object twice"),
     ],
 )
 def test_damaged_files_are_refused(files, name, contents, message):
     (files / name).write_bytes(contents)
     with pytest.raises(ValueError, match=message):
         text.ClipTokenizer.from_files(files / "vocab.json", files / "merges.txt")
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, "1", True, None, 2**20, 10**4000, 7])
+def test_numbers_of_tokens_are_different_whole_numbers(files, number):
+    (files / "vocab.json").write_text(json.dumps(bpe.VOCAB | {"<x>": number}))
+    message = "536 tokens has 535 different numbers from 0 to 1048575 for them"
+    with pytest.raises(ValueError, match=message):
+        text.ClipTokenizer.from_files(files / "vocab.json", files / "merges.txt")
+
+
+WRONG = [None, True, 0, -1, 1.5, 10**4000, "x\x1b", [], [[[]]], [7], {"a": {"b": 1}}, "\ud800"]
+PLACES = [
+    ("model",),
+    ("model", "type"),
+    ("model", "end_of_word_suffix"),
+    ("model", "vocab"),
+    ("model", "merges"),
+    ("padding",),
+    ("padding", "strategy"),
+    ("padding", "strategy", "Fixed"),
+    ("padding", "pad_token"),
+    ("added_tokens",),
+    ("added_tokens", 0),
+    ("added_tokens", 0, "content"),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_tokenizer_json_of_other_values_is_refused_in_a_line(tmp_path, place):
+    path, refused = tmp_path / text.FILE, 0
+    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 9).save(path)
+    whole = json.loads(path.read_text())
+    for value in WRONG:
+        part = theirs = json.loads(json.dumps(whole))
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        path.write_text(json.dumps(theirs))
+        message = _message(tmp_path)
+        refused += bool(message)
+        assert message.isprintable(), value
+        assert len(message) < 600, value
+    assert refused
+
+
+def _message(workdir):
+    """What loading its tokenizer ends in, empty for a tokenizer."""
+    try:
+        text.load_tokenizer(workdir)(["the cat"])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def test_added_tokens_are_refused(files, tmp_path):

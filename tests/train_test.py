@@ -231,23 +231,6 @@ def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
         train.make_program(smoke_config)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("seed", -1),
-        ("log_every_steps", 0),
-        ("checkpoint_every_steps", -5),
-        ("checkpoint_keep", 1),
-        ("data.num_threads", -1),
-        ("sample_num_images", 0),
-    ],
-)
-def test_values_out_of_range_are_named(smoke_config, key, value):
-    smoke_config.update_from_flattened_dict({key: value})
-    with pytest.raises(ValueError, match=rf"{key}={value} must lie in \d+\.\.\d+"):
-        train.make_program(smoke_config)
-
-
 @pytest.mark.slow
 def test_full_disk_is_told_without_the_libraries_tracebacks(digits_dir, tmp_path):
     flags = ["--config", "configs/smoke.py", "--workdir", tmp_path, "--config.total_steps=20"]

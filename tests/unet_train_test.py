@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from dit_jax import data, metrics, sources, train
+from dit_jax import data, files, sources, train
 from dit_jax.models import unet
 
 
@@ -29,7 +29,7 @@ def config(digits_dir):
 def _run(config, workdir):
     """(final state, its lines of metrics without what is timed)."""
     state = train.train_and_evaluate(config, workdir)
-    lines = metrics.read_json_lines(workdir / "metrics.jsonl")
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
     return state, [{k: v for k, v in line.items() if k != "img_per_s"} for line in lines]
 
 

@@ -146,7 +146,10 @@ def test_vae_of_another_kind_is_refused(diffusers_dir, change):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps(DIFFUSERS)[:50], r"cannot read .*config\.json: JSONDecodeError.*"),
+        (
+            json.dumps(DIFFUSERS)[:50],
+            r"cannot read .*config\.json: it ends too early: .* It must be the config",
+        ),
         ("[1]", r"cannot read .*config\.json: "),
         ('{"_class_name": "AutoencoderTiny"}', "diffusers' AutoencoderTiny, but only an Auto"),
         (
@@ -199,13 +202,13 @@ def test_converted_workdir_holds_the_parameters_and_the_config(
     assert step == 0
     expected = convert.load("vae", golden[0], config)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    with pytest.raises(ValueError, match=r"holds checkpoints \[0\] already"):
+    with pytest.raises(ValueError, match=r"vae is not empty: choose a new directory"):
         convert_vae(diffusers_dir, workdir)
 
 
 def test_weights_without_their_config_are_refused(diffusers_dir, tmp_path):
     (diffusers_dir / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json: diffusers writes"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: it must be .* that diffusers"):
         convert_vae(diffusers_dir, tmp_path / "vae")
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import shutil
 
 import pytest
 
-from dit_jax import train, workdirs
+from dit_jax import runs, train, workdirs
 
 
 def _as_json(config):
@@ -53,8 +54,8 @@ def test_command_that_trains_nothing_changes_nothing(workdir, smoke_config, chan
 def test_keys_that_may_change_are_taken_over(workdir, smoke_config, caplog):
     smoke_config.update(total_steps=50, log_every_steps=7, checkpoint_keep=4)
     smoke_config.model.remat = "full"
-    workdirs.claim(workdir, smoke_config)
-    workdirs.write_config(workdir, smoke_config)
+    with workdirs.claim(workdir, smoke_config):
+        workdirs.write_config(workdir, smoke_config)
     assert "total_steps was 40, now 50" in caplog.text
     assert workdirs.load_config(workdir).total_steps == 50
 
@@ -114,5 +115,56 @@ def test_configs_of_an_older_version_are_read_as_it_meant_them(workdir, smoke_co
 
 def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
-        workdirs.claim(tmp_path / "file" / "run", smoke_config)
+    with (
+        pytest.raises(OSError, match=r"cannot write into .*file/run"),
+        workdirs.claim(tmp_path / "file" / "run", smoke_config),
+    ):
+        pytest.fail("claimed")
+
+
+def _remove(config, key):
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config.get(section, {})
+    config.pop(name, None)
+
+
+def test_config_of_an_older_version_means_what_it_meant(workdir, smoke_config):
+    """Keys added since have the value of before, and the run goes on."""
+    config = json.loads((workdir / "config.json").read_text())
+    added = {
+        **workdirs.AS_BEFORE,
+        **workdirs.AS_BEFORE_OF_DIT,
+        **workdirs.AS_BEFORE_OF_PREDICTOR,
+    }
+    del added["diffusion.sigma_data"]  # of which this config has another value
+    expected = workdirs.load_config(workdir).to_dict()
+    for key in added:
+        _remove(config, key)
+    for section in ("text", "fid"):  # these did not exist
+        assert not config.pop(section)
+    (workdir / "config.json").write_text(json.dumps(config))
+    loaded = json.loads(json.dumps(workdirs.load_config(workdir).to_dict()))
+    assert loaded == json.loads(json.dumps(expected))
+    smoke_config.total_steps = 41
+    workdirs.check_config(workdir, smoke_config)
+    assert runs.load(workdir).step == 40
+
+
+@pytest.mark.parametrize("contents", ['{"a": 1}', "[]", '{"model": 3}'])
+def test_json_that_is_no_config_is_damage(workdir, smoke_config, contents):
+    (workdir / "config.json").write_text(contents)
+    assert workdirs.load_config(workdir).to_dict() == _as_json(smoke_config)
+
+
+def test_directories_of_other_names_are_no_checkpoints(workdir, smoke_config):
+    names = ["best_99", "8x", "-3", "007", "\u00b2", "99.orbax-checkpoint-tmp-1", "1e3"]
+    for name in names:
+        shutil.copytree(workdir / "checkpoints" / "40", workdir / "checkpoints" / name)
+    (workdir / "checkpoints" / "77").write_text("a file")
+    assert workdirs.saved_steps(workdir) == [20, 30, 40]
+    assert runs.load(workdir).step == 40
+    smoke_config.total_steps = 41
+    assert int(train.train_and_evaluate(smoke_config, workdir).step) == 41
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert left >= {*names} - {"99.orbax-checkpoint-tmp-1"}  # a checkpoint that was not finished

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, clip, dinov2, dit, inception, lpips, unet, vae
+from dit_jax.convert import clip, dinov2, dit, inception, lpips, unet, vae, weights
 
 FORMATS = {
     "dit": dit.to_params,
@@ -27,13 +27,14 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
         LPIPS's linear weights together), 'inception' (torch-fidelity's and pytorch-fid's copy of
         Inception-2015), 'dinov2' (the official PyTorch code's), 'clip' (transformers'
         CLIPTextModel).
-      source: a mapping of published names to arrays, or a file of them: .npz (names may carry
-        the prefix 'w/'), .safetensors, or .pt when torch is installed (loaded weights-only).
+      source: a mapping of published names to arrays; a file of them: .npz (names may carry the
+        prefix 'w/'), .safetensors, or torch.save's .pt, .pth, .bin or .ckpt, of which nothing is
+        run; or, of what diffusers and transformers write, the directory.
     Returns:
       Our parameter tree of numpy arrays, f32.
     Raises: ValueError for an unknown kind, another model's config, an unknown file type, a damaged
-      file, missing or unexpected names or shapes, listing both sets, and values that are not
-      finite; FileNotFoundError.
+      file, missing or unexpected names or shapes, with the first of each, and values that are not
+      finite; FileNotFoundError; OSError.
     """
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
@@ -41,5 +42,6 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
         raise ValueError(
             f"the config's model is a {model_config.name!r}, but {kind!r} is asked for."
         )
-    found = source if isinstance(source, Mapping) else arrays.read(pathlib.Path(source))
-    return FORMATS[kind](found, model_config)
+    if not isinstance(source, Mapping):
+        source = weights.read(pathlib.Path(source), kind)
+    return FORMATS[kind](source, model_config)

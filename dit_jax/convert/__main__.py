@@ -17,7 +17,8 @@ published names (`dit`; `inception`: torch-fidelity's or pytorch-fid's), a direc
 vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the directory that transformers
 wrote (`dinov2`). Of `clip` it is the directory that transformers wrote, such as a Stable
 Diffusion's text_encoder/, with the tokenizer's files in it or in ../tokenizer/. A DiT without
---config gets the published one's, with the sizes of the checkpoint.
+--config gets the published one's, with the sizes of the checkpoint. DST is a directory that is not
+there yet, or empty: a conversion that fails or is killed does not make it, so run it again.
 """
 
 import json
@@ -26,27 +27,29 @@ import pathlib
 
 import flax.traverse_util
 import jax
-import safetensors
 import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, cli, convert, models, text, workdirs
+from dit_jax import checkpoint, cli, convert, files, models, text, workdirs
 from dit_jax.convert import (
     adm,
     arrays,
     clip,
+    destination,
     diffusers_dit,
     dinov2,
     dit,
+    exported,
+    fields,
     lpips,
     stable_diffusion,
     unet,
     vae,
+    weights,
 )
 
 FLAGS = flags.FLAGS
-CONFIG = "dit_jax"  # of a file's metadata
 # Stable Diffusion 1's, of a UNet alone.
 PROCESS = (
     dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
@@ -73,10 +76,9 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 
     The new workdir is the UNet's; vae/ and text_encoder/ in it are workdirs of their own.
     Raises: ValueError or FileNotFoundError for files that are not this model's, before anything is
-      written; ValueError for a directory that is not empty.
+      written; ValueError or OSError as `destination.check`.
     """
-    if workdir.is_dir() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty: choose a new directory, or remove it.")
+    destination.check(workdir)
     stable_diffusion.check_parts(source)
     scheduler = source / "scheduler" / stable_diffusion.SCHEDULER
     config, params = _read_unet(source / "unet", stable_diffusion.read_process(scheduler))
@@ -84,7 +86,7 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     clip_config = ConfigDict({"model": clip.read_config(source / "text_encoder")})
     parts = config.model, vae_config.model, clip_config.model
     stable_diffusion.check_fit(source, *parts)
-    vae_params = convert.load("vae", diffusers_dit.read(source / "vae"), vae_config.model)
+    vae_params = convert.load("vae", source / "vae", vae_config.model)
     clip_params = convert.load("clip", clip.read(source / "text_encoder"), clip_config.model)
     tokenizer = clip.read_tokenizer(source / "text_encoder", clip_config.model)
 
@@ -105,10 +107,11 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
         shift=(vae_config.model.shift,),
     )
     config.text.update(encoder="text_encoder", encoder_digest=checkpoint.digest(clip_params))
-    checkpoint.save_params(workdir / "vae", vae_config, vae_params)
-    checkpoint.save_params(workdir / "text_encoder", clip_config, clip_params)
-    tokenizer.save(workdir / "text_encoder" / text.FILE)
-    checkpoint.save_params(workdir, config, params)  # last: no command takes a workdir without
+    with destination.fill(workdir) as new:
+        checkpoint.save_params(new / "vae", vae_config, vae_params)
+        checkpoint.save_params(new / "text_encoder", clip_config, clip_params)
+        tokenizer.save(new / "text_encoder" / text.FILE)
+        checkpoint.save_params(new, config, params)
     return config
 
 
@@ -116,32 +119,43 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes diffusers' AutoencoderKL at `source` to a new workdir, and returns its config.
 
     Args: source, the directory, or the weights in it; config.json must lie beside them.
-    Raises: ValueError or FileNotFoundError for files that are not this VAE's.
+    Raises: ValueError or FileNotFoundError for files that are not this VAE's; ValueError or OSError
+      as `destination.check`.
     """
-    weights = source / "diffusion_pytorch_model.safetensors" if source.is_dir() else source
-    config = ConfigDict({"model": vae.read_config(weights.parent / "config.json")})
-    params = convert.load("vae", weights, config.model)
-    checkpoint.save_params(workdir, config, params)
+    destination.check(workdir)
+    weights.refuse_layout(source, "vae")
+    config = ConfigDict({"model": vae.read_config(weights.directory(source) / "config.json")})
+    _save(workdir, config, convert.load("vae", source, config.model))
     return config
 
 
+def _save(workdir, config, params):
+    with destination.fill(workdir) as new:
+        checkpoint.save_params(new, config, params)
+
+
 def convert_unet(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes diffusers' UNet2DConditionModel in the directory `source`, and returns its config.
+    """Writes diffusers' UNet2DConditionModel at `source` to a new workdir, and returns its config.
 
     Its process is that of ../scheduler/ beside it, else Stable Diffusion 1's, with predicted eps.
-    Raises: ValueError or FileNotFoundError for files that are not this UNet's.
+    Args: source, the directory, or the weights in it; config.json must lie beside them.
+    Raises: ValueError or FileNotFoundError for files that are not this UNet's; ValueError or
+      OSError as `destination.check`.
     """
-    scheduler = source.resolve().parent / "scheduler" / stable_diffusion.SCHEDULER
+    destination.check(workdir)
+    weights.refuse_layout(source, "unet")
+    directory = weights.directory(source)
+    scheduler = directory.resolve().parent / "scheduler" / stable_diffusion.SCHEDULER
     found = stable_diffusion.read_process(scheduler) if scheduler.is_file() else PROCESS
     config, params = _read_unet(source, found)
-    checkpoint.save_params(workdir, config, params)
+    _save(workdir, config, params)
     return config
 
 
 def _read_unet(source, process):
     """(config, parameters) of a UNet of latents, with what `read_process` tells."""
-    config = _default_config(unet.read_config(source / "config.json"))
-    params = convert.load("unet", diffusers_dit.read(source), config.model)
+    config = _default_config(unet.read_config(weights.directory(source) / "config.json"))
+    params = convert.load("unet", source, config.model)
     diffusion, prediction, sample = process
     config.diffusion.update(diffusion)
     config.objective.prediction = prediction
@@ -160,9 +174,11 @@ def convert_adm(
 
     Args: config, with the model's sizes; None is that of the published model which has these
       arrays.   new_attention_order: of a model with a config, as `adm.to_params`.
-    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    Raises: ValueError or FileNotFoundError for files that are not this model's; ValueError or
+      OSError as `destination.check`.
     """
-    found = arrays.read(source)
+    destination.check(workdir)
+    found = weights.read(source, "adm")
     if config is None:
         name = adm.preset(found)
         published = adm.PUBLISHED[name]
@@ -173,8 +189,7 @@ def convert_adm(
         config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0, clip_x_0=True)
     elif config.model.name != "unet":
         raise ValueError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
-    params = adm.to_params(found, config.model, new_attention_order)
-    checkpoint.save_params(workdir, config, params)
+    _save(workdir, config, adm.to_params(found, config.model, new_attention_order))
     return config
 
 
@@ -193,20 +208,21 @@ def _default_config(model):
 
 def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes VGG-16 and LPIPS's weights in the directory `source` to a new workdir."""
+    destination.check(workdir)
     config = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
-    params = convert.load("lpips", lpips.read(source), config.model)
-    checkpoint.save_params(workdir, config, params)
+    _save(workdir, config, convert.load("lpips", lpips.read(source), config.model))
     return config
 
 
 def convert_inception(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes Inception-2015 in the file `source` to a new workdir, and returns its config.
 
-    Raises: FileNotFoundError; ValueError as `arrays.read`, or for another model's arrays.
+    Raises: FileNotFoundError; ValueError as `weights.read`, or for another model's arrays;
+      ValueError or OSError as `destination.check`.
     """
+    destination.check(workdir)
     config = ConfigDict({"model": {"name": "inception", "dtype": "float32"}})
-    params = convert.load("inception", source, config.model)
-    checkpoint.save_params(workdir, config, params)
+    _save(workdir, config, convert.load("inception", source, config.model))
     return config
 
 
@@ -216,10 +232,10 @@ def convert_dinov2(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     Args: source, a file of the official names, or the directory that transformers wrote.
     Raises: ValueError or FileNotFoundError for files that are not this model's.
     """
+    destination.check(workdir)
     found = dinov2.read(source)
     config = ConfigDict({"model": dinov2.read_sizes(found)})
-    params = convert.load("dinov2", found, config.model)
-    checkpoint.save_params(workdir, config, params)
+    _save(workdir, config, convert.load("dinov2", found, config.model))
     return config
 
 
@@ -232,11 +248,14 @@ def convert_clip(source: pathlib.Path, workdir: pathlib.Path, skip_layers: int =
       left out already.
     Raises: ValueError or FileNotFoundError for files that are not this model's.
     """
+    destination.check(workdir)
+    weights.refuse_layout(source, "clip")
     config = ConfigDict({"model": clip.read_config(source, skip_layers)})
     tokenizer = clip.read_tokenizer(source, config.model)
     params = convert.load("clip", clip.read(source, skip_layers), config.model)
-    checkpoint.save_params(workdir, config, params)
-    tokenizer.save(workdir / text.FILE)
+    with destination.fill(workdir) as new:
+        checkpoint.save_params(new, config, params)
+        tokenizer.save(new / text.FILE)
     return config
 
 
@@ -250,25 +269,26 @@ def convert_dit(
       model's with the sizes that `source` tells.
     Raises: ValueError or FileNotFoundError for files that are not this DiT's.
     """
-    is_diffusers = source.is_dir()
+    destination.check(workdir)
+    is_diffusers, shown = source.is_dir(), files.printable(source)
     sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
-    found = diffusers_dit.read(source) if is_diffusers else arrays.read(source)
-    exported = _exported_config(source)
+    found, own = weights.read(source, "dit"), exported.read(source)
     if config is None:
-        config = exported or _published_config(sizes or dit.read_sizes(found))
-    elif exported and any(config[k] != exported[k] for k in ("diffusion", "objective")):
+        config = own or _published_config(sizes or dit.read_sizes(found))
+    elif own and any(config[name] != own[name] for name in ("diffusion", "objective")):
         raise ValueError(
-            f"{source} was exported with diffusion={exported.diffusion.to_dict()}, objective="
-            f"{exported.objective.to_dict()}, and --config has others: leave it out."
+            f"{shown} was exported with diffusion={fields.show(own.diffusion.to_dict())}, "
+            f"objective={fields.show(own.objective.to_dict())}, and --config has others: leave it "
+            "out."
         )
     elif is_diffusers and sizes["num_heads"] != config.model.num_heads:
         raise ValueError(  # no array's shape tells
-            f"{source} has {sizes['num_heads']} heads, but the config's model.num_heads is "
+            f"{shown} has {sizes['num_heads']} heads, but the config's model.num_heads is "
             f"{config.model.num_heads}."
         )
     if is_diffusers:
         found = diffusers_dit.to_published(found, config.model)
-    checkpoint.save_params(workdir, config, convert.load("dit", found, config.model))
+    _save(workdir, config, convert.load("dit", found, config.model))
     return config
 
 
@@ -284,27 +304,6 @@ def _published_config(sizes):
     config.model.update(sizes)
     config.data.image_size = 8 * config.model.input_size
     return config
-
-
-def _config_to_export(config):
-    """JSON of all that the arrays do not tell, without the places of this machine."""
-    config = config.copy_and_resolve_references().unlock()
-    config.init_from = config.data.data_dir = config.latents.vae = config.latents.moments = ""
-    if config.data.source == "folder":
-        config.data.name = ""
-    return json.dumps(config.to_dict())
-
-
-def _exported_config(source):
-    """The config that `export_dit` wrote into a file, or None."""
-    if source.suffix != ".safetensors" or not source.is_file():
-        return None
-    try:
-        with safetensors.safe_open(source, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError:
-        return None  # reading its arrays says what is wrong
-    return workdirs.read_config(metadata[CONFIG]) if CONFIG in metadata else None
 
 
 def export_dit(
@@ -336,7 +335,8 @@ def export_dit(
         temporary.touch()
         mode = temporary.stat().st_mode  # safetensors' files are their owner's alone
         arrays_by_name = dit.to_published(params, config.model)
-        safetensors.numpy.save_file(arrays_by_name, temporary, {CONFIG: _config_to_export(config)})
+        metadata = {exported.KEY: exported.to_json(config)}
+        safetensors.numpy.save_file(arrays_by_name, temporary, metadata)
         temporary.chmod(mode)
         os.replace(temporary, out)
     except (OSError, safetensors.SafetensorError) as error:

@@ -1,41 +1,59 @@
 """Files of named arrays, and our parameters from exactly the arrays that a model is made of."""
 
-import argparse
 import functools
-import importlib.util
+import math
 import pathlib
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
+import safetensors.numpy
 
-from dit_jax import models
+from dit_jax import files, models
+from dit_jax.convert import torch_files
 
 Shape = tuple[int, ...]
+# Of numbers, in safetensors' names, those that NumPy reads.
+DTYPES = {
+    *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"),
+    *("U64", "U32", "U16", "U8", "BOOL"),
+}
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The name -> f32 array mapping in a .npz, .safetensors or .pt (.pth, .bin) file.
+    """Reads a .npz, .safetensors or torch.save's .pt (.pth, .bin, .ckpt): name -> f32 array.
 
-    Raises: OSError; ValueError for another suffix, a .pt without torch installed, a .pt that holds
-      anything but tensors, or as `parse`.
+    Nothing in the file is run, and its arrays take no more memory than `files.most_bytes`. Names in
+    a .npz may begin with 'w/'; others beside them are then left out.
+    Raises: as `describe`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}{variants(path)}.")
-    if path.suffix not in READERS:
-        raise ValueError(f"cannot read {path}: expected .npz, .safetensors or .pt.")
-    if READERS[path.suffix] is _read_torch and importlib.util.find_spec("torch") is None:
-        raise ValueError(
-            f"reading {path} needs torch, which is not installed: install torch, or save the "
-            "tensors as .safetensors where it is."
-        )
-    found = parse(path, READERS[path.suffix])
-    if others := [name for name, value in found.items() if not isinstance(value, np.ndarray)]:
-        raise ValueError(f"{path} holds more than tensors: {', '.join(others)}.")
+    describe(path)
+    found = _parse(path, READERS[path.suffix][1])
+    for name, array in found.items():  # one at a time, for the memory of both
+        found[name] = np.asarray(array, np.float32)
     return found
+
+
+def describe(path: pathlib.Path) -> dict[str, Shape]:
+    """Name -> shape of the arrays in such a file, without their numbers.
+
+    Raises: OSError; ValueError for another suffix, a damaged file, one that holds anything but
+      arrays of numbers, or whose arrays take more than `files.most_bytes`.
+    """
+    shown = files.printable(path)
+    if path.is_dir():
+        raise ValueError(f"{shown} is a directory: give the file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {shown}{variants(path)}.")
+    if path.suffix not in READERS:
+        raise ValueError(f"cannot read {shown}: expected {', '.join(READERS)}.")
+    shapes = _parse(path, READERS[path.suffix][0])
+    if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
+        raise ValueError(f"{shown} has arrays without any number: {files.some_of(empty)}.")
+    files.check_bytes(path, 4 * sum(map(math.prod, shapes.values())))
+    return shapes
 
 
 def variants(path: pathlib.Path) -> str:
@@ -43,72 +61,63 @@ def variants(path: pathlib.Path) -> str:
     for precision in ("fp16", "bf16"):
         other = path.with_suffix(f".{precision}{path.suffix}")
         if other.is_file():
-            return f"; {other.name} is there: give a copy named {path.name}, which is read as f32"
+            names = files.printable(other.name), files.printable(path.name)
+            return f"; {names[0]} is there: give a copy named {names[1]}, which is read as f32"
     return ""
 
 
-def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
-    """What the reader makes of a published file.
-
-    Raises: OSError; ValueError that says how the file begins if the reader cannot read it.
-    """
-    with path.open("rb") as file:  # what the system refuses is no damage
-        beginning = file.read(20)
+def _parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
     try:
-        return reader(path)
-    except (MemoryError, ImportError):
-        raise
-    # NumPy, zipfile, safetensors, torch and JSON each have their own for a damaged file.
-    except Exception as error:
-        reason = (str(error).splitlines() or ["no message"])[0]
+        return files.parse(path, reader)
+    except files.DamagedFileError as error:
         raise ValueError(
-            f"cannot read {path}: {type(error).__name__}: {reason}\n"
-            f"Its {path.stat().st_size:,} bytes begin with {beginning!r}: it is cut short, "
-            f"damaged, no {path.suffix} file, or holds more than it should.\n"
-            "Download it again, and compare its size and SHA-256 with docs/weights.md."
+            f"{error}\nDownload it again, and compare its size and SHA-256 with docs/weights.md."
         ) from error
+
+
+def _describe_npz(path):
+    described = files.describe_npz(path)
+    named = {name: described[name] for name in _npz_names(described)}
+    _refuse({n: str(a.dtype) for n, a in named.items() if a.dtype.kind not in "biuf"})
+    return {name.removeprefix("w/"): array.shape for name, array in named.items()}
 
 
 def _read_npz(path):
-    with np.load(path) as file:
-        prefixed = [name for name in file.files if name.startswith("w/")]
-        names = prefixed or file.files
-        return {name.removeprefix("w/"): np.asarray(file[name], np.float32) for name in names}
+    names = _npz_names(files.describe_npz(path))
+    return {n.removeprefix("w/"): array for n, array in files.read_npz(path, names).items()}
 
 
-def _read_safetensors(path):
-    from safetensors.numpy import load_file  # JAX has taught NumPy bfloat16
-
-    return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
+def _npz_names(described):
+    return [name for name in described if name.startswith("w/")] or list(described)
 
 
-def _read_torch(path):
-    import torch
-
-    try:
-        # The published training checkpoints also hold their command line.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Around its reason torch says how to run the file's code all the same.
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition(". ")[0]
-        raise pickle.UnpicklingError(
-            f"it must hold tensors alone, as running a file's code is not safe: {reason}"
-        ) from error
-    # Training checkpoints of the published code hold {'model', 'ema', 'opt', ...}.
-    tensors = contents.get("ema", contents)
-    return {
-        name: value.float().numpy() if isinstance(value, torch.Tensor) else value
-        for name, value in tensors.items()
-    }
+def _describe_safetensors(path):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no dict
+        dtypes = {name: part.get_dtype() for name, part in slices.items()}
+        _refuse({name: dtype for name, dtype in dtypes.items() if dtype not in DTYPES})
+        return {name: tuple(part.get_shape()) for name, part in slices.items()}
 
 
+def _describe_torch(path):
+    return {name: tensor.shape for name, tensor in torch_files.describe(path).items()}
+
+
+def _refuse(others):
+    if others:
+        kinds = [f"{name} ({dtype})" for name, dtype in others.items()]
+        raise ValueError(f"it holds more than real numbers: {files.some_of(kinds)}")
+
+
+_TORCH = _describe_torch, torch_files.read
+# What describes, and what reads.
 READERS = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".bin": _read_torch,
+    ".npz": (_describe_npz, _read_npz),
+    ".safetensors": (_describe_safetensors, safetensors.numpy.load_file),
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+    ".bin": _TORCH,
+    ".ckpt": _TORCH,
 }
 
 
@@ -137,8 +146,8 @@ def to_params(
 def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> None:
     """Demands of the arrays exactly the expected names and shapes, and finite values.
 
-    Raises: ValueError that lists missing names, unexpected names and differing shapes, or the first
-      names with NaN or infinity.
+    Raises: ValueError with the number and the first of missing names, unexpected names and
+      differing shapes, or of names with NaN or infinity.
     """
     shapes = {name: tuple(np.shape(array)) for name, array in found.items()}
     missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
@@ -151,15 +160,15 @@ def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> Non
     if missing or unexpected or differing:
         raise ValueError(
             "the checkpoint does not fit the model.\n"
-            f"  missing ({len(missing)}): {', '.join(missing) or 'none'}\n"
-            f"  unexpected ({len(unexpected)}): {', '.join(unexpected) or 'none'}\n"
-            f"  wrong shape ({len(differing)}): {', '.join(differing) or 'none'}\n"
+            f"  missing ({len(missing)}): {files.some_of(missing)}\n"
+            f"  unexpected ({len(unexpected)}): {files.some_of(unexpected)}\n"
+            f"  wrong shape ({len(differing)}): {files.some_of(differing)}\n"
             "Check the model's sizes in the config, and that the file holds this model."
         )
     if broken := [name for name, array in found.items() if not np.isfinite(array).all()]:
         raise ValueError(
             f"{len(broken)} of the checkpoint's {len(found)} tensors hold NaN or infinity, such as "
-            f"{', '.join(broken[:3])}.\n"
+            f"{files.some_of(broken[:3])}.\n"
             "Download it again, and compare its SHA-256 with docs/weights.md; if that is right, "
             "the model itself is broken."
         )

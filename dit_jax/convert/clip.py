@@ -1,6 +1,5 @@
 """CLIP's text transformer as transformers writes it: its names, sizes and tokenizer files."""
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -8,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import text
-from dit_jax.convert import arrays
+from dit_jax import files, text
+from dit_jax.convert import arrays, fields, weights
 from dit_jax.models import clip
 
 # transformers' classes -> their arrays that are not the text transformer's; one that ends in a dot
@@ -28,74 +27,72 @@ CLASSES = {
 PREFIX = "text_model."
 POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformers before 4.31
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# Our key -> transformers', and what some of their configs leave out.
+# Our key -> transformers', what some of their configs leave out, and the most that is taken.
 SIZES = dict(
-    vocab_size=("vocab_size", 49408),
-    length=("max_position_embeddings", 77),
-    hidden_size=("hidden_size", 512),
-    depth=("num_hidden_layers", 12),
-    num_heads=("num_attention_heads", 8),
-    mlp_size=("intermediate_size", 2048),
+    vocab_size=("vocab_size", 49408, fields.MOST),
+    length=("max_position_embeddings", 77, text.MOST_LENGTH),
+    hidden_size=("hidden_size", 512, fields.MOST),
+    depth=("num_hidden_layers", 12, fields.MOST_LAYERS),
+    num_heads=("num_attention_heads", 8, fields.MOST),
+    mlp_size=("intermediate_size", 2048, fields.MOST),
 )
 
 
 def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
     """`config.model` from the config.json in a directory, without the last layers.
 
+    Args: source, the directory, or the weights in it.
     Raises: FileNotFoundError; ValueError for a model of another kind, a wrong number of layers,
-      or as `arrays.parse`.
+      or as `fields.read`.
     """
     path, _, theirs = _read_theirs(source)
-    sizes = {ours: theirs.get(name, default) for ours, (name, default) in SIZES.items()}
-    wrong = {SIZES[k][0]: v for k, v in sizes.items() if not isinstance(v, int) or v < 1}
+    sizes = {ours: theirs.get(name, default) for ours, (name, default, _) in SIZES.items()}
+    wrong = {SIZES[k][0]: v for k, v in sizes.items() if not fields.is_count(v, SIZES[k][2])}
     activation = theirs.get("hidden_act", "quick_gelu")
-    if activation not in clip.ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in clip.ACTIVATIONS:
         wrong["hidden_act"] = activation
     if (epsilon := theirs.get("layer_norm_eps", clip.NORM_EPSILON)) != clip.NORM_EPSILON:
         wrong["layer_norm_eps"] = epsilon
     if wrong:
         raise ValueError(
-            f"{path} describes a text model of another kind: {wrong}. Needed are sizes above 0, "
-            f"hidden_act {' or '.join(clip.ACTIVATIONS)}, layer_norm_eps {clip.NORM_EPSILON}."
+            f"{files.printable(path)} describes a text model of another kind: "
+            f"{fields.show(wrong)}. Needed are sizes above 0, hidden_act "
+            f"{' or '.join(clip.ACTIVATIONS)}, layer_norm_eps {clip.NORM_EPSILON}."
         )
     depth = sizes["depth"]
     if not 0 <= skip_layers < depth:
-        raise ValueError(f"{skip_layers=} must be in 0..{depth - 1}: {path} has {depth} layers.")
+        shown = files.printable(path)
+        raise ValueError(f"{skip_layers=} must be in 0..{depth - 1}: {shown} has {depth} layers.")
     sizes["depth"] = depth - skip_layers
     return ConfigDict(dict(name="clip", **sizes, activation=activation, dtype="float32"))
 
 
 def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
-    """The text transformer's arrays of the weights in a directory, without the last layers'.
+    """The text transformer's arrays of the weights at `source`, without the last layers'.
 
     What else the class in config.json is known to have is left out, and nothing besides.
-    Raises: FileNotFoundError; ValueError as `read_config` or `arrays.read`.
+    Args: source, the directory that transformers wrote, or the weights in it.
+    Raises: FileNotFoundError; ValueError as `read_config` or `weights.read`.
     """
-    names = "model.safetensors", "pytorch_model.bin"
-    weights = next((source / name for name in names if (source / name).is_file()), None)
-    if weights is None:
-        raise FileNotFoundError(
-            f"no {' or '.join(names)} in {source}, where transformers has it"
-            f"{arrays.variants(source / names[0])}."
-        )
     depth = read_config(source, skip_layers).depth
     skipped = tuple(f"encoder.layers.{depth + i}." for i in range(skip_layers))
     _, kind, _ = _read_theirs(source)
     modules = tuple(name for name in CLASSES[kind] if name.endswith("."))
     return {
         name: array
-        for name, array in arrays.read(weights).items()
+        for name, array in weights.read(source, "clip").items()
         if name not in CLASSES[kind] and not name.startswith(modules)
         if not name.removeprefix(PREFIX).startswith(skipped)
     }
 
 
 def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
-    """The tokenizer of the text model in a directory, its files there or in ../tokenizer.
+    """The tokenizer of the text model at `source`, its files there or in ../tokenizer.
 
     Padding is what special_tokens_map.json or tokenizer_config.json beside them says, else END.
     Raises: FileNotFoundError; ValueError for tokens that the model lacks, or as `text`'s.
     """
+    source = weights.directory(source)
     directories = source, source.resolve().parent / "tokenizer"
     for directory in directories:
         length, pad = model_config.length, _read_padding(directory)
@@ -108,20 +105,24 @@ def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
             continue
         if tokenizer.vocab_size > model_config.vocab_size:
             raise ValueError(
-                f"the tokenizer in {directory} has ids up to {tokenizer.vocab_size - 1}, but the "
-                f"text model {model_config.vocab_size} tokens: it is another model's."
+                f"the tokenizer in {files.printable(directory)} has ids up to "
+                f"{tokenizer.vocab_size - 1}, but the text model {model_config.vocab_size} tokens: "
+                "it is another model's."
             )
         return tokenizer
     raise FileNotFoundError(
         f"no vocab.json with merges.txt, and no {text.FILE}, in "
-        f"{' or '.join(map(str, directories))}. {text.SOURCE}"
+        f"{' or '.join(map(files.printable, directories))}. {text.SOURCE}"
     )
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from CLIPTextModel's names, with or without `PREFIX`; see `convert.load`."""
-    if all(name.startswith(PREFIX) for name in found):
-        found = {name.removeprefix(PREFIX): array for name, array in found.items()}
+    prefixed = sum(name.startswith(PREFIX) for name in found)
+    stripped = {name.removeprefix(PREFIX): array for name, array in found.items()}
+    # Of most names, so that a message lists the few others and not all.
+    if 2 * prefixed > len(found) == len(stripped):
+        found = stripped
     found = {name: array for name, array in found.items() if name != POSITION_IDS}
     shapes = arrays.parameter_shapes(model_config)
     published = {path: _published(path, shape) for path, shape in shapes.items()}
@@ -130,37 +131,46 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 def _read_theirs(source):
     """(its path, the class of the model, the text model's part) of config.json."""
-    path = source / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path}: transformers writes config.json beside the weights; of a Stable Diffusion "
-            "give the folder text_encoder/."
-        )
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
-    kind, *_ = theirs.get("architectures") or [None]
-    if kind not in CLASSES:
+    path = weights.directory(source) / "config.json"
+    theirs = fields.read(
+        path,
+        "the config.json that transformers writes beside the weights; of a Stable Diffusion that "
+        "in text_encoder/",
+    )
+    shown, kind = files.printable(path), theirs.get("architectures")
+    kind = kind[0] if isinstance(kind, list) and kind else None
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ValueError(
-            f"{path} describes transformers' {kind}, but only {', '.join(CLASSES)} can be "
-            "converted; of a Stable Diffusion give the folder text_encoder/."
+            f"{shown} describes transformers' {fields.show(kind)}, but only {', '.join(CLASSES)} "
+            "can be converted; of a Stable Diffusion give the folder text_encoder/."
         )
     if kind == "CLIPModel":  # the second, of old files, overrides the first
-        theirs = (theirs.get("text_config") or {}) | (theirs.get("text_config_dict") or {})
+        parts = [theirs.get(name) or {} for name in ("text_config", "text_config_dict")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"{shown} has a text_config that is none: download it again.")
+        theirs = parts[0] | parts[1]
     return path, kind, theirs
 
 
 def _read_padding(directory):
     """As transformers reads them; Stable Diffusion 2's "!" is in the older file."""
-    files = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    paths = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
     config, older = (
-        arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+        fields.read(path, "the tokenizer's settings, as transformers writes them")
         if path.is_file()
         else {}
-        for path in files
+        for path in paths
     )
     if "added_tokens_decoder" in config:  # by versions that do not read the older one
         older = {}
     pad = older.get("pad_token") or config.get("pad_token") or text.END
-    return pad["content"] if isinstance(pad, dict) else pad
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    if not isinstance(pad, str):
+        shown = files.printable(directory)
+        raise ValueError(
+            f"the tokenizer in {shown} has a pad_token that is no text: {fields.show(pad)}."
+        )
+    return pad
 
 
 def _published(path, shape):

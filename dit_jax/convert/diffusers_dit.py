@@ -5,15 +5,14 @@ frequencies of the time are 10000^(-k/127), not 10000^(-k/128), and every block'
 adds norm_eps, 1e-5 by default, to the variance, not 1e-6. Our model computes the published ones.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, dit
+from dit_jax import files
+from dit_jax.convert import arrays, dit, fields
 
-WEIGHTS = "diffusion_pytorch_model"
 # The published module -> diffusers' modules, whose rows it joins; {} is the block's number.
 MODULES = {
     "x_embedder.proj": ("pos_embed.proj",),
@@ -49,14 +48,15 @@ DEFAULTS = dict(
     norm_elementwise_affine=False,
     norm_eps=1e-5,
 )
-COUNTS = (
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "num_layers",
-    "sample_size",
-    "patch_size",
-    "num_embeds_ada_norm",
+# Numbers above 0, and up to what.
+COUNTS = dict(
+    num_attention_heads=1024,
+    attention_head_dim=1024,
+    in_channels=1024,
+    num_layers=fields.MOST_LAYERS,
+    sample_size=4096,
+    patch_size=1024,
+    num_embeds_ada_norm=fields.MOST,
 )
 # What our model computes, and no other; of norm_eps see above.
 FIXED = dict(
@@ -76,30 +76,30 @@ def read_sizes(directory: pathlib.Path) -> dict:
     is the null class's, index 1000 as here.
 
     Raises: FileNotFoundError; ValueError for a whole pipeline or a model of another kind, with what
-      is not supported, or as `arrays.parse`.
+      is not supported, or as `fields.read`.
     """
     if (directory / "model_index.json").is_file():
         raise ValueError(
-            f"{directory} is a whole pipeline: convert the DiT in {directory / 'transformer'}, and "
-            f"its VAE with `convert vae {directory / 'vae'}`."
+            f"{files.printable(directory)} is a whole pipeline: convert the DiT in "
+            f"{files.printable(directory / 'transformer')}, and its VAE with `convert vae "
+            f"{files.printable(directory / 'vae')}`."
         )
     path = directory / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
-    if theirs.get("_class_name") not in CLASSES:
+    theirs = fields.read(path, "the config.json that diffusers writes beside the weights")
+    shown, kind = files.printable(path), theirs.get("_class_name")
+    if kind not in CLASSES:
         raise ValueError(
-            f"{path} describes diffusers' {theirs.get('_class_name')}, but only a {CLASSES[0]} can "
-            "be converted; docs/weights.md lists one."
+            f"{shown} describes diffusers' {fields.show(kind)}, but only a {CLASSES[0]} can be "
+            "converted; docs/weights.md lists one."
         )
     theirs = DEFAULTS | theirs
-    wrong = {n: theirs[n] for n in COUNTS if not _is_count(theirs[n])}
+    wrong = {n: theirs[n] for n, most in COUNTS.items() if not fields.is_count(theirs[n], most)}
     wrong |= {n: theirs[n] for n, values in FIXED.items() if theirs[n] not in values}
     channels = theirs["in_channels"]
     if not wrong and theirs["out_channels"] not in (None, channels, 2 * channels):
         wrong["out_channels"] = theirs["out_channels"]
     if wrong:
-        raise ValueError(f"{path} describes a DiT of another kind: {wrong}.")
+        raise ValueError(f"{shown} describes a DiT of another kind: {fields.show(wrong)}.")
     return dict(
         input_size=theirs["sample_size"],
         patch_size=theirs["patch_size"],
@@ -111,24 +111,6 @@ def read_sizes(directory: pathlib.Path) -> dict:
         num_classes=theirs["num_embeds_ada_norm"],
         learn_sigma=theirs["out_channels"] == 2 * channels,
     )
-
-
-def read(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """Diffusers' names and arrays of the weights in a directory, in one file or several.
-
-    Raises: FileNotFoundError; ValueError as `arrays.read`.
-    """
-    index = directory / f"{WEIGHTS}.safetensors.index.json"
-    if not index.is_file():
-        whole, old = directory / f"{WEIGHTS}.safetensors", directory / f"{WEIGHTS}.bin"
-        return arrays.read(old if old.is_file() and not whole.is_file() else whole)
-    files = arrays.parse(
-        index, lambda path: set(json.loads(path.read_text())["weight_map"].values())
-    )
-    found = {}
-    for file in sorted(files):
-        found |= arrays.read(directory / file)
-    return found
 
 
 def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.ndarray]:
@@ -174,7 +156,3 @@ def _sources(name, depth):
         return [[part.format(block) for part in parts]]
     copies = depth if "{}" in parts[0] else 1
     return [[part.format(i) for part in parts] for i in range(copies)]
-
-
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,6 +1,5 @@
 """Parameters of DINOv2: the official names, and what transformers calls the same arrays."""
 
-import json
 import math
 import pathlib
 import re
@@ -8,7 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays
+from dit_jax import files
+from dit_jax.convert import arrays, fields, weights
 from dit_jax.models import dinov2
 
 HEAD_SIZE = 64  # of all published sizes
@@ -46,24 +46,23 @@ def read(source: pathlib.Path) -> dict[str, np.ndarray]:
     """The official names and arrays of a file of them, or of the directory that transformers wrote.
 
     Raises: FileNotFoundError; ValueError for transformers' model of another kind, or as
-      `arrays.read`.
+      `weights.read` and `fields.read`.
     """
     if not source.is_dir():
-        return arrays.read(source)
+        return weights.read(source, "dinov2")
     path = source / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: transformers writes config.json beside the weights.")
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    theirs = fields.read(path, "the config.json that transformers writes beside the weights")
     other = {name: theirs.get(name) for name, v in FIXED.items() if theirs.get(name) != v}
     width, heads = theirs.get("hidden_size"), theirs.get("num_attention_heads")
-    if not isinstance(heads, int) or width != heads * HEAD_SIZE:
+    if not fields.is_count(heads) or width != heads * HEAD_SIZE:
         other |= {"hidden_size": width, "num_attention_heads": heads}
     if other:
         raise ValueError(
-            f"{path} describes a model of another kind: {other}. Needed are {FIXED} and heads of "
-            f"{HEAD_SIZE}: DINOv2 without registers, ViT-S, -B or -L."
+            f"{files.printable(path)} describes a model of another kind: {fields.show(other)}. "
+            f"Needed are {FIXED} and heads of {HEAD_SIZE}: DINOv2 without registers, ViT-S, -B or "
+            "-L."
         )
-    return to_official(arrays.read(source / "model.safetensors"))
+    return to_official(weights.read(source, "dinov2"))
 
 
 def to_official(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

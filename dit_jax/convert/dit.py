@@ -25,6 +25,7 @@ MODULES = {
 }
 LEAVES = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
 NUM_CLASSES = 1000  # ImageNet's, of all published models
+MOST_POSITIONS = 2**26  # numbers of a position table, computed in f64 to be compared: 512 MiB
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
@@ -66,10 +67,17 @@ def published_shapes(model_config) -> dict[str, arrays.Shape]:
 
 
 def check_block(model_config) -> None:
-    """Demands the block and the condition that have published names.
+    """Demands the block and the condition that have published names, and sizes that models have.
 
     Raises: ValueError for others.
     """
+    tokens = (model_config.input_size // model_config.patch_size) ** 2
+    if tokens * model_config.hidden_size > MOST_POSITIONS:
+        raise ValueError(
+            f"model.input_size={model_config.input_size}, patch_size={model_config.patch_size} and "
+            f"hidden_size={model_config.hidden_size} are {tokens:,} tokens, of more than "
+            f"{MOST_POSITIONS:,} numbers: no DiT has as many."
+        )
     if model_config.block != "adaLN-Zero":
         raise ValueError(
             f"model.block={model_config.block!r} has no published names or weights; those of "

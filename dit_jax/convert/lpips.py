@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays
+from dit_jax.convert import arrays, weights
 
 FILES = ("vgg16-397923af.pth", "vgg.pth")  # torchvision's, LPIPS's
 
@@ -13,11 +13,11 @@ FILES = ("vgg16-397923af.pth", "vgg.pth")  # torchvision's, LPIPS's
 def read(directory: pathlib.Path) -> dict[str, np.ndarray]:
     """The published names and arrays of both files in a directory.
 
-    Raises: FileNotFoundError; ValueError as `arrays.read`.
+    Raises: FileNotFoundError; ValueError as `weights.read`.
     """
     found = {}
     for name in FILES:
-        found |= arrays.read(directory / name)
+        found |= weights.read(directory / name, "lpips")
     return found
 
 

@@ -1,11 +1,11 @@
 """What diffusers says of a whole Stable Diffusion: its parts, its process, and that they fit."""
 
-import json
 import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax.convert import arrays
+from dit_jax import files
+from dit_jax.convert import fields, weights
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
@@ -31,6 +31,7 @@ SCHEDULERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
+MOST_STEPS = 100_000
 # Their names of what is ours.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
@@ -48,29 +49,31 @@ DEFAULTS = dict(
 def check_parts(source: pathlib.Path) -> None:
     """Demands that the directory holds a Stable Diffusion, by its model_index.json.
 
-    Raises: FileNotFoundError; ValueError for another pipeline, parts that lack or are not
-      supported, or as `arrays.parse`.
+    Raises: FileNotFoundError; ValueError for a file, another pipeline, parts that lack or are not
+      supported, or as `fields.read`.
     """
-    path = source / INDEX
+    path, shown = source / INDEX, files.printable(source / INDEX)
+    if source.is_file():
+        weights.refuse_layout(source, "sd")
     if not path.is_file():
         raise FileNotFoundError(
-            f"no {path}: give the directory that diffusers wrote, with {', '.join(PARTS)} in it."
+            f"no {shown}: give the directory that diffusers wrote, with {', '.join(PARTS)} in it."
         )
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    theirs = fields.read(path, "the list of a pipeline's parts that diffusers writes")
     if (found := theirs.get("_class_name")) not in PIPELINES:
         raise ValueError(
-            f"{path} describes diffusers' {found}, but only {', '.join(PIPELINES)} can be "
-            "converted."
+            f"{shown} describes diffusers' {fields.show(found)}, but only {', '.join(PIPELINES)} "
+            "can be converted."
         )
     # A part is [library, class]; one that a pipeline may have and this one has not, [null, null].
     parts = {name: v[-1] for name, v in theirs.items() if isinstance(v, list) and v and v[-1]}
     if missing := [name for name in PARTS if name not in parts]:
-        raise ValueError(f"{path} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
+        raise ValueError(f"{shown} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
     if others := sorted(parts.keys() - {*PARTS, *IGNORED}):
+        others = files.some_of([f"{name} ({fields.show(parts[name])})" for name in others])
         raise ValueError(
-            f"{path} has the parts {', '.join(f'{name} ({parts[name]})' for name in others)}, "
-            f"which are not supported; supported: {', '.join(PARTS)}, and without effect "
-            f"{', '.join(IGNORED)}."
+            f"{shown} has the parts {others}, which are not supported; supported: "
+            f"{', '.join(PARTS)}, and without effect {', '.join(IGNORED)}."
         )
 
 
@@ -80,16 +83,14 @@ def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
     The sampler is DDIM, ending as diffusers' DDIM and PNDM of this file do, and at their times; but
     'linspace' is no grid of these.
     Raises: FileNotFoundError; ValueError for what is not supported, with what is, or as
-      `arrays.parse`.
+      `fields.read`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: diffusers writes it with the pipeline.")
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    theirs = fields.read(path, "the scheduler's config that diffusers writes with the pipeline")
     is_pndm = theirs.get("_class_name") == "PNDMScheduler"
     theirs = DEFAULTS | {"set_alpha_to_one": not is_pndm} | theirs
     if wrong := _not_supported(theirs):
-        lines = [f"  {n}={theirs.get(n)!r}; supported: {what}" for n, what in wrong.items()]
-        raise ValueError(f"{path} describes a process of another kind:\n" + "\n".join(lines))
+        lines = fields.list_wrong(theirs, wrong)
+        raise ValueError(f"{files.printable(path)} describes a process of another kind:\n{lines}")
     process = dict(
         process="ddpm",
         num_steps=theirs["num_train_timesteps"],
@@ -125,7 +126,9 @@ def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: Con
             f"latent_channels={vae.latent_channels}"
         )
     if wrong:
-        raise ValueError(f"the parts of {source} are not of one model: {'; '.join(wrong)}.")
+        raise ValueError(
+            f"the parts of {files.printable(source)} are not of one model: {'; '.join(wrong)}."
+        )
 
 
 def _not_supported(theirs):
@@ -140,8 +143,8 @@ def _not_supported(theirs):
         if not isinstance(theirs.get(name), str) or theirs[name] not in known:
             wrong[name] = ", ".join(known)
     steps = theirs.get("num_train_timesteps")
-    if not isinstance(steps, int) or steps < 2:
-        wrong["num_train_timesteps"] = "a whole number above 1"
+    if not fields.is_count(steps, MOST_STEPS) or steps < 2:
+        wrong["num_train_timesteps"] = f"a whole number above 1, up to {MOST_STEPS:,}"
     start, end = (theirs.get(name) for name in ("beta_start", "beta_end"))
     if not isinstance(start, float) or not 0 < start < 1:
         wrong["beta_start"] = "a number between 0 and 1"

@@ -1,6 +1,5 @@
 """Parameters and sizes of diffusers' UNet2DConditionModel; its convolutions are [out, in, h, w]."""
 
-import json
 import math
 import pathlib
 import re
@@ -9,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.convert import arrays
+from dit_jax import files
+from dit_jax.convert import arrays, fields
 from dit_jax.models import unet
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -80,7 +80,16 @@ FIXED = dict(
 )
 # Of these diffusers takes a number for each level too; here all levels have the same.
 SAME_AT_ALL_LEVELS = ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block")
-COUNTS = ("sample_size", "in_channels", "norm_num_groups", *SAME_AT_ALL_LEVELS)
+# Numbers above 0, and up to what.
+COUNTS = dict(
+    sample_size=4096,
+    in_channels=1024,
+    norm_num_groups=fields.MOST,
+    layers_per_block=32,
+    cross_attention_dim=fields.MOST,
+    transformer_layers_per_block=32,
+)
+MOST_LEVELS = 8
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 
 
@@ -98,20 +107,15 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     """`config.model` from diffusers' config.json.
 
     Raises: FileNotFoundError; ValueError for a whole pipeline or a UNet of another kind, with what
-      is not supported and what is, or as `arrays.parse`.
+      is not supported and what is, or as `fields.read`.
     """
-    if (path.parent / "model_index.json").is_file():
+    fields.refuse_pipeline(path.parent, "unet")
+    theirs = fields.read(path, "the config.json that diffusers writes beside the weights")
+    shown, kind = files.printable(path), theirs.get("_class_name")
+    if kind != "UNet2DConditionModel":
         raise ValueError(
-            f"{path.parent} is a whole pipeline: `convert sd {path.parent} DST` takes all of it, "
-            f"`convert unet {path.parent / 'unet'} DST` its UNet alone."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
-    theirs = arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
-    if theirs.get("_class_name") != "UNet2DConditionModel":
-        raise ValueError(
-            f"{path} describes diffusers' {theirs.get('_class_name')}, but only a "
-            "UNet2DConditionModel can be converted."
+            f"{shown} describes diffusers' {fields.show(kind)}, but only a UNet2DConditionModel "
+            "can be converted."
         )
     theirs = {
         name: value
@@ -124,8 +128,8 @@ def read_config(path: pathlib.Path) -> ConfigDict:
         if isinstance(values, list) and values and values == values[:1] * len(values):
             theirs[name] = values[0]
     if wrong := _not_supported(theirs):
-        lines = [f"  {name}={theirs[name]!r}; supported: {what}" for name, what in wrong.items()]
-        raise ValueError(f"{path} describes a UNet of another kind:\n" + "\n".join(lines))
+        lines = fields.list_wrong(theirs, wrong)
+        raise ValueError(f"{shown} describes a UNet of another kind:\n{lines}")
     channels = theirs["block_out_channels"]
     num_heads, head_dim = _heads(theirs["attention_head_dim"], channels)
     return ConfigDict(
@@ -197,20 +201,25 @@ def _to_ours(path, array):
 
 def _not_supported(theirs):
     """{field: what is supported} of those that are not."""
-    wrong = {n: "a number above 0" for n in COUNTS if not _is_count(theirs[n])}
+    wrong = {
+        n: f"a number above 0, up to {most:,}"
+        for n, most in COUNTS.items()
+        if not fields.is_count(theirs[n], most)
+    }
     wrong |= {
         name: ", ".join(map(repr, values))
         for name, values in FIXED.items()
         if theirs[name] not in values
     }
     wrong |= {name: "not this field" for name in theirs.keys() - DEFAULTS.keys() - FIXED.keys()}
-    if not (_is_number(theirs["norm_eps"]) and theirs["norm_eps"] > 0):
+    if not (fields.is_number(theirs["norm_eps"]) and theirs["norm_eps"] > 0):
         wrong["norm_eps"] = "a number above 0"
-    if not (_is_number(theirs["dropout"]) and 0 <= theirs["dropout"] < 1):
+    if not (fields.is_number(theirs["dropout"]) and 0 <= theirs["dropout"] < 1):
         wrong["dropout"] = "a number in [0, 1)"
     channels, kinds = theirs["block_out_channels"], theirs["down_block_types"]
-    if not isinstance(channels, list) or not channels or not all(map(_is_count, channels)):
-        return wrong | {"block_out_channels": "a list of numbers above 0"}
+    is_list = isinstance(channels, list) and 0 < len(channels) <= MOST_LEVELS
+    if not is_list or not all(map(fields.is_count, channels)):
+        return wrong | {"block_out_channels": f"a list of numbers above 0, up to {MOST_LEVELS}"}
     known = isinstance(kinds, list) and all(kind in BLOCKS for kind in kinds)
     if not known or len(kinds) != len(channels):
         return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
@@ -218,7 +227,7 @@ def _not_supported(theirs):
     if theirs["up_block_types"] != mirrored:
         wrong["up_block_types"] = f"those of the way down, {mirrored}"
     heads = theirs["attention_head_dim"]
-    if not _is_count(heads) and _heads(heads, channels) is None:
+    if not fields.is_count(heads) and _heads(heads, channels) is None:
         wrong["attention_head_dim"] = "the same number of heads, or width of heads, at all levels"
     if not wrong and theirs["out_channels"] not in (
         theirs["in_channels"],
@@ -235,21 +244,13 @@ def _heads(numbers, channels):
 
     Args: numbers, diffusers' attention_head_dim, which in this model is the number of heads.
     """
-    if _is_count(numbers):
+    if fields.is_count(numbers):
         return numbers, 0
     if not isinstance(numbers, list) or len(numbers) != len(channels):
         return None
-    if not all(map(_is_count, numbers)):
+    if not all(map(fields.is_count, numbers)):
         return None
     if len({*numbers}) == 1:
         return numbers[0], 0
     sizes = {c / heads for c, heads in zip(channels, numbers, strict=True)}
     return (0, int(sizes.pop())) if len(sizes) == 1 else None
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,7 +1,6 @@
 """Parameters and sizes of diffusers' AutoencoderKL: its names, convolutions [out, in, h, w]."""
 
 import collections
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -9,23 +8,29 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.convert import arrays
+from dit_jax import files
+from dit_jax.convert import arrays, fields
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 # Of the attention, in files written before diffusers 0.17.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What all their configs say, or the defaults below, and as what.
-TYPES = dict(
-    act_fn=str,
-    block_out_channels=list,
-    down_block_types=list,
-    in_channels=int,
-    latent_channels=int,
-    layers_per_block=int,
-    norm_num_groups=int,
-    out_channels=int,
-    scaling_factor=(int, float),
-    up_block_types=list,
+MOST_LEVELS = 8
+# What all their configs say, or the defaults below, and whether a value is one.
+CHECKS = dict(
+    act_fn=lambda value: isinstance(value, str),
+    block_out_channels=lambda value: _is_list(value, fields.is_count),
+    down_block_types=lambda value: _is_list(value, lambda name: isinstance(name, str)),
+    in_channels=fields.is_count,
+    latent_channels=fields.is_count,
+    layers_per_block=lambda value: fields.is_count(value, 32),
+    mid_block_add_attention=lambda value: type(value) is bool,
+    norm_num_groups=fields.is_count,
+    out_channels=fields.is_count,
+    scaling_factor=lambda value: fields.is_number(value) and value != 0,
+    shift_factor=lambda value: value is None or fields.is_number(value),
+    up_block_types=lambda value: _is_list(value, lambda name: isinstance(name, str)),
+    use_post_quant_conv=lambda value: type(value) is bool,
+    use_quant_conv=lambda value: type(value) is bool,
 )
 # What some leave out.
 DEFAULTS = dict(
@@ -53,7 +58,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from the published names, of new or old attention; see `convert.load`."""
     new_names = collections.Counter(map(_new_name, found))
     if twice := [name for name, count in new_names.items() if count > 1]:
-        raise ValueError(f"the checkpoint holds {', '.join(twice)} under an old name too.")
+        raise ValueError(f"the checkpoint holds {files.some_of(twice)} under an old name too.")
     found = {_new_name(name): array for name, array in found.items()}
     shapes = arrays.parameter_shapes(model_config)
     published = {
@@ -65,26 +70,24 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 def read_config(path: pathlib.Path) -> ConfigDict:
     """`config.model` from diffusers' config.json.
 
-    Raises: FileNotFoundError; ValueError for a VAE of another kind, with what is not supported, or
-      as `arrays.parse`.
+    Raises: FileNotFoundError; ValueError for a whole pipeline or a VAE of another kind, with what
+      is not supported, or as `fields.read`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: diffusers writes config.json beside the weights.")
-    theirs = DEFAULTS | arrays.parse(path, lambda path: dict(json.loads(path.read_text())))
+    fields.refuse_pipeline(path.parent, "vae")
+    what = "the config.json that diffusers writes beside the weights"
+    theirs, shown = DEFAULTS | fields.read(path, what), files.printable(path)
     if theirs["_class_name"] != "AutoencoderKL":
         raise ValueError(
-            f"{path} describes diffusers' {theirs['_class_name']}, but only an AutoencoderKL can "
-            "be converted; docs/weights.md lists some."
+            f"{shown} describes diffusers' {fields.show(theirs['_class_name'])}, but only an "
+            "AutoencoderKL can be converted; docs/weights.md lists some."
         )
     wrong = {
-        name: theirs.get(name)
-        for name, kind in TYPES.items()
-        if not isinstance(theirs.get(name), kind) or not theirs[name]
+        name: theirs.get(name) for name, check in CHECKS.items() if not check(theirs.get(name))
     }
     if wrong:
         raise ValueError(
-            f"{path} has {wrong}: it must be the config.json that diffusers wrote beside the "
-            "weights of an AutoencoderKL; docs/weights.md lists some."
+            f"{shown} has {fields.show(wrong)}: it must be the config.json that diffusers wrote "
+            "beside the weights of an AutoencoderKL; docs/weights.md lists some."
         )
     other = {name: theirs[name] for name, value in FIXED.items() if _kinds(theirs[name]) != {value}}
     if theirs["use_quant_conv"] != theirs["use_post_quant_conv"]:
@@ -92,7 +95,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     if theirs["in_channels"] != theirs["out_channels"]:
         other["out_channels"] = theirs["out_channels"]
     if other:
-        raise ValueError(f"{path} describes a VAE of another kind: {other}.")
+        raise ValueError(f"{shown} describes a VAE of another kind: {fields.show(other)}.")
     return ConfigDict(
         dict(
             name="vae",
@@ -111,9 +114,15 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     )
 
 
+def _is_list(value, check):
+    return isinstance(value, list) and 0 < len(value) <= MOST_LEVELS and all(map(check, value))
+
+
 def _kinds(value):
     """The different values of a list, as text, or the one value."""
-    return set(map(str, value)) if isinstance(value, list) else {value}
+    if isinstance(value, list):
+        return set(map(str, value))
+    return {value if isinstance(value, str) else None if value is None else repr(value)}
 
 
 def _new_name(name):

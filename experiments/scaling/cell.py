@@ -6,8 +6,6 @@ What `experiments.scaling.sweep` starts for each of its cells, in one process or
 of them. The cell's directory DIR/NAME is a workdir of `dit_jax.train`, with `cell.json` in it.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,6 +24,7 @@ from dit_jax import (
     extractors,
     files,
     latents,
+    locks,
     metrics,
     references,
     rows,
@@ -40,7 +39,7 @@ from experiments.scaling import grid
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
-LOCK = "lock"  # in a cell's directory: a file that its process holds
+LOCK = "cell.lock"  # in a cell's directory, beside the lock of its training
 INTERRUPTED = 75  # exit status of a cell that saved at SIGTERM; sysexits.h's EX_TEMPFAIL
 
 
@@ -51,7 +50,8 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> boo
     Raises: ValueError as `check`; as `train.train_and_evaluate` and `evaluate.evaluate`, and then
       what failed is recorded.
     """
-    with _alone(directory):
+    # Waits for another process that runs it: one of a sweep that was killed, say.
+    with locks.hold(directory / LOCK, wait=True):
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return True
@@ -99,7 +99,7 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
 def _evaluate(cell, evaluation, directory):
     """The row of each compute point."""
     extractor = load_extractor(evaluation)
-    reference = references.of_run(cell.config, evaluation.reference, extractor)
+    reference = references.of_run(cell.config, evaluation.reference, extractor, workdir=directory)
     for step in cell.steps:
         row = evaluate.evaluate(
             runs.load(directory, step),
@@ -154,8 +154,16 @@ def _digest(cell, evaluation):
 
 
 def _read(directory):
+    """The record of a cell; {} if there is none, or a damaged one, which is made again."""
     path = directory / "cell.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        record = files.read_json(path, "the record of a cell") if path.is_file() else {}
+        if not isinstance(record, dict) or (record and not record.keys() >= {"state", "digest"}):
+            raise ValueError(f"{path} is damaged: it is no record of a cell")
+    except ValueError as error:
+        logger.warning("%s; the cell begins where its checkpoints end.", error)
+        return {}
+    return record
 
 
 def _write(cell, evaluation, directory, state, more):
@@ -169,30 +177,7 @@ def _write(cell, evaluation, directory, state, more):
 
 def busy(directory: pathlib.Path) -> bool:
     """Whether a process runs the cell."""
-    if not (directory / LOCK).is_file():
-        return False
-    with (directory / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-@contextlib.contextmanager
-def _alone(directory):
-    """Waits for another process that runs this cell: one of a sweep that was killed, say."""
-    if jax.process_index() != 0:
-        yield
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("another process runs this cell: waiting for it to end.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locks.is_held(directory / LOCK)
 
 
 def main(_):

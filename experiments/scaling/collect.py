@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, conditions, files, flops, metrics, pictures, plot, rows, workdirs
+from dit_jax import cli, conditions, files, flops, pictures, plot, rows, workdirs
 from experiments.scaling import models, table
 
 FLAGS = flags.FLAGS
@@ -74,7 +74,7 @@ def _evaluations(directory, every):
     Those that the sweep has made last, or every one.
     """
     pictures = _record(directory).get("pictures", ())
-    found = enumerate(metrics.read_json_lines(directory / "evaluations.jsonl"), 1)
+    found = enumerate(files.read_json_lines(directory / "evaluations.jsonl"), 1)
     return [
         {"workdir": directory.name, "place": f"{directory.name} row {i}", **row}
         for i, row in found
@@ -83,7 +83,11 @@ def _evaluations(directory, every):
 
 
 def _record(directory):
-    return json.loads((directory / "cell.json").read_text())
+    path = directory / "cell.json"
+    record = files.read_json(path, "the record of a cell")
+    if not (isinstance(record, dict) and record.keys() >= {"steps", "state"}):
+        raise ValueError(f"{path} is no record of a cell: the sweep, run again, writes it anew.")
+    return record
 
 
 def _check_alike(found):
@@ -119,7 +123,7 @@ def _of_cell(directory, evaluations):
     record = _record(directory)
     held_out = {
         line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
-        for line in metrics.read_json_lines(directory / "metrics.jsonl")
+        for line in files.read_json_lines(directory / "metrics.jsonl", {"step": int})
         if "eval_loss" in line
     }
     evaluated = {step: evaluations.get((directory.name, step)) for step in record["steps"]}

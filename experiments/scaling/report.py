@@ -8,7 +8,6 @@ prose is typed: {eval_mse[largest][relative_error]:+.1%} is of the fits to eval_
 """
 
 import collections
-import json
 import os
 import pathlib
 import re
@@ -122,7 +121,7 @@ def cost(path: pathlib.Path) -> str:
     """'12 cells, 1.5 hours added up, each on 1 x cpu', or that it is not known."""
     if not path.is_file():
         return "not measured"
-    found = json.loads(path.read_text())
+    found = files.read_json(path, "the cost of a sweep")
     devices = " or ".join(found["devices"])
     return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
 

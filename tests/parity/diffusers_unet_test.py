@@ -8,7 +8,6 @@ import torch
 from ml_collections import ConfigDict
 
 from dit_jax import convert, models
-from dit_jax.convert import diffusers_dit
 from dit_jax.models import unet
 
 T = np.array([0, 17, 500, 999])
@@ -79,7 +78,7 @@ def test_conditional_unet_agrees(name, tmp_path):
     theirs = _perturbed(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
     theirs.save_pretrained(tmp_path)
     config = convert.unet.read_config(tmp_path / "config.json")
-    params = convert.load("unet", diffusers_dit.read(tmp_path), config)
+    params = convert.load("unet", tmp_path, config)
     shape = (len(T), 77, config.context_size)
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     their_cond = dict(encoder_hidden_states=torch.from_numpy(context))

@@ -1,0 +1,132 @@
+"""metadata.jsonl of an image folder: a line of JSON for each image, with its name and captions.
+
+    {"file_name": "sub/a.png", "text": "a red cat"}
+    {"file_name": "b.png", "text": ["two cats", "a pair of cats"]}
+
+The caption's key is data.caption_feature. All lines that are wrong are reported at once.
+"""
+
+import functools
+import pathlib
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator
+
+from dit_jax import files, listing, pixels
+
+NAME = "metadata.jsonl"
+SHOWN = 100  # characters of a line, or of a name, in an error
+
+
+def read(
+    path: pathlib.Path, feature: str, known: Collection[str]
+) -> tuple[list[str], list[str | list[str]]]:
+    """Returns the file names and captions of metadata.jsonl, in the order of its lines.
+
+    Args:
+      feature: the key of a line's caption, or list of captions.
+      known: the images of the folder, relative to it, with "/"; no other file may be listed.
+    Returns: names as in `known`; a caption or a list of captions for each.
+    Raises: FileNotFoundError; ValueError that lists the lines which are wrong.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {files.printable(path)}: with data.caption_feature={feature!r} a folder needs one "
+            f'line of JSON for each image there, such as {{"file_name": "a.png", "{feature}": '
+            '"a red cat"}.'
+        )
+    # What another system has decomposed: it may list "é" as one character, and store it as two.
+    composed = functools.cache(lambda: {_compose(name): name for name in known})
+    names, captions, faults, lines = [], [], [], {}
+    for number, line in _lines(path.read_bytes()):
+        try:
+            name, caption = _parse(line, feature)
+            name = _find(name, known, composed)
+            if name in lines:
+                raise ValueError(
+                    f'lists "{name[:SHOWN]}" again, as line {lines[name]} does; remove one'
+                )
+        except ValueError as error:
+            faults.append((number, error))
+            continue
+        lines[name] = number
+        names.append(name)
+        captions.append(caption)
+    if len(faults) == 1:
+        ((number, fault),) = faults
+        raise ValueError(f"line {number} of {files.printable(path)} {files.printable(fault)}.")
+    if faults:
+        listed = listing.list_some([f"line {number} {fault}" for number, fault in faults])
+        raise ValueError(
+            f"{len(faults):,} of {len(names) + len(faults):,} lines are wrong in "
+            f"{files.printable(path)}:\n{listed}"
+        )
+    return names, captions
+
+
+def _lines(contents: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of those that are not blank, without a byte order mark."""
+    # Not splitlines(): captions may hold what Unicode takes for the end of a line.
+    lines = contents.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _parse(line, feature):
+    """(file name, caption or captions) of a line.   Raises: ValueError that says what is wrong."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        found = error.object[error.start : error.start + 1]
+        raise ValueError(f"is not in UTF-8: {error.reason}, {found!r}; save it as UTF-8") from None
+    shown, reason = f"not {text[:SHOWN].strip()!r}", ""
+    try:
+        row = files.parse_json(text, "it", "an object of JSON")
+    except ValueError as error:
+        row, reason = None, f": {error}".rstrip(".")
+    row = row if isinstance(row, dict) else {}
+    name, caption = row.get("file_name"), row.get(feature)
+    if not (name and isinstance(name, str)):
+        raise ValueError(f"must be JSON with file_name, a text, {shown}{reason}")
+    captions = caption if isinstance(caption, list) else [caption]
+    if not captions or not all(isinstance(text, str) for text in captions):
+        raise ValueError(
+            f"must be JSON with {feature}, a caption or a list of captions, at least one, {shown}"
+        )
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"has a caption with half a character, a lone surrogate: {shown}"
+        ) from None
+    return name, caption
+
+
+def _find(name, known, composed: Callable[[], dict[str, str]]):
+    """The listed name as the folder has it.   Raises: ValueError that says why there is none."""
+    if name in known:
+        return name
+    plain = "/".join(part for part in name.split("/") if part not in ("", "."))
+    if not name.startswith("/"):
+        if plain in known:
+            return plain
+        if found := composed().get(_compose(plain)):
+            return found
+    raise ValueError(f'names "{name[:SHOWN]}", {_why_not(name)}')
+
+
+def _compose(name):
+    return unicodedata.normalize("NFC", name)
+
+
+def _why_not(name):
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name):
+        return "an absolute path: names are relative to the folder of metadata.jsonl"
+    if ".." in re.split(r"[\\/]", name):
+        return "which leads out of the folder: only what is inside is read"
+    if "\\" in name:
+        return 'with a backslash: write folders with "/"'
+    if any(map(listing.is_hidden, name.split("/"))):
+        return "a hidden file or one of the system's, which are left out"
+    if listing.suffix_of(name) not in pixels.SUFFIXES:
+        return f"which does not end as an image that is read: {' '.join(sorted(pixels.SUFFIXES))}"
+    return "which is not there"

@@ -1,0 +1,327 @@
+"""Tensors in files that torch.save wrote, read without torch and without running the file.
+
+Such a file is a pickle, a program that builds Python objects, and beside it the numbers of its
+tensors. Here the pickle is read as data: classes and functions are names, and a call is a record of
+what is called with what. Nothing is imported or called, so a file can hold anything and do nothing.
+"""
+
+import pathlib
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from dit_jax import files
+
+MOST_PICKLE_BYTES = 16 * 2**20  # 10,000 tensors take 2 MiB
+MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file without a zip archive
+DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+# Of a training checkpoint, the part to take: the first that is there.
+PARTS = ("ema", "state_dict")
+VALUES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES"),
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Global(NamedTuple):
+    """A class or function that a pickle names."""
+
+    module: str
+    name: str
+
+
+class Call(NamedTuple):
+    """A call, or a new object, that a pickle asks for."""
+
+    function: Any
+    arguments: Any
+
+
+class Pairs:
+    """A dict of a pickle, as a list of keys and values: its keys may be anything."""
+
+    def __init__(self, pairs: list):
+        self.pairs = pairs
+
+
+class Storage(NamedTuple):
+    """A record of numbers, or the part of it that begins at `begin`."""
+
+    key: str
+    dtype: np.dtype
+    begin: int
+    record_size: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def describe(path: pathlib.Path) -> dict[str, Tensor]:
+    """Name -> tensor, without its numbers; of a training checkpoint its EMA or its state_dict.
+
+    Raises: ValueError for what torch.save did not write, or with the names of what is no tensor.
+    """
+    with path.open("rb") as file:
+        contents, _ = _open(file)
+    return _tensors(contents)
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Name -> array, read-only; tensors that shared their numbers in torch share them here.
+
+    Raises: ValueError as `describe`, or for numbers that are damaged or not there.
+    """
+    with path.open("rb") as file:
+        contents, read_record = _open(file)
+        tensors = _tensors(contents)
+        records = {(t.storage.key, t.storage.dtype): t.storage for t in tensors.values()}
+        size = sum(s.record_size * s.dtype.itemsize for s in records.values())
+        if size > path.stat().st_size:
+            raise ValueError(f"its tensors are {size:,} bytes, more than the file has")
+        arrays = {key: read_record(storage) for key, storage in records.items()}
+    return {name: _view(arrays[t.storage.key, t.storage.dtype], t) for name, t in tensors.items()}
+
+
+def _view(record, tensor):
+    itemsize = record.dtype.itemsize
+    return np.lib.stride_tricks.as_strided(
+        record[tensor.storage.begin + tensor.offset :],
+        tensor.shape,
+        [itemsize * stride for stride in tensor.strides],
+        writeable=False,
+    )
+
+
+def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    """(what the pickle describes, a function that reads a storage's record)."""
+    if zipfile.is_zipfile(file):
+        return _open_archive(zipfile.ZipFile(file))
+    file.seek(0)
+    try:
+        magic, _ = _load(file)
+    except ValueError as error:
+        raise ValueError(f"torch.save did not write it: {error}") from error
+    if magic != MAGIC:
+        raise ValueError("torch.save did not write it")
+    (_protocol, _), (system, _), (contents, storages), (keys, _) = (_load(file) for _ in range(4))
+    if not dict(system.pairs).get("little_endian"):
+        raise ValueError("its numbers are not in little-endian order")
+    begins, begin = {}, file.tell()
+    for key in keys:  # each a number of elements, then these
+        if key not in storages:
+            raise ValueError(f"its record {key!r} is of a kind that is not supported")
+        begins[key] = begin
+        begin += 8 + storages[key].record_size * storages[key].dtype.itemsize
+
+    def read_record(storage):
+        file.seek(begins[storage.key])
+        size = int.from_bytes(file.read(8), "little")
+        if size != storage.record_size:
+            raise ValueError(f"its record {storage.key!r} has {size:,} numbers, not {storage[3]:,}")
+        return np.frombuffer(file.read(size * storage.dtype.itemsize), storage.dtype, size)
+
+    return contents, read_record
+
+
+def _open_archive(archive):
+    """As `_open`, of a zip archive, whose records are its members."""
+    members = {member.filename: member for member in archive.infolist()}
+    roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+    if len(roots) != 1 or len(members) != len(archive.infolist()):
+        raise ValueError("it is a zip archive, but torch.save did not write it")
+    root = roots[0]
+    if f"{root}constants.pkl" in members:
+        raise ValueError("it is a program of TorchScript, not tensors by their names")
+
+    def read(name, size=None):
+        if (member := members.get(root + name)) is None:
+            raise ValueError(f"its record {name!r} is not there")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its record {name!r} is compressed, which torch.save does not do")
+        if size is not None and member.file_size != size:
+            raise ValueError(f"its record {name!r} has {member.file_size:,} bytes, not {size:,}")
+        return archive.read(member)
+
+    if f"{root}byteorder" in members and read("byteorder") != b"little":
+        raise ValueError("its numbers are not in little-endian order")
+    if (size := members[f"{root}data.pkl"].file_size) > MOST_PICKLE_BYTES:
+        raise ValueError(f"its pickle has {size:,} bytes, more than {MOST_PICKLE_BYTES:,}")
+    contents, _ = _load(read("data.pkl"))
+
+    def read_record(storage):
+        size = storage.record_size * storage.dtype.itemsize
+        return np.frombuffer(read(f"data/{storage.key}", size), storage.dtype)
+
+    return contents, read_record
+
+
+def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """(the object that a pickle describes, of plain data, Pairs and Calls; its storages)."""
+    stack, marks, memo, storages, begin = [], [], {}, {}, None
+    for opcode, argument, position in pickletools.genops(pickle):
+        begin = position if begin is None else begin
+        if position - begin > MOST_PICKLE_BYTES:
+            raise ValueError(f"its pickle has more than {MOST_PICKLE_BYTES:,} bytes")
+        name = opcode.name
+        if name in VALUES:
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name == "EMPTY_DICT":
+            stack.append(Pairs([]))
+        elif name in TUPLES:
+            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            items = stack[(mark := marks.pop()) :]
+            del stack[mark:]
+            if name == "TUPLE":
+                stack.append(tuple(items))
+            else:
+                _extend(stack[-1], items)
+        elif name == "APPEND":
+            item = stack.pop()
+            _extend(stack[-1], [item])
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            _extend(stack[-1], [key, value])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "GLOBAL":
+            stack.append(Global(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            stack[-2:] = [Global(*stack[-2:])]
+        elif name in ("REDUCE", "NEWOBJ"):
+            stack[-2:] = [_call(*stack[-2:])]
+        elif name == "BUILD":
+            stack.pop()  # attributes, which no tensor or dict needs
+        elif name == "BINPERSID":
+            stack.append(_to_storage(stack.pop(), storages))
+        elif name == "STOP":
+            return stack.pop(), storages
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"its pickle has {name}, which those of tensors have not")
+    raise ValueError("its pickle has no end")
+
+
+def _extend(target, items):
+    """Appends to a list or, keys and values in turn, to Pairs; other objects need no items."""
+    if isinstance(target, list):
+        target.extend(items)
+    elif isinstance(target, Pairs):
+        target.pairs.extend(zip(items[::2], items[1::2], strict=True))
+
+
+def _call(function, arguments):
+    if function != Global("collections", "OrderedDict"):
+        return Call(function, arguments)
+    # Python 2 gives it a list of its items, others set them afterwards.
+    return Pairs(arguments[0] if arguments and isinstance(arguments[0], list) else [])
+
+
+def _to_storage(identity, storages):
+    """The Storage of ('storage', class, key, device, size), for views with (key, begin, size)."""
+    word, kind, key, _, size, *view = identity
+    begin = view[0][1] if view and view[0] else 0
+    if word != "storage" or not isinstance(key, str) or not _are_sizes((size, begin)):
+        raise ValueError("its pickle refers to what is no storage")  # and may have no end
+    if not isinstance(kind, Global) or kind.name not in DTYPES:
+        return Call(kind, ())
+    storage = Storage(key, DTYPES[kind.name], begin, size)
+    storages.setdefault(key, storage)
+    return storage
+
+
+def _tensors(contents):
+    """{name: Tensor} of what a file holds."""
+    if not isinstance(contents, Pairs):
+        raise ValueError(f"it holds a {_kind(contents)} instead of tensors by their names")
+    parts = {name: value for name, value in _items(contents) if name in PARTS}
+    parts = [parts[name] for name in PARTS if isinstance(parts.get(name), Pairs)]
+    tensors, others = {}, []
+    for name, value in _items(parts[0] if parts else contents):
+        if (tensor := _to_tensor(value)) is None or not isinstance(name, str):
+            others.append(
+                f"{name[:100] if isinstance(name, str) else _kind(name)} ({_kind(value)})"
+            )
+        else:
+            tensors[name] = tensor
+    if others:
+        raise ValueError(f"it holds more than tensors: {files.some_of(others)}")
+    return tensors
+
+
+def _items(pairs: Pairs) -> Iterator[tuple[Any, Any]]:
+    for pair in pairs.pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError("its pickle has a dict of what are no pairs")
+        yield tuple(pair)
+
+
+def _to_tensor(value):
+    """The Tensor that a pickle describes, or None if it is none."""
+    if not isinstance(value, Call) or not isinstance(value.arguments, tuple):
+        return None
+    name = value.function[1] if isinstance(value.function, Global) else None
+    if name in ("_rebuild_parameter", "_rebuild_parameter_with_state") and value.arguments:
+        return _to_tensor(value.arguments[0])
+    if name not in ("_rebuild_tensor", "_rebuild_tensor_v2") or len(value.arguments) < 4:
+        return None
+    storage, offset, shape, strides, *_ = value.arguments
+    if not isinstance(storage, Storage):
+        return None
+    are_tuples = isinstance(shape, tuple) and isinstance(strides, tuple)
+    if not are_tuples or not _are_sizes((offset, *shape, *strides)) or len(shape) != len(strides):
+        raise ValueError("a tensor in it has a shape that is none")
+    last = storage.begin + offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if 0 not in shape and last >= storage.record_size:
+        raise ValueError(f"a tensor of {shape=}, {strides=} in it has not so many numbers"[:300])
+    return Tensor(storage, offset, shape, strides)
+
+
+def _are_sizes(values):
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _kind(value):
+    """What kind of object a pickle describes, for messages."""
+    if isinstance(value, Call):
+        value = value.function
+    if isinstance(value, Global):
+        return f"{value.module}.{value.name}"[:100] if _is_text(value) else "class without a name"
+    return "dict" if isinstance(value, Pairs) else type(value).__name__
+
+
+def _is_text(value):
+    return all(isinstance(part, str) for part in value)

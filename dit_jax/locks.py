@@ -1,0 +1,155 @@
+"""Locks: one command at a time writes into a directory.
+
+A lock is a file that the operating system locks for a process. It ends with its process, however
+that ends, so a lock left by a dead process does not block.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+from dit_jax import sharding
+
+logger = logging.getLogger("dit_jax")
+
+# What file systems without locks answer.
+UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Lock:
+    """A held lock; `check` tells whether it still guards its directory."""
+
+    def __init__(self, path: pathlib.Path, file: TextIO | None):
+        self.path = path
+        self._file = file  # None: another process of this command holds it, or nothing can be held
+
+    def check(self) -> None:
+        """Demands that the lock's file, and so the directory, is still there and still ours.
+
+        Raises: OSError if the directory was removed or moved, or the file removed or replaced.
+        """
+        if self._file is None or _is_at(self._file, self.path):
+            return
+        directory = self.path.parent
+        if not directory.is_dir():
+            raise OSError(
+                f"{directory} is gone: it was removed or moved while this command wrote into it.\n"
+                "Nothing more is written. If it was moved, give its new place; else run the same "
+                "command to begin again."
+            )
+        raise OSError(
+            f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
+            "This command stops; what it has saved is kept. See that nothing else runs there, then "
+            "run the same command to go on."
+        )
+
+
+@contextlib.contextmanager
+def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
+    """Holds the lock file `path` in the first process, for all processes of this command.
+
+    The directory is made if it is not there. On a file system without locks, a warning says so.
+
+    Args: wait, for another command that holds it to end, instead of raising.
+    Raises: OSError that names the command which holds the lock, in all processes alike.
+    """
+    opened = []
+
+    def take():
+        opened.append(_take(path, wait))
+
+    # Every process learns of a failure: the others would wait for the first one.
+    sharding.in_first_process(take, f"cannot write into {path.parent}")
+    file = opened[0] if opened else None
+    try:
+        yield Lock(path, file)
+    finally:
+        if file is not None:
+            if _is_at(file, path):
+                path.unlink()  # while it is held: who opened it before finds that out
+            file.close()
+
+
+def _take(path, wait):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a+")
+        try:
+            if not _try_lock(file):
+                if not wait:
+                    raise OSError(f"{_describe_holder(path)} writes into it.\n{WAY_OUT}")
+                logger.warning("waiting for another command: %s", _describe_holder(path))
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError) and error.errno in UNSUPPORTED:
+                logger.warning(
+                    "%s cannot be locked (%s): see that no other command writes there.",
+                    path.parent,
+                    error.strerror,
+                )
+                return None
+            raise
+        if _is_at(file, path):  # else its last holder has just removed it
+            file.truncate(0)
+            file.write(json.dumps(_this_command()))
+            file.flush()
+            return file
+        file.close()
+
+
+WAY_OUT = "Wait for it to end, or stop it; its lock ends with it. Or choose another directory."
+
+
+def _try_lock(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(path: pathlib.Path) -> bool:
+    """Whether a process holds the lock file."""
+    try:
+        with path.open("r+") as file:
+            return not _try_lock(file)
+    except OSError:  # no such file, or a file system without locks
+        return False
+
+
+def _is_at(file, path):
+    """Whether the open file is the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _this_command():
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def _describe_holder(path):
+    """The command that wrote the lock file, in words."""
+    try:
+        holder = json.loads(path.read_text())
+        pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
+        return f"process {pid} on {host}, since {since}, {command!r},"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another command"  # which has only begun, or has just ended

@@ -1,0 +1,153 @@
+"""The range of every number in a config, checked before anything is read or compiled."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Finite numbers from `low` to `high`, with the ends unless they are left out."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    without_low: bool = False
+    without_high: bool = False
+
+    def holds(self, value: object) -> bool:
+        """Whether the value is a number of this range."""
+        kinds = int if self.whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            return False
+        above = self.low < value if self.without_low else self.low <= value
+        return above and (value < self.high if self.without_high else value <= self.high)
+
+    def __str__(self) -> str:
+        """'a whole number in 0..10', 'a number in [0, 1)', 'a number above 0'."""
+        kind = "a whole number" if self.whole else "a number"
+        if self.high == math.inf:
+            return f"{kind} {'above' if self.without_low else 'of at least'} {self.low:g}"
+        if self.whole:
+            return f"{kind} in {self.low}..{self.high}"
+        opening, closing = "(" if self.without_low else "[", ")" if self.without_high else "]"
+        return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
+
+
+MOST = 2**32 - 1
+COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
+SIZE = Range(1, 2**20, whole=True)
+POSITIVE = Range(0, without_low=True)
+NOT_NEGATIVE = Range(0)
+SHARE, BELOW_1 = Range(0, 1), Range(0, 1, without_high=True)
+INSIDE_0_1 = Range(0, 1, without_low=True, without_high=True)
+ANY = Range(-math.inf)
+
+RANGES = {
+    "seed": FROM_0,  # NumPy's
+    "total_steps": COUNT,
+    "batch_size": COUNT,
+    "grad_accumulation_steps": COUNT,
+    "log_every_steps": COUNT,
+    "eval_every_steps": FROM_0,
+    "eval_draws": COUNT,
+    "sample_every_steps": FROM_0,
+    "sample_num_images": COUNT,
+    "checkpoint_every_steps": COUNT,
+    "checkpoint_keep": FROM_2,  # one to fall back on
+    "checkpoint_keep_every_steps": FROM_0,
+    "profile_start_step": FROM_0,
+    "profile_num_steps": COUNT,
+    "optim.learning_rate": POSITIVE,
+    "optim.warmup_steps": FROM_0,
+    "optim.b1": BELOW_1,
+    "optim.b2": BELOW_1,
+    "optim.eps": NOT_NEGATIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.grad_clip_norm": NOT_NEGATIVE,
+    "optim.mup_base_width": FROM_0,
+    "optim.ema_decay": BELOW_1,
+    "data.image_size": SIZE,
+    "data.captions_per_image": Range(1, 1024, whole=True),
+    "data.num_workers": Range(0, 1024, whole=True),
+    "data.num_threads": Range(0, 1024, whole=True),
+    "data.prefetch_batches": FROM_0,
+    "mesh.data": Range(-1, MOST, whole=True),
+    "mesh.fsdp": Range(-1, MOST, whole=True),
+    "mesh.tensor": Range(-1, MOST, whole=True),
+    "model.input_size": SIZE,
+    "model.patch_size": SIZE,
+    "model.in_channels": SIZE,
+    "model.hidden_size": SIZE,
+    "model.depth": Range(1, 10_000, whole=True),
+    "model.num_heads": Range(0, 2**20, whole=True),  # 0: a UNet's follow from head_dim
+    "model.head_dim": Range(0, 2**20, whole=True),
+    "model.mlp_ratio": POSITIVE,
+    "model.num_classes": Range(0, 2**31 - 2, whole=True),  # the null class is one more
+    "model.class_dropout_prob": BELOW_1,
+    "model.context_size": Range(0, 2**20, whole=True),
+    "model.text_vocab_size": Range(2, 2**31 - 1, whole=True),  # padding and one word
+    "model.text_length": Range(1, 2**20, whole=True),
+    "model.text_depth": Range(1, 10_000, whole=True),
+    "model.text_num_heads": SIZE,
+    "model.base_channels": SIZE,
+    "model.channel_mult": Range(0, 1024, without_low=True),
+    "model.blocks_per_level": Range(1, 1000, whole=True),
+    "model.attention_levels": Range(0, 100, whole=True),
+    "model.transformer_depth": Range(0, 1000, whole=True),
+    "model.norm_groups": SIZE,
+    "model.norm_epsilon": POSITIVE,
+    "model.dropout": BELOW_1,
+    "model.image_channels": SIZE,
+    "model.latent_channels": SIZE,
+    "model.block_channels": SIZE,
+    "model.layers_per_block": Range(1, 1000, whole=True),
+    "autoencoder.kl_weight": NOT_NEGATIVE,
+    "autoencoder.lpips_weight": NOT_NEGATIVE,
+    "diffusion.num_steps": Range(2, 10**6, whole=True),
+    "diffusion.beta_start": INSIDE_0_1,
+    "diffusion.beta_end": INSIDE_0_1,
+    "diffusion.sigma_min": POSITIVE,
+    "diffusion.sigma_max": POSITIVE,
+    "diffusion.sigma_data": POSITIVE,
+    "objective.snr_gamma": POSITIVE,
+    "objective.p2_gamma": NOT_NEGATIVE,
+    "objective.t_mean": ANY,
+    "objective.t_std": POSITIVE,
+    "objective.min_t": BELOW_1,
+    "latents.scale": ANY,
+    "latents.shift": ANY,
+    "sample.steps": Range(1, 10**6, whole=True),
+    "sample.rho": POSITIVE,
+    "sample.shift": POSITIVE,
+    "sample.eta": SHARE,
+    "sample.churn": NOT_NEGATIVE,
+    "sample.churn_noise": POSITIVE,
+    "sample.last_step_t": BELOW_1,
+    "sample.cfg_scale": Range(1),
+    "sample.cfg_channels": Range(0, 2**20, whole=True),
+    "sample.cfg_interval": ANY,
+    "sample.cfg_rescale": SHARE,
+    "fid.every_steps": FROM_0,
+    "fid.num_images": FROM_2,
+    "fid.steps": Range(1, 10**6, whole=True),
+    "fid.cfg_scale": Range(1),
+}
+
+
+def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
+    """Demands that every number of a config, or of its section `prefix`, lies in its range.
+
+    Each number of a sequence is checked. None, an optional number that is not given, passes.
+    Raises: ValueError with the key, the value and the range.
+    """
+    for name, value in config.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, ConfigDict | Mapping):
+            check(value, key)
+        elif key in RANGES and value is not None:
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            if not all(RANGES[key].holds(number) for number in numbers):
+                raise ValueError(f"{key}={value!r} must be {RANGES[key]}.")

@@ -1,0 +1,196 @@
+"""Prepared TFDS datasets: looked at before TFDS reads them, opened, and read at random.
+
+A dataset's directory names the classes that decode its features, and TFDS imports what it names.
+So a directory from elsewhere is read by TFDS only if it names nothing but TFDS's own classes.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dit_jax import files
+
+DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
+# The files of a dataset that describe its features, one of which may be missing.
+DESCRIPTIONS = ("features.json", "dataset_info.json")
+FEATURE_CLASS = re.compile(r"tensorflow_datasets\.core\.features\.\w+\.\w+", re.ASCII)
+CLASS_KEYS = ("pythonClassName", "python_class_name")
+# NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION. Of TFDS's further forms one reaches for the
+# network, others for a builder's own arguments.
+NAME = re.compile(r"([A-Za-z]\w*)(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII)
+
+
+def build_command(name: str, data_dir: str) -> str:
+    """The command that prepares a dataset, for messages."""
+    dataset, _, size = name.partition("/")
+    if dataset in DATASETS:
+        options = f" --size {size}" * bool(size) + f" --data_dir {data_dir}" * bool(data_dir)
+        return f"python -m dit_jax.datasets.{dataset}{options}"
+    return f"tfds build {name} --file_format=array_record" + f" --data_dir={data_dir}" * bool(
+        data_dir
+    )
+
+
+def open_builder(name: str, data_dir: str, feature: str, build: str):
+    """The builder of a prepared dataset, by name or directory.
+
+    Args: data_dir, TFDS's; '' is its standard one.   feature: that it must have.   build: the
+      command that prepares it.
+    Raises: FileNotFoundError if it is not there, with the way to prepare it; ValueError if it is
+      damaged, names classes that are not TFDS's, or lacks the feature.
+    """
+    # Importing it takes most of a second, and image folders do without.
+    import tensorflow_datasets as tfds
+
+    directory = pathlib.Path(name).expanduser()
+    is_directory = (directory / "dataset_info.json").is_file()
+    known = name.partition("/")[0] in DATASETS or feature == "moments"
+    prepared = False
+    if is_directory:
+        check_descriptions(directory)
+    elif match := NAME.fullmatch(name):
+        for root in _data_dirs(tfds, data_dir):
+            for path in sorted(root.glob(f"{match[1]}/**/dataset_info.json")):
+                check_descriptions(path.parent)
+    if is_directory or NAME.fullmatch(name):
+        try:
+            if is_directory:
+                builder = tfds.builder_from_directory(directory)
+            else:
+                builder = tfds.builder(name, data_dir=data_dir or None)
+            prepared = known = True
+            prepared = pathlib.Path(builder.data_dir).is_dir()
+        except (tfds.core.DatasetNotFoundError, ModuleNotFoundError):
+            pass
+        # Protocol Buffers and TFDS raise whatever they meet in damaged descriptions.
+        except Exception as error:
+            if is_directory:
+                raise _damaged(directory, error, build) from error
+    if not prepared:
+        way_out = f"Build it with `{build}`, or set" if known else "Set"
+        raise FileNotFoundError(
+            f"no prepared TFDS dataset {files.printable(name)!r} in "
+            f"{data_dir or tfds.core.constants.DATA_DIR}. {way_out} data.data_dir, or the name to "
+            "the directory of a prepared dataset."
+        )
+    if feature not in builder.info.features:
+        names = ", ".join(map(files.printable, builder.info.features))
+        raise ValueError(
+            f"dataset {files.printable(name)!r} has no feature {feature!r}, only {names}; check "
+            "latents.source."
+        )
+    return builder
+
+
+def _data_dirs(tfds, data_dir) -> Iterator[pathlib.Path]:
+    """The directories where TFDS looks for a dataset of this name."""
+    for path in tfds.core.utils.file_utils.list_data_dirs(data_dir or None):
+        yield pathlib.Path(path).expanduser()
+
+
+def _damaged(directory, error, build):
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return ValueError(
+        f"{files.printable(directory)} is no TFDS dataset that can be read: "
+        f"{type(error).__name__}: {files.printable(reason)}. Build it again, with `{build}`."
+    )
+
+
+def check_descriptions(directory: pathlib.Path) -> None:
+    """Demands that the directory names nothing but TFDS's own feature classes, at any depth.
+
+    Raises: ValueError that names another class, or for a description that is damaged.
+    """
+    for name in DESCRIPTIONS:
+        path = directory / name
+        if not path.is_file():
+            continue
+        for value in _class_names(files.read_json(path, "the description of a TFDS dataset")):
+            if not FEATURE_CLASS.fullmatch(value) or "_test." in value:
+                raise ValueError(
+                    f"{files.printable(path)} names the class {files.printable(value)}, which is "
+                    "not one of TFDS's features: TFDS would import it, and so run code that comes "
+                    "with the data. If you trust it, build the dataset anew with TFDS's features."
+                )
+
+
+def _class_names(description) -> Iterator[str]:
+    """The classes that TFDS would import, in its present and its older form."""
+    waiting = [description]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            names = [value[key] for key in CLASS_KEYS if key in value]
+            if isinstance(value.get("type"), str) and "content" in value:
+                names.append(value["type"])
+            yield from map(str, names)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+class Shard(NamedTuple):
+    """The records of a file that a split, or a slice of one, takes."""
+
+    path: pathlib.Path
+    first: int
+    count: int
+
+
+def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence, str, list[Shard]]:
+    """(records, origin, shards) of a split or a slice of one; empty ones without records.
+
+    Args: feature, 'image' whose bytes stay encoded, or 'moments'.
+    Raises: ValueError for an unknown split, files outside the dataset's directory, or a format
+      that cannot be read at random; FileNotFoundError for a lost shard.
+    """
+    import tensorflow_datasets as tfds
+
+    name = builder.info.name
+    try:
+        info = builder.info.splits[split]
+        num_examples = info.num_examples
+    except (KeyError, ValueError):  # no such split, or no such slice
+        splits = ", ".join(map(files.printable, builder.info.splits))
+        raise ValueError(
+            f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them such as "
+            "'train[:90%]'."
+        ) from None
+    origin = f"split {split!r} of {files.printable(builder.data_dir)}"
+    if not num_examples:
+        return (), origin, []
+    if builder.info.file_format.value != "array_record":
+        raise ValueError(
+            f"{files.printable(builder.data_dir)} is in the format {builder.info.file_format.value}"
+            f", which cannot be read at random; build the dataset again, with `{build}`."
+        )
+    shards = [Shard(pathlib.Path(f.filename), f.skip, f.take) for f in info.file_instructions]
+    _check_shards(builder, shards, num_examples, build)
+    # The bytes are decoded by us: TFDS would hide the image's mode.
+    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
+    try:
+        return builder.as_data_source(split=split, decoders=decoders), origin, shards
+    # array_record raises whatever it meets in a damaged shard.
+    except Exception as error:
+        raise _damaged(builder.data_dir, error, build) from error
+
+
+def _check_shards(builder, shards, num_examples, build):
+    """Demands shards that are there, in the directory, and can hold so many records."""
+    directory, paths = pathlib.Path(builder.data_dir), [shard.path for shard in shards]
+    if outside := [path for path in paths if path.parent != directory]:
+        raise ValueError(
+            f"{files.printable(directory)} names a file outside of it, "
+            f"{files.printable(outside[0])}: nothing but the dataset's own files is read."
+        )
+    if lost := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{len(lost)} of {len(paths)} files of {files.printable(directory)} are not there, "
+            f"such as {lost[0].name}. Restore them, or build the dataset again, with `{build}`."
+        )
+    if num_examples > sum(path.stat().st_size for path in paths):
+        raise ValueError(
+            f"{files.printable(directory)} says that it holds {num_examples:,} records, more than "
+            f"its files have bytes: dataset_info.json is damaged. Build it again, with `{build}`."
+        )

@@ -1,0 +1,51 @@
+"""Compiled programs come from the user's own directory alone."""
+
+import jax
+import pytest
+
+from dit_jax import compilation_cache
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_directory_is_the_user_s_alone(home):
+    directory = compilation_cache.make_directory()
+    assert directory.parent == home / "dit_jax"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert compilation_cache.make_directory() == directory
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_directory_that_others_may_write_is_not_used(home, monkeypatch, caplog, which):
+    directory = compilation_cache.make_directory()
+    (directory, directory.parent)[which].chmod(0o777)
+    with pytest.raises(OSError, match="others may write there"):
+        compilation_cache.make_directory()
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        compilation_cache.enable()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert "compiled programs are not kept" in caplog.text
+
+
+def test_a_link_is_not_followed(home, tmp_path):
+    directory = compilation_cache.make_directory()
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="is a link"):
+        compilation_cache.make_directory()
+
+
+def test_the_user_s_choice_stays(home):
+    before = jax.config.jax_compilation_cache_dir
+    assert before  # the tests' own
+    compilation_cache.enable()
+    assert jax.config.jax_compilation_cache_dir == before
+    assert not list(home.iterdir())

@@ -1,0 +1,231 @@
+"""Files from elsewhere: names in messages, JSON and .npz that are damaged or made to do harm."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from dit_jax import files
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("blocks.0.attn.qkv.weight (3, 4)", None),
+        ("猫 café 🐈 a\\b 'x'", None),
+        ("e\u0301 \u0939\u093f \u00a0", None),  # marks that belong to letters, a wide space
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("a\nerror: b\r\t\0\x7f", r"a\nerror: b\r\t\x00\x7f"),
+        ("\x9b31m\x85", r"\x9b31m\x85"),
+        (
+            "a\u202egnp\u2066\u2069\u200b\u200f\ufeff\u2028",
+            r"a\u202egnp\u2066\u2069\u200b\u200f\ufeff\u2028",
+        ),
+        ("\ud800 \udcff", r"\ud800 \udcff"),
+    ],
+)
+def test_control_characters_are_escaped_and_all_other_text_is_kept(text, expected):
+    shown = files.printable(text)
+    assert shown == (text if expected is None else expected)
+    assert files.printable(shown) == shown
+    shown.encode()
+
+
+def test_paths_may_be_given(tmp_path):
+    assert files.printable(tmp_path / "a\x1b[2J") == f"{tmp_path}/a\\x1b[2J"
+
+
+def test_a_few_of_many_names_are_shown():
+    names = [f"name{i}" for i in range(1000)]
+    assert files.some_of(names) == "name0, name1, name2, name3, name4 and 995 more"
+    assert files.some_of(names[:5]) == "name0, name1, name2, name3, name4"
+    assert files.some_of([]) == "none"
+    assert files.some_of(["a\nb" + "x" * 10_000]) == "a\\nb" + "x" * 197
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    value = {"a": [1, 2.5, None, True, "é\n"], "b": {"c": {}}, "d": float("inf"), "e": 10**4000}
+    path = tmp_path / "x.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(value).encode())  # with a mark of its encoding
+    assert files.read_json(path, "a value") == value
+    path.write_text("[" * 100 + "]" * 100)
+    assert files.read_json(path, "a value")
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (b"", "it ends too early: Expecting value"),
+        (b'{"a": 1, "b', "it ends too early: Unterminated string"),
+        (b'{"a": 1,\n "b": ]', "line 2, column 7: Expecting value"),
+        (b"<!DOCTYPE html>", "line 1, column 1: Expecting value"),
+        (b'{"a": "\xff"}', r"it is not in UTF-8, with b'\\xff' at byte 7"),
+        (b"{}\0", "line 1, column 3: Extra data"),
+        (b"[" * 101 + b"]" * 101, "it is nested more than 100 deep"),
+        (b"[" * 500_000, "it is nested more than 100 deep"),
+        (b'{"a":' * 500_000, "it is nested more than 100 deep"),
+        (b'{"a": ' + b"9" * 10**6 + b"}", r"Exceeds the limit \(4300 digits\)"),
+        (
+            b'{"a": {"b\\u001b": 1, "c": 2, "b\\u001b": 1}}',
+            r"the key 'b\\x1b' is in one object twice",
+        ),
+        (b'{"a' + b"a" * 10_000 + b'": 1, "a": 2, "a": 3}', "the key 'a' is in one object twice"),
+    ],
+)
+def test_damaged_json_ends_in_one_line(tmp_path, contents, reason):
+    path = tmp_path / "x\x1b.json"
+    path.write_bytes(contents)
+    message = rf"^cannot read {tmp_path}/x\\x1b\.json: {reason}.*\. It must be a value\.$"
+    with pytest.raises(ValueError, match=message) as error:
+        files.read_json(path, "a value")
+    assert "\n" not in str(error.value)
+
+
+def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_JSON_BYTES", 2**20)
+    path = tmp_path / "x.json"
+    path.write_text(" " * 2**20 + "1")
+    with pytest.raises(ValueError, match="it has more than 1 MiB"):
+        files.read_json(path, "a value")
+    with pytest.raises(ValueError, match="it has more than 1 MiB"):
+        files.parse_json(path.read_text(), "x", "a value")
+    for missing in (tmp_path, tmp_path / "none.json"):
+        with pytest.raises(FileNotFoundError, match=r"^no .*: it must be a value\.$"):
+            files.read_json(missing, "a value")
+
+
+def test_what_the_system_refuses_is_our_error(tmp_path, monkeypatch):
+    """With a message and no traceback, for which `cli` looks where it was raised."""
+    path = tmp_path / "x.json"
+    path.write_text("1")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    for read in (lambda: files.read_json(path, "a"), lambda: files.describe_npz(path)):
+        with pytest.raises(PermissionError, match=rf"^cannot read {path}: Permission denied$") as e:
+            read()
+        assert e.traceback[-1].path.name == "files.py"
+
+
+def test_npz_is_described_and_read(tmp_path):
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "label": np.zeros((3,), np.uint8),
+        "metadata": np.array("text"),
+        "scalar": np.float16(2),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "x.npz", **arrays)
+        found = files.read_npz(tmp_path / "x.npz")
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+        assert files.read_npz(tmp_path / "x.npz", ["b"]).keys() == {"b"}
+        described = files.describe_npz(tmp_path / "x.npz")
+        assert (described["a"].shape, described["a"].dtype) == ((2, 3), np.float32)
+        assert (described["a"].fortran_order, described["b"].fortran_order) == (False, True)
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive, archive.open("a.npy") as file:
+        file.seek(described["a"].offset)
+        np.testing.assert_array_equal(np.frombuffer(file.read(), np.float32), np.arange(6))
+        assert described["a"].crc == archive.getinfo("a.npy").CRC
+    with pytest.raises(ValueError, match=r"has no none; it holds a, b, label, metadata, scalar\."):
+        files.read_npz(tmp_path / "x.npz", ["a", "none"])
+
+
+def _npy(shape, dtype="<f4", data=b"", version=b"\x01\x00"):
+    """The bytes of an .npy whose header says what one wants."""
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    size = len(header).to_bytes(2 if version[0] == 1 else 4, "little")
+    return b"\x93NUMPY" + version + size + header.encode() + data
+
+
+def _zip(path, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (_npy((2**40,)), r"'x.npy' in it has \d+ bytes, which are not those of a float32 of shape"),
+        (_npy((10**30, 10**30)), r"which are not those of a float32 of shape \(1000000"),
+        (_npy((-2, -3), data=b"0" * 24), r"not those of a float32 of shape \(-2, -3\)"),
+        (_npy((-1,), data=b""), r"not those of a float32 of shape \(-1,\)"),
+        (_npy((10**15,), "|V0"), "not those of a"),
+        (_npy((2,), data=b"0" * 9), "not those of a float32"),
+        (_npy((1,), "|O", b"cos\nsystem\n."), "holds Python objects, which could run code"),
+        (_npy((1,), [("a", "|O")], b"N."), "holds Python objects, which could run code"),
+        (
+            _npy("(" * 2000),
+            "TokenError|Cannot parse header|header that is no header",
+        ),
+        (_npy("-" * 9000 + "1"), "header that is no header|Cannot parse|shape is not valid"),
+        (_npy((1,), data=b"1234", version=b"\x09\x00"), r"version \(9, 0\)"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{" + b" " * 10**6, "EOF: reading array header"),
+        (b"no array", "magic string is not correct"),
+    ],
+)
+def test_npz_that_is_made_to_do_harm_is_refused(tmp_path, member, message):
+    path = tmp_path / "x.npz"
+    _zip(path, [("y.npy", _npy((1,), data=b"1234")), ("x.npy", member)])
+    for read in (files.describe_npz, files.read_npz):
+        with pytest.raises(files.DamagedFileError, match=message) as error:
+            read(path)
+        assert str(error.value).startswith(f"cannot read {path}: ")
+
+
+@pytest.mark.parametrize(
+    ("members", "compression", "message"),
+    [
+        ([("a.txt", b"")], zipfile.ZIP_STORED, "'a.txt' in it is no .npy"),
+        ([("a\n.txt", b"")], zipfile.ZIP_STORED, r"'a\\n.txt' in it is no .npy"),
+        ([("a.npy", _npy((1,), data=b"1234"))] * 2, zipfile.ZIP_STORED, "'a' is in it twice"),
+        ([("a.npy", _npy((0,)))], zipfile.ZIP_BZIP2, "compressed in a way that NumPy does not"),
+        ([("a.npy", _npy((0,)))], zipfile.ZIP_LZMA, "compressed in a way that NumPy does not"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_that_numpy_does_not_write_are_refused(tmp_path, members, compression, message):
+    _zip(tmp_path / "x.npz", members, compression)
+    with pytest.raises(files.DamagedFileError, match=message):
+        files.read_npz(tmp_path / "x.npz")
+
+
+def test_archive_of_zeros_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, zeros=np.zeros(2**25, np.uint8), ones=np.ones(9))
+    assert files.read_npz(path)["zeros"].shape == (2**25,)  # 1 GiB is always allowed
+    monkeypatch.setattr(files, "FREE_BYTES", 2**20)
+    with pytest.raises(
+        ValueError, match=r"would take 33,554,504 bytes, but the file has 3\d,\d+: "
+    ):
+        files.read_npz(path)
+    assert files.read_npz(path, ["ones"])["ones"].sum() == 9
+    assert files.describe_npz(path)["zeros"].shape == (2**25,)
+    np.savez(path, zeros=np.zeros(2**25, np.uint8))
+    assert files.read_npz(path)["zeros"].shape == (2**25,)
+
+
+def test_flipped_bit_in_an_npz_is_seen(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.zeros(10_000, np.float32))
+    contents = bytearray(path.read_bytes())
+    contents[20_000] ^= 1
+    path.write_bytes(contents)
+    assert files.describe_npz(path)
+    with pytest.raises(files.DamagedFileError, match="Bad CRC-32"):
+        files.read_npz(path)
+
+
+def test_json_lines_without_the_one_that_was_cut(tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    assert files.read_json_lines(path) == []
+    path.write_bytes(b'{"a": 1}\n\n{"a": "\xe2\x80\xa8"}\n{"a": 3')
+    assert files.read_json_lines(path) == [{"a": 1}, {"a": "\u2028"}]
+    assert not caplog.records

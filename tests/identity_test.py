@@ -1,0 +1,213 @@
+"""A dataset is recognised by what is in it, wherever it is opened again."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax import conditions, encode, identity, references, runs, sources, train, workdirs
+
+
+def _save(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(pixels).save(path.with_suffix(".bmp"))  # all of one size
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of eight images, and two to evaluate."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 2)):
+        for label, name in enumerate(("ant", "bee")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                _save(root / split / name / str(i), 100 * label + i)
+    return root
+
+
+@pytest.fixture
+def config(smoke_config, folder):
+    """A short run on the folder."""
+    data = dict(source="folder", name=str(folder), train_split="train", eval_split="val")
+    smoke_config.data.update(**data)
+    smoke_config.model.num_classes = 2
+    smoke_config.update(total_steps=2, checkpoint_every_steps=1, sample_every_steps=0)
+    smoke_config.update(eval_every_steps=2, batch_size=8)
+    smoke_config.optim.warmup_steps = 0
+    return smoke_config
+
+
+def _identify(config, recorded=None):
+    return identity.identify(sources.open_split(config, "train"), recorded)
+
+
+def _replace(root):
+    _save(root / "train" / "ant" / "3", 7_000)
+
+
+def _rename_class(root):
+    (root / "train" / "bee").rename(root / "train" / "cat")
+
+
+def _swap_classes(root):
+    train = root / "train"
+    (train / "ant").rename(train / "x")
+    (train / "bee").rename(train / "ant")
+    (train / "x").rename(train / "bee")
+
+
+def _rename_file(root):
+    (root / "train" / "bee" / "3.bmp").rename(root / "train" / "bee" / "x.bmp")
+
+
+def _add(root):
+    _save(root / "train" / "bee" / "9", 9)
+
+
+CHANGES = {
+    _replace: "contents of files differ, of the same names and sizes",
+    _rename_class: "name of class 1: then 'bee', now 'cat'",
+    _swap_classes: "contents of files differ",
+    _rename_file: "names or sizes of files differ",
+    _add: "num examples: then 16, now 17",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_images_are_not_the_same(folder, config, change):
+    before = _identify(config)
+    assert json.loads(json.dumps(before)) == before
+    change(folder)
+    changes = identity.describe_changes(before, _identify(config, before))
+    assert CHANGES[change] in "; ".join(changes)
+
+
+def test_moved_and_copied_images_are_the_same(folder, config, tmp_path):
+    before = _identify(config)
+    config.data.name = str(
+        shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    )
+    now = _identify(config, before)
+    assert now["times"] != before["times"]
+    assert not identity.describe_changes(before, now)
+
+
+def test_contents_are_not_read_again_where_nothing_has_changed(folder, config, monkeypatch):
+    before = _identify(config)
+    monkeypatch.setattr(identity, "_read_contents", lambda *_: pytest.fail("read"))
+    assert _identify(config, before) == before
+
+
+def test_of_large_datasets_a_sample_is_read(folder, config, monkeypatch):
+    whole = _identify(config)
+    monkeypatch.setattr(identity, "READ_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(identity, "MAX_FILES", 4)
+    monkeypatch.setattr(identity, "BLOCK_BYTES", 100)
+    sampled = _identify(config)
+    assert sampled["bytes_read"] == 4 * 3 * 100 < whole["bytes_read"]
+    _replace(folder)
+    assert sampled["times"] != _identify(config)["times"]
+    _save(folder / "train" / "ant" / "0", 5)  # the first is one of the four
+    assert _identify(config)["contents"] != sampled["contents"]
+
+
+def test_records_of_tfds_are_recognised(digits_dir, smoke_config, tmp_path):
+    before = _identify(smoke_config)
+    assert before["version"].startswith("digits/1.0.0 ")
+    smoke_config.data.data_dir = str(shutil.copytree(digits_dir, tmp_path / "tfds"))
+    assert not identity.describe_changes(before, _identify(smoke_config))
+    (shard,) = tmp_path.glob("tfds/digits/*/digits-train*")
+    contents = bytearray(shard.read_bytes())
+    contents[-1] ^= 1
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
+    shard.write_bytes(contents)
+    changes = identity.describe_changes(before, _identify(smoke_config))
+    assert changes == ["contents of files differ, of the same names and sizes"]
+    os.utime(shard, ns=times)
+    smoke_config.data.train_split = "train[:70]"
+    assert len(identity.describe_changes(before, _identify(smoke_config))) == 3
+
+
+@pytest.mark.parametrize("change", [_replace, _rename_class])
+def test_a_run_goes_on_with_its_own_data_alone(folder, config, tmp_path, change, caplog):
+    run = tmp_path / "run"
+    caplog.set_level("INFO")
+    train.train_and_evaluate(config, run)
+    assert "classes: ant, bee" in caplog.text
+    data = workdirs.load_data(run)
+    assert data["train"]["classes"] == ["ant", "bee"]
+    assert data["eval"]["num_examples"] == 4
+    trained = runs.load(run)
+    assert trained.asked(2, "bee,ant").cond.tolist() == [1, 0]
+    change(folder)
+    config.total_steps = 3
+    message = rf"image folder .*train is not what the run in {run} was begun with:\n  .*differ"
+    if change is _rename_class:
+        (folder / "val" / "bee").rename(folder / "val" / "cat")
+        message = r"name of class 1: then 'bee', now 'cat'"
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")}
+    with pytest.raises(ValueError, match=message):
+        train.train_and_evaluate(config, run)
+    assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")} == before
+    extractor = references.Extractor("pixels", "float32", "", None, {})
+    with pytest.raises(ValueError, match="is not what the run in"):
+        references.of_run(config, None, extractor, workdir=run)
+
+
+def test_record_is_kept_with_the_checkpoints_too(folder, config, tmp_path, caplog):
+    run = tmp_path / "run"
+    train.train_and_evaluate(config, run)
+    data = workdirs.load_data(run)
+    for damage in (b"", b"[]", b"{", b'{"train": 3}', None):
+        if damage is None:
+            (run / "data.json").unlink()
+        else:
+            (run / "data.json").write_bytes(damage)
+        assert workdirs.load_data(run) == data
+
+
+def test_a_run_of_an_older_version_says_what_is_not_known(folder, config, tmp_path, caplog):
+    run = tmp_path / "run"
+    train.train_and_evaluate(config, run)
+    (run / "data.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workdirs, "load_data", lambda _: {})
+        config.total_steps = 3
+        train.train_and_evaluate(config, run)
+    assert f"{run} has no record of its data but their number" in caplog.text
+    assert workdirs.load_data(run)["train"]["num_examples"] == 16
+
+
+def test_moments_are_of_their_images(folder, config, vae_dir, tmp_path):
+    config.model.update(input_size=4, in_channels=2)
+    config.latents.update(source="moments", moments=str(tmp_path / "out"), scale=(), shift=())
+    config.data.flip = False
+    encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    source = sources.open_split(config, "train")
+    assert source.class_names == ("ant", "bee")
+    encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    _replace(folder)
+    with pytest.raises(ValueError, match=r"another way:\n  dataset.train.contents: then '"):
+        encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    _rename_class(folder)
+    (folder / "val" / "bee").rename(folder / "val" / "cat")
+    message = r"dataset.train.classes: then \[ant, bee\], now \[ant, cat\]"
+    with pytest.raises(ValueError, match=message):
+        encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+
+
+def test_captions_are_drawn_of_the_run_s_own_data(captioned_config, captioned_dir, tmp_path):
+    root = shutil.copytree(captioned_dir, tmp_path / "images")
+    captioned_config.data.update(name=str(root), eval_split="test")
+    run = tmp_path / "run"
+    splits = {"eval": sources.open_split(captioned_config, "eval")}
+    run.mkdir()
+    workdirs.write_data(run, identity.check_splits(splits, run))
+    conditions.draw(captioned_config, "random", 4, workdir=run)
+    path = root / "test" / "metadata.jsonl"
+    path.write_text(path.read_text().replace("a one", "a two"))
+    with pytest.raises(ValueError, match="captions of images differ"):
+        conditions.draw(captioned_config, "random", 4, workdir=run)

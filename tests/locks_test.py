@@ -1,0 +1,143 @@
+"""Locks: one owner at a time, none after its process, and a lost one is noticed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dit_jax import checkpoint, locks, train, workdirs
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "train.lock"
+
+
+def _start_holder(path):
+    """A process that holds the lock."""
+    code = (
+        "import pathlib, sys, time; from dit_jax import locks\n"
+        "with locks.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_second_holder_is_refused_and_told_who_holds_it(path):
+    with locks.hold(path):
+        assert locks.is_held(path)
+        with (
+            pytest.raises(OSError, match=f"process {os.getpid()} on .*, since .* writes into it"),
+            locks.hold(path),
+        ):
+            pytest.fail("held twice")
+        assert locks.is_held(path)  # the refused one has not released it
+    assert not path.exists()
+    assert not locks.is_held(path)
+    with locks.hold(path):
+        pass
+
+
+def test_lock_of_a_dead_process_does_not_block(path):
+    process = _start_holder(path)
+    with pytest.raises(OSError, match=f"process {process.pid} "), locks.hold(path):
+        pytest.fail("held twice")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert path.exists()  # nobody was left to remove it
+    with locks.hold(path):
+        assert locks.is_held(path)
+
+
+def test_waits_for_the_holder_to_end(path, caplog):
+    process = _start_holder(path)
+    subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {process.pid}"])
+    began = time.monotonic()
+    with locks.hold(path, wait=True):
+        assert time.monotonic() - began > 0.2
+    process.wait()
+    assert f"waiting for another command: process {process.pid}" in caplog.text
+
+
+def test_who_opened_a_lock_before_it_was_removed_does_not_hold_it(path, monkeypatch):
+    """Its file is no longer the one that the next process will lock."""
+    plain, removed = locks._try_lock, []
+
+    def try_lock(file):
+        if not removed:
+            removed.append(path.unlink())
+        return plain(file)
+
+    monkeypatch.setattr(locks, "_try_lock", try_lock)
+    with locks.hold(path) as lock:
+        lock.check()
+        assert locks.is_held(path)
+
+
+def test_lost_lock_and_vanished_directory_are_noticed(path):
+    with locks.hold(path) as lock:
+        lock.check()
+        path.unlink()
+        with pytest.raises(OSError, match=r"train\.lock was removed or replaced.*\n.*is kept"):
+            lock.check()
+        path.touch()
+        with pytest.raises(OSError, match="removed or replaced"):
+            lock.check()
+        shutil.rmtree(path.parent)
+        with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
+            lock.check()
+    assert not path.parent.exists()
+
+
+def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(locks.UNSUPPORTED[0], "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with locks.hold(path) as lock:
+        lock.check()
+    assert "cannot be locked (No locks available): see that no other command" in caplog.text
+
+
+def test_damaged_lock_file_names_no_holder(path):
+    with locks.hold(path):
+        path.write_bytes(b"\xff{")
+        with pytest.raises(OSError, match="another command writes into it"), locks.hold(path):
+            pytest.fail("held twice")
+
+
+def test_no_command_writes_into_the_workdir_of_a_run(workdir, smoke_config):
+    """Nothing there changes while another command holds it."""
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    smoke_config.total_steps = 50
+    with locks.hold(workdir / workdirs.LOCK):
+        with pytest.raises(OSError, match=f"cannot write into {workdir}: process"):
+            train.train_and_evaluate(smoke_config, workdir)
+        with pytest.raises(OSError, match=f"cannot write into {workdir}: process"):
+            checkpoint.replace_params(workdir, smoke_config, {}, 40, {})
+        (workdir / workdirs.LOCK).unlink()
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    assert after.keys() == before.keys()
+    del after[workdir / "checkpoints"], before[workdir / "checkpoints"]
+    assert after == before
+
+
+def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkeypatch):
+    """It does not make the directory anew, without what was in it."""
+    run, plain = tmp_path / "run", train.metrics.MetricWriter.scalars
+
+    def scalars(self, step, values):
+        plain(self, step, values)
+        shutil.move(run, tmp_path / "moved")
+
+    monkeypatch.setattr(train.metrics.MetricWriter, "scalars", scalars)
+    with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
+        train.train_and_evaluate(smoke_config, run)
+    assert not run.exists()

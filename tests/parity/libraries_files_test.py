@@ -1,0 +1,121 @@
+"""Every way in which diffusers and transformers save a model gives the same parameters."""
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from dit_jax import checkpoint
+from dit_jax.convert import __main__ as commands
+
+WAYS = {
+    "whole": {},
+    "shards": dict(max_shard_size="20KB"),
+    "bin": dict(safe_serialization=False),
+    "bin shards": dict(max_shard_size="20KB", safe_serialization=False),
+}
+
+
+def _vae():
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+
+
+def _unet():
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    )
+
+
+def _dit():
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=6,
+        attention_head_dim=64,
+        num_layers=12,
+        sample_size=4,
+        num_embeds_ada_norm=5,
+        out_channels=8,
+    )
+    state = model.state_dict()
+    for name in state:  # of the embedders each block has a copy
+        if ".norm1.emb." in name:
+            state[name] = state["transformer_blocks.0." + name.split(".", 2)[2]].clone()
+    model.load_state_dict(state)
+    return model
+
+
+def _dinov2():
+    config = transformers.Dinov2Config(
+        hidden_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=518,
+        patch_size=14,
+    )
+    return transformers.Dinov2Model(config)
+
+
+MODELS = {"vae": _vae, "unet": _unet, "dit": _dit, "dinov2": _dinov2}
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The parameters of every workdir that is written, instead of writing it."""
+    saved = []
+    monkeypatch.setattr(checkpoint, "save_params", lambda *args: saved.append(args[2]))
+    return saved
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_all_ways_of_saving_give_the_same(kind, saved, tmp_path):
+    torch.manual_seed(0)
+    model = MODELS[kind]()
+    # transformers 5 writes safetensors alone.
+    ways = {n: o for n, o in WAYS.items() if kind != "dinov2" or "bin" not in n}
+    convert = getattr(commands, f"convert_{kind}")
+    for name, options in ways.items():
+        if kind == "dit" and "shards" in name:
+            options = options | dict(max_shard_size="20MB")
+        model.save_pretrained(tmp_path / name, **options)
+        suffix = "bin" if "bin" in name else "safetensors"
+        weights = list((tmp_path / name).glob(f"*.{suffix}"))
+        assert (len(weights) > 1) == ("shards" in name)
+        convert(tmp_path / name, tmp_path / "ours" / name)
+    for params in saved[1:]:
+        jax.tree.map(np.testing.assert_array_equal, params, saved[0])
+    assert len(saved) == len(ways)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_wrapped_models_are_the_same(suffix, saved, tmp_path):
+    """As training code saves them: in DataParallel, compiled, as a part of another module."""
+    torch.manual_seed(0)
+    model = _vae()
+    whole = torch.nn.Module()
+    whole.vae = torch.compile(torch.nn.DataParallel(model))
+    for name, module in (("plain", model), ("wrapped", whole)):
+        model.save_pretrained(tmp_path / name)
+        (tmp_path / name / "diffusion_pytorch_model.safetensors").unlink()
+        path = tmp_path / name / f"diffusion_pytorch_model{suffix}"
+        state = {n: t.contiguous() for n, t in module.state_dict().items()}
+        if suffix == ".bin":
+            torch.save({"state_dict": state, "epoch": 3}, path)
+        else:
+            safetensors.torch.save_file(state, path)
+        commands.convert_vae(tmp_path / name, tmp_path / "ours" / name)
+    assert any(name.startswith("vae._orig_mod.module.") for name in state)
+    jax.tree.map(np.testing.assert_array_equal, *saved)

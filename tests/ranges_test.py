@@ -1,0 +1,81 @@
+"""Every number of every config has a range, and what lies outside is refused by key."""
+
+import math
+
+import pytest
+
+from configs import default
+from dit_jax import ranges, runs, train, workdirs
+
+MODELS = ("dit", "unet", "vae")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
+    config = default.get_config(model)
+    ranges.check(config)
+    for key, value in workdirs.flatten(config).items():
+        first = value[0] if isinstance(value, tuple) and value else value
+        if isinstance(first, int | float) and not isinstance(first, bool):
+            assert key in ranges.RANGES or key in OTHERWISE, key
+
+
+# Checked where it is used: 1 or 3; an upper end may be infinite.
+OTHERWISE = {"data.image_channels", "sample.churn_range"}
+
+
+def test_every_range_is_of_a_key():
+    keys = {key for model in MODELS for key in workdirs.flatten(default.get_config(model))}
+    assert not ranges.RANGES.keys() - keys
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", -1, r"seed=-1 must be a whole number in 0\.\.4294967295"),
+        ("seed", 2**32, "seed=4294967296 must be"),
+        ("total_steps", 0, "total_steps=0 must be a whole number in 1"),
+        ("checkpoint_keep", 1, "checkpoint_keep=1 must be a whole number in 2"),
+        ("optim.learning_rate", 0.0, "optim.learning_rate=0.0 must be a number above 0"),
+        ("optim.learning_rate", math.nan, "optim.learning_rate=nan must be"),
+        ("optim.weight_decay", math.inf, "optim.weight_decay=inf must be a number of at least 0"),
+        ("optim.b2", 1.0, r"optim.b2=1.0 must be a number in \[0, 1\)"),
+        ("optim.b1", -0.1, "optim.b1=-0.1 must be"),
+        ("optim.eps", -1e-8, "optim.eps=-1e-08 must be"),
+        ("optim.grad_clip_norm", -1.0, "optim.grad_clip_norm=-1.0 must be"),
+        ("sample.cfg_scale", 0.5, "sample.cfg_scale=0.5 must be a number of at least 1"),
+        ("sample.cfg_scale", math.inf, "sample.cfg_scale=inf must be"),
+        ("sample.cfg_interval", (0.0, math.nan), r"sample.cfg_interval=\(0.0, nan\) must be"),
+        ("sample.steps", 0, "sample.steps=0 must be"),
+        ("objective.t_std", 0.0, "objective.t_std=0.0 must be"),
+        ("model.depth", 10**9, "model.depth=1000000000 must be a whole number in 1"),
+        ("model.hidden_size", 2**30, "model.hidden_size=1073741824 must be"),
+        ("latents.scale", (math.inf,), r"latents.scale=\(inf,\) must be"),
+        ("data.num_threads", -1, "data.num_threads=-1 must be"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_built(
+    smoke_config, key, value, message
+):
+    smoke_config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        train.make_program(smoke_config)
+
+
+def test_kinds_of_numbers_are_told_apart():
+    whole, real = ranges.Range(0, 9, whole=True), ranges.Range(0, 9)
+    assert whole.holds(3)
+    assert real.holds(3)
+    assert not whole.holds(3.0)
+    assert not whole.holds(True)
+    assert not real.holds("3")
+    assert not real.holds(None)
+
+
+def test_numbers_of_a_workdir_are_checked_when_it_is_read(workdir):
+    with pytest.raises(ValueError, match=r"sample.cfg_scale=0.25 must be a number of at least 1"):
+        runs.load(workdir, settings={"cfg_scale": 0.25})
+    path = workdir / "config.json"
+    path.write_text(path.read_text().replace('"depth": 2', '"depth": 2000000'))
+    with pytest.raises(ValueError, match=r"model.depth=2000000 must be"):
+        runs.load(workdir)

@@ -1,0 +1,99 @@
+"""Shards of moments: damage is seen and made again, and what differs is not mixed."""
+
+import json
+import shutil
+
+import pytest
+
+from configs import smoke
+from dit_jax import encode, shards
+
+
+def _make_config(digits_dir):
+    config = smoke.get_config()
+    config.data.update(data_dir=str(digits_dir), flip=True)
+    config.data.update(train_split="train[:70]", eval_split="test[:5]")
+    return config
+
+
+@pytest.fixture
+def config(digits_dir):
+    """The first 70 digits and a few of the held-out ones."""
+    return _make_config(digits_dir)
+
+
+@pytest.fixture(scope="module")
+def encoded(digits_dir, vae_dir, tmp_path_factory):
+    """What that config becomes, in shards of 32 images. Do not change."""
+    out = tmp_path_factory.mktemp("encoded") / "moments"
+    encode.encode(_make_config(digits_dir), vae_dir, out, shard_images=32)
+    return out
+
+
+def _cut(data):
+    return data[: len(data) // 2]
+
+
+def _flip_a_bit(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _flip_a_bit, lambda _: b"", lambda _: b"\xff\xfe", lambda _: b"[1]", None]
+)
+@pytest.mark.parametrize("name", ["{}", "sums/{}.json", "encode.json", "features.json"])
+def test_damaged_files_are_written_again(
+    encoded, config, vae_dir, tmp_path, monkeypatch, name, damage, caplog
+):
+    """A damaged or lost part is made again, said in a line, and nothing else is encoded."""
+    out = shutil.copytree(encoded, tmp_path / "out")
+    path = out / name.format("moments-train.array_record-00001-of-00003")
+    if damage:
+        path.write_bytes(damage(path.read_bytes()))
+    else:
+        path.unlink()
+    written, plain = [], shards.write_shard
+    monkeypatch.setattr(
+        shards, "write_shard", lambda path, *rest: (written.append(path.name), plain(path, *rest))
+    )
+    caplog.clear()
+    encode.encode(config, vae_dir, out, shard_images=32)
+    assert _files(out) == _files(encoded)
+    of_shard = name not in ("encode.json", "features.json")
+    assert written == ["moments-train.array_record-00001-of-00003"] * of_shard
+    if damage and name != "features.json":
+        assert [path.name in record.getMessage() for record in caplog.records].count(True) == 1
+
+
+def test_a_claim_without_checksums_is_accepted_with_a_sentence(
+    encoded, config, vae_dir, tmp_path, caplog
+):
+    """As an older version wrote it."""
+    out = shutil.copytree(encoded, tmp_path / "out")
+    for path in (out / "sums").iterdir():
+        sums = json.loads(path.read_text())
+        for key in ("crc32", "identity", "digest"):
+            del sums[key]
+        path.write_text(json.dumps(sums))
+    before = _files(out)
+    encode.encode(config, vae_dir, out, shard_images=32)
+    assert _files(out) == before
+    assert "3 shards, such as" in caplog.text
+    assert "only their sizes were compared" in caplog.text
+
+
+def test_shards_of_other_images_are_refused_when_the_claim_is_lost(
+    encoded, config, vae_dir, tmp_path
+):
+    out = shutil.copytree(encoded, tmp_path / "out")
+    (out / "encode.json").unlink()
+    before = _files(out)
+    config.data.flip = False
+    with pytest.raises(ValueError, match=r"00000-of-00003 was made of other images"):
+        encode.encode(config, vae_dir, out, shard_images=32)
+    assert _files(out) == before
+
+
+def _files(directory):
+    return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
