@@ -103,6 +103,8 @@ def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_confi
     trained.config.data.eval_split = "test[:10]"
     row, found = bits_of_images(trained, 1000, steps=1)
     assert row["likelihood"]["num"] == len(found) == 10
+    error = found.std(ddof=1, dtype=np.float64) / 10**0.5
+    assert row["bits_per_dim_standard_error"] == pytest.approx(error, rel=1e-6)
     _, half = bits_of_images(trained, 5, steps=1)
     np.testing.assert_allclose(half, found[::2], rtol=1e-5)
 
