@@ -189,6 +189,12 @@ def test_interpolated_noise_has_unit_variance():
     np.testing.assert_allclose(mixed[2], noise[1, 2], atol=1e-6)
 
 
+def test_predictions_are_mixed_by_the_share_of_the_second():
+    predict = edits.mix(lambda x, t: x, lambda x, t: 5 * x, jnp.array([0.0, 0.25, 1.0]))
+    mixed = predict(jnp.ones((3, 2, 2, 1)), jnp.zeros(3))
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], [1, 2, 5])
+
+
 def test_inverted_noise_leads_to_the_image(trained_workdir):
     """And told another class, elsewhere. The image is one that the model draws."""
     trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
