@@ -80,3 +80,19 @@ def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
         workdirs.claim(tmp_path / "file" / "run", smoke_config)
+
+
+def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
+    """Where config.json was written with `~`, or train_and_evaluate is called with it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    path = workdir / "config.json"
+    saved = json.loads(path.read_text())
+    saved["data"]["name"] = "~/digits"
+    path.write_text(json.dumps(saved))
+    smoke_config.data.name = "/home/me/digits"
+    workdirs.check_config(workdir, smoke_config)
+    smoke_config.data.name = "~/digits"
+    workdirs.check_config(workdir, smoke_config)
+    smoke_config.data.name = "/home/you/digits"
+    with pytest.raises(ValueError, match="another config"):
+        workdirs.check_config(workdir, smoke_config)
