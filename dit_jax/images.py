@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import data, folders, sources
+from dit_jax import data, files, folders, sources
 
 logger = logging.getLogger("dit_jax")
 
@@ -56,7 +56,7 @@ def open_images(
     Raises: FileNotFoundError; ValueError for a file that holds others than uint8 images, for
       images of several sizes, or for a split without image_size.
     """
-    path = pathlib.Path(spec).expanduser()
+    path = files.to_path(spec, "images")
     if path.suffix == ".npz":
         return open_npz(path)
     if path.is_dir():

@@ -7,14 +7,13 @@ A measure of Inception's features has its published name; of another extractor's
 import functools
 import json
 import logging
-import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, extractors, fid, generate, references, sharding
+from dit_jax import conditions, extractors, fid, files, generate, references, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -110,7 +109,8 @@ def compile_distance(task, vae=None, encoder=None) -> Callable:
     settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
     sample_config.update(steps=settings.steps, cfg_scale=settings.cfg_scale)
     name = settings.extractor or references.default_extractor(settings.reference)
-    extractor = extractors.load(name, settings.weights and pathlib.Path(settings.weights))
+    weights = settings.weights and files.to_path(settings.weights, "fid.weights")
+    extractor = extractors.load(name, weights)
     reference = references.of_run(config, settings.reference, extractor)
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     prediction = config.objective.prediction

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from dit_jax import folders, text
+from dit_jax import files, folders, text
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
@@ -199,7 +199,7 @@ def open_images(config, split: str) -> Source:
                 "empty for classes by folder; for captions set model.condition, or model."
                 "num_classes=0 with model.class_dropout_prob=0."
             )
-        root = pathlib.Path(data.name) / split
+        root = files.to_path(data.name, "data.name") / split
         records, origin = folders.open_folder(root, data.caption_feature), f"image folder {root}"
     else:
         raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
@@ -228,7 +228,7 @@ def encoder_workdir(config) -> pathlib.Path:
             "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
             "which python -m dit_jax.convert clip writes."
         )
-    return pathlib.Path(config.text.encoder)
+    return files.to_path(config.text.encoder, "text.encoder")
 
 
 def _told(config):
@@ -365,7 +365,9 @@ def _open_tfds(name, data_dir, feature, build):
     # Importing it takes most of a second, and image folders do without.
     import tensorflow_datasets as tfds
 
-    directory = pathlib.Path(name).expanduser()
+    key = "data.name" if feature == "image" else "latents.moments"
+    directory = files.to_path(name, key)
+    data_dir = data_dir and str(files.to_path(data_dir, "data.data_dir"))
     known = True
     try:
         if (directory / "dataset_info.json").is_file():

@@ -36,7 +36,7 @@ def table(lines: list[dict]) -> str:
 
 
 def main(_):
-    lines = [json.loads(line) for line in pathlib.Path(FLAGS.results).read_text().splitlines()]
+    lines = [json.loads(line) for line in FLAGS.results.read_text().splitlines()]
     first = lines[0]
     text = string.Template((HERE / "page.md").read_text()).substitute(
         table=table(lines),
@@ -45,11 +45,11 @@ def main(_):
         device=first["device"],
         speed_device=first["speed_device"],
     )
-    files.replace_text(pathlib.Path(FLAGS.out), text)
+    files.replace_text(FLAGS.out, text)
     print(FLAGS.out)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("results", str(HERE / "results.jsonl"), "Of compare.")
-    flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
+    cli.define_path("results", str(HERE / "results.jsonl"), "Of compare.")
+    cli.define_path("out", "docs/samplers.md", "The page to write.")
     cli.run(main)
