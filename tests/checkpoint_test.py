@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, train, workdirs
+from dit_jax import checkpoint, stopping, train, workdirs
 
 
 def _latest(workdir, config):
@@ -204,3 +206,15 @@ def test_digest_tells_bits_and_places_apart():
 def test_converted_models_have_no_raw_parameters(vae_dir):
     with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
         checkpoint.restore_params(vae_dir, {}, raw=True)
+
+
+def test_conversion_that_a_signal_ends_leaves_no_temporary(tmp_path, monkeypatch):
+    def stop(self, directory, **_):
+        directory.with_name("0.orbax-checkpoint-tmp").mkdir()
+        raise stopping.Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", stop)
+    config = ConfigDict({"model": {"name": "vae"}})
+    with pytest.raises(stopping.Stopped):
+        checkpoint.save_params(tmp_path / "run", config, {"a": jax.numpy.zeros(2)})
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

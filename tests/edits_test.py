@@ -381,7 +381,7 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
         edit.told_before_and_after(captioned, prompts=["one"], negative="three")
 
 
-@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3"])
+@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])
 def test_numbers_that_are_of_no_two_images_are_refused(numbers):
     assert edit.parse_numbers(["0", "7"]) == [0, 7]
     with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers, such"):
