@@ -19,10 +19,7 @@ def get_config(name: str = "DiT-S/2"):
     dit = openmoji64.get_config("DiT-S/2,flow" if name == "unet" else f"{name},flow")
     if name == "unet":
         config = default.get_config("unet", process="flow")
-        kept = {key: dit[key] for key in dit if key not in ("model", "data", "latents", "optim")}
-        config.update(kept)
-        for part in ("data", "latents", "optim"):
-            config[part].update(dit[part])
+        config.update({key: value for key, value in dit.to_dict().items() if key != "model"})
         config.model.update(input_size=16, dtype="bfloat16", base_channels=128)
         config.model.update(channel_mult=(1, 1.5, 2), attention_levels=(1, 2), transformer_depth=1)
         config.model.head_dim = 32

@@ -41,6 +41,7 @@ from dit_jax import (
     models,
     sharding,
     sources,
+    stopping,
     train,
 )
 
@@ -106,7 +107,10 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
         for i in range(LOOP_WINDOWS):
             # Resumes, warms up with one window, and the second counts.
             config.total_steps = 2 * steps * (i + 1)
-            train.train_and_evaluate(config, workdir)
+            try:
+                train.train_and_evaluate(config, workdir)
+            except stopping.Stopped as stopped:
+                raise stopping.Stopped(stopped.number) from None  # the workdir goes
             report = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
             loop_ms.append(1e3 * config.batch_size / report["img_per_s"])
             bare_ms.append(1e3 * window() / steps)
@@ -371,24 +375,25 @@ def _bench_config(name, config, steps, batch_size):
     return (bench_sample if name == "sample" else bench_vae)(config, steps, batch_size)
 
 
-def main(argv):
-    if len(argv) != 2 or argv[1] not in NAMES:
-        raise ValueError(f"say what to measure: one of {', '.join(NAMES)}, not {argv[1:]}.")
-    others = {flag for flags_of in NAMES.values() for flag in flags_of} - {*NAMES[argv[1]]}
+def main(words):
+    if not words or words[0] not in NAMES:
+        raise ValueError(f"say what to measure: one of {', '.join(NAMES)}, not {words}.")
+    name = words[0]
+    others = {flag for flags_of in NAMES.values() for flag in flags_of} - {*NAMES[name]}
     if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
         raise ValueError(
-            f"{argv[1]} takes no {', '.join(useless)}; of a --config set --config.KEY instead."
+            f"{name} takes no {', '.join(useless)}; of a --config set --config.KEY instead."
         )
     config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
-    if argv[1] in ("inception", "metrics") and config is not None:
-        raise ValueError(f"{argv[1]} takes no --config: see --help for its flags.")
-    if argv[1] == "inception":
+    if name in ("inception", "metrics") and config is not None:
+        raise ValueError(f"{name} takes no --config: see --help for its flags.")
+    if name == "inception":
         row = bench_inception(steps, batch_size, FLAGS.image_size, FLAGS.dtype)
-    elif argv[1] == "metrics":
+    elif name == "metrics":
         row = bench_metrics(FLAGS.num)
     else:
-        row = _bench_config(argv[1], config, steps, batch_size)
-    _print_row(row, parts=argv[1] == "vae")
+        row = _bench_config(name, config, steps, batch_size)
+    _print_row(row, parts=name == "vae")
 
 
 def _print_row(row, parts=False):
@@ -415,4 +420,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")
     flags.DEFINE_bool("json", False, "Print one line of JSON.")
-    cli.run(main)
+    cli.run(main, "NAME")

@@ -29,6 +29,8 @@ class Best:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
+        if "sample" in saved:  # which an older version may have written
+            saved["sample"] = workdirs.upgrade_sample(saved["sample"])
         if saved:
             workdirs.check_config(self._workdir, config)
         self._how = {"metric": self._metric, **self._measured_by()}

@@ -129,7 +129,11 @@ def _write_params(workdir, config, params, step, values):
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory, args=ocp.args.Composite(**items), force=True)
-    except Exception as error:
+    except BaseException as error:  # a signal too
+        for rest in directory.parent.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         raise OSError(f"cannot write {workdir}: {type(error).__name__}: {error}") from error
 
 

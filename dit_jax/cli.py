@@ -1,9 +1,15 @@
-"""What the commands share: the --config flag, its errors, log lines, several processes."""
+"""What the commands share: their flags, errors, log lines and signals, several processes.
 
+Exit statuses: 0, the work is done; 1, an error, with a message; 130 and 143, stopped by Ctrl-C or
+SIGTERM.
+"""
+
+import errno
 import io
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,32 +17,53 @@ from collections.abc import Callable
 import absl.logging
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
-from dit_jax import compilation_cache
+from dit_jax import arguments, compilation_cache, files, stopping, terminal
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
+SEEDS = 2**32 - 1  # the largest
+# Of a disk or a machine, not of the command: once they are mended the same command goes on.
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
+LONGEST = 300  # characters of a name in a message
 
 
-def define_config(required: bool = True) -> None:
-    """--config FILE[:ARG] and --config.key=value, locked."""
-    config_flags.DEFINE_config_file("config", None, "FILE[:ARG] of the config.", lock_config=True)
+def define_config(required: bool = True, key: str = "model") -> None:
+    """--config FILE[:ARG] and --config.key=value, locked.
+
+    Args: key, that a config of this kind has: 'model' a run's, 'grids' a sweep's.
+    """
+    flags.DEFINE_flag(arguments.ConfigFlag(key))
     if required:
         flags.mark_flag_as_required("config")
 
 
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(","))
+def define_path(name: str, default: str | None, text: str, required: bool = False) -> None:
+    """A flag whose value is a pathlib.Path."""
+    flags.DEFINE(arguments.PathParser(name), name, default, text, required=required)
 
 
-def _bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
+def define_images(name: str, text: str) -> None:
+    """A flag for images that exist: the text of a path, `~` expanded, or NAME:SPLIT."""
+    flags.DEFINE(arguments.PathParser(name, text=True), name, None, text)
 
 
-# Keys of config.sample: the type of a flag's text, and its help.
+def define_numbers(name: str, default: str, text: str, kind: type) -> None:
+    """A flag whose value is a tuple of numbers, of the type `kind`."""
+    flags.DEFINE(arguments.NumbersParser(kind), name, default, text)
+
+
+def define_paths(name: str, text: str) -> None:
+    """A required flag that may be repeated, whose value is a list of pathlib.Path."""
+    flags.DEFINE_multi(arguments.PathParser(name), None, name, None, text, required=True)
+
+
+def define_seed(text: str) -> None:
+    """--seed, 0 by default."""
+    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=SEEDS)
+
+
+# Keys of config.sample: the type of a flag's value (a tuple is two floats), and its help.
 SAMPLING = {
     "sampler": (
         str,
@@ -50,7 +77,7 @@ SAMPLING = {
     "variance": (str, "sampler ddpm, without a learned one: large or small."),
     "eta": (float, "sampler ddim, ddim_level1: 0 deterministic, 1 DDPM's variance."),
     "churn": (float, "sampler heun: S_churn of EDM."),
-    "churn_range": (_floats, "LOW,HIGH of sigma / alpha where it churns."),
+    "churn_range": (tuple, "LOW,HIGH of sigma / alpha where it churns."),
     "churn_noise": (float, "Deviation of that noise."),
     "sde_diffusion": (str, "sampler euler_maruyama: sigma or sbdm."),
     "last_step": (str, "sampler euler_maruyama: mean, euler, tweedie or none."),
@@ -58,35 +85,43 @@ SAMPLING = {
         float,
         "Time at which that step begins; with none, at which sampling ends; 0 leaves it out.",
     ),
-    "clip_x_0": (_bool, "true or false: of pixels, keep x_0 in [-1, 1] in every step."),
+    "clip_x_0": (bool, "Of pixels, keep x_0 in [-1, 1] in every step."),
     "cfg_scale": (float, "Guidance; 1 is none."),
     "cfg_channels": (int, "Guided channels; 0 all, the paper's samples use 3."),
     "cfg_interval": (
-        _floats,
+        tuple,
         "LOW,HIGH of the times t that are guided; of process edm t = sigma / sigma_max.",
     ),
     "cfg_rescale": (float, "0..1: how far guided outputs keep the deviation of unguided ones."),
+}
+PARSERS = {
+    str: flags.ArgumentParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    tuple: arguments.NumbersParser(float, 2),
 }
 
 
 def define_sampling(required: bool = True) -> None:
     """--workdir and which checkpoint, seed and sampler to use there."""
-    flags.DEFINE_string("workdir", None, "Directory of a training run.", required=required)
+    define_path("workdir", None, "Directory of a training run.", required)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
-    flags.DEFINE_string("vae", None, "Workdir of the VAE that decodes; the run's by default.")
-    flags.DEFINE_string(
+    define_path("vae", None, "Workdir of the VAE that decodes; the run's by default.")
+    define_path(
         "text_encoder", None, "Workdir of the frozen encoder of captions; the run's by default."
     )
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
-    flags.DEFINE_string("guide", None, "Workdir of a worse model that guides: autoguidance.")
+    define_path("guide", None, "Workdir of a worse model that guides: autoguidance.")
     flags.DEFINE_integer(
         "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it."
     )
-    flags.DEFINE_integer(
-        "seed", 0, "Image i is a function of the model, the seed, i and its label."
-    )
-    for name, (_, text) in SAMPLING.items():
-        flags.DEFINE_string(name, None, f"{text} By default the run's.")
+    define_seed("Image i is a function of the model, the seed, i and its label.")
+    for name, (kind, text) in SAMPLING.items():
+        text = f"{text} By default the run's."
+        if kind is bool:
+            flags.DEFINE_bool(name, None, text)
+        else:
+            flags.DEFINE(PARSERS[kind], name, None, text)
 
 
 def define_told() -> None:
@@ -99,29 +134,16 @@ def define_told() -> None:
 
 
 def loading() -> dict:
-    """The arguments of `runs.load` that the flags ask for.
-
-    Raises: ValueError for a number that is none.
-    """
-    settings = {}
-    for name, (kind, _) in SAMPLING.items():
-        if (text := FLAGS[name].value) is None:
-            continue
-        try:
-            settings[name] = kind(text)
-        except ValueError:
-            shape = {_floats: "numbers with commas, such as 0.1,0.8", int: "a whole number"}
-            shape |= {_bool: "true or false"}
-            message = f"--{name}={text!r} must be {shape.get(kind, 'a number')}."
-            raise ValueError(message) from None
+    """The arguments of `runs.load` that the flags ask for."""
+    settings = {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
     return dict(
-        workdir=pathlib.Path(FLAGS.workdir),
+        workdir=FLAGS.workdir,
         step=FLAGS.step,
         raw=FLAGS.raw,
         vae_workdir=FLAGS.vae,
         encoder_workdir=FLAGS.text_encoder,
         settings=settings,
-        guide_workdir=FLAGS.guide and pathlib.Path(FLAGS.guide),
+        guide_workdir=FLAGS.guide,
         guide_step=FLAGS.guide_step,
     )
 
@@ -141,70 +163,145 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
         raise OSError(f"cannot write {name}{out}: {error}") from error
 
 
-def run(main: Callable, on_cpu: bool = False) -> None:
-    """Parses the flags, connects the processes, starts the log, and calls main.
+def run(
+    main: Callable[[list[str]], object],
+    positionals: str = "",
+    kept: Callable[[], str] = lambda: "nothing is kept",
+    stopped_status: int | None = None,
+    saves: bool = False,
+    on_cpu: bool = False,
+) -> None:
+    """Parses the flags, connects the processes, starts the log, calls main, ends the process.
 
-    Args: on_cpu, leaves the accelerators to the processes that main starts.
+    Args:
+      main: takes the words without a flag.
+      positionals: the names of these, such as 'KIND SRC DST'; 'MODEL ...' is any number.
+      kept: what is there to go on from when a signal or a full disk has ended the command.
+      stopped_status: the exit status after a signal, instead of 130 or 143.
+      saves: main trains; several processes agree on the step where SIGTERM ends it.
+      on_cpu: leaves the accelerators to the processes that main starts.
 
     An error that this package, configs or experiments raise is a message to the user and ends the
-    command as such; any other keeps its traceback.
+    command as such, and so is an error of the operating system that names a file. Any other keeps
+    its traceback.
     """
-    flags.DEFINE_bool(
-        "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
-    )
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where none is found.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
+    terminal.open_streams()
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    if not on_cpu:
+        _define_processes()
     # --help shows the flags of the command's own module only, unless told that these are its too.
     for flag in FLAGS.flags_by_module_dict()[__name__]:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(lambda argv: _start(main, argv, on_cpu), flags_parser=_parse)
+    sys.unraisablehook = _report_unraisable
+    with stopping.Raising() as signals:
+
+        def start(words):
+            _start_log()
+            _start_jax(on_cpu)
+            if not saves:  # of several processes JAX has set its own handler of SIGTERM
+                signals.install()
+            main(words)
+            sys.stdout.flush()
+
+        try:
+            app.run(
+                lambda words: _explain_errors(start, words, kept),
+                flags_parser=lambda argv: _parse(argv, positionals),
+            )
+        except stopping.Stopped as stopped:
+            signals.ignore()
+            _end(stopped, kept, stopped_status or stopped.status)
 
 
-def _parse(argv):
-    """The positional arguments; what is wrong with the others ends the command in a line or two."""
+def _define_processes():
+    flags.DEFINE_bool(
+        "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of process 0, where none is found. It listens without a password, on all "
+        "interfaces: keep the port on a private network, see docs/several_processes.md.",
+    )
+    flags.DEFINE_string(
+        "coordinator_bind_address", None, "HOST:PORT where process 0 listens, instead of all."
+    )
+    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", lower_bound=0)
+
+
+def _parse(argv, positionals):
+    """The words without a flag; what is wrong with the others ends the command in a line or two."""
     try:
-        rest = FLAGS(argv)
-        if "config" in FLAGS and FLAGS.config is not None:
-            _ = FLAGS.config.to_dict  # raises what kept the file from loading
-        return rest
-    except flags.Error as error:
-        # An error inside get_config comes as the text of a traceback.
-        reason = str(error).strip().rpartition("Error: ")[2]
-        sys.exit(f"error: {reason}\n--help lists the flags.")
-    except OSError as error:
-        sys.exit(f"error: cannot load --config: {str(error).splitlines()[-1].strip()}")
-    except (AttributeError, KeyError) as error:
-        # ml_collections' message names the key and near ones, behind a long traceback.
-        message = str(error.args[0]).replace("\\n", "\n").replace("'", "")
-        frames = traceback.extract_tb(error.__traceback__)
-        if frame := next((f for f in frames if f.name == "get_config"), None):
-            first, listing, hint = message.partition(" Other fields present")
-            if not listing:
-                raise  # a bug of another kind in the user's file
-            sys.exit(f"error: {frame.filename}:{frame.lineno}: {first}\n{hint.splitlines()[-1]}")
-        sys.exit(f"error: unknown config key {message}\nAll keys are in configs/default.py.")
-
-
-def _start(main, argv, on_cpu):
-    _start_log()
-    if FLAGS.distributed or FLAGS.coordinator_address:
-        jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    compilation_cache.enable()
-    if on_cpu:
-        jax.config.update("jax_platforms", "cpu")
-    else:
-        _check_accelerator()
-    if jax.process_index():  # the first process speaks for all
-        logger.setLevel(logging.WARNING)
-        sys.stdout = io.StringIO()
-    try:
-        main(argv)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if FLAGS.traceback or not _is_ours(error):
+        return arguments.parse(argv, positionals)
+    except SystemExit:  # after --help, where absl would report a failure
+        sys.exit(0)
+    except (ValueError, OSError, flags.Error) as error:
+        if "--traceback" in argv:
             raise
-        sys.exit(f"error: {error}")
+        _fail(_message(error))
+
+
+def _explain_errors(start, words, kept):
+    try:
+        start(words)
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        if FLAGS.traceback or not (_is_ours(error) or _is_of_a_file(error)):
+            raise
+        message = _message(error)
+        if _is_passing(error):
+            text = kept()
+            message += f"\n{text[0].upper()}{text[1:]}. To go on, run: {_command()}"
+        _fail(message)
+
+
+def _fail(message):
+    """Ends the command with a message."""
+    sys.stderr.write(terminal.escape(f"error: {message}\n"))
+    sys.exit(1)
+
+
+def _end(stopped, kept, status):
+    """Ends the command after a signal: says what is kept, and the command that goes on."""
+    speaks = logger.level <= logging.INFO  # the first process, for all that have saved
+    if speaks or not stopped.kept:
+        kept = stopped.kept or (kept() if FLAGS.is_parsed() else "nothing is kept")
+        name = stopping.NAMES[stopped.number]
+        sys.stderr.write(terminal.escape(f"{name}: {kept}.\nTo go on, run: {_command()}\n"))
+    sys.stdout.flush()
+    if stopped.kept:
+        sys.exit(status)
+    stopping.end(status)  # the signal came anywhere: threads and workers are still busy
+
+
+def _command():
+    return terminal.command_line(sys.orig_argv)
+
+
+def _message(error):
+    """An error's text; of the operating system's ones without their number."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("configs", "experiments"):
+        return f"{error}: install the project again, pip install -e DIRECTORY of pyproject.toml."
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    names = [_shorten(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' to '.join(names)}: {error.strerror}" if names else error.strerror
+
+
+def _shorten(name):
+    text = files.printable(os.fsdecode(name) if isinstance(name, bytes) else str(name))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
+
+
+def _is_of_a_file(error):
+    """Whether the operating system refused a file, or has no room for it."""
+    known = isinstance(error, OSError) and error.errno is not None
+    return known and (error.filename is not None or error.errno in PASSING)
+
+
+def _is_passing(error):
+    """Whether a disk that is full or the like is what it tells of; libraries wrap that in text."""
+    return any(os.strerror(number) in str(error) for number in PASSING)
 
 
 def _is_ours(error):
@@ -220,9 +317,11 @@ def _start_log():
     # Orbax reports a full disk once per file, with a traceback each; our error sums it up.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-    sys.unraisablehook = _report_unraisable
+    absl.logging.get_absl_handler().setFormatter(terminal.Formatter("%(message)s"))
+    # Python removes what Grain's workers share with a process that is killed, but warns of it.
+    sys.warnoptions.append("ignore:resource_tracker")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(terminal.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -234,6 +333,43 @@ def _report_unraisable(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
+def _start_jax(on_cpu):
+    """Connects the processes, if there are several, and finds the devices."""
+    if on_cpu:
+        jax.config.update("jax_platforms", "cpu")
+        return
+    if FLAGS.distributed or FLAGS.coordinator_address:
+        _connect()
+    compilation_cache.enable()
+    _check_accelerator()
+    if jax.process_index():  # the first process speaks for all
+        logger.setLevel(logging.WARNING)
+        sys.stdout = io.StringIO()
+
+
+def _connect():
+    """Connects this process with the others.
+
+    Raises: ValueError for flags that do not fit together, or if the others cannot be reached.
+    """
+    address, bind = FLAGS.coordinator_address, FLAGS.coordinator_bind_address
+    num, process = FLAGS.num_processes, FLAGS.process_id
+    for name, text in (("coordinator_address", address), ("coordinator_bind_address", bind)):
+        if text is not None and not re.fullmatch(r".+:\d+", text):
+            raise ValueError(f"--{name}={text} must be HOST:PORT.")
+    if address and (num is None) != (process is None):
+        raise ValueError("--coordinator_address needs both --num_processes and --process_id.")
+    if num is not None and process >= num:
+        raise ValueError(f"--process_id={process} must be below --num_processes={num}.")
+    try:
+        jax.distributed.initialize(address, num, process, coordinator_bind_address=bind)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot connect the processes: {str(error).splitlines()[0]}\nWhere no cluster is "
+            "found, give --coordinator_address, --num_processes and --process_id."
+        ) from error
+
+
 def _check_accelerator():
     """Ends the command if JAX has no wheel for the platform asked for; warns if a GPU lies idle."""
     wheels = "make install ACCELERATOR=cuda13 (or cuda12, tpu)"
@@ -241,8 +377,8 @@ def _check_accelerator():
         backend = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the latter, empty, where the wheel is absent
         platforms = jax.config.jax_platforms
-        sys.exit(
-            f"error: JAX cannot start JAX_PLATFORMS={platforms!r}: {str(error) or 'no wheel'}\n"
+        _fail(
+            f"JAX cannot start JAX_PLATFORMS={platforms!r}: {str(error) or 'no wheel'}\n"
             f"Install JAX with the wheel of your accelerator: {wheels}"
         )
     if backend == "cpu" and pathlib.Path("/dev/nvidia0").exists():

@@ -9,12 +9,13 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 from absl import flags
 
-from dit_jax import sources
+from dit_jax import sources, stopping
 
 Batch = sources.Batch
 
@@ -119,6 +120,10 @@ class _Cache:
         return _Cache, (self.source,)
 
 
+def _begin_worker(*_):
+    stopping.end_with_parent()
+
+
 class TrainIterator:
     """Endless batches of this process's rows, reshuffled every epoch by the seed.
 
@@ -168,14 +173,17 @@ class TrainIterator:
         if config.data.num_workers:
             if not flags.FLAGS.is_parsed():  # outside a command Grain's workers need them marked
                 flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
+            resource_tracker.ensure_running()  # while it starts it unblocks signals
+            options = grain.MultiprocessingOptions(config.data.num_workers)
+            batches = batches.mp_prefetch(options, _begin_worker)
         self._iterator = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        with stopping.Blocked():  # the first one starts the worker processes
+            batch = next(self._iterator)
         self._next_batch += 1
         return batch
 

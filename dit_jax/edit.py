@@ -227,7 +227,7 @@ def draw(trained: runs.Trained, edits: Edits, seed: int = 0, strength: float = 1
 
 def parse_numbers(texts: Sequence[str]) -> list[int]:
     """The numbers of two images whose noise is interpolated.   Raises: ValueError for others."""
-    if len(texts) != 2 or not all(text.isdecimal() for text in texts):
+    if len(texts) != 2 or not all(text.isdecimal() and int(text) < 2**31 for text in texts):
         raise ValueError(f"--numbers={','.join(texts)} must be two whole numbers, such as 0,1.")
     return [int(text) for text in texts]
 
@@ -292,10 +292,10 @@ def told_before_and_after(
     return before, after
 
 
-def main(argv):
-    if len(argv) != 2 or argv[1] not in TASKS:
-        raise ValueError(f"say which of {', '.join(TASKS)}, not {' '.join(argv[1:]) or 'nothing'}.")
-    task, out = argv[1], pathlib.Path(FLAGS.out)
+def main(words):
+    if not words or words[0] not in TASKS:
+        raise ValueError(f"say which of {', '.join(TASKS)}, not {' '.join(words) or 'nothing'}.")
+    task, out = words[0], FLAGS.out
     cli.check_out(out, (".png",))
     others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
@@ -312,7 +312,7 @@ def main(argv):
     else:
         if not FLAGS.image:
             raise ValueError(f"{task} needs --image.")
-        image = read_image(pathlib.Path(FLAGS.image), config)
+        image = read_image(FLAGS.image, config)
         x_0, shown = encode(trained, image), [image]
         if task == "invert":
             before, after = told_before_and_after(
@@ -330,7 +330,7 @@ def main(argv):
             if task == "inpaint":
                 if not FLAGS.mask:
                     raise ValueError("inpaint needs --mask, white where it draws anew.")
-                mask = read_mask(pathlib.Path(FLAGS.mask), pathlib.Path(FLAGS.image), config)
+                mask = read_mask(FLAGS.mask, FLAGS.image, config)
                 edits = inpaint(*arguments, mask)
             else:
                 edits = image_to_image(*arguments)
@@ -345,12 +345,12 @@ def main(argv):
 if __name__ == "__main__":
     cli.define_sampling()
     cli.define_told()
-    flags.DEFINE_string("image", "", "Image file, cropped as the model's data are.")
-    flags.DEFINE_string("mask", "", "inpaint: image of the same size, white where it draws anew.")
+    cli.define_path("image", None, "Image file, cropped as the model's data are.")
+    cli.define_path("mask", None, "inpaint: image of the same size, white where it draws anew.")
     flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].")
     flags.DEFINE_list("numbers", ["0", "0"], "interpolate: of the images whose noise is taken.")
     flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
     flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
     flags.DEFINE_integer("num", 4, "Images; inverted ones are one.", lower_bound=1)
-    flags.DEFINE_string("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
-    cli.run(main)
+    cli.define_path("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
+    cli.run(main, "TASK")

@@ -245,8 +245,8 @@ def _one_behind(items):
 def main(_):
     metadata = encode(
         FLAGS.config,
-        pathlib.Path(FLAGS.vae),
-        pathlib.Path(FLAGS.out),
+        FLAGS.vae,
+        FLAGS.out,
         FLAGS.shard_images,
         FLAGS.batch_size,
         FLAGS.dtype,
@@ -259,9 +259,9 @@ def main(_):
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("vae", None, "Workdir of the VAE, converted or trained.", required=True)
-    flags.DEFINE_string("out", None, "Directory of the dataset.", required=True)
+    cli.define_path("vae", None, "Workdir of the VAE, converted or trained.", required=True)
+    cli.define_path("out", None, "Directory of the dataset.", required=True)
     flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
     flags.DEFINE_integer("batch_size", 32, "Images that are read at a time, per device.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
-    cli.run(main)
+    cli.run(main, kept=lambda: f"the shards that are complete are kept in {FLAGS.out}")

@@ -253,7 +253,7 @@ def _write_picture(path, image, label):
 
 
 def main(_):
-    workdir = FLAGS.workdir and pathlib.Path(FLAGS.workdir)
+    workdir = FLAGS.workdir
     progress = sys.stderr.isatty() and jax.process_index() == 0
     _check_flags()
     if FLAGS.bpd:
@@ -264,17 +264,19 @@ def main(_):
     if not FLAGS.workdir and not FLAGS.reference:
         raise ValueError(f"--reference is missing: {references.FORMS}.")
     default = references.default_extractor(FLAGS.reference)
-    extractor = extractors.load(
-        FLAGS.extractor or default,
-        FLAGS.weights and pathlib.Path(FLAGS.weights),
-        FLAGS.extractor_dtype,
-    )
+    extractor = extractors.load(FLAGS.extractor or default, FLAGS.weights, FLAGS.extractor_dtype)
     if FLAGS.make_reference:
         _make_reference(extractor, progress)
     elif FLAGS.samples:
         _print_row(*_evaluate_images(extractor, progress))
     else:
         _print_row(*_evaluate(workdir, extractor, progress))
+
+
+def _kept():
+    if FLAGS.bpd or FLAGS.make_reference:
+        return "nothing is kept"
+    return "the batches that are complete are kept"
 
 
 def _check_flags():
@@ -302,9 +304,9 @@ def _check_flags():
 def _make_reference(extractor, progress):
     if jax.process_count() > 1:
         raise ValueError("--make_reference is done by one process: start the command alone.")
-    out = pathlib.Path(FLAGS.make_reference)
+    out = FLAGS.make_reference
     cli.check_out(out, (".npz",), "--make_reference=")
-    given = FLAGS.image_size, FLAGS.image_channels, FLAGS.data_dir
+    given = FLAGS.image_size, FLAGS.image_channels, str(FLAGS.data_dir or "")
     reference = references.load(FLAGS.reference, extractor, *given, progress)
     reference.save(out)
     print(f"{out}: {json.dumps({'extractor': reference.extractor, 'source': reference.source})}")
@@ -314,13 +316,14 @@ def _evaluate_images(extractor, progress):
     """(row, the directory that its picture is relative to)."""
     if jax.process_count() > 1:
         raise ValueError("--samples are measured by one process: start the command alone.")
-    given = FLAGS.image_channels, FLAGS.data_dir
-    found = images.open_images(FLAGS.samples, FLAGS.image_size, *given)
+    data_dir = str(FLAGS.data_dir or "")
+    given = FLAGS.image_size, FLAGS.image_channels, data_dir
+    found = images.open_images(FLAGS.samples, *given)
     size, _, channels = found.shape
     if FLAGS.image_size not in (None, size):
         name = files.printable(found.name)
         raise ValueError(f"--image_size={FLAGS.image_size}, but {name} has {size} pixels.")
-    arguments = FLAGS.reference, extractor, size, channels, FLAGS.data_dir, progress
+    arguments = FLAGS.reference, extractor, size, channels, data_dir, progress
     reference = references.load(*arguments)
     row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)
     return row, path_beside(found).parent
@@ -328,7 +331,7 @@ def _evaluate_images(extractor, progress):
 
 def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:
-        cli.check_out(pathlib.Path(FLAGS.save_npz), (".npz",), "--save_npz=")
+        cli.check_out(FLAGS.save_npz, (".npz",), "--save_npz=")
     trained = runs.load(**cli.loading())
     reference = references.of_run(trained.config, FLAGS.reference, extractor, progress, workdir)
     row = evaluate(
@@ -340,7 +343,7 @@ def _evaluate(workdir, extractor, progress):
         FLAGS.seed,
         FLAGS.labels,
         FLAGS.batch_size,
-        FLAGS.save_npz and pathlib.Path(FLAGS.save_npz),
+        FLAGS.save_npz,
         progress,
     )
     return row, workdir
@@ -386,16 +389,16 @@ def _print_bpd(workdir, loading, progress):
 if __name__ == "__main__":
     cli.define_sampling(required=False)
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
-    flags.DEFINE_string("samples", None, "Images to measure: an .npz or a folder.")
-    flags.DEFINE_string("reference", None, f"{references.FORMS}. Default: the training images.")
-    flags.DEFINE_string("make_reference", None, "Write --reference's statistics to this .npz.")
+    cli.define_images("samples", "Images to measure: an .npz or a folder.")
+    cli.define_images("reference", f"{references.FORMS}. Default: the training images.")
+    cli.define_path("make_reference", None, "Write --reference's statistics to this .npz.")
     flags.DEFINE_enum(
         "extractor",
         None,
         extractors.NAMES,
         "By default the one of --reference, inception for images, pixels without --reference.",
     )
-    flags.DEFINE_string("weights", None, "Workdir of its weights; runs/<extractor> by default.")
+    cli.define_path("weights", None, "Workdir of its weights; runs/<extractor> by default.")
     flags.DEFINE_enum(
         "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
     )
@@ -403,14 +406,14 @@ if __name__ == "__main__":
         "image_size", None, "Without --workdir: pixels that a folder or split is cropped to.", 1
     )
     flags.DEFINE_integer("image_channels", 3, "The same: 1 grey, 3 RGB.")
-    flags.DEFINE_string("data_dir", "", "TFDS data directory; TFDS's standard one by default.")
+    cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(
         "labels", "random", ["random", "balanced"], "Of samples; published numbers: random."
     )
     flags.DEFINE_integer(
         "num", None, "Samples, by default 1000, of --samples all; with --bpd held-out images.", 2
     )
-    flags.DEFINE_string("save_npz", None, "Write the samples, as the ADM evaluator reads them.")
+    cli.define_path("save_npz", None, "Write the samples, as the ADM evaluator reads them.")
     flags.DEFINE_bool("bpd", False, "Bits per dimension of held-out images instead.")
     flags.DEFINE_integer(
         "bpd_steps",
@@ -418,4 +421,4 @@ if __name__ == "__main__":
         f"By default all levels of process ddpm (a bound); else {bits.ODE_STEPS}, of an ODE.",
         lower_bound=1,
     )
-    cli.run(main)
+    cli.run(main, kept=_kept)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and files from elsewhere, which may hold anything."""
+"""Files that are there whole or not at all; paths; files and names from elsewhere."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -15,11 +16,9 @@ import numpy as np
 
 logger = logging.getLogger("dit_jax")
 
-# Control characters, marks that are not seen or turn the direction of a text, separators of lines,
-# and halves of characters.
-UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+# Unicode's categories of characters that a terminal obeys or hides: controls, formats such as the
+# bidirectional and zero-width ones, surrogates, line and paragraph separators.
+HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 MOST_JSON_BYTES = 64 * 2**20
 MOST_JSON_DEPTH = 100
 MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the header
@@ -27,6 +26,47 @@ MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the
 # fill the memory; 1 GiB is always allowed.
 MOST_GROWTH = 16
 FREE_BYTES = 2**30
+
+
+def printable(text: object) -> str:
+    r"""Shows each control character of a text as its escape: a newline as \n, ESC as \x1b.
+
+    For names inside messages: whoever made a file or an archive chose its name. Bidirectional and
+    zero-width controls and lone surrogates are escaped too.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in HIDDEN else c
+        for c in text
+    )
+
+
+def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
+    """The local path that a flag or a config key names, with `~` and `~user` expanded.
+
+    Args: name, of the flag or key, such as '--workdir' or 'latents.vae', for messages.
+    Raises: ValueError for an empty text, a remote path, an unknown user, or a NUL character.
+    """
+    text = os.fspath(text)
+    shown = f"{name}={printable(text)}"
+    if not text:
+        raise ValueError(f"{name} is empty: give a path, or leave it out.")
+    if "\0" in text:
+        raise ValueError(f"{shown} has a NUL character, which no path can have.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(
+            f"{shown}: remote paths are not read or written yet; mount it, or take a local path."
+        )
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:  # pathlib's, which names no user
+        user = text.partition("/")[0]
+        raise ValueError(
+            f"{shown}: {printable(user)} has no home directory; write ./{printable(text)} if that "
+            "is its name."
+        ) from None
 
 
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
@@ -38,6 +78,9 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's has none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -45,15 +88,6 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
 def replace_text(path: pathlib.Path, text: str) -> None:
     """As `replace`, of a text, as UTF-8."""
     replace(path, lambda file: file.write(text.encode()))
-
-
-def printable(text: object) -> str:
-    """The text with its control characters escaped, for names from elsewhere in messages.
-
-    Escaped are control characters such as ESC and newlines, marks that are invisible or change the
-    direction of writing, and lone surrogates; all other text stays as it is.
-    """
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:

@@ -11,7 +11,7 @@ import json
 import pathlib
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dit_jax import cli, counts
 from dit_jax.models import blocks, dit, unet
@@ -89,20 +89,20 @@ def count_names(
     return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}
 
 
-def main(argv):
-    if FLAGS.config is not None and len(argv) > 1:
-        raise ValueError(f"give a model name or --config, not both: {' '.join(argv[1:])}.")
+def main(names):
+    if FLAGS.config is not None and names:
+        raise ValueError(f"give a model name or --config, not both: {' '.join(names)}.")
     for flag, key in (("block", "block"), ("image_size", "input_size")):
         if FLAGS.config is not None and FLAGS[flag].present:
             raise ValueError(
                 f"--{flag} is of a model name; of a --config set --config.model.{key}."
             )
     if FLAGS.config is not None:
-        path, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+        path, _, argument = FLAGS["config"].spec.partition(":")
         name = pathlib.Path(path).name + (argument and f":{argument}")
         rows = {name: count(FLAGS.config)}
     else:
-        rows = count_names(argv[1:], FLAGS.image_size, FLAGS.block)
+        rows = count_names(names, FLAGS.image_size, FLAGS.block)
     if FLAGS.json:
         print(json.dumps(rows if len(rows) > 1 else next(iter(rows.values()))))
         return
@@ -128,4 +128,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("image_size", None, "Of DiTs: pixels, 256; latents are 8 times smaller.")
     flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
-    cli.run(main)
+    cli.run(main, "MODEL ...")

@@ -57,7 +57,7 @@ def open_images(
     Raises: FileNotFoundError; ValueError for a file that holds others than uint8 images, for
       images of several sizes, or for a split without image_size.
     """
-    path = pathlib.Path(spec).expanduser()
+    path = files.to_path(spec, "images")
     if path.suffix == ".npz":
         return open_npz(path)
     if path.is_dir():

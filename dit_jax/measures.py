@@ -7,7 +7,6 @@ A measure of Inception's features has its published name; of another extractor's
 import functools
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -141,7 +140,8 @@ def compile_distance(task, vae=None, encoder=None) -> Callable:
     settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
     sample_config.update(steps=settings.steps, cfg_scale=settings.cfg_scale)
     name = settings.extractor or references.default_extractor(settings.reference)
-    extractor = extractors.load(name, settings.weights and pathlib.Path(settings.weights))
+    weights = settings.weights and files.to_path(settings.weights, "fid.weights")
+    extractor = extractors.load(name, weights)
     reference = references.of_run(config, settings.reference, extractor)
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     prediction = config.objective.prediction

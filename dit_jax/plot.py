@@ -388,12 +388,11 @@ def _scale(axis, name, values):
         axis.set_major_formatter(ticker.EngFormatter(sep=""))  # 400k, 1M
 
 
-def main(argv):
-    out = pathlib.Path(FLAGS.out)
-    if len(argv) > 1:
-        raise ValueError(f"unexpected {argv[1]}: quote globs, --rows 'runs/*/evaluations.jsonl'.")
+def main(_):
+    out = FLAGS.out
     cli.check_out(out, (".png", ".svg"))
-    rows = read(pattern for text in FLAGS.rows for pattern in text.split(","))
+    patterns = [pattern for text in FLAGS.rows for pattern in text.split(",")]
+    rows = read(str(files.to_path(pattern, "--rows")) for pattern in patterns)
     for condition in FLAGS.where or ():
         rows = where(rows, condition)
     plot(rows, FLAGS.x, FLAGS.y, out)
@@ -406,6 +405,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("x", None, "Name in a row: step, images_seen, cfg_scale.", required=True)
     flags.DEFINE_string("y", None, "Name in a row: fid, precision, fd_dinov2.", required=True)
-    flags.DEFINE_string("out", None, "A .png or .svg.", required=True)
+    cli.define_path("out", None, "A .png or .svg.", required=True)
     flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
     cli.run(main)

@@ -93,7 +93,7 @@ RANGES = {
     "model.text_depth": Range(1, 10_000, whole=True),
     "model.text_num_heads": SIZE,
     "model.base_channels": SIZE,
-    "model.channel_mult": SIZE,
+    "model.channel_mult": Range(0, 1024, without_low=True),
     "model.blocks_per_level": Range(1, 1000, whole=True),
     "model.attention_levels": Range(0, 100, whole=True),
     "model.transformer_depth": Range(0, 1000, whole=True),

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, data, latents, objectives, pictures, sharding, sources
+from dit_jax import checkpoint, cli, data, files, latents, objectives, pictures, sharding, sources
 
 FLAGS = flags.FLAGS
 SHOWN = 16
@@ -75,18 +75,18 @@ def reconstruct(
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = FLAGS.out
     cli.check_out(out, (".png",))
     row, picture = reconstruct(
         FLAGS.config,
-        pathlib.Path(FLAGS.vae),
+        FLAGS.vae,
         FLAGS.num,
         FLAGS.batch_size,
         FLAGS.dtype,
         progress=sys.stderr.isatty(),
     )
     if jax.process_index() == 0:
-        Image.fromarray(picture).save(out)
+        files.replace(out, lambda file: Image.fromarray(picture).save(file, "PNG"))
     print(
         f"{row['num_images']} images: PSNR {row['psnr']:.2f} dB  L1 {row['l1']:.4f}  "
         f"KL {row['kl']:.5g} nats per image  picture {out}"
@@ -95,9 +95,9 @@ def main(_):
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("vae", None, "Workdir of the VAE, converted or trained.", required=True)
+    cli.define_path("vae", None, "Workdir of the VAE, converted or trained.", required=True)
     flags.DEFINE_integer("num", 1000, "Images.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 8, "Images at a time, per device.", lower_bound=1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
-    flags.DEFINE_string("out", "reconstruction.png", "The picture.")
+    cli.define_path("out", "reconstruction.png", "The picture.")
     cli.run(main)

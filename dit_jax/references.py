@@ -76,7 +76,7 @@ def default_extractor(spec: str | None) -> str:
     """
 
     def read():
-        path = pathlib.Path(spec).expanduser()
+        path = files.to_path(spec, "reference")
         if path.suffix == ".npz":
             _, metadata = _open(path)
             return metadata["extractor"]["name"] if metadata else "inception"
@@ -135,7 +135,7 @@ def load(
     Raises: FileNotFoundError; ValueError for a file of another extractor or other keys, or as
       `images.open_images`.
     """
-    path = pathlib.Path(spec).expanduser()
+    path = files.to_path(spec, "reference")
     if path.suffix != ".npz":
         found = images.open_images(spec, image_size, channels, data_dir)
         if found.num > 2 * MAX_FEATURES:

@@ -14,6 +14,7 @@ from dit_jax import (
     checkpoint,
     conditions,
     diffusion,
+    files,
     generate,
     latents,
     models,
@@ -174,9 +175,10 @@ def _find_in_workdir(workdir, config):
     So a workdir that `dit_jax.convert sd` wrote may be moved.
     """
     for part, key in (("latents", "vae"), ("text", "encoder")):
-        path = config.get(part, {}).get(key)
-        if path and (workdir / path).is_dir():
-            config[part][key] = str(workdir / path)
+        text = config.get(part, {}).get(key)
+        path = text and workdir / files.to_path(text, f"{part}.{key}")
+        if path and path.is_dir():
+            config[part][key] = str(path)
 
 
 def _load_model(workdir, config, mesh, step, raw):
@@ -215,7 +217,8 @@ def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
 
     Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
     """
-    vae = checkpoint.load_vae(pathlib.Path(config.latents.vae), mesh, config.model.dtype)
+    workdir = files.to_path(config.latents.vae, "latents.vae")
+    vae = checkpoint.load_vae(workdir, mesh, config.model.dtype)
     latents.check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
     image_size, image_channels = config.data.image_size, config.data.image_channels
     encodes = config.latents.source == "images"

@@ -5,7 +5,6 @@
       --sampler dpmpp2m --steps 20 --cfg_scale 7.5 --out x.png
 """
 
-import pathlib
 import sys
 
 import jax
@@ -35,7 +34,7 @@ def _write(out, images, cond):
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = FLAGS.out
     cli.check_out(out, (".png", ".npz"))
     trained = runs.load(**cli.loading())
     num = FLAGS.num or len(FLAGS.prompt) or NUM
@@ -60,6 +59,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     cli.define_told()
     flags.DEFINE_integer("num", None, f"Images; by default one of each --prompt, else {NUM}.", 1)
-    flags.DEFINE_string("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
+    cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
     flags.DEFINE_integer("columns", 0, "Of the grid; 0 makes it about square.", lower_bound=0)
     cli.run(main)

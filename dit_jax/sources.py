@@ -198,7 +198,7 @@ def open_images(config, split: str, labels: bool = True) -> Source:
 
 def _open_folder(config, split, told):
     """(records, origin) of a split of an image folder, with what the model is told."""
-    data, root = config.data, pathlib.Path(config.data.name)
+    data, root = config.data, files.to_path(config.data.name, "data.name")
     origin = f"image folder {files.printable(root / split)}"
     if told.get("caption_feature"):
         if told["num_classes"]:
@@ -251,7 +251,7 @@ def encoder_workdir(config) -> pathlib.Path:
             "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
             "which python -m dit_jax.convert clip writes."
         )
-    return pathlib.Path(config.text.encoder)
+    return files.to_path(config.text.encoder, "text.encoder")
 
 
 def _told(config):

@@ -7,7 +7,6 @@ learned.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -22,6 +21,7 @@ from dit_jax import (
     conditions,
     data,
     diffusion,
+    files,
     flops,
     generate,
     latents,
@@ -253,7 +253,7 @@ class Autoencoding:
         loss = self.config.autoencoder
         if not loss.lpips_weight:
             return {}
-        workdir = pathlib.Path(loss.lpips)
+        workdir = files.to_path(loss.lpips, "autoencoder.lpips")
         _, params = checkpoint.load_model(workdir, self.mesh, self.model.dtype, "lpips")
         return {"lpips": params}
 

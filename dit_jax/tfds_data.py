@@ -43,7 +43,8 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
     # Importing it takes most of a second, and image folders do without.
     import tensorflow_datasets as tfds
 
-    directory = pathlib.Path(name).expanduser()
+    directory = files.to_path(name, "data.name" if feature == "image" else "latents.moments")
+    data_dir = data_dir and str(files.to_path(data_dir, "data.data_dir"))
     is_directory = (directory / "dataset_info.json").is_file()
     known = name.partition("/")[0] in DATASETS or feature == "moments"
     prepared = False

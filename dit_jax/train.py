@@ -11,10 +11,8 @@ import functools
 import itertools
 import json
 import logging
-import os
 import pathlib
 import signal
-import threading
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -42,6 +40,7 @@ from dit_jax import (
     runs,
     sharding,
     sources,
+    stopping,
     tasks,
     workdirs,
 )
@@ -111,9 +110,10 @@ def new_state(program: Program, key: jax.Array) -> TrainState:
     Raises: as `checkpoint.restore_params`, of the weights of config.init_from; ValueError if these
       are another model's, or of another process or prediction.
     """
-    if workdir := program.config.init_from:
-        _check_weights(program.config, pathlib.Path(workdir))
-        params, step = checkpoint.restore_params(pathlib.Path(workdir), program.state.params)
+    if program.config.init_from:
+        workdir = files.to_path(program.config.init_from, "init_from")
+        _check_weights(program.config, workdir)
+        params, step = checkpoint.restore_params(workdir, program.state.params)
         logger.info("beginning with the EMA weights of %s, step %d", workdir, step)
         begin = functools.partial(_begin, program.tx)
         return jax.jit(begin, out_shardings=program.shardings)(params)
@@ -264,9 +264,9 @@ def compile_evaluate(program: Program, source: sources.Source, resident: dict) -
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     """Trains to config.total_steps, continuing from the newest checkpoint in the workdir.
 
-    Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ there. On SIGTERM it saves and
-    returns early.
+    Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ there.
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
+      stopping.Stopped at SIGTERM or Ctrl-C, after it has saved.
     """
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
@@ -288,9 +288,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
 
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(workdirs.claim(workdir, config))
-        # Before the manager, so out after it: a second signal must not end the last checkpoint's
+        # Before the manager, so out after it: a second SIGTERM must not end the last checkpoint's
         # writing.
-        sigterm = stack.enter_context(SigtermFlag())
+        notice = "ending this step, then saving."
+        signals = stack.enter_context(stopping.Deferring(notice))
         splits = {"train": train_source} | ({"eval": eval_source} if eval_source else {})
         data_record = identity.check_splits(splits, workdir)
         manager = stack.enter_context(checkpoint.open_manager(workdir, config))
@@ -362,7 +363,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 with progress.paused():
                     picture = draw(state.ema_params)
                 writer.image(step, "samples", picture)
-            stop = manager.reached_preemption(step) if jax.process_count() > 1 else sigterm.received
+            stop = manager.reached_preemption(step) if jax.process_count() > 1 else signals.received
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
                     lock.check()
@@ -372,33 +373,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if stop:
                 break
     if step < total_steps:  # and the checkpoint is written
-        logger.info("SIGTERM: step %d is saved; run the same command to continue.", step)
+        number = signals.received or signal.SIGTERM  # that another process has received
+        raise stopping.Stopped(number, f"step {step} is saved in {workdir}")
     return state
-
-
-class SigtermFlag:
-    """Turns SIGTERM into `received`, so that the loop can end on a whole step."""
-
-    def __init__(self):
-        self.received = False
-
-    def _receive(self, *_):
-        self.received = True
-        # Not by the logger: the signal may have come while the loop holds its lock.
-        os.write(2, b"SIGTERM: ending this step, then saving.\n")
-
-    def __enter__(self) -> "SigtermFlag":
-        # Only the main thread may set handlers, and several processes must agree on the step:
-        # there JAX's own handler tells all of them.
-        main_thread = threading.current_thread() is threading.main_thread()
-        self._active = main_thread and jax.process_count() == 1
-        if self._active:
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._active:  # a scheduler repeats the signal until the process is gone
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.received else self._previous)
 
 
 def log_summary(program: Program, class_names: Sequence[str] | None = None) -> None:
@@ -426,11 +403,16 @@ def log_summary(program: Program, class_names: Sequence[str] | None = None) -> N
     )
 
 
+def _kept():
+    steps = workdirs.saved_steps(FLAGS.workdir)
+    return f"step {steps[-1]} is kept in {FLAGS.workdir}" if steps else "no step is saved yet"
+
+
 def main(_):
-    train_and_evaluate(FLAGS.config, pathlib.Path(FLAGS.workdir))
+    train_and_evaluate(FLAGS.config, FLAGS.workdir)
 
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
-    cli.run(main)
+    cli.define_path("workdir", None, "Directory of this run.", required=True)
+    cli.run(main, kept=_kept, saves=True)

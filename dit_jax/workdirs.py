@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from dit_jax import files, locks, sharding
+from dit_jax import files, locks, overrides, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -135,7 +135,10 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     if saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
         as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
-        saved, wanted = flatten(load_config(workdir)), flatten(as_saved)
+        as_found = load_config(workdir)
+        for either in (as_found, as_saved):
+            overrides.expand_paths(either)
+        saved, wanted = flatten(as_found), flatten(as_saved)
         differing = [
             f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
             for key in sorted(saved.keys() | wanted.keys())
@@ -241,8 +244,9 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     Raises: ValueError, TypeError or AttributeError for a text that is no config.
     """
     config = files.parse_json(text, name, "the config of a run")
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f"{files.printable(name)} is no config: it has no model.")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
     return ConfigDict(complete(config)).lock()
 
 

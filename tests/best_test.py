@@ -80,6 +80,19 @@ def test_best_of_other_measures_is_replaced_and_of_another_run_refused(tmp_path,
         best.Best(tmp_path, config, {})
 
 
+def test_best_of_an_older_version_stays(tmp_path, config, params, monkeypatch):
+    """Which said last_step_size=0.0 where now last_step_t is None."""
+    config.fid.update(every_steps=10, num_images=5_000, extractor="pixels")
+    config.checkpoint_best_metric = "fd_pixels_5k"
+    best.Best(tmp_path, config, {}).update(10, {"fd_pixels_5k": 5.0}, params)
+    older = checkpoint.saved_values(tmp_path / "best")
+    del older["sample"]["last_step_t"]
+    older["sample"]["last_step_size"] = 0.0
+    monkeypatch.setattr(checkpoint, "saved_values", lambda _: older)
+    best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
+    assert _kept(tmp_path)[0] == ["10"]
+
+
 def test_metric_that_is_not_measured_is_refused(tmp_path, config):
     config.checkpoint_best_metric = "fid5k"
     with pytest.raises(ValueError, match="'fid5k' is not measured in this run, but eval_loss:"):

@@ -1,5 +1,6 @@
 """Bits per dimension of a run's held-out images, and the command that measures them."""
 
+import dataclasses
 import json
 import math
 
@@ -96,6 +97,8 @@ def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_confi
     trained.config.data.eval_split = "test[:10]"
     row, found = bits_of_images(trained, 1000, steps=1)
     assert row["likelihood"]["num"] == len(found) == 10
+    error = found.std(ddof=1, dtype=np.float64) / 10**0.5
+    assert row["bits_per_dim_standard_error"] == pytest.approx(error, rel=1e-6)
     _, half = bits_of_images(trained, 5, steps=1)
     assert_close(half, found[::2], 1e-5)
 
@@ -162,6 +165,47 @@ def test_bound_is_guided_diffusion_s_clipped_as_the_config_says(smoke_config, cl
     batch = sharding.put_batch(trained.mesh, batch)
     bits_fn = bits.make_bits_fn(trained, 4)
     assert_close(bits_fn(trained.params, {}, key, batch)[""], expected, 1e-4)
+
+
+@pytest.fixture
+def latent_config(smoke_config):
+    """Of a model of latents."""
+    smoke_config.latents.update(source="moments", scale=(1.0,), shift=(0.0,))
+    smoke_config.model.update(input_size=4, in_channels=2)
+    return smoke_config
+
+
+def latent_bits(trained, seed=0):
+    """(what `make_bits_fn` says of three latents without deviation, x_0) under a seed."""
+    mean = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float16)
+    moments = np.concatenate([mean, np.full_like(mean, -30)], axis=-1)
+    batch = {"moments": moments, "label": np.arange(3, dtype=np.int32)}
+    batch = sharding.put_batch(trained.mesh, batch | {"index": np.arange(3, dtype=np.int32)})
+    found = bits.make_bits_fn(trained, 2)(trained.params, {}, jax.random.key(seed), batch)
+    return {name: np.asarray(value) for name, value in found.items()}, mean.astype(np.float64)
+
+
+def test_first_level_of_latents_is_a_density(latent_config):
+    """Of a network that says 0: x_0 is off by the noise of x_t, its variance the bounds' mean."""
+    trained = some_model(latent_config, 1)
+    trained = dataclasses.replace(trained, params=jax.tree.map(jnp.zeros_like, trained.params))
+    found, x_0 = latent_bits(trained)
+    times = samplers.grids.build(trained.process, 2)
+    alpha, sigma = trained.process.alpha(times[1]), trained.process.sigma(times[1])
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), n), 2) for n in range(3)]
+    error = sigma / alpha * np.stack([jax.random.normal(k, x_0.shape[1:]) for k in keys])
+    table = trained.process.posterior(times[:-1], times[1:])
+    log_variance = (table.log_beta[1] + table.log_variance[1]) / 2
+    nats = 0.5 * (np.log(2 * np.pi) + log_variance + error**2 / np.exp(log_variance))
+    expected = nats.mean(axis=(1, 2, 3)) / np.log(2)
+    assert_close(found["_first_level"], expected, 1e-3)
+
+
+def test_flow_s_probe_is_drawn_by_the_seed(latent_config):
+    """Without deviation and bins nothing else is."""
+    trained = some_model(flow_config(latent_config), 1)
+    one, other = (latent_bits(trained, seed)[0][""] for seed in (0, 1))
+    assert (np.abs(one - other) > 1e-4 * np.abs(one)).all()
 
 
 def test_flow_is_of_the_clipped_denoiser_where_samples_are(smoke_config, bits_of_images):

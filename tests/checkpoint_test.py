@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, train, workdirs
+from dit_jax import checkpoint, stopping, train, workdirs
 
 
 def _latest(workdir, config):
@@ -32,6 +34,7 @@ def test_checkpoint_holds_state_data_and_config(workdir, smoke_config):
     state, data_state = _latest(workdir, smoke_config)
     assert int(state.step) == 40
     window = {"steps": 0, "sums": {}}  # step 40 was reported
+    assert data_state.pop("data") == json.loads((workdir / "data.json").read_text())
     assert data_state == {"next_batch": 40, "num_records": 1617, "window": window}
     items = {path.name for path in (workdir / "checkpoints" / "40").iterdir() if path.is_dir()}
     assert {"params", "ema_params", "opt_state", "data", "config"} <= items
@@ -220,3 +223,15 @@ def test_digest_tells_bits_and_places_apart():
 def test_converted_models_have_no_raw_parameters(vae_dir):
     with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
         checkpoint.restore_params(vae_dir, {}, raw=True)
+
+
+def test_conversion_that_a_signal_ends_leaves_no_temporary(tmp_path, monkeypatch):
+    def stop(self, directory, **_):
+        directory.with_name("0.orbax-checkpoint-tmp").mkdir()
+        raise stopping.Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", stop)
+    config = ConfigDict({"model": {"name": "vae"}})
+    with pytest.raises(stopping.Stopped):
+        checkpoint.save_params(tmp_path / "run", config, {"a": jax.numpy.zeros(2)})
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

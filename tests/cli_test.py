@@ -1,11 +1,21 @@
-"""The commands as a user types them, and what they say to a typing error."""
+"""The commands as a user types them: typing errors, signals, full disks, readers that go away."""
 
+import errno
+import os
 import pathlib
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 
+import conftest
 import pytest
+import setuptools
+
+from dit_jax import cli, stopping
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [
@@ -44,7 +54,7 @@ def test_unknown_flags_and_keys_are_named_without_a_traceback(run_command, flag,
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("configs/missing.py", "cannot load --config: .*No such file.*configs/missing.py"),
+        ("configs/missing.py", "cannot load --config=configs/missing.py: /.* is not there"),
         ("configs/imagenet256.py:DiT-Z/2", "error: unknown model 'DiT-Z/2'"),
     ],
 )
@@ -75,14 +85,158 @@ def test_other_bug_in_a_config_file_keeps_its_traceback(run_command, tmp_path):
 @pytest.mark.slow
 def test_every_command_has_help():
     for command in COMMANDS:
-        result = subprocess.run(
-            [sys.executable, "-m", f"dit_jax.{command}", "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        result = _run(command, "--help")
+        assert result.returncode == 0
         assert f"python -m dit_jax.{command}" in result.stdout
         assert "--" in result.stdout
+
+
+def _run(command, *words, shell="exec", **options):
+    """A command that a shell starts with its words, and then, say, '2>&1 | head -1'."""
+    line = shlex.join([sys.executable, "-m", f"dit_jax.{command}", *map(str, words)])
+    before, _, after = shell.partition("exec")
+    return subprocess.run(
+        ["bash", "-c", f"{before}{line}{after}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_missing_flags_are_one_line(run_command):
+    error = run_command("train", fails=True)
+    assert error == "error: --config and --workdir are missing; --help lists the flags.\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted({*COMMANDS, "edit"} - {"flops"}))
+def test_every_command_refuses_words_that_it_does_not_understand(command):
+    taken = {"edit": ["invert"], "benchmark": ["train"], "convert": ["dit", "a", "b"]}
+    required = ["--config", "configs/smoke.py", "--rows", "a", "--x", "a", "--y", "a"]
+    for words in (["stray"], ["--no-such-flag=1"], ["--traceback=maybe"], ["--traceback"] * 2):
+        result = _run(command, *taken.get(command, []), *words, "stray", *required)
+        assert result.returncode == 1
+        assert re.match(r"error: .*(stray|no-such-flag|maybe|--config|--rows)", result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+def test_names_reach_the_terminal_without_their_control_characters():
+    result = _run("flops", "DiT\x1b[31m\u202eé", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 1
+    assert result.stderr.startswith(r"error: unknown model 'DiT\x1b[31m\u202e\xe9'")
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "error"),
+    [
+        ("set -o pipefail; exec | true", 0, ""),
+        ("exec >&-", 0, ""),
+        ("exec 2>&-", 0, ""),
+        ("exec > /dev/full", 1, "error: <stdout>: No space left on device\n"),
+    ],
+)
+def test_output_that_nobody_takes_is_no_traceback(shell, status, error):
+    result = _run("flops", "DiT-S/2", shell=shell)
+    assert result.returncode == status
+    assert result.stderr.startswith(error)
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
+    long = OSError(errno.ENAMETOOLONG, "File name too long", "x\x1b" * 1000)
+    assert cli._is_of_a_file(long)
+    assert re.fullmatch(
+        r"(x\\x1b)+.{0,4}\.\.\..{0,4}(x\\x1b)+: File name too long", cli._message(long)
+    )
+    with pytest.raises(NotADirectoryError) as error:
+        (pathlib.Path(__file__) / "x").read_text()
+    assert cli._message(error.value) == f"{__file__}/x: Not a directory"
+    assert cli._is_of_a_file(OSError(errno.ENOSPC, "No space left on device"))
+    assert not cli._is_of_a_file(OSError("a bug"))
+    assert not cli._is_of_a_file(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+def test_full_disk_says_what_is_kept_and_how_to_go_on(workdir, tmp_path):
+    flags = ["--workdir", workdir, "--num", 400, "--steps", 2, "--out", tmp_path / "a.npz"]
+    result = _run("sample", *flags, shell="ulimit -f 4; exec")
+    assert result.returncode == 1
+    assert "cannot write --out=" in result.stderr
+    assert "File too large" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    line = shlex.join([sys.executable, "-m", "dit_jax.sample", *map(str, flags)])
+    assert last == f"Nothing is kept. To go on, run: {line}"
+    assert not list(tmp_path.glob("a.npz*"))
+
+
+def _stopped(command, *words, ready, number=signal.SIGINT, **options):
+    """(status, standard error) of a command that gets a signal when `ready()` is true."""
+    process = conftest.start(command, *words, **options)
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=240)
+    assert "Traceback" not in error
+    return process.returncode, error
+
+
+def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
+    run = tmp_path / "a run"
+    words = ["--config", "configs/smoke.py", "--workdir", run]
+    words += [f"--config.data.data_dir={digits_dir}", "--config.total_steps=100000"]
+    words += ["--config.eval_every_steps=0", "--config.sample_every_steps=0"]
+    words += ["--config.log_every_steps=1", "--config.checkpoint_every_steps=100000"]
+    log = run / "metrics.jsonl"
+    status, error = _stopped("train", *words, ready=lambda: log.exists() and log.read_text())
+    assert status == 130
+    assert "Ctrl-C: ending this step, then saving. Ctrl-C again ends at once." in error
+    (step,) = [int(path.name) for path in (run / "checkpoints").iterdir()]
+    assert step < 100_000
+    *_, kept, on = error.splitlines()
+    assert kept == f"Ctrl-C: step {step} is saved in {run}."
+    assert shlex.split(on.removeprefix("To go on, run: ")) == [
+        *(sys.executable, "-m", "dit_jax.train"),
+        *map(str, words),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_other_commands_say_what_is_kept(number, workdir, tmp_path, digits_dir, vae_dir):
+    data = [f"--config.data.data_dir={digits_dir}", "--config", "configs/smoke.py"]
+    out = tmp_path / "moments"
+    shards = ["--shard_images", 8, "--batch_size", 8]
+    cases = {
+        "encode": (["--vae", vae_dir, "--out", out, *data, *shards], f"kept in {out}"),
+        "evaluate": (["--workdir", workdir, "--num", 5000, "--batch_size", 8], "batches that are"),
+        "sample": (["--workdir", workdir, "--num", 50_000, "--steps", 4], "nothing is kept"),
+    }
+    begun = {
+        "encode": lambda: len(list(out.glob("moments-train*"))) > 2,
+        "evaluate": lambda: len(list(workdir.glob("evaluations/*/*.npz"))) > 2,
+        "sample": lambda: time.monotonic() > start + 15,
+    }
+    name = stopping.NAMES[number]
+    for command, (words, kept) in cases.items():
+        start = time.monotonic()
+        status, error = _stopped(command, *words, ready=begun[command], number=number)
+        assert status == 128 + number
+        assert re.search(rf"^{name}: .*{re.escape(kept)}", error, re.MULTILINE)
+        assert f"To go on, run: {sys.executable} -m dit_jax.{command} " in error
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_configs_and_experiments_are_installed():
+    """So that commands run in any directory, where config files import each other."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = setuptools.find_namespace_packages(str(ROOT), **settings["packages"]["find"])
+    assert {"dit_jax.convert", "configs", "experiments.scaling.configs"} <= set(packages)
+    assert not {"tests", "docs"} & set(packages)
+    assert {"*.md", "*.csv"} <= set(settings["package-data"]["*"])  # that experiments read
 
 
 def test_missing_accelerator_wheel_says_what_to_install(run_command):

@@ -207,3 +207,9 @@ def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
     assert cost["hours"] == pytest.approx(sum(cost["cells_seconds"].values()) / 3600, abs=1e-3)
     with np.load(npz) as file:
         assert set(file.files) == {"image", "label", "cell"}
+
+
+def test_file_that_is_no_text_is_no_table(tmp_path):
+    (tmp_path / "table.csv").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"table\.csv is no table: 'utf-8' codec"):
+        table.read(tmp_path / "table.csv")

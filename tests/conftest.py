@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # configs/ is not installed
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs/ of this checkout
 
 import bpe
 import jax

@@ -237,10 +237,13 @@ def test_flips_are_those_of_the_places_in_the_order(config):
     assert not np.array_equal(records(4, range(4), 15) % 2, whole % 2)
 
 
-def test_eval_batches_cover_the_split_once():
-    batches = list(data.eval_batches(_Numbered(10), 4, np.arange(4)))
+@pytest.mark.parametrize("views", [1, 2])  # 2: without the mirrors
+def test_eval_batches_cover_the_split_once(views):
+    source = _Numbered(10 * views)
+    source.views = views
+    batches = list(data.eval_batches(source, 4, np.arange(4)))
     labels = np.concatenate([batch["label"][batch["weight"] == 1] for batch in batches])
-    np.testing.assert_array_equal(labels, range(10))
+    np.testing.assert_array_equal(labels, range(0, 10 * views, views))
     np.testing.assert_array_equal(batches[-1]["weight"], [1, 1, 0, 0])
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import tensorflow_datasets as tfds
 
 from dit_jax.datasets import digits
@@ -26,3 +27,18 @@ def test_digits_command_builds_the_dataset(run_command, tmp_path):
     assert f"digits: {tmp_path}/digits/1.0.0" in run_command(
         "datasets.digits", "--data_dir", tmp_path
     )
+
+
+def test_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write the dataset .*/file/digits/1\.0\.0: "):
+        digits.prepare(tmp_path / "file")
+
+
+def test_full_disk_of_array_record_is_an_os_error(tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(digits.Digits, "download_and_prepare", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        digits.prepare(tmp_path)

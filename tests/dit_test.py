@@ -167,3 +167,20 @@ def test_input_of_another_size_is_refused(golden, golden_model_config, golden_pa
     model = models.build(golden_model_config)
     with pytest.raises(ValueError, match=r"\(3, 4, 8, 4\).*'B', 8, 8, 4"):
         model.apply({"params": golden_params}, golden["x_t"][:, :4], golden["t"], golden["y"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "least"),
+    [
+        ("hidden_size", 0, "at least 1"),
+        ("patch_size", -1, "at least 1"),
+        ("depth", -1, "at least 0"),
+        ("num_heads", 0, "at least 1"),
+        ("mlp_ratio", 0.0, "above 0"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(golden_model_config, key, value, least):
+    config = golden_model_config.copy_and_resolve_references()
+    config[key] = value
+    with pytest.raises(ValueError, match=rf"model\.{key}={value} must be {least}"):
+        models.build(config)

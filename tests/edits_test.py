@@ -190,6 +190,12 @@ def test_interpolated_noise_has_unit_variance():
     assert_close(mixed[2], noise[1, 2], 2.5e-7)
 
 
+def test_predictions_are_mixed_by_the_share_of_the_second():
+    predict = edits.mix(lambda x, t: x, lambda x, t: 5 * x, jnp.array([0.0, 0.25, 1.0]))
+    mixed = predict(jnp.ones((3, 2, 2, 1)), jnp.zeros(3))
+    assert_close(mixed[:, 0, 0, 0], [1, 2, 5], 1e-7)
+
+
 def test_inverted_noise_leads_to_the_image(trained_workdir):
     """And told another class, elsewhere. The image is one that the model draws."""
     trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
@@ -376,7 +382,7 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
         edit.told_before_and_after(captioned, prompts=["one"], negative="three")
 
 
-@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3"])
+@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])
 def test_numbers_that_are_of_no_two_images_are_refused(numbers):
     assert edit.parse_numbers(["0", "7"]) == [0, 7]
     with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers, such"):

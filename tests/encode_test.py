@@ -229,11 +229,15 @@ def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
     assert "Traceback" not in "".join(errors)
     for shard in (1, 3):
         assert (tmp_path / "out" / f"moments-train.array_record-{shard:05d}-of-00004").is_file()
-    damaged.write_bytes(whole)
+    damaged.write_bytes(whole)  # other images than it was begun with, as far as can be known
     for process in conftest.start_pair("encode", *flags):
         _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "dataset.train.contents: then" in stderr
+    for process in conftest.start_pair("encode", *flags, "--out", tmp_path / "new"):
+        _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
-    moments, _ = _read(tmp_path / "out")
+    moments, _ = _read(tmp_path / "new")
     assert len(moments) == 8
 
 

@@ -129,6 +129,8 @@ def test_covariances_are_accepted_with_their_rounding(dim):
     single = np.cov(x.T.astype(np.float32), dtype=np.float32).reshape(dim, dim).astype(float)
     for matrix in (covariance, single, np.zeros((dim, dim)), np.diag(np.arange(dim) > 3) * 1.0):
         fid.check_covariance(matrix)
+    # Below zero by more than a variance's rounding, by less than the largest eigenvalue's.
+    fid.check_covariance(np.ones((dim, dim)) - 3e-5 * np.eye(dim))
 
 
 def test_what_is_no_covariance_is_refused():

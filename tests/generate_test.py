@@ -98,6 +98,15 @@ def test_noise_of_the_first_step_is_not_that_of_the_start(model, process, golden
     assert abs(np.corrcoef(rest.ravel(), x_T.ravel())[0, 1]) < 0.1
 
 
+def test_sampling_begins_with_the_deviation_of_the_noise(model, build_process, golden_params):
+    """A network that says eps = 0 keeps the x_T of edm, which is 80 times as large as N(0, I)."""
+    silent, process = jax.tree.map(jnp.zeros_like, golden_params), build_process("edm")
+    x_0 = _x_0(model, process, silent, sampler="euler", grid="karras", cfg_scale=1.0)
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(LABELS))]
+    x_T = np.stack([jax.random.normal(jax.random.fold_in(key, 0), x_0.shape[1:]) for key in keys])
+    assert_close(x_0, 80 * x_T, 1e-5)
+
+
 SCRIPT = """
 import pathlib, sys
 import jax, numpy as np
@@ -242,6 +251,30 @@ def test_a_model_guided_by_itself_is_not_guided(model, process, golden_params):
     assert_close(x_0(golden_params), plain, 1e-5)
     other = jax.tree.map(lambda p: 0.9 * p, golden_params)
     assert np.abs(x_0(other) - plain).max() > 1e-3
+
+
+def test_another_model_guides_as_the_null_class_does(model, process, golden_params):
+    """Its channels and rescaling are those of the settings."""
+    worse = jax.tree.map(lambda p: 0.9 * p, golden_params)
+
+    def x_0(**changes):
+        settings = _settings(steps=2, cfg_scale=2.0, sampler="ddim", **changes)
+        sample = generate.make_sample_fn(model, settings, process, "eps", _mesh(1), guide=model)
+        index = np.arange(3, dtype=np.int32)
+        arguments = golden_params, jax.random.key(0), index
+        return np.asarray(sample(*arguments, **TOLD.rows(index), guide_params=worse)[0])
+
+    three, four = x_0(), x_0(cfg_channels=0)
+    assert np.abs(three - four)[..., 3].max() > 1e-3
+    assert np.abs(three - x_0(cfg_rescale=0.7)).max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, dict(cfg_scale=3.0, cfg_interval=(0.5, 1.0))], ids=str)
+def test_x_0_is_clipped_in_steps_that_are_not_guided_too(model, process, golden_params, changes):
+    settings = dict(sampler="ddim", cfg_scale=1.0, labels=LABELS[:3]) | changes
+    arguments = model, process, golden_params
+    assert np.abs(_x_0(*arguments, **settings)).max() > 1.01
+    assert np.abs(_x_0(*arguments, clip_x_0=True, **settings)).max() <= 1 + 1e-6
 
 
 def test_nan_names_the_step_and_the_images(model, process, golden_params):

@@ -92,6 +92,26 @@ def test_encoded_stored_and_resident_moments_train_the_same(latent_config, tmp_p
     assert_close(losses["images"], losses["moments"], 1e-5)
 
 
+def test_log_variances_are_clamped_as_published():
+    moments = jnp.array([0.5, -1e4, 0.5, 1e4, 0.5, 3.0], jnp.float16).reshape(3, 1, 1, 2)
+    mean, log_variance = latents.posterior(moments)
+    assert mean.ravel().tolist() == [0.5] * 3
+    assert log_variance.ravel().tolist() == [-30, 20, 3]
+
+
+def test_a_key_for_each_image_makes_its_sample_its_own():
+    config = ConfigDict(dict(source="moments", scale=(1.0,), shift=(0.0,)))
+    keys, moments = jax.random.split(KEY, 3), jnp.zeros((3, 4, 4, 8), jnp.float16)
+
+    def x_0(rows):
+        batch = {"moments": moments[rows]}
+        return np.asarray(latents.x_0_from_batch(batch, keys[rows], config, {}, MESH))
+
+    together, alone = x_0(slice(None)), x_0(slice(1, 2))
+    np.testing.assert_array_equal(together[1], alone[0])
+    assert not np.array_equal(together[1], together[0])
+
+
 def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir):
     vae = checkpoint.load_vae(vae_dir, MESH, "float32")
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)

@@ -205,6 +205,16 @@ def test_t_has_its_distribution(build_process, name, low_discrepancy):
     assert scipy.stats.kstest(log_ratio, scipy.stats.norm(-1.2, 1.2).cdf).statistic < limit
 
 
+def test_t_of_low_discrepancy_is_one_in_every_part_shifted_at_random(build_process):
+    """So that over the steps all of 0..1 is trained on, whatever the batch size."""
+    config, process = _objective(low_discrepancy=True), build_process("flow")
+    draws = [objectives.draw(process, config, jax.random.key(i), (4, 1))[0] for i in range(500)]
+    t = np.sort(draws, axis=1)
+    np.testing.assert_array_equal(np.floor(t * 4), np.broadcast_to(np.arange(4.0), t.shape))
+    np.testing.assert_array_less(np.abs(np.diff(t) - 0.25), 1e-6)
+    assert scipy.stats.kstest(t[:, 0] * 4, "uniform").pvalue > 0.01
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "log_normal"])
 def test_t_of_a_chain_is_one_of_its_levels(process, distribution):
     config = _objective(t_distribution=distribution, t_std=3.0)

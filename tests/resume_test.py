@@ -1,8 +1,13 @@
 """Whole processes: killed, asked to stop, run as two; the result is the uninterrupted one's."""
 
 import json
+import os
+import pathlib
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 
 import conftest
@@ -14,24 +19,26 @@ from close import assert_close, assert_trees_close
 from dit_jax import checkpoint, train
 
 
-def _flags(workdir, digits_dir, *flags):
-    """Of `dit_jax.train` on the smoke config, 60 steps."""
+def _flags(workdir, digits_dir, *flags, steps=60):
+    """Of `dit_jax.train` on the smoke config."""
     own = ["--config", "configs/smoke.py", "--workdir", workdir]
     own += [f"--config.data.data_dir={digits_dir}", "--config.sample_every_steps=0"]
-    return [*own, "--config.total_steps=60", "--config.checkpoint_every_steps=4", *flags]
+    return [*own, f"--config.total_steps={steps}", "--config.checkpoint_every_steps=4", *flags]
 
 
-def _start(workdir, digits_dir, *flags, devices=1):
-    return conftest.start("train", *_flags(workdir, digits_dir, *flags), devices=devices)
+def _start(workdir, digits_dir, *flags, devices=1, steps=60):
+    flags = _flags(workdir, digits_dir, *flags, steps=steps)
+    return conftest.start("train", *flags, devices=devices)
 
 
-def _start_pair(workdir, digits_dir, *flags, devices):
-    return conftest.start_pair("train", *_flags(workdir, digits_dir, *flags), devices=devices)
+def _start_pair(workdir, digits_dir, *flags, devices, steps=60):
+    flags = _flags(workdir, digits_dir, *flags, steps=steps)
+    return conftest.start_pair("train", *flags, devices=devices)
 
 
-def _finish(process):
+def _finish(process, *statuses):
     stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
+    assert process.returncode in (statuses or [0]), stderr
     return stdout + stderr
 
 
@@ -79,7 +86,7 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path, digits_d
     while process.poll() is None:  # as schedulers do
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
-    output = _finish(process)  # exit status 0
+    output = _finish(process, 143)
     assert "SIGTERM: ending this step" in output
     assert ("resuming from checkpoint" in output) == saved
     stopped_at = max(int(p.name) for p in (broken / "checkpoints").iterdir())
@@ -100,12 +107,12 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path, digits_d
 @pytest.mark.parametrize(("axis", "devices"), [("fsdp", 2), ("tensor", 1)])
 def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, devices):
     """Five steps on a mesh with an axis that spans the processes; both save one checkpoint."""
-    flags = ["--config.total_steps=5", "--config.optim.warmup_steps=2"]
+    flags = ["--config.optim.warmup_steps=2"]
     flags += [f"--config.mesh.{axis}={2 * devices}", "--config.log_every_steps=1"]
     one, two = tmp_path / "one", tmp_path / "two"
-    outputs = [_finish(p) for p in _start_pair(two, digits_dir, *flags, devices=devices)]
+    outputs = [_finish(p) for p in _start_pair(two, digits_dir, *flags, devices=devices, steps=5)]
     assert f"{2 * devices} x cpu in 2 processes" in outputs[0]
-    _finish(_start(one, digits_dir, *flags, devices=2 * devices))
+    _finish(_start(one, digits_dir, *flags, devices=2 * devices, steps=5))
 
     smoke_config.update(total_steps=5)
     smoke_config.optim.warmup_steps = 2
@@ -118,10 +125,11 @@ def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, de
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_two_processes_stop_together_and_agree_on_what_is_damaged(
-    tmp_path, digits_dir, smoke_config
+    tmp_path, digits_dir, smoke_config, number
 ):
-    """SIGTERM reaches one process only; then a file that one of them wrote is cut."""
+    """A signal reaches one process only; then a file that one of them wrote is cut."""
     flags = ["--config.log_every_steps=1", "--config.eval_every_steps=0", "--config.mesh.fsdp=2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for process in _start_pair(whole, digits_dir, *flags, devices=1):
@@ -129,8 +137,8 @@ def test_two_processes_stop_together_and_agree_on_what_is_damaged(
 
     pair = _start_pair(broken, digits_dir, *flags, devices=1)
     _wait_for_step(broken, pair[0], 10)
-    pair[1].send_signal(signal.SIGTERM)
-    outputs = [_finish(process) for process in pair]
+    pair[1].send_signal(number)
+    outputs = [_finish(process, 143, 128 + number) for process in pair]
     stopped_at = max(int(p.name) for p in (broken / "checkpoints").iterdir())
     assert 10 <= stopped_at < 60
     assert f"SIGTERM: step {stopped_at} is saved" in outputs[0]
@@ -146,3 +154,74 @@ def test_two_processes_stop_together_and_agree_on_what_is_damaged(
     expected, actual = _final(whole, smoke_config), _final(broken, smoke_config)
     jax.tree.map(np.testing.assert_array_equal, actual[0], expected[0])
     assert actual[1:] == expected[1:]
+
+
+def _start_with_workers(workdir, digits_dir):
+    """(process, the log of its group): a run with two worker processes that has begun to compile.
+
+    A terminal sends Ctrl-C to the process and its workers, as os.killpg does.
+    """
+    flags = _flags(workdir, digits_dir, "--config.data.num_workers=2", steps=100_000)
+    command = [sys.executable, "-m", "dit_jax.train", *map(str, flags)]
+    log = workdir.with_suffix(".log")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=conftest.ROOT, stdout=file, stderr=file, start_new_session=True
+        )
+    _wait_until(lambda: "batch: 16" in log.read_text(), process)
+    _wait_until(lambda: len(_children(process)) == 3, process)  # and Python's resource tracker
+    return process, log
+
+
+def _wait_until(condition, process):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _children(process):
+    path = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    others = path.parents[1].glob("*/children")
+    return [int(pid) for path in others for pid in path.read_text().split()]
+
+
+def _wait_for_the_end_of(pids):
+    deadline = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_ctrl_c_with_worker_processes_saves(tmp_path, digits_dir):
+    process, log = _start_with_workers(tmp_path / "run", digits_dir)
+    workers = _children(process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(240) == 130
+    assert "Traceback" not in log.read_text()
+    assert re.search(r"^Ctrl-C: step \d+ is saved in ", log.read_text(), re.MULTILINE)
+    _wait_for_the_end_of(workers)
+
+
+@pytest.mark.slow
+def test_second_ctrl_c_leaves_no_worker_processes(tmp_path, digits_dir):
+    process, log = _start_with_workers(tmp_path / "run", digits_dir)
+    workers = _children(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _wait_until(lambda: "Ctrl-C: ending this step" in log.read_text(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+    _wait_for_the_end_of(workers)
+    assert log.read_text().endswith("Ctrl-C again: ended at once.\n")
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_a_run_that_is_killed(tmp_path, digits_dir):
+    process, _ = _start_with_workers(tmp_path / "run", digits_dir)
+    workers = _children(process)
+    time.sleep(10)  # they have begun
+    process.kill()
+    process.wait()
+    _wait_for_the_end_of(workers)

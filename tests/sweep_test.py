@@ -17,7 +17,7 @@ import conftest
 import pytest
 from close import assert_close
 
-from dit_jax import files
+from dit_jax import files, stopping
 from experiments.scaling import cell, collect, executors, grid, sweep, table
 from experiments.scaling.configs import smoke
 
@@ -59,11 +59,11 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     one, other = run_cells(tmp_path / "sweep")
     directory = tmp_path / "sweep" / one.name
     before = (directory / "evaluations.jsonl").read_text()
-    assert cell.run(one, config.evaluate, directory)
+    cell.run(one, config.evaluate, directory)
     assert (directory / "evaluations.jsonl").read_text() == before
     config.evaluate.num = 50
     assert cell.state(one, config.evaluate, directory) == "begun"
-    assert cell.run(one, config.evaluate, directory)
+    cell.run(one, config.evaluate, directory)
     rows = files.read_json_lines(directory / "evaluations.jsonl")
     assert [(row["step"], row["sample"]["num"]) for row in rows[2:]] == [(10, 50), (20, 50)]
     table = collect.collect(tmp_path / "sweep", cells=[one.name])
@@ -73,7 +73,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     assert len(collect.collect(tmp_path / "sweep", cells=[other.name])) == 2
     config.steps = (10, 20, 30)  # longer training: the same run goes on
     one, *_ = grid.cells(config)
-    assert cell.run(one, config.evaluate, directory)
+    cell.run(one, config.evaluate, directory)
     steps = [line["step"] for line in files.read_json_lines(directory / "metrics.jsonl")]
     assert steps == sorted(steps)
     assert steps[-1] == 30
@@ -98,7 +98,7 @@ def test_sweep_of_losses_alone_draws_no_samples(run_cells, config, tmp_path):
     directory = tmp_path / "sweep" / one.name
     (directory / "evaluations.jsonl").unlink()
     config.evaluate.num = 0
-    assert cell.run(one, config.evaluate, directory)
+    cell.run(one, config.evaluate, directory)
     assert cell.state(one, config.evaluate, directory) == "done"
     assert not (directory / "evaluations.jsonl").exists()
 
@@ -145,7 +145,7 @@ def test_wall_time_adds_up_over_runs_and_outlives_a_death(run_cells, config, tmp
     path = tmp_path / one.name / "cell.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"wall_seconds": 1000.0, "state": "begun"}))
-    assert cell.run(one, config.evaluate, tmp_path / one.name)
+    cell.run(one, config.evaluate, tmp_path / one.name)
     record = json.loads(path.read_text())
     assert 1000 < record["wall_seconds"] < 1300
     path.write_text(json.dumps(record | {"state": "begun"}))
@@ -174,7 +174,7 @@ def test_two_processes_do_not_run_a_cell_at_once(run_cells, config, tmp_path, mo
     first = threading.Thread(target=cell.run, args=(one, config.evaluate, directory))
     first.start()
     assert began.wait(60)
-    assert cell.run(one, config.evaluate, directory)
+    cell.run(one, config.evaluate, directory)
     assert time.monotonic() >= waited[0]
     first.join()
     assert len(waited) == 1  # the second found it done
@@ -182,9 +182,13 @@ def test_two_processes_do_not_run_a_cell_at_once(run_cells, config, tmp_path, mo
 
 def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypatch):
     one, *_ = grid.cells(config)
-    stopped = type("State", (), {"step": 10})()
-    monkeypatch.setattr(cell.train, "train_and_evaluate", lambda *_: stopped)
-    assert not cell.run(one, config.evaluate, tmp_path / one.name)
+
+    def stop(*_):
+        raise stopping.Stopped(signal.SIGTERM, "step 10 is saved")
+
+    monkeypatch.setattr(cell.train, "train_and_evaluate", stop)
+    with pytest.raises(stopping.Stopped):
+        cell.run(one, config.evaluate, tmp_path / one.name)
     assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
 
 
@@ -276,7 +280,7 @@ def test_signals_end_what_runs_by_sigterm_and_begin_nothing_more(tmp_path, numbe
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     signal.setitimer(signal.ITIMER_REAL, 1.0)
     assert dict(runs) == {"cell0": -signal.SIGTERM}
-    assert runs.stopped
+    assert runs.stopped == number
     assert signal.getsignal(number) == previous
 
 
@@ -363,7 +367,8 @@ def test_job_saves_at_submitit_s_signal_and_waits_again(tmp_path):
         "    sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save)\n"
         "os.kill(os.getpid(), signal.SIGUSR2)\n"
-        "open(sys.argv[1] + '.runs', 'w').write('yes')\n"
+        "with open(sys.argv[1] + '.runs', 'w') as file:\n"  # closed here, where save may raise
+        "    file.write('yes')\n"
         "time.sleep(60)\n"
     )
     job = executors.Job([sys.executable, "-c", code, str(tmp_path / "cell")])

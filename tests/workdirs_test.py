@@ -168,3 +168,19 @@ def test_directories_of_other_names_are_no_checkpoints(workdir, smoke_config):
     assert int(train.train_and_evaluate(smoke_config, workdir).step) == 41
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert left >= {*names} - {"99.orbax-checkpoint-tmp-1"}  # a checkpoint that was not finished
+
+
+def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
+    """Where config.json was written with `~`, or train_and_evaluate is called with it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    path = workdir / "config.json"
+    saved = json.loads(path.read_text())
+    saved["data"]["name"] = "~/digits"
+    path.write_text(json.dumps(saved))
+    smoke_config.data.name = "/home/me/digits"
+    workdirs.check_config(workdir, smoke_config)
+    smoke_config.data.name = "~/digits"
+    workdirs.check_config(workdir, smoke_config)
+    smoke_config.data.name = "/home/you/digits"
+    with pytest.raises(ValueError, match="another config"):
+        workdirs.check_config(workdir, smoke_config)

@@ -340,16 +340,17 @@ def export_dit(
         temporary.chmod(mode)
         os.replace(temporary, out)
     except (OSError, safetensors.SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {out}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return step
 
 
-def main(argv):
-    if len(argv) != 4 or argv[1] not in COMMANDS:
-        raise ValueError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {argv[1:]}.")
-    _, command, source, target = argv
-    source, target = pathlib.Path(source), pathlib.Path(target)
+def main(words):
+    if len(words) != 3 or words[0] not in COMMANDS:
+        raise ValueError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {words}.")
+    command, source, target = words
+    source, target = files.to_path(source, "SRC"), files.to_path(target, "DST")
     for name in {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}:
         if FLAGS[name].present:
             raise ValueError(f"`convert {command}` takes no --{name}.")
@@ -385,4 +386,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("skip_layers", 0, "clip: how many of the last layers to leave out.")
     flags.DEFINE_bool("new_attention_order", False, "adm: rows of q, k, v are not by head.")
     flags.DEFINE_bool("raw", False, "dit-export: the trained parameters instead of their EMA.")
-    cli.run(main)
+    cli.run(main, "KIND SRC DST")

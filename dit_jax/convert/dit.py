@@ -25,7 +25,7 @@ MODULES = {
 }
 LEAVES = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
 NUM_CLASSES = 1000  # ImageNet's, of all published models
-MOST_POSITIONS = 2**28  # numbers of a position table, which is computed to be compared; 1 GiB
+MOST_POSITIONS = 2**26  # numbers of a position table, computed in f64 to be compared: 512 MiB
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:

@@ -6,11 +6,12 @@ python -m dit_jax.datasets.digits [--data_dir DIR]
 import io
 import os
 
-import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import flags
 from PIL import Image
+
+from dit_jax import cli, datasets
 
 FLAGS = flags.FLAGS
 TEST_FRACTION = 0.1
@@ -57,17 +58,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 def prepare(data_dir: str | os.PathLike | None = None) -> str:
     """Writes the dataset unless it is there already; returns its directory."""
-    builder = Digits(data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
-    return str(builder.data_dir)
+    return datasets.write(Digits(data_dir=data_dir, file_format="array_record"))
 
 
 def main(_):
-    absl.logging.set_verbosity(absl.logging.WARNING)
     tfds.disable_progress_bar()
     print(f"digits: {prepare(FLAGS.data_dir)}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
-    app.run(main)
+    cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
+    cli.run(main, on_cpu=True)

@@ -8,14 +8,14 @@ It needs `pip install 'dit_jax[openmoji]'`; its name is openmoji/64, or another 
 import functools
 import io
 import os
-import sys
 import unicodedata
 
-import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import flags
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from dit_jax import cli, datasets
 
 FLAGS = flags.FLAGS
 TEST_FRACTION = 0.1
@@ -180,21 +180,15 @@ def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
     """
     if size not in SIZES:
         raise ValueError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
-    builder = Openmoji(config=str(size), data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
-    return str(builder.data_dir)
+    return datasets.write(Openmoji(config=str(size), data_dir=data_dir, file_format="array_record"))
 
 
 def main(_):
-    absl.logging.set_verbosity(absl.logging.WARNING)
     tfds.disable_progress_bar()
-    try:
-        print(f"openmoji/{FLAGS.size}: {prepare(FLAGS.size, FLAGS.data_dir)}")
-    except (ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    print(f"openmoji/{FLAGS.size}: {prepare(FLAGS.size, FLAGS.data_dir)}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("size", 64, "Height and width in pixels, 32 to 512.")
-    flags.DEFINE_string("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
-    app.run(main)
+    cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
+    cli.run(main, on_cpu=True)

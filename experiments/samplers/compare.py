@@ -134,12 +134,12 @@ def measure_speeds(lines: list[dict]) -> Iterator[dict]:
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = FLAGS.out
     cli.check_out(out, (".jsonl",))
     if FLAGS.measure == "speed":
         lines = measure_speeds([json.loads(line) for line in out.read_text().splitlines()])
     else:
-        lines = measure(pathlib.Path(FLAGS.demo), FLAGS.num)
+        lines = measure(FLAGS.demo, FLAGS.num)
     texts = []
     for line in lines:
         texts.append(json.dumps(line))
@@ -148,8 +148,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("demo", "runs/digits", "Workdir of `make demo`.")
-    flags.DEFINE_string("out", str(pathlib.Path(__file__).parent / "results.jsonl"), "The results.")
+    cli.define_path("demo", "runs/digits", "Workdir of `make demo`.")
+    cli.define_path("out", str(pathlib.Path(__file__).parent / "results.jsonl"), "The results.")
     flags.DEFINE_enum("measure", "all", ["all", "speed"], "speed: of the results in --out.")
     flags.DEFINE_integer("num", 5_000, "Samples of each row.", lower_bound=2)
     cli.run(main)

@@ -143,7 +143,7 @@ def _run(process, config):
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = FLAGS.out
     cli.check_out(out, (".jsonl",))
     texts = []
     for line in measure():
@@ -154,5 +154,5 @@ def main(_):
 
 if __name__ == "__main__":
     here = pathlib.Path(__file__).parent
-    flags.DEFINE_string("out", str(here / "originals.jsonl"), "The results.")
+    cli.define_path("out", str(here / "originals.jsonl"), "The results.")
     cli.run(main)

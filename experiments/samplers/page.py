@@ -63,12 +63,12 @@ def main(_):
         device=first["device"],
         speed_device=first["speed_device"],
     )
-    files.replace_text(pathlib.Path(FLAGS.out), text)
+    files.replace_text(FLAGS.out, text)
     print(FLAGS.out)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("results", str(HERE / "results.jsonl"), "Of compare.")
-    flags.DEFINE_string("originals", str(HERE / "originals.jsonl"), "Of originals.")
-    flags.DEFINE_string("out", "docs/samplers.md", "The page to write.")
+    cli.define_path("results", str(HERE / "results.jsonl"), "Of compare.")
+    cli.define_path("originals", str(HERE / "originals.jsonl"), "Of originals.")
+    cli.define_path("out", "docs/samplers.md", "The page to write.")
     cli.run(main)

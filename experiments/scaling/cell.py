@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import sys
 import time
 import traceback
 
@@ -31,6 +30,7 @@ from dit_jax import (
     runs,
     sharding,
     sources,
+    stopping,
     train,
     workdirs,
 )
@@ -40,21 +40,21 @@ FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
 LOCK = "cell.lock"  # in a cell's directory, beside the lock of its training
-INTERRUPTED = 75  # exit status of a cell that saved at SIGTERM; sysexits.h's EX_TEMPFAIL
+INTERRUPTED = 75  # exit status of a cell that a signal ended; sysexits.h's EX_TEMPFAIL
 
 
-def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> bool:
-    """Trains and evaluates a cell, or what is left of it; True when it is done.
+def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
+    """Trains and evaluates a cell, or what is left of it.
 
     Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.
     Raises: ValueError as `check`; as `train.train_and_evaluate` and `evaluate.evaluate`, and then
-      what failed is recorded.
+      what failed is recorded. A signal, as stopping.Stopped, is no failure.
     """
     # Waits for another process that runs it: one of a sweep that was killed, say.
     with locks.hold(directory / LOCK, wait=True):
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
-            return True
+            return
         check(cell, directory, sources.open_split(cell.config, "train").metadata)
         began = time.monotonic()
         # Of the parts of this run that came to an end; those that were killed are not known.
@@ -70,14 +70,16 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> boo
 
         record("begun")
         try:
-            done = train.train_and_evaluate(cell.config, directory).step >= cell.steps[-1]
-            for row in _evaluate(cell, evaluation, directory) if done and evaluation.num else ():
+            train.train_and_evaluate(cell.config, directory)
+            for row in _evaluate(cell, evaluation, directory) if evaluation.num else ():
                 pictures.append(row["picture"])
         except Exception as error:  # of any kind
             record("failed", error=str(error), traceback=traceback.format_exc())
             raise
-        record("done" if done else "begun")
-    return bool(done)
+        except stopping.Stopped:
+            record("begun")  # with the time that it took
+            raise
+        record("done")
 
 
 def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
@@ -119,7 +121,7 @@ def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
     """That of `config.evaluate`, else of its reference.   Raises: as `extractors.load`."""
     return extractors.load(
         evaluation.extractor or references.default_extractor(evaluation.reference),
-        evaluation.weights and pathlib.Path(evaluation.weights),
+        evaluation.weights and files.to_path(evaluation.weights, "evaluate.weights"),
     )
 
 
@@ -183,12 +185,16 @@ def busy(directory: pathlib.Path) -> bool:
 def main(_):
     sweep = FLAGS.config
     (cell,) = grid.cells(sweep, FLAGS.name)
-    if not run(cell, sweep.evaluate, pathlib.Path(FLAGS.workdir) / cell.name):
-        sys.exit(INTERRUPTED)
+    run(cell, sweep.evaluate, FLAGS.workdir / cell.name)
 
 
 if __name__ == "__main__":
-    cli.define_config()
+    cli.define_config(key="grids")
     flags.DEFINE_string("name", None, "Of the cell.", required=True)
-    flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
-    cli.run(main)
+    cli.define_path("workdir", None, "Directory of the sweep.", required=True)
+    cli.run(
+        main,
+        kept=lambda: f"what the cell has saved is kept in {FLAGS.workdir / FLAGS.name}",
+        stopped_status=INTERRUPTED,
+        saves=True,
+    )

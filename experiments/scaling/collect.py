@@ -247,22 +247,22 @@ def write(
 
 
 def main(_):
-    workdir, out = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.out)
+    workdir, out = FLAGS.workdir, FLAGS.out
     where = FLAGS.where or ()
     cli.check_out(out, (".csv",))
     if FLAGS.samples:
-        cli.check_out(pathlib.Path(FLAGS.samples), (".npz",), "--samples=")
+        cli.check_out(FLAGS.samples, (".npz",), "--samples=")
     lines = write(workdir, out, where)
     print(f"{out}: {len(lines)} rows of {len({line['cell'] for line in lines})} cells")
     if FLAGS.samples:
         arrays = samples(workdir, where)
-        files.replace(pathlib.Path(FLAGS.samples), lambda f: np.savez_compressed(f, **arrays))
+        files.replace(FLAGS.samples, lambda f: np.savez_compressed(f, **arrays))
         print(FLAGS.samples)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Directory of a sweep.", required=True)
-    flags.DEFINE_string("out", None, "The .csv to write.", required=True)
-    flags.DEFINE_string("samples", None, "Write samples of all models to this .npz.")
+    cli.define_path("workdir", None, "Directory of a sweep.", required=True)
+    cli.define_path("out", None, "The .csv to write.", required=True)
+    cli.define_path("samples", None, "Write samples of all models to this .npz.")
     flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
     cli.run(main)

@@ -186,11 +186,11 @@ def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
 
 
 def main(_):
-    config, out = FLAGS.config, pathlib.Path(FLAGS.out)
+    config, out = FLAGS.config, FLAGS.out
     cli.check_out(out, (".json",))
-    widths = sorted({int(width) for width in FLAGS.widths})
+    widths = sorted(set(FLAGS.widths))
     if len(widths) < 2:
-        raise ValueError(f"--widths={','.join(FLAGS.widths)}: an exponent needs two or more.")
+        raise ValueError(f"--widths={widths[0]}: an exponent needs two or more.")
     rows = []
     for changed in [of_width(config, width, scaled) for width in widths for scaled in KINDS]:
         rows += movements(changed, FLAGS.steps, FLAGS.seeds)
@@ -203,8 +203,8 @@ def main(_):
 if __name__ == "__main__":
     cli.define_config()
     results = pathlib.Path(__file__).parent / "results" / "coordinate_check.json"
-    flags.DEFINE_string("out", str(results), "The measurements, .json.")
-    flags.DEFINE_list("widths", "32,64,128,256", "Values of hidden_size.")
+    cli.define_path("out", str(results), "The measurements, .json.")
+    cli.define_numbers("widths", "32,64,128,256", "Values of hidden_size.", int)
     flags.DEFINE_integer("steps", 5, "Training steps.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Runs of each width.", lower_bound=1)
     cli.run(main)

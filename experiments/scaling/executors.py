@@ -7,12 +7,13 @@ import concurrent.futures
 import logging
 import os
 import pathlib
-import signal
 import subprocess
 import threading
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
+
+from dit_jax import stopping
 
 logger = logging.getLogger("dit_jax")
 
@@ -35,46 +36,45 @@ class Runs:
     """(name, exit status) of commands as they end.
 
     At SIGTERM or Ctrl-C those that run get SIGTERM, so that they save, and no more are begun.
+    `stopped` is the signal's number then: commands that end need not have failed.
     """
 
     def __init__(self, commands, logs, shares):
         self._commands, self._logs = commands, logs
         self._free = list(shares)
         self._running, self._lock = set(), threading.Lock()
-        self._stopping = False
         self._workers = len(shares)
+        self._signals = stopping.Deferring(
+            "the cells that run save and end; no more are begun.",
+            at_first=lambda: self._send(subprocess.Popen.terminate),
+            at_end=lambda: self._send(subprocess.Popen.kill),
+        )
 
     def __iter__(self):
-        handled = (signal.SIGTERM, signal.SIGINT)
-        previous = [signal.signal(number, self._stop) for number in handled]
-        try:
-            with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-                futures = {pool.submit(self._run, name): name for name in self._commands}
-                for future in concurrent.futures.as_completed(futures):
-                    status = future.result()
-                    if status is not None:  # it was started
-                        yield futures[future], status
-        finally:
-            for number, handler in zip(handled, previous, strict=True):
-                signal.signal(number, handler)
+        with (
+            self._signals,
+            concurrent.futures.ThreadPoolExecutor(self._workers) as pool,
+        ):
+            futures = {pool.submit(self._run, name): name for name in self._commands}
+            for future in concurrent.futures.as_completed(futures):
+                status = future.result()
+                if status is not None:  # it was started
+                    yield futures[future], status
 
     @property
-    def stopped(self) -> bool:
-        """Whether a signal came: commands that end then need not have failed."""
-        return self._stopping
+    def stopped(self) -> int | None:
+        return self._signals.received
 
-    def _stop(self, *_):
-        # Without the lock, which the thread that the signal has stopped may hold: a command that
-        # is begun just now sees the flag.
-        self._stopping = True
+    def _send(self, act):
+        # Without the lock: a command that is begun just now sees that a signal came.
         for process in tuple(self._running):
-            process.terminate()
+            act(process)
 
     def _run(self, name):
         with self._lock:
             share = self._free.pop()
         try:
-            if self._stopping:
+            if self.stopped:
                 return None
             if cores := share.get("cores"):
                 os.sched_setaffinity(0, cores)  # of this thread, and so of what it starts
@@ -87,7 +87,7 @@ class Runs:
                     start_new_session=True,  # a terminal's Ctrl-C is ours to hand on
                 )
                 self._running.add(process)
-                if self._stopping:
+                if self.stopped:
                     process.terminate()
                 try:
                     return process.wait()

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import json
 import math
-import pathlib
 
 import numpy as np
 from absl import flags
@@ -361,9 +360,9 @@ def _exponents(budgets, tokens):
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out or pathlib.Path(FLAGS.table).with_suffix(".fit.json"))
+    out = FLAGS.out or FLAGS.table.with_suffix(".fit.json")
     cli.check_out(out, (".json",))
-    rows = table.read(pathlib.Path(FLAGS.table))
+    rows = table.read(FLAGS.table)
     for condition in FLAGS.where or ():
         rows = plot.where(rows, condition)
     result = study(rows, FLAGS.quality)
@@ -374,8 +373,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("table", None, "CSV file of the study.", required=True)
+    cli.define_path("table", None, "CSV file of the study.", required=True)
     flags.DEFINE_string("quality", "eval_mse", "Column: eval_mse, eval_loss, fd_pixels, fid.")
     flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
-    flags.DEFINE_string("out", None, "The fits; beside the table by default, as NAME.fit.json.")
+    cli.define_path("out", None, "The fits; beside the table by default, as NAME.fit.json.")
     cli.run(main)

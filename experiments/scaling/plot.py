@@ -71,7 +71,7 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
 
 
 def main(_):
-    path = pathlib.Path(FLAGS.table)
+    path = FLAGS.table
     rows = table.read(path)
     for condition in FLAGS.where or ():
         rows = plot.where(rows, condition)
@@ -79,15 +79,15 @@ def main(_):
     if FLAGS.samples:
         with np.load(FLAGS.samples) as file:
             arrays = dict(file)
-    out_dir = pathlib.Path(FLAGS.out_dir) if FLAGS.out_dir else path.parent / "figures"
+    out_dir = FLAGS.out_dir or path.parent / "figures"
     for out in write(rows, FLAGS.qualities, arrays, out_dir):
         print(out)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("table", None, "Of experiments.scaling.collect.", required=True)
-    flags.DEFINE_string("samples", None, "An .npz of images of several models.")
-    flags.DEFINE_string("out_dir", None, "Of the figures; by default figures beside the table.")
+    cli.define_path("table", None, "Of experiments.scaling.collect.", required=True)
+    cli.define_path("samples", None, "An .npz of images of several models.")
+    cli.define_path("out_dir", None, "Of the figures; by default figures beside the table.")
     flags.DEFINE_list("qualities", "eval_mse,fd_pixels,label_accuracy", "Columns of the table.")
     flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
     cli.run(main)

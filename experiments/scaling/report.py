@@ -127,12 +127,12 @@ def cost(path: pathlib.Path) -> str:
 
 
 def main(_):
-    page, out = pathlib.Path(FLAGS.page), pathlib.Path(FLAGS.out)
+    page, out = FLAGS.page, FLAGS.out
     cli.check_out(out, (".md",))
     template = page.read_text()
     parts = string.Formatter().parse(template)
     named = {re.split(r"[.\[]", name)[0] for _, name, _, _ in parts if name}
-    values = fields(pathlib.Path(FLAGS.table), FLAGS.qualities, out, named)
+    values = fields(FLAGS.table, FLAGS.qualities, out, named)
     try:
         text = template.format(**values)
     except (KeyError, IndexError, AttributeError) as error:
@@ -145,8 +145,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("table", None, "CSV file of the study.", required=True)
-    flags.DEFINE_string("page", None, "Template of the page.", required=True)
-    flags.DEFINE_string("out", None, "The .md to write.", required=True)
+    cli.define_path("table", None, "CSV file of the study.", required=True)
+    cli.define_path("page", None, "Template of the page.", required=True)
+    cli.define_path("out", None, "The .md to write.", required=True)
     flags.DEFINE_list("qualities", "eval_mse,fd_pixels,label_accuracy", "Columns of the table.")
     cli.run(main)

@@ -18,9 +18,9 @@ import shlex
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from dit_jax import cli, sources
+from dit_jax import cli, sources, stopping
 from experiments.scaling import cell, collect, executors, grid
 
 FLAGS = flags.FLAGS
@@ -60,7 +60,10 @@ def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path)
 def run(
     sweep: ConfigDict, cells: list[grid.Cell], commands: dict, workdir: pathlib.Path, parallel: int
 ) -> None:
-    """Runs cells here; those whose processes die are recorded as failed."""
+    """Runs cells here; those whose processes die are recorded as failed.
+
+    Raises: stopping.Stopped after a signal, when the cells that ran have ended.
+    """
     by_name = {c.name: c for c in cells}
     logs = {name: workdir / name / "log.txt" for name in by_name}
     for log in logs.values():
@@ -78,6 +81,8 @@ def run(
         what = cell.state(one, sweep.evaluate, directory)
         what += f": {cell.error(directory)}" if what == "failed" else ""
         logger.info("%s  %s, %d cells left", name, what, left)
+    if runs.stopped:
+        raise stopping.Stopped(runs.stopped, f"what the cells have saved is kept in {workdir}")
 
 
 def command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Command:
@@ -104,13 +109,13 @@ def listing(sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) ->
 
 
 def main(_):
-    sweep, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir).absolute()
+    sweep, workdir = FLAGS.config, FLAGS.workdir.absolute()
     cells = grid.cells(sweep)
     if FLAGS.list:
         print(listing(sweep, cells, workdir))
         return
     left = waiting(sweep, cells, workdir, FLAGS.retry_failed)
-    commands = {c.name: command(_config_flags(), c.name, workdir) for c in left}
+    commands = {c.name: command(FLAGS["config"].words(), c.name, workdir) for c in left}
     if FLAGS.executor == "print":
         for words in commands.values():
             print(shlex.join(["python", *words]))
@@ -129,18 +134,10 @@ def main(_):
     if failed:
         lines = [f"  {c.name}: {cell.error(workdir / c.name)}" for c in failed]
         raise ValueError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
-    if waiting(sweep, cells, workdir):
-        sys.exit("stopped: run the same command to continue.")
+    if stopped := [c.name for c in waiting(sweep, cells, workdir)]:
+        raise ValueError(f"{', '.join(stopped)} did not end: run the same command to continue.")
     rows = collect.write(workdir, workdir / "table.csv", cells=[c.name for c in cells])
     print(f"{workdir / 'table.csv'}: {len(rows)} rows of {len(cells)} cells")
-
-
-def _config_flags():
-    """--config and the keys set on the command line, as a cell's command takes them."""
-    flag = FLAGS["config"]
-    changed = config_flags.get_override_values(flag)
-    overrides = [f"--config.{key}={value}" for key, value in changed.items()]
-    return [f"--config={config_flags.get_config_filename(flag)}", *overrides]
 
 
 def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
@@ -167,8 +164,8 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+    cli.define_config(key="grids")
+    cli.define_path("workdir", None, "Directory of the sweep.", required=True)
     flags.DEFINE_enum(
         "executor",
         "local",
@@ -180,4 +177,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("retry_failed", False, "Run cells again that failed.")
     flags.DEFINE_bool("list", False, "Show all cells, what they cost and what is done.")
-    cli.run(main, on_cpu=True)
+    cli.run(main, kept=lambda: f"what the cells have saved is kept in {FLAGS.workdir}", on_cpu=True)

@@ -38,7 +38,11 @@ def read(path: pathlib.Path) -> list[dict]:
         raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
     with path.open(newline="") as file:
         lines = csv.DictReader(file)
-        if missing := [name for name in REQUIRED if name not in (lines.fieldnames or ())]:
+        try:
+            columns = lines.fieldnames or ()
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is no table: {error}.") from error
+        if missing := [name for name in REQUIRED if name not in columns]:
             raise ValueError(f"{path} has no column {', '.join(missing)}.")
         return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 2)]
 

@@ -90,9 +90,9 @@ def draw(found: dict[str, dict[str, np.ndarray]]):
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = FLAGS.out
     cli.check_out(out, (".png",))
-    workdirs = [pathlib.Path(workdir) for workdir in FLAGS.workdir]
+    workdirs = FLAGS.workdir
     names = sheet.names(FLAGS.name, workdirs)
     found = {name: losses(workdir) for name, workdir in zip(names, workdirs, strict=True)}
     print(f"{'model':16} {'images':9} {'t':>5} " + " ".join(f"{told:>9}" for told in TOLD))
@@ -107,5 +107,5 @@ def main(_):
 
 if __name__ == "__main__":
     sheet.define_workdirs()
-    flags.DEFINE_string("out", None, "The .png to write.", required=True)
+    cli.define_path("out", None, "The .png to write.", required=True)
     cli.run(main)

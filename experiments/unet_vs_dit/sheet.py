@@ -106,15 +106,15 @@ def names(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 def define_workdirs() -> None:
     """--workdir and --name of several models."""
-    flags.DEFINE_multi_string("workdir", None, "Of a model of captions; repeat.", required=True)
+    cli.define_paths("workdir", "Of a model of captions; repeat.")
     flags.DEFINE_multi_string("name", [], "Of each --workdir; by default the directory's.")
 
 
 def main(_):
-    out = pathlib.Path(FLAGS.out)
+    out = FLAGS.out
     cli.check_out(out, (".png",))
     settings = {"cfg_scale": FLAGS.cfg_scale}
-    workdirs = [pathlib.Path(workdir) for workdir in FLAGS.workdir]
+    workdirs = FLAGS.workdir
     drawn = {
         name: draw(workdir, FLAGS.prompt, FLAGS.num, FLAGS.seed, settings)
         for name, workdir in zip(names(FLAGS.name, workdirs), workdirs, strict=True)
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     define_workdirs()
     flags.DEFINE_multi_string("prompt", None, "A caption; repeat.", required=True)
     flags.DEFINE_integer("num", 4, "Images of each prompt by each model.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of the noise.")
+    cli.define_seed("Of the noise.")
     flags.DEFINE_float("cfg_scale", 3.0, "Guidance.", lower_bound=1)
-    flags.DEFINE_string("out", None, "The .png to write.", required=True)
+    cli.define_path("out", None, "The .png to write.", required=True)
     cli.run(main)

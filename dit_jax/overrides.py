@@ -1,0 +1,225 @@
+"""The config of a command: the file that --config names, and the keys that the command sets."""
+
+import ast
+import functools
+import importlib.util
+import inspect
+import math
+import operator
+import pathlib
+import sys
+import traceback
+from importlib.machinery import SourceFileLoader
+
+from ml_collections import ConfigDict
+
+from dit_jax import files
+
+MODULE = "dit_jax_config_file"  # the name that a config file is imported by
+
+
+def load(spec: str) -> ConfigDict:
+    """Calls `get_config` of a config file, and locks what it returns.
+
+    Args: spec, FILE or FILE:ARG; ARG goes to `get_config`.
+    Raises: OSError without such a file; ValueError for one that is no config, for an argument that
+      it does not take, or as `get_config`. Another bug of the file raises what it raises.
+    """
+    files.to_path(spec, "--config")  # a remote one has a colon too
+    name, colon, argument = spec.partition(":")
+    path = files.to_path(name, "--config")
+    if not path.is_file():
+        reason = "is a directory" if path.is_dir() else "is not there"
+        raise FileNotFoundError(f"cannot load --config={name}: {path.absolute()} {reason}.")
+    try:
+        get_config = _import(path).get_config
+        arguments = [argument] * bool(colon)
+        _check_signature(name, get_config, arguments)
+        config = get_config(*arguments)
+    except (SyntaxError, ImportError, LookupError, AttributeError, TypeError) as error:
+        raise _explained(error, path, argument) from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"get_config of --config={spec} returns a {type(config).__name__}; it must return a "
+            "ConfigDict, such as that of configs/default.py."
+        )
+    expand_paths(config)
+    return config.lock()
+
+
+def _import(path):
+    spec = importlib.util.spec_from_file_location(
+        MODULE, path, loader=SourceFileLoader(MODULE, str(path))
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"--config={path} has no function get_config: is it a config?")
+    return module
+
+
+def _check_signature(name, get_config, arguments):
+    """Raises: ValueError if get_config does not take what follows the colon, or needs it."""
+    signature = inspect.signature(get_config)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        given = f"takes no argument {arguments[0]!r}" if arguments else "needs an argument"
+        way_out = f"--config={name}" + ("" if arguments else ":ARG")
+        raise ValueError(f"get_config{signature} of {name} {given}: write {way_out}.") from None
+
+
+def _explained(error, path, argument):
+    """The error of a config file as a message with its line; itself, if it is another bug."""
+    if isinstance(error, SyntaxError):
+        return ValueError(f"{error.filename}:{error.lineno}: {error.msg}.")
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), 0)
+    if isinstance(error, ImportError):
+        return ValueError(
+            f"{path}:{line}: {error}. If that is a part of this project, install it: pip install "
+            "-e DIRECTORY, where DIRECTORY has its pyproject.toml."
+        )
+    if isinstance(error, KeyError) and error.args == (argument,):
+        return ValueError(f"--config={path} does not know the argument {argument!r}.")
+    if "ml_collections" not in pathlib.Path(frames[-1].filename).parts:
+        return error
+    while isinstance(error.args[0], Exception):
+        error = error.args[0]
+    first, _, rest = str(error.args[0]).partition(" Other fields present")  # all; then near ones
+    hint = rest.strip().splitlines()[-1:] if "Did you mean" in rest else []
+    return ValueError("\n".join([f"{path}:{line}: {first}", *hint]))
+
+
+def expand_paths(config: ConfigDict, prefix: str = "config.") -> None:
+    """Expands `~` in the config's texts; none but paths begin with it.
+
+    Raises: ValueError for remote paths, as `files.to_path`.
+    """
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            expand_paths(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            config[name] = _local(value, prefix + name)
+
+
+def _local(text, name):
+    """The text, with `~` expanded if it is a path that needs that."""
+    if text.startswith("~") or "://" in text:
+        return str(files.to_path(text, name))
+    return text
+
+
+def value_of(config: ConfigDict, key: str):
+    """The value of a key such as 'model.depth'.
+
+    Raises: ValueError for an unknown key, with a near one; for a group of keys.
+    """
+    value = config
+    for i, part in enumerate(key.split(".")):
+        try:
+            value = value[part]
+        except (KeyError, TypeError) as error:  # the latter of a value that is no group
+            hint = str(error.args[0]).rpartition("\n")[2]
+            hint = f" {hint}" if "Did you mean" in hint else ""
+            raise ValueError(
+                f"unknown config key {'.'.join(key.split('.')[: i + 1])!r} in --config.{key}."
+                f"{hint}\nAll keys are in configs/default.py."
+            ) from None
+    if isinstance(value, ConfigDict):
+        keys = ", ".join(f"--config.{key}.{name}" for name in list(value)[:3])
+        raise ValueError(f"--config.{key} is a group of keys: set one of them, such as {keys}.")
+    return value
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets a key to what a text says, in the type of the value that it has.
+
+    Raises: ValueError for an unknown key, or for a text of another type.
+    """
+    before = _example(config, key)
+    if isinstance(before, str):
+        value = _local(text, f"--config.{key}")
+    else:
+        try:
+            value = _parse(text, before)
+        except ValueError as error:
+            raise ValueError(f"--config.{key}={text} must be {error}.") from None
+    config.update_from_flattened_dict({key: value})
+
+
+def _example(config, key):
+    """The key's value; of a placeholder, whose value is None, another of its type."""
+    if (value := value_of(config, key)) is not None:
+        return value
+    *groups, name = key.split(".")
+    return functools.reduce(operator.getitem, groups, config).get_type(name)()
+
+
+def _parse(text, example):
+    """The value of a text, of the example's type.   Raises: ValueError that says which."""
+    if isinstance(example, bool):
+        return parse_bool(text)
+    if isinstance(example, int):
+        return parse_int(text)
+    if isinstance(example, float):
+        return parse_float(text)
+    if isinstance(example, tuple | list):
+        return _parse_list(text, example)
+    raise ValueError(f"set in a file: it is a {type(example).__name__}")
+
+
+def parse_bool(text: str) -> bool:
+    """Raises: ValueError for a text that is neither true nor false."""
+    if text.lower() not in ("true", "t", "1", "false", "f", "0"):
+        raise ValueError("true or false")
+    return text.lower() in ("true", "t", "1")
+
+
+def parse_int(text: str) -> int:
+    """Raises: ValueError for a text that is no whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a whole number, such as 1000") from None
+
+
+def parse_float(text: str) -> float:
+    """Raises: ValueError for a text that is no number, or an infinite one."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("a number, such as 0.5 or 1e-4")
+    return number
+
+
+def _parse_list(text, example):
+    """A tuple or list of values like the example's; of an empty example, of numbers."""
+    first = example[0] if len(example) else 0.0
+    shown = "('a', 'b')" if isinstance(first, str) else "(1, 2)"
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        values = text.split(",") if isinstance(first, str) else None
+    values = values if isinstance(values, tuple | list) else (values,)
+    try:
+        return type(example)(_like(value, first, bool(example)) for value in values)
+    except ValueError:
+        kind = {str: "texts", int: "whole numbers", bool: "true or false"}
+        raise ValueError(f"{kind.get(type(first), 'values')} like {shown}") from None
+
+
+def _like(value, example, strict):
+    """The value in the example's type; where that is a guess any number is as good."""
+    if isinstance(example, tuple | list):
+        if not isinstance(value, tuple | list):
+            raise ValueError
+        return tuple(_like(v, example[0] if example else 0.0, bool(example)) for v in value)
+    if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if strict else value
+    if type(value) is not type(example) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError
+    return value

@@ -1,0 +1,87 @@
+"""The config that an exported DiT's file carries: of whatever values somebody has put into it."""
+
+import json
+
+import pytest
+import safetensors
+import safetensors.numpy
+
+from dit_jax.convert.__main__ import convert_dit, export_dit
+
+
+def _change_metadata(path, text):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    safetensors.numpy.save_file(found, path, {"dit_jax": text})
+
+
+@pytest.fixture
+def exported_file(workdir, tmp_path):
+    """(a file that `export_dit` wrote, the config in it)."""
+    export_dit(workdir, tmp_path / "flow.safetensors")
+    with safetensors.safe_open(tmp_path / "flow.safetensors", framework="numpy") as file:
+        return tmp_path / "flow.safetensors", json.loads(file.metadata()["dit_jax"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"cannot read the config in .*flow\.safetensors: it ends too early"),
+        ("[" * 10**5, "nested more than 100 deep"),
+        ('{"a": ' + "9" * 10**5 + "}", "Exceeds the limit"),
+        ("[1]", r"has {'config': \[1\]}: it must be what `convert dit-export` writes"),
+        ("{}", "has {'model': None, 'data': None, 'diffusion': None, 'objective': None"),
+    ],
+)
+def test_exported_config_that_is_none_is_refused(exported_file, tmp_path, text, message):
+    path, _ = exported_file
+    _change_metadata(path, text)
+    with pytest.raises(ValueError, match=message):
+        convert_dit(path, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("model", "depth", 10**9, "has {'depth': 1000000000}"),
+        ("model", "hidden_size", "48", "has {'hidden_size': '48'}"),
+        ("model", "hidden_size", 2**20, r"tokens, of more than 67,108,864 numbers|does not fit"),
+        ("model", "input_size", 4096, r"tokens, of more than 67,108,864 numbers|does not fit"),
+        ("model", "other", 1, "has {'other': 1}"),
+        ("model", "remat", None, "remat"),
+        ("data", "name", None, "has {'name': None}"),
+        ("latents", None, 7, "has {'latents': 7}"),
+    ],
+)
+def test_exported_config_of_other_values_is_refused(
+    exported_file, tmp_path, section, key, value, message
+):
+    path, config = exported_file
+    if key is None:
+        config[section] = value
+    else:
+        config[section][key] = value
+    _change_metadata(path, json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        convert_dit(path, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("name", ["/etc", "../x", "~/x", "a\\b", "gs://x", ""])
+def test_exported_config_names_no_place_of_this_machine(exported_file, tmp_path, name):
+    """Whoever wrote the file would else have this machine's files read, or TFDS's code run."""
+    path, config = exported_file
+    config["init_from"] = name
+    config["data"] |= dict(name=name, data_dir=name)
+    config["latents"] |= dict(vae=name, moments=name)
+    config["fid"] |= dict(reference=name, weights=name)
+    config["text"]["encoder"] = name
+    _change_metadata(path, json.dumps(config))
+    back = convert_dit(path, tmp_path / "ours")
+    places = [back.init_from, back.data.name, back.data.data_dir, back.latents.vae]
+    places += [back.latents.moments, back.fid.reference, back.fid.weights, back.text.encoder]
+    assert places == [""] * 8
+    config["data"]["name"] = "imagenet2012"  # of TFDS, not a place
+    _change_metadata(path, json.dumps(config))
+    assert convert_dit(path, tmp_path / "again").data.name == "imagenet2012"

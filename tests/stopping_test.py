@@ -1,0 +1,217 @@
+"""Signals: the first ends in order, a second Ctrl-C at once; worker processes see none."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dit_jax import stopping
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The handlers of this process, as they were."""
+    before = {number: signal.getsignal(number) for number in BOTH}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _wait(seconds=5.0, until=lambda: False):
+    """Lets handlers and the thread run."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not until():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_loop_goes_on_until_it_looks(number, handlers, capfd):
+    called = []
+    with stopping.Deferring("ending this step.", at_first=lambda: called.append(1)) as signals:
+        assert signals.received is None
+        for _ in range(3):  # as schedulers do
+            os.kill(os.getpid(), number if not signals.received else signal.SIGTERM)
+            _wait(until=lambda: called)
+        assert signals.received == number
+    assert called == [1]
+    assert {number: signal.getsignal(number) for number in BOTH} == handlers
+    again = " Ctrl-C again ends at once." if number == signal.SIGINT else ""
+    assert capfd.readouterr().err == f"{stopping.NAMES[number]}: ending this step.{again}\n"
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_command_is_left_where_it_is_and_its_temporaries_go(number, capfd):
+    tidied = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # more of them do not break in
+            time.sleep(0.05)
+            tidied.append(1)
+
+    with pytest.raises(stopping.Stopped) as stopped, stopping.Raising():
+        work()
+    assert tidied == [1]
+    assert (stopped.value.number, stopped.value.status) == (number, 128 + number)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # until the process is gone
+    assert capfd.readouterr().err == ""  # it ended before there was anything to say
+
+
+def test_a_command_that_does_not_end_soon_says_that_it_will(monkeypatch, capfd):
+    monkeypatch.setattr(stopping.Raising, "patience", 0.05)
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            time.sleep(0.5)
+
+    with pytest.raises(stopping.Stopped), stopping.Raising():
+        work()
+    assert "Ctrl-C: ending as soon as" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_that_comes_while_an_object_goes_is_not_lost(number):
+    """Python drops what is raised there."""
+
+    class Closing:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    def work():
+        Closing()
+        time.sleep(60)
+
+    with pytest.raises(stopping.Stopped) as stopped, stopping.Raising():
+        work()
+    assert stopped.value.number == number
+
+
+def test_handlers_of_a_loop_in_a_command_are_the_loop_s():
+    with stopping.Raising() as outer:
+        with stopping.Deferring("ending this step.") as inner:
+            os.kill(os.getpid(), signal.SIGINT)
+            _wait(until=lambda: inner.received)
+        assert inner.received == signal.SIGINT
+        outer.ignore()
+        os.kill(os.getpid(), signal.SIGTERM)
+        _wait(0.05)
+
+
+def test_ctrl_c_that_the_shell_has_switched_off_stays_off():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping.Deferring("ending."):
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_other_threads_leave_signals_alone(handlers):
+    def check():
+        with stopping.Deferring("ending.") as signals:
+            assert {number: signal.getsignal(number) for number in BOTH} == handlers
+            found.append(signals.received)
+
+    found = []
+    thread = threading.Thread(target=check)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+def _run(code, *numbers):
+    """A process of its own that gets signals, one after each line that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = []
+    for number in numbers:
+        lines.append(process.stdout.readline())
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, "".join(lines) + out, err
+
+
+HELD = """
+import hashlib, time
+from dit_jax import stopping
+with stopping.Deferring("ending this step.", at_end=lambda: print("at end")) as signals:
+    print("begun")
+    while not signals.received:
+        time.sleep(0.01)
+    print("compiling")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as XLA does: no handler of Python runs
+print("not reached")
+"""
+
+
+def test_second_ctrl_c_ends_the_process_while_it_compiles():
+    status, out, err = _run(HELD, signal.SIGINT, signal.SIGINT)
+    assert status == 130
+    assert "at end" in out
+    assert "not reached" not in out
+    assert err.splitlines() == [
+        "Ctrl-C: ending this step. Ctrl-C again ends at once.",
+        "Ctrl-C again: ended at once.",
+    ]
+
+
+def _ignoring(queue):
+    queue.put([signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())])
+
+
+def test_processes_that_are_started_while_blocked_see_no_ctrl_c():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with stopping.Blocked():
+        process = context.Process(target=_ignoring, args=(queue,))
+        process.start()
+    assert queue.get(timeout=60) == [True]
+    process.join()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(BOTH)
+
+
+PARENT = """
+import multiprocessing, time
+from dit_jax import stopping
+
+def work():
+    stopping.end_with_parent()
+    time.sleep(60)
+
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+print(process.pid)
+time.sleep(60)
+"""
+
+
+def test_worker_ends_with_the_process_that_it_works_for():
+    status, out, _ = _run(PARENT, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    worker = int(out)
+
+    def ended():
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return True
+        with open(f"/proc/{worker}/stat") as file:  # nobody waits for it here
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+
+    _wait(20, ended)
+    assert ended()
