@@ -25,6 +25,10 @@ logger = logging.getLogger("dit_jax")
 SEEDS = 2**32 - 1  # the largest
 # Of a disk or a machine, not of the command: once they are mended the same command goes on.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
+SMALLER = (
+    "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
+    "devices; --traceback shows where it ended."
+)
 LONGEST = 300  # characters of a name in a message
 
 
@@ -245,6 +249,11 @@ def _parse(argv, positionals):
 def _explain_errors(start, words, kept):
     try:
         start(words)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if FLAGS.traceback or not exhausted:
+            raise
+        _fail(f"out of memory: {(str(error).splitlines() or [''])[0]}\n{SMALLER}")
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not (_is_ours(error) or _is_of_a_file(error)):
             raise

@@ -172,7 +172,7 @@ def test_table_of_axes_has_every_parameter():
         ({"num_heads": 3}, "num_heads=3 must divide hidden_size=16"),
         ({"activation": "relu"}, "activation='relu' is unknown; choose one of quick_gelu, gelu"),
         ({"dtype": "float16"}, "dtype='float16' is unknown"),
-        ({"depth": 0}, "depth=0 must be 1 or more"),
+        ({"depth": 0}, "depth=0 must be a whole number"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):

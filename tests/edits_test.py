@@ -330,7 +330,7 @@ def test_damaged_images_are_named(trained, tmp_path):
 
 def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
     """By the command unguided, where nothing else is asked for."""
-    workdir = conftest.save_random(tmp_path / "run", smoke_config)
+    workdir = conftest.save_random(tmp_path / "run", smoke_config, spread=0.1)
     flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
     flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
     run_command("edit", "invert", *flags)

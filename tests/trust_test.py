@@ -169,6 +169,7 @@ def test_folders_that_lead_elsewhere(refuse, image_folder, folder_flags, tmp_pat
     link.symlink_to(secret)
     assert "link.png" in refuse(*train)
     link.unlink()
+    train = [flag for flag in train if "num_classes" not in str(flag)]
     captions = ["--config.data.caption_feature=text", "--config.model.num_classes=0"]
     captions += ["--config.model.class_dropout_prob=0", "--config.sample.cfg_scale=1"]
     for name in ("../../secret.png", str(secret), "..\\..\\secret.png"):
@@ -206,11 +207,8 @@ CONFIGS = {
     "classes": _set("model", "num_classes", value=2**40),
     "name": _set("model", "name", value="\x1b[31mdit"),
     "text": _set("model", "depth", value="2\x1b[31m"),
-    "list": _set("sample", value=[]),
     "steps": _set("diffusion", "num_steps", value=10**12),
-    "sampling steps": _set("sample", "steps", value=10**12),
     "vae": lambda config: config["latents"].update(source="images", vae="\x1b[31m/etc"),
-    "mesh": _set("mesh", value=None),
     "prediction": _set("objective", "prediction", value={"a": 1}),
 }
 

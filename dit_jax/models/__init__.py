@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from dit_jax import ranges
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 
 BUILDERS = {
@@ -16,23 +17,15 @@ BUILDERS = {
 }
 
 
-# Sizes of a model's config, and the least that they may be.
-LEAST = {"hidden_size": 1, "patch_size": 1, "depth": 0, "latent_channels": 1, "norm_groups": 1}
-
-
 def build(config) -> nn.Module:
     """The module of `config.model`: `build(config.model).apply({"params": params}, x_t, t, y)`.
 
-    Raises: ValueError for an unknown `name` or for sizes that do not fit together.
+    Raises: ValueError for an unknown `name` for a size out of its range, or for sizes that do not
+      fit together.
     """
     if config.name not in BUILDERS:
         raise ValueError(f"unknown model name {config.name!r}; known: {', '.join(BUILDERS)}.")
-    least = LEAST | ({"num_heads": 1} if config.name == "dit" else {})  # a UNet may have head_dim
-    for key in least.keys() & config.keys():
-        if config[key] < least[key]:
-            raise ValueError(f"model.{key}={config[key]} must be at least {least[key]}.")
-    if config.get("mlp_ratio", 1.0) <= 0:
-        raise ValueError(f"model.mlp_ratio={config.mlp_ratio} must be above 0.")
+    ranges.check(config, "model")
     return BUILDERS[config.name](config)
 
 

@@ -23,12 +23,8 @@ def check(config) -> None:
         raise ValueError(
             f"condition={config.condition!r} is unknown; choose one of {', '.join(CONDITIONS)}."
         )
-    if not 0 <= config.class_dropout_prob < 1:
-        raise ValueError(
-            f"class_dropout_prob={config.class_dropout_prob} must lie in [0, 1); 0.1 is usual."
-        )
     if config.condition == "label":
-        if config.num_classes < 0 or (config.class_dropout_prob and not config.num_classes):
+        if config.class_dropout_prob and not config.num_classes:
             raise ValueError(
                 f"class_dropout_prob={config.class_dropout_prob} with num_classes="
                 f"{config.num_classes}: there are no labels to drop; set it to 0, or num_classes "
@@ -42,15 +38,6 @@ def check(config) -> None:
         )
     if config.condition != "tokens":
         return
-    if min(config.text_length, config.text_depth, config.text_num_heads) < 1:
-        raise ValueError(
-            f"text_length={config.text_length}, text_depth={config.text_depth} and text_num_heads="
-            f"{config.text_num_heads} must be at least 1."
-        )
-    if config.text_vocab_size < 2:
-        raise ValueError(
-            f"text_vocab_size={config.text_vocab_size} must be at least 2: padding and one word."
-        )
     if config.context_size % config.text_num_heads:
         raise ValueError(
             f"text_num_heads={config.text_num_heads} must divide context_size="

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dit_jax.models import blocks, conditioning, layers
 
 # Hidden size, depth, heads.
+MOST_POSITIONS = 2**28  # numbers in the position table, which the host computes in f64
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
@@ -160,13 +161,18 @@ def from_config(config) -> DiT:
         fields[name] for name in ("hidden_size", "num_heads", "patch_size")
     )
     input_size = fields["input_size"]
-    if hidden_size % num_heads:
+    if not num_heads or hidden_size % num_heads:
         raise ValueError(f"{num_heads=} must divide {hidden_size=}; DiT-S uses 6 heads for 384.")
     if hidden_size % 4:
         raise ValueError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
     if input_size % patch_size:
         divisors = [p for p in range(1, input_size + 1) if input_size % p == 0]
         raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
+    if (size := (input_size // patch_size) ** 2 * hidden_size) > MOST_POSITIONS:
+        raise ValueError(
+            f"{input_size=} in patches of {patch_size=} with {hidden_size=}: the position table "
+            f"would have {size:,} numbers; at most {MOST_POSITIONS:,} fit."
+        )
     blocks.check(fields["block"])
     conditioning.check(config)
     layers.check_remat(config.remat)

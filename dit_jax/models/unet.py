@@ -315,20 +315,14 @@ def from_config(config) -> UNet:
     conditioning.check(model)
     layers.check_remat(model.remat)
     layers.check_dtype(model.dtype)
-    if not 0 <= model.dropout < 1:
-        raise ValueError(f"dropout={model.dropout} must lie in [0, 1); 0.1 is usual.")
     return model.clone(attention=_resolve_attention(model))
 
 
 def _check_sizes(model):
     channels, levels = widths(model), len(model.channel_mult)
     input_size, groups = model.input_size, model.norm_groups
-    if levels < 1 or model.blocks_per_level < 1 or model.transformer_depth < 0:
-        raise ValueError(
-            f"channel_mult={model.channel_mult} needs a number for each level, blocks_per_level="
-            f"{model.blocks_per_level} must be at least 1, transformer_depth="
-            f"{model.transformer_depth} not negative."
-        )
+    if levels < 1:
+        raise ValueError(f"channel_mult={model.channel_mult} needs a number for each level.")
     unit = 2 ** (levels - 1)
     if input_size < unit or input_size % unit:
         raise ValueError(
