@@ -12,7 +12,7 @@ import numpy as np
 
 from dit_jax import checkpoint, train, workdirs
 
-SPEEDS = ("img_per_s", "evaluate_seconds")  # of a line of metrics, or of a row
+OTHERS = ("img_per_s", "seconds", "git_revision")  # of a line of metrics or a row: may differ
 STEPS = 24
 
 
@@ -62,12 +62,13 @@ def _sweep(directory, inputs):
     words = ["experiments.scaling.sweep", "--config=experiments/scaling/configs/smoke.py"]
     words += [f"--workdir={directory}", f"--config.base.data.data_dir={inputs / 'data'}"]
     words += ["--config.grids.main.size=('XS',)", "--config.steps=(4,8)", "--retry_failed"]
-    return [[*words, "--config.base.checkpoint_every_steps=2", "--config.evaluate.num=32"]]
+    words += ["--config.base.optim.warmup_steps=2", "--config.base.checkpoint_every_steps=2"]
+    return [[*words, "--config.evaluate.num=32"]]
 
 
 def _lines(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OTHERS} for line in lines]
 
 
 def _hash(contents):
