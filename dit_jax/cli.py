@@ -18,7 +18,7 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dit_jax import arguments, compilation_cache, files, stopping, terminal
+from dit_jax import arguments, compilation_cache, files, locks, stopping, terminal
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -260,7 +260,9 @@ def _explain_errors(start, words, kept):
         message = _message(error)
         if _is_passing(error):
             text = kept()
-            message += f"\n{text[0].upper()}{text[1:]}. To go on, run: {_command()}"
+            message += f"\n{text[0].upper()}{text[1:]}."
+        if _is_passing(error) or isinstance(error, locks.LostError):
+            message += f" To go on, run: {_command()}"
         _fail(message)
 
 

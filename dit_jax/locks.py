@@ -26,6 +26,10 @@ logger = logging.getLogger("dit_jax")
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+class LostError(OSError):
+    """The directory or the lock went away while a command wrote there; what is kept is told."""
+
+
 class Lock:
     """A held lock; `check` tells whether it still guards its directory."""
 
@@ -36,21 +40,19 @@ class Lock:
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
 
-        Raises: OSError if the directory was removed or moved, or the file removed or replaced.
+        Raises: LostError if the directory was removed or moved, or the file removed or replaced.
         """
         if self._file is None or _is_at(self._file, self.path):
             return
         directory = self.path.parent
         if not directory.is_dir():
-            raise OSError(
+            raise LostError(
                 f"{directory} is gone: it was removed or moved while this command wrote into it.\n"
-                "Nothing more is written. If it was moved, give its new place; else run the same "
-                "command to begin again."
+                "Nothing more is written; if it was moved, move it back."
             )
-        raise OSError(
+        raise LostError(
             f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
-            "This command stops; what it has saved is kept. See that nothing else runs there, then "
-            "run the same command to go on."
+            "What is saved is kept; see that nothing else runs there."
         )
 
 
