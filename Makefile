@@ -1,4 +1,5 @@
-# make demo | test | test-slow | test-parity | install | lint | clean   [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12]
+# make demo | test | test-slow | test-parity | test-faults | install | lint | clean
+# [ACCELERATOR=cpu|cuda12|cuda13|tpu] [PYTHON=python3.12] [ROUNDS=1000] [SEED=1]
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
@@ -6,13 +7,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 WORKDIR ?= runs/digits
+ROUNDS ?= 24
+SEED ?= 0
 
 ifeq ($(filter $(ACCELERATOR),cpu cuda12 cuda13 tpu),)
 $(error ACCELERATOR=$(ACCELERATOR) is unknown; choose cpu, cuda12, cuda13 or tpu)
 endif
 JAX := $(if $(filter cpu,$(ACCELERATOR)),jax,jax[$(ACCELERATOR)])
 
-.PHONY: demo test test-slow test-parity install lint clean
+.PHONY: demo test test-slow test-parity test-faults install lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m dit_jax.datasets.digits
@@ -36,6 +39,9 @@ test-parity: $(STAMP) requirements-parity.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt --no-deps torch-fidelity
 	$(BIN)/python -m pytest tests/parity tests/torch_files_test.py
+
+test-faults: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m faults.campaign --rounds $(ROUNDS) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

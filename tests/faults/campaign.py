@@ -41,31 +41,34 @@ class Campaign:
         self._undisturbed = {}  # a command's name -> (results, seconds, sizes)
 
     def prepare(self) -> None:
-        """Makes the inputs, and what each command leaves without a fault."""
+        """Makes what the commands read."""
         self._inputs.mkdir()
         _in_fork(lambda: inputs.make(self._inputs), self._root / "made")
-        for name in self._names:
-            for i in range(2):  # the second finds what is compiled, as those of the rounds will
-                root = self._root / f"{name}-{i}"
-                now = kinds.Round(jobs.JOBS[name], random.Random(), root, self._inputs)
-                now.begin()
-                before = _sizes(now.directory)
-                running = now.start()
-                running.wait_until_handled()
-                began = time.monotonic()
-                if not running.wait_for_end():
-                    raise LostError(f"{name} fails, {running.statuses}:\n{running.text()}")
-                seconds, after = time.monotonic() - began, _sizes(now.directory)
-            sizes = sum(before), sum(after), max(after)
-            results = _results(now)
-            self._undisturbed[name] = results, seconds, sizes
-            _say(f"{name}: {seconds:.1f} s undisturbed, {len(results)} results")
+
+    def _run_undisturbed(self, name):
+        """(results, seconds, sizes) of a command without a fault."""
+        for i in range(2):  # the second finds what is compiled, as those of the rounds will
+            root = self._root / f"{name}-{i}"
+            now = kinds.Round(jobs.JOBS[name], random.Random(), root, self._inputs)
+            now.begin()
+            before = _sizes(now.directory)
+            running = now.start()
+            running.wait_until_handled()
+            began = time.monotonic()
+            if not running.wait_for_end():
+                raise LostError(f"{name} fails, {running.statuses}:\n{running.text()}")
+            seconds, after = time.monotonic() - began, _sizes(now.directory)
+        results = _results(now)
+        _say(f"{name}: {seconds:.1f} s undisturbed, {len(results)} results")
+        return results, seconds, (sum(before), sum(after), max(after))
 
     def round(self, seed: int, number: int) -> bool:
         """Runs a round; whether nothing was lost."""
         rng = random.Random(f"{seed}:{number}")
         (name,) = rng.choices(self._names, [SHARES[name] for name in self._names])
         fault = rng.choice(self._faults)
+        if name not in self._undisturbed:
+            self._undisturbed[name] = self._run_undisturbed(name)
         results, seconds, sizes = self._undisturbed[name]
         root = self._root / f"round-{number}"
         now = kinds.Round(jobs.JOBS[name], rng, root, self._inputs, seconds, sizes)

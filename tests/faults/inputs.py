@@ -4,6 +4,7 @@ import functools
 import pathlib
 
 import jax
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from configs import smoke
@@ -26,6 +27,7 @@ VAE = dict(
 
 def make(inputs: pathlib.Path) -> None:
     """Makes data/, vae/, reference.npz and run/ in the directory."""
+    tfds.disable_progress_bar()
     digits.prepare(inputs / "data")
     config = ConfigDict({"model": VAE})
     init = jax.jit(functools.partial(models.init_params, models.build(config.model)))
