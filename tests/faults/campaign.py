@@ -38,7 +38,7 @@ class Campaign:
         self._root, self._names, self._faults = root, names, faults
         self._inputs = root / "inputs"
         self._counts = collections.defaultdict(collections.Counter)
-        self._undisturbed = {}  # a command's name -> (results, seconds, sizes)
+        self._undisturbed = {}  # a command's name -> (results, seconds, growth, largest file)
 
     def prepare(self) -> None:
         """Makes what the commands read."""
@@ -46,21 +46,22 @@ class Campaign:
         _in_fork(lambda: inputs.make(self._inputs), self._root / "made")
 
     def _run_undisturbed(self, name):
-        """(results, seconds, sizes) of a command without a fault."""
+        """(results, seconds, bytes that the directory grows by, of its largest file)."""
         for i in range(2):  # the second finds what is compiled, as those of the rounds will
             root = self._root / f"{name}-{i}"
             now = kinds.Round(jobs.JOBS[name], random.Random(), root, self._inputs)
             now.begin()
-            before = _sizes(now.directory)
+            before = _used(now.directory)
             running = now.start()
             running.wait_until_handled()
             began = time.monotonic()
             if not running.wait_for_end():
                 raise LostError(f"{name} fails, {running.statuses}:\n{running.text()}")
-            seconds, after = time.monotonic() - began, _sizes(now.directory)
+            seconds = time.monotonic() - began
         results = _results(now)
         _say(f"{name}: {seconds:.1f} s undisturbed, {len(results)} results")
-        return results, seconds, (sum(before), sum(after), max(after))
+        largest = max(path.stat().st_size for path in now.directory.rglob("*"))
+        return results, seconds, _used(now.directory) - before, largest
 
     def round(self, seed: int, number: int) -> bool:
         """Runs a round; whether nothing was lost."""
@@ -69,9 +70,9 @@ class Campaign:
         fault = rng.choice(self._faults)
         if name not in self._undisturbed:
             self._undisturbed[name] = self._run_undisturbed(name)
-        results, seconds, sizes = self._undisturbed[name]
+        results, *measures = self._undisturbed[name]
         root = self._root / f"round-{number}"
-        now = kinds.Round(jobs.JOBS[name], rng, root, self._inputs, seconds, sizes)
+        now = kinds.Round(jobs.JOBS[name], rng, root, self._inputs, *measures)
         counts = self._counts[name, fault]
         counts["rounds"] += 1
         lost = ""
@@ -108,8 +109,9 @@ def _say(text):
     print(text, flush=True)
 
 
-def _sizes(directory):
-    return [path.stat().st_size for path in directory.rglob("*") if path.is_file()] or [0]
+def _used(directory):
+    """Bytes of a disk."""
+    return sum(512 * path.stat().st_blocks for path in directory.rglob("*"))
 
 
 def _results(now):
@@ -126,7 +128,7 @@ def _compare(found, expected, damaged):
         one = differing[0]
         raise LostError(
             f"{len(differing)} of {len(expected)} results differ, such as {one}:\n"
-            f"{found.get(one)}\ninstead of\n{expected.get(one)}"
+            f"{str(found.get(one))[:1000]}\ninstead of\n{str(expected.get(one))[:1000]}"
         )
 
 

@@ -32,7 +32,8 @@ class Round:
     root: pathlib.Path
     inputs: pathlib.Path
     seconds: float = 0.0  # that the undisturbed command takes
-    sizes: tuple[int, int, int] = (0, 0, 0)  # bytes before it, after it, of its largest file
+    grows: int = 0  # by so many bytes of a disk the directory
+    largest: int = 0  # bytes of its largest file
     events: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     history: list[str] = dataclasses.field(default_factory=list)
     damaged: str = ""  # the file, if the kind is damage
@@ -154,7 +155,7 @@ def starve(now: Round) -> None:
     if os.geteuid() == 0 and now.rng.random() < 0.5:
         running = _run_on_small_disk(now)
     else:
-        limit = now.rng.randrange(1, now.sizes[2])
+        limit = now.rng.randrange(1, now.largest)
         now.history.append(f"files of {limit:,} bytes")
         running = now.start(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         running.wait(MOST_SECONDS)
@@ -166,19 +167,21 @@ def starve(now: Round) -> None:
 
 
 def _run_on_small_disk(now):
-    before, after, _ = now.sizes
-    size = before + int(now.rng.uniform(0.1, 1) * (after - before)) + 2**16
-    now.history.append(f"a disk of {size:,} bytes")
+    room = int(now.rng.uniform(0.1, 1) * now.grows)
+    now.history.append(f"a disk with {room:,} free bytes")
     aside = now.root / "aside"
     if now.directory.exists():
         now.directory.rename(aside)
     now.directory.mkdir()
-    options = f"size={size}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", now.directory], check=True)
+    mount = ["mount", "-t", "tmpfs", "tmpfs", now.directory, "-o"]
+    subprocess.run([*mount, "size=1g"], check=True)
     try:
         if aside.exists():
             shutil.copytree(aside, now.directory, dirs_exist_ok=True)
             shutil.rmtree(aside)
+        disk = os.statvfs(now.directory)
+        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+        subprocess.run([*mount, f"remount,size={used + room}"], check=True)
         running = now.start()
         running.wait(MOST_SECONDS)
         shutil.copytree(now.directory, aside)
