@@ -109,7 +109,7 @@ PARSERS = {
 def define_sampling(required: bool = True) -> None:
     """--workdir and which checkpoint, seed and sampler to use there."""
     define_path("workdir", None, "Directory of a training run.", required)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", 0)
     define_path("vae", None, "Workdir of the VAE that decodes; the run's by default.")
     define_path(
         "text_encoder", None, "Workdir of the frozen encoder of captions; the run's by default."
@@ -117,7 +117,7 @@ def define_sampling(required: bool = True) -> None:
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
     define_path("guide", None, "Workdir of a worse model that guides: autoguidance.")
     flags.DEFINE_integer(
-        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it."
+        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it.", 0
     )
     define_seed("Image i is a function of the model, the seed, i and its label.")
     for name, (kind, text) in SAMPLING.items():
