@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("dit_jax")
 SEEDS = 2**32 - 1  # the largest
 # Of a disk or a machine, not of the command: once they are mended the same command goes on.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
+TOGETHER = 10.0  # seconds that a process which failed waits for the others to end with it
 SMALLER = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
     "devices; --traceback shows where it ended."
@@ -215,6 +217,31 @@ def run(
         except stopping.Stopped as stopped:
             signals.ignore()
             _end(stopped, kept, stopped_status or stopped.status)
+        except BaseException as error:
+            if jax.distributed.is_initialized() and not _is_success(error):
+                _leave(error)
+            raise
+
+
+def _is_success(error):
+    return isinstance(error, SystemExit) and not error.code
+
+
+def _leave(error):
+    """Ends a process of several that failed, though the others may wait for it in vain.
+
+    They end by its end. JAX would first wait five minutes for them.
+    """
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(TOGETHER)  # all of them may have failed alike
+    if leaving.is_alive():
+        stopping.end(1)
+    sys.exit(1)
 
 
 def _define_processes():

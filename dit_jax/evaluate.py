@@ -189,7 +189,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
                     arrays["image"] = generate.to_host(batch["image"])
                 arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
                 references.check_finite(arrays, numbers)
-                lock.check()
+                lock.check_together()
                 sharding.together(functools.partial(_add, kept, numbers, arrays))
                 bar.update(len(numbers))
 
