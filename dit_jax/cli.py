@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("dit_jax")
 SEEDS = 2**32 - 1  # the largest
 # Of a disk or a machine, not of the command: once they are mended the same command goes on.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
+TOGETHER = 10.0  # seconds that a process which failed waits for the others to end with it
 SMALLER = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
     "devices; --traceback shows where it ended."
@@ -109,7 +111,7 @@ PARSERS = {
 def define_sampling(required: bool = True) -> None:
     """--workdir and which checkpoint, seed and sampler to use there."""
     define_path("workdir", None, "Directory of a training run.", required)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", 0)
     define_path("vae", None, "Workdir of the VAE that decodes; the run's by default.")
     define_path(
         "text_encoder", None, "Workdir of the frozen encoder of captions; the run's by default."
@@ -117,7 +119,7 @@ def define_sampling(required: bool = True) -> None:
     flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
     define_path("guide", None, "Workdir of a worse model that guides: autoguidance.")
     flags.DEFINE_integer(
-        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it."
+        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it.", 0
     )
     define_seed("Image i is a function of the model, the seed, i and its label.")
     for name, (kind, text) in SAMPLING.items():
@@ -215,6 +217,31 @@ def run(
         except stopping.Stopped as stopped:
             signals.ignore()
             _end(stopped, kept, stopped_status or stopped.status)
+        except BaseException as error:
+            if jax.distributed.is_initialized() and not _is_success(error):
+                _leave(error)
+            raise
+
+
+def _is_success(error):
+    return isinstance(error, SystemExit) and not error.code
+
+
+def _leave(error):
+    """Ends a process of several that failed, though the others may wait for it in vain.
+
+    They end by its end. JAX would first wait five minutes for them.
+    """
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(TOGETHER)  # all of them may have failed alike
+    if leaving.is_alive():
+        stopping.end(1)
+    sys.exit(1)
 
 
 def _define_processes():

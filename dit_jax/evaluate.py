@@ -189,7 +189,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
                     arrays["image"] = generate.to_host(batch["image"])
                 arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
                 references.check_finite(arrays, numbers)
-                lock.check()
+                lock.check_together()
                 sharding.together(functools.partial(_add, kept, numbers, arrays))
                 bar.update(len(numbers))
 
@@ -405,7 +405,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "image_size", None, "Without --workdir: pixels that a folder or split is cropped to.", 1
     )
-    flags.DEFINE_integer("image_channels", 3, "The same: 1 grey, 3 RGB.")
+    flags.DEFINE_integer("image_channels", 3, "The same: 1 grey, 3 RGB.", 1)
     cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(
         "labels", "random", ["random", "balanced"], "Of samples; published numbers: random."

@@ -125,7 +125,9 @@ def _cell(value):
 
 if __name__ == "__main__":
     cli.define_config(required=False)
-    flags.DEFINE_integer("image_size", None, "Of DiTs: pixels, 256; latents are 8 times smaller.")
+    flags.DEFINE_integer(
+        "image_size", None, "Of DiTs: pixels, 256; latents are 8 times smaller.", 1
+    )
     flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main, "MODEL ...")

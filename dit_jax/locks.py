@@ -55,6 +55,16 @@ class Lock:
             "What is saved is kept; see that nothing else runs there."
         )
 
+    def check_together(self) -> None:
+        """As `check`, called and raised in all processes alike: so none waits for another."""
+        problem = ""
+        try:
+            self.check()
+        except LostError as error:
+            problem = str(error)
+        if problem := sharding.from_first_process(problem):
+            raise LostError(problem)
+
 
 @contextlib.contextmanager
 def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:

@@ -18,10 +18,9 @@ FLAGS = flags.FLAGS
 NUM = 16  # images, of labels
 
 
-def _write(out, images, cond):
+def _write(out, images, labels):
     def write(file):
         if out.suffix == ".npz":
-            labels = {"label": cond} if cond.ndim == 1 else {}
             np.savez(file, arr_0=images, **labels)
         else:
             columns = FLAGS.columns or pictures.grid_columns(len(images))
@@ -50,7 +49,8 @@ def main(_):
         progress=sys.stderr.isatty(),
     )
     if jax.process_index() == 0:
-        _write(out, images, asked.cond)
+        has_classes = trained.model.condition == "label" and trained.model.num_classes
+        _write(out, images, {"label": asked.cond} if has_classes else {})
     print(f"{len(images)} samples of step {trained.step}: {out}")
 
 

@@ -348,7 +348,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 with progress.paused():
                     trace.close()
             if due(step, config.log_every_steps) or last:
-                lock.check()
+                lock.check_together()
                 writer.scalars(step, progress.report())
                 checkpoint.check_for_errors(manager)
             for measure, every in measured:
@@ -366,7 +366,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             stop = manager.reached_preemption(step) if jax.process_count() > 1 else signals.received
             if due(step, config.checkpoint_every_steps) or last or stop:
                 with progress.paused():  # and checked: a state that is not finite is never saved
-                    lock.check()
+                    lock.check_together()
                     data_state = {**batches.state(), "window": progress.window()}
                     data_state["data"] = data_record
                     checkpoint.save(manager, step, state, data_state, config)

@@ -1,5 +1,6 @@
 """Labels as text, and the files that the command writes."""
 
+import conftest
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,6 +89,16 @@ def test_sample_writes_npz_and_grid(run_command, workdir, tmp_path):
     run_command("sample", *flags, "--step", 20, "--raw", "--out", tmp_path / "old.npz")
     with np.load(tmp_path / "old.npz") as file:
         assert not np.array_equal(file["arr_0"], images)
+
+
+def test_samples_of_a_model_without_classes_have_no_labels(run_command, smoke_config, tmp_path):
+    smoke_config.model.update(num_classes=0, class_dropout_prob=0.0)
+    smoke_config.sample.cfg_scale = 1.0
+    workdir = conftest.save_random(tmp_path / "run", smoke_config)
+    flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out", tmp_path / "x.npz"]
+    run_command("sample", *flags)
+    with np.load(tmp_path / "x.npz") as found:
+        assert set(found) == {"arr_0"}
 
 
 def test_sample_refuses_other_files_and_directories(run_command, workdir, tmp_path):

@@ -382,8 +382,8 @@ def main(words):
 
 if __name__ == "__main__":
     cli.define_config(required=False)
-    flags.DEFINE_integer("step", None, "dit-export: the checkpoint; the newest by default.")
-    flags.DEFINE_integer("skip_layers", 0, "clip: how many of the last layers to leave out.")
+    flags.DEFINE_integer("step", None, "dit-export: the checkpoint; the newest by default.", 0)
+    flags.DEFINE_integer("skip_layers", 0, "clip: how many of the last layers to leave out.", 0)
     flags.DEFINE_bool("new_attention_order", False, "adm: rows of q, k, v are not by head.")
     flags.DEFINE_bool("raw", False, "dit-export: the trained parameters instead of their EMA.")
     cli.run(main, "KIND SRC DST")

@@ -189,6 +189,6 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("size", 64, "Height and width in pixels, 32 to 512.")
+    flags.DEFINE_integer("size", 64, "Height and width in pixels.", 32, 512)
     cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     cli.run(main, on_cpu=True)
