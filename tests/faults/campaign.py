@@ -24,8 +24,8 @@ import zygote
 from faults import inputs, jobs, kinds
 from faults.running import LostError
 
-# Of all rounds, in proportion; a sweep takes longest.
-SHARES = {"train": 6, "encode": 5, "evaluate": 5, "two processes": 3, "sweep": 1}
+# Of all rounds, in proportion; the last two take longest.
+SHARES = {"train": 6, "encode": 6, "evaluate": 6, "two processes": 1, "sweep": 1}
 # Logs and pictures of what is over: what a fault took of them is not made again.
 LASTING = ("metrics.jsonl", "evaluations.jsonl", "samples/", "evaluations/")
 COLUMNS = ("rounds", "struck", "went on", "refused", "too late", "lost")
