@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 import tomllib
+import types
 
 import conftest
+import jax
 import pytest
 import setuptools
 
-from dit_jax import cli, stopping
+from dit_jax import cli, locks, stopping
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [
@@ -156,6 +158,36 @@ def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
     assert cli._is_of_a_file(OSError(errno.ENOSPC, "No space left on device"))
     assert not cli._is_of_a_file(OSError("a bug"))
     assert not cli._is_of_a_file(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("of 9 TiB"), "error: out of memory: of 9 TiB\nTake a smaller batch"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 TiB\nmore"),
+            "error: out of memory: RESOURCE_EXHAUSTED: 9 TiB\nTake a smaller batch",
+        ),
+        (
+            locks.LostError("runs/a is gone.\nNothing more is written."),
+            "error: runs/a is gone.\nNothing more is written. To go on, run: python -m a 'b c'\n",
+        ),
+        (jax.errors.JaxRuntimeError("INTERNAL: a bug"), None),
+    ],
+    ids=str,
+)
+def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, error, message):
+    """In two lines; a bug of XLA's keeps its traceback."""
+
+    def start(_):
+        raise error
+
+    monkeypatch.setattr(cli, "FLAGS", types.SimpleNamespace(traceback=False))
+    monkeypatch.setattr(cli, "_is_ours", lambda _: True)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "a", "b c"])
+    with pytest.raises(SystemExit if message else type(error)):
+        cli._explain_errors(start, [], lambda: "nothing is kept")
+    assert capsys.readouterr().err.startswith(message or "")
 
 
 def test_full_disk_says_what_is_kept_and_how_to_go_on(workdir, tmp_path):
