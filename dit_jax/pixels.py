@@ -15,6 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
+from dit_jax import png
+
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # Pillow's JPEG includes MPO, the pairs that phones write
 READ = "PNG, JPEG, WEBP and BMP"
@@ -73,6 +75,8 @@ def decode(contents: bytes) -> Image.Image:
       and for damaged contents. The caller names the file.
     """
     image = _open(io.BytesIO(contents))
+    if image.format == "PNG":
+        png.check(contents)
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file

@@ -7,6 +7,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -162,14 +163,108 @@ def test_damaged_images_are_errors_and_nothing_else(kind, tmp_path):
             assert pixels.decode(bytes(damaged)).size
 
 
-def _png(width, height, chunks=(), data=b""):
-    """A PNG of 1 bit with a size that its data need not have."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), *chunks]
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_images_cut_anywhere_are_errors(kind):
+    whole = _encode(_noise_image(16, 12), kind)
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match=r"\w"):
+            pixels.decode(whole[:length])
+
+
+def test_png_of_which_any_bit_is_flipped_is_an_error():
+    """Pillow decodes it to other pixels."""
+    whole = _encode(_noise_image(8, 8), "PNG")
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        with pytest.raises(ValueError, match=r"\w"):
+            pixels.decode(bytes(damaged))
+
+
+def _png(width, height, chunks=(), data=b"", depth=1, colour=0, interlaced=0):
+    """A PNG, by default of 1 bit, with a size that its data need not have."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return _join((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+
+
+def _join(*chunks):
     found = b"\x89PNG\r\n\x1a\n"
-    for name, value in [*parts, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]:
+    for name, value in chunks:
         found += struct.pack(">I", len(value)) + name + value
         found += struct.pack(">I", zlib.crc32(name + value))
     return found
+
+
+def _rows(values, depth):
+    """The bytes of a PNG's rows [h, w, channels], unfiltered."""
+    packed = {1: np.packbits, 8: lambda row: row, 16: lambda row: row.astype(">u2")}[depth]
+    return b"".join(b"\0" + packed(row.reshape(-1)).tobytes() for row in values)
+
+
+# The passes of PNG's specification: the first column and row, and the steps to the next.
+PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+PASSES += [(0, 1, 1, 2)]
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(
+    ("depth", "colour", "channels"),
+    [(1, 0, 1), (8, 0, 1), (16, 0, 1), (8, 2, 3), (16, 2, 3), (8, 3, 1), (8, 4, 2), (8, 6, 4)],
+)
+def test_png_has_the_pixels_of_its_size_and_no_others(depth, colour, channels, interlaced):
+    rng, chunks = np.random.default_rng(0), ()
+    if colour == 3:
+        chunks = [(b"PLTE", rng.bytes(3 * 256))]
+    for width, height in ((1, 1), (5, 3), (3, 5), (9, 17)):
+        values = rng.integers(0, 2**depth, (height, width, channels))
+        values = values.astype(np.uint16 if depth == 16 else np.uint8)
+        parts = [values]
+        if interlaced:
+            parts = [values[y::dy, x::dx] for x, y, dx, dy in PASSES]
+        data = b"".join(_rows(part, depth) for part in parts if part.size)
+        options = dict(chunks=chunks, depth=depth, colour=colour, interlaced=interlaced)
+        whole = pixels.decode(_png(width, height, data=data, **options))
+        plain = _png(width, height, data=_rows(values, depth), **{**options, "interlaced": 0})
+        np.testing.assert_array_equal(np.asarray(whole), np.asarray(pixels.decode(plain)))
+        for wrong, number in ((data[:-1], f"{len(data) - 1:,}"), (data + b"\0", "more than")):
+            with pytest.raises(ValueError, match=f"a damaged PNG: its pixels are {number}"):
+                pixels.decode(_png(width, height, data=wrong, **options))
+
+
+def test_png_without_a_part_is_an_error():
+    image, header = _noise_image(8, 8).quantize(4), struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"PLTE", bytes(range(12)))]
+    data, end = zlib.compress(_rows(np.asarray(image), 8)), (b"IEND", b"")
+    whole = [*parts, (b"IDAT", data[:9]), (b"IDAT", data[9:]), end]
+    assert pixels.decode(_join(*whole)).size == (8, 8)
+    assert pixels.decode(_join(*whole) + b"after the end").size == (8, 8)
+    for chunks, message in (
+        ([*parts, end], "without pixels"),
+        ([*parts, (b"IDAT", data[:-1]), end], "pixels are"),
+        ([*parts, (b"IDAT", data[:9]), (b"tEXt", b"a\0b"), (b"IDAT", data[9:]), end], "pixels are"),
+        ([*parts, (b"IDAT", b"\0" + data), end], "cannot be unpacked"),
+        ([parts[0], (b"IDAT", data), end], "without the palette of its colours"),
+        ([parts[0], (b"IDAT", data), parts[1], end], "without the palette of its colours"),
+        ([parts[0], *whole], "with two headers"),
+        (whole[:-1], "a PNG that was cut"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pixels.decode(_join(*chunks))
+
+
+def test_pixels_of_a_png_are_counted_in_bounded_memory():
+    """Pixels that unpack to 1,000 times what the size needs, in one chunk or in many."""
+    much = zlib.compress(bytes(500_000_000), 1)
+    header = (b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+    for step in (len(much), 1000):
+        parts = [(b"IDAT", much[i : i + step]) for i in range(0, len(much), step)]
+        contents = _join(header, *parts, (b"IEND", b""))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="its pixels are more than 72 bytes"):
+            pixels.decode(contents)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 8e6
 
 
 @pytest.mark.parametrize("size", [(8947, 10_001), (15_000, 10_000), (2**31 - 1, 2**31 - 1)])
