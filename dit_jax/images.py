@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, files, folders, pixels, sources
+from dit_jax import data, files, folders, identity, pixels, sources
 
 logger = logging.getLogger("dit_jax")
 
@@ -33,7 +33,7 @@ class ImageSet:
     name: str
     num: int
     shape: tuple[int, int, int]  # height, width, channels
-    digest: str  # of the images in an .npz; else of what names them
+    digest: str  # of the images in an .npz, else of the files that hold them
     read: Callable[[int], Iterator[data.Batch]]  # from image i on: 'image', perhaps 'label'
     class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
 
@@ -76,8 +76,7 @@ def of_source(source: sources.Source, name: str) -> ImageSet:
     """The images of a dataset's split, cropped as it is read."""
     shape = (source.image_size, source.image_size, source.image_channels)
     read = functools.partial(_read_ahead, source.__getitem__, len(source))
-    digest = _digest(source.origin, len(source), *shape)
-    return ImageSet(name, len(source), shape, digest, read, source.class_names)
+    return ImageSet(name, len(source), shape, _digest_files(source), read, source.class_names)
 
 
 def open_npz(path: pathlib.Path) -> ImageSet:
@@ -185,11 +184,9 @@ def _open_folder(path, image_size, channels):
         example = source[i]
         return example if folder.classes else {"image": example["image"]}
 
-    stats = zip(folder.files, folder.sizes, folder.times, strict=True)
-    digest = _digest(*(f"{name} {size} {time}" for name, size, time in stats))
     shape = (image_size, image_size, channels)
     read = functools.partial(_read_ahead, load, len(folder))
-    return ImageSet(str(path), len(folder), shape, digest, read, folder.classes)
+    return ImageSet(str(path), len(folder), shape, _digest_files(source), read, folder.classes)
 
 
 def _size(folder, i):
@@ -212,6 +209,14 @@ def _read_ahead(load, num, start):
                 reading.append(threads.submit(load, i))
             if len(reading) > AHEAD or (i >= num and reading):
                 yield reading.popleft().result()
+
+
+def _digest_files(source):
+    """A digest of a split's files, their contents and times, and of the shape that it is read in.
+
+    The times, since of large datasets no more than a sample of the contents is read.
+    """
+    return _digest(identity.identify(source), source.image_size, source.image_channels)
 
 
 def _digest(*parts):

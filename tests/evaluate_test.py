@@ -240,6 +240,32 @@ def test_classes_of_folders_are_compared_by_name(tmp_path):
     assert row["label_accuracy"] == 1.0
 
 
+def test_samples_replaced_by_others_of_their_size_and_time_are_measured_again(tmp_path):
+    path, rng = tmp_path / "samples", np.random.default_rng(0)
+    path.mkdir()
+
+    def save(low):
+        for i in range(24):
+            file = path / f"{i}.bmp"
+            pixels = rng.integers(low, low + 9, (4, 4)).astype(np.uint8)
+            evaluate.Image.fromarray(pixels).save(file)
+            os.utime(file, ns=(0, 0))
+
+    def measure():
+        found = images.open_images(str(path), channels=1)
+        return evaluate.evaluate_images(found, extractor, reference)
+
+    save(0)
+    extractor = extractors.load("pixels")
+    reference = references.load(str(path), extractor, channels=1)
+    first = measure()
+    assert measure() == first
+    save(100)
+    second = measure()
+    assert second["samples"]["digest"] != first["samples"]["digest"]
+    assert second["fd_pixels"] > 10 * max(first["fd_pixels"], 0.01)
+
+
 def test_too_few_for_a_measure_are_refused_before_any_is_drawn(workdir, monkeypatch):
     monkeypatch.setattr(generate, "batches", None)
     with pytest.raises(ValueError, match="3 samples and 1617 images of the reference digits:train"):

@@ -1,5 +1,8 @@
 """Sets of images on disk: their order, their labels, and what is refused."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,15 +109,44 @@ def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
         images.open_images(str(tmp_path))
 
 
-def test_digest_of_a_folder_tells_files_of_one_size_apart(tmp_path, pixels):
+def _replace(path, contents):
+    """Other contents of the same size, at the same time."""
+    before = path.stat()
+    assert len(contents) == before.st_size
+    path.write_bytes(contents)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_digest_of_a_folder_is_of_its_contents(tmp_path, pixels):
     def digest():
         return images.open_images(str(tmp_path)).digest
 
-    Image.fromarray(pixels[0]).save(tmp_path / "0.bmp")
+    path = tmp_path / "0.bmp"
+    Image.fromarray(pixels[1]).save(path)
+    other = path.read_bytes()
+    Image.fromarray(pixels[0]).save(path)
     first = digest()
     assert digest() == first
-    Image.fromarray(pixels[1]).save(tmp_path / "0.bmp")
-    assert digest() != first
+    _replace(path, other)
+    second = digest()
+    assert second != first
+    os.utime(path, ns=(1, 1))  # of large folders a sample of the contents is read
+    assert digest() != second
+
+
+def test_digest_of_a_split_is_of_its_contents(tmp_path, digits_dir):
+    def digest(data_dir, split="test"):
+        return images.open_images(f"digits:{split}", 8, 1, str(data_dir)).digest
+
+    first = digest(digits_dir)
+    assert digest(digits_dir, "test[:30]") != first
+    shutil.copytree(digits_dir, tmp_path / "copy")
+    assert digest(tmp_path / "copy") == first  # with its times
+    (shard,) = (tmp_path / "copy").glob("**/digits-test.array_record*")
+    contents = bytearray(shard.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    _replace(shard, contents)
+    assert digest(tmp_path / "copy") != first
 
 
 def test_npz_that_is_damaged_further_on(tmp_path):
