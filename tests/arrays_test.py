@@ -113,6 +113,27 @@ def test_npz_of_other_values_is_refused(tmp_path, array, message):
         arrays.read(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".bin"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "bool"])
+def test_weights_that_are_integers_are_refused(tmp_path, suffix, dtype):
+    def save(**found):
+        if suffix == ".npz":
+            np.savez(path, **found)
+        elif suffix == ".safetensors":
+            safetensors.numpy.save_file(found, path)
+        else:
+            torch_format.save(path, *torch_format.tensors(found))
+
+    path, weight = tmp_path / f"x{suffix}", np.ones((2, 3), np.float32)
+    counters = {"embeddings.position_ids": np.arange(3), "bn.num_batches_tracked": np.ones(1, int)}
+    save(**{"a.weight": weight, **counters})
+    assert arrays.read(path).keys() == {"a.weight", *counters}
+    save(**{"a.weight": weight, "b.weight": weight.astype(dtype), **counters})
+    message = rf"x{suffix} has weights that are no floating-point numbers: b\.weight \({dtype}\)\. "
+    with pytest.raises(ValueError, match=message):
+        arrays.read(path)
+
+
 def test_npz_of_other_values_beside_the_prefixed_is_read(tmp_path):
     np.savez(tmp_path / "x.npz", **{"w/a": np.ones(2), "text": np.array("x"), "none": np.zeros(0)})
     assert arrays.read(tmp_path / "x.npz").keys() == {"a"}
@@ -151,11 +172,11 @@ def test_safetensors_that_are_made_to_do_harm_are_refused(tmp_path, header, mess
 
 
 def test_small_numbers_take_no_more_memory_than_files_of_their_size_have(tmp_path, monkeypatch):
-    """A compressed file of many zeros, of one byte each, becomes four bytes for each."""
-    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20, np.int8))
+    """A compressed file of many zeros, of two bytes each, becomes four bytes for each."""
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20, np.float16))
     assert arrays.read(tmp_path / "x.npz")["a"].shape == (2**20,)
     monkeypatch.setattr(files, "FREE_BYTES", 2**21)  # enough for the bytes alone
-    with pytest.raises(ValueError, match="would take 4,194,304 bytes, but the file has 1,"):
+    with pytest.raises(ValueError, match="would take 4,194,304 bytes, but the file has 2,"):
         arrays.read(tmp_path / "x.npz")
 
 

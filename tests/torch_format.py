@@ -6,7 +6,11 @@ import zipfile
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+STORAGES = {
+    **{"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"},
+    **{"int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage"},
+    **{"uint8": "ByteStorage", "bool": "BoolStorage"},
+}
 
 
 class Global:

@@ -11,7 +11,7 @@ import safetensors.numpy
 import torch_format
 from conftest import GOLDENS
 
-from dit_jax.convert import arrays, layouts, weights
+from dit_jax.convert import FORMATS, arrays, layouts, weights
 from dit_jax.convert.__main__ import convert_clip, convert_sd, convert_unet, convert_vae
 
 ARRAYS = {f"encoder.{i}.weight": np.full((2, 3), i, np.float32) for i in range(6)}
@@ -303,6 +303,14 @@ def test_published_names_are_no_original_code_s_and_have_no_prefix(kind):
     names = arrays.describe(path)
     assert {*weights.read(path, kind)} == {*names}
     assert not {part for name in names for part in name.split(".")} & {*layouts.WRAPPERS}
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "adm"])
+def test_quantised_weights_are_refused_of_every_kind(kind, tmp_path):
+    _save(tmp_path / "x.pt", {name: array.astype(np.int8) for name, array in ARRAYS.items()})
+    message = r"no floating-point numbers: encoder\.0\.weight \(int8\), .* and 1 more"
+    with pytest.raises(ValueError, match=message):
+        weights.read(tmp_path / "x.pt", kind)
 
 
 def test_single_files_without_their_config_say_what_to_give(tmp_path):

@@ -15,6 +15,8 @@ from dit_jax import files, models
 from dit_jax.convert import torch_files
 
 Shape = tuple[int, ...]
+# The last parts of names of torch's integers beside weights, which no model of ours is made of.
+COUNTERS = ("position_ids", "num_batches_tracked")
 # Of numbers, in safetensors' names, those that NumPy reads.
 DTYPES = {
     *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"),
@@ -27,10 +29,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     Nothing in the file is run, and its arrays take no more memory than `files.most_bytes`. Names in
     a .npz may begin with 'w/'; others beside them are then left out.
-    Raises: as `describe`.
+    Raises: as `describe`; ValueError for weights that are integers, as a quantised model's are.
     """
     describe(path)
     found = _parse(path, READERS[path.suffix][1])
+    whole = {name: array.dtype for name, array in found.items() if array.dtype.kind in "biu"}
+    kinds = [f"{n} ({t})" for n, t in whole.items() if n.rpartition(".")[2] not in COUNTERS]
+    if kinds:
+        raise ValueError(
+            f"{files.printable(path)} has weights that are no floating-point numbers: "
+            f"{files.some_of(kinds)}. Those of a quantised model cannot be converted: give the "
+            "file in float32, float16 or bfloat16."
+        )
     for name, array in found.items():  # one at a time, for the memory of both
         found[name] = np.asarray(array, np.float32)
     return found
