@@ -68,6 +68,45 @@ def test_exported_config_of_other_values_is_refused(
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        (
+            "diffusion",
+            "beta_end",
+            float("nan"),
+            r"diffusion\.beta_end=nan must be a number in \(0, 1",
+        ),
+        ("diffusion", "beta_end", float("inf"), r"diffusion\.beta_end=inf must be"),
+        ("diffusion", "sigma_data", "1", r"diffusion\.sigma_data='1' must be"),
+        ("diffusion", "process", "other", r"unknown diffusion\.process='other'"),
+        ("diffusion", "process", [], "unhashable|unknown diffusion"),
+        ("objective", "min_t", -1.0, r"objective\.min_t=-1\.0 must be"),
+        ("latents", "scale", [1.0, float("nan")], r"latents\.scale=\[1\.0, nan\] must be"),
+        ("sample", "cfg_scale", 0.5, r"sample\.cfg_scale=0\.5 must be"),
+        ("model", "class_dropout_prob", 2.0, r"model\.class_dropout_prob=2\.0 must be"),
+        ("optim", "ema_decay", float("nan"), r"optim\.ema_decay=nan must be"),
+    ],
+)
+def test_exported_config_of_numbers_out_of_range_is_refused(
+    exported_file, tmp_path, section, key, value, message
+):
+    path, config = exported_file
+    config[section][key] = value
+    _change_metadata(path, json.dumps(config))
+    with pytest.raises(ValueError, match=rf"the config in .*flow\.safetensors .*({message})"):
+        convert_dit(path, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_exported_config_without_a_part_of_its_process_is_refused(exported_file, tmp_path):
+    path, config = exported_file
+    del config["diffusion"]["beta_start"]
+    _change_metadata(path, json.dumps(config))
+    with pytest.raises(ValueError, match=r"the config in .*flow\.safetensors .*beta_start"):
+        convert_dit(path, tmp_path / "ours")
+
+
 @pytest.mark.parametrize("name", ["/etc", "../x", "~/x", "a\\b", "gs://x", ""])
 def test_exported_config_names_no_place_of_this_machine(exported_file, tmp_path, name):
     """Whoever wrote the file would else have this machine's files read, or TFDS's code run."""

@@ -6,7 +6,7 @@ import pathlib
 import safetensors
 from ml_collections import ConfigDict
 
-from dit_jax import files, workdirs
+from dit_jax import diffusion, files, ranges, workdirs
 from dit_jax.convert import fields
 from dit_jax.models import dit
 
@@ -41,7 +41,7 @@ def to_json(config: ConfigDict) -> str:
 def read(path: pathlib.Path) -> ConfigDict | None:
     """The config in a file's metadata, locked and without places; None where there is none.
 
-    Raises: ValueError for what is no config of a DiT.
+    Raises: ValueError for what is no config of a DiT, and for numbers out of their range.
     """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
@@ -61,6 +61,11 @@ def read(path: pathlib.Path) -> ConfigDict | None:
             raise ValueError(f"{shown} cannot be read: {error}. It must be {WHAT}.") from error
     if wrong := _wrong(config):
         raise ValueError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
+    try:
+        ranges.check(config)
+        diffusion.build(ConfigDict(config["diffusion"]))
+    except (ValueError, TypeError, AttributeError) as error:  # also of other types, or without keys
+        raise ValueError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
     return ConfigDict(_without_places(config)).lock()
 
 
