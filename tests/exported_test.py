@@ -6,6 +6,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
+from configs import dit_xl_2_256_published
 from dit_jax.convert.__main__ import convert_dit, export_dit
 
 
@@ -105,6 +106,16 @@ def test_exported_config_without_a_part_of_its_process_is_refused(exported_file,
     _change_metadata(path, json.dumps(config))
     with pytest.raises(ValueError, match=r"the config in .*flow\.safetensors .*beta_start"):
         convert_dit(path, tmp_path / "ours")
+
+
+def test_given_config_of_numbers_out_of_range_is_refused(golden_model_config, published, tmp_path):
+    safetensors.numpy.save_file(published, tmp_path / "dit.safetensors")
+    config = dit_xl_2_256_published.get_config()
+    config.model.update(golden_model_config)
+    config.diffusion.beta_end = float("nan")
+    with pytest.raises(ValueError, match=r"diffusion\.beta_end=nan must be a number in \(0, 1\)"):
+        convert_dit(tmp_path / "dit.safetensors", tmp_path / "ours", config)
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize("name", ["/etc", "../x", "~/x", "a\\b", "gs://x", ""])

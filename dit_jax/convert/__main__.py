@@ -31,7 +31,7 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, cli, convert, files, models, text, workdirs
+from dit_jax import checkpoint, cli, convert, files, models, ranges, text, workdirs
 from dit_jax.convert import (
     adm,
     arrays,
@@ -130,6 +130,7 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 
 
 def _save(workdir, config, params):
+    ranges.check(config)  # also one that --config names
     with destination.fill(workdir) as new:
         checkpoint.save_params(new, config, params)
 
