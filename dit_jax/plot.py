@@ -328,9 +328,7 @@ def draw(rows: list[dict], x: str, y: str):
         height = style.HEIGHT + 0.16 * outside * -(-len(found) // columns)
         figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
-        for i, (curve, label) in enumerate(zip(found, labels, strict=True)):
-            _draw_curve(axes, i, curve, label, at, x)
-        handles, _ = axes.get_legend_handles_labels()
+        lines = [_draw_curve(axes, i, curve, at, x) for i, curve in enumerate(found)]
         points = [p for curve in found for seeds in curve.points.values() for p in seeds]
         for axis, name, column in ((axes.xaxis, x, 0), (axes.yaxis, y, 1)):
             _scale(axis, name, [point[column] for point in points])
@@ -340,7 +338,8 @@ def draw(rows: list[dict], x: str, y: str):
         if any(labels) or title:
             place = dict(loc="outside lower center" if outside else "best", ncols=columns)
             options = dict(title=title, frameon=False, alignment="left", **place)
-            (figure if outside else axes).legend(handles=handles, **options)
+            named = [line for line, label in zip(lines, labels, strict=True) if label]
+            style.legend(figure if outside else axes, named, filter(None, labels), **options)
     return figure
 
 
@@ -350,19 +349,21 @@ def _with_seeds(curve):
     return f"{curve.label} ({curve.seeds()})"
 
 
-def _draw_curve(axes, i, curve, label, at, x):
+def _draw_curve(axes, i, curve, at, x):
+    """Draws a curve, with names at its points unless they are at x; returns its line."""
     color, marker = style.COLORS[i % len(style.COLORS)], style.MARKERS[i % len(style.MARKERS)]
     means = curve.means()
     across, up = zip(*means, strict=True)
+    across = [style.literal(name) if isinstance(name, str) else name for name in across]
     # A line between words or models would say that there is something between them.
     joined = x not in OF_MODELS and not isinstance(across[0], str)
     dash = style.DASHES[i // len(style.COLORS) % len(style.DASHES)] if joined else "none"
-    axes.plot(across, up, color=color, marker=marker, linestyle=dash, label=label or "_curve")
+    (line,) = axes.plot(across, up, color=color, marker=marker, linestyle=dash)
     several = [point for seeds in curve.points.values() if len(seeds) > 1 for point in seeds]
     if several:
         style.draw_seeds(axes, several, color)
     if at == x:
-        return
+        return line
     axes.margins(0.12)  # room for names
     for j, (key, mean) in enumerate(zip(curve.points, means, strict=True)):
         # Models of near sizes are many: their names take turns above and below.
@@ -370,7 +371,8 @@ def _draw_curve(axes, i, curve, label, at, x):
         place = dict(xytext=(-3, -3), ha="right", va="top") if below else dict(xytext=(3, 3))
         if (text := json.loads(key)) is not None:
             grey = dict(textcoords="offset points", fontsize=7, color="0.25")
-            axes.annotate(_text(text), mean, **grey, **place)
+            axes.annotate(style.literal(_text(text)), mean, **grey, **place)
+    return line
 
 
 def _scale(axis, name, values):

@@ -60,6 +60,21 @@ def count(noun: str, number: int) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
+def literal(text: str) -> str:
+    """A name that matplotlib draws as it is: what lies between two dollar signs is no formula."""
+    return text.replace("$", r"\$")
+
+
+def legend(owner, handles: Iterable, labels: Iterable[str], **options):
+    """The matplotlib Legend of axes or of a figure, with all these labels as they are."""
+    labels = list(labels)
+    drawn = owner.legend(list(handles), ["label"] * len(labels), **options)
+    # Later, since some versions leave out a label that begins with an underscore.
+    for text, label in zip(drawn.texts, labels, strict=True):
+        text.set_text(literal(label))
+    return drawn
+
+
 def draw_seeds(axes, points: Iterable[tuple[float, float]], color: str) -> None:
     """Faint points, one to a seed, behind their mean."""
     style = dict(color=color, marker=".", linestyle="none", alpha=0.5, markersize=5)

@@ -232,6 +232,15 @@ def test_heed_figure_has_the_extra_loss_of_every_model():
     assert [axes.get_title() for axes in figure.axes] == ["trained images", "held out images"]
 
 
+def test_heed_figure_names_every_model_as_it_is():
+    losses = np.full((6, 3), 0.2)
+    names = ["_small", "a$b$"]
+    figure = heed.draw({name: {"trained": losses, "held out": losses} for name in names})
+    texts = figure.axes[0].get_legend().texts
+    assert [text.get_text() for text in texts] == ["_small", r"a\$b\$"]
+    assert [t.get_marker() for t in figure.axes[0].get_legend().legend_handles] == ["o", "s"]
+
+
 @pytest.mark.slow
 def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, run_command):
     config = emoji.get_config().unlock()

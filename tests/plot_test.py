@@ -301,6 +301,30 @@ def test_many_curves_look_different_and_leave_the_axes_free():
     assert len(figure.legends[0].texts) == 12
 
 
+@pytest.mark.parametrize("count", [2, 6])  # in the axes, and outside of them
+def test_names_are_drawn_as_they_are(count):
+    """matplotlib has a meaning of its own for a leading underscore and for dollar signs."""
+    names = ["_small", "a$b$c", "$\\nothing$", "__", "_curve", "_seeds"][:count]
+    rows = [_row(workdir=n, cfg_scale=c, fid=3.0, gmacs=c) for n in names for c in (1, 2)]
+    figure = plot.draw(rows, "cfg_scale", "fid")
+    legend = figure.axes[0].get_legend() or figure.legends[0]
+    assert sorted(map(_drawn, legend.texts)) == sorted(names)
+    assert len({handle.get_marker() for handle in legend.legend_handles}) == count
+    figure = plot.draw(rows, "workdir", "fid")
+    figure.canvas.draw()
+    assert sorted(map(_drawn, figure.axes[0].get_xticklabels())) == sorted(names)
+    figure = plot.draw(rows, "gmacs", "fid")
+    figure.canvas.draw()
+    assert {_drawn(text) for text in figure.axes[0].texts} == {*names}
+
+
+def _drawn(text):
+    """What matplotlib draws of a Text."""
+    drawn, is_formula = text._preprocess_math(text.get_text())
+    assert not is_formula
+    return drawn
+
+
 def test_command_draws_a_png_and_refuses_without_a_traceback(run_command, tmp_path):
     path, out = tmp_path / "dit" / "evaluations.jsonl", tmp_path / "plots" / "fid.png"
     path.parent.mkdir()

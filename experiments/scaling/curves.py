@@ -197,9 +197,9 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
     _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
     _draw_law(axes, law, [*x, found["gmacs"]])
     rest = "\n" if narrow else " "
-    text = f"{title}, " if title else ""
-    text += f"fit of all but {found['model']}:{rest}{_equation(law, 'G')}\n"
-    text += f"{found['model']}: predicted {_digits(found['predicted'])}"
+    text, model = f"{title}, " if title else "", style.literal(found["model"])
+    text += f"fit of all but {model}:{rest}{_equation(law, 'G')}\n"
+    text += f"{model}: predicted {_digits(found['predicted'])}"
     if found["interval"]:
         _draw_interval(axes, others, found, quality)
         ends = ("?" if end is None else _digits(end) for end in found["interval"])

@@ -196,7 +196,8 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
         for title, handles in broken
     ]
     handles, labels = zip(*(row[i] for i in range(columns) for row in cells), strict=True)
-    legend = figure.legend(
+    legend = style.legend(
+        figure,
         handles,
         labels,
         loc="outside lower center",

@@ -64,7 +64,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
 
 
 def _write(figure, at, total, text):
-    figure.text(at[0] / total[0], at[1] / total[1], text, ha="center", va="center")
+    figure.text(at[0] / total[0], at[1] / total[1], style.literal(text), ha="center", va="center")
 
 
 def _places(rows, cells):

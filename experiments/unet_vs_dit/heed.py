@@ -85,7 +85,7 @@ def draw(found: dict[str, dict[str, np.ndarray]]):
             axes.set_title(f"{split} images")
             axes.set_xlabel("time t (1 is noise)")
         panels[0].set_ylabel("more loss by another's caption (%)")
-        panels[0].legend(frameon=False)
+        style.legend(panels[0], panels[0].lines, found, frameon=False)
     return figure
 
 

@@ -85,11 +85,11 @@ def sheet(
             axes.imshow(grid, interpolation="none", aspect="auto")
             axes.axis("off")
             at = (left + grid.shape[1] / 2) / total[0], 1 - TOP / 2 / total[1]
-            figure.text(*at, name, ha="center", va="center")
+            figure.text(*at, style.literal(name), ha="center", va="center")
             left += grid.shape[1]
         for i, prompt in enumerate(prompts):
             at = names / total[0], (height - (i + 0.5) * height / len(prompts)) / total[1]
-            figure.text(*at, told[prompt], ha="right", va="center", fontsize=6)
+            figure.text(*at, style.literal(told[prompt]), ha="right", va="center", fontsize=6)
     return figure
 
 
