@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -154,6 +156,22 @@ def test_cells_without_samples_have_their_losses(workdir):
     assert [row["model"] for row in collect.collect(workdir, ["num=100"])] == ["XS/4", "XS/4"]
     (workdir / "XS-patch_size=4" / "evaluations.jsonl").unlink()
     assert len(collect.collect(workdir)) == 3
+
+
+@pytest.mark.parametrize("make", [shutil.copytree, shutil.move, os.symlink])
+def test_directory_of_another_name_than_its_cell_s_is_refused(workdir, make, tmp_path):
+    """A copy of it would have the same rows again."""
+    cell, other = workdir / "XS-patch_size=2", workdir / "XS-patch_size=2 (copy)"
+    make(cell, other)
+    message = re.escape(f"{other} holds the cell of {cell}: ")
+    with pytest.raises(ValueError, match=message):
+        collect.write(workdir, tmp_path / "table.csv")
+    assert not (tmp_path / "table.csv").exists()
+    # A sweep's own table has its own cells, wherever others lie.
+    names = ["XS-patch_size=4", "XS-patch_size=2"][: 1 if make is shutil.move else 2]
+    rows = collect.write(workdir, tmp_path / "table.csv", cells=names)
+    assert len(rows) == 2 * len(names)
+    assert json.loads((tmp_path / "table.cost.json").read_text())["cells"] == len(names)
 
 
 def test_directory_without_cells_is_refused(tmp_path):

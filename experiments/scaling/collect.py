@@ -37,7 +37,7 @@ def collect(
     Args: where, as --where of `dit_jax.plot`, of the evaluations.   cells, by name; None is
       all that have begun.
     Raises: FileNotFoundError if there is no row; ValueError for evaluations that were not done
-      alike.
+      alike, and for a directory of another name than its cell's.
     """
     return [line for line, _ in _points(workdir, where, cells)]
 
@@ -45,6 +45,7 @@ def collect(
 def _points(workdir, where, cells=None):
     """(row of the table, the evaluation it is of or None)."""
     found = [path for path in directories(workdir) if cells is None or path.name in cells]
+    _check_names(found)
     evaluations = [row for path in found for row in _evaluations(path, bool(where))]
     for condition in where:
         evaluations = plot.where(evaluations, condition)
@@ -68,6 +69,16 @@ def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
+def _check_names(found):
+    """Demands that each directory bears its cell's name: rows of a copy would count twice."""
+    for path in found:
+        if path.name != (name := str(_record(path)["name"])):
+            raise ValueError(
+                f"{path} holds the cell of {path.with_name(name)}: a cell has one directory, which "
+                f"bears its name. Move a copy out of {path.parent}; name the cell's own as it was."
+            )
+
+
 def _evaluations(directory, every):
     """The rows of samples of a cell, with what `dit_jax.plot` asks of them.
 
@@ -85,7 +96,7 @@ def _evaluations(directory, every):
 def _record(directory):
     path = directory / "cell.json"
     record = files.read_json(path, "the record of a cell")
-    if not (isinstance(record, dict) and record.keys() >= {"steps", "state"}):
+    if not (isinstance(record, dict) and record.keys() >= {"name", "steps", "state"}):
         raise ValueError(f"{path} is no record of a cell: the sweep, run again, writes it anew.")
     return record
 
@@ -179,8 +190,8 @@ def _measured(row):
 
 def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
     """What the cells took that are done: hours of each added up, and on which devices each ran."""
-    records = [_record(directory) for directory in directories(workdir)]
-    done = [r for r in records if r["state"] == "done" and r["name"] in cells]
+    records = [_record(path) for path in directories(workdir) if path.name in cells]
+    done = [record for record in records if record["state"] == "done"]
     return {
         "cells": len(done),
         "hours": round(sum(record["wall_seconds"] for record in done) / 3600, 3),
