@@ -276,7 +276,7 @@ def _read(path):
             contents = file.read(files.MOST_JSON_BYTES + 1)
         if len(contents) > files.MOST_JSON_BYTES:
             raise ValueError(f"it has more than {files.MOST_JSON_BYTES:,} bytes")
-        return contents.decode("utf-8")
+        return contents.decode("utf-8-sig")
     except ValueError as error:
         raise ValueError(
             f"cannot read {files.printable(path)}: {error}. Get it again: {SOURCE}"

@@ -227,6 +227,16 @@ def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
         assert set(file.files) == {"image", "label", "cell"}
 
 
+@pytest.mark.parametrize("encode", [lambda t: b"\xef\xbb\xbf" + t, lambda t: t], ids=["BOM", ""])
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_table_as_spreadsheets_save_it(swept, tmp_path, encode, end):
+    path = tmp_path / "table.csv"
+    table.write(path, collect.collect(swept))
+    rows = table.read(path)
+    path.write_bytes(encode(path.read_bytes().replace(b"\n", end)))
+    assert table.read(path) == rows
+
+
 def test_file_that_is_no_text_is_no_table(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"table\.csv is no table: 'utf-8' codec"):

@@ -101,6 +101,9 @@ def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_comman
     flags = [f"--table={study}", f"--page={page}", f"--out={out}"]
     assert str(out) in run_command("experiments.scaling.report", *flags)
     text = out.read_text()
+    page.write_bytes(b"\xef\xbb\xbf" + page.read_bytes().replace(b"\n", b"\r\n"))
+    run_command("experiments.scaling.report", *flags)
+    assert out.read_text() == text  # also of a page as other editors save it
     assert "12 rows, 3 models, range 20, steps 10, 20." in text
     assert "![gflops_eval_mse](results/figures/gflops_eval_mse.png)" in text
     assert "6 cells, 1.2 hours added up, each on 1 x cpu" in text

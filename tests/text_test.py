@@ -107,6 +107,15 @@ def test_clip_s_tokens_are_the_recorded_ones(files, pad, pad_id, warnings):
     assert not warnings()
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_tokenizer_files_as_editors_save_them(files, end):
+    paths = files / "vocab.json", files / "merges.txt"
+    tokens = text.ClipTokenizer.from_files(*paths)(list(RECORDED))
+    for path in paths:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", end))
+    np.testing.assert_array_equal(text.ClipTokenizer.from_files(*paths)(list(RECORDED)), tokens)
+
+
 def test_exclamation_mark_is_a_word_where_it_is_padding_too():
     tokens = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 6, "!")(["wow ! !!", "!"])
     assert bpe.TOKENS[256] == "!</w>"

@@ -129,7 +129,7 @@ def cost(path: pathlib.Path) -> str:
 def main(_):
     page, out = FLAGS.page, FLAGS.out
     cli.check_out(out, (".md",))
-    template = page.read_text()
+    template = page.read_text(encoding="utf-8-sig")
     parts = string.Formatter().parse(template)
     named = {re.split(r"[.\[]", name)[0] for _, name, _, _ in parts if name}
     values = fields(FLAGS.table, FLAGS.qualities, out, named)

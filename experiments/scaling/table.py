@@ -36,7 +36,7 @@ def read(path: pathlib.Path) -> list[dict]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.DictReader(file)
         try:
             columns = lines.fieldnames or ()
