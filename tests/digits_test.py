@@ -1,6 +1,8 @@
 """The embedded dataset is written once and is the same every time."""
 
 import os
+import shutil
+import subprocess
 
 import pytest
 import tensorflow_datasets as tfds
@@ -27,6 +29,81 @@ def test_digits_command_builds_the_dataset(run_command, tmp_path):
     assert f"digits: {tmp_path}/digits/1.0.0" in run_command(
         "datasets.digits", "--data_dir", tmp_path
     )
+
+
+def _shard(directory, split="train"):
+    (path,) = directory.glob(f"digits-{split}.array_record*")
+    return path
+
+
+def _flip(path):
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+
+
+def _change_count(directory):
+    path = directory / "dataset_info.json"
+    path.write_text(path.read_text().replace('"1617"', '"1700"'))
+
+
+DAMAGES = {
+    "foreign": (
+        lambda d: [shutil.rmtree(d), d.mkdir(), (d / "notes.txt").touch()],
+        "it has no features.json and no dataset_info.json",
+    ),
+    "file": (lambda d: [shutil.rmtree(d), d.touch()], "it has no features.json and no "),
+    "link": (
+        lambda d: [shutil.rmtree(d), d.symlink_to("nowhere")],
+        "it has no features.json and no ",
+    ),
+    "lost shard": (lambda d: _shard(d).unlink(), "1 of 1 files of .* such as digits-train"),
+    "cut shard": (
+        lambda d: os.truncate(_shard(d), 300_000),
+        "record 0 of split 'train' of .* cannot be read",
+    ),
+    "empty shard": (lambda d: os.truncate(_shard(d, "test"), 0), "test"),
+    "changed shard": (lambda d: _flip(_shard(d)), "record .* of split 'train' of"),
+    "other count": (_change_count, "split 'train'|record 1617"),
+    "no info": (lambda d: (d / "dataset_info.json").unlink(), "it has no dataset_info.json"),
+    "no features": (lambda d: (d / "features.json").unlink(), "it has no features.json"),
+    "empty info": (
+        lambda d: os.truncate(d / "dataset_info.json", 0),
+        r"cannot read .*dataset_info\.json: it ends too early",
+    ),
+    "other info": (lambda d: (d / "dataset_info.json").write_text("{}"), "version|split"),
+    "empty features": (
+        lambda d: os.truncate(d / "features.json", 0),
+        r"cannot read .*features\.json: it ends too early",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_there_and_not_whole_is_an_error_with_the_way_out(digits_dir, tmp_path, damage):
+    directory = tmp_path / "digits" / "1.0.0"
+    shutil.copytree(digits_dir / "digits" / "1.0.0", directory)
+    change, message = DAMAGES[damage]
+    change(directory)
+    before = sorted(directory.iterdir()) if directory.is_dir() else None
+    anew = f"rm -r {directory}; python -m dit_jax.datasets.digits --data_dir {tmp_path}"
+    with pytest.raises(
+        ValueError, match=f"1.0.0 is there and is not whole: .*({message})"
+    ) as error:
+        digits.prepare(tmp_path)
+    assert str(error.value).count(f"`{anew}`") == 1
+    assert "\n" not in str(error.value)
+    assert before == (sorted(directory.iterdir()) if directory.is_dir() else None)
+    subprocess.run(["rm", "-r", directory], check=True)
+    assert digits.prepare(tmp_path) == str(directory)
+
+
+def test_command_says_it_in_a_line(run_command, digits_dir, tmp_path):
+    shutil.copytree(digits_dir / "digits", tmp_path / "digits")
+    os.truncate(tmp_path / "digits" / "1.0.0" / "dataset_info.json", 0)
+    error = run_command("datasets.digits", "--data_dir", tmp_path, fails=True)
+    assert error.startswith("error: the dataset ")
+    assert "Traceback" not in error
 
 
 def test_directory_that_cannot_be_written_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Emoji come out in colour, whole, on white and under their names, the same in every build."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -124,6 +125,16 @@ def test_emoji_are_whole_characters_that_every_python_knows():
         assert code_point not in openmoji.labels()
     assert 0x1FAE7 in openmoji.labels()
     assert 0x1FAE8 not in openmoji.labels()  # of Unicode 15, which Python 3.11 does not know
+
+
+def test_what_is_there_and_not_whole_is_an_error_with_the_way_out(data_dir, tmp_path):
+    shutil.copytree(data_dir / "openmoji", tmp_path / "openmoji")
+    assert openmoji.prepare(32, tmp_path) == f"{tmp_path}/openmoji/32/1.0.0"
+    (tmp_path / "openmoji/32/1.0.0/dataset_info.json").unlink()
+    build = f"python -m dit_jax.datasets.openmoji --size 32 --data_dir {tmp_path}"
+    message = f"has no dataset_info.json. .*`rm -r {tmp_path}/openmoji/32/1.0.0; {build}`"
+    with pytest.raises(ValueError, match=message):
+        openmoji.prepare(32, tmp_path)
 
 
 def test_attribution_comes_with_the_dataset(data_dir):

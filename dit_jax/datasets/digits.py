@@ -57,8 +57,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | os.PathLike | None = None) -> str:
-    """Writes the dataset unless it is there already; returns its directory."""
-    return datasets.write(Digits(data_dir=data_dir, file_format="array_record"))
+    """Writes the dataset unless it is there already; returns its directory.
+
+    Raises: as `datasets.write`.
+    """
+    return datasets.write(Digits, data_dir)
 
 
 def main(_):

