@@ -288,13 +288,17 @@ def _restore(directory, step, trees):
     )
     problem = ""
     try:
+        files.check_tree(directory / str(step))
+        workdirs.check_step(directory.parent, step)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise  # no damage
-        problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        ours = isinstance(error, OSError) and error.errno is None
+        problem = "" if ours else f"{type(error).__name__}: "
+        problem += str(error).splitlines()[0][:300]
     if not sharding.all_processes(not problem):
         raise OSError(problem or "another process cannot read its part")
     loaded = {name: restored[name] for name in trees}

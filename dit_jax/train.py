@@ -268,6 +268,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
       stopping.Stopped at SIGTERM or Ctrl-C, after it has saved.
     """
+    sources.check_outside(config, workdir)
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
     vae, mesh = None, sharding.make_mesh(config.mesh)

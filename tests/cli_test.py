@@ -14,6 +14,7 @@ import types
 
 import conftest
 import jax
+import numpy as np
 import pytest
 import setuptools
 
@@ -188,6 +189,22 @@ def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, erro
     with pytest.raises(SystemExit if message else type(error)):
         cli._explain_errors(start, [], lambda: "nothing is kept")
     assert capsys.readouterr().err.startswith(message or "")
+
+
+def test_environment_does_not_change_what_a_seed_draws(workdir, tmp_path, run_command):
+    flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out"]
+    run_command("sample", *flags, tmp_path / "a.npz", as_users=True)
+    variables = dict(JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1", JAX_RANDOM_SEED_OFFSET="3")
+    variables["JAX_THREEFRY_PARTITIONABLE"] = "0"
+    process = conftest.start("sample", *flags, tmp_path / "b.npz", **variables)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    for name in variables:
+        assert re.search(
+            rf"^{name}=\S+ is not used: results would be others\.$", error, re.MULTILINE
+        )
+    a, b = (np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz"))
+    np.testing.assert_array_equal(a, b)
 
 
 def test_full_disk_says_what_is_kept_and_how_to_go_on(workdir, tmp_path):
