@@ -36,8 +36,9 @@ SETTINGS = {
 TOGETHER = 10.0  # seconds that a process which failed waits for the others to end with it
 SMALLER = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
-    "devices; --traceback shows where it ended."
+    "devices."
 )
+TRACEBACK = "--traceback shows where this one stood."
 LONGEST = 300  # characters of a name in a message
 
 
@@ -293,9 +294,12 @@ def _explain_errors(start, words, kept):
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-        if FLAGS.traceback or not exhausted:
+        if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
-        _fail(f"out of memory: {(str(error).splitlines() or [''])[0]}\n{SMALLER}")
+        first = (str(error).splitlines() or [""])[0]
+        if exhausted:
+            _fail(f"out of memory: {first}\n{SMALLER} {TRACEBACK}")
+        _fail(f"{first}\nAnother process may have failed first: see its output. {TRACEBACK}")
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not (_is_ours(error) or _is_of_a_file(error)):
             raise
