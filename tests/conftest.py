@@ -243,7 +243,7 @@ def random_like(shapes, seed=0, spread=0.2):
 
 def random_params(model, seed=0, spread=0.2):
     """`random_like` of the model's parameters; nothing is compiled."""
-    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = models.param_shapes(model)
     return random_like(shapes, seed, spread)
 
 
