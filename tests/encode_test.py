@@ -3,8 +3,6 @@
 import functools
 import json
 import resource
-import signal
-import time
 
 import conftest
 import jax
@@ -157,25 +155,6 @@ def _flags(vae_dir, digits_dir, out):
 
 def _files(directory):
     return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-@pytest.mark.slow
-def test_killed_and_run_again_it_ends_with_the_same_bytes(
-    run_command, vae_dir, digits_dir, tmp_path
-):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    out = run_command("encode", *_flags(vae_dir, digits_dir, whole), as_users=True)
-    assert f"{whole}: 1617 of train, 180 of eval, and their mirrors" in out
-    process = conftest.start("encode", *_flags(vae_dir, digits_dir, broken))
-    while len(list(broken.glob("moments-train*of-*"))) < 3:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert len(list(broken.glob("moments-*of-*"))) < 26
-    assert not (broken / "dataset_info.json").exists()
-    run_command("encode", *_flags(vae_dir, digits_dir, broken), as_users=True)
-    assert _files(broken) == _files(whole)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
+from conftest import make_mesh_of_all
 from ml_collections import ConfigDict
 
 from configs import default
@@ -18,7 +19,7 @@ from dit_jax.models import blocks
 
 
 def _mesh(**sizes):
-    return sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1) | sizes))
+    return make_mesh_of_all(ConfigDict(dict(data=1, fsdp=1, tensor=1) | sizes))
 
 
 def test_one_axis_takes_the_remaining_devices():
