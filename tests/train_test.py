@@ -254,7 +254,7 @@ def test_grids_of_latents_without_a_vae_are_refused_before_the_first_step():
 
 def test_accumulation_that_does_not_divide_is_refused(smoke_config):
     smoke_config.grad_accumulation_steps = 3
-    with pytest.raises(ValueError, match=r"batch_size=16 must be a multiple of 24"):
+    with pytest.raises(ValueError, match=r"batch_size=16 must be a multiple of 6"):
         train.make_program(smoke_config)
 
 
