@@ -5,7 +5,6 @@ digest: a number per array, by which a bit that changed on the disk is seen.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -242,7 +241,7 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
     model = models.build(config.model)
-    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = models.param_shapes(model)
     everywhere = sharding.replicated(mesh)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes

@@ -90,7 +90,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     task = tasks.build(config, model, mesh)
     hidden_size = config.model.get("hidden_size")
     tx = optimizer.make_optimizer(config.optim, config.total_steps, hidden_size)
-    shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_begin, tx), models.param_shapes(model))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, task, tx, state)
 

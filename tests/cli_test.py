@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 import setuptools
+from xla_flags import ONE_DEVICE
 
 from dit_jax import cli, locks, stopping
 
@@ -240,7 +241,9 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
     words += ["--config.eval_every_steps=0", "--config.sample_every_steps=0"]
     words += ["--config.log_every_steps=1", "--config.checkpoint_every_steps=100000"]
     log = run / "metrics.jsonl"
-    status, error = _stopped("train", *words, ready=lambda: log.exists() and log.read_text())
+    status, error = _stopped(
+        "train", *words, ready=lambda: log.exists() and log.read_text(), XLA_FLAGS=ONE_DEVICE
+    )
     assert status == 130
     assert "Ctrl-C: ending this step, then saving. Ctrl-C again ends at once." in error
     (step,) = [int(path.name) for path in (run / "checkpoints").iterdir()]

@@ -339,7 +339,7 @@ def _npy(shape, dtype="|u1", data=b""):
 
 
 def _zip(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, contents in members.items():
             archive.writestr(name, contents)
 
