@@ -6,6 +6,7 @@ import pytest
 
 from configs import default
 from dit_jax import ranges, runs, train, workdirs
+from dit_jax.models import clip
 
 MODELS = ("dit", "unet", "vae")
 
