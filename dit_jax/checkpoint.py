@@ -5,7 +5,6 @@ digest: a number per array, by which a bit that changed on the disk is seen.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -242,7 +241,7 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
     model = models.build(config.model)
-    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = models.param_shapes(model)
     everywhere = sharding.replicated(mesh)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
@@ -288,13 +287,17 @@ def _restore(directory, step, trees):
     )
     problem = ""
     try:
+        files.check_tree(directory / str(step))
+        workdirs.check_step(directory.parent, step)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise  # no damage
-        problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        ours = isinstance(error, OSError) and error.errno is None
+        problem = "" if ours else f"{type(error).__name__}: "
+        problem += str(error).splitlines()[0][:300]
     if not sharding.all_processes(not problem):
         raise OSError(problem or "another process cannot read its part")
     loaded = {name: restored[name] for name in trees}

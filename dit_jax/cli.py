@@ -26,11 +26,19 @@ logger = logging.getLogger("dit_jax")
 SEEDS = 2**32 - 1  # the largest
 # Of a disk or a machine, not of the command: once they are mended the same command goes on.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
+# Of JAX, which seeds and checkpoints depend on.
+SETTINGS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_enable_x64": False,
+}
 TOGETHER = 10.0  # seconds that a process which failed waits for the others to end with it
 SMALLER = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
-    "devices; --traceback shows where it ended."
+    "devices."
 )
+TRACEBACK = "--traceback shows where this one stood."
 LONGEST = 300  # characters of a name in a message
 
 
@@ -155,12 +163,20 @@ def loading() -> dict:
 
 
 def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
-    """Demands now, rather than after the work, that --out can be written.
+    """Demands now, rather than after the work, that --out can be written, and is no input.
 
-    Raises: ValueError for another suffix; OSError.
+    Raises: ValueError for another suffix, or for the file that another flag names; OSError.
     """
     if out.suffix not in suffixes:
         raise ValueError(f"{name}{out} must end in {' or '.join(suffixes)}.")
+    for flag, value in FLAGS.flag_values_dict().items():
+        if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, arguments.PathParser):
+            continue
+        for path in value if isinstance(value, list) else [value]:
+            if path and out.exists() and os.path.exists(path) and os.path.samefile(out, path):
+                raise ValueError(
+                    f"{name}{out} is the file of --{flag}, which would be lost: choose another."
+                )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
@@ -278,14 +294,19 @@ def _explain_errors(start, words, kept):
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-        if FLAGS.traceback or not exhausted:
+        if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
-        _fail(f"out of memory: {(str(error).splitlines() or [''])[0]}\n{SMALLER}")
+        first = (str(error).splitlines() or [""])[0]
+        if exhausted:
+            _fail(f"out of memory: {first}\n{SMALLER} {TRACEBACK}")
+        _fail(f"{first}\nAnother process may have failed first: see its output. {TRACEBACK}")
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not (_is_ours(error) or _is_of_a_file(error)):
             raise
         message = _message(error)
-        if _is_passing(error):
+        if getattr(error, "filename", None) == "<stdout>":
+            message += "\nWhat the command has written to files is kept."
+        elif _is_passing(error):
             text = kept()
             message += f"\n{text[0].upper()}{text[1:]}."
         if _is_passing(error) or isinstance(error, locks.LostError):
@@ -371,8 +392,17 @@ def _report_unraisable(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
+def _fix_settings():
+    """Sets aside what a user's environment says of JAX that would change every random number."""
+    for name, value in SETTINGS.items():
+        if (found := getattr(jax.config, name)) != value:
+            logger.warning("%s=%s is not used: results would be others.", name.upper(), found)
+            jax.config.update(name, value)
+
+
 def _start_jax(on_cpu):
     """Connects the processes, if there are several, and finds the devices."""
+    _fix_settings()
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
         return

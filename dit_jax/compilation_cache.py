@@ -39,8 +39,10 @@ def make_directory() -> pathlib.Path:
     """
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     directory = root / "dit_jax" / f"compiled-{_machine()}"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     for path in (directory.parent, directory):
+        if not os.path.lexists(path):
+            path.mkdir(mode=0o700)
         status = path.lstat()
         shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or shared:

@@ -228,7 +228,9 @@ def draw(trained: runs.Trained, edits: Edits, seed: int = 0, strength: float = 1
 def parse_numbers(texts: Sequence[str]) -> list[int]:
     """The numbers of two images whose noise is interpolated.   Raises: ValueError for others."""
     if len(texts) != 2 or not all(text.isdecimal() and int(text) < 2**31 for text in texts):
-        raise ValueError(f"--numbers={','.join(texts)} must be two whole numbers, such as 0,1.")
+        raise ValueError(
+            f"--numbers={','.join(texts)} must be two whole numbers below 2^31, such as 0,1."
+        )
     return [int(text) for text in texts]
 
 

@@ -57,6 +57,7 @@ def encode(
       not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
       written, or if another process failed.
     """
+    sources.check_outside(config, out)
     mesh, vae, encoder, images, made_of = sharding.together(
         lambda: _open(config, vae_workdir, shard_images, dtype)
     )
@@ -257,6 +258,12 @@ def main(_):
     print(f"mean {np.round(metadata['mean'], 4)}  std {np.round(metadata['std'], 4)}")
 
 
+def _kept():
+    if not FLAGS.out.is_dir():
+        return "nothing is kept"
+    return f"the shards that are complete are kept in {FLAGS.out}"
+
+
 if __name__ == "__main__":
     cli.define_config()
     cli.define_path("vae", None, "Workdir of the VAE, converted or trained.", required=True)
@@ -264,4 +271,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
     flags.DEFINE_integer("batch_size", 32, "Images that are read at a time, per device.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
-    cli.run(main, kept=lambda: f"the shards that are complete are kept in {FLAGS.out}")
+    cli.run(main, kept=_kept)

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all; paths; files and names from elsewhere."""
 
+import errno
 import io
 import json
 import logging
@@ -7,10 +8,11 @@ import math
 import os
 import pathlib
 import re
+import stat
 import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,13 @@ logger = logging.getLogger("dit_jax")
 # Unicode's categories of characters that a terminal obeys or hides: controls, formats such as the
 # bidirectional and zero-width ones, surrogates, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+WRITING = {  # flags of the modes that open for it
+    "wb": os.O_WRONLY | os.O_CREAT,
+    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+    "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+    "r+": os.O_RDWR,
+}
 MOST_JSON_BYTES = 64 * 2**20
 MOST_JSON_DEPTH = 100
 MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the header
@@ -73,7 +82,7 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     """What `write(file)` writes becomes the file, whole or not at all.   Raises: OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open_to_write(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -88,6 +97,81 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
 def replace_text(path: pathlib.Path, text: str) -> None:
     """As `replace`, of a text, as UTF-8."""
     replace(path, lambda file: file.write(text.encode()))
+
+
+def open_to_write(path: pathlib.Path, mode: str) -> IO:
+    """Opens a file as `open` does, but no link (a hard one neither), pipe or device.
+
+    A directory from elsewhere may hold these under the names that a command writes to.
+
+    Args: mode, one of WRITING.
+    Raises: OSError.
+    """
+    safely = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its other end
+    try:
+        number = os.open(path, WRITING[mode] | safely, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise _no_file(path) from error
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(number)
+        raise _no_file(path)
+    if mode == "wb":
+        os.truncate(number, 0)
+    return os.fdopen(number, mode)
+
+
+def _no_file(path):
+    return OSError(
+        f"{printable(path)} is a link, pipe or device, which is not written to: remove it, or put "
+        "a file in its place."
+    )
+
+
+def read_bytes(path: pathlib.Path, most: int = MOST_JSON_BYTES) -> bytes:
+    """The contents of a file, but for what is beyond `most` bytes.
+
+    Raises: OSError; FileNotFoundError for a pipe or a device too, which may have no end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {printable(path)}.")
+    with path.open("rb") as file:
+        return file.read(most)
+
+
+def check_tree(directory: pathlib.Path, links: bool = True) -> None:
+    """Demands that there is nothing but files and directories in a directory, at any depth.
+
+    Reading from a pipe or a device may never end, and writing to a link leads out of the directory.
+
+    Args: links, whether links to files and directories may be there.
+    Raises: OSError that names what is there.
+    """
+    waiting, seen = [directory], set()
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not links:
+                    raise OSError(
+                        f"{printable(entry.path)} is a link: what is written there would go "
+                        "elsewhere. Put what it leads to in its place; the whole directory may be "
+                        "a link."
+                    )
+                try:
+                    status = entry.stat()
+                except OSError:  # a link that leads nowhere
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    if (status.st_dev, status.st_ino) not in seen:  # links may make a circle
+                        waiting.append(entry.path)
+                    seen.add((status.st_dev, status.st_ino))
+                elif not stat.S_ISREG(status.st_mode):
+                    raise OSError(
+                        f"{printable(entry.path)} is no file, but a pipe, socket or device: remove "
+                        "it."
+                    )
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:

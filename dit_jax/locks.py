@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from dit_jax import sharding
+from dit_jax import files, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -70,15 +70,22 @@ class Lock:
 def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
     """Holds the lock file `path` in the first process, for all processes of this command.
 
-    The directory is made if it is not there. On a file system without locks, a warning says so.
+    The directory is made if it is not there; in it may be nothing but files and directories, whose
+    names a stranger may have chosen. On a file system without locks, a warning says so.
 
     Args: wait, for another command that holds it to end, instead of raising.
-    Raises: OSError that names the command which holds the lock, in all processes alike.
+    Raises: OSError that names the command which holds the lock, or a link or pipe in the
+      directory, in all processes alike.
     """
     opened = []
 
     def take():
         opened.append(_take(path, wait))
+        try:
+            files.check_tree(path.parent, links=False)  # all that the command may write to
+        except OSError:
+            _release(path, opened[0])
+            raise
 
     # Every process learns of a failure: the others would wait for the first one.
     sharding.in_first_process(take, f"cannot write into {path.parent}")
@@ -86,16 +93,20 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
     try:
         yield Lock(path, file)
     finally:
-        if file is not None:
-            if _is_at(file, path):
-                path.unlink()  # while it is held: who opened it before finds that out
-            file.close()
+        _release(path, file)
+
+
+def _release(path, file):
+    if file is not None:
+        if _is_at(file, path):
+            path.unlink()  # while it is held: who opened it before finds that out
+        file.close()
 
 
 def _take(path, wait):
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = path.open("a+")
+        file = files.open_to_write(path, "a+")
         try:
             if not _try_lock(file):
                 if not wait:
@@ -134,7 +145,7 @@ def _try_lock(file):
 def is_held(path: pathlib.Path) -> bool:
     """Whether a process holds the lock file."""
     try:
-        with path.open("r+") as file:
+        with files.open_to_write(path, "r+") as file:
             return not _try_lock(file)
     except OSError:  # no such file, or a file system without locks
         return False

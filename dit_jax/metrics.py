@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dit_jax import files
+from dit_jax import files, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -72,7 +73,13 @@ class MetricWriter:
         self._events.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One JSON line {'step': step, **values}, and a TensorBoard scalar for each value."""
+        """One JSON line {'step': step, **values}, and a TensorBoard scalar for each value.
+
+        In all processes alike; where the first cannot write, all of them raise.
+        """
+        sharding.together(functools.partial(self._write_scalars, step, values))
+
+    def _write_scalars(self, step, values):
         if not self._active:
             return
         with self._errors():
@@ -82,7 +89,13 @@ class MetricWriter:
             self._event(step, summary=Summary(value=scalars))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Writes [H, W, 3] uint8 to `<name>/<step>.png` in the workdir, and to TensorBoard."""
+        """Writes [H, W, 3] uint8 to `<name>/<step>.png` in the workdir, and to TensorBoard.
+
+        In all processes alike, as `scalars`.
+        """
+        sharding.together(functools.partial(self._write_image, step, name, image))
+
+    def _write_image(self, step, name, image):
         if not self._active:
             return
         png = io.BytesIO()

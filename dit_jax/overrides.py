@@ -31,6 +31,11 @@ def load(spec: str) -> ConfigDict:
     if not path.is_file():
         reason = "is a directory" if path.is_dir() else "is not there"
         raise FileNotFoundError(f"cannot load --config={name}: {path.absolute()} {reason}.")
+    if path.suffix != ".py":
+        raise ValueError(
+            f"--config={name} must be a Python file with a function get_config, such as "
+            "configs/default.py. A run's config.json is none: its command has the config."
+        )
     try:
         get_config = _import(path).get_config
         arguments = [argument] * bool(colon)

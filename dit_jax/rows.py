@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -60,7 +61,11 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
     Args: path, of the JSON-lines file.   row: without its measures.
     Raises: OSError as `locks.hold`.
     """
-    return locks.hold(path.with_suffix("") / f"{name(row)}.lock")
+    directory = path.with_suffix("")
+    for one in (path, directory):
+        if one.is_symlink():
+            raise OSError(f"{files.printable(one)} is a link, which is not written to: remove it.")
+    return locks.hold(directory / f"{name(row)}.lock")
 
 
 def find(path: pathlib.Path, row: dict) -> dict | None:
@@ -107,9 +112,9 @@ def append(path: pathlib.Path, row: dict) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
-            file.write("\n" * cut + json.dumps(row) + "\n")
+        with files.open_to_write(path, "a+b") as file:
+            cut = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write(b"\n" * bool(cut) + json.dumps(row).encode() + b"\n")
     except OSError as error:
         raise OSError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
 

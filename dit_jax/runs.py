@@ -183,7 +183,7 @@ def _find_in_workdir(workdir, config):
 
 def _load_model(workdir, config, mesh, step, raw):
     model = models.build(config.model)
-    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = models.param_shapes(model)
     shapes = sharding.with_shardings(mesh, shapes)
     return model, *checkpoint.restore_params(workdir, shapes, step, raw)
 

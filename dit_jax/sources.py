@@ -196,6 +196,25 @@ def open_images(config, split: str, labels: bool = True) -> Source:
     return Source(records, "image", *shape, origin=origin, class_names=names, **told)
 
 
+def check_outside(config, directory: pathlib.Path) -> None:
+    """Demands that a directory to write into is not within the splits of an image folder.
+
+    What is written there would be images and classes of the next command.
+    Raises: ValueError.
+    """
+    data = config.get("data") or {}
+    if data.get("source") != "folder":
+        return
+    root, directory = files.to_path(data.name, "data.name"), directory.resolve()
+    for split in filter(None, (data.train_split, data.eval_split)):
+        within = (root / split).resolve()
+        if within in (directory, *directory.parents):
+            raise ValueError(
+                f"{files.printable(directory)} lies in the image folder {files.printable(within)}, "
+                "where it would be a class: choose a directory outside of it."
+            )
+
+
 def _open_folder(config, split, told):
     """(records, origin) of a split of an image folder, with what the model is told."""
     data, root = config.data, files.to_path(config.data.name, "data.name")

@@ -49,10 +49,12 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
     known = name.partition("/")[0] in DATASETS or feature == "moments"
     prepared = False
     if is_directory:
+        files.check_tree(directory)
         check_descriptions(directory)
     elif match := NAME.fullmatch(name):
         for root in _data_dirs(tfds, data_dir):
             for path in sorted(root.glob(f"{match[1]}/**/dataset_info.json")):
+                files.check_tree(path.parent)
                 check_descriptions(path.parent)
     if is_directory or NAME.fullmatch(name):
         try:

@@ -90,7 +90,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     task = tasks.build(config, model, mesh)
     hidden_size = config.model.get("hidden_size")
     tx = optimizer.make_optimizer(config.optim, config.total_steps, hidden_size)
-    shapes = jax.eval_shape(functools.partial(init_state, model, tx), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_begin, tx), models.param_shapes(model))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, task, tx, state)
 
@@ -268,6 +268,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
       stopping.Stopped at SIGTERM or Ctrl-C, after it has saved.
     """
+    sources.check_outside(config, workdir)
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
     vae, mesh = None, sharding.make_mesh(config.mesh)

@@ -139,20 +139,41 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         for either in (as_found, as_saved):
             overrides.expand_paths(either)
         saved, wanted = flatten(as_found), flatten(as_saved)
-        differing = [
-            f"  {key}: workdir {saved.get(key, 'none')!r}, now {wanted.get(key, 'none')!r}"
-            for key in sorted(saved.keys() | wanted.keys())
-            if saved.get(key) != wanted.get(key) and not _may_change(key, wanted)
-        ]
-        if differing:
+        if differing := _differing(saved, wanted):
+            lines = [f"  {key}: workdir {before!r}, now {now!r}" for key, before, now in differing]
             raise ValueError(
                 f"{workdir} belongs to a run with another config:\n"
-                + "\n".join(differing)
+                + "\n".join(lines)
                 + "\nChoose another --workdir, or restore these values."
             )
         lengths = saved["total_steps"], wanted["total_steps"]
         if lengths[0] != lengths[1] and wanted["optim.schedule"] == "cosine":
             logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *lengths)
+
+
+def check_step(workdir: pathlib.Path, step: int) -> None:
+    """Demands that a checkpoint is of the config that is in config.json, where both can be read.
+
+    Raises: OSError with the keys that differ and may not.
+    """
+    path = workdir / "checkpoints" / str(step) / "config" / "metadata"
+    try:
+        of_step = read_config(files.read_bytes(path), str(path))
+        of_run = read_config(files.read_bytes(workdir / "config.json"), "config.json")
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # `load_config` says so
+    if differing := _differing(flatten(of_step), flatten(of_run)):
+        keys = [f"{key} {before!r}, now {now!r}" for key, before, now in differing]
+        raise OSError(f"it is of another config than config.json: {'; '.join(keys[:5])}")
+
+
+def _differing(saved, wanted):
+    """[(key, value saved, value wanted)] of the keys that differ and may not."""
+    pairs = [
+        (key, saved.get(key, "none"), wanted.get(key, "none"))
+        for key in sorted(saved.keys() | wanted.keys())
+    ]
+    return [(key, a, b) for key, a, b in pairs if a != b and not _may_change(key, wanted)]
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -231,7 +252,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *saved]:
         try:
-            return read_config(candidate.read_bytes(), str(candidate))
+            return read_config(files.read_bytes(candidate), str(candidate))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("cannot read %s: %s", candidate, error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")

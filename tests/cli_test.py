@@ -14,8 +14,10 @@ import types
 
 import conftest
 import jax
+import numpy as np
 import pytest
 import setuptools
+from xla_flags import ONE_DEVICE
 
 from dit_jax import cli, locks, stopping
 
@@ -190,6 +192,22 @@ def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, erro
     assert capsys.readouterr().err.startswith(message or "")
 
 
+def test_environment_does_not_change_what_a_seed_draws(workdir, tmp_path, run_command):
+    flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out"]
+    run_command("sample", *flags, tmp_path / "a.npz", as_users=True)
+    variables = dict(JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1", JAX_RANDOM_SEED_OFFSET="3")
+    variables["JAX_THREEFRY_PARTITIONABLE"] = "0"
+    process = conftest.start("sample", *flags, tmp_path / "b.npz", **variables)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    for name in variables:
+        assert re.search(
+            rf"^{name}=\S+ is not used: results would be others\.$", error, re.MULTILINE
+        )
+    a, b = (np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz"))
+    np.testing.assert_array_equal(a, b)
+
+
 def test_full_disk_says_what_is_kept_and_how_to_go_on(workdir, tmp_path):
     flags = ["--workdir", workdir, "--num", 400, "--steps", 2, "--out", tmp_path / "a.npz"]
     result = _run("sample", *flags, shell="ulimit -f 4; exec")
@@ -223,7 +241,9 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
     words += ["--config.eval_every_steps=0", "--config.sample_every_steps=0"]
     words += ["--config.log_every_steps=1", "--config.checkpoint_every_steps=100000"]
     log = run / "metrics.jsonl"
-    status, error = _stopped("train", *words, ready=lambda: log.exists() and log.read_text())
+    status, error = _stopped(
+        "train", *words, ready=lambda: log.exists() and log.read_text(), XLA_FLAGS=ONE_DEVICE
+    )
     assert status == 130
     assert "Ctrl-C: ending this step, then saving. Ctrl-C again ends at once." in error
     (step,) = [int(path.name) for path in (run / "checkpoints").iterdir()]

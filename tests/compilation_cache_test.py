@@ -43,6 +43,14 @@ def test_a_link_is_not_followed(home, tmp_path):
         compilation_cache.make_directory()
 
 
+def test_nothing_is_made_behind_a_link(home, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (home / "dit_jax").symlink_to(elsewhere)
+    with pytest.raises(OSError, match="is a link"):
+        compilation_cache.make_directory()
+    assert not list(elsewhere.iterdir())
+
+
 def test_the_user_s_choice_stays(home):
     before = jax.config.jax_compilation_cache_dir
     assert before  # the tests' own

@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from xla_flags import FLAGS, USER_FLAGS
+from xla_flags import FLAGS, ONE_DEVICE, USER_FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {USER_FLAGS}"  # the last of a flag counts
@@ -31,7 +32,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import checkpoint, convert, diffusion, encode, extractors, models, text, train
+from dit_jax import (
+    checkpoint,
+    convert,
+    diffusion,
+    encode,
+    extractors,
+    models,
+    sharding,
+    text,
+    train,
+)
 from dit_jax.datasets import digits
 from experiments.scaling import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
@@ -41,6 +52,24 @@ gc.set_threshold(50_000, 20, 20)
 gc.freeze()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+make_mesh_of_all = sharding.make_mesh
+
+
+def _make_mesh(config, devices=None):
+    """Two devices for a config that takes all that there are: eight cost twice the time.
+
+    Tests of eight ask for them by the sizes of their mesh.
+    """
+    sizes = [config[axis] for axis in sharding.AXES]
+    if devices is None and -1 in sizes:
+        known = math.prod(size for size in sizes if size > 0)
+        devices = jax.devices()[: max(2, known)]
+    return make_mesh_of_all(config, devices)
+
+
+sharding.make_mesh = _make_mesh
+sharding.local_mesh = lambda: _make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
 
 ROOT = pathlib.Path(__file__).parents[1]
 # `make test-parity` installs what these need; there a missing library must not pass silently.
@@ -243,7 +272,7 @@ def random_like(shapes, seed=0, spread=0.2):
 
 def random_params(model, seed=0, spread=0.2):
     """`random_like` of the model's parameters; nothing is compiled."""
-    shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+    shapes = models.param_shapes(model)
     return random_like(shapes, seed, spread)
 
 
@@ -323,7 +352,8 @@ def start_pair(command, *arguments, devices=1):
 def start(command, *arguments, devices=1, **variables):
     """A process of `python -m dit_jax.<command>`, or of experiments.*, with so many CPU devices."""
     # Compiled as users' are: these runs are compared bit for bit.
-    variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {USER_FLAGS}"
+    flags = f"--xla_force_host_platform_device_count={devices} {USER_FLAGS}"
+    variables = {"XLA_FLAGS": flags} | variables
     return subprocess.Popen(
         [sys.executable, "-m", _module(command), *map(str, arguments)],
         cwd=ROOT,
@@ -375,12 +405,11 @@ def zygote(tmp_path_factory):
     process = subprocess.Popen(
         [sys.executable, script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    flags = f"{FLAGS} --xla_force_host_platform_device_count=1 {USER_FLAGS}"
     assert json.loads(process.stdout.readline()) == {"ready": True}
 
     def run(command, *arguments):
         argv = [_module(command), *map(str, arguments)]
-        request = {"argv": argv, "env": {"XLA_FLAGS": flags}, "out": str(out / "command")}
+        request = {"argv": argv, "env": {"XLA_FLAGS": ONE_DEVICE}, "out": str(out / "command")}
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())

@@ -246,13 +246,23 @@ def test_no_data_to_draw_captions_from(converted):
     ],
     ids=str,
 )
-def test_processes(source, tmp_path, changes, prediction, sampler, grid):
+def test_processes(source, changes, prediction, sampler, grid):
+    _change(source, "scheduler/scheduler_config.json", **changes)
+    path = source / "scheduler" / "scheduler_config.json"
+    process, predicted, sample = stable_diffusion.read_process(path)
+    assert predicted == prediction
+    assert process["schedule"] == changes.get("beta_schedule", "scaled_linear")
+    assert process["zero_terminal_snr"] == (changes.keys() >= ZERO_SNR.keys())
+    assert sample == dict(sampler=sampler, grid=grid)
+
+
+def test_process_that_was_read_is_the_config_s(source, tmp_path):
+    changes = dict(prediction_type="v_prediction", timestep_spacing="trailing", **ZERO_SNR)
     _change(source, "scheduler/scheduler_config.json", **changes)
     config = convert_sd(source, tmp_path / "ours")
-    assert config.objective.prediction == prediction
-    assert config.diffusion.schedule == changes.get("beta_schedule", "scaled_linear")
-    assert config.diffusion.zero_terminal_snr == (changes.keys() >= ZERO_SNR.keys())
-    assert (config.sample.sampler, config.sample.grid) == (sampler, grid)
+    assert config.objective.prediction == "v"
+    assert config.diffusion.zero_terminal_snr
+    assert (config.sample.sampler, config.sample.grid) == ("ddim_level1", "trailing")
 
 
 SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"

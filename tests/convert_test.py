@@ -353,8 +353,10 @@ def test_without_configs_the_sizes_are_told(monkeypatch, diffusers_dir, tmp_path
         convert_dit(diffusers_dir, tmp_path / "ours")
 
 
-def _train(golden_model_config, golden_params, workdir):
-    """A workdir of two checkpoints, as training writes them."""
+@pytest.fixture(scope="module")
+def two_checkpoints(golden_model_config, golden_params, tmp_path_factory):
+    """A workdir of two checkpoints, as training writes them. Do not change."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
     config = dit_xl_2_256_published.get_config()
     config.model.update(golden_model_config)
     config.model.attention = "cudnn"  # not here
@@ -366,23 +368,21 @@ def _train(golden_model_config, golden_params, workdir):
             trees = dict(zip(checkpoint.STATE_ITEMS, scaled, strict=True))
             state = types.SimpleNamespace(**trees)
             checkpoint.save(manager, step, state, {}, config)
+    return workdir
 
 
 @pytest.mark.parametrize(
     ("step", "raw", "factor"), [(None, False, 2), (1, False, 1), (2, True, -2), (1, True, -1)]
 )
-def test_export_takes_step_and_raw(
-    golden_model_config, golden_params, published, tmp_path, step, raw, factor
-):
-    _train(golden_model_config, golden_params, tmp_path / "run")
+def test_export_takes_step_and_raw(two_checkpoints, published, tmp_path, step, raw, factor):
     out = tmp_path / "new" / "dit.safetensors"
-    assert export_dit(tmp_path / "run", out, step, raw) == abs(factor)
+    assert export_dit(two_checkpoints, out, step, raw) == abs(factor)
     exported = safetensors.numpy.load_file(out)
     name = "blocks.2.attn.qkv.weight"
     np.testing.assert_array_equal(exported[name], factor * published[name])
     np.testing.assert_array_equal(exported["pos_embed"], published["pos_embed"])
     assert list(out.parent.iterdir()) == [out]
-    assert out.stat().st_mode == (tmp_path / "run" / "config.json").stat().st_mode
+    assert out.stat().st_mode == (two_checkpoints / "config.json").stat().st_mode
 
 
 def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):

@@ -30,6 +30,16 @@ def test_new_and_empty_directories_are_filled(tmp_path, monkeypatch):
     assert (tmp_path / "link").is_symlink()
 
 
+def test_link_in_the_place_of_the_partial_workdir_is_refused(tmp_path):
+    """Beside the destination others may write too."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "notes").write_text("mine")
+    (tmp_path / ".run.partial").symlink_to("elsewhere")
+    with pytest.raises(OSError, match=r"\.run\.partial is a link: remove it"):
+        _fill(tmp_path / "run")
+    assert os.listdir(tmp_path / "elsewhere") == ["notes"]
+
+
 def test_what_is_there_is_kept(tmp_path):
     file, full = tmp_path / "file", tmp_path / "full"
     file.write_text("mine")

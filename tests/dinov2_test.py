@@ -132,7 +132,7 @@ def test_features_are_normalised(params, features):
 
 def test_bfloat16_rounds_activations_not_parameters_nor_features(params, features):
     model = models.build(ConfigDict(CONFIG.to_dict() | {"dtype": "bfloat16"}))
-    shapes = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+    shapes = models.param_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     image = _images((2, 32, 32, 3))
     x = jax.jit(model.apply)({"params": params}, image)["features"]

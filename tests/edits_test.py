@@ -389,6 +389,15 @@ def test_numbers_that_are_of_no_two_images_are_refused(numbers):
         edit.parse_numbers(numbers.split(","))
 
 
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_picture_that_would_replace_the_image_is_refused(run_command, image, tmp_path, name):
+    path = _save(tmp_path / "a.png", image[0, ..., 0])
+    same = tmp_path / ".." / tmp_path.name / "a.png"
+    flags = ["--workdir", tmp_path, "--out", same, f"--{name}", path]
+    error = run_command("edit", "inpaint", *flags, fails=True)
+    assert f"a.png is the file of --{name}, which would be lost: choose another" in error
+
+
 @pytest.mark.slow
 def test_the_command(run_command, trained_workdir, image, tmp_path):
     """One edit as users ask for it, and what is refused."""

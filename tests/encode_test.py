@@ -3,8 +3,6 @@
 import functools
 import json
 import resource
-import signal
-import time
 
 import conftest
 import jax
@@ -78,7 +76,7 @@ def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
     config, vae_dir, tmp_path, monkeypatch, flip
 ):
     config.data.flip = flip
-    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # 4 images on each of 8 devices
+    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # 4 images on each of 2 devices
     plain, shapes = latents.encode, []
 
     def recorded(vae, image):
@@ -90,7 +88,7 @@ def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
         out = tmp_path / str(batch_size)
         encode.encode(config, vae_dir, out, shard_images=64, batch_size=batch_size)
         assert _files(out) == _files(tmp_path / "1")
-    assert set(shapes) == {(8, 8, 8, 1), (32, 8, 8, 1)}  # the former is the check of the size
+    assert set(shapes) == {(2, 8, 8, 1), (8, 8, 8, 1)}  # the former is the check of the size
 
 
 def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path, monkeypatch):
@@ -157,25 +155,6 @@ def _flags(vae_dir, digits_dir, out):
 
 def _files(directory):
     return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-@pytest.mark.slow
-def test_killed_and_run_again_it_ends_with_the_same_bytes(
-    run_command, vae_dir, digits_dir, tmp_path
-):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    out = run_command("encode", *_flags(vae_dir, digits_dir, whole), as_users=True)
-    assert f"{whole}: 1617 of train, 180 of eval, and their mirrors" in out
-    process = conftest.start("encode", *_flags(vae_dir, digits_dir, broken))
-    while len(list(broken.glob("moments-train*of-*"))) < 3:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert len(list(broken.glob("moments-*of-*"))) < 26
-    assert not (broken / "dataset_info.json").exists()
-    run_command("encode", *_flags(vae_dir, digits_dir, broken), as_users=True)
-    assert _files(broken) == _files(whole)
 
 
 @pytest.mark.slow

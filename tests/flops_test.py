@@ -87,7 +87,7 @@ def _model_config(name, block="adaLN-Zero"):
 def test_parameters_are_those_of_the_module(name, block):
     config = _model_config(name, block)
     model = models.build(config)
-    shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    shapes = models.param_shapes(model)
     leaves = flax.traverse_util.flatten_dict(shapes).values()
     assert sum(leaf.size for leaf in leaves) == counts.of_dit(config)["params"]
 
@@ -102,7 +102,7 @@ def test_parameters_are_those_of_the_module(name, block):
 def test_formula_is_xla_s_count_of_the_unrolled_program(name, block):
     config = _model_config(name, block)
     model = models.build(config)
-    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    params = models.param_shapes(model)
     size = config.input_size
     inputs = (
         jax.ShapeDtypeStruct((1, size, size, 4), jnp.float32),
@@ -121,7 +121,7 @@ def test_counts_of_a_dit_of_captions_are_the_module_s_and_its_program_s(block):
     config = _model_config("DiT-S/8", block)
     config.update(condition="tokens", context_size=96, text_length=100, text_depth=3)
     model = models.build(config)
-    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    params = models.param_shapes(model)
 
     def check(shape, dtype):
         found = counts.of_dit(config)
@@ -135,7 +135,7 @@ def test_counts_of_a_dit_of_captions_are_the_module_s_and_its_program_s(block):
     check((1, 100), jnp.int32)
     config.condition = "context"
     model = models.build(config)
-    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    params = models.param_shapes(model)
     check((1, counts.CLIP_LENGTH, 96), jnp.float32)
 
 
@@ -154,7 +154,7 @@ def test_counts_of_a_vae_are_the_module_s_and_xla_s(change):
     config.update(change)
     model = models.build(config)
     found = counts.of_vae(config, 256)
-    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    params = models.param_shapes(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == found["params"]
     if not change:
         assert found["params"] == 83_653_863  # published
@@ -244,7 +244,7 @@ def test_counts_of_a_unet_are_the_module_s_and_xla_s(change):
     """Of captions with the encoder that is trained along."""
     config = ConfigDict(UNET | change)
     model = models.build(config)
-    params = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    params = models.param_shapes(model)
     tokens = 20
     found = counts.of_unet(config, context_tokens=tokens)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == found["params"]

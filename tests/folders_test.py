@@ -231,6 +231,15 @@ def test_links_inside_the_root_are_images_of_their_class(config, root):
 
 
 @pytest.mark.parametrize("split", ["../other", "/tmp", "train/../../other"])
+@pytest.mark.parametrize("name", ["train", "train/ant", "train/new/run", "val"])
+def test_directories_within_a_split_are_not_written_to(config, root, name):
+    config.data.eval_split = "val"
+    with pytest.raises(ValueError, match=f"{name} lies in the image folder .*/{name[:3]}"):
+        sources.check_outside(config, root / name)
+    sources.check_outside(config, root / "runs")
+    sources.check_outside(config, root / "training")
+
+
 def test_a_split_is_a_folder_of_the_root(config, split):
     with pytest.raises(
         ValueError, match=r"leads out of data\.name=.*: it must be the name of a fo"

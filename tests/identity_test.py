@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import smoke
 from dit_jax import conditions, encode, identity, references, runs, sources, train, workdirs
 
 
@@ -18,8 +19,11 @@ def _save(path, seed):
 
 @pytest.fixture
 def folder(tmp_path):
+    return _make_folder(tmp_path / "images")
+
+
+def _make_folder(root):
     """Two classes of eight images, and two to evaluate."""
-    root = tmp_path / "images"
     for split, count in (("train", 8), ("val", 2)):
         for label, name in enumerate(("ant", "bee")):
             (root / split / name).mkdir(parents=True)
@@ -29,15 +33,37 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def config(smoke_config, folder):
+def config(folder):
+    return _configure(folder)
+
+
+def _configure(folder):
     """A short run on the folder."""
+    config = smoke.get_config()
     data = dict(source="folder", name=str(folder), train_split="train", eval_split="val")
-    smoke_config.data.update(**data)
-    smoke_config.model.num_classes = 2
-    smoke_config.update(total_steps=2, checkpoint_every_steps=1, sample_every_steps=0)
-    smoke_config.update(eval_every_steps=2, batch_size=8)
-    smoke_config.optim.warmup_steps = 0
-    return smoke_config
+    config.data.update(**data)
+    config.model.num_classes = 2
+    config.update(total_steps=2, checkpoint_every_steps=1, sample_every_steps=0)
+    config.update(eval_every_steps=2, batch_size=8)
+    config.optim.warmup_steps = 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(a folder of images and the finished run on them, a copy of both)."""
+    home = tmp_path_factory.mktemp("finished") / "home"
+    train.train_and_evaluate(_configure(_make_folder(home / "images")), home / "run")
+    return home, shutil.copytree(home, home.with_name("copy"))
+
+
+@pytest.fixture
+def trained(finished):
+    """(images, config, workdir) of the finished run at its own path, to change."""
+    home, copy = finished
+    shutil.rmtree(home)
+    shutil.copytree(copy, home)
+    return home / "images", _configure(home / "images"), home / "run"
 
 
 def _identify(config, recorded=None):
@@ -132,16 +158,12 @@ def test_records_of_tfds_are_recognised(digits_dir, smoke_config, tmp_path):
 
 
 @pytest.mark.parametrize("change", [_replace, _rename_class])
-def test_a_run_goes_on_with_its_own_data_alone(folder, config, tmp_path, change, caplog):
-    run = tmp_path / "run"
-    caplog.set_level("INFO")
-    train.train_and_evaluate(config, run)
-    assert "classes: ant, bee" in caplog.text
+def test_a_run_goes_on_with_its_own_data_alone(trained, change):
+    folder, config, run = trained
     data = workdirs.load_data(run)
     assert data["train"]["classes"] == ["ant", "bee"]
     assert data["eval"]["num_examples"] == 4
-    trained = runs.load(run)
-    assert trained.asked(2, "bee,ant").cond.tolist() == [1, 0]
+    assert runs.load(run).asked(2, "bee,ant").cond.tolist() == [1, 0]
     change(folder)
     config.total_steps = 3
     message = rf"image folder .*train is not what the run in {run} was begun with:\n  .*differ"
@@ -157,9 +179,8 @@ def test_a_run_goes_on_with_its_own_data_alone(folder, config, tmp_path, change,
         references.of_run(config, None, extractor, workdir=run)
 
 
-def test_record_is_kept_with_the_checkpoints_too(folder, config, tmp_path, caplog):
-    run = tmp_path / "run"
-    train.train_and_evaluate(config, run)
+def test_record_is_kept_with_the_checkpoints_too(trained):
+    _, _, run = trained
     data = workdirs.load_data(run)
     for damage in (b"", b"[]", b"{", b'{"train": 3}', None):
         if damage is None:
@@ -169,14 +190,15 @@ def test_record_is_kept_with_the_checkpoints_too(folder, config, tmp_path, caplo
         assert workdirs.load_data(run) == data
 
 
-def test_a_run_of_an_older_version_says_what_is_not_known(folder, config, tmp_path, caplog):
-    run = tmp_path / "run"
-    train.train_and_evaluate(config, run)
+def test_a_run_of_an_older_version_says_what_is_not_known(trained, caplog):
+    _, config, run = trained
+    caplog.set_level("INFO")
     (run / "data.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workdirs, "load_data", lambda _: {})
         config.total_steps = 3
         train.train_and_evaluate(config, run)
+    assert "classes: ant, bee" in caplog.text
     assert f"{run} has no record of its data but their number" in caplog.text
     assert workdirs.load_data(run)["train"]["num_examples"] == 16
 

@@ -142,8 +142,9 @@ def _interval_of_c(compute, quality, cells):
     return bootstrap.law_intervals(compute, quality, cells)["c"]
 
 
-def test_intervals_cover_where_the_usual_bootstrap_does_not():
+def test_intervals_cover_where_the_usual_bootstrap_does_not(monkeypatch):
     """Of 80 at 95%, 71 or more with a chance of 0.99. The floor is 0, where its bound binds."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 199)
     rng, law = np.random.default_rng(1), laws.PowerLaw(0.0, 1.0, 0.1)
 
     def usual(*columns):
@@ -155,7 +156,8 @@ def test_intervals_cover_where_the_usual_bootstrap_does_not():
     assert naive < 0.887
 
 
-def test_intervals_cover_only_if_points_of_a_run_stay_together():
+def test_intervals_cover_only_if_points_of_a_run_stay_together(monkeypatch):
+    monkeypatch.setattr(bootstrap, "DRAWS", 199)
     rng, law = np.random.default_rng(1), laws.PowerLaw(0.5, 1.0, 0.4)
 
     def parted(compute, quality, cells):

@@ -128,7 +128,7 @@ def test_home_directories_are_expanded(monkeypatch, write):
 
 def _error(spec):
     with pytest.raises((ValueError, OSError)) as error:
-        overrides.load(spec)
+        overrides.load(str(spec))
     return str(error.value)
 
 
@@ -147,6 +147,11 @@ def _error(spec):
 )
 def test_files_that_are_no_config_are_named(write, text, argument, message):
     assert re.search(message, _error(f"{write(text)}{argument}"))
+
+
+def test_a_run_s_config_is_no_config_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": true}')
+    assert "must be a Python file with a function get_config" in _error(tmp_path / "config.json")
 
 
 def test_config_file_is_looked_for_here(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
+from conftest import make_mesh_of_all
 from ml_collections import ConfigDict
 
 from configs import default
@@ -18,7 +19,7 @@ from dit_jax.models import blocks
 
 
 def _mesh(**sizes):
-    return sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1) | sizes))
+    return make_mesh_of_all(ConfigDict(dict(data=1, fsdp=1, tensor=1) | sizes))
 
 
 def test_one_axis_takes_the_remaining_devices():
@@ -45,7 +46,7 @@ def test_table_has_every_parameter_of_every_block_and_no_other(smoke_config):
     for block, condition in itertools.product(blocks.BLOCKS, ("label", "tokens")):
         smoke_config.model.update(block=block, condition=condition)
         model = models.build(smoke_config.model)
-        shapes = jax.eval_shape(functools.partial(models.init_params, model), jax.random.key(0))
+        shapes = models.param_shapes(model)
         flat = flax.traverse_util.flatten_dict(shapes, sep="/")
         paths |= {p.replace("text_encoder/blocks", "blocks"): a.ndim for p, a in flat.items()}
     assert paths == {name: len(axes) for name, axes in sharding.DIT_AXES.items()}
@@ -53,9 +54,7 @@ def test_table_has_every_parameter_of_every_block_and_no_other(smoke_config):
 
 def test_table_has_the_last_two_names_of_every_parameter_of_a_vae():
     config = default.get_config("vae")
-    shapes = jax.eval_shape(
-        functools.partial(models.init_params, models.build(config.model)), jax.random.key(0)
-    )
+    shapes = models.param_shapes(models.build(config.model))
     ends = {path[-2:]: leaf.ndim for path, leaf in flax.traverse_util.flatten_dict(shapes).items()}
     assert {"/".join(end): ndim for end, ndim in ends.items()} == {
         name: len(axes) for name, axes in sharding.VAE_AXES.items()
@@ -179,7 +178,7 @@ QUICK = ("adaLN", MESHES[3])
 
 @pytest.mark.parametrize(
     "mesh",
-    [pytest.param(m, marks=[pytest.mark.slow] * (m in MESHES[1:3])) for m in MESHES],
+    [pytest.param(m, marks=[pytest.mark.slow] * (m != MESHES[0])) for m in MESHES],
     ids=str,
 )
 def test_eight_devices_compute_what_one_does(smoke_config, one_device, mesh):
@@ -193,7 +192,10 @@ def _block_on_one_device(block):
 
 
 def _block_config(block):
-    """Updates are smooth in the gradients, as in the test below, and here large enough to learn."""
+    """A large Adam eps makes updates smooth in the gradients, whose sums run in another order.
+
+    With the usual one, elements near zero take a step of their noise's sign.
+    """
     from configs import smoke
 
     config = smoke.get_config()
@@ -212,6 +214,7 @@ def _block_config(block):
     ids=str,
 )
 def test_eight_devices_train_every_block_as_one_does(block, mesh):
+    """Accumulated gradients are those of the whole batch, on the last mesh."""
     expected = _block_on_one_device(block)
     assert expected[0][-1]["loss"] < 0.6 * expected[0][0]["loss"]
     config = _block_config(block)
@@ -220,13 +223,3 @@ def test_eight_devices_train_every_block_as_one_does(block, mesh):
     actual = _five_steps(config)
     _assert_same_run(actual, expected, 1e-6)
     assert_trees_close(actual[1], expected[1], 1e-5)
-
-
-def test_accumulated_gradients_are_those_of_the_whole_batch(smoke_config):
-    """On a mesh too. A large Adam eps makes updates smooth in the gradients, whose sums run in
-    another order; with the usual one, elements near zero take a step of their noise's sign."""
-    smoke_config.optim.update(eps=1.0, learning_rate=0.05)
-    expected = _five_steps(smoke_config, jax.devices()[:1])
-    smoke_config.mesh.update(data=2, fsdp=2, tensor=2)
-    smoke_config.grad_accumulation_steps = 4
-    _assert_same_run(_five_steps(smoke_config), expected)

@@ -4,7 +4,6 @@ import concurrent.futures
 import fcntl
 import json
 import os
-import pathlib
 import shlex
 import shutil
 import signal
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 
-import conftest
 import pytest
 from close import assert_close
 
@@ -413,30 +411,6 @@ def _run_flags(digits_dir, workdir):
         f"--config.base.data.data_dir={digits_dir}",
         f"--workdir={workdir}",
     ]
-
-
-@pytest.mark.slow
-def test_sweep_that_is_killed_ends_with_the_same_table(digits_dir, tmp_path, run_command):
-    module = "experiments.scaling.sweep"
-    printed = run_command(module, *_run_flags(digits_dir, tmp_path / "whole"), as_users=True)
-    assert "4 rows of 2 cells" in printed
-    expected = (tmp_path / "whole" / "table.csv").read_text()
-
-    workdir = tmp_path / "killed"
-    for until in ("checkpoints/20", "evaluations.jsonl"):
-        process = conftest.start(module, *_run_flags(digits_dir, workdir))
-        while not list(workdir.glob(f"*/{until}")):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        running = [int(pid) for pid in children.read_text().split()]
-        process.kill()
-        for pid in running:
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
-        assert not (workdir / "table.csv").exists()
-    run_command(module, *_run_flags(digits_dir, workdir), as_users=True)
-    assert (workdir / "table.csv").read_text() == expected
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ memory without a bound, show a traceback, or write control characters.
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -40,18 +41,30 @@ class _Touch:
 
 
 @pytest.fixture
-def refuse(zygote, marker):
-    """refuse(module, *flags): the message of a command that must refuse its input."""
+def meet(zygote, marker):
+    """meet(module, *flags): (status, standard error) of a command, which must stay harmless."""
 
-    def refuse(module, *flags):
+    def meet(module, *flags):
         answer, stdout, stderr = zygote(module, *flags)
-        assert answer["status"] == 1, (answer, stdout, stderr)
+        assert answer["status"] in (0, 1), (answer, stdout, stderr)
         assert "Traceback" not in stderr
-        assert "error: " in stderr
         assert answer["max_rss"] < MOST_BYTES
         assert not marker.exists()
         shown = (stdout + stderr).replace("\n", "").replace("\t", "")
         assert files.printable(shown) == shown
+        return answer["status"], stderr
+
+    return meet
+
+
+@pytest.fixture
+def refuse(meet):
+    """refuse(module, *flags): the message of a command that must refuse its input."""
+
+    def refuse(module, *flags):
+        status, stderr = meet(module, *flags)
+        assert status == 1, stderr
+        assert "error: " in stderr
         return stderr
 
     return refuse
@@ -236,6 +249,87 @@ def test_rows_of_a_strange_workdir(refuse, tmp_path):
     refuse("plot", "--rows", path, "--x", "cfg_scale", "--y", "fid", "--out", tmp_path / "x.png")
 
 
+# Links, pipes and devices ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A directory that no command is told of; at the end it is as it was."""
+    directory = tmp_path / "outside"
+    directory.mkdir()
+    (directory / "file").write_text("precious")
+    (directory / "30").mkdir()
+    yield directory
+    assert sorted(path.name for path in directory.rglob("*")) == ["30", "file"]
+    assert (directory / "file").read_text() == "precious"
+
+
+def _replace_by_link(path, target, link=os.symlink):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    link(target, path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train.lock", "metrics.jsonl", "config.json.tmp", "samples", "tensorboard", "checkpoints"],
+)
+def test_links_in_a_workdir_are_not_written_to(refuse, workdir, digits_dir, outside, name):
+    target = outside / "file" if "." in name else outside
+    _replace_by_link(workdir / name, target)
+    flags = ["--config=configs/smoke.py", f"--config.data.data_dir={digits_dir}"]
+    message = refuse("train", *flags, "--config.total_steps=41", "--workdir", workdir)
+    assert f"{workdir / name} is a link" in message
+
+
+@pytest.mark.parametrize("name", ["evaluations.jsonl", "evaluations", "evaluations/x"])
+def test_links_where_rows_are_written_to(refuse, workdir, outside, name):
+    (workdir / "evaluations").mkdir(exist_ok=True)
+    _replace_by_link(workdir / name, outside / "file" if "." in name else outside)
+    flags = ["--workdir", workdir, "--num", 4, "--steps", 2, "--extractor=pixels"]
+    assert f"{workdir / name} is a link" in refuse("evaluate", *flags)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["link", "hard link"])
+def test_links_where_moments_are_written_to(refuse, folder_flags, vae_dir, tmp_path, outside, link):
+    (tmp_path / "out").mkdir()
+    _replace_by_link(tmp_path / "out" / "encode.lock", outside / "file", link)
+    encode = ["encode", *folder_flags, "--vae", vae_dir, "--out", tmp_path / "out"]
+    assert "encode.lock is a link" in refuse(*encode)
+
+
+def _replace_by_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _replace_by_zeros(path):
+    _replace_by_link(path, "/dev/zero")
+
+
+@pytest.mark.parametrize("replace", [_replace_by_pipe, _replace_by_zeros], ids=["pipe", "zeros"])
+@pytest.mark.parametrize("name", ["config.json", "checkpoints/40/digest/metadata", "data.json"])
+def test_files_without_an_end_in_a_workdir(meet, workdir, tmp_path, name, replace):
+    """What they should hold is read elsewhere, or an older checkpoint."""
+    replace(workdir / name)
+    flags = ["--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png"]
+    meet("sample", *flags)
+
+
+@pytest.mark.parametrize("replace", [_replace_by_pipe, _replace_by_zeros], ids=["pipe", "zeros"])
+def test_files_without_an_end_elsewhere(
+    refuse, workdir, tfds_directory, digits_dir, tmp_path, replace
+):
+    train = ["train", "--config=configs/smoke.py", "--config.total_steps=41", "--workdir"]
+    replace(workdir / "metrics.jsonl")
+    refuse(*train, workdir, f"--config.data.data_dir={digits_dir}")
+    replace(tfds_directory / "features.json")
+    assert "features.json is no file" in refuse(
+        *train, tmp_path / "run", f"--config.data.name={tfds_directory}"
+    )
+
+
 # Arrays -----------------------------------------------------------------------------------------
 
 
@@ -245,7 +339,7 @@ def _npy(shape, dtype="|u1", data=b""):
 
 
 def _zip(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, contents in members.items():
             archive.writestr(name, contents)
 

@@ -113,6 +113,24 @@ def test_configs_of_an_older_version_are_read_as_it_meant_them(workdir, smoke_co
     workdirs.check_config(workdir, smoke_config)
 
 
+def test_checkpoint_of_another_config_is_not_taken_for_the_run_s(workdir, smoke_config, caplog):
+    """Copied from elsewhere, or beside a config.json that was changed."""
+    path = workdir / "checkpoints" / "40" / "config" / "metadata"
+    config = json.loads(path.read_text())
+    config["seed"], config["sample"]["steps"] = 7, 123  # the latter may change
+    path.write_text(json.dumps(config))
+    assert runs.load(workdir).step == 30
+    told = "checkpoint 40 cannot be read: it is of another config than config.json: seed 7, now 0"
+    assert told in caplog.text
+    config = json.loads((workdir / "config.json").read_text())
+    config["diffusion"]["beta_end"], config["model"]["num_heads"] = 0.2, 4
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        OSError, match=r"config\.json: diffusion\.beta_end 0\.02, now 0\.2; model\.num"
+    ):
+        runs.load(workdir, step=30)
+
+
 def test_workdir_that_cannot_be_written_is_named(smoke_config, tmp_path):
     (tmp_path / "file").write_text("")
     with (

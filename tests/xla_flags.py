@@ -14,3 +14,4 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end a
     )
 # Of whoever runs the tests, such as --xla_cpu_max_isa=AVX2. A worker has the first ones too.
 USER_FLAGS = os.environ.get("XLA_FLAGS", "").removeprefix(FLAGS).strip()
+ONE_DEVICE = f"{FLAGS} --xla_force_host_platform_device_count=1 {USER_FLAGS}"  # of commands

@@ -44,9 +44,11 @@ def fill(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
     check(workdir)
     shown, workdir = files.printable(workdir), pathlib.Path(os.path.realpath(workdir))
     partial = workdir.with_name(f".{workdir.name}.partial")
+    if partial.is_symlink():
+        raise OSError(f"{files.printable(partial)} is a link: remove it.")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        hold = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        hold = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise OSError(f"cannot write to {shown}: {error.strerror}") from error
     try:

@@ -1,5 +1,7 @@
 """Noise predictors, autoencoders, LPIPS, features, text. Only `build` makes a module of a name."""
 
+import functools
+
 import flax.linen as nn
 import jax
 
@@ -35,6 +37,12 @@ def init_params(model: nn.Module, key: jax.Array) -> dict:
         # The same numbers; unrolled, DiT-XL/2's initialisation compiles for 37 s on an H100.
         model = model.clone(scan_unroll=False)
     return model.init(key, *model.example_inputs())["params"]
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(model: nn.Module) -> dict:
+    """The shapes and types of `init_params`, traced once for all equal models. Do not change."""
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def compiler_options() -> dict[str, bool]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from dit_jax import stopping
+from dit_jax import files, stopping
 
 logger = logging.getLogger("dit_jax")
 
@@ -78,7 +78,7 @@ class Runs:
                 return None
             if cores := share.get("cores"):
                 os.sched_setaffinity(0, cores)  # of this thread, and so of what it starts
-            with self._logs[name].open("a") as log:
+            with files.open_to_write(self._logs[name], "a") as log:
                 process = subprocess.Popen(
                     self._commands[name],
                     env=os.environ | share.get("variables", {}),
