@@ -46,11 +46,11 @@ def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     start, kind = 8, b""
     while kind != b"IEND":
         if len(contents) < start + 12:
-            raise ValueError("it is a PNG that was cut: its end is not there")
+            raise ValueError("it is a truncated PNG: its end is not there")
         length, kind = struct.unpack_from(">I4s", contents, start)
         end = start + 8 + length
         if len(contents) < end + 4:
-            raise ValueError("it is a PNG that was cut, or damaged: a chunk is longer than it")
+            raise ValueError("it is a truncated or damaged PNG: a chunk is longer than it")
         if zlib.crc32(contents[start + 4 : end]) != int.from_bytes(contents[end : end + 4]):
             name = kind.decode() if kind.isalpha() else "unknown"
             raise ValueError(f"it is a damaged PNG: the checksum of its {name} chunk is wrong")

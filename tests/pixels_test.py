@@ -246,7 +246,7 @@ def test_png_without_a_part_is_an_error():
         ([parts[0], (b"IDAT", data), end], "without the palette of its colours"),
         ([parts[0], (b"IDAT", data), parts[1], end], "without the palette of its colours"),
         ([parts[0], *whole], "with two headers"),
-        (whole[:-1], "a PNG that was cut"),
+        (whole[:-1], "a truncated PNG"),
     ):
         with pytest.raises(ValueError, match=message):
             pixels.decode(_join(*chunks))
