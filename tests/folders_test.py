@@ -230,7 +230,6 @@ def test_links_inside_the_root_are_images_of_their_class(config, root):
     assert _labels(config) == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("split", ["../other", "/tmp", "train/../../other"])
 @pytest.mark.parametrize("name", ["train", "train/ant", "train/new/run", "val"])
 def test_directories_within_a_split_are_not_written_to(config, root, name):
     config.data.eval_split = "val"
@@ -240,6 +239,7 @@ def test_directories_within_a_split_are_not_written_to(config, root, name):
     sources.check_outside(config, root / "training")
 
 
+@pytest.mark.parametrize("split", ["../other", "/tmp", "train/../../other"])
 def test_a_split_is_a_folder_of_the_root(config, split):
     with pytest.raises(
         ValueError, match=r"leads out of data\.name=.*: it must be the name of a fo"

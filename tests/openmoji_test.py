@@ -175,7 +175,7 @@ def test_sizes_out_of_range_are_refused(size, tmp_path):
 
 def test_command_tells_an_error_in_one_line(run_command, tmp_path):
     error = run_command("datasets.openmoji", "--size", 8, "--data_dir", tmp_path, fails=True)
-    assert error == "error: size=8 must lie in 32..512 pixels.\n"
+    assert error == "error: --size=8 must be an integer in the range [32, 512].\n"
 
 
 def test_missing_font_says_how_to_install_it(monkeypatch, tmp_path):
