@@ -460,7 +460,8 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     config["objective"]["prediction"] = "u"
     config["sample"] |= dict(sampler="ab2", steps=3)
     config["data"] |= dict(source="folder", name="somewhere")
-    (workdir / "config.json").write_text(json.dumps(config))
+    for path in (workdir / "config.json", *workdir.glob("checkpoints/*/config/metadata")):
+        path.write_text(json.dumps(config))
     export_dit(workdir, tmp_path / "flow.safetensors")
     back = convert_dit(tmp_path / "flow.safetensors", tmp_path / "back")
     config["data"] |= dict(data_dir="", name="")

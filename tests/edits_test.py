@@ -385,7 +385,7 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
 @pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])
 def test_numbers_that_are_of_no_two_images_are_refused(numbers):
     assert edit.parse_numbers(["0", "7"]) == [0, 7]
-    with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers, such"):
+    with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers below"):
         edit.parse_numbers(numbers.split(","))
 
 
