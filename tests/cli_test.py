@@ -118,7 +118,7 @@ def test_missing_flags_are_one_line(run_command):
 def test_every_command_refuses_words_that_it_does_not_understand(command):
     taken = {"edit": ["invert"], "benchmark": ["train"], "convert": ["dit", "a", "b"]}
     required = ["--config", "configs/smoke.py", "--rows", "a", "--x", "a", "--y", "a"]
-    for words in (["stray"], ["--no-such-flag=1"], ["--traceback=maybe"], ["--traceback"] * 2):
+    for words in (["stray"], ["--no-such-flag=1"], ["--traceback=maybe"], ["--notraceback"] * 2):
         result = _run(command, *taken.get(command, []), *words, "stray", *required)
         assert result.returncode == 1
         assert re.match(r"error: .*(stray|no-such-flag|maybe|--config|--rows)", result.stderr)

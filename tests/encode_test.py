@@ -147,10 +147,10 @@ def test_moments_beyond_float16_are_refused(config, vae_dir, tmp_path):
     assert not list((tmp_path / "out").glob("moments-*"))
 
 
-def _flags(vae_dir, digits_dir, out):
+def _flags(vae_dir, digits_dir, out, shard_images=64):
     flags = ["--config", "configs/smoke.py", "--config.data.flip=True", "--vae", vae_dir]
-    flags += [f"--config.data.data_dir={digits_dir}", "--batch_size", 8, "--shard_images", 64]
-    return [*flags, "--out", out]
+    flags += [f"--config.data.data_dir={digits_dir}", "--batch_size", 8]
+    return [*flags, "--shard_images", shard_images, "--out", out]
 
 
 def _files(directory):
@@ -194,13 +194,13 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
 @pytest.mark.slow
 def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
     """In the third shard of four, the first process's; the other one's shards are complete."""
-    flags = ["--config", "configs/smoke.py", "--vae", vae_dir, "--out", tmp_path / "out"]
+    flags = ["--config", "configs/smoke.py", "--vae", vae_dir]
     flags += ["--config.data.source=folder", f"--config.data.name={image_folder}"]
     flags += ["--config.data.eval_split=", "--config.model.num_classes=1", "--shard_images", 2]
     damaged = image_folder / "train" / "0" / "4.png"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:40])
-    pair = conftest.start_pair("encode", *flags)
+    pair = conftest.start_pair("encode", *flags, "--out", tmp_path / "out")
     errors = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [1, 1]
     assert f"error: cannot read the image of {damaged}" in errors[0]
@@ -209,7 +209,7 @@ def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
     for shard in (1, 3):
         assert (tmp_path / "out" / f"moments-train.array_record-{shard:05d}-of-00004").is_file()
     damaged.write_bytes(whole)  # other images than it was begun with, as far as can be known
-    for process in conftest.start_pair("encode", *flags):
+    for process in conftest.start_pair("encode", *flags, "--out", tmp_path / "out"):
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "dataset.train.contents: then" in stderr
@@ -226,7 +226,7 @@ def test_full_disk_ends_with_an_error_and_complete_shards(
 ):
     """Files may grow to 100 kB; a shard of 512 images and their mirrors needs more."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = [*_flags(vae_dir, digits_dir, broken), "--shard_images", 512]
+    flags = _flags(vae_dir, digits_dir, broken, shard_images=512)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the command inherits it
     try:
@@ -237,5 +237,5 @@ def test_full_disk_ends_with_an_error_and_complete_shards(
     assert "then run the same command" in error
     assert not list(broken.glob("moments-*"))
     run_command("encode", *flags)
-    run_command("encode", *_flags(vae_dir, digits_dir, whole), "--shard_images", 512)
+    run_command("encode", *_flags(vae_dir, digits_dir, whole, shard_images=512))
     assert _files(broken) == _files(whole)

@@ -211,7 +211,7 @@ def test_captions_learnt_by_heart_draw_their_pictures(folder, tmp_path, size):
     config.model.update({**emoji.DITS, **emoji.UNETS}[size])
     config.model.input_size = 8
     config.data.update(source="folder", name=str(folder), image_size=8, caption_feature="text")
-    config.update(total_steps=600, batch_size=16, sample_every_steps=0, eval_every_steps=0)
+    config.update(total_steps=800, batch_size=16, sample_every_steps=0, eval_every_steps=0)
     config.optim.update(warmup_steps=20, ema_decay=0.9)
     train.train_and_evaluate(config, tmp_path)
     _, images = sheet.draw(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))

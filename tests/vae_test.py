@@ -90,7 +90,7 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
     config.remat = True
     value_remat, grads_remat = loss_and_grads(config)
     assert_close(value_remat, value, 1e-6)
-    assert_trees_close(grads_remat, grads, 1e-6)
+    assert_trees_close(grads_remat, grads, 5e-6)
     config.dtype = "bfloat16"
     moments = _apply(config, params, "encode", images["image"])
     assert moments.dtype == jnp.float32
