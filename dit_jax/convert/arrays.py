@@ -15,8 +15,9 @@ from dit_jax import files, models
 from dit_jax.convert import torch_files
 
 Shape = tuple[int, ...]
-# The last parts of names of torch's integers beside weights, which no model of ours is made of.
-COUNTERS = ("position_ids", "num_batches_tracked")
+# The last part of the name of torch's table of integers beside weights, which no model of ours is
+# made of; integers that are no tables count steps and the like.
+POSITIONS = "position_ids"
 # Of numbers, in safetensors' names, those that NumPy reads.
 DTYPES = {
     *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"),
@@ -33,8 +34,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     describe(path)
     found = _parse(path, READERS[path.suffix][1])
-    whole = {name: array.dtype for name, array in found.items() if array.dtype.kind in "biu"}
-    kinds = [f"{n} ({t})" for n, t in whole.items() if n.rpartition(".")[2] not in COUNTERS]
+    tables = {n: a.dtype for n, a in found.items() if a.dtype.kind in "biu" and a.ndim > 1}
+    kinds = [f"{n} ({t})" for n, t in tables.items() if n.rpartition(".")[2] != POSITIONS]
     if kinds:
         raise ValueError(
             f"{files.printable(path)} has weights that are no floating-point numbers: "
