@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from close import assert_close, assert_trees_close
+from close import assert_close
 from conftest import GOLDENS, VAE
+from jax import flatten_util
 from ml_collections import ConfigDict
 
 from dit_jax import checkpoint, convert, models, workdirs
@@ -90,7 +91,9 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
     config.remat = True
     value_remat, grads_remat = loss_and_grads(config)
     assert_close(value_remat, value, 1e-6)
-    assert_trees_close(grads_remat, grads, 5e-6)
+    # As one array: the gradients of the keys' biases are 0 but for rounding.
+    ravel = flatten_util.ravel_pytree
+    assert_close(ravel(grads_remat)[0], ravel(grads)[0], 5e-6)
     config.dtype = "bfloat16"
     moments = _apply(config, params, "encode", images["image"])
     assert moments.dtype == jnp.float32
