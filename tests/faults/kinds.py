@@ -7,6 +7,7 @@ message, and faults that came too late.
 import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import random
@@ -14,12 +15,14 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 
 from faults import jobs
 from faults.running import MOST_SECONDS, LostError, Running
 
+MOUNT = ("mount", "-t", "tmpfs", "tmpfs")
 OVERRUN = 1.1  # faults strike until so many times the undisturbed command's duration
 
 
@@ -152,7 +155,7 @@ def _damage(path, before, rng):
 
 def starve(now: Round) -> None:
     """A disk that fills up, where one can be mounted, or a limit on the size of a file."""
-    if os.geteuid() == 0 and now.rng.random() < 0.5:
+    if now.rng.random() < 0.5 and can_mount():
         running = _run_on_small_disk(now)
     else:
         limit = now.rng.randrange(1, now.largest)
@@ -166,6 +169,16 @@ def starve(now: Round) -> None:
     now.events["struck"] += 1
 
 
+@functools.cache
+def can_mount() -> bool:
+    """Whether this user may mount a disk: as root, and not in every container."""
+    with tempfile.TemporaryDirectory() as directory:
+        mounted = subprocess.run([*MOUNT, directory], capture_output=True).returncode == 0
+        if mounted:
+            subprocess.run(["umount", directory], check=True)
+    return mounted
+
+
 def _run_on_small_disk(now):
     room = int(now.rng.uniform(0.1, 1) * now.grows)
     now.history.append(f"a disk with {room:,} free bytes")
@@ -173,15 +186,15 @@ def _run_on_small_disk(now):
     if now.directory.exists():
         now.directory.rename(aside)
     now.directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "tmpfs", now.directory, "-o"]
-    subprocess.run([*mount, "size=1g"], check=True)
+    subprocess.run([*MOUNT, now.directory, "-o", "size=1g"], check=True)
     try:
         if aside.exists():
             shutil.copytree(aside, now.directory, dirs_exist_ok=True)
             shutil.rmtree(aside)
         disk = os.statvfs(now.directory)
         used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
-        subprocess.run([*mount, f"remount,size={used + room}"], check=True)
+        options = f"remount,size={used + room}"
+        subprocess.run([*MOUNT, now.directory, "-o", options], check=True)
         running = now.start()
         running.wait(MOST_SECONDS)
         shutil.copytree(now.directory, aside)
