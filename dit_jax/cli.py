@@ -427,7 +427,7 @@ def _connect():
             raise ValueError(f"--{name}={text} must be HOST:PORT.")
     if address and (num is None) != (process is None):
         raise ValueError("--coordinator_address needs both --num_processes and --process_id.")
-    if num is not None and process >= num:
+    if None not in (num, process) and process >= num:
         raise ValueError(f"--process_id={process} must be below --num_processes={num}.")
     try:
         jax.distributed.initialize(address, num, process, coordinator_bind_address=bind)

@@ -113,8 +113,11 @@ def append(path: pathlib.Path, row: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.open_to_write(path, "a+b") as file:
-            cut = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write(b"\n" * bool(cut) + json.dumps(row).encode() + b"\n")
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(row).encode() + b"\n")
     except OSError as error:
         raise OSError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
 
