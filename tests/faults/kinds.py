@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -123,7 +124,7 @@ def damage(now: Round) -> None:
     if not paths:
         now.events["too late"] += 1
         return
-    path = now.rng.choice(paths)
+    path = _draw_file(paths, now)
     now.damaged, before = str(path.relative_to(now.directory)), path.read_bytes()
     now.history.append(f"{now.damaged} {_damage(path, before, now.rng)}")
     running = now.start()
@@ -134,6 +135,15 @@ def damage(now: Round) -> None:
     now.events["refused"] += 1
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(before)
+
+
+def _draw_file(paths, now):
+    """One of the files; of each directory and suffix as often, however many files there are."""
+    groups = collections.defaultdict(list)
+    for path in paths:
+        parent = re.sub(r"\d+", "", str(path.parent.relative_to(now.directory)))
+        groups[parent, path.suffix].append(path)
+    return now.rng.choice(now.rng.choice(list(groups.values())))
 
 
 def _damage(path, before, rng):
