@@ -29,6 +29,7 @@ def prepare() -> None:
     for module in IMPORTED:
         importlib.import_module(f"dit_jax.{module}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
 
 def start(
