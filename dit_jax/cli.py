@@ -406,8 +406,11 @@ def _start_jax(on_cpu):
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
         return
+    names = ("coordinator_bind_address", "num_processes", "process_id")
     if FLAGS.distributed or FLAGS.coordinator_address:
         _connect()
+    elif given := [f"--{name}" for name in names if FLAGS[name].value is not None]:
+        raise ValueError(f"{', '.join(given)}: say --coordinator_address or --distributed too.")
     compilation_cache.enable()
     _check_accelerator()
     if jax.process_index():  # the first process speaks for all

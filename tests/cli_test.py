@@ -86,13 +86,11 @@ def test_other_bug_in_a_config_file_keeps_its_traceback(run_command, tmp_path):
     assert error.strip().endswith("KeyError: 'size'")
 
 
-@pytest.mark.slow
-def test_every_command_has_help():
-    for command in COMMANDS:
-        result = _run(command, "--help")
-        assert result.returncode == 0
-        assert f"python -m dit_jax.{command}" in result.stdout
-        assert "--" in result.stdout
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, run_command):
+    output = run_command(command, "--help")
+    assert f"python -m dit_jax.{command}" in output
+    assert "--" in output
 
 
 def _run(command, *words, shell="exec", **options):
@@ -113,16 +111,36 @@ def test_missing_flags_are_one_line(run_command):
     assert error == "error: --config and --workdir are missing; --help lists the flags.\n"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["stray"], ["--no-such-flag=1"], ["--traceback=maybe"], ["--notraceback"] * 2]
+)
 @pytest.mark.parametrize("command", sorted({*COMMANDS, "edit"} - {"flops"}))
-def test_every_command_refuses_words_that_it_does_not_understand(command):
+def test_every_command_refuses_words_that_it_does_not_understand(command, words, run_command):
     taken = {"edit": ["invert"], "benchmark": ["train"], "convert": ["dit", "a", "b"]}
     required = ["--config", "configs/smoke.py", "--rows", "a", "--x", "a", "--y", "a"]
-    for words in (["stray"], ["--no-such-flag=1"], ["--traceback=maybe"], ["--notraceback"] * 2):
-        result = _run(command, *taken.get(command, []), *words, "stray", *required)
-        assert result.returncode == 1
-        assert re.match(r"error: .*(stray|no-such-flag|maybe|--config|--rows)", result.stderr)
-        assert "Traceback" not in result.stderr
+    error = run_command(command, *taken.get(command, []), *words, "stray", *required, fails=True)
+    assert re.match(r"error: .*(stray|no-such-flag|maybe|--config|--rows)", error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_processes=2", "--process_id=0"], "--num_processes, --process_id: say"),
+        (["--coordinator_bind_address=localhost:1"], "--coordinator_bind_address: say"),
+        (["--coordinator_address=localhost"], "--coordinator_address=localhost must be HOST:PORT"),
+        (["--coordinator_address=localhost:1", "--num_processes=2"], "needs both --num_processes"),
+        (["--coordinator_address=localhost:1", "--process_id=0"], "needs both --num_processes"),
+        (["--distributed", "--num_processes=2", "--process_id=2"], "must be below"),
+        (["--distributed", "--num_processes=2"], "cannot connect the processes"),
+    ],
+    ids=str,
+)
+def test_processes_that_cannot_connect_are_told(words, message, run_command):
+    error = run_command("flops", "DiT-S/2", *words, fails=True)
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
 
 
 def test_names_reach_the_terminal_without_their_control_characters():

@@ -17,6 +17,7 @@ import tempfile
 from xla_flags import FLAGS, ONE_DEVICE, USER_FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of two workers wait for each other
 os.environ["XLA_FLAGS"] = f"{FLAGS} {USER_FLAGS}"  # the last of a flag counts
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
@@ -440,3 +441,18 @@ def run_command(zygote):
         return stderr if fails else stdout
 
     return run
+
+
+@pytest.fixture
+def train_as_users(run_command, tmp_path_factory):
+    """train_as_users(config, workdir): for hundreds of steps, which repay being compiled well."""
+
+    def train_as_users(config, workdir):
+        path = tmp_path_factory.mktemp("configs") / "config.py"
+        path.write_text(
+            "from ml_collections import ConfigDict\n\n"
+            f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+        )
+        run_command("train", "--config", path, "--workdir", workdir, as_users=True)
+
+    return train_as_users

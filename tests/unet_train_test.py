@@ -7,7 +7,7 @@ import pytest
 from close import assert_close
 
 from configs import default
-from dit_jax import data, files, sources, train
+from dit_jax import data, files, sharding, sources, train
 from dit_jax.models import unet
 
 
@@ -23,7 +23,6 @@ def config(digits_dir):
     config.data.update(cache=True, num_threads=0, prefetch_batches=0)
     config.latents.source = "pixels"
     config.optim.learning_rate = 1e-3
-    config.sample.update(steps=4)
     return config
 
 
@@ -48,44 +47,37 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(config, tmp_path):
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh", [dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2)], ids=str
-)
-def test_meshes_train_alike(config, tmp_path, mesh):
-    """Without dropout, whose mask is of the batch as it lies on the mesh."""
-    config.model.dropout = 0.0
-    config.mesh.update(dict(data=1, fsdp=1, tensor=1) | mesh)
-    _, lines = _run(config, tmp_path / "mesh")
-    config.mesh.update(data=1, fsdp=1, tensor=1)
-    program = train.make_program(config, jax.devices()[:1])
+def _losses(config, devices=1):
+    """The loss [total_steps] of every step, on so many devices."""
+    program = train.make_program(config, jax.devices()[:devices])
     state = train.new_state(program, jax.random.key(config.seed))
-    batches = data.TrainIterator(sources.open_split(config, "train"), config, np.arange(16))
-    step = train.compile_train_step(program)
-    losses = []
-    for _ in range(6):
-        state, scalars = step(state, next(batches), jax.random.key(config.seed), {})
-        losses.append(float(scalars["loss"]))
-    found = [line["loss"] for line in lines if "loss" in line]
-    assert_close(found, losses, 1e-5)
+    rows = np.arange(config.batch_size)
+    batches = data.TrainIterator(sources.open_split(config, "train"), config, rows)
+    step, losses = train.compile_train_step(program), []
+    for _ in range(config.total_steps):
+        batch = sharding.put_batch(program.mesh, next(batches))
+        state, scalars = step(state, batch, jax.random.key(config.seed), {})
+        losses.append(scalars["loss"])
+    return np.array(jnp.stack(losses))
+
+
+@pytest.mark.slow
+def test_meshes_train_alike(config):
+    """On all axes at once. Without dropout, whose mask is of the batch as it lies on the mesh."""
+    config.model.dropout = 0.0
+    one = _losses(config)
+    config.mesh.update(data=2, fsdp=2, tensor=2)
+    assert_close(_losses(config, devices=8), one, 1e-5)
 
 
 @pytest.mark.slow
 def test_it_learns_16_images(config):
     """The noise of images seen often enough is told far better than by their mean."""
-    config.model.update(dropout=0.0, class_dropout_prob=0.0, learn_sigma=False)
+    config.model.update(dropout=0.0, class_dropout_prob=0.0, learn_sigma=False, base_channels=16)
     config.data.train_split = "train[:16]"
     config.total_steps = 400
     config.optim.update(learning_rate=3e-3, warmup_steps=20)
-    program = train.make_program(config, jax.devices()[:1])
-    state = train.new_state(program, jax.random.key(0))
-    batches = data.TrainIterator(sources.open_split(config, "train"), config, np.arange(16))
-    step = train.compile_train_step(program)
-    losses = []
-    for _ in range(400):
-        state, scalars = step(state, next(batches), jax.random.key(0), {})
-        losses.append(scalars["loss"])
-    losses = np.array(jnp.stack(losses))
+    losses = _losses(config)
     assert losses[0] > 0.9
     assert losses[-50:].mean() < 0.1
 

@@ -218,7 +218,7 @@ def _run_on_small_disk(now):
 def twice(now: Round) -> None:
     """The same command started again while it runs: one is told, or waits; neither is harmed."""
     one = now.start()
-    now.at_random(one)
+    struck = now.at_random(one)
     two = now.start()
     done = [running.wait_for_end() for running in (one, two)]
     if not any(done):
@@ -226,7 +226,7 @@ def twice(now: Round) -> None:
     for running in (one, two):
         if any(running.statuses):
             running.check_error(" writes into it")
-    now.events["went on" if all(done) else "refused"] += 1
+    now.events["too late" if not struck else "went on" if all(done) else "refused"] += 1
 
 
 def move(now: Round) -> None:
