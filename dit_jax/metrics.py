@@ -107,7 +107,7 @@ class MetricWriter:
         with self._errors():
             path = self._workdir / name / f"{step}.png"
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(png.getvalue())
+            files.replace(path, lambda file: file.write(png.getvalue()))
             self._event(step, summary=Summary(value=[Summary.Value(tag=name, image=encoded)]))
 
     def close(self) -> None:

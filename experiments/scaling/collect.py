@@ -253,7 +253,7 @@ def write(
     lines = collect(workdir, where, cells)
     table.write(out, lines)
     found = cost(workdir, {line["cell"] for line in lines})
-    out.with_suffix(".cost.json").write_text(json.dumps(found, indent=1) + "\n")
+    files.replace_text(out.with_suffix(".cost.json"), json.dumps(found, indent=1) + "\n")
     return lines
 
 

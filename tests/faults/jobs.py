@@ -48,8 +48,7 @@ def _train_pair(directory, inputs):
 def _encode(directory, inputs):
     words = ["dit_jax.encode", "--config=configs/smoke.py", f"--vae={inputs / 'vae'}"]
     words += [f"--config.data.data_dir={inputs / 'data'}", f"--out={directory}"]
-    words += ["--config.data.flip=True", "--shard_images=64", "--batch_size=16"]
-    words += ["--config.data.train_split=train[:512]"]
+    words += ["--config.data.flip=True", "--shard_images=16", "--batch_size=4"]
     return [[*words, "--config.data.eval_split=test[:64]"]]
 
 

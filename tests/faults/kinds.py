@@ -11,7 +11,6 @@ import functools
 import os
 import pathlib
 import random
-import re
 import resource
 import shutil
 import signal
@@ -117,11 +116,14 @@ def stop(now: Round) -> None:
 
 def damage(now: Round) -> None:
     """After a kill: a bit of a random file flipped, or the file cut, emptied, removed, replaced."""
-    running = now.start()
-    now.at_random(running)
-    running.kill()
-    paths = sorted(p for p in now.directory.rglob("*") if p.is_file() and p.suffix != ".lock")
-    if not paths:
+    paths = []
+    for _ in range(5):  # the first starts may not come as far as a file
+        running = now.start()
+        now.at_random(running)
+        running.kill()
+        if paths := _files(now.directory):
+            break
+    else:
         now.events["too late"] += 1
         return
     path = _draw_file(paths, now)
@@ -137,13 +139,18 @@ def damage(now: Round) -> None:
     path.write_bytes(before)
 
 
+def _files(directory):
+    paths = sorted(directory.rglob("*"))
+    return [path for path in paths if path.is_file() and path.suffix != ".lock"]
+
+
 def _draw_file(paths, now):
-    """One of the files; of each directory and suffix as often, however many files there are."""
-    groups = collections.defaultdict(list)
-    for path in paths:
-        parent = re.sub(r"\d+", "", str(path.parent.relative_to(now.directory)))
-        groups[parent, path.suffix].append(path)
-    return now.rng.choice(now.rng.choice(list(groups.values())))
+    """One of the files: from the directory down, each time any of what is there."""
+    path = now.directory
+    while path.is_dir():
+        below = {path / p.relative_to(path).parts[0] for p in paths if p.is_relative_to(path)}
+        path = now.rng.choice(sorted(below))
+    return path
 
 
 def _damage(path, before, rng):
