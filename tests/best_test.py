@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from close import assert_close
 from conftest import random_params
 
 from configs import vae_digits
@@ -122,25 +121,3 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     step = min(values, key=values.get)
     assert runs.load(tmp_path / "best").step == step
     assert checkpoint.saved_values(tmp_path / "best")["value"] == values[step]
-
-
-@pytest.mark.slow
-def test_two_processes_measure_the_distance_as_one(run_pair, run_command, digits_dir, tmp_path):
-    flags = ["--config", "configs/smoke.py", f"--config.data.data_dir={digits_dir}"]
-    flags += [
-        "--config.total_steps=10",
-        "--config.fid.every_steps=5",
-        "--config.eval_every_steps=0",
-    ]
-    flags += ["--config.fid.num_images=80", "--config.fid.steps=2", "--config.optim.warmup_steps=2"]
-    flags += ["--config.checkpoint_best_metric=fd_pixels_80"]
-    run_pair("train", *flags, "--workdir", tmp_path / "two")
-    run_command("train", *flags, "--workdir", tmp_path / "one", as_users=True)
-    values = {}
-    for name in ("one", "two"):
-        lines = files.read_json_lines(tmp_path / name / "metrics.jsonl")
-        values[name] = [line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line]
-        kept = checkpoint.saved_values(tmp_path / name / "best")
-        assert kept["value"] == min(values[name])
-    assert len(values["one"]) == 2
-    assert_close(values["two"], values["one"], 1e-3)

@@ -217,7 +217,7 @@ def test_captions_learnt_by_heart_draw_their_pictures(folder, tmp_path, train_as
     config = openmoji32_text.get_config(size.split("-")[0])
     config.model.update(SMALL[size], input_size=8)
     config.data.update(source="folder", name=str(folder), image_size=8, caption_feature="text")
-    config.update(total_steps=800, batch_size=16, sample_every_steps=0, eval_every_steps=0)
+    config.update(total_steps=800, batch_size=8, sample_every_steps=0, eval_every_steps=0)
     config.optim.update(warmup_steps=20, ema_decay=0.9)
     train_as_users(config, tmp_path)
     _, images = sheet.draw(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))

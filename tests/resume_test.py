@@ -18,19 +18,19 @@ from close import assert_close, assert_trees_close
 from dit_jax import checkpoint, train
 
 
-def _flags(workdir, digits_dir, *flags, steps=60):
+def _flags(workdir, digits_dir, *flags, steps):
     """Of `dit_jax.train` on the smoke config."""
     own = ["--config", "configs/smoke.py", "--workdir", workdir]
     own += [f"--config.data.data_dir={digits_dir}", "--config.sample_every_steps=0"]
     return [*own, f"--config.total_steps={steps}", "--config.checkpoint_every_steps=4", *flags]
 
 
-def _start(workdir, digits_dir, *flags, devices=1, steps=60):
+def _start(workdir, digits_dir, *flags, devices, steps):
     flags = _flags(workdir, digits_dir, *flags, steps=steps)
     return conftest.start("train", *flags, devices=devices)
 
 
-def _start_pair(workdir, digits_dir, *flags, devices, steps=60):
+def _start_pair(workdir, digits_dir, *flags, devices, steps):
     flags = _flags(workdir, digits_dir, *flags, steps=steps)
     return conftest.start_pair("train", *flags, devices=devices)
 
@@ -64,11 +64,20 @@ def _final(workdir, config):
     return jax.device_get(state), data_state, lines
 
 
+DISTANCE = ["--config.fid.every_steps=5", "--config.fid.num_images=80", "--config.fid.steps=2"]
+DISTANCE += ["--config.checkpoint_best_metric=fd_pixels_80"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("axis", "devices"), [("fsdp", 2), ("tensor", 1)])
-def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, devices):
-    """Five steps on a mesh with an axis that spans the processes; both save one checkpoint."""
-    flags = ["--config.optim.warmup_steps=2"]
+@pytest.mark.parametrize(
+    ("axis", "devices", "more"), [("fsdp", 2, DISTANCE), ("tensor", 1, [])], ids=["fsdp", "tensor"]
+)
+def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, devices, more):
+    """Five steps on a mesh with an axis that spans the processes; both save one checkpoint.
+
+    And the one with the least distance, where it is measured.
+    """
+    flags = ["--config.optim.warmup_steps=2", *more]
     flags += [f"--config.mesh.{axis}={2 * devices}", "--config.log_every_steps=1"]
     one, two = tmp_path / "one", tmp_path / "two"
     outputs = [_finish(p) for p in _start_pair(two, digits_dir, *flags, devices=devices, steps=5)]
@@ -78,6 +87,11 @@ def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, de
     smoke_config.update(total_steps=5)
     smoke_config.optim.warmup_steps = 2
     expected, actual = _final(one, smoke_config), _final(two, smoke_config)
+    if more:
+        distances = [run[2][-1].pop("fd_pixels_80") for run in (actual, expected)]
+        assert_close(*distances, 1e-3)
+        kept = [checkpoint.saved_values(workdir / "best")["value"] for workdir in (two, one)]
+        assert kept == distances
     for line, other in zip(actual[2], expected[2], strict=True):
         assert_trees_close(line, other, 1e-5)
     parameters = (jax.flatten_util.ravel_pytree(run[0].params)[0] for run in (actual, expected))
@@ -92,7 +106,7 @@ STOPPED = ["--config.log_every_steps=1", "--config.eval_every_steps=0", "--confi
 def whole_pair(tmp_path_factory, digits_dir):
     """A finished run of two processes. Do not change."""
     workdir = tmp_path_factory.mktemp("pair") / "whole"
-    for process in _start_pair(workdir, digits_dir, *STOPPED, devices=1):
+    for process in _start_pair(workdir, digits_dir, *STOPPED, devices=1, steps=24):
         _finish(process)
     return workdir
 
@@ -103,22 +117,22 @@ def test_two_processes_stop_together_and_agree_on_what_is_damaged(
 ):
     """A signal reaches one process only; then a file that one of them wrote is cut."""
     broken = tmp_path / "broken"
-    pair = _start_pair(broken, digits_dir, *STOPPED, devices=1)
+    pair = _start_pair(broken, digits_dir, *STOPPED, devices=1, steps=24)
     _wait_for_step(broken, pair[0], 10)
     pair[1].send_signal(signal.SIGINT)
     outputs = [_finish(process, 143, 130) for process in pair]
     stopped_at = max(int(p.name) for p in (broken / "checkpoints").iterdir())
-    assert 10 <= stopped_at < 60
+    assert 10 <= stopped_at < 24
     assert f"SIGTERM: step {stopped_at} is saved" in outputs[0]
 
     newest = broken / "checkpoints" / str(stopped_at) / "ema_params" / "ocdbt.process_1" / "d"
     path = max(newest.iterdir(), key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    outputs = [_finish(p) for p in _start_pair(broken, digits_dir, *STOPPED, devices=1)]
+    outputs = [_finish(p) for p in _start_pair(broken, digits_dir, *STOPPED, devices=1, steps=24)]
     assert f"checkpoint {stopped_at} cannot be read" in outputs[0]
     assert (broken / "corrupt_checkpoints" / str(stopped_at)).is_dir()
 
-    smoke_config.total_steps = 60
+    smoke_config.total_steps = 24
     expected, actual = _final(whole_pair, smoke_config), _final(broken, smoke_config)
     jax.tree.map(np.testing.assert_array_equal, actual[0], expected[0])
     assert actual[1:] == expected[1:]
