@@ -54,7 +54,7 @@ def _encode(directory, inputs):
 
 def _evaluate(directory, inputs):
     words = ["dit_jax.evaluate", f"--workdir={directory}", "--extractor=pixels", "--steps=2"]
-    return [[*words, "--num=200", "--batch_size=8", f"--reference={inputs / 'reference.npz'}"]]
+    return [[*words, "--num=600", "--batch_size=8", f"--reference={inputs / 'reference.npz'}"]]
 
 
 def _sweep(directory, inputs):

@@ -116,14 +116,15 @@ def stop(now: Round) -> None:
 
 def damage(now: Round) -> None:
     """After a kill: a bit of a random file flipped, or the file cut, emptied, removed, replaced."""
-    paths = []
+    given, written = _files(now.directory), []
     for _ in range(5):  # the first starts may not come as far as a file
         running = now.start()
         now.at_random(running)
         running.kill()
-        if paths := _files(now.directory):
+        if written := sorted(set(_files(now.directory)) - set(given)):
             break
-    else:
+    paths = written if written and now.rng.random() < 0.7 else _files(now.directory)
+    if not paths:
         now.events["too late"] += 1
         return
     path = _draw_file(paths, now)
