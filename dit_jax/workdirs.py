@@ -220,7 +220,7 @@ def load_data(workdir: pathlib.Path) -> dict:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            logger.warning("cannot read %s: %s", candidate, error)
+            logger.warning("%s is not used: %s", candidate.relative_to(workdir), error)
     return {}
 
 
@@ -257,7 +257,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         try:
             return read_config(files.read_bytes(candidate), str(candidate))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            logger.warning("cannot read %s: %s", candidate, error)
+            logger.warning("%s is not used: %s", candidate.relative_to(workdir), error)
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
 
 
