@@ -37,6 +37,7 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
         max_to_keep=config.checkpoint_keep,
         keep_period=config.checkpoint_keep_every_steps or None,
         cleanup_tmp_directories=True,
+        create=False,  # `workdirs.claim` has: it would make one anew that was moved away since
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     failed = True

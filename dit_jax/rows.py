@@ -111,7 +111,6 @@ def append(path: pathlib.Path, row: dict) -> None:
     Raises: OSError that tells what was measured.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with files.open_to_write(path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)

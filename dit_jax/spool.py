@@ -40,7 +40,7 @@ class Spool:
         Raises: ValueError if they were made by another revision of the code.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write to {self.directory}: {error}") from error
         missing, done = [], 0

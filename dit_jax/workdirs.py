@@ -119,7 +119,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
         check_config(workdir, config)  # again: another run may have ended since
 
         def make():
-            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (workdir / "checkpoints").mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=workdir):
                 pass
 

@@ -173,7 +173,6 @@ def _write(cell, evaluation, directory, state, more):
     names |= {"axes": cell.axes, "digest": _digest(cell, evaluation), "state": state}
     record = more | names
     text = json.dumps(record, indent=2) + "\n"
-    directory.mkdir(parents=True, exist_ok=True)
     files.replace_text(directory / "cell.json", text)
 
 

@@ -238,7 +238,7 @@ def twice(now: Round) -> None:
 
 
 def move(now: Round) -> None:
-    """The directory moved away while the command runs; then put back."""
+    """The directory moved away while the command runs, which must not make it anew; put back."""
     running = now.start()
     struck = now.at_random(running)
     away = now.root / "away"
@@ -249,7 +249,9 @@ def move(now: Round) -> None:
         running.check_error()
     now.events["too late" if not struck else "went on" if done else "struck"] += 1
     if away.exists():
-        shutil.rmtree(now.directory, ignore_errors=True)
+        if now.directory.exists():
+            left = sorted(str(path) for path in now.directory.rglob("*"))
+            raise LostError(f"writes under the old name: {left}\n{running.text()}")
         away.rename(now.directory)
 
 
