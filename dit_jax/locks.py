@@ -36,6 +36,7 @@ class Lock:
     def __init__(self, path: pathlib.Path, file: TextIO | None):
         self.path = path
         self._file = file  # None: another process of this command holds it, or nothing can be held
+        self._directory = file and path.parent.stat()
 
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
@@ -45,7 +46,7 @@ class Lock:
         if self._file is None or _is_at(self._file, self.path):
             return
         directory = self.path.parent
-        if not directory.is_dir():
+        if not directory.is_dir() or not os.path.samestat(directory.stat(), self._directory):
             raise LostError(
                 f"{directory} is gone: it was removed or moved while this command wrote into it.\n"
                 "Nothing more is written; if it was moved, move it back."

@@ -93,7 +93,11 @@ def test_lost_lock_and_vanished_directory_are_noticed(path):
         shutil.rmtree(path.parent)
         with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
             lock.check()
-    assert not path.parent.exists()
+        assert not path.parent.exists()
+        path.parent.mkdir()  # by whoever had something to write into it still
+        path.touch()
+        with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
+            lock.check()
 
 
 def test_file_system_without_locks_is_said(path, monkeypatch, caplog):

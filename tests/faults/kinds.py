@@ -249,9 +249,13 @@ def move(now: Round) -> None:
         running.check_error()
     now.events["too late" if not struck else "went on" if done else "struck"] += 1
     if away.exists():
+        with contextlib.suppress(FileNotFoundError):  # Orbax ends what it has begun
+            shutil.rmtree(now.directory / "checkpoints")
+        with contextlib.suppress(FileNotFoundError):
+            now.directory.rmdir()
         if now.directory.exists():
-            left = sorted(str(path) for path in now.directory.rglob("*"))
-            raise LostError(f"writes under the old name: {left}\n{running.text()}")
+            left = [path.name for path in now.directory.iterdir()]
+            raise LostError(f"writes {left} under the old name:\n{running.text()}")
         away.rename(now.directory)
 
 
