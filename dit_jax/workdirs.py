@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from dit_jax import files, locks, overrides, sharding
+from configs import default
+from dit_jax import files, locks, overrides, ranges, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -244,7 +245,8 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def load_config(workdir: pathlib.Path) -> ConfigDict:
     """The config of a workdir, locked; where config.json is lost, that of the newest checkpoint.
 
-    Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read.
+    Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read, or
+      for values that cannot be.
     """
     path = workdir / "config.json"
     saved = _newest_first(workdir, "config")
@@ -255,9 +257,12 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
         )
     for candidate in [path, *saved]:
         try:
-            return read_config(files.read_bytes(candidate), str(candidate))
+            config = read_config(files.read_bytes(candidate), str(candidate))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("%s is not used: %s", candidate.relative_to(workdir), error)
+            continue
+        _check_values(config, candidate)
+        return config
     raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
 
 
@@ -272,6 +277,38 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
     return ConfigDict(complete(config)).lock()
+
+
+def _check_values(config, path):
+    """Demands the keys of the default config, of their types and in their ranges.
+
+    Raises: ValueError that names the file.
+    """
+    try:
+        if "total_steps" in config and config.model.name in ("dit", "unet", "vae"):
+            _check_types(config.to_dict(), default.get_config(config.model.name).to_dict())
+        ranges.check(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {str(error).rstrip('.')}. Mend it; if config.json is damaged, remove it: a "
+            "checkpoint that was trained here holds a copy."
+        ) from None
+
+
+def _check_types(config, example, prefix=""):
+    """Demands the keys of the default config, with values of their types; numbers have ranges."""
+    for name, value in example.items():
+        key = f"{prefix}{name}"
+        if name not in config:
+            raise ValueError(f"it has no {key}")
+        found = config[name]
+        if isinstance(value, dict) and isinstance(found, dict):
+            if key != "model":  # checked where it is built
+                _check_types(found, value, f"{key}.")
+        elif isinstance(value, dict | str | bool) and type(found) is not type(value):
+            raise ValueError(f"{key}={str(found)[:100]!r} must be a {type(value).__name__}")
+        elif isinstance(value, tuple) and not isinstance(found, tuple | list):
+            raise ValueError(f"{key}={str(found)[:100]!r} must be a list")
 
 
 def complete(config: dict) -> dict:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 import types
 
 import jax
@@ -345,12 +344,6 @@ def test_file_of_other_names_or_sizes_without_a_name_is_refused(published, diffu
         convert_dit(tmp_path / "dit.npz", tmp_path / "ours")
     with pytest.raises(ValueError, match=r"'x_embedder.proj.weight': 'missing'.* as the directory"):
         convert_dit(diffusers_dir / WEIGHTS, tmp_path / "ours")
-
-
-def test_without_configs_the_sizes_are_told(monkeypatch, diffusers_dir, tmp_path):
-    monkeypatch.setitem(sys.modules, "configs", None)
-    with pytest.raises(ValueError, match=r"no configs/ here: .* give --config .*'num_heads': 4"):
-        convert_dit(diffusers_dir, tmp_path / "ours")
 
 
 @pytest.fixture(scope="module")

@@ -202,3 +202,36 @@ def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
     smoke_config.data.name = "/home/you/digits"
     with pytest.raises(ValueError, match="another config"):
         workdirs.check_config(workdir, smoke_config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sample.steps", True, "sample.steps=True must be a whole number"),
+        ("sample.sampler", 3, "sample.sampler='3' must be a str"),
+        ("sample.cfg_scale", "1.5", "sample.cfg_scale='1.5' must be a number"),
+        ("sample", {}, "it has no sample"),
+        ("mesh", "a", "mesh='a' must be a dict"),
+        ("latents.vae", 5, "latents.vae='5' must be a str"),
+        ("latents.scale", 1.0, "latents.scale='1.0' must be a list"),
+        ("model.learn_sigma", "yes", "model.learn_sigma='yes' must be a bool"),
+        ("model.deqth", 3, "the model 'dit' does not know deqth"),
+        ("model.depth", None, "the model 'dit' needs depth too"),
+    ],
+    ids=str,
+)
+def test_values_of_other_types_are_refused_by_name(workdir, run_command, key, value, message):
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    *groups, name = key.split(".")
+    section = config[groups[0]] if groups else config
+    if value is None:
+        del section[name]
+    else:
+        section[name] = value
+    path.write_text(json.dumps(config))
+    flags = ["--steps", 2, "--cfg_scale", 1.0, "--num", 1, "--out", workdir / "x.png"]
+    error = run_command("sample", "--workdir", workdir, *flags, fails=True)
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error

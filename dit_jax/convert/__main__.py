@@ -31,6 +31,7 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs import default, dit_xl_2_256_published
 from dit_jax import checkpoint, cli, convert, files, models, ranges, text, workdirs
 from dit_jax.convert import (
     adm,
@@ -196,10 +197,6 @@ def convert_adm(
 
 def _default_config(model):
     """configs/default.py with another noise predictor, of images 8 times as large as latents."""
-    try:
-        from configs import default  # not installed
-    except ModuleNotFoundError as error:
-        raise ValueError("no configs/ here: run this in the repository's root.") from error
     config = default.get_config()
     with config.unlocked():
         config.model = model
@@ -294,13 +291,6 @@ def convert_dit(
 
 
 def _published_config(sizes):
-    try:
-        from configs import dit_xl_2_256_published  # not installed
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "no configs/ here: run this in the repository's root, or give --config with the "
-            f"model's sizes, {sizes}."
-        ) from error
     config = dit_xl_2_256_published.get_config()
     config.model.update(sizes)
     config.data.image_size = 8 * config.model.input_size

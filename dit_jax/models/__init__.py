@@ -1,11 +1,13 @@
 """Noise predictors, autoencoders, LPIPS, features, text. Only `build` makes a module of a name."""
 
+import dataclasses
 import functools
+import typing
 
 import flax.linen as nn
 import jax
 
-from dit_jax import ranges
+from dit_jax import files, ranges
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 
 BUILDERS = {
@@ -18,17 +20,39 @@ BUILDERS = {
     "clip": clip.from_config,
 }
 
+BESIDE = {"vae": {"scale", "shift"}}  # keys that are of a model's outputs, where they are published
+
 
 def build(config) -> nn.Module:
     """The module of `config.model`: `build(config.model).apply({"params": params}, x_t, t, y)`.
 
-    Raises: ValueError for an unknown `name` for a size out of its range, or for sizes that do not
-      fit together.
+    Raises: ValueError for an unknown `name`, for keys that are missing, unknown or of another type,
+      for a size out of its range, or for sizes that do not fit together.
     """
     if config.name not in BUILDERS:
         raise ValueError(f"unknown model name {config.name!r}; known: {', '.join(BUILDERS)}.")
+    _check_keys(config)
     ranges.check(config, "model")
     return BUILDERS[config.name](config)
+
+
+def _check_keys(config):
+    module = typing.get_type_hints(BUILDERS[config.name])["return"]
+    kinds = typing.get_type_hints(module)
+    kinds = {field.name: kinds[field.name] for field in dataclasses.fields(module)}
+    del kinds["parent"], kinds["name"]  # flax's own
+    given = set(config) - {"name"} - BESIDE.get(config.name, set())
+    if missing := kinds.keys() - given:
+        raise ValueError(f"the model {config.name!r} needs {', '.join(sorted(missing))} too.")
+    if unknown := given - kinds.keys():
+        names = files.some_of(sorted(unknown))
+        raise ValueError(f"the model {config.name!r} does not know {names}.")
+    for key, kind in kinds.items():
+        # Numbers, and those of tuples, are checked by their ranges.
+        if kind in (str, bool) and type(config[key]) is not kind:
+            raise ValueError(f"model.{key}={config[key]!r} must be a {kind.__name__}.")
+        if typing.get_origin(kind) is tuple and type(config[key]) not in (tuple, list, str):
+            raise ValueError(f"model.{key}={config[key]!r} must be a tuple.")
 
 
 def init_params(model: nn.Module, key: jax.Array) -> dict:
