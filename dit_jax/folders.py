@@ -40,7 +40,7 @@ class Folder:
     root: pathlib.Path  # the folder of the split, without links
     files: Sequence[str]  # of N images relative to it, with "/"
     sizes: np.ndarray  # [N] int64, bytes
-    times: np.ndarray  # [N] int64, of the last change, ns
+    times: np.ndarray  # [N] int64, of the last change (ctime), ns
     classes: tuple[str, ...] | None = None  # names, in the order of their labels
     labels: Sequence[int] | None = None  # [N], of classes
     captions: Sequence[dict] | None = None  # of each image {feature: caption or captions}

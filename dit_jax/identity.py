@@ -1,8 +1,9 @@
 """The identity of a dataset: what a run, moments or a reference was made of, compared later.
 
 It holds the number of examples, the classes' names in order, names and sizes of the files in
-order, the times of their last change, and a digest of their contents. Equal times prove that
-nothing has changed; else the contents decide. Of large datasets a sample of the contents is read.
+order, the times of their last change, and a digest of their contents. The times are those that no
+program can set (ctime): equal ones prove that nothing has changed, else the contents decide. Of
+large datasets a sample of the contents is read.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
         names = [[shard.path.name, shard.first, shard.count] for shard in source.shards]
         stats = [path.stat() for path in paths]
         sizes = np.array([stat.st_size for stat in stats])
-        times = np.array([stat.st_mtime_ns for stat in stats])
+        times = np.array([stat.st_ctime_ns for stat in stats])
         labels = captions = None  # in the files
     identity = {
         "num_examples": len(source) // source.views,

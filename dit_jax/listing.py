@@ -93,7 +93,7 @@ class Listing:
     folder: pathlib.Path  # without links
     names: list[str]  # of N images relative to the folder, with "/", sorted by their parts
     sizes: np.ndarray  # [N] int64, bytes
-    times: np.ndarray  # [N] int64, of the last change, ns
+    times: np.ndarray  # [N] int64, of the last change (ctime), ns
     folders: list[str]  # the names of the folders right in it, sorted
     unread: dict[str, collections.Counter]  # of each of these, '' for none: suffix -> images
     others: collections.Counter  # suffix -> files that are no images
@@ -276,7 +276,7 @@ def _add(contents, entry, name, links):
         (contents.unread if suffix in UNREAD else contents.others).append(suffix or "no suffix")
     elif entry.is_file():
         status = entry.stat()
-        contents.images.append((name, status.st_size, status.st_mtime_ns))
+        contents.images.append((name, status.st_size, status.st_ctime_ns))
     else:
         contents.faults.append(f"{name}: neither a file nor a folder")
 

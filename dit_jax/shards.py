@@ -4,7 +4,6 @@ Beside each shard, in sums/, lie its checksum, a digest of what it was made of, 
 the channels' mean and deviation come from. `encode.json` holds what all shards are made of.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from dit_jax import files, latents, sharding
+from dit_jax import files, latents, manifest, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -63,7 +62,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
             problem += "\nChoose another --out, or restore what it was made of."
     if problem := sharding.from_first_process(problem):
         raise ValueError(problem)
-    text = json.dumps(identity | {"digest": _digest(identity)}, indent=2)
+    text = json.dumps(manifest.sign(identity), indent=2)
     sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
 
 
@@ -71,18 +70,10 @@ def _read_claim(path):
     """What the directory was begun with; {} if that is lost, since every shard knows it too."""
     try:
         begun = files.read_json(path, "what the shards are made of") if path.is_file() else {}
-        if not isinstance(begun, dict) or not _is_as_written(begun):
-            raise ValueError(f"{path} is not as it was written")
+        return manifest.unsign(begun, path)
     except ValueError as error:
         logger.warning("%s; it is written again.", error)
         return {}
-    return {key: value for key, value in begun.items() if key != "digest"}
-
-
-def _is_as_written(values):
-    """Whether values with a digest of the others, as newer versions write it, are unchanged."""
-    others = {key: value for key, value in values.items() if key != "digest"}
-    return values.get("digest", _digest(others)) == _digest(others)
 
 
 def _compare(out, begun, identity):
@@ -223,8 +214,8 @@ def _sum_moments(moments):
 def _write_sums(path, shard, parts, identity):
     # Of all records at once: batches must not decide in which order they are added.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
-    sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard), "identity": _digest(identity)}
-    sums["digest"] = _digest(sums)
+    sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
+    sums = manifest.sign(sums | {"identity": manifest.digest(identity)})
     _sums_path(path).parent.mkdir(exist_ok=True)
     files.replace_text(_sums_path(path), json.dumps(sums))
 
@@ -239,15 +230,14 @@ def _read_sums(path):
     sums = files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
         raise ValueError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
-    if not _is_as_written(sums):
-        raise ValueError(f"{sums_path} holds other numbers than were written")
-    return sums
+    return manifest.unsign(sums, sums_path)
 
 
 def _is_made_of(path, identity):
     """Whether a shard is made of this, as far as its sums record it and can be read."""
     try:
-        return _read_sums(path).get("identity", _digest(identity)) == _digest(identity)
+        wanted = manifest.digest(identity)
+        return _read_sums(path).get("identity", wanted) == wanted
     except (OSError, ValueError):
         return True  # it is written again
 
@@ -258,11 +248,6 @@ def _crc32(path):
         while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _digest(values):
-    """16 hexadecimal digits of what JSON can hold."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def compute_statistics(shards: Shards) -> dict:

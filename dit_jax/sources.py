@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dit_jax import files, folders, listing, pixels, text, tfds_data
+from dit_jax import files, folders, listing, manifest, pixels, text, tfds_data
 
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored
 # moments in device memory.
@@ -327,7 +327,8 @@ def open_moments(config, split: str) -> Source:
     records, origin, shards = tfds_data.read_split(builder, split, "moments", build)
     if not len(records):
         raise ValueError(f"{origin} is empty.")
-    model, shape = config.model, tuple(builder.info.features["moments"].shape)
+    features = builder.info.features
+    model, shape = config.model, tuple(features["moments"].shape)
     wanted = (model.input_size, model.input_size, 2 * model.in_channels)
     if shape != wanted:
         raise ValueError(
@@ -335,12 +336,17 @@ def open_moments(config, split: str) -> Source:
             f"model.input_size={model.input_size}, model.in_channels={model.in_channels}."
         )
     metadata = dict(builder.info.metadata or {})
+    if metadata:
+        manifest.check_moments(metadata, model.in_channels, builder.data_dir)
     size, channels = config.data.image_size, config.data.image_channels
     views = 2 if metadata.get("mirrored") else 1
     told = _told_of_moments(config, builder)
     told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
     classes = metadata.get("dataset", {}).get("train", {}).get("classes")
     told["class_names"] = tuple(classes) if classes else _class_names(builder, told["num_classes"])
+    count = getattr(features["label"], "num_classes", None) if "label" in features else None
+    if classes and count and len(classes) != count:
+        raise ValueError(f"{origin} has {count} classes, but the names of {len(classes)}.")
     source = Source(
         records, "moments", size, channels, origin=origin, views=views, metadata=metadata, **told
     )

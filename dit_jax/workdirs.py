@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import files, locks, overrides, ranges, sharding
+from dit_jax import files, locks, manifest, overrides, ranges, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -200,7 +200,8 @@ def write_data(workdir: pathlib.Path, data: dict) -> None:
     """
 
     def write():
-        files.replace_text(workdir / "data.json", json.dumps(data, indent=1) + "\n")
+        text = json.dumps(manifest.sign(data), indent=1) + "\n"
+        files.replace_text(workdir / "data.json", text)
 
     sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
 
@@ -214,9 +215,8 @@ def load_data(workdir: pathlib.Path) -> dict:
     for candidate in [path, *_newest_first(workdir, "data")]:
         try:
             data = files.read_json(candidate, "the identities of a run's data")
-            data = data if candidate == path else data.get("data", {})
-            if not all(isinstance(part, dict) for part in (data, *dict(data).values())):
-                raise ValueError("it holds no identities")
+            data = manifest.unsign(data, path) if candidate == path else data.get("data", {})
+            manifest.check_identities(data, candidate)
             return data
         except FileNotFoundError:
             pass

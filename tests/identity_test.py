@@ -111,6 +111,18 @@ def test_changed_images_are_not_the_same(folder, config, change):
     assert CHANGES[change] in "; ".join(changes)
 
 
+def test_images_of_another_content_with_the_old_times_are_not_the_same(folder, config):
+    before = _identify(config)
+    path = next((folder / "train").rglob("*.*"))
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    contents = bytearray(path.read_bytes())
+    contents[-1] ^= 1
+    path.write_bytes(contents)
+    os.utime(path, ns=times)
+    changes = identity.describe_changes(before, _identify(config, before))
+    assert changes == ["contents of files differ, of the same names and sizes"]
+
+
 def test_moved_and_copied_images_are_the_same(folder, config, tmp_path):
     before = _identify(config)
     config.data.name = str(

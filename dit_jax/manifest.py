@@ -1,0 +1,118 @@
+"""What is kept on disk about a dataset, in JSON: its form is checked when it is read again.
+
+Disks damage such files, and strangers write them.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+
+from dit_jax import files
+
+
+def digest(values: object) -> str:
+    """Returns 16 hexadecimal digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sign(values: dict) -> dict:
+    """Returns the values with a digest of them."""
+    return values | {"digest": digest(values)}
+
+
+def unsign(values: object, name: object) -> dict:
+    """Returns the values without their digest; older versions wrote none.
+
+    Raises: ValueError if they are not what was signed.
+    """
+    if isinstance(values, dict):
+        others = {key: value for key, value in values.items() if key != "digest"}
+        if values.get("digest", digest(others)) == digest(others):
+            return others
+    raise ValueError(f"{files.printable(name)} is not as it was written")
+
+
+def _is_text(value):
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_classes(value):
+    texts = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return value is None or (texts and len(set(value)) == len(value) > 0)
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_numbers(value):
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+
+
+IDENTITY: Mapping[str, Callable[[object], bool]] = {
+    "num_examples": _is_count,
+    "version": _is_text,
+    "classes": _is_classes,
+    "labels": _is_text,
+    "captions": _is_text,
+    "files": _is_text,
+    "times": _is_text,
+    "contents": _is_text,
+    "bytes_read": _is_count,
+}
+
+
+def check_identity(value: object, name: object) -> None:
+    """Demands the form of `identity.identify`'s result.   Raises: ValueError with the name."""
+    _check(value, IDENTITY, {"times"}, f"{files.printable(name)} holds no identity of a dataset")
+
+
+def check_identities(value: object, name: object) -> None:
+    """Demands identities by split; in 'images' of a run on moments again.   Raises: ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{files.printable(name)} holds no identities of datasets")
+    for split, one in value.items():
+        (check_identities if split == "images" else check_identity)(one, f"{name}: {split}")
+
+
+MOMENTS: Mapping[str, Callable[[object], bool]] = {
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value) and min(value) > 0,
+    "mean_absolute": lambda value: _is_number(value) and value > 0,
+    "vae_digest": lambda value: isinstance(value, str),
+    "mirrored": lambda value: isinstance(value, bool),
+}
+
+
+def check_moments(metadata: dict, channels: int, name: object) -> None:
+    """Demands the form of what `dit_jax.encode` records beside moments of so many channels.
+
+    Raises: ValueError with the name and the key.
+    """
+    problem = f"{files.printable(name)} holds no moments as dit_jax.encode writes them"
+    _check(metadata, MOMENTS, {"mirrored"}, problem)
+    for key in ("mean", "std"):
+        if len(metadata[key]) != channels:
+            raise ValueError(f"{problem}: {key} has {len(metadata[key])} numbers, not {channels}.")
+    if not isinstance(metadata.get("published"), list | None):
+        raise ValueError(f"{problem}: published.")
+    if not _is_text(metadata.get("text_encoder_digest")):
+        raise ValueError(f"{problem}: text_encoder_digest.")
+    check_identities(metadata.get("dataset", {}), name)
+
+
+def _check(value, form, optional, problem):
+    if not isinstance(value, dict):
+        raise ValueError(f"{problem}.")
+    wrong = [
+        key
+        for key, holds in form.items()
+        if not (key in optional if key not in value else holds(value[key]))
+    ]
+    if wrong:
+        raise ValueError(f"{problem}: {', '.join(wrong)}.")
