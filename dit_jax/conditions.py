@@ -146,10 +146,16 @@ def parse_labels(
     Args: names, of the classes, which may stand for their numbers.
     Raises: ValueError for a label that is no class, or that may be two.
     """
+    names, count = list(names or ()), num_classes or 1
+    if text == "random" and text in names:
+        raise ValueError(
+            f"--labels: random is the name of class {names.index(text)}: write name:random. Labels "
+            "drawn at random have no other name."
+        )
     if text == "random":
         return draw_labels("random", num, num_classes, seed)
-    count = num_classes or 1
-    labels = [parse_label(part, count, names) for part in text.split(",")] if text else range(count)
+    parts = [text] if {text, text.removeprefix("name:")} & {*names} else text.split(",")
+    labels = [parse_label(part, count, names) for part in parts] if text else range(count)
     if num < 1 or (text and num < len(labels)):
         shown = text or f"all {count}"
         raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {shown}.")

@@ -274,7 +274,7 @@ def main(_):
 
 
 def _kept():
-    if FLAGS.bpd or FLAGS.make_reference:
+    if FLAGS.bpd or not FLAGS.workdir:
         return "nothing is kept"
     return "the batches that are complete are kept"
 

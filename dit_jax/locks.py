@@ -105,7 +105,10 @@ def _release(path, file):
 
 
 def _take(path, wait):
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OSError(f"{path.parent} is, or lies in, a file: choose another directory.") from None
     while True:
         file = files.open_to_write(path, "a+")
         try:

@@ -37,6 +37,7 @@ class Range:
 
 
 MOST = 2**32 - 1
+LEAST, LARGEST = 2.0**-126, 2.0**128  # of float32, in which all is computed
 COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
 SIZE = Range(1, 2**20, whole=True)
 POSITIVE = Range(0, without_low=True)
@@ -154,3 +155,5 @@ def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
             numbers = value if isinstance(value, tuple | list) else (value,)
             if not all(RANGES[key].holds(number) for number in numbers):
                 raise ValueError(f"{key}={value!r} must be {RANGES[key]}.")
+            if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
+                raise ValueError(f"{key}={value!r} is 0 or infinite in float32.")

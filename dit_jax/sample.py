@@ -35,6 +35,8 @@ def _write(out, images, labels):
 def main(_):
     out = FLAGS.out
     cli.check_out(out, (".png", ".npz"))
+    if FLAGS.columns and out.suffix == ".npz":
+        raise ValueError(f"--columns is of a .png; --out={out} has no grid.")
     trained = runs.load(**cli.loading())
     num = FLAGS.num or len(FLAGS.prompt) or NUM
     asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)

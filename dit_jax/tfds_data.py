@@ -161,7 +161,7 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
             "'train[:90%]'."
         ) from None
     origin = f"split {split!r} of {files.printable(builder.data_dir)}"
-    if not num_examples:
+    if num_examples < 1:  # below, where a slice ends before it begins
         return (), origin, []
     if builder.info.file_format.value != "array_record":
         raise ValueError(

@@ -84,6 +84,11 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     Raises: ValueError for values that do not fit together or to the devices.
     """
     ranges.check(config)
+    if config.profile_start_step >= config.total_steps:
+        raise ValueError(
+            f"profile_start_step={config.profile_start_step} must be below "
+            f"total_steps={config.total_steps}; 0 is no profile."
+        )
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
     model = models.build(config.model)
@@ -326,6 +331,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
+        elif config.profile_start_step:
+            logger.warning("step %d is done, so it is not profiled", config.profile_start_step)
         workdirs.write_config(workdir, config)  # all of it is good: the run begins
         workdirs.write_data(workdir, data_record)
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
@@ -363,6 +370,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if due(step, config.sample_every_steps):
                 with progress.paused():
                     picture = draw(state.ema_params)
+                lock.check_together()
                 writer.image(step, "samples", picture)
             stop = manager.reached_preemption(step) if jax.process_count() > 1 else signals.received
             if due(step, config.checkpoint_every_steps) or last or stop:

@@ -110,6 +110,13 @@ def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
     assert "cannot be locked (No locks available): see that no other command" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_file_instead_of_a_directory_is_said(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="a file: choose another"), locks.hold(tmp_path / name / "l"):
+        pytest.fail("held")
+
+
 def test_damaged_lock_file_names_no_holder(path):
     with locks.hold(path):
         path.write_bytes(b"\xff{")

@@ -81,3 +81,11 @@ def test_numbers_of_a_workdir_are_checked_when_it_is_read(workdir):
     path.write_text(path.read_text().replace('"depth": 2', '"depth": 2000000'))
     with pytest.raises(ValueError, match=r"model.depth=2000000 must be"):
         runs.load(workdir)
+
+
+@pytest.mark.parametrize("value", [1e-320, 1e-60, 1e39, 10**40])
+def test_numbers_that_float32_does_not_hold_are_refused(value):
+    config = default.get_config()
+    ranges.check(config)
+    with pytest.raises(ValueError, match=r"optim\.learning_rate=.* is 0 or infinite in float32\."):
+        ranges.check(dict(optim=dict(learning_rate=value)))

@@ -67,6 +67,20 @@ def test_a_name_that_is_another_class_s_number_must_say_which_it_is():
     assert conditions.parse_label("0", 11, names) == 0
 
 
+def test_names_with_commas_and_a_class_named_random():
+    names = ["a,b", "random", "c"]
+    assert conditions.parse_labels("a,b", 2, 3, names=names).tolist() == [0, 0]
+    assert conditions.parse_labels("name:a,b", 1, 3, names=names).tolist() == [0]
+    assert conditions.parse_labels("name:random,c", 2, 3, names=names).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="random is the name of class 1: write name:random"):
+        conditions.parse_labels("random", 2, 3, names=names)
+
+
+def test_columns_of_an_npz_are_refused(run_command, workdir, tmp_path):
+    flags = ["--workdir", workdir, "--columns", 3, "--out", tmp_path / "x.npz"]
+    assert "--columns is of a .png" in run_command("sample", *flags, fails=True)
+
+
 def test_fewer_images_than_labels_are_refused():
     with pytest.raises(ValueError, match=r"--num=2 must be at least 3: 0,3,9"):
         conditions.parse_labels("0,3,9", 2, 10)

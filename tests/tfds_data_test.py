@@ -162,3 +162,9 @@ def test_slices_take_their_records_of_their_files(directory):
     assert len(records) == 7
     assert [(shard.first, shard.count) for shard in shards] == [(5, 4), (0, 3)]
     assert all(shard.path.parent == directory for shard in shards)
+
+
+def test_slice_that_ends_before_it_begins_is_empty(smoke_config):
+    smoke_config.data.train_split = "train[5:2]"
+    with pytest.raises(ValueError, match="is empty"):
+        sources.open_split(smoke_config, "train")

@@ -332,3 +332,9 @@ def test_a_beginning_may_differ_in_what_the_weights_do_not_mean(smoke_config, tr
     smoke_config.data.image_size = 12
     smoke_config.sample.cfg_scale = 2.0
     train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+
+
+def test_profile_beyond_the_last_step_is_refused(smoke_config):
+    smoke_config.update(total_steps=6, profile_start_step=6)
+    with pytest.raises(ValueError, match="profile_start_step=6 must be below total_steps=6"):
+        train.make_program(smoke_config)
