@@ -224,6 +224,8 @@ def run(
                 signals.install()
             main(words)
             sys.stdout.flush()
+            if not jax.distributed.is_initialized():  # the others may let this one wait
+                signals.finish()
 
         try:
             app.run(

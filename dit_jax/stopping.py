@@ -125,7 +125,7 @@ class Raising(Signals):
 
     def __init__(self):
         super().__init__("ending as soon as the devices let go.")
-        self._ending = False
+        self._ending, self._at_exit = False, signal.SIG_DFL
 
     def __enter__(self) -> "Raising":
         self._hook, sys.unraisablehook = sys.unraisablehook, self._report
@@ -134,6 +134,10 @@ class Raising(Signals):
     def ignore(self) -> None:
         """From now on no signal raises: the command is ending."""
         self._ending = True
+
+    def finish(self) -> None:
+        """All is done: until Python has ended, signals change nothing."""
+        self._ending, self._at_exit = True, signal.SIG_IGN
 
     def _handle(self, number, _):
         if not self._ending:  # a second one must not break into the removal of temporaries
@@ -151,7 +155,7 @@ class Raising(Signals):
     def __exit__(self, *exception) -> None:
         sys.unraisablehook = self._hook
         if self._ending:
-            self._previous = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: signal.SIG_DFL}
+            self._previous = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: self._at_exit}
         super().__exit__(*exception)
 
 

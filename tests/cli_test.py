@@ -274,6 +274,18 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
     ]
 
 
+@pytest.mark.parametrize("module", ["dit_jax.sample", "experiments.scaling.fit"])
+def test_ctrl_c_while_a_command_imports_ends_it_without_a_word(module):
+    command = [sys.executable, "-m", module]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    while "numpy" not in maps.read_text():  # it has begun to import
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == ""
+    assert process.returncode == -signal.SIGINT
+
+
 @pytest.mark.slow
 def test_other_commands_say_what_is_kept(workdir, tmp_path, digits_dir, vae_dir):
     data = [f"--config.data.data_dir={digits_dir}", "--config", "configs/smoke.py"]

@@ -90,6 +90,10 @@ class Campaign:
         _say(f"round {number}: {name}, {fault} ({', '.join(now.history)}): {events}{lost}")
         return not lost
 
+    def struck(self) -> int:
+        """How many faults met a command at work, or what it had written."""
+        return sum(counts[name] for counts in self._counts.values() for name in COLUMNS[1:4])
+
     def table(self) -> str:
         """Markdown: a row for each command and fault, and their sums."""
         lines = [f"| command | fault | {' | '.join(COLUMNS)} |"]
@@ -170,6 +174,8 @@ def main() -> None:
     _say(f"seed {flags.seed}, {len(numbers)} rounds, in {root}")
     lost = [number for number in numbers if not campaign.round(flags.seed, number)]
     _say(campaign.table())
+    if len(numbers) >= 10 and not campaign.struck():
+        sys.exit("No fault struck: nothing is shown.")
     if lost:
         sys.exit(f"rounds {', '.join(map(str, lost))} of seed {flags.seed} lost something.")
     shutil.rmtree(root)

@@ -184,6 +184,7 @@ def starve(now: Round) -> None:
         now.events["too late"] += 1
         return
     running.check_error()
+    running.check_way_on()
     now.events["struck"] += 1
 
 
@@ -247,11 +248,12 @@ def move(now: Round) -> None:
     done = running.wait_for_end()
     if not done:
         running.check_error()
+        running.check_way_on()
     now.events["too late" if not struck else "went on" if done else "struck"] += 1
     if away.exists():
         with contextlib.suppress(FileNotFoundError):  # Orbax ends what it has begun
             shutil.rmtree(now.directory / "checkpoints")
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             now.directory.rmdir()
         if now.directory.exists():
             left = [path.name for path in now.directory.iterdir()]
