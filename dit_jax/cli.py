@@ -19,7 +19,7 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dit_jax import arguments, compilation_cache, files, locks, stopping, terminal
+from dit_jax import arguments, compilation_cache, files, stopping, terminal
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -311,7 +311,7 @@ def _explain_errors(start, words, kept):
         elif _is_passing(error):
             text = kept()
             message += f"\n{text[0].upper()}{text[1:]}."
-        if _is_passing(error) or isinstance(error, locks.LostError):
+        if _is_passing(error) or _is_lost(error):
             message += f" To go on, run: {_command()}"
         _fail(message)
 
@@ -363,6 +363,13 @@ def _is_of_a_file(error):
 def _is_passing(error):
     """Whether a disk that is full or the like is what it tells of; libraries wrap that in text."""
     return any(os.strerror(number) in str(error) for number in PASSING)
+
+
+def _is_lost(error):
+    """Whether it, or what it was raised from, is a directory or a lock that went away."""
+    while error and not isinstance(error, files.LostError):
+        error = error.__cause__
+    return error is not None
 
 
 def _is_ours(error):

@@ -78,8 +78,23 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
         ) from None
 
 
+class LostError(OSError):
+    """The directory or the lock went away while a command wrote there; what is kept is told."""
+
+    @classmethod
+    def of(cls, directory: pathlib.Path) -> "LostError":
+        """Of a directory that is not where it was."""
+        return cls(
+            f"{directory} is gone: it was removed or moved while this command wrote into it.\n"
+            "Nothing more is written; if it was moved, move it back."
+        )
+
+
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """What `write(file)` writes becomes the file, whole or not at all.   Raises: OSError."""
+    """What `write(file)` writes becomes the file, whole or not at all.
+
+    Raises: OSError; LostError if the directory is not there.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open_to_write(temporary, "wb") as file:
@@ -88,6 +103,8 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise LostError.of(path.parent) from error
         error.filename = error.filename or str(path)  # a full disk's has none
         raise
     finally:

@@ -26,10 +26,6 @@ logger = logging.getLogger("dit_jax")
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class LostError(OSError):
-    """The directory or the lock went away while a command wrote there; what is kept is told."""
-
-
 class Lock:
     """A held lock; `check` tells whether it still guards its directory."""
 
@@ -41,17 +37,14 @@ class Lock:
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
 
-        Raises: LostError if the directory was removed or moved, or the file removed or replaced.
+        Raises: files.LostError if the directory was removed or moved, or the file removed or replaced.
         """
         if self._file is None or _is_at(self._file, self.path):
             return
         directory = self.path.parent
         if not directory.is_dir() or not os.path.samestat(directory.stat(), self._directory):
-            raise LostError(
-                f"{directory} is gone: it was removed or moved while this command wrote into it.\n"
-                "Nothing more is written; if it was moved, move it back."
-            )
-        raise LostError(
+            raise files.LostError.of(directory)
+        raise files.LostError(
             f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
             "What is saved is kept; see that nothing else runs there."
         )
@@ -61,10 +54,10 @@ class Lock:
         problem = ""
         try:
             self.check()
-        except LostError as error:
+        except files.LostError as error:
             problem = str(error)
         if problem := sharding.from_first_process(problem):
-            raise LostError(problem)
+            raise files.LostError(problem)
 
 
 @contextlib.contextmanager

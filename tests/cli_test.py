@@ -19,7 +19,7 @@ import pytest
 import setuptools
 from xla_flags import ONE_DEVICE
 
-from dit_jax import cli, locks, stopping
+from dit_jax import cli, files, stopping
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [
@@ -189,7 +189,7 @@ def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
             "error: out of memory: RESOURCE_EXHAUSTED: 9 TiB\nTake a smaller batch",
         ),
         (
-            locks.LostError("runs/a is gone.\nNothing more is written."),
+            files.LostError("runs/a is gone.\nNothing more is written."),
             "error: runs/a is gone.\nNothing more is written. To go on, run: python -m a 'b c'\n",
         ),
         (jax.errors.JaxRuntimeError("INTERNAL: a bug"), None),

@@ -278,3 +278,17 @@ def test_text_is_there_whole_or_not_at_all(tmp_path):
         files.replace(path, write)
     assert path.read_text() == "[1]"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_in_a_directory_that_went_away_is_said(tmp_path):
+    (run := tmp_path / "run").mkdir()
+
+    def write(file):
+        file.write(b"x")
+        run.rename(tmp_path / "moved")
+
+    with pytest.raises(files.LostError, match=r"run is gone: it was removed or moved"):
+        files.replace(run / "x", write)
+    with pytest.raises(files.LostError, match=r"run is gone"):
+        files.replace_text(run / "x", "x")
+    assert not run.exists()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dit_jax import checkpoint, locks, train, workdirs
+from dit_jax import checkpoint, files, locks, train, workdirs
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_lost_lock_and_vanished_directory_are_noticed(path):
     with locks.hold(path) as lock:
         lock.check()
         path.unlink()
-        with pytest.raises(locks.LostError, match=r"train\.lock was removed .*\n.*is kept"):
+        with pytest.raises(files.LostError, match=r"train\.lock was removed .*\n.*is kept"):
             lock.check()
         path.touch()
         with pytest.raises(OSError, match="removed or replaced"):
