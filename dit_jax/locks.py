@@ -37,7 +37,8 @@ class Lock:
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
 
-        Raises: files.LostError if the directory was removed or moved, or the file removed or replaced.
+        Raises: files.LostError if the directory was removed or moved, or the file removed or
+          replaced.
         """
         if self._file is None or _is_at(self._file, self.path):
             return
