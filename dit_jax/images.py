@@ -214,11 +214,11 @@ def _read_ahead(load, num, start):
 
 
 def _digest_files(source):
-    """A digest of a split's files, their contents and times, and of the shape that it is read in.
+    """A digest of a split's files and their contents, and of the shape that it is read in.
 
-    The times, since of large datasets no more than a sample of the contents is read.
+    Of large datasets, of which no more than a sample of the contents is read, of the times too.
     """
-    return _digest(identity.identify(source), source.image_size, source.image_channels)
+    return _digest(identity.identify_contents(source), source.image_size, source.image_channels)
 
 
 def _digest(*parts):

@@ -310,11 +310,11 @@ def in_first_process(act: Callable[[], None], message: str) -> None:
 
     Raises: OSError in all processes alike, with the message, if act did: so none waits for it.
     """
-    problem = ""
+    problem, failure = "", None
     if jax.process_index() == 0:
         try:
             act()
         except OSError as error:
-            problem = f"{message}: {error}"
+            problem, failure = f"{message}: {error}", error
     if problem := from_first_process(problem):
-        raise OSError(problem)
+        raise OSError(problem) from failure

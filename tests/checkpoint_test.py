@@ -34,7 +34,7 @@ def test_checkpoint_holds_state_data_and_config(workdir, smoke_config):
     state, data_state = _latest(workdir, smoke_config)
     assert int(state.step) == 40
     window = {"steps": 0, "sums": {}}  # step 40 was reported
-    assert data_state.pop("data") == json.loads((workdir / "data.json").read_text())
+    assert data_state.pop("data") == workdirs.load_data(workdir)
     assert data_state == {"next_batch": 40, "num_records": 1617, "window": window}
     items = {path.name for path in (workdir / "checkpoints" / "40").iterdir() if path.is_dir()}
     assert {"params", "ema_params", "opt_state", "data", "config"} <= items

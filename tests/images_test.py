@@ -141,7 +141,7 @@ def test_digest_of_a_split_is_of_its_contents(tmp_path, digits_dir):
     first = digest(digits_dir)
     assert digest(digits_dir, "test[:30]") != first
     shutil.copytree(digits_dir, tmp_path / "copy")
-    assert digest(tmp_path / "copy") == first  # with its times
+    assert digest(tmp_path / "copy") == first
     (shard,) = (tmp_path / "copy").glob("**/digits-test.array_record*")
     contents = bytearray(shard.read_bytes())
     contents[len(contents) // 2] ^= 1
@@ -240,3 +240,15 @@ def test_images_are_of_the_formats_of_training(tmp_path):
         ValueError, match=r"0\.png: it is a TIFF image; PNG, JPEG, WEBP and BMP are"
     ):
         images.open_images(str(tmp_path))
+
+
+def test_digest_of_a_large_split_is_of_its_times_too(tmp_path, digits_dir, monkeypatch):
+    """Of it no more than a sample is read."""
+
+    def digest(data_dir):
+        return images.open_images("digits:test", 8, 1, str(data_dir)).digest
+
+    shutil.copytree(digits_dir, tmp_path / "copy")
+    assert digest(tmp_path / "copy") == digest(digits_dir)
+    monkeypatch.setattr(images.identity, "READ_WHOLE_BYTES", 1000)
+    assert digest(tmp_path / "copy") != digest(digits_dir)
