@@ -16,15 +16,15 @@ def digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sign(values: dict) -> dict:
+def with_digest(values: dict) -> dict:
     """Returns the values with a digest of them."""
     return values | {"digest": digest(values)}
 
 
-def unsign(values: object, name: object) -> dict:
+def without_digest(values: object, name: object) -> dict:
     """Returns the values without their digest; older versions wrote none.
 
-    Raises: ValueError if they are not what was signed.
+    Raises: ValueError if the digest is of other values.
     """
     if isinstance(values, dict):
         others = {key: value for key, value in values.items() if key != "digest"}

@@ -62,7 +62,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
             problem += "\nChoose another --out, or restore what it was made of."
     if problem := sharding.from_first_process(problem):
         raise ValueError(problem)
-    text = json.dumps(manifest.sign(identity), indent=2)
+    text = json.dumps(manifest.with_digest(identity), indent=2)
     sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
 
 
@@ -70,7 +70,7 @@ def _read_claim(path):
     """What the directory was begun with; {} if that is lost, since every shard knows it too."""
     try:
         begun = files.read_json(path, "what the shards are made of") if path.is_file() else {}
-        return manifest.unsign(begun, path)
+        return manifest.without_digest(begun, path)
     except ValueError as error:
         logger.warning("%s; it is written again.", error)
         return {}
@@ -215,7 +215,7 @@ def _write_sums(path, shard, parts, identity):
     # Of all records at once: batches must not decide in which order they are added.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
     sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
-    sums = manifest.sign(sums | {"identity": manifest.digest(identity)})
+    sums = manifest.with_digest(sums | {"identity": manifest.digest(identity)})
     _sums_path(path).parent.mkdir(exist_ok=True)
     files.replace_text(_sums_path(path), json.dumps(sums))
 
@@ -230,7 +230,7 @@ def _read_sums(path):
     sums = files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
         raise ValueError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
-    return manifest.unsign(sums, sums_path)
+    return manifest.without_digest(sums, sums_path)
 
 
 def _is_made_of(path, identity):

@@ -200,7 +200,7 @@ def write_data(workdir: pathlib.Path, data: dict) -> None:
     """
 
     def write():
-        text = json.dumps(manifest.sign(data), indent=1) + "\n"
+        text = json.dumps(manifest.with_digest(data), indent=1) + "\n"
         files.replace_text(workdir / "data.json", text)
 
     sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
@@ -215,7 +215,9 @@ def load_data(workdir: pathlib.Path) -> dict:
     for candidate in [path, *_newest_first(workdir, "data")]:
         try:
             data = files.read_json(candidate, "the identities of a run's data")
-            data = manifest.unsign(data, path) if candidate == path else data.get("data", {})
+            data = (
+                manifest.without_digest(data, path) if candidate == path else data.get("data", {})
+            )
             manifest.check_identities(data, candidate)
             return data
         except FileNotFoundError:
@@ -296,11 +298,18 @@ def _check_values(config, path):
 
 
 def _check_types(config, example, prefix=""):
-    """Demands the keys of the default config, with values of their types; numbers have ranges."""
+    """Demands values of the default config's types; numbers have ranges.
+
+    A key that is missing is damage where its section has a key of another name; else the config is
+    of an older version.
+    """
+    damaged = config.keys() - example.keys()
     for name, value in example.items():
         key = f"{prefix}{name}"
         if name not in config:
-            raise ValueError(f"it has no {key}")
+            if damaged:
+                raise ValueError(f"it has no {key}")
+            continue
         found = config[name]
         if isinstance(value, dict) and isinstance(found, dict):
             if key != "model":  # checked where it is built
@@ -318,8 +327,8 @@ def complete(config: dict) -> dict:
     """
     sections = {key.partition(".")[0] for key in AS_BEFORE_OF_PREDICTOR | AS_BEFORE if "." in key}
     for section in ("model", *sorted(sections & config.keys())):
-        if not isinstance(config[section], dict):
-            raise ValueError(f"its {section} is {str(config[section])[:100]!r}, no object")
+        if not isinstance(config[section], dict) or not config[section]:
+            raise ValueError(f"its {section} is {str(config[section])[:100]!r}, no object of keys")
     if "sample" in config:
         config["sample"] = upgrade_sample(config["sample"])
     if "total_steps" not in config:  # a converted network's, of its model alone

@@ -29,14 +29,14 @@ MOMENTS = {
 }
 
 
-def test_what_is_signed_is_read_back_and_nothing_else():
+def test_values_with_their_digest_are_read_back_and_nothing_else():
     values = {"b": [1, 2.5], "a": None}
-    signed = manifest.sign(values)
-    assert manifest.unsign(json.loads(json.dumps(signed)), "x") == values
-    assert manifest.unsign(values, "x") == values  # an older version's
-    for other in (signed | {"a": 1}, signed | {"digest": "x"}, signed | {"c": 0}, [signed], None):
+    kept = manifest.with_digest(values)
+    assert manifest.without_digest(json.loads(json.dumps(kept)), "x") == values
+    assert manifest.without_digest(values, "x") == values  # an older version's
+    for other in (kept | {"a": 1}, kept | {"digest": "x"}, kept | {"c": 0}, [kept], None):
         with pytest.raises(ValueError, match=r"^a\\x1bb is not as it was written$"):
-            manifest.unsign(other, "a\x1bb")
+            manifest.without_digest(other, "a\x1bb")
 
 
 def test_identities_are_those_of_splits():
@@ -91,6 +91,6 @@ def test_data_json_that_is_damaged_is_the_checkpoint_s(workdir, damage, caplog):
     else:
         data["train"]["classes"] = [1, 2] if damage == "another type" else None
         data["train"].pop("contents")
-        data = manifest.sign({key: value for key, value in data.items() if key != "digest"})
+        data = manifest.with_digest({key: value for key, value in data.items() if key != "digest"})
     path.write_text(json.dumps(data))
     assert workdirs.load_data(workdir) == whole
