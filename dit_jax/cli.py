@@ -307,11 +307,12 @@ def _explain_errors(start, words, kept):
             raise
         message = _message(error)
         if getattr(error, "filename", None) == "<stdout>":
-            message += "\nWhat the command has written to files is kept."
-        elif _is_passing(error):
-            text = kept()
+            text = "what the command has written to files is kept"
+        else:
+            text = kept() if _is_passing(error) else getattr(error, "kept", str)()
+        if text:
             message += f"\n{text[0].upper()}{text[1:]}."
-        if _is_passing(error) or _is_lost(error):
+        if text or _is_lost(error):
             message += f" To go on, run: {_command()}"
         _fail(message)
 

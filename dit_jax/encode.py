@@ -28,7 +28,18 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, conditions, identity, latents, locks, sharding, shards, sources
+from dit_jax import (
+    checkpoint,
+    cli,
+    conditions,
+    identity,
+    latents,
+    locks,
+    sharding,
+    shards,
+    sources,
+    stopping,
+)
 
 FLAGS = flags.FLAGS
 
@@ -88,7 +99,11 @@ def encode(
                         lock.check()
                         shards.write_shard(path, of_shard, views, features, made_of, bar)
 
-        with concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads:
+        same_images = "they go with the images that this began with"
+        with (
+            stopping.telling(lambda: f"{_tell(out)}; {same_images}"),
+            concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads,
+        ):
             sharding.together(functools.partial(write_missing, threads))
         metadata = made_of | shards.compute_statistics(splits["train"])
         if jax.process_index() == 0:
@@ -258,10 +273,9 @@ def main(_):
     print(f"mean {np.round(metadata['mean'], 4)}  std {np.round(metadata['std'], 4)}")
 
 
-def _kept():
-    if not FLAGS.out.is_dir():
-        return "nothing is kept"
-    return f"the shards that are complete are kept in {FLAGS.out}"
+def _tell(out):
+    """What is kept of the dataset, in words."""
+    return f"the shards that are complete are kept in {out}" if out.is_dir() else "nothing is kept"
 
 
 if __name__ == "__main__":
@@ -271,4 +285,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
     flags.DEFINE_integer("batch_size", 32, "Images that are read at a time, per device.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
-    cli.run(main, kept=_kept)
+    cli.run(main, kept=lambda: _tell(FLAGS.out))

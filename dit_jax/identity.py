@@ -30,6 +30,11 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
     Args: recorded, an earlier identity: contents are not read again where nothing has changed.
     Raises: OSError if a file cannot be read.
     """
+    return _identify(source, recorded)[0]
+
+
+def _identify(source, recorded=None):
+    """(the identity of a split, whether it holds all of the contents)."""
     if isinstance(source.records, folders.Folder):
         folder = source.records
         paths = [folder.root / name for name in folder.files]
@@ -42,6 +47,7 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
         sizes = np.array([stat.st_size for stat in stats])
         times = np.array([stat.st_ctime_ns for stat in stats])
         labels = captions = None  # in the files
+    whole = int(sizes.sum()) <= READ_WHOLE_BYTES
     identity = {
         "num_examples": len(source) // source.views,
         "version": source.version,
@@ -53,8 +59,8 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
     }
     read = ("contents", "bytes_read")
     if recorded and all(recorded.get(key) == value for key, value in identity.items()):
-        return identity | {key: recorded[key] for key in read}
-    return identity | dict(zip(read, _read_contents(paths, sizes), strict=True))
+        return identity | {key: recorded[key] for key in read}, whole
+    return identity | dict(zip(read, _read_contents(paths, sizes, whole), strict=True)), whole
 
 
 def identify_contents(source: sources.Source) -> dict:
@@ -62,12 +68,8 @@ def identify_contents(source: sources.Source) -> dict:
 
     Raises: OSError if a file cannot be read.
     """
-    identity = identify(source)
-    if isinstance(source.records, folders.Folder):
-        total = int(source.records.sizes.sum())
-    else:
-        total = sum(shard.path.stat().st_size for shard in source.shards)
-    if total <= READ_WHOLE_BYTES:
+    identity, whole = _identify(source)
+    if whole:
         del identity["times"]
     return identity
 
@@ -159,9 +161,8 @@ def get_training_images(data: dict) -> dict | None:
     return data.get("images", data).get("train")
 
 
-def _read_contents(paths: Sequence[pathlib.Path], sizes) -> tuple[str, int]:
+def _read_contents(paths: Sequence[pathlib.Path], sizes, whole: bool) -> tuple[str, int]:
     """(a digest of the files' contents, or of a sample of them; how many bytes were read)."""
-    whole = int(sizes.sum()) <= READ_WHOLE_BYTES
     digest, bytes_read = hashlib.sha256(), 0
     count = len(paths) if whole else min(len(paths), MAX_FILES)
     for i in np.linspace(0, len(paths) - 1, count).astype(int):

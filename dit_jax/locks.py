@@ -24,6 +24,7 @@ logger = logging.getLogger("dit_jax")
 
 # What file systems without locks answer.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+MOST_BYTES = 2**20  # of a lock file, which holds a command
 
 
 class Lock:
@@ -32,7 +33,7 @@ class Lock:
     def __init__(self, path: pathlib.Path, file: TextIO | None):
         self.path = path
         self._file = file  # None: another process of this command holds it, or nothing can be held
-        self._directory = file and path.parent.stat()
+        self._directory = path.parent.stat()
 
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
@@ -40,11 +41,11 @@ class Lock:
         Raises: files.LostError if the directory was removed or moved, or the file removed or
           replaced.
         """
-        if self._file is None or _is_at(self._file, self.path):
-            return
         directory = self.path.parent
         if not directory.is_dir() or not os.path.samestat(directory.stat(), self._directory):
             raise files.LostError.of(directory)
+        if self._file is None or _is_at(self._file, self.path):
+            return
         raise files.LostError(
             f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
             "What is saved is kept; see that nothing else runs there."
@@ -169,7 +170,7 @@ def _this_command():
 def _describe_holder(path):
     """The command that wrote the lock file, in words."""
     try:
-        holder = json.loads(path.read_text())
+        holder = json.loads(files.read_bytes(path, MOST_BYTES))
         pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
         return f"process {pid} on {host}, since {since}, {command!r},"
     except (OSError, ValueError, KeyError, TypeError):

@@ -12,10 +12,12 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import jax
+
+from dit_jax import files
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 PATIENCE = 1.0  # seconds after which a command that has not ended says that it will
@@ -32,6 +34,21 @@ class Stopped(KeyboardInterrupt):
     def status(self) -> int:
         """The exit status of a process that this signal ended, as shells count: 130 or 143."""
         return 128 + self.number
+
+
+@contextlib.contextmanager
+def telling(kept: Callable[[], str]) -> Iterator[None]:
+    """Hands on to an error, as its `kept`, what tells what is kept of the work inside.
+
+    Called when all has ended: a checkpoint may yet be being written. Not of a `files.LostError`:
+    what was kept cannot be looked at.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not isinstance(error, files.LostError):
+            error.kept = kept
+        raise
 
 
 class Signals:

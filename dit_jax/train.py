@@ -344,6 +344,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         progress = stack.enter_context(
             metrics.Progress(first_step, total_steps, config.batch_size, window)
         )
+        same_data = "a run goes on with the data that it began with"
+        stack.enter_context(stopping.telling(lambda: f"{_tell(workdir)}; {same_data}"))
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
             if profile and step == profile[0]:
@@ -412,9 +414,10 @@ def log_summary(program: Program, class_names: Sequence[str] | None = None) -> N
     )
 
 
-def _kept():
-    steps = workdirs.saved_steps(FLAGS.workdir)
-    return f"step {steps[-1]} is kept in {FLAGS.workdir}" if steps else "no step is saved yet"
+def _tell(workdir):
+    """What is kept of a run, in words."""
+    steps = workdirs.saved_steps(workdir)
+    return f"step {steps[-1]} is kept in {workdir}" if steps else "no step is saved yet"
 
 
 def main(_):
@@ -424,4 +427,4 @@ def main(_):
 if __name__ == "__main__":
     cli.define_config()
     cli.define_path("workdir", None, "Directory of this run.", required=True)
-    cli.run(main, kept=_kept, saves=True)
+    cli.run(main, kept=lambda: _tell(FLAGS.workdir), saves=True)

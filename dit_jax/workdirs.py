@@ -118,6 +118,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
     check_config(workdir, config)  # first: a refused config must not leave a directory behind
     with locks.hold(workdir / LOCK) as lock:
         check_config(workdir, config)  # again: another run may have ended since
+        _warn_of_length(workdir, config)
 
         def make():
             (workdir / "checkpoints").mkdir(exist_ok=True)
@@ -126,6 +127,17 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
 
         sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
         yield lock
+
+
+def _warn_of_length(workdir, config):
+    if saved_steps(workdir) and config.optim.schedule == "cosine":
+        then = load_config(workdir).total_steps
+        if then != config.total_steps:
+            logger.warning(
+                "total_steps was %d, now %d: so is the cosine schedule's end",
+                then,
+                config.total_steps,
+            )
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -147,9 +159,6 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
                 + "\n".join(lines)
                 + "\nChoose another --workdir, or restore these values."
             )
-        lengths = saved["total_steps"], wanted["total_steps"]
-        if lengths[0] != lengths[1] and wanted["optim.schedule"] == "cosine":
-            logger.warning("total_steps was %d, now %d: so is the cosine schedule's end", *lengths)
 
 
 def check_step(workdir: pathlib.Path, step: int) -> None:

@@ -180,6 +180,13 @@ def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
     assert not cli._is_of_a_file(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
+def _with_kept(error, text):
+    """The error as it leaves the work, of which that is kept."""
+    with pytest.raises(type(error)), stopping.telling(lambda: text):
+        raise error
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -191,6 +198,14 @@ def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
         (
             files.LostError("runs/a is gone.\nNothing more is written."),
             "error: runs/a is gone.\nNothing more is written. To go on, run: python -m a 'b c'\n",
+        ),
+        (
+            _with_kept(OSError("cannot read a.png: it is empty."), "step 3 is kept"),
+            "error: cannot read a.png: it is empty.\nStep 3 is kept. To go on, run: python -m a ",
+        ),
+        (
+            _with_kept(OSError(errno.ENOSPC, "No space left on device"), "step 3 is kept"),
+            "error: No space left on device\nNothing is kept. To go on, run: python -m a ",
         ),
         (jax.errors.JaxRuntimeError("INTERNAL: a bug"), None),
     ],

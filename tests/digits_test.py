@@ -1,12 +1,15 @@
 """The embedded dataset is written once and is the same every time."""
 
+import concurrent.futures
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 import tensorflow_datasets as tfds
 
+from dit_jax import datasets, locks
 from dit_jax.datasets import digits
 
 
@@ -29,6 +32,19 @@ def test_digits_command_builds_the_dataset(run_command, tmp_path):
     assert f"digits: {tmp_path}/digits/1.0.0" in run_command(
         "datasets.digits", "--data_dir", tmp_path
     )
+
+
+def test_second_writer_waits_for_the_first(tmp_path, caplog):
+    lock = tmp_path / "digits" / datasets.LOCK
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        with caplog.at_level("INFO", logger="dit_jax"), locks.hold(lock):
+            waiting = threads.submit(digits.prepare, tmp_path)
+            while "waiting for another command" not in caplog.text:
+                assert not waiting.done()
+                time.sleep(0.01)
+            assert [path.name for path in lock.parent.iterdir()] == [lock.name]
+        assert waiting.result() == str(tmp_path / "digits" / "1.0.0")
+    assert [path.name for path in lock.parent.iterdir()] == ["1.0.0"]
 
 
 def _shard(directory, split="train"):

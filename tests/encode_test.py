@@ -204,6 +204,7 @@ def test_unreadable_image_ends_both_processes(image_folder, vae_dir, tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [1, 1]
     assert f"error: cannot read the image of {damaged}" in errors[0]
+    assert f"\nThe shards that are complete are kept in {tmp_path / 'out'}; they go" in errors[0]
     assert "error: another process failed: see its output; run the same command" in errors[1]
     assert "Traceback" not in "".join(errors)
     for shard in (1, 3):

@@ -107,6 +107,9 @@ def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     with locks.hold(path) as lock:
         lock.check()
+        path.parent.rename(path.parent.with_name("moved"))
+        with pytest.raises(files.LostError, match=r"run is gone: it was removed or moved"):
+            lock.check()
     assert "cannot be locked (No locks available): see that no other command" in caplog.text
 
 

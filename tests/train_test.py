@@ -200,6 +200,18 @@ def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypat
         assert np.isfinite(leaf).all()
 
 
+def test_unreadable_data_tell_what_is_kept(workdir, smoke_config, monkeypatch):
+    def fail(_):
+        raise OSError("cannot read a.png")
+
+    smoke_config.total_steps = 50
+    monkeypatch.setattr(train.data.TrainIterator, "__next__", fail)
+    with pytest.raises(OSError, match=r"a\.png") as error:
+        train.train_and_evaluate(smoke_config, workdir)
+    told = f"step 40 is kept in {workdir}; a run goes on with the data that it began with"
+    assert error.value.kept() == told
+
+
 @pytest.mark.slow
 def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(workdir, smoke_config):
     smoke_config.total_steps = 50

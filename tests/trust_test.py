@@ -235,6 +235,47 @@ def test_configs_of_strange_workdirs(refuse, workdir, tmp_path, kind):
     refuse("sample", "--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png")
 
 
+DATA = {
+    "names": lambda one: one.update(classes=["\x1b[31m\nerror: all is well"] * 10),
+    "numbers": lambda one: one.update(num_examples=10**400, bytes_read=-1),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_data_of_strange_workdirs(meet, workdir, tmp_path, kind):
+    """What the file says is not used, but what the newest checkpoint holds, with a digest."""
+    path = workdir / "data.json"
+    data = json.loads(path.read_text())
+    del data["digest"]
+    DATA[kind](data["train"])
+    path.write_text(json.dumps(data))
+    flags = ["--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png"]
+    status, stderr = meet("sample", *flags)
+    assert status == 0, stderr
+    assert "data.json is not used" in stderr
+
+
+METADATA = {
+    "scale": _set("std", value=[0.0] * 4),
+    "mean": _set("mean", value="\x1b[31m"),
+    "channels": _set("mean", value=[0.0] * 5),
+    "digest": _set("vae_digest", value={"\x1b[31m": 1}),
+    "classes": _set("dataset", "train", "classes", value=[["\x1b[31m"]] * 10),
+    "published": _set("published", value="\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_moments_from_elsewhere(refuse, moments_dir, tmp_path, kind):
+    directory = shutil.copytree(moments_dir, tmp_path / "moments")
+    metadata = json.loads((directory / "metadata.json").read_text())
+    METADATA[kind](metadata)
+    (directory / "metadata.json").write_text(json.dumps(metadata))
+    config = ["--config=configs/digits_latents.py", "--config.model.in_channels=2"]
+    config += [f"--config.latents.moments={directory}"]
+    assert f"{directory}" in refuse("train", *config, "--workdir", tmp_path / "run")
+
+
 @pytest.mark.parametrize("contents", [b"", b"[" * 10**6, b"9" * 10**5, b"\xff", b'{"model": {}}'])
 def test_damaged_configs_without_another(refuse, workdir, tmp_path, contents):
     for path in [workdir / "config.json", *workdir.glob("checkpoints/*/config/metadata")]:

@@ -9,11 +9,12 @@ import shlex
 
 import tensorflow_datasets as tfds
 
-from dit_jax import files, tfds_data
+from dit_jax import files, locks, tfds_data
 
 logger = logging.getLogger("dit_jax")
 
 SPLITS = ("train", "test")
+LOCK = "write.lock"  # beside the versions of a dataset
 
 
 def write(
@@ -23,23 +24,33 @@ def write(
 ) -> str:
     """Writes the dataset of a TFDS builder unless it is there already; returns its directory.
 
+    It waits for another process that writes the same dataset.
+
     Args: data_dir, TFDS's; None is its standard one.   config: the name of the builder's.
     Raises: ValueError if what is there is not the whole dataset: nothing in it is changed; OSError
       if it cannot be written.
     """
     name = f"{builder_class.name}/{config}".rstrip("/")
-    # Before TFDS looks: a directory is all that it needs to say that the dataset is there.
-    for root in tfds.core.utils.file_utils.list_data_dirs(data_dir):
-        directory = pathlib.Path(root).expanduser() / name / str(builder_class.VERSION)
-        if os.path.lexists(directory):
-            check(directory, tfds_data.build_command(name, str(data_dir or "")))
-    options = dict(config=config) if config else {}
-    builder = builder_class(data_dir=data_dir, file_format="array_record", **options)
-    if not builder.data_path.exists():
-        logger.info("writing the dataset %s", builder.data_dir)
+
+    def open_whole():
+        # Before TFDS looks: a directory is all that it needs to say that the dataset is there.
+        for root in tfds.core.utils.file_utils.list_data_dirs(data_dir):
+            directory = pathlib.Path(root).expanduser() / name / str(builder_class.VERSION)
+            if os.path.lexists(directory):
+                check(directory, tfds_data.build_command(name, str(data_dir or "")))
+        options = dict(config=config) if config else {}
+        return builder_class(data_dir=data_dir, file_format="array_record", **options)
+
+    builder = open_whole()
+    if builder.data_path.exists():
+        return str(builder.data_dir)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own lines, of downloads
-            builder.download_and_prepare()
+        with locks.hold(pathlib.Path(builder.data_dir).parent / LOCK, wait=True):
+            builder = open_whole()  # another command may have written it since
+            if not builder.data_path.exists():
+                logger.info("writing the dataset %s", builder.data_dir)
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own lines, of downloads
+                builder.download_and_prepare()
     except (OSError, RuntimeError) as error:  # the latter is array_record's
         raise OSError(f"cannot write the dataset {builder.data_dir}: {error}") from error
     return str(builder.data_dir)
