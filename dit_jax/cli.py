@@ -199,7 +199,7 @@ def run(
       main: takes the words without a flag.
       positionals: the names of these, such as 'KIND SRC DST'; 'MODEL ...' is any number.
       kept: what is there to go on from when a signal or a full disk has ended the command.
-      stopped_status: the exit status after a signal, instead of 130 or 143.
+      stopped_status: the exit status after a signal or a full disk, instead of 130, 143 or 1.
       saves: main trains; several processes agree on the step where SIGTERM ends it.
       on_cpu: leaves the accelerators to the processes that main starts.
 
@@ -229,7 +229,7 @@ def run(
 
         try:
             app.run(
-                lambda words: _explain_errors(start, words, kept),
+                lambda words: _explain_errors(start, words, kept, stopped_status or 1),
                 flags_parser=lambda argv: _parse(argv, positionals),
             )
         except stopping.Stopped as stopped:
@@ -291,7 +291,7 @@ def _parse(argv, positionals):
         _fail(_message(error))
 
 
-def _explain_errors(start, words, kept):
+def _explain_errors(start, words, kept, passing_status=1):
     try:
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -309,18 +309,18 @@ def _explain_errors(start, words, kept):
         if getattr(error, "filename", None) == "<stdout>":
             text = "what the command has written to files is kept"
         else:
-            text = kept() if _is_passing(error) else getattr(error, "kept", str)()
+            text = kept() if is_passing(error) else getattr(error, "kept", str)()
         if text:
             message += f"\n{text[0].upper()}{text[1:]}."
         if text or _is_lost(error):
             message += f" To go on, run: {_command()}"
-        _fail(message)
+        _fail(message, passing_status if is_passing(error) else 1)
 
 
-def _fail(message):
+def _fail(message, status=1):
     """Ends the command with a message."""
     sys.stderr.write(terminal.escape(f"error: {message}\n"))
-    sys.exit(1)
+    sys.exit(status)
 
 
 def _end(stopped, kept, status):
@@ -361,9 +361,10 @@ def _is_of_a_file(error):
     return known and (error.filename is not None or error.errno in PASSING)
 
 
-def _is_passing(error):
-    """Whether a disk that is full or the like is what it tells of; libraries wrap that in text."""
-    return any(os.strerror(number) in str(error) for number in PASSING)
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is of a full disk or the like: once that is mended, the command goes on."""
+    text = str(error)  # libraries wrap the operating system's errors
+    return any(os.strerror(number) in text for number in PASSING)
 
 
 def _is_lost(error):

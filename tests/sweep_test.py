@@ -1,6 +1,7 @@
 """A sweep end to end: run, killed and continued, failed and retried, here or as jobs."""
 
 import concurrent.futures
+import errno
 import fcntl
 import json
 import os
@@ -186,6 +187,18 @@ def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypat
 
     monkeypatch.setattr(cell.train, "train_and_evaluate", stop)
     with pytest.raises(stopping.Stopped):
+        cell.run(one, config.evaluate, tmp_path / one.name)
+    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+
+
+def test_cell_on_a_full_disk_has_not_failed(config, tmp_path, monkeypatch):
+    one, *_ = grid.cells(config)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
+
+    monkeypatch.setattr(cell.train, "train_and_evaluate", fail)
+    with pytest.raises(OSError, match="No space left"):
         cell.run(one, config.evaluate, tmp_path / one.name)
     assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
 

@@ -57,7 +57,8 @@ class AutoencoderKL(nn.Module):
         if height % self.factor or width % self.factor or channels != self.image_channels:
             raise ValueError(
                 f"image has shape {image.shape}; height and width must be multiples of the VAE's "
-                f"factor {self.factor}, with {self.image_channels} channels."
+                f"factor {self.factor}, with {self.image_channels} channels: data.image_size and "
+                "data.image_channels are what images are read as."
             )
         moments = self.encoder(image).astype(jnp.float32)
         return self.quant_conv(moments) if self.use_quant_conv else moments

@@ -40,7 +40,8 @@ FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
 
 LOCK = "cell.lock"  # in a cell's directory, beside the lock of its training
-INTERRUPTED = 75  # exit status of a cell that a signal ended; sysexits.h's EX_TEMPFAIL
+# Exit status of a cell that a signal or a full disk ended; sysexits.h's EX_TEMPFAIL.
+INTERRUPTED = 75
 
 
 def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
@@ -48,7 +49,7 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> Non
 
     Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.
     Raises: ValueError as `check`; as `train.train_and_evaluate` and `evaluate.evaluate`, and then
-      what failed is recorded. A signal, as stopping.Stopped, is no failure.
+      what failed is recorded. A signal, as stopping.Stopped, or a full disk is no failure.
     """
     # Waits for another process that runs it: one of a sweep that was killed, say.
     with locks.hold(directory / LOCK, wait=True):
@@ -74,7 +75,8 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> Non
             for row in _evaluate(cell, evaluation, directory) if evaluation.num else ():
                 pictures.append(row["picture"])
         except Exception as error:  # of any kind
-            record("failed", error=str(error), traceback=traceback.format_exc())
+            if not cli.is_passing(error):  # a full disk is not the cell's: it has only begun
+                record("failed", error=str(error), traceback=traceback.format_exc())
             raise
         except stopping.Stopped:
             record("begun")  # with the time that it took

@@ -134,10 +134,17 @@ def main(_):
     if failed:
         lines = [f"  {c.name}: {cell.error(workdir / c.name)}" for c in failed]
         raise ValueError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
-    if stopped := [c.name for c in waiting(sweep, cells, workdir)]:
-        raise ValueError(f"{', '.join(stopped)} did not end: run the same command to continue.")
+    if unfinished := waiting(sweep, cells, workdir):
+        logs = "\n".join(f"  {c.name}: see {workdir / c.name / 'log.txt'}" for c in unfinished)
+        with stopping.telling(_tell):
+            raise ValueError(f"these cells were interrupted:\n{logs}")
     rows = collect.write(workdir, workdir / "table.csv", cells=[c.name for c in cells])
     print(f"{workdir / 'table.csv'}: {len(rows)} rows of {len(cells)} cells")
+
+
+def _tell():
+    """What is kept of the sweep, in words."""
+    return f"what the cells have saved is kept in {FLAGS.workdir}"
 
 
 def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
@@ -177,4 +184,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("retry_failed", False, "Run cells again that failed.")
     flags.DEFINE_bool("list", False, "Show all cells, what they cost and what is done.")
-    cli.run(main, kept=lambda: f"what the cells have saved is kept in {FLAGS.workdir}", on_cpu=True)
+    cli.run(main, kept=_tell, on_cpu=True)
