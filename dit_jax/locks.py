@@ -41,15 +41,20 @@ class Lock:
         Raises: files.LostError if the directory was removed or moved, or the file removed or
           replaced.
         """
+        self.check_directory()
         directory = self.path.parent
-        if not directory.is_dir() or not os.path.samestat(directory.stat(), self._directory):
-            raise files.LostError.of(directory)
         if self._file is None or _is_at(self._file, self.path):
             return
         raise files.LostError(
             f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
             "What is saved is kept; see that nothing else runs there."
         )
+
+    def check_directory(self) -> None:
+        """Demands that the directory is there.   Raises: files.LostError if it was moved, say."""
+        directory = self.path.parent
+        if not directory.is_dir() or not os.path.samestat(directory.stat(), self._directory):
+            raise files.LostError.of(directory)
 
     def check_together(self) -> None:
         """As `check`, called and raised in all processes alike: so none waits for another."""
@@ -71,7 +76,8 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
 
     Args: wait, for another command that holds it to end, instead of raising.
     Raises: OSError that names the command which holds the lock, or a link or pipe in the
-      directory, in all processes alike.
+      directory, in all processes alike; files.LostError in place of an OSError from inside when the
+      directory has gone.
     """
     opened = []
 
@@ -86,8 +92,15 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
     # Every process learns of a failure: the others would wait for the first one.
     sharding.in_first_process(take, f"cannot write into {path.parent}")
     file = opened[0] if opened else None
+    lock = Lock(path, file)
     try:
-        yield Lock(path, file)
+        yield lock
+    except OSError as error:
+        try:
+            lock.check_directory()
+        except files.LostError as lost:  # whatever failed to be written there, this is why
+            raise lost from error
+        raise
     finally:
         _release(path, file)
 

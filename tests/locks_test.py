@@ -100,6 +100,16 @@ def test_lost_lock_and_vanished_directory_are_noticed(path):
             lock.check()
 
 
+def test_what_cannot_be_written_into_a_vanished_directory_says_that_it_vanished(path):
+    with pytest.raises(files.LostError, match="run is gone") as error, locks.hold(path):
+        path.parent.rename(path.parent.with_name("moved"))
+        raise OSError("cannot write a checkpoint; if space is missing there, free some")
+    assert "cannot write a checkpoint" in str(error.value.__cause__)
+    with pytest.raises(OSError, match="no space") as error, locks.hold(path):
+        raise OSError("no space")
+    assert not isinstance(error.value, files.LostError)
+
+
 def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
     def flock(*_):
         raise OSError(locks.UNSUPPORTED[0], "No locks available")
