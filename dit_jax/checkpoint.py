@@ -10,6 +10,7 @@ import json
 import logging
 import pathlib
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 
@@ -38,6 +39,7 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
         keep_period=config.checkpoint_keep_every_steps or None,
         cleanup_tmp_directories=True,
         create=False,  # `workdirs.claim` has: it would make one anew that was moved away since
+        async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meet),
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     failed = True
@@ -51,6 +53,16 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
             if not failed:
                 raise _write_error(manager, error) from error
             logger.error("%s", _write_error(manager, error))  # what ended the run is told last
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Waits at a barrier of Orbax's for the other processes; not when this one could not write.
+
+    It would wait at the barrier behind the one where the others wait for it, all ten minutes long.
+    """
+    if (error := sys.exc_info()[1]) is not None:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, config) -> None:

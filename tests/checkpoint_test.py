@@ -235,3 +235,24 @@ def test_conversion_that_a_signal_ends_leaves_no_temporary(tmp_path, monkeypatch
     with pytest.raises(stopping.Stopped):
         checkpoint.save_params(tmp_path / "run", config, {"a": jax.numpy.zeros(2)})
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_process_that_could_not_write_does_not_wait_for_the_others(monkeypatch):
+    """Orbax would have it wait where they do not come, in the `finally` of what failed."""
+    keys = []
+
+    def wait(key, timeout_ms):
+        keys.append(key)
+
+    monkeypatch.setattr(checkpoint.ocp.multihost, "get_barrier_sync_fn", lambda: wait)
+    checkpoint._meet(key="written", timeout_ms=1)
+
+    def write():
+        try:
+            raise OSError("the disk is full")
+        finally:
+            checkpoint._meet(key="finalized", timeout_ms=1)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write()
+    assert keys == ["written"]
