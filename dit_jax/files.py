@@ -1,6 +1,8 @@
 """Files that are there whole or not at all; paths; files and names from elsewhere."""
 
+import contextlib
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -27,6 +29,7 @@ WRITING = {  # flags of the modes that open for it
     "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
     "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
     "r+": os.O_RDWR,
+    "r+b": os.O_RDWR | os.O_CREAT,
 }
 MOST_JSON_BYTES = 64 * 2**20
 MOST_JSON_DEPTH = 100
@@ -93,22 +96,59 @@ class LostError(OSError):
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     """What `write(file)` writes becomes the file, whole or not at all.
 
+    Of several commands that replace one file each waits for the one before, and the last one's
+    stays.
     Raises: OSError; LostError if the directory is not there.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with open_to_write(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _open_alone(temporary) as file:
+            try:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)  # it is still locked, so nobody else's
+                raise
     except OSError as error:
         if not path.parent.is_dir():
             raise LostError.of(path.parent) from error
         error.filename = error.filename or str(path)  # a full disk's has none
         raise
+
+
+def _open_alone(path):
+    """The empty file of this path, open to be written by this process alone."""
+    while True:
+        file = open_to_write(path, "r+b")
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if is_at(file, path):  # else who held it has given it its name
+                file.truncate(0)  # of a command that was killed
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def is_at(file: IO, path: pathlib.Path) -> bool:
+    """Whether the open file is the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def flush_to_disk(path: pathlib.Path) -> None:
+    """Waits until a file's contents are on the disk.   Raises: OSError."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(number)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -168,7 +208,11 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
     """
     waiting, seen = [directory], set()
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
+        try:
+            entries = os.scandir(waiting.pop())
+        except FileNotFoundError:  # another command has removed it since
+            continue
+        with entries:
             for entry in entries:
                 if entry.is_symlink() and not links:
                     raise OSError(

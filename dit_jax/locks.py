@@ -43,7 +43,7 @@ class Lock:
         """
         self.check_directory()
         directory = self.path.parent
-        if self._file is None or _is_at(self._file, self.path):
+        if self._file is None or files.is_at(self._file, self.path):
             return
         raise files.LostError(
             f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
@@ -107,7 +107,7 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
 
 def _release(path, file):
     if file is not None:
-        if _is_at(file, path):
+        if files.is_at(file, path):
             path.unlink()  # while it is held: who opened it before finds that out
         file.close()
 
@@ -135,7 +135,7 @@ def _take(path, wait):
                 )
                 return None
             raise
-        if _is_at(file, path):  # else its last holder has just removed it
+        if files.is_at(file, path):  # else its last holder has just removed it
             file.truncate(0)
             file.write(json.dumps(_this_command()))
             file.flush()
@@ -160,14 +160,6 @@ def is_held(path: pathlib.Path) -> bool:
         with files.open_to_write(path, "r+") as file:
             return not _try_lock(file)
     except OSError:  # no such file, or a file system without locks
-        return False
-
-
-def _is_at(file, path):
-    """Whether the open file is the one at the path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
         return False
 
 

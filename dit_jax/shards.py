@@ -170,6 +170,7 @@ def write_shard(
             sums.append(_sum_moments(moments))
             bar.update(count)
         writer.close()
+        files.flush_to_disk(temporary)
         _write_sums(path, temporary, sums, identity)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # the latter is array_record's

@@ -17,7 +17,8 @@ logger = logging.getLogger("dit_jax")
 
 
 # Numbers of the first image and of the one after the last, and the CRC-32 of the file.
-NAME = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{8})\.npz")
+NAME = re.compile(r"(\d{8,18})-(\d{8,18})-([0-9a-f]{8})\.npz")
+MOST_TEXT_BYTES = 4096
 
 
 class Spool:
@@ -32,6 +33,12 @@ class Spool:
 
     def __init__(self, directory: pathlib.Path, revision: str):
         self.directory, self.revision = directory, revision
+        self._form = {}  # name -> (shape of an image's, dtype) of the arrays that are there
+
+    def _has_form(self, form):
+        """Whether arrays go with those of the other batches; not all of these have images."""
+        same = all(self._form.get(name, value) == value for name, value in form.items())
+        return same and (not self._form or form.keys() ^ self._form.keys() <= {"image"})
 
     def find_missing(self, num_images: int) -> list[range]:
         """Returns the numbers of the images that are missing, in order, from the first on.
@@ -45,7 +52,8 @@ class Spool:
             raise OSError(f"cannot write to {self.directory}: {error}") from error
         missing, done = [], 0
         for numbers, path in self._files():
-            if numbers.start < done or not self._is_whole(path):
+            within = done <= numbers.start and numbers.stop <= num_images
+            if not (within and self._is_whole(path, len(numbers))):
                 logger.warning("%s is damaged: its images are made again.", path)
                 path.unlink()
                 continue
@@ -56,13 +64,25 @@ class Spool:
             logger.info("continuing after %d images: %s", num_images - left, self.directory)
         return missing
 
-    def _is_whole(self, path):
-        """Whether a batch is as it was written.   Raises: ValueError as `find_missing`."""
-        contents = path.read_bytes()
-        if NAME.fullmatch(path.name)[3] != f"{zlib.crc32(contents):08x}":
+    def _is_whole(self, path, count):
+        """Whether a batch is as it was written, of so many images, and of the others' arrays.
+
+        Raises: ValueError as `find_missing`.
+        """
+        if NAME.fullmatch(path.name)[3] != f"{zlib.crc32(path.read_bytes()):08x}":
             return False
-        with np.load(io.BytesIO(contents)) as file:
-            begun = str(file["revision"])
+        try:
+            found = files.describe_npz(path)
+            begun = _read_text(path, "revision")
+        except ValueError:
+            return False
+        arrays = {name: array for name, array in found.items() if name != "revision"}
+        if any(array.shape[:1] != (count,) for array in arrays.values()):
+            return False
+        form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
+        if not self._has_form(form):
+            return False
+        self._form |= form
         if begun != self.revision:
             raise ValueError(
                 f"{self.directory} was begun by other code, revision {begun}, now {self.revision}: "
@@ -72,7 +92,17 @@ class Spool:
         return True
 
     def add(self, numbers: range, arrays: dict[str, np.ndarray]) -> None:
-        """Keeps the arrays [len(numbers), ...] of the images of these numbers."""
+        """Keeps the arrays [len(numbers), ...] of the images of these numbers.
+
+        Raises: OSError; ValueError if the batches that are there hold other arrays.
+        """
+        form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
+        if not self._has_form(form):
+            raise ValueError(
+                f"{self.directory} holds batches of other arrays than this command makes: "
+                f"{self._form}, not {form}. Remove the directory, then run the same command."
+            )
+        self._form |= form
         contents = io.BytesIO()
         np.savez(contents, revision=np.array(self.revision), **arrays)
         crc = zlib.crc32(contents.getbuffer())
@@ -90,14 +120,14 @@ class Spool:
         spooled, kept, shown = list(self._files()), {}, []
         total = spooled[-1][0].stop
         for numbers, path in spooled:
-            with np.load(path) as file:
-                for key in set(file.files) - {"image", "revision"}:
-                    array = file[key]
-                    if key not in kept:  # whole at once: parts and the whole would be twice as much
-                        kept[key] = np.empty((total, *array.shape[1:]), array.dtype)
-                    kept[key][numbers.start : numbers.stop] = array
-                if numbers.start < num_images:
-                    shown.append(file["image"])
+            names = self._form.keys() - ({"image"} if numbers.start >= num_images else set())
+            arrays = files.read_npz(path, names)
+            if "image" in arrays:
+                shown.append(arrays.pop("image"))
+            for key, array in arrays.items():
+                if key not in kept:  # whole at once: parts and the whole would be twice as much
+                    kept[key] = np.empty((total, *array.shape[1:]), array.dtype)
+                kept[key][numbers.start : numbers.stop] = array
         return kept | {"image": np.concatenate(shown)[:num_images]}
 
     def write_npz(self, out: pathlib.Path, name: str) -> None:
@@ -106,8 +136,8 @@ class Spool:
         For `name_of` it also holds a name.
         """
         spooled = list(self._files())
-        with np.load(spooled[0][1]) as batch:
-            shape = (spooled[-1][0].stop, *batch["image"].shape[1:])
+        shape = (spooled[-1][0].stop, *self._form["image"][0])
+        names = self._form.keys() & {"image", "label"}  # a model of captions has no labels
 
         def write(file):
             labels = []
@@ -116,10 +146,10 @@ class Spool:
                     header = dict(descr="|u1", fortran_order=False, shape=shape)
                     np.lib.format.write_array_header_1_0(member, header)
                     for _, path in spooled:
-                        with np.load(path) as batch:
-                            member.write(np.ascontiguousarray(batch["image"]).data)
-                            if "label" in batch:  # a model of captions has none
-                                labels.append(batch["label"])
+                        batch = files.read_npz(path, names)
+                        member.write(np.ascontiguousarray(batch["image"]).data)
+                        if "label" in batch:
+                            labels.append(batch["label"])
                 rest = {"label": np.concatenate(labels)} if labels else {}
                 for key, array in {**rest, "name": np.array(name)}.items():
                     with npz.open(f"{key}.npy", "w") as member:
@@ -146,7 +176,14 @@ class Spool:
 def name_of(path: pathlib.Path) -> str | None:
     """The name in an .npz that `Spool.write_npz` wrote; None if it is no such file."""
     try:
-        with np.load(path) as file:
-            return str(file["name"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return _read_text(path, "name")
+    except (OSError, ValueError):
         return None
+
+
+def _read_text(path, name):
+    """A short text in an .npz.   Raises: OSError; ValueError for anything else."""
+    text = files.describe_npz(path).get(name)
+    if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MOST_TEXT_BYTES:
+        raise ValueError(f"{files.printable(path)} holds no text {name!r}")
+    return str(files.read_npz(path, [name])[name])

@@ -1,8 +1,12 @@
 """Files that are whole; paths of flags; names in messages; JSON and .npz made to do harm."""
 
+import concurrent.futures
 import errno
 import json
+import os
 import pathlib
+import threading
+import time
 import zipfile
 
 import numpy as np
@@ -292,3 +296,51 @@ def test_file_in_a_directory_that_went_away_is_said(tmp_path):
     with pytest.raises(files.LostError, match=r"run is gone"):
         files.replace_text(run / "x", "x")
     assert not run.exists()
+
+
+def test_commands_that_replace_one_file_wait_for_each_other(tmp_path):
+    """Neither writes into what the other writes, nor removes it; the last one's file stays."""
+    path, begun, go = tmp_path / "x.bin", threading.Event(), threading.Event()
+
+    def slowly(file):
+        file.write(b"first")
+        begun.set()
+        go.wait(10)
+        file.write(b" whole")
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        first = threads.submit(files.replace, path, slowly)
+        begun.wait(10)
+        second = threads.submit(files.replace, path, lambda file: file.write(b"second"))
+        failing = threads.submit(files.replace, path, lambda _: 1 / 0)
+        time.sleep(0.1)
+        assert not second.done()
+        assert not failing.done()
+        assert not path.exists()
+        go.set()
+        first.result()
+        second.result()
+        assert isinstance(failing.exception(), ZeroDivisionError)
+    assert path.read_bytes() == b"second"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_what_a_killed_command_left_is_written_over(tmp_path):
+    (tmp_path / "x.bin.tmp").write_bytes(b"longer than what comes")
+    files.replace(tmp_path / "x.bin", lambda file: file.write(b"whole"))
+    assert (tmp_path / "x.bin").read_bytes() == b"whole"
+
+
+def test_directory_that_another_command_removes_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    plain = os.scandir
+
+    def scan(path):
+        entries = plain(path)
+        if str(path) == str(tmp_path / "a"):
+            (tmp_path / "a" / "b").rmdir()
+            raise FileNotFoundError(path)
+        return entries
+
+    monkeypatch.setattr(files.os, "scandir", scan)
+    files.check_tree(tmp_path)

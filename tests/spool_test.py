@@ -1,6 +1,7 @@
 """Batches on disk: what is there continues, what is damaged or of others does not."""
 
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -119,3 +120,45 @@ def test_full_disk_leaves_what_was_there(kept, monkeypatch):
     assert _paths(kept) == before
     kept.remove()
     assert not kept.directory.exists()
+
+
+def _save(path, **arrays):
+    np.savez_compressed(path, **arrays)
+
+
+HOSTILE = {
+    "no zip": lambda path: path.write_bytes(b"PK"),
+    "no revision": lambda path: _save(path, **_batch(range(8, 16))),
+    "number": lambda path: _save(path, revision=np.ones(3), **_batch(range(8, 16))),
+    "long text": lambda path: _save(path, revision=np.array("a" * 10**7), **_batch(range(8, 16))),
+    "pickle": lambda path: _save(path, revision=np.array("abc"), features=np.array([{}])),
+    "other count": lambda path: _save(path, revision=np.array("abc"), **_batch(range(8, 15))),
+    "other arrays": lambda path: _save(path, revision=np.array("abc"), x=np.ones(8)),
+    "other width": lambda path: _save(
+        path, revision=np.array("abc"), **_batch(range(8, 16)) | {"features": np.ones((8, 7))}
+    ),
+    "other type": lambda path: _save(
+        path, revision=np.array("abc"), **_batch(range(8, 16)) | {"label": np.ones(8, np.complex64)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_strange_batches_with_the_right_checksum_are_made_again(kept, kind, caplog):
+    _fill(kept, 0, 8)
+    HOSTILE[kind](path := kept.directory / "x.npz")
+    crc = zlib.crc32(path.read_bytes())
+    path.rename(kept.directory / f"00000008-00000016-{crc:08x}.npz")
+    beyond = kept.directory / f"00000016-00000099999999999-{crc:08x}.npz"
+    beyond.touch()
+    again = spool.Spool(kept.directory, "abc")
+    assert again.find_missing(16) == [range(8, 16)]
+    assert caplog.text.count("is damaged: its images are made again") == 2
+    _fill(again, 8, 16)
+    assert again.read(16)["features"].shape == (16, 5)
+
+
+def test_batches_of_other_arrays_do_not_mix(kept):
+    _fill(kept, 0, 8)
+    with pytest.raises(ValueError, match=r"holds batches of other arrays .* Remove the directory"):
+        kept.add(range(8, 16), _batch(range(8, 16)) | {"features": np.ones((8, 7))})

@@ -22,7 +22,6 @@ there yet, or empty: a conversion that fails or is killed does not make it, so r
 """
 
 import json
-import os
 import pathlib
 
 import flax.traverse_util
@@ -321,19 +320,12 @@ def export_dit(
     }
     shapes = flax.traverse_util.unflatten_dict(shapes, sep="/")
     params, step = checkpoint.restore_params(workdir, shapes, step, raw)
-    temporary = out.with_suffix(".tmp.safetensors")
+    metadata = {exported.KEY: exported.to_json(config)}
+    contents = safetensors.numpy.save(dit.to_published(params, config.model), metadata)
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors' files are their owner's alone
-        arrays_by_name = dit.to_published(params, config.model)
-        metadata = {exported.KEY: exported.to_json(config)}
-        safetensors.numpy.save_file(arrays_by_name, temporary, metadata)
-        temporary.chmod(mode)
-        os.replace(temporary, out)
-    except (OSError, safetensors.SafetensorError) as error:
+        files.replace(out, lambda file: file.write(contents))
+    except OSError as error:
         raise OSError(f"cannot write {out}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return step
 
 
