@@ -198,6 +198,15 @@ def read_bytes(path: pathlib.Path, most: int = MOST_JSON_BYTES) -> bytes:
         return file.read(most)
 
 
+def refuse_link(path: str | os.PathLike) -> None:
+    """Raises: OSError if a path, in a directory that is written to, is a link."""
+    if os.path.islink(path):
+        raise OSError(
+            f"{printable(path)} is a link: what is written there would go elsewhere. Put what it "
+            "leads to in its place; the whole directory may be a link."
+        )
+
+
 def check_tree(directory: pathlib.Path, links: bool = True) -> None:
     """Demands that there is nothing but files and directories in a directory, at any depth.
 
@@ -214,12 +223,8 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
             continue
         with entries:
             for entry in entries:
-                if entry.is_symlink() and not links:
-                    raise OSError(
-                        f"{printable(entry.path)} is a link: what is written there would go "
-                        "elsewhere. Put what it leads to in its place; the whole directory may be "
-                        "a link."
-                    )
+                if not links:
+                    refuse_link(entry.path)
                 try:
                     status = entry.stat()
                 except OSError:  # a link that leads nowhere

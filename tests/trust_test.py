@@ -332,6 +332,16 @@ def test_links_where_rows_are_written_to(refuse, workdir, outside, name):
     assert f"{workdir / name} is a link" in refuse("evaluate", *flags)
 
 
+@pytest.mark.parametrize("command", ["sweep", "cell"])
+def test_links_where_cells_are_written_to(refuse, digits_dir, tmp_path, outside, command):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "XS-patch_size=2").symlink_to(outside)
+    flags = ["--config", "experiments/scaling/configs/smoke.py", "--workdir", tmp_path / "sweep"]
+    flags += [f"--config.base.data.data_dir={digits_dir}"]
+    flags += ["--name=XS-patch_size=2"] * (command == "cell")
+    assert "XS-patch_size=2 is a link" in refuse(f"experiments.scaling.{command}", *flags)
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["link", "hard link"])
 def test_links_where_moments_are_written_to(refuse, folder_flags, vae_dir, tmp_path, outside, link):
     (tmp_path / "out").mkdir()

@@ -186,7 +186,9 @@ def busy(directory: pathlib.Path) -> bool:
 def main(_):
     sweep = FLAGS.config
     (cell,) = grid.cells(sweep, FLAGS.name)
-    run(cell, sweep.evaluate, FLAGS.workdir / cell.name)
+    directory = FLAGS.workdir / cell.name
+    files.refuse_link(directory)
+    run(cell, sweep.evaluate, directory)
 
 
 if __name__ == "__main__":

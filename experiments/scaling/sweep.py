@@ -20,7 +20,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, sources, stopping
+from dit_jax import cli, files, sources, stopping
 from experiments.scaling import cell, collect, executors, grid
 
 FLAGS = flags.FLAGS
@@ -114,6 +114,8 @@ def main(_):
     if FLAGS.list:
         print(listing(sweep, cells, workdir))
         return
+    if workdir.is_dir():
+        files.check_tree(workdir, links=False)  # before anything is written into a cell's directory
     left = waiting(sweep, cells, workdir, FLAGS.retry_failed)
     commands = {c.name: command(FLAGS["config"].words(), c.name, workdir) for c in left}
     if FLAGS.executor == "print":
@@ -163,7 +165,7 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
     for name, job_id in jobs.items():
         path = workdir / name / "job"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(job_id)
+        files.replace_text(path, job_id)
         print(f"{name}: job {job_id}")
     for name in queued:
         print(f"{name}: queued or running; delete {workdir / name / 'job'} to submit it again.")
