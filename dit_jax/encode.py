@@ -275,7 +275,10 @@ def main(_):
 
 def _tell(out):
     """What is kept of the dataset, in words."""
-    return f"the shards that are complete are kept in {out}" if out.is_dir() else "nothing is kept"
+    begun = shards.are_begun(out)
+    return (
+        f"the shards that are complete are kept in {out}" if begun else "no shard is complete yet"
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
 
 
 def _identify(source, recorded=None):
-    """(the identity of a split, whether it holds all of the contents)."""
+    """(the identity of a split, how many bytes its files have)."""
     if isinstance(source.records, folders.Folder):
         folder = source.records
         paths = [folder.root / name for name in folder.files]
@@ -47,7 +47,7 @@ def _identify(source, recorded=None):
         sizes = np.array([stat.st_size for stat in stats])
         times = np.array([stat.st_ctime_ns for stat in stats])
         labels = captions = None  # in the files
-    whole = int(sizes.sum()) <= READ_WHOLE_BYTES
+    size = int(sizes.sum())
     identity = {
         "num_examples": len(source) // source.views,
         "version": source.version,
@@ -59,8 +59,8 @@ def _identify(source, recorded=None):
     }
     read = ("contents", "bytes_read")
     if recorded and all(recorded.get(key) == value for key, value in identity.items()):
-        return identity | {key: recorded[key] for key in read}, whole
-    return identity | dict(zip(read, _read_contents(paths, sizes, whole), strict=True)), whole
+        return identity | {key: recorded[key] for key in read}, size
+    return identity | dict(zip(read, _read_contents(paths, sizes), strict=True)), size
 
 
 def identify_contents(source: sources.Source) -> dict:
@@ -68,8 +68,8 @@ def identify_contents(source: sources.Source) -> dict:
 
     Raises: OSError if a file cannot be read.
     """
-    identity, whole = _identify(source)
-    if whole:
+    identity, size = _identify(source)
+    if size <= READ_WHOLE_BYTES:
         del identity["times"]
     return identity
 
@@ -114,15 +114,40 @@ def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
     Args: recorded, None if it was not.   owner: what was made of it, for the message.
     Raises: ValueError with what differs.
     """
-    now = identify(source, recorded)
-    changes = describe_changes(recorded, now) if recorded else []
-    if changes:
+    now, size = _identify(source, recorded)
+    if not recorded:
+        return now
+    if changes := describe_changes(recorded, now):
         raise ValueError(
             f"{source.origin} is not what {owner} was begun with:\n"
             + "".join(f"  {change}\n" for change in changes)
             + "Restore it as it was, or begin anew in another directory."
         )
-    return now
+    if now["bytes_read"] < size and recorded.get("times", now["times"]) != now["times"]:
+        logger.warning(
+            "files of %s were copied or changed since %s was begun: of their %s bytes %s were "
+            "compared, and are as then.",
+            source.origin,
+            owner,
+            f"{size:,}",
+            f"{now['bytes_read']:,}",
+        )
+    return now | {"classes": _keep_names(source, recorded.get("classes"), now["classes"])}
+
+
+def _keep_names(source, recorded, now):
+    """The classes' names as recorded, or as they are where none are; a warning of what changed."""
+    if recorded and not now:
+        logger.warning(
+            "%s has no names of classes now; those of then are kept: %s",
+            source.origin,
+            files.some_of(recorded),
+        )
+    if now and not recorded:
+        logger.warning(
+            "the classes of %s have had no names; now: %s", source.origin, files.some_of(now)
+        )
+    return recorded or now
 
 
 def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) -> dict:
@@ -136,8 +161,9 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
     def check_all():
         if jax.process_index() != 0:
             return None
-        recorded = workdirs.load_data(workdir)
-        if workdirs.saved_steps(workdir) and not recorded:
+        saved = workdirs.saved_steps(workdir)  # before the first nothing can be mixed up
+        recorded = workdirs.load_data(workdir) if saved else {}
+        if saved and not recorded:
             logger.warning(
                 "%s has no record of its data but their number: see that they are as then.", workdir
             )
@@ -161,8 +187,9 @@ def get_training_images(data: dict) -> dict | None:
     return data.get("images", data).get("train")
 
 
-def _read_contents(paths: Sequence[pathlib.Path], sizes, whole: bool) -> tuple[str, int]:
+def _read_contents(paths: Sequence[pathlib.Path], sizes) -> tuple[str, int]:
     """(a digest of the files' contents, or of a sample of them; how many bytes were read)."""
+    whole = int(sizes.sum()) <= READ_WHOLE_BYTES
     digest, bytes_read = hashlib.sha256(), 0
     count = len(paths) if whole else min(len(paths), MAX_FILES)
     for i in np.linspace(0, len(paths) - 1, count).astype(int):

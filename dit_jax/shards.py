@@ -49,7 +49,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
     Raises: ValueError that lists what differs, in all processes; OSError if it cannot be written.
     """
     path, problem = out / "encode.json", ""
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and are_begun(out):
         if begun := _read_claim(path):
             problem = _compare(out, begun, identity)
         else:
@@ -64,6 +64,16 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
         raise ValueError(problem)
     text = json.dumps(manifest.with_digest(identity), indent=2)
     sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
+
+
+def are_begun(out: pathlib.Path) -> bool:
+    """Whether there is a shard: before the first nothing can be mixed up."""
+    return any(out.glob("moments-*.array_record-*-of-*[0-9]"))
+
+
+def _made_of(identity):
+    """What decides the bytes of the shards: not the name of the images, which may be moved."""
+    return {k: v for k, v in identity.items() if k != "source" or not identity.get("dataset")}
 
 
 def _read_claim(path):
@@ -84,7 +94,8 @@ def _compare(out, begun, identity):
             "%s has no record of its %s: see that it is as then.", out, " and ".join(unknown)
         )
     then, now = (
-        _flatten({k: v for k, v in d.items() if k not in unknown}) for d in (begun, identity)
+        _flatten({k: v for k, v in d.items() if k not in unknown})
+        for d in (_made_of(begun), identity if unknown else _made_of(identity))
     )
     differing = [
         f"\n  {key}: then {_shorten(then.get(key))}, now {_shorten(now.get(key))}"
@@ -216,7 +227,7 @@ def _write_sums(path, shard, parts, identity):
     # Of all records at once: batches must not decide in which order they are added.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
     sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
-    sums = manifest.with_digest(sums | {"identity": manifest.digest(identity)})
+    sums = manifest.with_digest(sums | {"identity": manifest.digest(_made_of(identity))})
     _sums_path(path).parent.mkdir(exist_ok=True)
     files.replace_text(_sums_path(path), json.dumps(sums))
 
@@ -237,7 +248,7 @@ def _read_sums(path):
 def _is_made_of(path, identity):
     """Whether a shard is made of this, as far as its sums record it and can be read."""
     try:
-        wanted = manifest.digest(identity)
+        wanted = manifest.digest(_made_of(identity))
         return _read_sums(path).get("identity", wanted) == wanted
     except (OSError, ValueError):
         return True  # it is written again

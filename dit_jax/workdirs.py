@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "model.remat",
     "model.scan_unroll",
     "data.data_dir",
+    "data.name",
     "latents.vae",
     "latents.moments",
     "text.encoder",
@@ -152,7 +153,9 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         for either in (as_found, as_saved):
             overrides.expand_paths(either)
         saved, wanted = flatten(as_found), flatten(as_saved)
-        if differing := _differing(saved, wanted):
+        # Where the data are recorded, they are recognised wherever they lie.
+        name = () if load_data(workdir) else ("data.name",)
+        if differing := _differing(saved, wanted, name):
             lines = [f"  {key}: workdir {before!r}, now {now!r}" for key, before, now in differing]
             raise ValueError(
                 f"{workdir} belongs to a run with another config:\n"
@@ -180,13 +183,17 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
         raise OSError(f"it is of another config than config.json: {'; '.join(keys[:5])}")
 
 
-def _differing(saved, wanted):
-    """[(key, value saved, value wanted)] of the keys that differ and may not."""
+def _differing(saved, wanted, fixed=()):
+    """[(key, value saved, value wanted)] of the keys that differ and may not, or are fixed."""
     pairs = [
         (key, saved.get(key, "none"), wanted.get(key, "none"))
         for key in sorted(saved.keys() | wanted.keys())
     ]
-    return [(key, a, b) for key, a, b in pairs if a != b and not _may_change(key, wanted)]
+    return [
+        (key, a, b)
+        for key, a, b in pairs
+        if a != b and (key in fixed or not _may_change(key, wanted))
+    ]
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:

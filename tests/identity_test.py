@@ -1,5 +1,6 @@
 """A dataset is recognised by what is in it, wherever it is opened again."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +10,17 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import conditions, encode, identity, references, runs, sources, train, workdirs
+from dit_jax import (
+    conditions,
+    encode,
+    identity,
+    references,
+    runs,
+    shards,
+    sources,
+    train,
+    workdirs,
+)
 
 
 def _save(path, seed):
@@ -191,6 +202,49 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
         references.of_run(config, None, extractor, workdir=run)
 
 
+def test_a_run_goes_on_with_data_that_were_moved(trained):
+    folder, config, run = trained
+    config.data.name = str(folder.rename(folder.with_name("elsewhere"))) + "/"
+    config.total_steps = 3
+    assert int(train.train_and_evaluate(config, run).step) == 3
+    assert workdirs.load_config(run).data.name == config.data.name
+    config.total_steps = 4  # also where config.json and the newest checkpoint differ in it
+    assert int(train.train_and_evaluate(config, run).step) == 4
+
+
+def test_before_the_first_checkpoint_other_data_are_no_error(folder, config, tmp_path):
+    """Such as those from which a damaged image was removed."""
+    source = sources.open_split(config, "train")
+    workdirs.write_data(tmp_path, identity.check_splits({"train": source}, tmp_path))
+    (folder / "train" / "ant" / "3.bmp").unlink()
+    source = sources.open_split(config, "train")
+    assert identity.check_splits({"train": source}, tmp_path)["train"]["num_examples"] == 15
+
+
+def test_names_of_classes_that_come_or_go_are_said(config, caplog):
+    source = sources.open_split(config, "train")
+    recorded = identity.identify(source)
+    nameless = dataclasses.replace(source, class_names=None)
+    assert identity.check(nameless, recorded, "the run")["classes"] == ["ant", "bee"]
+    assert "has no names of classes now; those of then are kept: ant, bee" in caplog.text
+    recorded["classes"] = None
+    assert identity.check(source, recorded, "the run")["classes"] == ["ant", "bee"]
+    assert "have had no names; now: ant, bee" in caplog.text
+
+
+def test_what_a_sample_of_the_contents_does_not_show_is_said(folder, config, monkeypatch, caplog):
+    monkeypatch.setattr(identity, "READ_WHOLE_BYTES", 100)
+    monkeypatch.setattr(identity, "MAX_FILES", 2)
+    source = sources.open_split(config, "train")
+    recorded = identity.identify(source)
+    identity.check(source, recorded, "the run")
+    assert not caplog.text
+    path = folder / "train" / "ant" / "3.bmp"  # not one of the two
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    identity.check(sources.open_split(config, "train"), recorded, "the run")
+    assert "were copied or changed since the run was begun" in caplog.text
+
+
 def test_record_is_kept_with_the_checkpoints_too(trained):
     _, _, run = trained
     data = workdirs.load_data(run)
@@ -219,11 +273,15 @@ def test_moments_are_of_their_images(folder, config, vae_dir, tmp_path):
     config.model.update(input_size=4, in_channels=2)
     config.latents.update(source="moments", moments=str(tmp_path / "out"), scale=(), shift=())
     config.data.flip = False
+    (tmp_path / "out").mkdir()
+    shards.claim(tmp_path / "out", {"dataset": "another"}, {})  # and stopped before a shard
     encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     source = sources.open_split(config, "train")
     assert source.class_names == ("ant", "bee")
+    config.data.name = str(folder.rename(folder.with_name("moved")))
+    folder = folder.with_name("moved")
     encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
-    _replace(folder)
+    _save(folder / "train" / "ant" / "3", 8_000)
     with pytest.raises(ValueError, match=r"another way:\n  dataset.train.contents: then '"):
         encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     _rename_class(folder)
@@ -240,6 +298,7 @@ def test_captions_are_drawn_of_the_run_s_own_data(captioned_config, captioned_di
     splits = {"eval": sources.open_split(captioned_config, "eval")}
     run.mkdir()
     workdirs.write_data(run, identity.check_splits(splits, run))
+    (run / "checkpoints" / "1").mkdir(parents=True)  # it is trained
     conditions.draw(captioned_config, "random", 4, workdir=run)
     path = root / "test" / "metadata.jsonl"
     path.write_text(path.read_text().replace("a one", "a two"))
