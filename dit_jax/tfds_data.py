@@ -182,10 +182,14 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
 def _check_shards(builder, shards, num_examples, build):
     """Demands shards that are there, in the directory, and can hold so many records."""
     directory, paths = pathlib.Path(builder.data_dir), [shard.path for shard in shards]
-    if outside := [path for path in paths if path.parent != directory]:
+    inside = directory.resolve()
+    # One that is not there lies where its name says.
+    outside = [p for p in paths if p.parent != directory or p.resolve().parent != inside]
+    if outside:
         raise ValueError(
-            f"{files.printable(directory)} names a file outside of it, "
-            f"{files.printable(outside[0])}: nothing but the dataset's own files is read."
+            f"{files.printable(directory)} names, or links to, a file outside of it, "
+            f"{files.printable(outside[0])}: nothing but the dataset's own files is read. To use "
+            "files that lie elsewhere, copy or hard-link them; the whole directory may be a link."
         )
     if lost := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(

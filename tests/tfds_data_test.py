@@ -129,8 +129,19 @@ def test_files_outside_of_the_directory_are_not_read(directory, tmp_path):
             _split_of(info)["filepathTemplate"] = outside
 
         _edit(directory / "dataset_info.json", change)
-        with pytest.raises(ValueError, match="names a file outside of it"):
+        with pytest.raises(ValueError, match="names, or links to, a file outside of it"):
             _read(directory)
+
+
+def test_links_out_of_the_directory_are_not_read(directory, tmp_path):
+    (path,) = directory.glob("digits-train*")
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    _read(link)
+    shutil.move(path, tmp_path / path.name)
+    path.symlink_to(tmp_path / path.name)
+    with pytest.raises(ValueError, match="names, or links to, a file outside of it"):
+        _read(directory)
 
 
 def test_more_records_than_bytes_are_refused(directory):
