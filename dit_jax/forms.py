@@ -40,11 +40,14 @@ def is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | str | float) or is_number(value)
 
 
-def is_value(value: object) -> bool:
-    """Whether a value is plain, a list of plain values, or an object of such values."""
-    if isinstance(value, dict):
-        return all(map(is_value, value.values()))
+def is_setting(value: object) -> bool:
+    """Whether a value is plain, or a list of plain values."""
     return all(map(is_plain, value)) if isinstance(value, list) else is_plain(value)
+
+
+def is_value(value: object) -> bool:
+    """Whether a value is a setting, or an object of such values."""
+    return all(map(is_value, value.values())) if isinstance(value, dict) else is_setting(value)
 
 
 def optional(holds: Holds) -> Holds:
@@ -57,9 +60,18 @@ def list_of(holds: Holds) -> Holds:
     return lambda value: isinstance(value, list) and all(map(holds, value))
 
 
-def object_of(form: Mapping[str, Holds], may_lack: Collection[str] = ()) -> Holds:
-    """Returns a test for objects without `wrong_keys`."""
-    return lambda value: isinstance(value, dict) and not wrong_keys(value, form, may_lack)
+def object_of(
+    form: Mapping[str, Holds], may_lack: Collection[str] = (), others: Holds = is_value
+) -> Holds:
+    """Returns a test for objects of a form, whose other values all pass `others`."""
+
+    def holds(value):
+        if not isinstance(value, dict):
+            return False
+        whole = {**dict.fromkeys(value, others), **form}
+        return not wrong_keys(value, whole, may_lack)
+
+    return holds
 
 
 def wrong_keys(
@@ -97,7 +109,7 @@ def shorten(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-SAMPLE: Mapping[str, Holds] = {  # of a row: how images were sampled
+SAMPLE: Mapping[str, Holds] = {  # of a row: how images were sampled, or bits measured
     "sampler": is_text,
     "steps": is_count,
     "grid": is_text,
@@ -112,9 +124,9 @@ SAMPLE: Mapping[str, Holds] = {  # of a row: how images were sampled
 }
 ROW: Mapping[str, Holds] = {
     "step": is_count,
-    "sample": object_of(SAMPLE, SAMPLE),
+    "sample": object_of(SAMPLE, SAMPLE, others=is_setting),
     "samples": object_of({"num": is_count}),
-    "likelihood": object_of({"num": is_count}, {"num"}),
+    "likelihood": object_of(SAMPLE, SAMPLE, others=is_setting),
     "extractor": optional(object_of({})),
     "reference": optional(object_of({})),
     "picture": is_text,
