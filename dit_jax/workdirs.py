@@ -284,6 +284,15 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     )
 
 
+def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Demands the config of a run that trains a noise predictor.   Raises: ValueError."""
+    name = config.model.name
+    if name == "vae":
+        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    if config.keys() == {"model"}:
+        raise ValueError(f"{workdir} holds a converted {name!r} alone, which draws no images.")
+
+
 def read_config(text: bytes | str, name: str) -> ConfigDict:
     """Reads a config from its JSON, which an older version may have written; locked.
 
