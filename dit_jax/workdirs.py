@@ -289,7 +289,7 @@ def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
     name = config.model.name
     if name == "vae":
         raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
-    if config.keys() == {"model"}:
+    if set(config) == {"model"}:
         raise ValueError(f"{workdir} holds a converted {name!r} alone, which draws no images.")
 
 
