@@ -7,11 +7,17 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, measures, workdirs
+from dit_jax import checkpoint, forms, measures, workdirs
 
 logger = logging.getLogger("dit_jax")
 
 LARGER_IS_BETTER = ("eval_psnr",)  # all else that training measures should be small
+KEPT = {  # with the checkpoint: how it was chosen
+    "metric": forms.is_text,
+    "value": forms.is_number,
+    "sample": forms.object_of({}),
+    "fid": forms.object_of({}),
+}
 
 
 class Best:
@@ -29,6 +35,9 @@ class Best:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
+        if saved and (wrong := forms.wrong_keys(saved, KEPT, {"sample", "fid"})):
+            logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(wrong))
+            saved = {"metric": ""}  # that a checkpoint is there counts all the same
         if "sample" in saved:  # which an older version may have written
             saved["sample"] = workdirs.upgrade_sample(saved["sample"])
         if saved:

@@ -13,7 +13,7 @@ import re
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -256,27 +256,35 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     return parse_json(_open_and(path, read), printable(path), what)
 
 
-def read_json_lines(path: pathlib.Path, keys: Mapping[str, type] | None = None) -> list[dict]:
+def read_json_lines(
+    path: pathlib.Path, list_wrong: Callable[[dict], list[str]] = lambda row: []
+) -> list[dict]:
     """The objects in a JSON-lines file; [] if there is no such file.
 
-    Lines that are damaged, or lack one of the keys with its type, are left out and counted in a
-    warning. So is a last line that a kill or a full disk cut short, without a warning.
+    Lines that are damaged are left out and counted in a warning. A last line that a kill or a full
+    disk cut short is left out without a warning.
+
+    Args: list_wrong, returns the keys of an object that are wrong: a line with any is damaged.
     Raises: OSError.
     """
     rows, damaged = [], []
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            row = dict(parse_json(line, "", ""))
-            if any(type(row[key]) is not kind for key, kind in (keys or {}).items()):
+            row = parse_json(line, "", "")
+            if not isinstance(row, dict):
                 raise ValueError
-            rows.append(row)
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             if line.strip() and number < len(lines):
-                damaged.append(number)
+                damaged.append(f"{number}")
+            continue
+        if wrong := list_wrong(row):
+            damaged.append(f"{number}, with a wrong {some_of(wrong)}")
+        else:
+            rows.append(row)
     if damaged:
         logger.warning(
-            "%d damaged lines of %s are left out, the first is line %d.",
+            "%d damaged lines of %s are left out, the first is line %s.",
             len(damaged),
             printable(path),
             damaged[0],

@@ -5,10 +5,9 @@ Disks damage such files, and strangers write them.
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from dit_jax import files
+from dit_jax import files, forms
 
 
 def digest(values: object) -> str:
@@ -33,12 +32,7 @@ def without_digest(values: object, name: object) -> dict:
     raise ValueError(f"{files.printable(name)} is not as it was written")
 
 
-def _is_text(value):
-    return value is None or isinstance(value, str)
-
-
-def _is_count(value):
-    return type(value) is int and 0 <= value < 2**63
+_is_text = forms.optional(forms.is_text)
 
 
 def _is_classes(value):
@@ -46,16 +40,12 @@ def _is_classes(value):
     return value is None or (texts and len(set(value)) == len(value) > 0)
 
 
-def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _are_numbers(value):
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) > 0 and all(map(forms.is_number, value))
 
 
-IDENTITY: Mapping[str, Callable[[object], bool]] = {
-    "num_examples": _is_count,
+IDENTITY: Mapping[str, forms.Holds] = {
+    "num_examples": forms.is_count,
     "version": _is_text,
     "classes": _is_classes,
     "labels": _is_text,
@@ -63,7 +53,7 @@ IDENTITY: Mapping[str, Callable[[object], bool]] = {
     "files": _is_text,
     "times": _is_text,
     "contents": _is_text,
-    "bytes_read": _is_count,
+    "bytes_read": forms.is_count,
 }
 
 
@@ -80,12 +70,12 @@ def check_identities(value: object, name: object) -> None:
         (check_identities if split == "images" else check_identity)(one, f"{name}: {split}")
 
 
-MOMENTS: Mapping[str, Callable[[object], bool]] = {
+MOMENTS: Mapping[str, forms.Holds] = {
     "mean": _are_numbers,
     "std": lambda value: _are_numbers(value) and min(value) > 0,
-    "mean_absolute": lambda value: _is_number(value) and value > 0,
-    "vae_digest": lambda value: isinstance(value, str),
-    "mirrored": lambda value: isinstance(value, bool),
+    "mean_absolute": forms.is_positive,
+    "vae_digest": forms.is_text,
+    "mirrored": forms.is_flag,
 }
 
 
@@ -109,10 +99,5 @@ def check_moments(metadata: dict, channels: int, name: object) -> None:
 def _check(value, form, optional, problem):
     if not isinstance(value, dict):
         raise ValueError(f"{problem}.")
-    wrong = [
-        key
-        for key, holds in form.items()
-        if not (key in optional if key not in value else holds(value[key]))
-    ]
-    if wrong:
+    if wrong := forms.wrong_keys(value, form, optional):
         raise ValueError(f"{problem}: {', '.join(wrong)}.")

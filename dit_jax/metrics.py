@@ -20,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dit_jax import files, sharding
+from dit_jax import files, forms, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -45,7 +45,7 @@ class MetricWriter:
         with self._errors():
             path = workdir / "metrics.jsonl"
             if path.exists():
-                kept = [line for line in _read_lines(path) if line["step"] <= first_step]
+                kept = [line for line in read_lines(path) if line["step"] <= first_step]
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 if text.encode() != path.read_bytes():
                     files.replace_text(path, text)
@@ -127,9 +127,20 @@ class MetricWriter:
                 raise
 
 
-def _read_lines(path):
-    """The lines of metrics.jsonl; damaged ones are left out, and said."""
-    return files.read_json_lines(path, {"step": int})
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl, but for damaged ones, which a warning counts.
+
+    Each has a 'step'; its other values are numbers, or none.
+    """
+    return files.read_json_lines(path, _list_wrong)
+
+
+def _list_wrong(line):
+    # The loss of held-out images may be NaN.
+    is_scalar = forms.optional(lambda value: isinstance(value, float) or forms.is_number(value))
+    form = dict.fromkeys(line, is_scalar)
+    form |= {"step": forms.is_count, "img_per_s": forms.is_positive}
+    return forms.wrong_keys(line, form, {"img_per_s"})
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
@@ -137,15 +148,15 @@ def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[st
 
     Both are None where nothing up to that step was timed.
     """
-    lines = _read_lines(workdir / "metrics.jsonl")
+    lines = read_lines(workdir / "metrics.jsonl")
     reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
     begins = [0, *(line["step"] for line in reports)]
     images = [
         (line["step"] - begin) * batch_size for line, begin in zip(reports, begins, strict=False)
     ]
-    if not reports:
-        return {"img_per_s": None, "seconds": None}
     seconds = sum(n / line["img_per_s"] for n, line in zip(images, reports, strict=True))
+    if not 0 < seconds < math.inf:  # no report, or steps that are not in order
+        return {"img_per_s": None, "seconds": None}
     return {"img_per_s": sum(images) / seconds, "seconds": seconds}
 
 

@@ -22,7 +22,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, files, sampling, style, workdirs
+from dit_jax import cli, files, forms, sampling, style, workdirs
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -86,7 +86,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
     return [
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
-        for i, row in enumerate(files.read_json_lines(pathlib.Path(path)), 1)
+        for i, row in enumerate(files.read_json_lines(pathlib.Path(path), forms.wrong_in_row), 1)
     ]
 
 
@@ -152,7 +152,7 @@ def where(rows: list[dict], condition: str) -> list[dict]:
 
 
 def _matches(found, wanted):
-    if isinstance(found, int | float) and not isinstance(found, bool):
+    if _is_number(found):
         try:
             return float(wanted) == found
         except ValueError:
@@ -192,6 +192,7 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
         logger.info("%d of %d rows lack %s or %s: left out.", missing, len(rows), x, y)
     if text := next((v for row in complete if isinstance(v := value(row, y), str | list)), None):
         raise ValueError(f"{y} is no number, but {text!r}: it can only be --x.")
+    _check_kinds(complete, x)
     _check_comparable(complete, x)
     at = _point_key(complete, x)
     kept = {_frozen(_identity(row)): row for row in complete}
@@ -208,8 +209,7 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
         identity = _identity(row)
         key = tuple((name, _frozen(identity.get(name))) for name in varying)
         across = value(row, x)
-        number = isinstance(across, int | float) and not isinstance(across, bool)
-        point = (across if number else _text(across), value(row, y))
+        point = (across if _is_number(across) else _text(across), value(row, y))
         groups[key][_frozen(value(row, at))].append(point)
     ordered = sorted(groups, key=lambda key: [_order(json.loads(v)) for _, v in key])
     return [
@@ -220,6 +220,23 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
 
 def _complete(rows, x, y):
     return [row for row in rows if None not in (value(row, x), value(row, y))]
+
+
+def _check_kinds(rows, x):
+    """Demands numbers for --x, or words in every row.   Raises: ValueError with two places."""
+    places = {}
+    for row in rows:
+        place = row.get("place", "a row")
+        places.setdefault(_is_number(value(row, x)), f"{value(row, x)!r} in {place}")
+    if len(places) > 1:
+        raise ValueError(
+            f"{x} is a number in some rows and none in others: {places[True]}, {places[False]}. "
+            "Keep those of one kind with --where, or mend the file."
+        )
+
+
+def _is_number(found):
+    return isinstance(found, int | float) and not isinstance(found, bool)
 
 
 def _check_comparable(rows, x):
@@ -273,6 +290,8 @@ def _order(found):
     """Sorts values of any kind: none, numbers, intervals, words."""
     kinds = (type(None), int | float, list, str)
     rank = next(i for i, kind in enumerate(kinds) if isinstance(found, kind))
+    if isinstance(found, list):
+        return rank, [_order(value) for value in found]
     return rank, found or 0 if rank < 2 else found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from dit_jax import forms
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -20,7 +22,9 @@ class Range:
     def holds(self, value: object) -> bool:
         """Whether the value is a number of this range."""
         kinds = int if self.whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         above = self.low < value if self.without_low else self.low <= value
         return above and (value < self.high if self.without_high else value <= self.high)
@@ -139,21 +143,33 @@ RANGES = {
     "fid.steps": Range(1, 10**6, whole=True),
     "fid.cfg_scale": Range(1),
 }
+# Keys of tuples or lists, each number of which lies in the range.
+LISTS = {"latents.scale", "latents.shift", "sample.cfg_interval"}
+LISTS |= {f"model.{name}" for name in ("channel_mult", "attention_levels", "block_channels")}
+OPTIONAL = {"sample.last_step_t"}  # may be None
 
 
 def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
     """Demands that every number of a config, or of its section `prefix`, lies in its range.
 
-    Each number of a sequence is checked. None, an optional number that is not given, passes.
     Raises: ValueError with the key, the value and the range.
     """
     for name, value in config.items():
         key = f"{prefix}.{name}" if prefix else name
-        if isinstance(value, ConfigDict | Mapping):
+        if key in RANGES:
+            _check_value(key, value)
+        elif isinstance(value, ConfigDict | Mapping):
             check(value, key)
-        elif key in RANGES and value is not None:
-            numbers = value if isinstance(value, tuple | list) else (value,)
-            if not all(RANGES[key].holds(number) for number in numbers):
-                raise ValueError(f"{key}={value!r} must be {RANGES[key]}.")
-            if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
-                raise ValueError(f"{key}={value!r} is 0 or infinite in float32.")
+
+
+def _check_value(key, value):
+    if value is None and key in OPTIONAL:
+        return
+    shown = f"{key}={forms.shorten(value)}"
+    numbers = value if key in LISTS else (value,)
+    if not isinstance(numbers, tuple | list):
+        raise ValueError(f"{shown} must be a list, and each of its values {RANGES[key]}.")
+    if not all(map(RANGES[key].holds, numbers)):
+        raise ValueError(f"{shown} must be {RANGES[key]}.")
+    if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
+        raise ValueError(f"{shown} is 0 or infinite in float32.")

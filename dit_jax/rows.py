@@ -12,7 +12,7 @@ import subprocess
 
 import jax
 
-from dit_jax import checkpoint, files, flops, locks, runs, sharding
+from dit_jax import checkpoint, files, flops, forms, locks, runs, sharding
 
 # Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
 SIGNED = ("kid", "bits_per_latent_dim")
@@ -76,7 +76,7 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     row = json.loads(json.dumps(row))  # tuples are lists there
     found = None
     if "-dirty" not in row["git_revision"]:
-        rows = files.read_json_lines(path)
+        rows = files.read_json_lines(path, forms.wrong_in_row)
         found = next((r for r in rows if row.items() <= r.items()), None)
     return json.loads(sharding.from_first_process(json.dumps(found)))
 

@@ -160,8 +160,7 @@ def load(
 
 def _load_config(workdir):
     config = workdirs.load_config(workdir)
-    if config.model.name == "vae":
-        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    workdirs.check_draws(workdir, config)
     _find_in_workdir(workdir, config)
     with config.unlocked():  # the run's devices need not be here
         config.mesh = dict(data=-1, fsdp=1, tensor=1)

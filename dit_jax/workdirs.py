@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import files, locks, manifest, overrides, ranges, sharding
+from dit_jax import files, forms, locks, manifest, models, overrides, ranges, sharding
 
 logger = logging.getLogger("dit_jax")
 
@@ -49,6 +49,8 @@ MAY_CHANGE = (
     "sample.",
     "fid.",
 )
+
+TRAINED = ("dit", "unet", "vae")  # the models of runs
 
 # Keys that older versions did not have, with the value that means what those versions did.
 AS_BEFORE = {
@@ -173,7 +175,7 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
     try:
         of_step = read_config(files.read_bytes(path), str(path))
         of_run = read_config(files.read_bytes(workdir / "config.json"), "config.json")
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return  # `load_config` says so
     differing = _differing(flatten(of_step), flatten(of_run))
     # An empty digest is of what was not known then.
@@ -263,8 +265,9 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def load_config(workdir: pathlib.Path) -> ConfigDict:
     """The config of a workdir, locked; where config.json is lost, that of the newest checkpoint.
 
+    A file with values of wrong types is as good as lost; numbers out of their range are an error.
     Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read, or
-      for values that cannot be.
+      for numbers out of their range.
     """
     path = workdir / "config.json"
     saved = _newest_first(workdir, "config")
@@ -273,38 +276,51 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
             "dit_jax.convert."
         )
+    problems = []
     for candidate in [path, *saved]:
         try:
             config = read_config(files.read_bytes(candidate), str(candidate))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            logger.warning("%s is not used: %s", candidate.relative_to(workdir), error)
+        except (OSError, ValueError) as error:
+            problems.append(f"{candidate.relative_to(workdir)} is not used: {error}")
+            logger.warning(problems[-1])
             continue
-        _check_values(config, candidate)
+        _check_ranges(config, candidate)
         return config
-    raise ValueError(f"no config in {workdir} can be read; restore config.json from a copy.")
+    raise ValueError(
+        f"no config in {workdir} can be read; restore config.json from a copy. {problems[0]}"
+    )
+
+
+def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Demands the config of a run that trains a noise predictor.   Raises: ValueError."""
+    name = config.model.name
+    if name == "vae":
+        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+    if set(config) == {"model"}:
+        raise ValueError(f"{workdir} holds a converted {name!r} alone, which draws no images.")
 
 
 def read_config(text: bytes | str, name: str) -> ConfigDict:
     """Reads a config from its JSON, which an older version may have written; locked.
 
     Args: name, of the text's source in messages.
-    Raises: ValueError, TypeError or AttributeError for a text that is no config.
+    Raises: ValueError for a text that is no config, or for a value of a wrong type, with its key.
     """
     config = files.parse_json(text, name, "the config of a run")
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
-    return ConfigDict(complete(config)).lock()
-
-
-def _check_values(config, path):
-    """Demands the keys of the default config, of their types and in their ranges.
-
-    Raises: ValueError that names the file.
-    """
+    config = complete(config)
+    check_types(config)
     try:
-        if "total_steps" in config and config.model.name in ("dit", "unet", "vae"):
-            _check_types(config.to_dict(), default.get_config(config.model.name).to_dict())
+        return ConfigDict(config).lock()
+    except (AttributeError, KeyError, TypeError) as error:  # an unknown key that is a method's name
+        raise ValueError(f"{files.printable(name)} is no config: {error.args[0]}") from None
+
+
+def _check_ranges(config, path):
+    """Demands numbers in their ranges.   Raises: ValueError that names the file."""
+    try:
         ranges.check(config)
     except ValueError as error:
         raise ValueError(
@@ -313,27 +329,48 @@ def _check_values(config, path):
         ) from None
 
 
+def check_types(config: dict) -> None:
+    """Demands of a complete config values of the types that a run, or a converted network, has.
+
+    Raises: ValueError with the key.
+    """
+    name = config["model"]["name"]
+    models.check_keys(config["model"])
+    if config.keys() == {"model"}:  # a converted network's
+        return
+    if name not in TRAINED:
+        raise ValueError(f"a run trains {', '.join(TRAINED)}, no {name!r}.")
+    _check_types(config, default.get_config(name).to_dict())
+
+
 def _check_types(config, example, prefix=""):
-    """Demands values of the default config's types; numbers have ranges.
+    """Demands values of the default config's types, but in `model`.
 
     A key that is missing is damage where its section has a key of another name; else the config is
     of an older version.
+    Raises: ValueError with the key.
     """
     damaged = config.keys() - example.keys()
     for name, value in example.items():
         key = f"{prefix}{name}"
         if name not in config:
             if damaged:
-                raise ValueError(f"it has no {key}")
-            continue
-        found = config[name]
-        if isinstance(value, dict) and isinstance(found, dict):
-            if key != "model":  # checked where it is built
-                _check_types(found, value, f"{key}.")
-        elif isinstance(value, dict | str | bool) and type(found) is not type(value):
-            raise ValueError(f"{key}={str(found)[:100]!r} must be a {type(value).__name__}")
-        elif isinstance(value, tuple) and not isinstance(found, tuple | list):
-            raise ValueError(f"{key}={str(found)[:100]!r} must be a list")
+                raise ValueError(f"it has no {key}.")
+        elif isinstance(value, dict):
+            _check_section(key, config[name])
+            if key != "model":
+                _check_types(config[name], value, f"{key}.")
+        elif isinstance(value, tuple):
+            forms.check_type(key, config[name], float, many=True)
+        elif value is not None:
+            forms.check_type(key, config[name], type(value))
+        elif config[name] is not None:  # a placeholder of a number
+            forms.check_type(key, config[name], float)
+
+
+def _check_section(key, value):
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{key}={forms.shorten(value)} must be an object of keys.")
 
 
 def complete(config: dict) -> dict:
@@ -341,18 +378,23 @@ def complete(config: dict) -> dict:
 
     Raises: ValueError for a section that is no object.
     """
-    sections = {key.partition(".")[0] for key in AS_BEFORE_OF_PREDICTOR | AS_BEFORE if "." in key}
-    for section in ("model", *sorted(sections & config.keys())):
-        if not isinstance(config[section], dict) or not config[section]:
-            raise ValueError(f"its {section} is {str(config[section])[:100]!r}, no object of keys")
-    if "sample" in config:
-        config["sample"] = upgrade_sample(config["sample"])
-    if "total_steps" not in config:  # a converted network's, of its model alone
+    older = AS_BEFORE | AS_BEFORE_OF_VAE | AS_BEFORE_OF_PREDICTOR
+    sections = dict.fromkeys(key.partition(".")[0] for key in older if "." in key)
+    for section in ("model", *sections):
+        if section in config:
+            _check_section(section, config[section])
+    if config.keys() == {"model"}:  # a converted network's
         return config
     name = config["model"].get("name")
     older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
     if name == "dit":
         older = older | AS_BEFORE_OF_DIT
+    if "sample" in config:
+        config["sample"] = upgrade_sample(config["sample"])
+    latents = config.get("latents")
+    for key in ("scale", "shift"):  # one number in the first versions
+        if isinstance(latents, dict) and isinstance(latents.get(key), int | float):
+            latents[key] = [latents[key]]
     for key, value in older.items():
         section, names = config, key.split(".")
         for part in names[:-1]:

@@ -1,5 +1,7 @@
 """The best step's parameters: kept when the metric says so, in a workdir of their own."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import random_params
@@ -90,6 +92,18 @@ def test_best_of_an_older_version_stays(tmp_path, config, params, monkeypatch):
     monkeypatch.setattr(checkpoint, "saved_values", lambda _: older)
     best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
     assert _kept(tmp_path)[0] == ["10"]
+
+
+@pytest.mark.parametrize("damage", [{"value": "x"}, {"sample": 5}, {"fid": None}], ids=str)
+def test_best_whose_record_is_damaged_begins_again(tmp_path, config, params, caplog, damage):
+    best.Best(tmp_path, config, {}).update(10, {"eval_loss": 0.5}, params)
+    path = tmp_path / "best" / "checkpoints" / "10" / "data" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    keeper = best.Best(tmp_path, config, {})
+    (key,) = damage
+    assert f"cannot read how {tmp_path / 'best'} was chosen: {key}" in caplog.text
+    keeper.update(20, {"eval_loss": 0.75}, params)
+    assert _kept(tmp_path)[0] == ["20"]
 
 
 def test_metric_that_is_not_measured_is_refused(tmp_path, config):

@@ -1,5 +1,6 @@
 """The table of a sweep: what a row says, and which rows it refuses."""
 
+import contextlib
 import csv
 import json
 import os
@@ -172,6 +173,74 @@ def test_directory_of_another_name_than_its_cell_s_is_refused(workdir, make, tmp
     rows = collect.write(workdir, tmp_path / "table.csv", cells=names)
     assert len(rows) == 2 * len(names)
     assert json.loads((tmp_path / "table.cost.json").read_text())["cells"] == len(names)
+
+
+STRANGE = (None, [], [1, 2], {}, "x", True, -1, 1e400, 10**400, {"a": [{}]}, [["x"]])
+
+
+def _damage(path, text, key, value, tail=""):
+    """Writes the JSON `text` with another value of 'key' or 'key.inner' to the path."""
+    value_of = json.loads(text)
+    *groups, name = key.split(".", 1)
+    (value_of[groups[0]] if groups else value_of)[name] = value
+    path.write_text(json.dumps(value_of) + tail)
+
+
+def test_damaged_rows_are_left_out_and_said(workdir, caplog):
+    """Each value of a row in turn; that of a later code is no damage."""
+    directory = workdir / "XS-patch_size=2"
+    path = directory / "evaluations.jsonl"
+    first, last = path.read_text().splitlines()
+    row = json.loads(last)
+    keys = [*row, *(f"{outer}.{key}" for outer in ("sample", "extractor") for key in row[outer])]
+    for key in keys:
+        for value in (None, [1], {}, "x"):
+            _damage(path, last, key, value, f"\n{first}\n")
+            with contextlib.suppress(ValueError):  # of rows that were not measured alike
+                assert len(collect.collect(workdir, cells=[directory.name])) == 2
+    caplog.clear()
+    damages = {"picture": 5, "sample": 5, "step": "x", "fd_pixels": "x", "extractor": None}
+    for key, value in damages.items():
+        _damage(path, last, key, value, f"\n{first}\n")
+        rows = collect.collect(workdir, cells=[directory.name])
+        assert [(row["step"], "fd_pixels" in row) for row in rows] == [(10, True), (20, False)]
+        told = f"1 damaged lines of {path} are left out, the first is line 1, with a wrong {key}."
+        assert caplog.messages.pop() == told
+    path.write_text("\n".join([first, last.replace("picture", "piktures")]) + "\n")
+    collect.collect(workdir)
+    assert "line 2, with a wrong picture." in caplog.text
+
+
+def test_damaged_record_of_a_cell_is_refused_with_the_way_out(workdir):
+    path = workdir / "XS-patch_size=2" / "cell.json"
+    text = path.read_text()
+    legal = {"steps": ([], [1, 2]), "axes": ({},), "pictures": ([],), "wall_seconds": (-1,)}
+    legal |= dict.fromkeys(("name", "grid", "size", "git_revision", "device"), ("x",))
+    for key in (*legal, "state", "devices"):
+        for value in STRANGE:
+            if any(value is one or value == one for one in legal.get(key, ())):
+                continue
+            _damage(path, text, key, value)
+            told = f"{path} is damaged: it is no record of a cell, with a wrong {key}. The sweep, "
+            with pytest.raises(ValueError, match=re.escape(told)):
+                collect.collect(workdir)
+            with pytest.raises(ValueError, match=re.escape(told)):
+                collect.cost(workdir, [path.parent.name])
+    for columns in ({"step": "x"}, {"gmacs": [1]}, {"a": [[1]]}):
+        _damage(path, text, "axes", columns)
+        with pytest.raises(ValueError, match="with a wrong axes"):
+            collect.collect(workdir)
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.depth", None), ("batch_size", None)], ids=str)
+def test_damaged_config_of_a_cell_is_read_from_its_checkpoint(workdir, swept, key, value):
+    path = workdir / "XS-patch_size=2" / "config.json"
+    _damage(path, path.read_text(), key, value)
+    assert collect.collect(workdir) == collect.collect(swept)
+    for copy in path.parent.glob("checkpoints/*/config/metadata"):
+        copy.write_text(path.read_text())
+    with pytest.raises(ValueError, match=rf"config\.json is not used: {key}=None must be a whole"):
+        collect.collect(workdir)
 
 
 def test_directory_without_cells_is_refused(tmp_path):

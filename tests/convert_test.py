@@ -386,10 +386,11 @@ def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):
     with pytest.raises(OSError, match=r"cannot write DST=.*config\.json/dit\.safetensors"):
         export_dit(tmp_path / "ours", tmp_path / "ours" / "config.json" / "dit.safetensors")
     out = tmp_path / "dit.safetensors"
-    (tmp_path / "vae").mkdir()
-    workdirs.write_config(tmp_path / "vae", ConfigDict({"model": {"name": "vae"}}))
-    with pytest.raises(ValueError, match="holds a 'vae', not a 'dit'"):
-        export_dit(tmp_path / "vae", out)
+    (tmp_path / "lpips").mkdir()
+    other = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
+    workdirs.write_config(tmp_path / "lpips", other)
+    with pytest.raises(ValueError, match="holds a 'lpips', not a 'dit'"):
+        export_dit(tmp_path / "lpips", out)
     with pytest.raises(FileNotFoundError, match="must be a directory that"):
         export_dit(tmp_path, out)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 3 in"):

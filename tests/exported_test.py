@@ -81,7 +81,7 @@ def test_exported_config_of_other_values_is_refused(
         ("diffusion", "beta_end", float("inf"), r"diffusion\.beta_end=inf must be"),
         ("diffusion", "sigma_data", "1", r"diffusion\.sigma_data='1' must be"),
         ("diffusion", "process", "other", r"unknown diffusion\.process='other'"),
-        ("diffusion", "process", [], "unhashable|unknown diffusion"),
+        ("diffusion", "process", [], "diffusion.process=.* must be a str"),
         ("objective", "min_t", -1.0, r"objective\.min_t=-1\.0 must be"),
         ("latents", "scale", [1.0, float("nan")], r"latents\.scale=\[1\.0, nan\] must be"),
         ("sample", "cfg_scale", 0.5, r"sample\.cfg_scale=0\.5 must be"),

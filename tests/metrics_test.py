@@ -45,6 +45,32 @@ def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
     assert "the first is line 2" in caplog.text
 
 
+@pytest.mark.parametrize("value", [0, -1.0, 1e400, 10**400, "fast", None, [1], {}, True], ids=str)
+@pytest.mark.parametrize("key", ["img_per_s", "step", "loss"])
+def test_lines_of_other_types_are_left_out_and_said(tmp_path, caplog, key, value):
+    lines = [{"step": step, "loss": 1.0, "img_per_s": 4.0} for step in (10, 20, 30)]
+    lines[1][key] = value
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    speed = metrics.training_speed(tmp_path, 30, batch_size=2)
+    legal = {"loss": (0, -1.0, 1e400, None), "step": (0,), "img_per_s": ()}[key]
+    if value in legal and value is not True:
+        assert not caplog.records
+        assert len(metrics.read_lines(path)) == 3
+    else:
+        assert speed == {"img_per_s": 4.0, "seconds": 15.0}
+        told = f"1 damaged lines of {path} are left out, the first is line 2, with a wrong {key}."
+        assert told in caplog.text
+
+
+@pytest.mark.parametrize("steps", [(0,), (0, 0), ()], ids=str)
+def test_no_step_was_timed(tmp_path, steps):
+    lines = [json.dumps({"step": step, "img_per_s": 4.0}) + "\n" for step in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    nothing = {"img_per_s": None, "seconds": None}
+    assert metrics.training_speed(tmp_path, 30, batch_size=2) == nothing
+
+
 def test_progress_reports_means_since_the_last_report():
     with metrics.Progress(0, 10, batch_size=4) as progress:
         for loss in (1.0, 2.0):

@@ -1,5 +1,6 @@
 """Which rows become which points of which curve, and which are refused."""
 
+import contextlib
 import json
 import re
 
@@ -283,6 +284,65 @@ def test_files_name_their_rows_by_workdirs(tmp_path):
     assert names == {"adm", "dit"}
     with pytest.raises(FileNotFoundError, match=re.escape(f"no file {tmp_path}/z*")):
         plot.read([f"{tmp_path}/x/*/*", f"{tmp_path}/z*"])
+
+
+STRANGE = (None, [], [1, 2], {}, "x", True, -1, 0, 1e400, 10**400, {"a": [{}]}, [["x"]], ["x", 1])
+
+
+def _keys(row, prefix=()):
+    for name, value in row.items():
+        yield (*prefix, name)
+        if isinstance(value, dict):
+            yield from _keys(value, (*prefix, name))
+
+
+@pytest.mark.parametrize("kind", ["sample", "samples", "likelihood"])
+def test_rows_of_any_values_are_drawn_left_out_or_refused(tmp_path, kind):
+    """Each value of a row in turn: whatever its type, there is no other error than a message."""
+    row = _row(fid=3.0, jax="0.10")
+    if kind == "likelihood":
+        row = {"step": 400, "likelihood": {"kind": "vlb", "num": 100, "steps": 9}, "fid": 3.0}
+        row["bits_per_dim"] = 3.5
+    elif kind == "samples":
+        row["samples"] = {"name": "a.npz", "num": 50, "digest": "d"}
+        del row["sample"], row["step"]
+    path, text = tmp_path / "evaluations.jsonl", json.dumps(row)
+    for key in [*_keys(row), ("other",)]:
+        for value in STRANGE:
+            damaged = json.loads(text)
+            section = damaged
+            for name in key[:-1]:
+                section = section[name]
+            section[key[-1]] = value
+            path.write_text(f"{json.dumps(damaged)}\n{text}\n{json.dumps(damaged)}\n")
+            found = plot.read([str(path)])
+            assert len(found) in (1, 3)
+            for x in ("cfg_scale", "step", key[-1], ".".join(key)):
+                with contextlib.suppress(ValueError):
+                    plot.where(found, f"{x}=1")
+                with contextlib.suppress(ValueError):
+                    plot.curves(found, x, "fid")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sample", 5), ("sample", [1]), ("step", "x"), ("step", []), ("samples", 7), ("fid", "x")],
+    ids=str,
+)
+def test_damaged_row_is_left_out_and_said(tmp_path, caplog, key, value):
+    path = tmp_path / "evaluations.jsonl"
+    rows = [_row(cfg_scale=1, fid=2.0), _row(cfg_scale=2, fid=2.0) | {key: value}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (curve,) = plot.curves(plot.read([str(path)]), "cfg_scale", "fid")
+    assert curve.means() == [(1, 2.0)]
+    told = f"1 damaged lines of {path} are left out, the first is line 2, with a wrong {key}."
+    assert caplog.messages == [told]
+
+
+def test_words_among_numbers_are_refused_with_their_places():
+    rows = [_row(fid=2.0, size=size, place=f"a row {size}") for size in (1, "x")]
+    with pytest.raises(ValueError, match=r"size is a number in some rows .*: 1 in a row 1, 'x' in"):
+        plot.curves(rows, "size", "fid")
 
 
 def test_images_are_compared_with_runs():

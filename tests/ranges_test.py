@@ -83,7 +83,30 @@ def test_numbers_of_a_workdir_are_checked_when_it_is_read(workdir):
         runs.load(workdir)
 
 
-@pytest.mark.parametrize("value", [1e-320, 1e-60, 1e39, 10**40])
+@pytest.mark.parametrize("value", [None, [], [1, 2], (2,), {}, "1", True, [[1]], [None]])
+def test_what_is_no_number_lies_in_no_range(value):
+    for key in ranges.RANGES:
+        section, _, name = key.rpartition(".")
+        config = {section: {name: value}} if section else {name: value}
+        numbers = key in ranges.LISTS and value in ([], [1, 2], (2,))
+        if numbers or (value is None and key in ranges.OPTIONAL):
+            ranges.check(config)
+            continue
+        with pytest.raises(ValueError, match=rf"{key}=.* must be "):
+            ranges.check(config)
+
+
+def test_lists_are_those_of_the_default_config():
+    for model in MODELS:
+        for key, value in workdirs.flatten(default.get_config(model)).items():
+            if key in ranges.RANGES:
+                assert isinstance(value, tuple) == (key in ranges.LISTS), key
+                assert (value is None) == (key in ranges.OPTIONAL), key
+
+
+@pytest.mark.parametrize(
+    "value", [1e-320, 1e-60, 1e39, 10**40, 10**400], ids=lambda value: str(value)[:9]
+)
 def test_numbers_that_float32_does_not_hold_are_refused(value):
     config = default.get_config()
     ranges.check(config)

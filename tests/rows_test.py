@@ -58,6 +58,22 @@ def test_row_is_found_by_all_that_is_known_of_it(tmp_path):
     assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
 
 
+@pytest.mark.parametrize("value", ["x", [1], {}, True, float("inf")], ids=str)
+def test_row_with_measures_that_are_no_numbers_is_not_found(tmp_path, caplog, value):
+    path = tmp_path / "evaluations.jsonl"
+    known = {"step": 3, "sample": {"steps": 4}, "git_revision": "abc", "picture": "a.png"}
+    rows.append(path, known | {"fid": value, "img_per_s": None})
+    assert rows.find(path, known) is None
+    assert "1 damaged lines of" in caplog.text
+    assert "with a wrong fid" in caplog.text
+    rows.append(path, known | {"fid": 2.5, "img_per_s": None})
+    assert rows.find(path, known)["fid"] == 2.5
+    bits = {"step": 3, "likelihood": {"num": 4}, "git_revision": "abc"}
+    rows.append(path, bits | {"bits_per_dim": value})
+    rows.append(path, bits)
+    assert rows.find(path, bits) is None
+
+
 def test_measures_that_cannot_be_are_refused():
     rows.check({"fid": 0.0, "recall": -1e-9, "kid": -0.02, "bits_per_latent_dim": -3.0, "a": None})
     for wrong in ({"fid": -0.1}, {"sfid": float("nan")}, {"kid_std": float("inf")}):

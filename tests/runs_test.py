@@ -88,6 +88,13 @@ def test_settings_that_do_nothing_are_refused(trained_workdir):
         runs.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
 
 
+def test_converted_networks_draw_nothing(clip_dir, vae_dir):
+    with pytest.raises(ValueError, match="holds a converted 'clip' alone, which draws no images"):
+        runs.load(clip_dir)
+    with pytest.raises(ValueError, match="holds a 'vae', which decodes latents but draws none"):
+        runs.load(vae_dir)
+
+
 def test_models_of_pixels_take_no_vae(workdir):
     with pytest.raises(ValueError, match="a model of pixels, which takes no --vae=runs/vae"):
         runs.load(workdir, vae_workdir="runs/vae")

@@ -157,6 +157,33 @@ def test_wall_time_adds_up_over_runs_and_outlives_a_death(run_cells, config, tmp
     assert cell.error(tmp_path / one.name) == "of another kind"
 
 
+STRANGE = (None, [], [1], {}, "x", True, -1, 1e400, {"a": [{}]})
+
+
+def test_damaged_records_are_made_again(run_cells, config, tmp_path, caplog):
+    one, *_ = run_cells(tmp_path)
+    directory = tmp_path / one.name
+    path = directory / "cell.json"
+    text = path.read_text()
+    record = json.loads(text)
+    for key in record:
+        for value in STRANGE:
+            path.write_text(json.dumps(record | {key: value}))
+            state = cell.state(one, config.evaluate, directory)
+            assert state in ("waiting", "begun", "done")
+            if state == "waiting":
+                told = f"{path} is damaged: it is no record of a cell, with a wrong {key}; the cell"
+                assert told in caplog.text
+    path.write_text(json.dumps(record | {"state": {}, "wall_seconds": "x"}))
+    assert sweep.waiting(config, [one], tmp_path) == [one]
+    assert "waiting" in sweep.listing(config, [one], tmp_path)
+    cell.run(one, config.evaluate, directory)
+    made = json.loads(path.read_text())
+    assert made["state"] == "done"
+    assert made["pictures"] == record["pictures"]
+    assert made["wall_seconds"] >= 0
+
+
 def test_two_processes_do_not_run_a_cell_at_once(run_cells, config, tmp_path, monkeypatch):
     one, *_ = run_cells(tmp_path)
     config.evaluate.num = 0  # is not done

@@ -231,7 +231,8 @@ def test_configs_of_strange_workdirs(refuse, workdir, tmp_path, kind):
     path = workdir / "config.json"
     config = json.loads(path.read_text())
     CONFIGS[kind](config)
-    path.write_text(json.dumps(config))
+    for copy in (path, *workdir.glob("checkpoints/*/config/metadata")):
+        copy.write_text(json.dumps(config))
     refuse("sample", "--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png")
 
 

@@ -311,6 +311,7 @@ def export_dit(
     config = workdirs.load_config(workdir)
     if config.model.name != "dit":
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
+    workdirs.check_draws(workdir, config)
     dit.check_block(config.model)  # before parameters are read
     config.model.attention = "auto"  # the run's device need not be here
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -62,9 +62,10 @@ def read(path: pathlib.Path) -> ConfigDict | None:
     if wrong := _wrong(config):
         raise ValueError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
     try:
+        workdirs.check_types(config)
         ranges.check(config)
         diffusion.build(ConfigDict(config["diffusion"]))
-    except (ValueError, TypeError, AttributeError) as error:  # also of other types, or without keys
+    except (ValueError, AttributeError) as error:  # the latter without keys
         raise ValueError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
     return ConfigDict(_without_places(config)).lock()
 

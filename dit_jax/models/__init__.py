@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import typing
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
-from dit_jax import files, ranges
+from dit_jax import files, forms, ranges
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 
 BUILDERS = {
@@ -20,7 +22,7 @@ BUILDERS = {
     "clip": clip.from_config,
 }
 
-BESIDE = {"vae": {"scale", "shift"}}  # keys that are of a model's outputs, where they are published
+BESIDE = {"vae": ("scale", "shift")}  # keys that are of a model's outputs, where they are published
 
 
 def build(config) -> nn.Module:
@@ -29,30 +31,37 @@ def build(config) -> nn.Module:
     Raises: ValueError for an unknown `name`, for keys that are missing, unknown or of another type,
       for a size out of its range, or for sizes that do not fit together.
     """
-    if config.name not in BUILDERS:
-        raise ValueError(f"unknown model name {config.name!r}; known: {', '.join(BUILDERS)}.")
-    _check_keys(config)
+    check_keys(config)
     ranges.check(config, "model")
     return BUILDERS[config.name](config)
 
 
-def _check_keys(config):
-    module = typing.get_type_hints(BUILDERS[config.name])["return"]
+def check_keys(config: ConfigDict | Mapping) -> None:
+    """Demands the keys of a model in `config.model`, with values of their types.
+
+    Numbers may have any size, and names of a choice may be unknown: `build` checks these.
+    Raises: ValueError with the key.
+    """
+    name = config["name"]
+    if name not in list(BUILDERS):  # a list compares what has no hash
+        known = ", ".join(BUILDERS)
+        raise ValueError(f"unknown model name {forms.shorten(name)}; known: {known}.")
+    module = typing.get_type_hints(BUILDERS[name])["return"]
     kinds = typing.get_type_hints(module)
     kinds = {field.name: kinds[field.name] for field in dataclasses.fields(module)}
     del kinds["parent"], kinds["name"]  # flax's own
-    given = set(config) - {"name"} - BESIDE.get(config.name, set())
+    given = set(config) - {"name"}
     if missing := kinds.keys() - given:
-        raise ValueError(f"the model {config.name!r} needs {', '.join(sorted(missing))} too.")
+        raise ValueError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
+    kinds |= {key: float for key in BESIDE.get(name, ()) if key in given}
     if unknown := given - kinds.keys():
         names = files.some_of(sorted(unknown))
-        raise ValueError(f"the model {config.name!r} does not know {names}.")
+        raise ValueError(f"the model {name!r} does not know {names}.")
     for key, kind in kinds.items():
-        # Numbers, and those of tuples, are checked by their ranges.
-        if kind in (str, bool) and type(config[key]) is not kind:
-            raise ValueError(f"model.{key}={config[key]!r} must be a {kind.__name__}.")
-        if typing.get_origin(kind) is tuple and type(config[key]) not in (tuple, list, str):
-            raise ValueError(f"model.{key}={config[key]!r} must be a tuple.")
+        many = typing.get_origin(kind) is tuple
+        kind = typing.get_args(kind)[0] if many else kind
+        # One text chooses the attention of all levels.
+        forms.check_type(f"model.{key}", config[key], kind, many and kind is not str)
 
 
 def init_params(model: nn.Module, key: jax.Array) -> dict:

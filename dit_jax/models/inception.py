@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.models import layers
+
 SIZE = 299  # pixels of a side, after the resize
 CLASSES = 1008
 # What sFID is computed from: mixed_6/conv of TensorFlow's graph after its ReLU, which is branch1x1
@@ -196,5 +198,9 @@ def _pool(h, block, halves):
 
 
 def from_config(config) -> Inception:
-    """The module that `config.model` of a feature extractor describes."""
+    """The module that `config.model` of a feature extractor describes.
+
+    Raises: ValueError for an unknown dtype.
+    """
+    layers.check_dtype(config.dtype)
     return Inception(config.dtype)

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.models import layers
+
 # Widths of the convolutions of each stage; its last output is compared.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Pixels in [-1, 1] to those that VGG was trained on: (x - SHIFT) / SCALE.
@@ -47,5 +49,9 @@ class LPIPS(nn.Module):
 
 
 def from_config(config) -> LPIPS:
-    """The module that `config.model` of a perceptual distance describes."""
+    """The module that `config.model` of a perceptual distance describes.
+
+    Raises: ValueError for an unknown dtype.
+    """
+    layers.check_dtype(config.dtype)
     return LPIPS(config.dtype)

@@ -228,6 +228,8 @@ def from_config(config) -> AutoencoderKL:
     fields = {name: config[name] for name in AutoencoderKL.__dataclass_fields__ if name in config}
     fields["block_channels"] = tuple(fields["block_channels"])
     channels, groups = fields["block_channels"], fields["norm_groups"]
+    if not channels:
+        raise ValueError("block_channels=() needs a number for each level.")
     if wrong := [c for c in channels if c < 1 or c % groups]:
         raise ValueError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
     layers.check_dtype(fields["dtype"])

@@ -34,7 +34,7 @@ from dit_jax import (
     train,
     workdirs,
 )
-from experiments.scaling import grid
+from experiments.scaling import grid, record
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -62,26 +62,26 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> Non
         before = _read(directory).get("wall_seconds", 0)
         pictures = []
 
-        def record(state, **more):
+        def note(state, **more):
             if jax.process_index() == 0:
                 seconds = before + time.monotonic() - began
                 more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
                 more |= {"pictures": pictures, **rows.of_code()}
                 _write(cell, evaluation, directory, state, more)
 
-        record("begun")
+        note("begun")
         try:
             train.train_and_evaluate(cell.config, directory)
             for row in _evaluate(cell, evaluation, directory) if evaluation.num else ():
                 pictures.append(row["picture"])
         except Exception as error:  # of any kind
             if not cli.is_passing(error):  # a full disk is not the cell's: it has only begun
-                record("failed", error=str(error), traceback=traceback.format_exc())
+                note("failed", error=str(error), traceback=traceback.format_exc())
             raise
         except stopping.Stopped:
-            record("begun")  # with the time that it took
+            note("begun")  # with the time that it took
             raise
-        record("done")
+        note("done")
 
 
 def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
@@ -129,10 +129,10 @@ def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
 
 def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
     """'waiting', 'begun', 'failed' or 'done', of this very cell: of another config it has begun."""
-    record = _read(directory)
-    if not record:
+    found = _read(directory)
+    if not found:
         return "waiting"
-    return record["state"] if record["digest"] == _digest(cell, evaluation) else "begun"
+    return found["state"] if found["digest"] == _digest(cell, evaluation) else "begun"
 
 
 def error(directory: pathlib.Path) -> str:
@@ -159,23 +159,18 @@ def _digest(cell, evaluation):
 
 def _read(directory):
     """The record of a cell; {} if there is none, or a damaged one, which is made again."""
-    path = directory / "cell.json"
     try:
-        record = files.read_json(path, "the record of a cell") if path.is_file() else {}
-        if not isinstance(record, dict) or (record and not record.keys() >= {"state", "digest"}):
-            raise ValueError(f"{path} is damaged: it is no record of a cell")
+        return record.read(directory) if (directory / record.FILE).is_file() else {}
     except ValueError as error:
         logger.warning("%s; the cell begins where its checkpoints end.", error)
         return {}
-    return record
 
 
 def _write(cell, evaluation, directory, state, more):
     names = {"name": cell.name, "grid": cell.grid, "size": cell.size, "steps": cell.steps}
     names |= {"axes": cell.axes, "digest": _digest(cell, evaluation), "state": state}
-    record = more | names
-    text = json.dumps(record, indent=2) + "\n"
-    files.replace_text(directory / "cell.json", text)
+    text = json.dumps(more | names, indent=2) + "\n"
+    files.replace_text(directory / record.FILE, text)
 
 
 def busy(directory: pathlib.Path) -> bool:

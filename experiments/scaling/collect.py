@@ -18,8 +18,19 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, conditions, files, flops, pictures, plot, rows, workdirs
-from experiments.scaling import models, table
+from dit_jax import (
+    cli,
+    conditions,
+    files,
+    flops,
+    forms,
+    metrics,
+    pictures,
+    plot,
+    rows,
+    workdirs,
+)
+from experiments.scaling import models, record, table
 
 FLAGS = flags.FLAGS
 
@@ -27,6 +38,15 @@ SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "r
 CODE = ("device", "jax", "git_revision")
 OF_DIT = ("block", "depth", "hidden_size", "num_heads", "patch_size")  # empty of a UNet
 SHOWN = 10  # samples of a model
+OF_SAMPLE = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
+NEEDED = {  # of a row of samples
+    "step": forms.is_count,
+    "sample": forms.object_of({key: forms.SAMPLE[key] for key in OF_SAMPLE}),
+    "extractor": forms.object_of({"name": forms.is_text}),
+    "reference": forms.object_of({"name": forms.is_text}),
+    "picture": forms.is_text,
+    **dict.fromkeys(CODE, forms.is_text),
+}
 
 
 def collect(
@@ -61,7 +81,7 @@ def _points(workdir, where, cells=None):
 
 def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Those of the cells that have begun.   Raises: FileNotFoundError if none has."""
-    found = sorted(path.parent for path in workdir.glob("*/cell.json"))
+    found = sorted(path.parent for path in workdir.glob(f"*/{record.FILE}"))
     if not found:
         raise FileNotFoundError(
             f"{workdir} holds no cells: python -m experiments.scaling.sweep runs them there."
@@ -72,10 +92,12 @@ def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
 def _check_names(found):
     """Demands that each directory bears its cell's name: rows of a copy would count twice."""
     for path in found:
-        if path.name != (name := str(_record(path)["name"])):
+        if path.name != (name := _record(path)["name"]):
+            shown = files.printable(path.parent / name)
             raise ValueError(
-                f"{path} holds the cell of {path.with_name(name)}: a cell has one directory, which "
-                f"bears its name. Move a copy out of {path.parent}; name the cell's own as it was."
+                f"{files.printable(path)} holds the cell of {shown}: a cell has one directory, "
+                f"which bears its name. Move a copy out of {path.parent}; name the cell's own as "
+                "it was."
             )
 
 
@@ -85,20 +107,30 @@ def _evaluations(directory, every):
     Those that the sweep has made last, or every one.
     """
     pictures = _record(directory).get("pictures", ())
-    found = enumerate(files.read_json_lines(directory / "evaluations.jsonl"), 1)
+    found = files.read_json_lines(directory / "evaluations.jsonl", _list_wrong)
     return [
-        {"workdir": directory.name, "place": f"{directory.name} row {i}", **row}
-        for i, row in found
+        _placed(row, directory.name, i)
+        for i, row in enumerate(found, 1)
         if "sample" in row and (every or row["picture"] in pictures)
     ]
 
 
+def _placed(row, workdir, number):
+    """The row with its place in front, since its measures are last; a damaged row may have one."""
+    place = {"workdir": workdir, "place": f"{workdir} row {number}"}
+    return {**place, **row, **place}
+
+
+def _list_wrong(row):
+    form = NEEDED if "sample" in row else {}
+    return forms.wrong_in_row(row) or forms.wrong_keys(row, form)
+
+
 def _record(directory):
-    path = directory / "cell.json"
-    record = files.read_json(path, "the record of a cell")
-    if not (isinstance(record, dict) and record.keys() >= {"name", "steps", "state"}):
-        raise ValueError(f"{path} is no record of a cell: the sweep, run again, writes it anew.")
-    return record
+    try:
+        return record.read(directory)
+    except ValueError as error:
+        raise ValueError(f"{error}. The sweep, run again, writes it anew.") from None
 
 
 def _check_alike(found):
@@ -131,26 +163,27 @@ def _check_alike(found):
 
 def _of_cell(directory, evaluations):
     """The points of a cell, as `_points`."""
-    record = _record(directory)
+    found = _record(directory)
     held_out = {
         line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
-        for line in files.read_json_lines(directory / "metrics.jsonl", {"step": int})
+        for line in metrics.read_lines(directory / "metrics.jsonl")
         if "eval_loss" in line
     }
-    evaluated = {step: evaluations.get((directory.name, step)) for step in record["steps"]}
-    steps = [step for step in record["steps"] if evaluated[step] or step in held_out]
+    evaluated = {step: evaluations.get((directory.name, step)) for step in found["steps"]}
+    steps = [step for step in found["steps"] if evaluated[step] or step in held_out]
     if not steps:
         return []
     config = workdirs.load_config(directory)
+    workdirs.check_draws(directory, config)
     model, counts = config.model, flops.count(config)
     of_dit = model.name == "dit"
     lines = [
         {
-            "cell": record["name"],
-            "grid": record["grid"],
-            "model": f"{record['size']}/{model.patch_size}" if of_dit else record["size"],
+            "cell": found["name"],
+            "grid": found["grid"],
+            "model": f"{found['size']}/{model.patch_size}" if of_dit else found["size"],
             "network": model.name,
-            "size": record["size"],
+            "size": found["size"],
             **{key: model[key] if of_dit else None for key in OF_DIT},
             "tokens": counts.get("tokens"),
             "params": counts["params"],
@@ -159,13 +192,13 @@ def _of_cell(directory, evaluations):
             "learning_rate": config.optim.learning_rate,
             "batch_size": config.batch_size,
             "eval_draws": config.eval_draws,
-            **record["axes"],
+            **found["axes"],
             "step": step,
             "images_seen": step * config.batch_size,
             "train_gflops": step * config.batch_size * counts["train_gflops_per_image"],
             **held_out.get(step, {}),
             **_measured(evaluated[step]),
-            **{name: (evaluated[step] or record)[name] for name in CODE},
+            **{name: (evaluated[step] or found).get(name) for name in CODE},
         }
         for step in steps
     ]
@@ -191,12 +224,12 @@ def _measured(row):
 def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
     """What the cells took that are done: hours of each added up, and on which devices each ran."""
     records = [_record(path) for path in directories(workdir) if path.name in cells]
-    done = [record for record in records if record["state"] == "done"]
+    done = [one for one in records if one["state"] == "done"]
     return {
         "cells": len(done),
-        "hours": round(sum(record["wall_seconds"] for record in done) / 3600, 3),
-        "devices": sorted({f"{record['devices']} x {record['device']}" for record in done}),
-        "cells_seconds": {record["name"]: round(record["wall_seconds"], 1) for record in done},
+        "hours": round(sum(one["wall_seconds"] for one in done) / 3600, 3),
+        "devices": sorted({f"{one['devices']} x {one['device']}" for one in done}),
+        "cells_seconds": {one["name"]: round(one["wall_seconds"], 1) for one in done},
     }
 
 

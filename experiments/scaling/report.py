@@ -16,10 +16,15 @@ import string
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, files
+from dit_jax import cli, files, forms
 from experiments.scaling import contrasts, fit, models, summary, table
 
 FLAGS = flags.FLAGS
+COST = {  # as `collect.cost` returns it
+    "cells": forms.is_count,
+    "hours": forms.is_number,
+    "devices": forms.list_of(forms.is_text),
+}
 
 
 def fields(
@@ -122,6 +127,8 @@ def cost(path: pathlib.Path) -> str:
     if not path.is_file():
         return "not measured"
     found = files.read_json(path, "the cost of a sweep")
+    if not isinstance(found, dict) or forms.wrong_keys(found, COST):
+        raise ValueError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(found["devices"])
     return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
 

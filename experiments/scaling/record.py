@@ -1,0 +1,58 @@
+"""The record of a cell, cell.json in its directory: what the cell is, and how far it has come."""
+
+import pathlib
+
+from dit_jax import files, forms
+from experiments.scaling import table
+
+FILE = "cell.json"
+STATES = ("begun", "failed", "done")
+COLUMNS = (*table.TEXT, *table.REQUIRED)
+
+
+def _is_name(value):
+    return forms.is_text(value) and bool(value) and value == pathlib.PurePath(value).name
+
+
+def _are_axes(value):
+    # A column that all tables have cannot be an axis too.
+    return isinstance(value, dict) and forms.is_value(value) and value.keys().isdisjoint(COLUMNS)
+
+
+FORM = {
+    "name": _is_name,
+    "grid": forms.is_text,
+    "size": forms.is_text,
+    "steps": forms.list_of(forms.is_count),
+    "axes": _are_axes,
+    "digest": forms.is_text,
+    "state": lambda value: value in list(STATES),
+    "pictures": forms.list_of(forms.is_text),
+    "error": forms.is_text,
+    "traceback": forms.is_text,
+    "wall_seconds": forms.is_number,
+    "devices": forms.is_count,
+    "device": forms.is_text,
+    "jax": forms.is_text,
+    "git_revision": forms.is_text,
+}
+OF_RUN = ("wall_seconds", "devices", "device")  # lacking where a cell's process died at once
+MAY_LACK = {"pictures", "error", "traceback", "jax", "git_revision", *OF_RUN}
+
+
+def read(directory: pathlib.Path) -> dict:
+    """The record of a cell.
+
+    Raises: FileNotFoundError; OSError; ValueError for a damaged one, with its keys.
+    """
+    path = directory / FILE
+    record = files.read_json(path, "the record of a cell")
+    if not isinstance(record, dict):
+        raise ValueError(f"{files.printable(path)} is damaged: it is no record of a cell")
+    done = record.get("state") == "done"
+    if wrong := forms.wrong_keys(record, FORM, MAY_LACK - {*OF_RUN} if done else MAY_LACK):
+        raise ValueError(
+            f"{files.printable(path)} is damaged: it is no record of a cell, with a wrong "
+            f"{files.some_of(wrong)}"
+        )
+    return record
