@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
 
@@ -20,10 +21,16 @@ class Range:
     def holds(self, value: object) -> bool:
         """Whether the value is a number of this range."""
         kinds = int if self.whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         above = self.low < value if self.without_low else self.low <= value
         return above and (value < self.high if self.without_high else value <= self.high)
+
+    def rounds_to_high(self, number: float) -> bool:
+        """Whether float32, in which all is computed, makes the excluded upper end of a number."""
+        return self.without_high and number < self.high <= np.float32(number)
 
     def __str__(self) -> str:
         """'a whole number in 0..10', 'a number in [0, 1)', 'a number above 0'."""
@@ -36,10 +43,15 @@ class Range:
         return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
-MOST = 2**32 - 1
-LEAST, LARGEST = 2.0**-126, 2.0**128  # of float32, in which all is computed
+LEAST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)  # of float32, in which all is computed
+SEEDS = 2**32 - 1  # the largest: NumPy's
+MOST = 2**31 - 1  # JAX counts steps and images in int32
+MOST_IMAGE_SIZE = 2**13  # pixels of a side; `pixels` enlarges an image to no more
+MOST_PICTURE_IMAGES = 10_000  # of one picture
 COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
-SIZE = Range(1, 2**20, whole=True)
+# The widest transformers have 2**15 channels; sizes far beyond compile for minutes, and then fail.
+SIZE, SIZE_OR_0 = (Range(low, 2**17, whole=True) for low in (1, 0))
+IMAGE_SIZE = Range(1, MOST_IMAGE_SIZE, whole=True)
 POSITIVE = Range(0, without_low=True)
 NOT_NEGATIVE = Range(0)
 SHARE, BELOW_1 = Range(0, 1), Range(0, 1, without_high=True)
@@ -47,15 +59,15 @@ INSIDE_0_1 = Range(0, 1, without_low=True, without_high=True)
 ANY = Range(-math.inf)
 
 RANGES = {
-    "seed": FROM_0,  # NumPy's
+    "seed": Range(0, SEEDS, whole=True),
     "total_steps": COUNT,
     "batch_size": COUNT,
     "grad_accumulation_steps": COUNT,
     "log_every_steps": COUNT,
     "eval_every_steps": FROM_0,
-    "eval_draws": COUNT,
+    "eval_draws": Range(1, 10**6, whole=True),
     "sample_every_steps": FROM_0,
-    "sample_num_images": COUNT,
+    "sample_num_images": Range(1, MOST_PICTURE_IMAGES, whole=True),
     "checkpoint_every_steps": COUNT,
     "checkpoint_keep": FROM_2,  # one to fall back on
     "checkpoint_keep_every_steps": FROM_0,
@@ -70,44 +82,44 @@ RANGES = {
     "optim.grad_clip_norm": NOT_NEGATIVE,
     "optim.mup_base_width": FROM_0,
     "optim.ema_decay": BELOW_1,
-    "data.image_size": SIZE,
+    "data.image_size": IMAGE_SIZE,
     "data.captions_per_image": Range(1, 1024, whole=True),
     "data.num_workers": Range(0, 1024, whole=True),
     "data.num_threads": Range(0, 1024, whole=True),
-    "data.prefetch_batches": FROM_0,
+    "data.prefetch_batches": Range(0, 10**6, whole=True),
     "mesh.data": Range(-1, MOST, whole=True),
     "mesh.fsdp": Range(-1, MOST, whole=True),
     "mesh.tensor": Range(-1, MOST, whole=True),
-    "model.input_size": SIZE,
-    "model.patch_size": SIZE,
+    "model.input_size": IMAGE_SIZE,
+    "model.patch_size": IMAGE_SIZE,
     "model.in_channels": SIZE,
     "model.hidden_size": SIZE,
-    "model.depth": Range(1, 10_000, whole=True),
-    "model.num_heads": Range(0, 2**20, whole=True),  # 0: a UNet's follow from head_dim
-    "model.head_dim": Range(0, 2**20, whole=True),
-    "model.mlp_ratio": POSITIVE,
-    "model.num_classes": Range(0, 2**31 - 2, whole=True),  # the null class is one more
+    "model.depth": Range(1, 1000, whole=True),
+    "model.num_heads": SIZE_OR_0,  # 0: a UNet's follow from head_dim
+    "model.head_dim": SIZE_OR_0,
+    "model.mlp_ratio": Range(0, 100, without_low=True),
+    "model.num_classes": Range(0, 2**24, whole=True),
     "model.class_dropout_prob": BELOW_1,
-    "model.context_size": Range(0, 2**20, whole=True),
-    "model.text_vocab_size": Range(2, 2**31 - 1, whole=True),  # padding and one word
-    "model.text_length": Range(1, 2**20, whole=True),
-    "model.text_depth": Range(1, 10_000, whole=True),
+    "model.context_size": SIZE_OR_0,
+    "model.text_vocab_size": Range(2, 2**24, whole=True),  # padding and one word
+    "model.text_length": SIZE,
+    "model.text_depth": Range(1, 1000, whole=True),
     "model.text_num_heads": SIZE,
-    "model.vocab_size": Range(1, 2**31 - 1, whole=True),
+    "model.vocab_size": Range(1, 2**24, whole=True),
     "model.length": SIZE,
     "model.mlp_size": SIZE,
     "model.base_channels": SIZE,
-    "model.channel_mult": Range(0, 1024, without_low=True),
-    "model.blocks_per_level": Range(1, 1000, whole=True),
+    "model.channel_mult": Range(0, 100, without_low=True),
+    "model.blocks_per_level": Range(1, 100, whole=True),
     "model.attention_levels": Range(0, 100, whole=True),
-    "model.transformer_depth": Range(0, 1000, whole=True),
+    "model.transformer_depth": Range(0, 100, whole=True),
     "model.norm_groups": SIZE,
     "model.norm_epsilon": POSITIVE,
     "model.dropout": BELOW_1,
     "model.image_channels": SIZE,
     "model.latent_channels": SIZE,
     "model.block_channels": SIZE,
-    "model.layers_per_block": Range(1, 1000, whole=True),
+    "model.layers_per_block": Range(1, 100, whole=True),
     "autoencoder.kl_weight": NOT_NEGATIVE,
     "autoencoder.lpips_weight": NOT_NEGATIVE,
     "diffusion.num_steps": Range(2, 10**6, whole=True),
@@ -131,7 +143,7 @@ RANGES = {
     "sample.churn_noise": POSITIVE,
     "sample.last_step_t": BELOW_1,
     "sample.cfg_scale": Range(1),
-    "sample.cfg_channels": Range(0, 2**20, whole=True),
+    "sample.cfg_channels": SIZE_OR_0,
     "sample.cfg_interval": ANY,
     "sample.cfg_rescale": SHARE,
     "fid.every_steps": FROM_0,
@@ -155,5 +167,10 @@ def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
             numbers = value if isinstance(value, tuple | list) else (value,)
             if not all(RANGES[key].holds(number) for number in numbers):
                 raise ValueError(f"{key}={value!r} must be {RANGES[key]}.")
+            if any(RANGES[key].rounds_to_high(number) for number in numbers):
+                raise ValueError(
+                    f"{key}={value!r} is {RANGES[key].high:g} in float32, but must be "
+                    f"{RANGES[key]}."
+                )
             if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
                 raise ValueError(f"{key}={value!r} is 0 or infinite in float32.")
