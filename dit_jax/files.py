@@ -95,20 +95,25 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises: OSError; LostError if the directory is not there.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    unfinished = temporary(path)
     try:
-        with open_to_write(temporary, "wb") as file:
+        with open_to_write(unfinished, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(unfinished, path)
     except OSError as error:
         if not path.parent.is_dir():
             raise LostError.of(path.parent) from error
         error.filename = error.filename or str(path)  # a full disk's has none
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+def temporary(path: pathlib.Path) -> pathlib.Path:
+    """The file beside it that `replace` writes first."""
+    return path.with_name(f"{path.name}.tmp")
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
