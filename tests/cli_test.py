@@ -217,6 +217,10 @@ def _with_kept(error, text):
             "error: out of memory: RESOURCE_EXHAUSTED: 9 TiB\nTake a smaller batch",
         ),
         (
+            jax.errors.JaxRuntimeError("INTERNAL: Error dispatching: Out of memory allocating 9"),
+            "error: out of memory: INTERNAL: Error dispatching: Out of memory allocating 9\nTake",
+        ),
+        (
             files.LostError("runs/a is gone.\nNothing more is written."),
             "error: runs/a is gone.\nNothing more is written. To go on, run: python -m a 'b c'\n",
         ),
