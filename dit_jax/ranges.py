@@ -49,8 +49,7 @@ MOST = 2**31 - 1  # JAX counts steps and images in int32
 MOST_IMAGE_SIZE = 2**13  # pixels of a side; `pixels` enlarges an image to no more
 MOST_PICTURE_IMAGES = 10_000  # of one picture
 COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
-# The widest transformers have 2**15 channels; sizes far beyond compile for minutes, and then fail.
-SIZE, SIZE_OR_0 = (Range(low, 2**17, whole=True) for low in (1, 0))
+SIZE, SIZE_OR_0 = (Range(low, 2**20, whole=True) for low in (1, 0))
 IMAGE_SIZE = Range(1, MOST_IMAGE_SIZE, whole=True)
 POSITIVE = Range(0, without_low=True)
 NOT_NEGATIVE = Range(0)
