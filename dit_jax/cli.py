@@ -281,8 +281,8 @@ def _define_processes():
     flags.DEFINE_string(
         "coordinator_bind_address", None, "HOST:PORT where process 0 listens, instead of all."
     )
-    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", lower_bound=0)
+    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", 1, ranges.MOST)
+    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", 0, ranges.MOST)
 
 
 def _parse(argv, positionals):
@@ -358,6 +358,8 @@ def _message(error):
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     names = [_shorten(name) for name in (error.filename, error.filename2) if name is not None]
+    if "temporary directory" in error.strerror:  # Python's tempfile
+        return f"{error.strerror}: make room in one of them, or set TMPDIR to another directory."
     return f"{' to '.join(names)}: {error.strerror}" if names else error.strerror
 
 

@@ -419,5 +419,6 @@ if __name__ == "__main__":
         None,
         f"By default all levels of process ddpm (a bound); else {bits.ODE_STEPS}, of an ODE.",
         lower_bound=1,
+        upper_bound=10**6,
     )
     cli.run(main, kept=_kept)

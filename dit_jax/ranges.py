@@ -149,6 +149,17 @@ RANGES = {
     "fid.num_images": FROM_2,
     "fid.steps": Range(1, 10**6, whole=True),
     "fid.cfg_scale": Range(1),
+    # Of a sweep, experiments/scaling/configs/default.py.
+    "evaluate.num": FROM_0,
+    "evaluate.seed": Range(0, SEEDS, whole=True),
+    "evaluate.batch_size": FROM_0,
+    "slurm.timeout_min": COUNT,
+    "slurm.nodes": COUNT,
+    "slurm.tasks_per_node": COUNT,
+    "slurm.gpus_per_node": FROM_0,
+    "slurm.cpus_per_task": COUNT,
+    "slurm.mem_gb": FROM_0,
+    "slurm.jobs_at_once": COUNT,
 }
 
 

@@ -193,6 +193,13 @@ def test_numbers_of_a_config_are_checked_where_it_is_read(define, change):
         arguments.parse(["x", *CONFIG, f"--config.{change}"], values=define())
 
 
+def test_numbers_of_a_sweep_are_checked_where_it_is_read():
+    values, spec = flags.FlagValues(), ROOT / "experiments/scaling/configs/smoke.py"
+    flags.DEFINE_flag(arguments.ConfigFlag("grids"), values)
+    with pytest.raises(ValueError, match=r"^evaluate\.num=-1 must be a whole number in 0"):
+        arguments.parse(["x", f"--config={spec}", "--config.evaluate.num=-1"], values=values)
+
+
 def test_config_of_another_kind_of_command_is_refused(define):
     spec = ROOT / "experiments/scaling/configs/smoke.py"
     with pytest.raises(ValueError, match=r"has no config\.model: a sweep's has config\.grids"):

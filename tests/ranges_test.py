@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from dit_jax import ranges, runs, train, workdirs
 from dit_jax.models import clip
+from experiments.scaling.configs import default as sweeps
 
 MODELS = ("dit", "unet", "vae")
 
@@ -23,12 +24,21 @@ def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
             assert key in ranges.RANGES or key in OTHERWISE, key
 
 
+def test_every_number_of_a_sweep_has_a_range_and_lies_in_it():
+    config = sweeps.get_config(default.get_config())
+    ranges.check(config)
+    for key, value in workdirs.flatten(config).items():
+        if type(value) in (int, float) and not key.startswith("base."):
+            assert key in ranges.RANGES, key
+
+
 # Checked where it is used: 1 or 3; an upper end may be infinite.
 OTHERWISE = {"data.image_channels", "sample.churn_range"}
 
 
 def test_every_range_is_of_a_key():
     keys = {key for model in MODELS for key in workdirs.flatten(default.get_config(model))}
+    keys |= workdirs.flatten(sweeps.get_config(default.get_config())).keys()
     keys |= {f"model.{key}" for key in clip.ClipText.__dataclass_fields__}  # converted, not trained
     assert not ranges.RANGES.keys() - keys
 
