@@ -78,7 +78,7 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     )
     config.eval_draws = 1  # of time and noise for each held-out image, always the same ones
     config.sample_every_steps = 0  # picture by the EMA weights, samples/<step>.png; 0 is never
-    config.sample_num_images = 16  # in that picture
+    config.sample_num_images = 16  # in that picture; at most 10,000
     config.checkpoint_every_steps = 10_000  # and at the last step
     config.checkpoint_keep = 3  # most recent checkpoints kept, at least 2 to fall back on
     config.checkpoint_keep_every_steps = 0  # checkpoints at multiples are kept for good; 0 is none
@@ -108,7 +108,7 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
     config.data.train_split = "train"  # of the images; those of moments are train and eval
     config.data.eval_split = "validation"  # empty: no held-out loss
-    config.data.image_size = 256  # pixels after the ADM crop
+    config.data.image_size = 256  # pixels after the ADM crop; at most 8192
     config.data.image_channels = 3  # 1 grey, 3 RGB
     # Of images with captions: TFDS's feature, such as caption or captions/text; of image folders
     # the key in metadata.jsonl, mostly text. Empty: none are read.
@@ -148,7 +148,7 @@ def _add_dit(config):
     config.model.hidden_size = 1152  # multiple of num_heads and of 4
     config.model.depth = 28  # blocks
     config.model.num_heads = 16
-    config.model.mlp_ratio = 4.0  # MLP width / hidden_size
+    config.model.mlp_ratio = 4.0  # MLP width / hidden_size; at most 100
     # How time and label come in: in-context, cross-attention, adaLN, adaLN-Zero.
     config.model.block = "adaLN-Zero"
     _add_condition(config)

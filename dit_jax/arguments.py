@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dit_jax import files, overrides
+from dit_jax import files, overrides, ranges
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
 NUMBER = re.compile(r"-(\d|\.\d)")  # a value that begins so is no flag
+# Their flags are no command's: --only_check_args, say, would end it at once, as if it were done.
+LIBRARIES = ("absl", "array_record", "grain", "orbax", "tensorflow_datasets")
 
 
 class PathParser(flags.ArgumentParser):
@@ -89,9 +91,10 @@ def parse(
     Args: argv, with the program's name first.   positionals: names of the words without a flag that
       the command takes, such as 'KIND SRC DST'; 'MODEL ...' is any number of them.
       values: the flags that are defined, which get their values.
-    Raises: ValueError for anything that is not understood; SystemExit after --help.
+    Raises: ValueError for anything that is not understood, or for a number of the config that is
+      out of its range; SystemExit after --help.
     """
-    words = values.read_flags_from_files(argv[1:], force_gnu=False)
+    words = argv[1:]
     for word in words:
         if word.startswith("-") and (name := word.lstrip("-")) in HELP:
             values([argv[0], "--help" if name == "h" else word])
@@ -111,6 +114,8 @@ def parse(
             values["config"].override(name.removeprefix("config."), texts[0])
         elif name != "config":
             checked += [_check(name, text, values[name].parser) for text in texts]
+    if spec is not None:
+        ranges.check(values["config"].value)
     _parse_checked([argv[0], *checked], values)
     return [word for word, _ in others]
 
@@ -166,7 +171,13 @@ def _is_boolean(name, values):
         if config is None:
             raise ValueError(f"--{name} sets a key of --config, which is missing.")
         return isinstance(overrides.value_of(config, name.removeprefix("config.")), bool)
-    return bool(values[name].boolean) if name in values else None
+    return bool(values[name].boolean) if _is_defined(name, values) else None
+
+
+def _is_defined(name, values):
+    """Whether the command has such a flag: those of libraries are none, but for --help."""
+    module = str(values.find_module_defining_flag(name))
+    return name in values and (name in HELP or module.partition(".")[0] not in LIBRARIES)
 
 
 def _may_repeat(name, values):
@@ -178,7 +189,8 @@ def _near(name, values):
     config = values["config"].value if "config" in values else None
     if config is not None and name in config:
         return f" Did you mean --config.{name}?"
-    near = difflib.get_close_matches(name, list(values), n=1, cutoff=0.7)
+    defined = [flag for flag in values if _is_defined(flag, values)]
+    near = difflib.get_close_matches(name, defined, n=1, cutoff=0.7)
     return f" Did you mean --{near[0]}?" if near else ""
 
 

@@ -39,6 +39,7 @@ from dit_jax import (
     generate,
     latents,
     models,
+    ranges,
     sharding,
     sources,
     stopping,
@@ -415,7 +416,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 64, "sample, vae, inception: images at a time, all devices.", 1
     )
-    flags.DEFINE_integer("image_size", 256, "inception: pixels of a side, before its resize.", 1)
+    text = "inception: pixels of a side, before its resize."
+    flags.DEFINE_integer("image_size", 256, text, 1, ranges.MOST_IMAGE_SIZE)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
     flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")

@@ -4,6 +4,7 @@ Exit statuses: 0, the work is done; 1, an error, with a message; 130 and 143, st
 SIGTERM.
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -19,11 +20,10 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dit_jax import arguments, compilation_cache, files, stopping, terminal
+from dit_jax import arguments, compilation_cache, files, ranges, stopping, terminal
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
-SEEDS = 2**32 - 1  # the largest
 # Of a disk or a machine, not of the command: once they are mended the same command goes on.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
 # Of JAX, which seeds and checkpoints depend on.
@@ -74,7 +74,7 @@ def define_paths(name: str, text: str) -> None:
 
 def define_seed(text: str) -> None:
     """--seed, 0 by default."""
-    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=SEEDS)
+    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.SEEDS)
 
 
 # Keys of config.sample: the type of a flag's value (a tuple is two floats), and its help.
@@ -165,7 +165,8 @@ def loading() -> dict:
 def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
     """Demands now, rather than after the work, that --out can be written, and is no input.
 
-    Raises: ValueError for another suffix, or for the file that another flag names; OSError.
+    Raises: ValueError for another suffix, or for the file that another flag names; OSError, also
+      for a name too long for the temporary file of `files.replace`.
     """
     if out.suffix not in suffixes:
         raise ValueError(f"{name}{out} must end in {' or '.join(suffixes)}.")
@@ -181,8 +182,13 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
             raise OSError("no permission, or a directory")
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(files.temporary(out))
     except OSError as error:
-        raise OSError(f"cannot write {name}{out}: {error}") from error
+        reason = error
+        if error.errno == errno.ENAMETOOLONG:
+            reason = "the name is too long, with the .tmp that it ends in until it is whole"
+        raise OSError(f"cannot write {name}{_shorten(out)}: {reason}") from error
 
 
 def run(
@@ -275,8 +281,8 @@ def _define_processes():
     flags.DEFINE_string(
         "coordinator_bind_address", None, "HOST:PORT where process 0 listens, instead of all."
     )
-    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", lower_bound=0)
+    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", 1, ranges.MOST)
+    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", 0, ranges.MOST)
 
 
 def _parse(argv, positionals):
@@ -295,7 +301,7 @@ def _explain_errors(start, words, kept, passing_status=1):
     try:
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        exhausted = isinstance(error, MemoryError) or _is_exhausted(str(error))
         if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
         first = (str(error).splitlines() or [""])[0]
@@ -315,6 +321,11 @@ def _explain_errors(start, words, kept, passing_status=1):
         if text or _is_lost(error):
             message += f" To go on, run: {_command()}"
         _fail(message, passing_status if is_passing(error) else 1)
+
+
+def _is_exhausted(text: str) -> bool:
+    """Whether the text of JAX's error says that memory is short; on CPUs it may be INTERNAL."""
+    return "RESOURCE_EXHAUSTED" in text or "Out of memory allocating" in text
 
 
 def _fail(message, status=1):
@@ -347,6 +358,8 @@ def _message(error):
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     names = [_shorten(name) for name in (error.filename, error.filename2) if name is not None]
+    if "temporary directory" in error.strerror:  # Python's tempfile
+        return f"{error.strerror}: make room in one of them, or set TMPDIR to another directory."
     return f"{' to '.join(names)}: {error.strerror}" if names else error.strerror
 
 
@@ -358,7 +371,8 @@ def _shorten(name):
 def _is_of_a_file(error):
     """Whether the operating system refused a file, or has no room for it."""
     known = isinstance(error, OSError) and error.errno is not None
-    return known and (error.filename is not None or error.errno in PASSING)
+    named = isinstance(error, FileNotFoundError) or getattr(error, "filename", None) is not None
+    return known and (named or error.errno in PASSING)
 
 
 def is_passing(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import stat
+import warnings
 
 import jax
 
@@ -20,6 +21,9 @@ def enable() -> None:
     An entry is machine code that runs as it is, so nothing is read from a directory that another
     user could write into.
     """
+    # A program that cannot be kept, on a full disk say, is compiled again the next time.
+    ignored = "Error (reading|writing) persistent compilation cache entry"
+    warnings.filterwarnings("ignore", message=ignored)
     if jax.config.jax_compilation_cache_dir:
         return
     try:

@@ -21,7 +21,7 @@ def of_dit(config) -> dict[str, int | float]:
     Raises: ValueError for an unknown block or condition.
     """
     d, depth = config.hidden_size, config.depth
-    mlp = int(d * config.mlp_ratio)
+    mlp = blocks.mlp_size(d, config.mlp_ratio)
     patch = config.patch_size**2 * config.in_channels
     out = patch * (2 if config.learn_sigma else 1)
     tokens = (config.input_size // config.patch_size) ** 2

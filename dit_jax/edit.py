@@ -34,6 +34,7 @@ from dit_jax import (
     models,
     pictures,
     pixels,
+    ranges,
     runs,
     samplers,
     sharding,
@@ -307,6 +308,7 @@ def main(words):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
     config, shown = trained.config, []
+    pictures.check_grid(FLAGS.num + 1, config.data.image_size, FLAGS.num + 1)
     if task == "interpolate":
         told = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
         ends = told_at_ends(trained, FLAGS.num, *told)
@@ -349,10 +351,11 @@ if __name__ == "__main__":
     cli.define_told()
     cli.define_path("image", None, "Image file, cropped as the model's data are.")
     cli.define_path("mask", None, "inpaint: image of the same size, white where it draws anew.")
-    flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].")
+    flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].", 0, 1)
     flags.DEFINE_list("numbers", ["0", "0"], "interpolate: of the images whose noise is taken.")
     flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
     flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
-    flags.DEFINE_integer("num", 4, "Images; inverted ones are one.", lower_bound=1)
+    most = ranges.MOST_PICTURE_IMAGES
+    flags.DEFINE_integer("num", 4, "Images; inverted ones are one.", 1, most)
     cli.define_path("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
     cli.run(main, "TASK")

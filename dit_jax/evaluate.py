@@ -39,6 +39,7 @@ from dit_jax import (
     measures,
     metrics,
     pictures,
+    ranges,
     references,
     rows,
     runs,
@@ -306,7 +307,7 @@ def _make_reference(extractor, progress):
         raise ValueError("--make_reference is done by one process: start the command alone.")
     out = FLAGS.make_reference
     cli.check_out(out, (".npz",), "--make_reference=")
-    given = FLAGS.image_size, FLAGS.image_channels, str(FLAGS.data_dir or "")
+    given = FLAGS.image_size, int(FLAGS.image_channels), str(FLAGS.data_dir or "")
     reference = references.load(FLAGS.reference, extractor, *given, progress)
     reference.save(out)
     print(f"{out}: {json.dumps({'extractor': reference.extractor, 'source': reference.source})}")
@@ -317,7 +318,7 @@ def _evaluate_images(extractor, progress):
     if jax.process_count() > 1:
         raise ValueError("--samples are measured by one process: start the command alone.")
     data_dir = str(FLAGS.data_dir or "")
-    given = FLAGS.image_size, FLAGS.image_channels, data_dir
+    given = FLAGS.image_size, int(FLAGS.image_channels), data_dir
     found = images.open_images(FLAGS.samples, *given)
     size, _, channels = found.shape
     if FLAGS.image_size not in (None, size):
@@ -402,17 +403,15 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
     )
-    flags.DEFINE_integer(
-        "image_size", None, "Without --workdir: pixels that a folder or split is cropped to.", 1
-    )
-    flags.DEFINE_integer("image_channels", 3, "The same: 1 grey, 3 RGB.", 1)
+    text = "Without --workdir: pixels that a folder or split is cropped to."
+    flags.DEFINE_integer("image_size", None, text, 1, ranges.MOST_IMAGE_SIZE)
+    flags.DEFINE_enum("image_channels", "3", ["1", "3"], "The same: 1 grey, 3 RGB.")
     cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(
         "labels", "random", ["random", "balanced"], "Of samples; published numbers: random."
     )
-    flags.DEFINE_integer(
-        "num", None, "Samples, by default 1000, of --samples all; with --bpd held-out images.", 2
-    )
+    text = "Samples, by default 1000, of --samples all; with --bpd held-out images."
+    flags.DEFINE_integer("num", None, text, 2, ranges.MOST)
     cli.define_path("save_npz", None, "Write the samples, as the ADM evaluator reads them.")
     flags.DEFINE_bool("bpd", False, "Bits per dimension of held-out images instead.")
     flags.DEFINE_integer(
@@ -420,5 +419,6 @@ if __name__ == "__main__":
         None,
         f"By default all levels of process ddpm (a bound); else {bits.ODE_STEPS}, of an ODE.",
         lower_bound=1,
+        upper_bound=10**6,
     )
     cli.run(main, kept=_kept)

@@ -100,16 +100,16 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     stays.
     Raises: OSError; LostError if the directory is not there.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    unfinished = temporary(path)
     try:
-        with _open_alone(temporary) as file:
+        with _open_alone(unfinished) as file:
             try:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(temporary, path)
+                os.replace(unfinished, path)
             except BaseException:
-                temporary.unlink(missing_ok=True)  # it is still locked, so nobody else's
+                unfinished.unlink(missing_ok=True)  # it is still locked, so nobody else's
                 raise
     except OSError as error:
         if not path.parent.is_dir():
@@ -149,6 +149,11 @@ def flush_to_disk(path: pathlib.Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def temporary(path: pathlib.Path) -> pathlib.Path:
+    """The file beside it that `replace` writes first."""
+    return path.with_name(f"{path.name}.tmp")
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

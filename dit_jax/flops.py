@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, counts
+from dit_jax import cli, counts, models, ranges
 from dit_jax.models import blocks, dit, unet
 
 FLAGS = flags.FLAGS
@@ -100,6 +100,7 @@ def main(names):
     if FLAGS.config is not None:
         path, _, argument = FLAGS["config"].spec.partition(":")
         name = pathlib.Path(path).name + (argument and f":{argument}")
+        _check_model(FLAGS.config.model)
         rows = {name: count(FLAGS.config)}
     else:
         rows = count_names(names, FLAGS.image_size, FLAGS.block)
@@ -117,6 +118,14 @@ def main(names):
         print("  ".join([f"{name:>{width}}", *padded]))
 
 
+def _check_model(config):
+    """Demands sizes that fit together; errors as `models.build`."""
+    config = config.copy_and_resolve_references()
+    if "attention" in config:
+        config.attention = "xla"  # counts are the same, and need no GPU
+    models.build(config)
+
+
 def _cell(value):
     if value is None:
         return "-"
@@ -125,9 +134,8 @@ def _cell(value):
 
 if __name__ == "__main__":
     cli.define_config(required=False)
-    flags.DEFINE_integer(
-        "image_size", None, "Of DiTs: pixels, 256; latents are 8 times smaller.", 1
-    )
+    text = "Of DiTs: pixels, 256; latents are 8 times smaller."
+    flags.DEFINE_integer("image_size", None, text, 1, ranges.MOST_IMAGE_SIZE)
     flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main, "MODEL ...")

@@ -69,14 +69,20 @@ def in_interval(t: np.ndarray, interval: tuple[float, float]) -> list[tuple[bool
     """The steps from times t [n] as runs of (guided, count): those with low <= t <= high are.
 
     Source: Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval".
-    Raises: ValueError unless 0 <= low < high <= 1.
+    Raises: as `check_interval`.
     """
+    check_interval(interval)
+    low, high = interval
+    runs = itertools.groupby((low <= t) & (t <= high))
+    return [(bool(guided), len(list(steps))) for guided, steps in runs]
+
+
+def check_interval(interval: tuple[float, float]) -> None:
+    """Raises: ValueError unless the interval is two times, 0 <= low < high <= 1."""
     low, high = interval if len(interval) == 2 else (np.nan, np.nan)
     if not 0 <= low < high <= 1:
         shown = ",".join(map(str, interval))
         raise ValueError(f"cfg_interval={shown} must be two times 0 <= low < high <= 1.")
-    runs = itertools.groupby((low <= t) & (t <= high))
-    return [(bool(guided), len(list(steps))) for guided, steps in runs]
 
 
 def _extrapolate(better, worse, scale, channels, rescale):

@@ -55,8 +55,10 @@ def open_images(
     Args: of a folder or split: image_size, of the ADM crop; None takes a folder's images as they
       are, all of one size.   channels: 1 (grey) or 3 (RGB).   data_dir: of TFDS; '' is its own.
     Raises: FileNotFoundError; ValueError for a file that holds others than uint8 images, for
-      images of several sizes, or for a split without image_size.
+      images of several sizes, for a split without image_size, or for other channels.
     """
+    if channels not in (1, 3):
+        raise ValueError(f"{channels=} must be 1 (grey) or 3 (RGB).")
     path = files.to_path(spec, "images")
     if path.suffix == ".npz":
         return open_npz(path)

@@ -5,11 +5,28 @@ import math
 import numpy as np
 
 CELL, GAP = 48, 2  # pixels
+MOST_PIXELS = 2**30  # of a picture: 3 GiB
 
 
 def grid_columns(count: int) -> int:
     """Columns of a grid that is about square."""
     return math.isqrt(count - 1) + 1
+
+
+def check_grid(count: int, size: int, columns: int = 0) -> None:
+    """Demands a picture that memory holds, before its images are drawn.
+
+    Args: count, the images, `size` pixels high and wide.   columns: 0 is about as many as rows.
+    Raises: ValueError with the picture's pixels.
+    """
+    columns = columns or grid_columns(count)
+    cell = size * max(1, CELL // size) + GAP
+    height, width = -(-count // columns) * cell, columns * cell
+    if height * width > MOST_PIXELS:
+        raise ValueError(
+            f"a picture of {count:,} images of {size} pixels would have {width:,} x {height:,} "
+            f"pixels, but at most {MOST_PIXELS:,} are drawn: take fewer images."
+        )
 
 
 def image_grid(images: np.ndarray, columns: int, cell: int = CELL, gap: int = GAP) -> np.ndarray:

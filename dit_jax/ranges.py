@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import forms
@@ -29,6 +30,10 @@ class Range:
         above = self.low < value if self.without_low else self.low <= value
         return above and (value < self.high if self.without_high else value <= self.high)
 
+    def rounds_to_high(self, number: float) -> bool:
+        """Whether float32, in which all is computed, makes the excluded upper end of a number."""
+        return self.without_high and number < self.high <= np.float32(number)
+
     def __str__(self) -> str:
         """'a whole number in 0..10', 'a number in [0, 1)', 'a number above 0'."""
         kind = "a whole number" if self.whole else "a number"
@@ -40,10 +45,14 @@ class Range:
         return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
-MOST = 2**32 - 1
-LEAST, LARGEST = 2.0**-126, 2.0**128  # of float32, in which all is computed
+LEAST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)  # of float32, in which all is computed
+SEEDS = 2**32 - 1  # the largest: NumPy's
+MOST = 2**31 - 1  # JAX counts steps and images in int32
+MOST_IMAGE_SIZE = 2**13  # pixels of a side; `pixels` enlarges an image to no more
+MOST_PICTURE_IMAGES = 10_000  # of one picture
 COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
-SIZE = Range(1, 2**20, whole=True)
+SIZE, SIZE_OR_0 = (Range(low, 2**20, whole=True) for low in (1, 0))
+IMAGE_SIZE = Range(1, MOST_IMAGE_SIZE, whole=True)
 POSITIVE = Range(0, without_low=True)
 NOT_NEGATIVE = Range(0)
 SHARE, BELOW_1 = Range(0, 1), Range(0, 1, without_high=True)
@@ -51,15 +60,15 @@ INSIDE_0_1 = Range(0, 1, without_low=True, without_high=True)
 ANY = Range(-math.inf)
 
 RANGES = {
-    "seed": FROM_0,  # NumPy's
+    "seed": Range(0, SEEDS, whole=True),
     "total_steps": COUNT,
     "batch_size": COUNT,
     "grad_accumulation_steps": COUNT,
     "log_every_steps": COUNT,
     "eval_every_steps": FROM_0,
-    "eval_draws": COUNT,
+    "eval_draws": Range(1, 10**6, whole=True),
     "sample_every_steps": FROM_0,
-    "sample_num_images": COUNT,
+    "sample_num_images": Range(1, MOST_PICTURE_IMAGES, whole=True),
     "checkpoint_every_steps": COUNT,
     "checkpoint_keep": FROM_2,  # one to fall back on
     "checkpoint_keep_every_steps": FROM_0,
@@ -74,44 +83,44 @@ RANGES = {
     "optim.grad_clip_norm": NOT_NEGATIVE,
     "optim.mup_base_width": FROM_0,
     "optim.ema_decay": BELOW_1,
-    "data.image_size": SIZE,
+    "data.image_size": IMAGE_SIZE,
     "data.captions_per_image": Range(1, 1024, whole=True),
     "data.num_workers": Range(0, 1024, whole=True),
     "data.num_threads": Range(0, 1024, whole=True),
-    "data.prefetch_batches": FROM_0,
+    "data.prefetch_batches": Range(0, 10**6, whole=True),
     "mesh.data": Range(-1, MOST, whole=True),
     "mesh.fsdp": Range(-1, MOST, whole=True),
     "mesh.tensor": Range(-1, MOST, whole=True),
-    "model.input_size": SIZE,
-    "model.patch_size": SIZE,
+    "model.input_size": IMAGE_SIZE,
+    "model.patch_size": IMAGE_SIZE,
     "model.in_channels": SIZE,
     "model.hidden_size": SIZE,
-    "model.depth": Range(1, 10_000, whole=True),
-    "model.num_heads": Range(0, 2**20, whole=True),  # 0: a UNet's follow from head_dim
-    "model.head_dim": Range(0, 2**20, whole=True),
-    "model.mlp_ratio": POSITIVE,
-    "model.num_classes": Range(0, 2**31 - 2, whole=True),  # the null class is one more
+    "model.depth": Range(1, 1000, whole=True),
+    "model.num_heads": SIZE_OR_0,  # 0: a UNet's follow from head_dim
+    "model.head_dim": SIZE_OR_0,
+    "model.mlp_ratio": Range(0, 100, without_low=True),
+    "model.num_classes": Range(0, 2**24, whole=True),
     "model.class_dropout_prob": BELOW_1,
-    "model.context_size": Range(0, 2**20, whole=True),
-    "model.text_vocab_size": Range(2, 2**31 - 1, whole=True),  # padding and one word
-    "model.text_length": Range(1, 2**20, whole=True),
-    "model.text_depth": Range(1, 10_000, whole=True),
+    "model.context_size": SIZE_OR_0,
+    "model.text_vocab_size": Range(2, 2**24, whole=True),  # padding and one word
+    "model.text_length": SIZE,
+    "model.text_depth": Range(1, 1000, whole=True),
     "model.text_num_heads": SIZE,
-    "model.vocab_size": Range(1, 2**31 - 1, whole=True),
+    "model.vocab_size": Range(1, 2**24, whole=True),
     "model.length": SIZE,
     "model.mlp_size": SIZE,
     "model.base_channels": SIZE,
-    "model.channel_mult": Range(0, 1024, without_low=True),
-    "model.blocks_per_level": Range(1, 1000, whole=True),
+    "model.channel_mult": Range(0, 100, without_low=True),
+    "model.blocks_per_level": Range(1, 100, whole=True),
     "model.attention_levels": Range(0, 100, whole=True),
-    "model.transformer_depth": Range(0, 1000, whole=True),
+    "model.transformer_depth": Range(0, 100, whole=True),
     "model.norm_groups": SIZE,
     "model.norm_epsilon": POSITIVE,
     "model.dropout": BELOW_1,
     "model.image_channels": SIZE,
     "model.latent_channels": SIZE,
     "model.block_channels": SIZE,
-    "model.layers_per_block": Range(1, 1000, whole=True),
+    "model.layers_per_block": Range(1, 100, whole=True),
     "autoencoder.kl_weight": NOT_NEGATIVE,
     "autoencoder.lpips_weight": NOT_NEGATIVE,
     "diffusion.num_steps": Range(2, 10**6, whole=True),
@@ -135,13 +144,24 @@ RANGES = {
     "sample.churn_noise": POSITIVE,
     "sample.last_step_t": BELOW_1,
     "sample.cfg_scale": Range(1),
-    "sample.cfg_channels": Range(0, 2**20, whole=True),
+    "sample.cfg_channels": SIZE_OR_0,
     "sample.cfg_interval": ANY,
     "sample.cfg_rescale": SHARE,
     "fid.every_steps": FROM_0,
     "fid.num_images": FROM_2,
     "fid.steps": Range(1, 10**6, whole=True),
     "fid.cfg_scale": Range(1),
+    # Of a sweep, experiments/scaling/configs/default.py.
+    "evaluate.num": FROM_0,
+    "evaluate.seed": Range(0, SEEDS, whole=True),
+    "evaluate.batch_size": FROM_0,
+    "slurm.timeout_min": COUNT,
+    "slurm.nodes": COUNT,
+    "slurm.tasks_per_node": COUNT,
+    "slurm.gpus_per_node": FROM_0,
+    "slurm.cpus_per_task": COUNT,
+    "slurm.mem_gb": FROM_0,
+    "slurm.jobs_at_once": COUNT,
 }
 # Keys of tuples or lists, each number of which lies in the range.
 LISTS = {"latents.scale", "latents.shift", "sample.cfg_interval"}
@@ -171,5 +191,7 @@ def _check_value(key, value):
         raise ValueError(f"{shown} must be a list, and each of its values {RANGES[key]}.")
     if not all(map(RANGES[key].holds, numbers)):
         raise ValueError(f"{shown} must be {RANGES[key]}.")
+    if any(map(RANGES[key].rounds_to_high, numbers)):
+        raise ValueError(f"{shown} is {RANGES[key].high:g} in float32, but must be {RANGES[key]}.")
     if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
         raise ValueError(f"{shown} is 0 or infinite in float32.")

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, files, generate, pictures, runs
+from dit_jax import cli, files, generate, pictures, ranges, runs
 
 FLAGS = flags.FLAGS
 NUM = 16  # images, of labels
@@ -37,8 +37,12 @@ def main(_):
     cli.check_out(out, (".png", ".npz"))
     if FLAGS.columns and out.suffix == ".npz":
         raise ValueError(f"--columns is of a .png; --out={out} has no grid.")
-    trained = runs.load(**cli.loading())
     num = FLAGS.num or len(FLAGS.prompt) or NUM
+    if FLAGS.columns > num:
+        raise ValueError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
+    trained = runs.load(**cli.loading())
+    if out.suffix == ".png":
+        pictures.check_grid(num, trained.config.data.image_size, FLAGS.columns)
     asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
     images = generate.generate(
         trained.make_sample_fn(),
@@ -60,7 +64,8 @@ if __name__ == "__main__":
     cli.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     cli.define_told()
-    flags.DEFINE_integer("num", None, f"Images; by default one of each --prompt, else {NUM}.", 1)
+    text = f"Images; by default one of each --prompt, else {NUM}."
+    flags.DEFINE_integer("num", None, text, 1, ranges.MOST)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
     flags.DEFINE_integer("columns", 0, "Of the grid; 0 makes it about square.", lower_bound=0)
     cli.run(main)

@@ -107,16 +107,21 @@ def check(config, process: diffusion.Process) -> None:
         )
 
 
+def check_churn_range(churn_range: tuple[float, float]) -> None:
+    """Raises: ValueError unless the range is two numbers, low < high."""
+    low, high = churn_range if len(churn_range) == 2 else (np.nan, np.nan)
+    if not low < high:
+        shown = ",".join(map(str, churn_range))
+        raise ValueError(f"churn_range={shown} must be two numbers, low < high.")
+
+
 def _check_churn(config, process, discrete):
     churn = config.churn
     if not (0 <= churn < np.inf and 0 < config.churn_noise < np.inf):
         raise ValueError(
             f"{churn=} must not be negative, churn_noise={config.churn_noise} must be positive."
         )
-    low, high = config.churn_range if len(config.churn_range) == 2 else (np.nan, np.nan)
-    if not low < high:
-        shown = ",".join(map(str, config.churn_range))
-        raise ValueError(f"churn_range={shown} must be two numbers, low < high.")
+    check_churn_range(config.churn_range)
     if churn and config.sampler != "heun":
         raise ValueError(f"{churn=} is of sampler 'heun'; {config.sampler!r} takes none.")
     if churn and (discrete or process.alpha(np.ones(1)) == 0):

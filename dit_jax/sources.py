@@ -79,7 +79,11 @@ class Source:
                 _warn_of_small_images(self.origin, self.image_size)
             image = pixels.to_channels(image, self.image_channels)
             image = pixels.adm_crop(image, self.image_size)
-        except (ValueError, MemoryError) as error:
+        except MemoryError as error:  # of the machine, not of the file
+            size = self.image_size
+            text = f"for {self.describe(index)}, cropped to {size} x {size} pixels"
+            raise MemoryError(text) from error
+        except ValueError as error:
             raise ValueError(
                 f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
             ) from error

@@ -24,6 +24,7 @@ from dit_jax import (
     files,
     flops,
     generate,
+    guidance,
     latents,
     objectives,
     pictures,
@@ -101,7 +102,24 @@ class Denoising:
         sampling.check_clip(config)
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, model_config.learn_sigma)
-        return cls(config, model, mesh, process)
+        task = cls(config, model, mesh, process)
+        task._check_sampling()
+        return task
+
+    def _check_sampling(self):
+        """Raises: ValueError for settings of what is drawn while training, as it is compiled."""
+        config = self.config
+        # A run that draws nothing keeps them for the commands that read it.
+        guidance.check_interval(config.sample.cfg_interval)
+        sampling.check_churn_range(config.sample.churn_range)
+        arguments = self.process, config.objective.prediction, self.mesh
+        if config.sample_every_steps:
+            generate.make_sample_fn(self.model, config.sample, *arguments)
+            pictures.check_grid(config.sample_num_images, config.data.image_size)
+        if config.fid.every_steps:
+            settings = config.sample.copy_and_resolve_references()
+            settings.update(steps=config.fid.steps, cfg_scale=config.fid.cfg_scale)
+            generate.make_sample_fn(self.model, settings, *arguments)
 
     def load_resident(
         self,
@@ -240,6 +258,8 @@ class Autoencoding:
                 f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="
                 f"{loss.lpips_weight} must not be negative."
             )
+        if config.sample_every_steps:  # each image beside its reconstruction
+            pictures.check_grid(2 * config.sample_num_images, size)
         if loss.lpips_weight and (not loss.lpips or size < 16):
             raise ValueError(
                 f"autoencoder.lpips_weight={loss.lpips_weight} needs autoencoder.lpips, the "

@@ -121,9 +121,12 @@ def new_state(program: Program, key: jax.Array) -> TrainState:
         params, step = checkpoint.restore_params(workdir, program.state.params)
         logger.info("beginning with the EMA weights of %s, step %d", workdir, step)
         begin = functools.partial(_begin, program.tx)
-        return jax.jit(begin, out_shardings=program.shardings)(params)
-    init = functools.partial(init_state, program.model, program.tx)
-    return jax.jit(init, out_shardings=program.shardings)(key)
+        state = jax.jit(begin, out_shardings=program.shardings)(params)
+    else:
+        init = functools.partial(init_state, program.model, program.tx)
+        state = jax.jit(init, out_shardings=program.shardings)(key)
+    # Here a state that memory does not hold is an error; on CPUs int(state.step) never returns.
+    return jax.block_until_ready(state)
 
 
 def _check_weights(config, workdir):

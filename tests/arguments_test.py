@@ -115,6 +115,9 @@ def test_keys_of_the_config_take_their_values(define, words, key, value):
         ("--noraw=True", "--noraw=True is given a value: write --raw=True"),
         ("--nonum", "unknown flag --nonum"),
         ("--labes 3", "unknown flag --labes. Did you mean --labels?"),
+        ("--flagfile=words.txt", "unknown flag --flagfile."),
+        ("-flagfile words.txt", "unknown flag --flagfile."),
+        ("--undefok=nim --nim=3", "unknown flag --undefok."),
         ("--config.seed=3", "--config.seed sets a key of --config, which is missing"),
         ("--num", "--num has no value"),
         ("--num --raw", "--num has no value; if --raw is its value, write --num=--raw"),
@@ -164,6 +167,37 @@ def test_what_is_not_understood_is_refused(define, words, message):
 def test_what_a_config_does_not_take_is_refused(define, words, message):
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         arguments.parse(["x", *CONFIG, *words.split()], values=define())
+
+
+@pytest.mark.parametrize(
+    "name", ["only_check_args", "run_with_pdb", "norun_with_profiling", "v", "verbosity=1"]
+)
+def test_flags_of_libraries_are_unknown(name):
+    """absl's --only_check_args, say, would end a command at once, with exit status 0."""
+    with pytest.raises(ValueError, match=rf"^unknown flag --{name.partition('=')[0]}\."):
+        arguments.parse(["x", f"--{name}"])
+
+
+def test_near_flags_are_the_command_s():
+    with pytest.raises(ValueError, match=r"unknown flag --only_check_arg\. --help lists them"):
+        arguments.parse(["x", "--only_check_arg"])
+
+
+@pytest.mark.parametrize(
+    "change", ["total_steps=0", "data.image_size=-4", "model.depth=0", "optim.b1=0.99999999999"]
+)
+def test_numbers_of_a_config_are_checked_where_it_is_read(define, change):
+    """So in every command that takes one, whatever it does with it."""
+    key, _, value = change.partition("=")
+    with pytest.raises(ValueError, match=rf"^{key}={value} "):
+        arguments.parse(["x", *CONFIG, f"--config.{change}"], values=define())
+
+
+def test_numbers_of_a_sweep_are_checked_where_it_is_read():
+    values, spec = flags.FlagValues(), ROOT / "experiments/scaling/configs/smoke.py"
+    flags.DEFINE_flag(arguments.ConfigFlag("grids"), values)
+    with pytest.raises(ValueError, match=r"^evaluate\.num=-1 must be a whole number in 0"):
+        arguments.parse(["x", f"--config={spec}", "--config.evaluate.num=-1"], values=values)
 
 
 def test_config_of_another_kind_of_command_is_refused(define):

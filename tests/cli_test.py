@@ -180,6 +180,30 @@ def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
     assert not cli._is_of_a_file(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
+def test_a_temporary_directory_that_is_missing_is_a_message():
+    """Python's error of it names no file."""
+    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert cli._is_of_a_file(error)
+    message = (
+        "No usable temporary directory found in ['/tmp']: make room in one of them, or set TMP"
+    )
+    assert cli._message(error).startswith(message)
+
+
+def test_names_too_long_for_the_temporary_file_are_refused_before_the_work(tmp_path):
+    cli.check_out(tmp_path / f"{'a' * 247}.png", (".png",))
+    for name in ("a" * 248, "é" * 124, "a" * 400):  # bytes count, not characters
+        with pytest.raises(OSError, match=r"name( is)? too long"):
+            cli.check_out(tmp_path / f"{name}.png", (".png",))
+
+
+def test_a_dataset_that_cannot_be_written_is_a_message(tmp_path):
+    result = _run("datasets.digits", "--data_dir", tmp_path, shell="ulimit -f 0; exec")
+    assert result.returncode == 1
+    assert re.match("error: (No usable temporary directory|.*File too large)", result.stderr)
+    assert "Traceback" not in result.stderr
+
+
 def _with_kept(error, text):
     """The error as it leaves the work, of which that is kept."""
     with pytest.raises(type(error)), stopping.telling(lambda: text):
@@ -194,6 +218,10 @@ def _with_kept(error, text):
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 TiB\nmore"),
             "error: out of memory: RESOURCE_EXHAUSTED: 9 TiB\nTake a smaller batch",
+        ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: Error dispatching: Out of memory allocating 9"),
+            "error: out of memory: INTERNAL: Error dispatching: Out of memory allocating 9\nTake",
         ),
         (
             files.LostError("runs/a is gone.\nNothing more is written."),

@@ -1,5 +1,7 @@
 """Compiled programs come from the user's own directory alone."""
 
+import warnings
+
 import jax
 import pytest
 
@@ -49,6 +51,15 @@ def test_nothing_is_made_behind_a_link(home, tmp_path_factory):
     with pytest.raises(OSError, match="is a link"):
         compilation_cache.make_directory()
     assert not list(elsewhere.iterdir())
+
+
+def test_programs_that_cannot_be_kept_are_not_told_one_by_one(home):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        compilation_cache.enable()
+        warnings.warn("Error writing persistent compilation cache entry for 'f'", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["another"]
 
 
 def test_the_user_s_choice_stays(home):

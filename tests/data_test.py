@@ -86,6 +86,15 @@ def test_images_smaller_than_the_crop_are_enlarged_and_that_is_told_once(caplog)
     assert caplog.text.count("small images: some images are smaller than data.image_size=8") == 1
 
 
+def test_memory_that_is_short_is_no_damage_to_an_image(digits_source, monkeypatch):
+    def crop(image, size):
+        raise MemoryError
+
+    monkeypatch.setattr(sources.pixels, "adm_crop", crop)
+    with pytest.raises(MemoryError, match=r"^for record 3 of .+, cropped to 8 x 8 pixels$"):
+        digits_source[3]
+
+
 def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
     test = sources.open_images(smoke_config, "test")
     assert (len(digits_source), len(test)) == (1617, 180)

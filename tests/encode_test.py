@@ -240,3 +240,11 @@ def test_full_disk_ends_with_an_error_and_complete_shards(
     run_command("encode", *flags)
     run_command("encode", *_flags(vae_dir, digits_dir, whole, shard_images=512))
     assert _files(broken) == _files(whole)
+
+
+@pytest.mark.parametrize("change", ["data.image_size=-4", "data.num_threads=-3", "seed=-1"])
+def test_numbers_out_of_range_are_refused_before_anything_is_read(run_command, tmp_path, change):
+    flags = ["--config", "configs/smoke.py", f"--config.{change}", "--vae", tmp_path]
+    error = run_command("encode", *flags, "--out", tmp_path / "x.png", fails=True)
+    assert error.startswith(f"error: {change} must be a whole number in ")
+    assert not list(tmp_path.iterdir())

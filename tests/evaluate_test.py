@@ -322,6 +322,21 @@ def test_command_makes_a_reference_and_measures_samples(run_command, digits_dir,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--image_channels=2", "--image_channels=2 must be one of 1, 3"),
+        ("--image_size=1000000000", "--image_size=1000000000 must be an integer in the range [1, "),
+    ],
+)
+def test_images_that_cannot_be_are_refused(run_command, tmp_path, flag, message):
+    flags = ["--samples", tmp_path, "--reference", tmp_path, "--extractor", "pixels", flag]
+    assert message in run_command("evaluate", *flags, fails=True)
+    if flag == "--image_channels=2":
+        with pytest.raises(ValueError, match="channels=2 must be 1"):
+            images.open_images(str(tmp_path), channels=2)
+
+
 def test_command_says_what_is_missing(run_command, workdir, tmp_path):
     def error(*flags):
         return run_command("evaluate", *flags, fails=True)

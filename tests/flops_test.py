@@ -291,6 +291,20 @@ def test_unknown_block_is_refused():
         counts.of_dit(flops.published_config("DiT-S/8", block="film"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.depth=0", "model.depth=0 must be a whole number in 1"),
+        ("batch_size=-1", "batch_size=-1 must be a whole number in 1"),
+        ("model.mlp_ratio=0.001", "mlp_ratio=0.001 of hidden_size=32 is an MLP without a channel"),
+        ("model.num_heads=3", "num_heads=3 must divide hidden_size=32"),
+    ],
+)
+def test_models_that_cannot_be_are_not_counted(run_command, change, message):
+    flags = ["--config", "configs/smoke.py", f"--config.{change}"]
+    assert run_command("flops", *flags, fails=True).startswith(f"error: {message}")
+
+
 @pytest.mark.parametrize("image_size", [250, 8, 0])
 def test_image_size_that_patches_do_not_divide_is_refused(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):

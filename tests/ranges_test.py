@@ -1,12 +1,15 @@
 """Every number of every config has a range, and what lies outside is refused by key."""
 
+import importlib
 import math
 
+import jax
 import pytest
 
 from configs import default
 from dit_jax import ranges, runs, train, workdirs
 from dit_jax.models import clip
+from experiments.scaling.configs import default as sweeps
 
 MODELS = ("dit", "unet", "vae")
 
@@ -21,12 +24,21 @@ def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
             assert key in ranges.RANGES or key in OTHERWISE, key
 
 
+def test_every_number_of_a_sweep_has_a_range_and_lies_in_it():
+    config = sweeps.get_config(default.get_config())
+    ranges.check(config)
+    for key, value in workdirs.flatten(config).items():
+        if type(value) in (int, float) and not key.startswith("base."):
+            assert key in ranges.RANGES, key
+
+
 # Checked where it is used: 1 or 3; an upper end may be infinite.
 OTHERWISE = {"data.image_channels", "sample.churn_range"}
 
 
 def test_every_range_is_of_a_key():
     keys = {key for model in MODELS for key in workdirs.flatten(default.get_config(model))}
+    keys |= workdirs.flatten(sweeps.get_config(default.get_config())).keys()
     keys |= {f"model.{key}" for key in clip.ClipText.__dataclass_fields__}  # converted, not trained
     assert not ranges.RANGES.keys() - keys
 
@@ -54,14 +66,63 @@ def test_every_range_is_of_a_key():
         ("model.hidden_size", 2**30, "model.hidden_size=1073741824 must be"),
         ("latents.scale", (math.inf,), r"latents.scale=\(inf,\) must be"),
         ("data.num_threads", -1, "data.num_threads=-1 must be"),
+        (
+            "data.image_size",
+            10**9,
+            r"data.image_size=1000000000 must be a whole number in 1\.\.8192",
+        ),
+        ("total_steps", 2**31, r"total_steps=2147483648 must be a whole number in 1\.\.2147483647"),
+        ("optim.warmup_steps", 3 * 10**9, "optim.warmup_steps=3000000000 must be"),
+        ("total_steps", 10**400, "total_steps=10000"),
+        ("sample_num_images", 10**9, r"sample_num_images=1000000000 must be .* 1\.\.10000"),
+        ("model.mlp_ratio", 1e9, r"model.mlp_ratio=1000000000.0 must be a number in \(0, 100\]"),
+        ("model.mlp_ratio", 1e-9, "mlp_ratio=1e-09 of hidden_size=32 is an MLP without a channel"),
+        ("fid.cfg_scale", 0.5, "fid.cfg_scale=0.5 must be"),
+        ("sample.cfg_interval", (0.8, 0.1), "cfg_interval=0.8,0.1 must be two times"),
+        ("sample.cfg_interval", (0.1,), "cfg_interval=0.1 must be two times"),
+        ("sample.churn_range", (5.0, 1.0), "churn_range=5.0,1.0 must be two numbers, low < high"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_built(
     smoke_config, key, value, message
 ):
+    smoke_config.sample_every_steps = 0  # nothing is drawn
     smoke_config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         train.make_program(smoke_config)
+
+
+@pytest.mark.parametrize("key", ["optim.b1", "optim.b2", "optim.ema_decay", "model.dropout"])
+def test_what_must_be_below_1_is_below_1_in_float32(key):
+    section, name = key.split(".")
+    ranges.check({section: {name: 0.9999999}})
+    message = rf"{key}=0\.99999999999 is 1 in float32, but must be a number in \[0, 1\)\."
+    with pytest.raises(ValueError, match=message):
+        ranges.check({section: {name: 0.99999999999}})
+
+
+@pytest.mark.parametrize("key", ["sample_every_steps", "fid.every_steps"])
+def test_runs_that_draw_are_refused_before_anything_is_compiled(smoke_config, key):
+    config = smoke_config
+    config.update(sample_every_steps=0)
+    config.sample.sampler = "ddim"
+    config.update_from_flattened_dict({"sample.steps": 2000, "fid.steps": 2000})
+    train.make_program(config)  # the commands that sample have a flag for it
+    config.update_from_flattened_dict({key: 10})
+    with pytest.raises(ValueError, match="cannot take 2000 sampling steps"):
+        train.make_program(config)
+
+
+@pytest.mark.parametrize("model", ["smoke", "vae_digits"])
+def test_pictures_that_no_memory_holds_are_refused(model):
+    config = importlib.import_module(f"configs.{model}").get_config()
+    config.update(sample_every_steps=1, sample_num_images=10_000)
+    train.make_program(config, jax.devices()[:1])
+    config.data.image_size = 512
+    if model == "smoke":
+        config.model.update(input_size=512, patch_size=8)
+    with pytest.raises(ValueError, match=r"a picture of \d0,000 images of 512 pixels would have"):
+        train.make_program(config, jax.devices()[:1])
 
 
 def test_kinds_of_numbers_are_told_apart():

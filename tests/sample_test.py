@@ -81,6 +81,19 @@ def test_columns_of_an_npz_are_refused(run_command, workdir, tmp_path):
     assert "--columns is of a .png" in run_command("sample", *flags, fails=True)
 
 
+def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
+    run_command, workdir, tmp_path
+):
+    flags = ["--workdir", workdir, "--out", tmp_path / "x.png"]
+    error = run_command("sample", *flags, "--columns=1000000000", fails=True)
+    assert error == "error: --columns=1000000000 must be at most 16, the images of --num.\n"
+    error = run_command("sample", *flags, "--num=1000000", fails=True)
+    assert error.startswith("error: a picture of 1,000,000 images of 8 pixels would have 50,000 x ")
+    flags += ["--image", tmp_path, "--num=1000000000"]
+    error = run_command("edit", "image-to-image", *flags, fails=True)
+    assert "--num=1000000000 must be an integer in the range [1, 10000]" in error
+
+
 def test_fewer_images_than_labels_are_refused():
     with pytest.raises(ValueError, match=r"--num=2 must be at least 3: 0,3,9"):
         conditions.parse_labels("0,3,9", 2, 10)

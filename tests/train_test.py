@@ -40,6 +40,14 @@ def test_run_writes_metrics_samples_and_checkpoints(trained_workdir):
     assert list((trained_workdir / "tensorboard").glob("events*"))
 
 
+def test_model_that_memory_does_not_hold_is_an_error(smoke_config):
+    """Of terabytes; the value of its step would never come."""
+    smoke_config.model.update(hidden_size=2**20, mlp_ratio=100.0)
+    program = train.make_program(smoke_config, jax.devices()[:1])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: Out of memory"):
+        train.new_state(program, jax.random.key(0))
+
+
 def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     """The same weights on one device more or less give the same held-out loss."""
     program = train.make_program(smoke_config, jax.devices()[:4])
@@ -308,7 +316,11 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
             ],
         ),
         (
-            {"model.class_dropout_prob": 0.0, "model.num_classes": 9},
+            {
+                "model.class_dropout_prob": 0.0,
+                "model.num_classes": 9,
+                "sample.cfg_scale": 1.0,
+            },
             ["model.num_classes: there 10, here 9", "class_dropout_prob > 0: there True, here Fal"],
         ),
     ],

@@ -326,7 +326,7 @@ def test_names_of_presets():
     ("change", "message"),
     [
         (dict(channel_mult=()), r"channel_mult=\(\) needs a number for each level"),
-        (dict(blocks_per_level=0), r"blocks_per_level=0 must be a whole number in 1\.\.1000"),
+        (dict(blocks_per_level=0), r"blocks_per_level=0 must be a whole number in 1\.\.100"),
         (dict(input_size=9), r"input_size=9 must be a multiple of 2: each of the 2 levels"),
         (dict(base_channels=15), "base_channels=15 must be even"),
         (dict(norm_groups=32), r"norm_groups=32 must divide .*, not \[16\]; .* channel_mult"),

@@ -27,7 +27,7 @@ class _Block(nn.Module):
         return sharding.pin_batch(attn(sharding.pin_batch(x)))
 
     def feed_forward(self, x):
-        mlp = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        mlp = layers.Mlp(mlp_size(x.shape[-1], self.mlp_ratio), self.dtype, name="mlp")
         return sharding.pin_batch(mlp(sharding.pin_batch(x)))
 
 
@@ -100,6 +100,17 @@ def check(name: str) -> None:
     """
     if name not in BLOCKS:
         raise ValueError(f"block={name!r} is unknown; choose one of {', '.join(BLOCKS)}.")
+
+
+def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
+    """The channels of a block's MLP.   Raises: ValueError if there is none."""
+    size = int(hidden_size * mlp_ratio)
+    if size < 1:
+        raise ValueError(
+            f"{mlp_ratio=} of {hidden_size=} is an MLP without a channel: it must be at least "
+            f"1 / {hidden_size}; DiT takes 4."
+        )
+    return size
 
 
 class FinalLayer(nn.Module):

@@ -174,6 +174,7 @@ def from_config(config) -> DiT:
             f"would have {size:,} numbers; at most {MOST_POSITIONS:,} fit."
         )
     blocks.check(fields["block"])
+    blocks.mlp_size(hidden_size, fields["mlp_ratio"])
     conditioning.check(config)
     layers.check_remat(config.remat)
     layers.check_dtype(config.dtype)

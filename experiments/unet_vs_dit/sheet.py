@@ -128,7 +128,7 @@ def main(_):
 if __name__ == "__main__":
     define_workdirs()
     flags.DEFINE_multi_string("prompt", None, "A caption; repeat.", required=True)
-    flags.DEFINE_integer("num", 4, "Images of each prompt by each model.", lower_bound=1)
+    flags.DEFINE_integer("num", 4, "Images of each prompt by each model.", 1, 100)
     cli.define_seed("Of the noise.")
     flags.DEFINE_float("cfg_scale", 3.0, "Guidance.", lower_bound=1)
     cli.define_path("out", None, "The .png to write.", required=True)
