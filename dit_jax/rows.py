@@ -68,6 +68,11 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
     return locks.hold(directory / f"{name(row)}.lock")
 
 
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows of an evaluations.jsonl, but for damaged ones, which a warning counts."""
+    return files.read_json_lines(path, forms.wrong_in_row)
+
+
 def find(path: pathlib.Path, row: dict) -> dict | None:
     """The row of a JSON-lines file that has all of this one's values, and so its measures.
 
@@ -76,7 +81,7 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     row = json.loads(json.dumps(row))  # tuples are lists there
     found = None
     if "-dirty" not in row["git_revision"]:
-        rows = files.read_json_lines(path, forms.wrong_in_row)
+        rows = read(path)
         found = next((r for r in rows if row.items() <= r.items()), None)
     return json.loads(sharding.from_first_process(json.dumps(found)))
 

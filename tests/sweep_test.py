@@ -16,7 +16,7 @@ import time
 import pytest
 from close import assert_close
 
-from dit_jax import files, stopping
+from dit_jax import files, rows, stopping
 from experiments.scaling import cell, collect, executors, grid, sweep, table
 from experiments.scaling.configs import smoke
 
@@ -76,6 +76,30 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     steps = [line["step"] for line in files.read_json_lines(directory / "metrics.jsonl")]
     assert steps == sorted(steps)
     assert steps[-1] == 30
+
+
+def test_done_cell_that_lost_its_rows_or_pictures_is_measured_again(
+    run_cells, config, tmp_path, caplog
+):
+    one, *_ = run_cells(tmp_path / "sweep")
+    directory = tmp_path / "sweep" / one.name
+    path = directory / "evaluations.jsonl"
+    before = path.read_text()
+    measured = [rows.measures(json.loads(line)) for line in before.splitlines()]
+    path.unlink()
+    assert cell.state(one, config.evaluate, directory) == "begun"
+    cell.run(one, config.evaluate, directory)
+    assert [rows.measures(json.loads(line)) for line in path.read_text().splitlines()] == measured
+    assert f"{one.name} has lost evaluations/10-" in caplog.text
+    next(directory.glob("evaluations/20-*.png")).unlink()
+    assert cell.state(one, config.evaluate, directory) == "begun"
+    cell.run(one, config.evaluate, directory)
+    assert cell.state(one, config.evaluate, directory) == "done"
+    collect.collect(tmp_path / "sweep")
+    assert "has lost the held-out loss" not in caplog.text
+    (directory / "metrics.jsonl").unlink()
+    collect.collect(tmp_path / "sweep")
+    assert "metrics.jsonl has lost the held-out loss of steps 10, 20" in caplog.text
 
 
 def test_failed_cell_is_recorded_left_alone_and_retried(config, tmp_path):

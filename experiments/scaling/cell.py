@@ -56,6 +56,8 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> Non
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return
+        if lost := _lost(_read(directory), directory):
+            logger.warning("%s has lost %s: it is measured again.", cell.name, ", ".join(lost))
         check(cell, directory, sources.open_split(cell.config, "train").metadata)
         began = time.monotonic()
         # Of the parts of this run that came to an end; those that were killed are not known.
@@ -128,11 +130,24 @@ def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
 
 
 def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
-    """'waiting', 'begun', 'failed' or 'done', of this very cell: of another config it has begun."""
+    """'waiting', 'begun', 'failed' or 'done', of this very cell.
+
+    One of another config has only begun, as has one that was done and has lost rows or pictures.
+    """
     found = _read(directory)
     if not found:
         return "waiting"
-    return found["state"] if found["digest"] == _digest(cell, evaluation) else "begun"
+    if found["digest"] != _digest(cell, evaluation):
+        return "begun"
+    return "begun" if found["state"] == "done" and _lost(found, directory) else found["state"]
+
+
+def _lost(found, directory):
+    """The pictures of a cell's record without a row or a file."""
+    pictures = found.get("pictures", ())  # none without evaluations, or of an older version
+    kept = rows.read(directory / "evaluations.jsonl") if pictures else []
+    named = {row.get("picture") for row in kept}
+    return [name for name in pictures if name not in named or not (directory / name).is_file()]
 
 
 def error(directory: pathlib.Path) -> str:

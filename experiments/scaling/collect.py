@@ -11,6 +11,7 @@ and nothing in the table does.
 
 import collections
 import json
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -33,6 +34,7 @@ from dit_jax import (
 from experiments.scaling import models, record, table
 
 FLAGS = flags.FLAGS
+logger = logging.getLogger("dit_jax")
 
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
 CODE = ("device", "jax", "git_revision")
@@ -169,11 +171,12 @@ def _of_cell(directory, evaluations):
         for line in metrics.read_lines(directory / "metrics.jsonl")
         if "eval_loss" in line
     }
+    config = workdirs.load_config(directory)
+    _warn_of_lost(directory, config, found, held_out)
     evaluated = {step: evaluations.get((directory.name, step)) for step in found["steps"]}
     steps = [step for step in found["steps"] if evaluated[step] or step in held_out]
     if not steps:
         return []
-    config = workdirs.load_config(directory)
     workdirs.check_draws(directory, config)
     model, counts = config.model, flops.count(config)
     of_dit = model.name == "dit"
@@ -203,6 +206,20 @@ def _of_cell(directory, evaluations):
         for step in steps
     ]
     return [(line, evaluated[line["step"]]) for line in lines]
+
+
+def _warn_of_lost(directory, config, found, held_out):
+    """Says which held-out losses of a cell that is done are not in its metrics.jsonl."""
+    every = config.eval_every_steps
+    measured = every and config.data.eval_split and found["state"] == "done"
+    due = [s for s in found["steps"] if measured and (s % every == 0 or s == config.total_steps)]
+    if lost := [step for step in due if step not in held_out]:
+        logger.warning(
+            "%s has lost the held-out loss of steps %s: the table lacks it. To make it again, "
+            "remove the directory and run the sweep.",
+            directory / "metrics.jsonl",
+            ", ".join(map(str, lost)),
+        )
 
 
 def _measured(row):
