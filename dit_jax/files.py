@@ -93,6 +93,32 @@ class LostError(OSError):
         )
 
 
+class Directory:
+    """A directory that must stay where it is while a command writes into it.
+
+    Entered, it turns an OSError from inside into a LostError where the directory has gone: whatever
+    failed to be written there, this is why.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self._status = path, path.stat()
+
+    def check(self) -> None:
+        """Raises: LostError if it was removed or moved; another of its name does not count."""
+        if not self.path.is_dir() or not os.path.samestat(self.path.stat(), self._status):
+            raise LostError.of(self.path)
+
+    def __enter__(self) -> "Directory":
+        return self
+
+    def __exit__(self, _, error: BaseException | None, __) -> None:
+        if isinstance(error, OSError):
+            try:
+                self.check()
+            except LostError as lost:
+                raise lost from error
+
+
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     """What `write(file)` writes becomes the file, whole or not at all.
 

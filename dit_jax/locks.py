@@ -28,12 +28,12 @@ MOST_BYTES = 2**20  # of a lock file, which holds a command
 
 
 class Lock:
-    """A held lock; `check` tells whether it still guards its directory."""
+    """A held lock of a directory; `check` tells whether it still guards it."""
 
     def __init__(self, path: pathlib.Path, file: TextIO | None):
         self.path = path
         self._file = file  # None: another process of this command holds it, or nothing can be held
-        self._directory = path.parent.stat()
+        self.directory = files.Directory(path.parent)
 
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
@@ -41,20 +41,13 @@ class Lock:
         Raises: files.LostError if the directory was removed or moved, or the file removed or
           replaced.
         """
-        self.check_directory()
-        directory = self.path.parent
+        self.directory.check()
         if self._file is None or files.is_at(self._file, self.path):
             return
         raise files.LostError(
-            f"{self.path} was removed or replaced, so another command may write into {directory}.\n"
-            "What is saved is kept; see that nothing else runs there."
+            f"{self.path} was removed or replaced, so another command may write into "
+            f"{self.path.parent}.\nWhat is saved is kept; see that nothing else runs there."
         )
-
-    def check_directory(self) -> None:
-        """Demands that the directory is there.   Raises: files.LostError if it was moved, say."""
-        directory = self.path.parent
-        if not directory.is_dir() or not os.path.samestat(directory.stat(), self._directory):
-            raise files.LostError.of(directory)
 
     def check_together(self) -> None:
         """As `check`, called and raised in all processes alike: so none waits for another."""
@@ -94,13 +87,8 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
     file = opened[0] if opened else None
     lock = Lock(path, file)
     try:
-        yield lock
-    except OSError as error:
-        try:
-            lock.check_directory()
-        except files.LostError as lost:  # whatever failed to be written there, this is why
-            raise lost from error
-        raise
+        with lock.directory:
+            yield lock
     finally:
         _release(path, file)
 

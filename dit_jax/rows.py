@@ -59,9 +59,11 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
     """Holds a measurement, so that no two commands make the same; others may go on beside it.
 
     Args: path, of the JSON-lines file.   row: without its measures.
-    Raises: OSError as `locks.hold`.
+    Raises: OSError as `locks.hold`; files.LostError if the file's directory has gone.
     """
     directory = path.with_suffix("")
+    if not path.parent.is_dir():  # it was moved while the model was loaded: it is not made anew
+        raise files.LostError.of(path.parent)
     for one in (path, directory):
         if one.is_symlink():
             raise OSError(f"{files.printable(one)} is a link, which is not written to: remove it.")

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from dit_jax import rows
+from dit_jax import files, rows
 
 
 @pytest.fixture
@@ -82,3 +82,9 @@ def test_measures_that_cannot_be_are_refused():
             rows.check({"precision": 0.5, **wrong, "recall": 1.0})
     with pytest.raises(FloatingPointError, match=r"bits_per_dim -0\.5, bits_per_dim_prior nan, wh"):
         rows.check({"bits_per_dim": -0.5, "bits_per_dim_prior": float("nan")})
+
+
+def test_workdir_that_was_moved_before_it_is_held_is_not_made_anew(tmp_path):
+    with pytest.raises(files.LostError, match="run is gone"):
+        rows.hold(tmp_path / "run" / "evaluations.jsonl", {"step": 1, "git_revision": "a"})
+    assert not (tmp_path / "run").exists()

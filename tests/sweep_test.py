@@ -254,6 +254,17 @@ def test_cell_on_a_full_disk_has_not_failed(config, tmp_path, monkeypatch):
     assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
 
 
+def test_sweep_whose_directory_goes_writes_nothing_there(config, tmp_path):
+    """Also where a checkpoint, say, has made one of its name since."""
+    one, *_ = grid.cells(config)
+    workdir = tmp_path / "sweep"
+    move = "import os, sys; os.rename(*sys.argv[1:]); os.makedirs(sys.argv[1] + '/x'); sys.exit(1)"
+    commands = {one.name: [sys.executable, "-c", move, str(workdir), str(tmp_path / "moved")]}
+    with pytest.raises(files.LostError, match="sweep is gone"):
+        sweep.run(config, [one], commands, workdir, parallel=1)
+    assert [path.name for path in workdir.iterdir()] == ["x"]
+
+
 def test_process_that_dies_is_a_failure_and_an_interrupted_one_is_not(config, tmp_path):
     cells = grid.cells(config)
     ends = [9, cell.INTERRUPTED]

@@ -52,7 +52,7 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> Non
       what failed is recorded. A signal, as stopping.Stopped, or a full disk is no failure.
     """
     # Waits for another process that runs it: one of a sweep that was killed, say.
-    with locks.hold(directory / LOCK, wait=True):
+    with locks.hold(directory / LOCK, wait=True) as lock:
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return
@@ -66,6 +66,7 @@ def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> Non
 
         def note(state, **more):
             if jax.process_index() == 0:
+                lock.directory.check()  # a checkpoint may have made one of its name
                 seconds = before + time.monotonic() - began
                 more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
                 more |= {"pictures": pictures, **rows.of_code()}

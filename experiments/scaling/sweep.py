@@ -72,15 +72,17 @@ def run(
         logger.warning("%s: another process runs it; its turn here waits for that to end.", name)
     left = len(cells)
     runs = executors.run_local(commands, logs, parallel)
-    for name, status in runs:
-        one, directory = by_name[name], workdir / name
-        if status and not runs.stopped and status != cell.INTERRUPTED:
-            told = f"its process ended with status {status}; see {logs[name]}"
-            cell.record_failure(one, sweep.evaluate, directory, told)
-        left -= 1
-        what = cell.state(one, sweep.evaluate, directory)
-        what += f": {cell.error(directory)}" if what == "failed" else ""
-        logger.info("%s  %s, %d cells left", name, what, left)
+    with files.Directory(workdir) as here:
+        for name, status in runs:
+            here.check()
+            one, directory = by_name[name], workdir / name
+            if status and not runs.stopped and status != cell.INTERRUPTED:
+                told = f"its process ended with status {status}; see {logs[name]}"
+                cell.record_failure(one, sweep.evaluate, directory, told)
+            left -= 1
+            what = cell.state(one, sweep.evaluate, directory)
+            what += f": {cell.error(directory)}" if what == "failed" else ""
+            logger.info("%s  %s, %d cells left", name, what, left)
     if runs.stopped:
         raise stopping.Stopped(runs.stopped, f"what the cells have saved is kept in {workdir}")
 
