@@ -5,9 +5,11 @@ digest: a number per array, by which a bit that changed on the disk is seen.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -20,11 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import files, latents, models, sharding, workdirs
+from dit_jax import files, latents, models, sharding, stopping, workdirs
 
 logger = logging.getLogger("dit_jax")
 
 STATE_ITEMS = ("params", "ema_params", "opt_state")
+# What cannot be read for now may be whole.
+NO_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ESTALE)
 
 
 @contextlib.contextmanager
@@ -270,6 +274,8 @@ def _restore_newest(directory, steps, trees):
         try:
             return step, *_restore(directory, step, trees)
         except OSError as error:
+            if error.errno is not None:
+                raise
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
     others = sorted(set(workdirs.saved_steps(directory.parent)) - set(steps))
@@ -284,7 +290,7 @@ def _restore_newest(directory, steps, trees):
 def _restore(directory, step, trees):
     """({item: tree}, data_state) of a checkpoint, as it was saved to the bit.
 
-    Raises: OSError, in all processes alike.
+    Raises: OSError, in all processes alike; with a number, if it may be whole all the same.
     """
     items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
     items |= {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
@@ -306,8 +312,11 @@ def _restore(directory, step, trees):
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if stopping.is_out_of_memory(error):
             raise  # no damage
+        for number in NO_DAMAGE:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(directory / str(step))) from error
         ours = isinstance(error, OSError) and error.errno is None
         problem = "" if ours else f"{type(error).__name__}: "
         problem += str(error).splitlines()[0][:300]

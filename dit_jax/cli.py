@@ -301,7 +301,7 @@ def _explain_errors(start, words, kept, passing_status=1):
     try:
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        exhausted = isinstance(error, MemoryError) or _is_exhausted(str(error))
+        exhausted = stopping.is_out_of_memory(error)
         if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
         first = (str(error).splitlines() or [""])[0]
@@ -321,11 +321,6 @@ def _explain_errors(start, words, kept, passing_status=1):
         if text or _is_lost(error):
             message += f" To go on, run: {_command()}"
         _fail(message, passing_status if is_passing(error) else 1)
-
-
-def _is_exhausted(text: str) -> bool:
-    """Whether the text of JAX's error says that memory is short; on CPUs it may be INTERNAL."""
-    return "RESOURCE_EXHAUSTED" in text or "Out of memory allocating" in text
 
 
 def _fail(message, status=1):

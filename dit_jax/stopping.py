@@ -36,6 +36,12 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is short, of the host or of a device; on CPUs JAX may call it INTERNAL."""
+    short = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in short)
+
+
 @contextlib.contextmanager
 def telling(kept: Callable[[], str]) -> Iterator[None]:
     """Hands on to an error, as its `kept`, what tells what is kept of the work inside.

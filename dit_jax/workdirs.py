@@ -56,6 +56,7 @@ TRAINED = ("dit", "unet", "vae")  # the models of runs
 AS_BEFORE = {
     "init_from": "",
     "eval_draws": 1,
+    "sample_num_images": 16,
     "checkpoint_best_metric": "",
     "optim.mup_base_width": 0,
     "data.caption_feature": "",
@@ -344,18 +345,14 @@ def check_types(config: dict) -> None:
 
 
 def _check_types(config, example, prefix=""):
-    """Demands values of the default config's types, but in `model`.
+    """Demands each key of the default config, but in `model`, with a value of its type.
 
-    A key that is missing is damage where its section has a key of another name; else the config is
-    of an older version.
     Raises: ValueError with the key.
     """
-    damaged = config.keys() - example.keys()
     for name, value in example.items():
         key = f"{prefix}{name}"
         if name not in config:
-            if damaged:
-                raise ValueError(f"it has no {key}.")
+            raise ValueError(f"it has no {key}.")
         elif isinstance(value, dict):
             _check_section(key, config[name])
             if key != "model":

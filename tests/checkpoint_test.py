@@ -1,6 +1,9 @@
 """What a checkpoint restores, what it refuses, and what it does about damage."""
 
+import errno
 import json
+import os
+import resource
 import shutil
 import signal
 
@@ -105,6 +108,23 @@ FLIPS = [_flip_a_bit(item) for item in checkpoint.STATE_ITEMS]
 
 
 DAMAGES = [_damage, _lose_a_file, _garble, _other_data_state, _lose_the_digest]
+
+
+def test_checkpoint_that_cannot_be_read_for_now_is_not_set_aside(workdir, smoke_config):
+    state = train.make_program(smoke_config).state
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with checkpoint.open_manager(workdir, smoke_config) as manager:
+        taken = {int(name) for name in os.listdir("/proc/self/fd")}
+        numbers = [number for number in range(limits[0]) if number not in taken]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[2], limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                checkpoint.restore_latest(manager, state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.errno == errno.EMFILE
+    assert str(workdir / "checkpoints" / "40") in caught.value.filename
+    assert workdirs.saved_steps(workdir) == [20, 30, 40]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, _replace_by_the_one_before, *FLIPS])

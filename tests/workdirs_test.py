@@ -214,6 +214,8 @@ def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
         ("sample.sampler", 3, "sample.sampler=3 must be a str"),
         ("sample.cfg_scale", "1.5", "sample.cfg_scale='1.5' must be a number"),
         ("data.imbge_size", 8, "it has no data.image_size"),
+        ("data.image_size", None, "it has no data.image_size"),
+        ("optim", None, "it has no optim"),
         ("mesh", "a", "mesh='a' must be an object of keys"),
         ("latents.vae", 5, "latents.vae=5 must be a str"),
         ("latents.scale", "1", "latents.scale='1' must be a list of numbers"),
