@@ -312,11 +312,11 @@ def _restore(directory, step, trees):
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
     except Exception as error:
+        for number in NO_DAMAGE:
+            if (text := os.strerror(number)) in str(error):
+                raise OSError(number, text, str(directory / str(step))) from error
         if stopping.is_out_of_memory(error):
             raise  # no damage
-        for number in NO_DAMAGE:
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), str(directory / str(step))) from error
         ours = isinstance(error, OSError) and error.errno is None
         problem = "" if ours else f"{type(error).__name__}: "
         problem += str(error).splitlines()[0][:300]
