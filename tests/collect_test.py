@@ -260,6 +260,9 @@ def test_number_that_is_none_is_refused_with_its_line(tmp_path):
     path.write_text(f"{columns}\n{numbers},1.5,7\n")
     with pytest.raises(ValueError, match=r"table\.csv:2: more cells or fewer than there are col"):
         table.read(path)
+    path.write_text(f"{columns},fid\n{numbers},1.5,1.7\n")
+    with pytest.raises(ValueError, match=r"table\.csv has two columns of one name: fid\.$"):
+        table.read(path)
     path.write_text("cell,fid\na,1.5\n")
     with pytest.raises(ValueError, match="has no column model, patch_size, block"):
         table.read(path)
@@ -306,7 +309,30 @@ def test_table_as_spreadsheets_save_it(swept, tmp_path, encode, end):
     assert table.read(path) == rows
 
 
-def test_file_that_is_no_text_is_no_table(tmp_path):
-    (tmp_path / "table.csv").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match=r"table\.csv is no table: 'utf-8' codec"):
+@pytest.mark.parametrize("at", [0, 100_000])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(b"\x89PNG\r\n\x1a\n", "'utf-8' codec"), (b"1" * 200_000, "field larger than field limit")],
+)
+def test_file_that_is_no_text_is_no_table(tmp_path, at, damage, message):
+    line = ",".join(table.REQUIRED).encode() + b"\n"
+    text = line * (at // len(line))
+    (tmp_path / "table.csv").write_bytes(text + damage + b"\n" + line)
+    with pytest.raises(ValueError, match=rf"table\.csv is no table: {message}"):
         table.read(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1e31", "inf", "nan", "1" + "0" * 400])
+@pytest.mark.parametrize("name", table.POSITIVE)
+def test_sizes_and_costs_of_a_table_are_numbers_above_0(tmp_path, name, value):
+    row = dict.fromkeys([*table.REQUIRED, "num_heads", "images_seen"], 1)
+    path = tmp_path / "table.csv"
+    table.write(path, [row, {**row, name: value}])
+    with pytest.raises(ValueError, match=rf"table\.csv:3: {name}=.* must be above 0 and at most"):
+        table.read(path)
+    table.write(path, [row, {**row, name: None}])
+    if name not in table.NEEDED:
+        assert table.read(path)[1][name] is None
+        return
+    with pytest.raises(ValueError, match=rf"table\.csv:3: {name} must not be empty"):
+        table.read(path)

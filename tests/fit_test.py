@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -275,14 +276,30 @@ def test_rows_that_do_not_compare_are_refused():
     with pytest.raises(ValueError, match=r"is 0.25 and 0.3 in two rows of one run: h16d4p2s0"):
         fit.study([*rows, rows[0] | dict(eval_mse=0.3)], "eval_mse")
     assert fit.study([*rows, rows[0]], "eval_mse")["rows"] == 5
-    with pytest.raises(ValueError, match="not nan of h16d4p2s0 at step 1000"):
-        fit.study([rows[0] | dict(eval_mse=np.nan), *rows[1:]], "eval_mse")
+    for value in (np.nan, 0, -1, 1e-31, 1e31):
+        with pytest.raises(ValueError, match=re.escape(f"not {value} of h16d4p2s0 at step 1000")):
+            fit.study([rows[0] | dict(eval_mse=value), *rows[1:]], "eval_mse")
     with pytest.raises(
         ValueError, match="none of 5 rows has 'kid'; there is fid in 5, eval_mse in 5"
     ):
         fit.study(rows, "kid")
     with pytest.raises(ValueError, match="of label_accuracy more is better"):
         fit.study(rows, "label_accuracy")
+
+
+@pytest.mark.parametrize("name", ["params", "gmacs", "train_gflops", "tokens", "eval_mse"])
+@pytest.mark.parametrize("value", [1, 1e-30, 1e30])
+def test_rows_in_which_a_number_is_always_the_same(name, value):
+    """What does not vary tells nothing; its fits are left out, with their reasons, or flat."""
+    rows = [
+        _row(2**i, step=step, eval_mse=2.0**-i * step**-0.1)
+        for i in range(3, 10)
+        for step in (1, 10, 100)
+    ]
+    result = fit.study([row | {name: value} for row in rows], "eval_mse")
+    json.dumps(result, allow_nan=False)
+    reasons = [fit.get("left_out", "") for fit in result.values() if isinstance(fit, dict)]
+    assert not [text for text in reasons if "SVD" in text or "JSON" in text]
 
 
 def test_seeds_are_averaged_where_all_have_got_to():

@@ -21,9 +21,10 @@ VARIED = {
 def slopes(rows: list[dict], quality: str, of: str) -> dict:
     """The slope of log quality against the log of tokens, depth or hidden_size, all else held.
 
-    Returns: step, the last; groups, of two models or more that differ in it alone (models, values,
-      slope, and per_gmacs, the slope against log gmacs instead), by gmacs; mean and mean_per_gmacs
-      of their slopes, which need not be alike; by_step, that mean at every step (step, mean).
+    Returns: step, the last; groups, of two models or more that differ in it, so in gmacs, and in
+      nothing else (models, values, slope, and per_gmacs, the slope against log gmacs instead), by
+      gmacs; mean and mean_per_gmacs of their slopes, which need not be alike; by_step, that mean
+      at every step (step, mean).
     Raises: ValueError if no two models differ in it alone.
     """
     step = models.last_step(rows)
@@ -50,7 +51,7 @@ def _groups(rows, quality, of):
     for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
         group = sorted(group, key=lambda row: row[of])
         values = [row[of] for row in group]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and len({row["gmacs"] for row in group}) > 1:
             logs = np.log([row[quality] for row in group])
             slope, per_gmacs = (
                 float(np.polyfit(np.log([row[x] for row in group]), logs, 1)[0])

@@ -64,9 +64,11 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
 
 def _or_reason(fit):
     try:
-        return fit()
+        found = fit()
+        json.dumps(found, allow_nan=False)
     except ValueError as error:
         return {"left_out": str(error)}
+    return found
 
 
 def _or_none(interval, *arguments, seed):
@@ -119,7 +121,7 @@ def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
                 points=len(gmacs),
                 models=len(set(cells)),
                 **dataclasses.asdict(laws.log_linear(gmacs, qualities)),
-                of_params=float(np.corrcoef(params, qualities)[0, 1]),
+                of_params=laws.correlation(params, qualities),
                 slope_interval=_or_none(bootstrap.slope_interval, *arguments, seed=seed),
             )
         )

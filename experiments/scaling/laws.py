@@ -67,9 +67,12 @@ def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
     x, quality = points(x, quality, MIN_LINE, "a line")
     logs = np.log10(x)
     slope, intercept = np.polyfit(logs, quality, 1)
-    flat = np.ptp(quality) == 0
-    correlation = 0.0 if flat else float(np.corrcoef(logs, quality)[0, 1])
-    return LogLinear(float(intercept), float(slope), correlation)
+    return LogLinear(float(intercept), float(slope), correlation(logs, quality))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's; 0 where one of them does not vary."""
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
 
 
 def points(

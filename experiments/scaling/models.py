@@ -1,7 +1,6 @@
 """The rows of a table as models, each with its seeds and steps, and whether they compare."""
 
 import collections
-import math
 
 import numpy as np
 
@@ -12,6 +11,7 @@ MODEL += ("learning_rate", "batch_size")
 SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")
 HELD_OUT = ("eval_draws",)  # and a held-out loss
 LOSSES = ("eval_",)  # names of held-out losses begin so
+RANGE = (1e-30, 1e30)  # of a quality: beyond it squares and ratios overflow
 HIGHER = ("label_accuracy", "inception_score", "precision", "recall", "density", "coverage")
 
 
@@ -28,15 +28,16 @@ def measured(rows: list[dict], quality: str) -> list[dict]:
     """The `comparable` rows, of a loss or a distance that can be fitted.
 
     Raises: ValueError as `comparable`; for a quality of which more is better, or that is not
-      positive and finite.
+      in RANGE.
     """
     if quality.startswith(HIGHER):
         raise ValueError(f"of {quality} more is better: the fits are of losses and distances.")
     kept = comparable(rows, quality)
-    bad = [row for row in kept if not (row[quality] > 0 and math.isfinite(row[quality]))]
+    low, high = RANGE
+    bad = [row for row in kept if not low <= row[quality] <= high]
     if bad:
         values = ", ".join(f"{row[quality]} of {row['cell']} at step {row['step']}" for row in bad)
-        raise ValueError(f"{quality} must be positive and finite, not {values}: leave them out.")
+        raise ValueError(f"{quality} must be in {low}..{high}, not {values}: leave them out.")
     return kept
 
 

@@ -26,25 +26,30 @@ TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extract
 TEXT += ("device", "jax", "git_revision")  # all else are numbers, but for a sweep's other axes
 REQUIRED = ("cell", "model", "patch_size", "block", "depth", "hidden_size", "tokens", "params")
 REQUIRED += ("gmacs", "seed", "batch_size", "step", "train_gflops")
+NEEDED = ("params", "gmacs", "batch_size", "step", "train_gflops")  # in no row empty
+POSITIVE = (*NEEDED, "patch_size", "depth", "hidden_size", "num_heads", "tokens", "images_seen")
+MOST = 1e30  # of these; beyond it, powers and squares of them overflow
 
 
 def read(path: pathlib.Path) -> list[dict]:
     """The rows: text, int or float; None where a cell is empty.
 
-    Raises: FileNotFoundError; ValueError for a table without columns that all need and, with the
-      line, for a number that is none, or more cells or fewer than columns.
+    Raises: FileNotFoundError; ValueError for a table without columns that all need, or with two of
+      one name; and, with the line, for a number that is none or out of range, or more cells or
+      fewer than columns.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.DictReader(file)
-        try:
-            columns = lines.fieldnames or ()
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is no table: {error}.") from error
-        if missing := [name for name in REQUIRED if name not in columns]:
-            raise ValueError(f"{path} has no column {', '.join(missing)}.")
-        return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 2)]
+    try:
+        lines = csv.DictReader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline=""))
+        columns, rows = lines.fieldnames or (), list(lines)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table: {error}.") from error
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}.")
+    if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+        raise ValueError(f"{path} has two columns of one name: {', '.join(twice)}.")
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(rows, 2)]
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
@@ -61,7 +66,13 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
 def _row(line, place):
     if None in line or None in line.values():
         raise ValueError(f"{place}: more cells or fewer than there are columns.")
-    return {name: _value(name, text, place) for name, text in line.items()}
+    row = {name: _value(name, text, place) for name, text in line.items()}
+    if empty := [name for name in NEEDED if row[name] is None]:
+        raise ValueError(f"{place}: {', '.join(empty)} must not be empty.")
+    for name in POSITIVE:
+        if (value := row.get(name)) is not None and not 0 < value <= MOST:
+            raise ValueError(f"{place}: {name}={value} must be above 0 and at most {MOST}.")
+    return row
 
 
 def _value(name, text, place):
