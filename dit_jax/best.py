@@ -1,6 +1,5 @@
 """The best step of a run by a named metric: its EMA parameters, in a workdir of their own."""
 
-import json
 import logging
 import math
 import pathlib
@@ -12,49 +11,45 @@ from dit_jax import checkpoint, forms, measures, workdirs
 logger = logging.getLogger("dit_jax")
 
 LARGER_IS_BETTER = ("eval_psnr",)  # all else that training measures should be small
-KEPT = {  # with the checkpoint: how it was chosen
-    "metric": forms.is_text,
-    "value": forms.is_number,
+DISTANCE = {  # what one is measured by, as `measures.compile_distance`
     "sample": forms.object_of({}),
     "fid": forms.object_of({}),
+    "extractor": forms.object_of({}),
+    "reference": forms.optional(forms.is_text),
 }
+KEPT = {"metric": forms.is_text, "value": forms.is_number, **DISTANCE}  # with the checkpoint
 
 
 class Best:
     """DIR/best, a workdir of one checkpoint, which `sample` and `evaluate` take as any other.
 
     Without config.checkpoint_best_metric nothing is kept.
-    Args: data, the identities of the run's data, as `workdirs.write_data`.
+    Args: data, the identities of the run's data, as `workdirs.write_data`; measured_by, what a
+      distance is measured by, as `measures.compile_distance`.
     Raises: ValueError for a metric that the run does not measure.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: ConfigDict, data: dict):
+    def __init__(self, workdir: pathlib.Path, config: ConfigDict, data: dict, measured_by: dict):
         self._metric = config.checkpoint_best_metric
         self._config, self._data, self._workdir = config, data, workdir / "best"
         if not self._metric:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
-        if saved and (wrong := forms.wrong_keys(saved, KEPT, {"sample", "fid"})):
+        if saved and (wrong := forms.wrong_keys(saved, KEPT, DISTANCE)):
             logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(wrong))
             saved = {"metric": ""}  # that a checkpoint is there counts all the same
         if "sample" in saved:  # which an older version may have written
             saved["sample"] = workdirs.upgrade_sample(saved["sample"])
         if saved:
             workdirs.check_config(self._workdir, config)
-        self._how = {"metric": self._metric, **self._measured_by()}
-        same = {key: saved.get(key) for key in self._how} == self._how
+        held_out = self._metric.startswith("eval_")
+        self._how = {"metric": self._metric, **({} if held_out else measured_by)}
+        same = saved.get("metric") == self._metric
+        same = same and not measures.describe_changes(saved, self._how)
         self._value = saved.get("value") if same else None
         if saved and not same:
             logger.info("%s was chosen by other measures: it begins again", self._workdir)
-
-    def _measured_by(self):
-        """Settings without which a distance is another one; JSON."""
-        if self._metric.startswith("eval_"):
-            return {}
-        settings = json.loads(json.dumps(self._config.fid.to_dict()))
-        sample = json.loads(json.dumps(self._config.sample.to_dict()))
-        return {"fid": {**settings, "every_steps": None, "weights": None}, "sample": sample}
 
     def update(self, step: int, values: dict[str, float], ema_params) -> None:
         """Keeps the parameters if the metric is among the values, and better than ever.
@@ -67,9 +62,8 @@ class Best:
         better = self._value is None or sign * value < sign * self._value
         if not better or not math.isfinite(value):
             return
-        kept = {**self._how, "value": value}
+        kept = {**self._how, "value": value, "data": self._data}
         checkpoint.replace_params(self._workdir, self._config, ema_params, step, kept)
-        workdirs.write_data(self._workdir, self._data)
         self._value = value
         logger.info("best so far: step %d, %s %.4g", step, self._metric, value)
 

@@ -103,7 +103,8 @@ def evaluate(
 
     speed = metrics.training_speed(workdir, trained.step, config.batch_size)
     path = workdir / "evaluations.jsonl"
-    return _measure(path, row, speed, num, batches, reference, save_npz, progress)
+    names = trained.class_names
+    return _measure(path, row, speed, num, batches, reference, save_npz, progress, names)
 
 
 def evaluate_images(

@@ -103,9 +103,13 @@ class Directory:
     def __init__(self, path: pathlib.Path):
         self.path, self._status = path, path.stat()
 
+    def is_there(self) -> bool:
+        """Whether it lies where it did; another of its name does not count."""
+        return self.path.is_dir() and os.path.samestat(self.path.stat(), self._status)
+
     def check(self) -> None:
-        """Raises: LostError if it was removed or moved; another of its name does not count."""
-        if not self.path.is_dir() or not os.path.samestat(self.path.stat(), self._status):
+        """Raises: LostError if it was removed or moved."""
+        if not self.is_there():
             raise LostError.of(self.path)
 
     def __enter__(self) -> "Directory":

@@ -130,10 +130,11 @@ def label_accuracy(
     return float(classifier.score(features, labels))
 
 
-def compile_distance(task, vae=None, encoder=None) -> Callable:
+def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
     """`distance(params) -> {'fid5k': value}` by `config.fid`, of the same noise at every call.
 
     Args: task, a `tasks.Denoising`.   vae: as of its `to_image`.   encoder: of captions, if frozen.
+    Returns: distance; what it is measured by, JSON: values by others do not compare.
     Raises: as `extractors.load`, `references.of_run` and `generate.make_sample_fn`.
     """
     config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(vae)
@@ -170,7 +171,26 @@ def compile_distance(task, vae=None, encoder=None) -> Callable:
         value = sharding.from_first_process(json.dumps(sharding.together(measure)))
         return {training_name(config): json.loads(value)}
 
-    return distance
+    digest = reference.source.get("digest") if reference else None
+    measured_by = {
+        "fid": {"steps": settings.steps, "cfg_scale": settings.cfg_scale},
+        "sample": {**sample_config.to_dict(), "steps": None, "cfg_scale": None},
+        "extractor": extractor.identity,
+        "reference": json.loads(sharding.from_first_process(json.dumps(digest))),
+    }
+    return distance, json.loads(json.dumps(measured_by))
+
+
+def describe_changes(then: dict, now: dict, prefix: str = "") -> list[str]:
+    """What differs of two that `compile_distance` returned, in words; of what both know."""
+    changes = []
+    for key, value in now.items():
+        before, name = then.get(key), prefix + key
+        if isinstance(value, dict):
+            changes += describe_changes(before, value, f"{name}.") if before else []
+        elif None not in (before, value) and before != value:
+            changes.append(f"{name} was {before}, now {value}")
+    return changes
 
 
 def training_name(config: ConfigDict) -> str:

@@ -34,6 +34,7 @@ class MetricWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in the workdir, from the first process only.
 
     A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it.
+    Where one of them is removed or replaced meanwhile, the next values go to a new one.
     Raises: OSError, at whatever is written, if it cannot be.
     """
 
@@ -43,20 +44,36 @@ class MetricWriter:
         if not self._active:
             return
         with self._errors():
-            path = workdir / "metrics.jsonl"
+            path = self._path = workdir / "metrics.jsonl"
             if path.exists():
                 kept = [line for line in read_lines(path) if line["step"] <= first_step]
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 if text.encode() != path.read_bytes():
                     files.replace_text(path, text)
-            self._file = path.open("a")
-            directory = workdir / "tensorboard"
-            directory.mkdir(exist_ok=True)
-            # tensorboardX's SummaryWriter writes in a thread: when that dies of a full disk the
-            # run would stand still at the next value.
-            self._events = EventsWriter(str(directory / "events"))
+            self._open()
             # TensorBoard too forgets what was beyond.
             self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _open(self):
+        self._file = self._path.open("a")
+        directory = self._workdir / "tensorboard"
+        directory.mkdir(exist_ok=True)
+        self._directory = files.Directory(directory)
+        # tensorboardX's SummaryWriter writes in a thread: when that dies of a full disk the run
+        # would stand still at the next value.
+        self._events = EventsWriter(str(directory / "events"))
+
+    def _open_again_if_lost(self):
+        if not files.is_at(self._file, self._path):
+            lost = self._path
+        elif not self._directory.is_there():
+            lost = self._directory.path
+        else:
+            return
+        self._file.close()
+        self._events.close()
+        self._open()
+        logger.warning("%s was removed or replaced: what follows is in a new one", lost)
 
     @contextlib.contextmanager
     def _errors(self):
@@ -83,6 +100,7 @@ class MetricWriter:
         if not self._active:
             return
         with self._errors():
+            self._open_again_if_lost()
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
             scalars = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
@@ -105,6 +123,7 @@ class MetricWriter:
             height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
         )
         with self._errors():
+            self._open_again_if_lost()
             path = self._workdir / name / f"{step}.png"
             path.parent.mkdir(exist_ok=True)
             files.replace(path, lambda file: file.write(png.getvalue()))

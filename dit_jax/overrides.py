@@ -224,6 +224,8 @@ def _like(value, example, strict):
             raise ValueError
         return tuple(_like(v, example[0] if example else 0.0, bool(example)) for v in value)
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise ValueError
         return float(value) if strict else value
     if type(value) is not type(example) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError

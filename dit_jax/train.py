@@ -323,12 +323,15 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         if config.sample_every_steps:
             source = eval_source or train_source
             draw = program.task.compile_picture(resident, source, vae, encoder)
-        measured = [(evaluate, config.eval_every_steps)] if evaluate else []
+        measured, measured_by = [(evaluate, config.eval_every_steps)] if evaluate else [], {}
         if "fid" in config and config.fid.every_steps:
-            measured.append(
-                (measures.compile_distance(program.task, vae, encoder), config.fid.every_steps)
-            )
-        keeper = best.Best(workdir, config, data_record)
+            distance, measured_by = measures.compile_distance(program.task, vae, encoder)
+            measured.append((distance, config.fid.every_steps))
+            before = (data_state or {}).get("measured_by", {})
+            if changes := measures.describe_changes(before, measured_by):
+                name = measures.training_name(config)
+                logger.warning("%s is measured otherwise from here: %s", name, "; ".join(changes))
+        keeper = best.Best(workdir, config, data_record, measured_by)
         del vae, encoder  # who needs them holds them
         profile = range(0)
         if config.profile_start_step > first_step:
@@ -382,7 +385,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 with progress.paused():  # and checked: a state that is not finite is never saved
                     lock.check_together()
                     data_state = {**batches.state(), "window": progress.window()}
-                    data_state["data"] = data_record
+                    data_state |= {"data": data_record, "measured_by": measured_by}
                     checkpoint.save(manager, step, state, data_state, config)
             if stop:
                 break

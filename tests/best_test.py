@@ -7,7 +7,7 @@ import pytest
 from conftest import random_params
 
 from configs import vae_digits
-from dit_jax import best, checkpoint, files, models, runs, train
+from dit_jax import best, checkpoint, files, models, runs, train, workdirs
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def _kept(workdir):
 
 
 def test_parameters_of_the_best_step_stay(tmp_path, config, params):
-    keeper = best.Best(tmp_path, config, {})
+    keeper = best.Best(tmp_path, config, {}, {})
 
     def update(step, loss, value):
         params["x_embedder"]["bias"] = np.full_like(params["x_embedder"]["bias"], value)
@@ -41,7 +41,7 @@ def test_parameters_of_the_best_step_stay(tmp_path, config, params):
     assert _kept(tmp_path) == (["10"], 10, 1)
     update(30, 0.4, 3)
     assert _kept(tmp_path) == (["30"], 30, 3)
-    keeper = best.Best(tmp_path, config, {})  # resumed
+    keeper = best.Best(tmp_path, config, {}, {})  # resumed
     update(40, 0.45, 4)
     update(30, 0.4, 5)  # measured again
     assert _kept(tmp_path) == (["30"], 30, 3)
@@ -54,52 +54,90 @@ def test_parameters_of_the_best_step_stay(tmp_path, config, params):
 def test_larger_psnr_is_better(tmp_path, config, params):
     config = vae_digits.get_config()
     config.checkpoint_best_metric = "eval_psnr"
-    keeper = best.Best(tmp_path, config, {})
+    keeper = best.Best(tmp_path, config, {}, {})
     for step, psnr in ((1, 20.0), (2, 21.0), (3, 19.0)):
         keeper.update(step, {"eval_psnr": psnr}, params)
     assert checkpoint.saved_values(tmp_path / "best")["value"] == 21.0
 
 
 def test_value_that_is_not_finite_is_no_best(tmp_path, config, params):
-    keeper = best.Best(tmp_path, config, {})
+    keeper = best.Best(tmp_path, config, {}, {})
     for step, loss in ((1, float("nan")), (2, 1.0), (3, float("nan")), (4, 7.0)):
         keeper.update(step, {"eval_loss": loss}, params)
     assert _kept(tmp_path)[0] == ["2"]
 
 
-def test_best_of_other_measures_is_replaced_and_of_another_run_refused(tmp_path, config, params):
+MEASURED_BY = {
+    "fid": {"steps": 50, "cfg_scale": 1.0},
+    "sample": {"sampler": "ddim", "last_step_t": None},
+    "extractor": {"name": "pixels", "digest": "a"},
+    "reference": "b",
+}
+
+
+@pytest.fixture
+def distance(config):
     config.fid.update(every_steps=10, num_images=5_000, extractor="pixels")
     config.checkpoint_best_metric = "fd_pixels_5k"
-    best.Best(tmp_path, config, {}).update(10, {"fd_pixels_5k": 5.0}, params)
-    best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
+    return config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fid": {"cfg_scale": 4.0}},
+        {"sample": {"sampler": "ddpm"}},
+        {"extractor": {"digest": "c"}},
+        {"reference": "c"},
+    ],
+    ids=str,
+)
+def test_best_of_other_measures_is_replaced(tmp_path, distance, params, change):
+    """The same name, another distance."""
+    best.Best(tmp_path, distance, {}, MEASURED_BY).update(10, {"fd_pixels_5k": 5.0}, params)
+    best.Best(tmp_path, distance, {}, MEASURED_BY).update(20, {"fd_pixels_5k": 20.0}, params)
     assert _kept(tmp_path)[0] == ["10"]
-    config.fid.cfg_scale = 4.0  # the same name, another distance
-    best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
+    best.Best(tmp_path, distance, {}, MEASURED_BY | change).update(
+        20, {"fd_pixels_5k": 20.0}, params
+    )
     assert _kept(tmp_path)[0] == ["20"]
+
+
+def test_best_of_another_run_is_refused(tmp_path, config, params):
+    best.Best(tmp_path, config, {}, {}).update(10, {"eval_loss": 5.0}, params)
     config.optim.learning_rate = 1.0
     with pytest.raises(ValueError, match="best belongs to a run with another config"):
-        best.Best(tmp_path, config, {})
+        best.Best(tmp_path, config, {}, {})
 
 
-def test_best_of_an_older_version_stays(tmp_path, config, params, monkeypatch):
-    """Which said last_step_size=0.0 where now last_step_t is None."""
-    config.fid.update(every_steps=10, num_images=5_000, extractor="pixels")
-    config.checkpoint_best_metric = "fd_pixels_5k"
-    best.Best(tmp_path, config, {}).update(10, {"fd_pixels_5k": 5.0}, params)
+def test_best_of_an_older_version_stays(tmp_path, distance, params, monkeypatch):
+    """Which said last_step_size=0.0 where now last_step_t is None, and less of the measure."""
+    best.Best(tmp_path, distance, {}, MEASURED_BY).update(10, {"fd_pixels_5k": 5.0}, params)
     older = checkpoint.saved_values(tmp_path / "best")
-    del older["sample"]["last_step_t"]
+    del older["sample"]["last_step_t"], older["extractor"], older["reference"]
     older["sample"]["last_step_size"] = 0.0
+    older["fid"]["weights"] = "inception.npz"
     monkeypatch.setattr(checkpoint, "saved_values", lambda _: older)
-    best.Best(tmp_path, config, {}).update(20, {"fd_pixels_5k": 20.0}, params)
+    best.Best(tmp_path, distance, {}, MEASURED_BY).update(20, {"fd_pixels_5k": 20.0}, params)
     assert _kept(tmp_path)[0] == ["10"]
+
+
+def test_best_is_whole_with_its_checkpoint(tmp_path, config, params, workdir):
+    """A kill right after the checkpoint is there leaves nothing to be written later."""
+    data = workdirs.load_data(workdir)
+    best.Best(tmp_path, config, data, {}).update(10, {"eval_loss": 0.5}, params)
+    (tmp_path / "best" / "config.json").unlink()
+    (checkpoints,) = (tmp_path / "best").glob("checkpoints")
+    assert workdirs.load_data(checkpoints.parent) == data != {}
+    assert runs.load(checkpoints.parent).data == data
 
 
 @pytest.mark.parametrize("damage", [{"value": "x"}, {"sample": 5}, {"fid": None}], ids=str)
 def test_best_whose_record_is_damaged_begins_again(tmp_path, config, params, caplog, damage):
-    best.Best(tmp_path, config, {}).update(10, {"eval_loss": 0.5}, params)
+    best.Best(tmp_path, config, {}, {}).update(10, {"eval_loss": 0.5}, params)
     path = tmp_path / "best" / "checkpoints" / "10" / "data" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
-    keeper = best.Best(tmp_path, config, {})
+    keeper = best.Best(tmp_path, config, {}, {})
     (key,) = damage
     assert f"cannot read how {tmp_path / 'best'} was chosen: {key}" in caplog.text
     keeper.update(20, {"eval_loss": 0.75}, params)
@@ -109,22 +147,22 @@ def test_best_whose_record_is_damaged_begins_again(tmp_path, config, params, cap
 def test_metric_that_is_not_measured_is_refused(tmp_path, config):
     config.checkpoint_best_metric = "fid5k"
     with pytest.raises(ValueError, match="'fid5k' is not measured in this run, but eval_loss:"):
-        best.Best(tmp_path, config, {})
+        best.Best(tmp_path, config, {}, {})
     config.checkpoint_best_metric = "eval_los"
     with pytest.raises(ValueError, match="'eval_los' is not measured"):
-        best.Best(tmp_path, config, {})
+        best.Best(tmp_path, config, {}, {})
     config.checkpoint_best_metric = "fid5k"
     config.fid.update(every_steps=10, extractor="pixels")
     with pytest.raises(ValueError, match="in this run, but fd_pixels_5k and eval_loss:"):
-        best.Best(tmp_path, config, {})
+        best.Best(tmp_path, config, {}, {})
     config.checkpoint_best_metric = "fd_pixels_5k"
-    best.Best(tmp_path, config, {})
+    best.Best(tmp_path, config, {}, {})
     config.update(checkpoint_best_metric="eval_loss", eval_every_steps=0)
     with pytest.raises(ValueError, match="but fd_pixels_5k: eval_loss with eval_every_steps"):
-        best.Best(tmp_path, config, {})
+        best.Best(tmp_path, config, {}, {})
 
 
-def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
+def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config, caplog):
     config.update(total_steps=20, eval_every_steps=0, sample_every_steps=0)
     config.fid.update(every_steps=10, num_images=80, steps=2)
     config.checkpoint_best_metric = "fd_pixels_80"
@@ -135,3 +173,8 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     step = min(values, key=values.get)
     assert runs.load(tmp_path / "best").step == step
     assert checkpoint.saved_values(tmp_path / "best")["value"] == values[step]
+    config.total_steps, config.fid.cfg_scale = 25, 2.0
+    train.train_and_evaluate(config, tmp_path)
+    how = "fd_pixels_80 is measured otherwise from here: fid.cfg_scale was 1.0, now 2.0"
+    assert how in caplog.text
+    assert runs.load(tmp_path / "best").step == 25

@@ -115,7 +115,7 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
     program = train.make_program(smoke_config)
     state = train.new_state(program, train.jax.random.key(0))
-    distance = measures.compile_distance(program.task)
+    distance, measured_by = measures.compile_distance(program.task)
     row = distance(state.params)
     assert row == distance(state.params)
     assert list(row) == ["fd_pixels_90"] == [measures.training_name(smoke_config)]
@@ -130,6 +130,10 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     )
     real = references.of_run(smoke_config, "", extractors.load("pixels"))
     assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
+    assert measured_by["reference"] == real.source["digest"]
+    assert measured_by["extractor"] == real.extractor
+    smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
+    assert measures.compile_distance(program.task)[1] == measured_by
 
 
 @pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])
