@@ -58,7 +58,7 @@ def evaluate(
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
     source = sources.open_split(config, "eval")
-    identity.check_splits({"eval": source}, workdir)
+    images = identity.digest(identity.check_splits({"eval": source}, workdir)["eval"])
     available = len(source) // source.views
     num = min(num, available)
     if num < 2:
@@ -66,6 +66,7 @@ def evaluate(
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
+    settings["images"] = images
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
     settings |= {"clip_x_0": config.sample.clip_x_0, "raw": trained.raw}

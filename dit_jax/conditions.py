@@ -6,6 +6,7 @@ takes, as `models.conditioning` has it.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -45,6 +46,10 @@ class Conditions:
 
     def __len__(self) -> int:
         return len(self.cond)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of all that they are drawn from."""
+        return hashlib.sha256(self.cond.tobytes() + self.null.tobytes()).hexdigest()[:16]
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of the images of these numbers, by name."""

@@ -81,6 +81,8 @@ def evaluate(
     told = conditions.draw(config, labels, num, seed, workdir)
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
+    if config.model.condition != "label":
+        settings["captions"] = told.digest()
     if guide := trained.guide:
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
         settings["guide_digest"] = checkpoint.digest(guide.params)

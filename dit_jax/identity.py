@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dit_jax import files, folders, sharding, sources, workdirs
+from dit_jax import files, folders, manifest, sharding, sources, workdirs
 
 logger = logging.getLogger("dit_jax")
 
 # Of larger datasets blocks of this many bytes are read at the start, the middle and the end of so
 # many files, spread evenly.
 READ_WHOLE_BYTES, BLOCK_BYTES, MAX_FILES = 256 * 2**20, 2**16, 1024
+IMAGES = ("num_examples", "version", "labels", "captions", "files", "contents")
 
 
 def identify(source: sources.Source, recorded: dict | None = None) -> dict:
@@ -72,6 +73,11 @@ def identify_contents(source: sources.Source) -> dict:
     if size <= READ_WHOLE_BYTES:
         del identity["times"]
     return identity
+
+
+def digest(identity: dict) -> str:
+    """Returns 16 hexadecimal digits of an identity, without files' times and classes' names."""
+    return manifest.digest({key: identity[key] for key in IMAGES})
 
 
 def describe_changes(recorded: dict, now: dict) -> list[str]:

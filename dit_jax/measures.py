@@ -175,6 +175,7 @@ def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
     measured_by = {
         "fid": {"steps": settings.steps, "cfg_scale": settings.cfg_scale},
         "sample": {**sample_config.to_dict(), "steps": None, "cfg_scale": None},
+        "told": told.digest(),
         "extractor": extractor.identity,
         "reference": json.loads(sharding.from_first_process(json.dumps(digest))),
     }

@@ -234,6 +234,21 @@ def test_rows_say_whether_x_0_is_clipped(smoke_config, tmp_path, monkeypatch):
     assert plain["bits_per_dim"] > 1.01 * clipped["bits_per_dim"]
 
 
+def test_bits_of_other_images_are_measured_again(smoke_config, tmp_path, monkeypatch):
+    """Where training never recorded the held-out ones."""
+    monkeypatch.setattr(rows, "git_revision", lambda: "abc")
+    trained = some_model(smoke_config, 1)
+    row = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    trained.config.data.eval_split = "test[:90]"
+    other = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    assert row["likelihood"]["images"] != other["likelihood"]["images"]
+    assert row["bits_per_dim"] != other["bits_per_dim"]
+    trained.config.data.eval_split = "test"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits, "_measure", None)  # not needed again
+        assert bits.evaluate(trained, tmp_path, num=2, steps=2) == row
+
+
 def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):
     trained = some_model(smoke_config)
     with pytest.raises(ValueError, match=r"cannot take 1 sampling steps"):
@@ -254,9 +269,9 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     flags = "--workdir", workdir, "--bpd", "--num", 6, "--seed", 1
     out = run_command("evaluate", *flags)
     row = json.loads((workdir / "evaluations.jsonl").read_text())
-    assert row["likelihood"] == dict(
-        kind="vlb", steps=1000, num=6, seed=1, variance="learned", clip_x_0=False, raw=False
-    )
+    settings = dict(kind="vlb", steps=1000, num=6, seed=1, variance="learned")
+    settings |= dict(clip_x_0=False, raw=False, images=row["likelihood"]["images"])
+    assert row["likelihood"] == settings
     assert row["step"] == 40
     assert row["images_seen"] == 40 * 16
     assert row["gmacs"] > 0

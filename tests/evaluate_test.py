@@ -41,6 +41,25 @@ def _evaluate(workdir, settings=None, loading=None, **options):
     return evaluate.evaluate(trained, workdir, extractor, reference, **options)
 
 
+def test_classes_of_a_run_are_those_of_the_same_name(workdir):
+    """A reference may number them otherwise."""
+    trained, extractor = runs.load(workdir, settings={"steps": 2}), extractors.load("pixels")
+    names = [f"digit {i}" for i in range(10)]
+    trained = dataclasses.replace(trained, data={"train": {"classes": names}})
+    real = references.of_run(trained.config, None, extractor)
+    other = dataclasses.replace(
+        real,
+        source=real.source | {"name": "other"},
+        labels=9 - real.labels,
+        class_names=tuple(names[::-1]),
+    )
+    one, two = (
+        evaluate.evaluate(trained, workdir, extractor, r, num=40)["label_accuracy"]
+        for r in (real, other)
+    )
+    assert one == two > 0
+
+
 def test_row_is_measured_once_and_read_back(workdir, monkeypatch, clean):
     row = _evaluate(workdir, {"steps": 4}, num=40)
     assert row["step"] == 40

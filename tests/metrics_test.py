@@ -33,6 +33,27 @@ def test_resume_drops_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_values_after_a_loss_of_the_file_are_written(tmp_path, caplog, name, replace):
+    with metrics.MetricWriter(tmp_path, 0) as writer:
+        writer.scalars(10, {"loss": 1.0})
+        moved = (tmp_path / name).rename(tmp_path / "moved")
+        if replace and name == "metrics.jsonl":
+            (tmp_path / name).write_bytes(moved.read_bytes())
+        elif replace:
+            (tmp_path / name).mkdir()
+        writer.scalars(20, {"loss": 2.0})
+        writer.image(20, "samples", np.zeros((8, 8, 3), np.uint8))
+        writer.scalars(30, {"loss": 3.0})
+    kept = name == "tensorboard" or replace
+    assert [line["step"] for line in _lines(tmp_path)] == ([10] if kept else []) + [20, 30]
+    assert len(list((tmp_path / "tensorboard").iterdir())) >= 1
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / name} was removed or replaced: what follows is in a new one"
+    ]
+
+
 def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
     lines = [b'{"step": 10, "loss": 1.0}', b"\xff\xfe", b"[1]", b'{"loss": 2.0}', b'{"step": "a"}']
     lines += [b"[" * 100_000, b'{"step": 20, "loss": 3.0, "img_per_s": 4.0}']
