@@ -97,7 +97,7 @@ def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
     if learn_sigma and not chain:
         raise ValueError(
             "a learned variance has a bound for diffusion.process=ddpm only: set "
-            "--config.model.learn_sigma=False."
+            "model.learn_sigma=False."
         )
 
 

@@ -27,7 +27,7 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     if not 0 <= warmup < total_steps:
         raise ValueError(
             f"optim.warmup_steps={warmup} must lie in 0..{total_steps - 1}: the warm-up must end "
-            f"before {total_steps=}. Set --config.optim.warmup_steps lower."
+            f"before {total_steps=}. Set it lower."
         )
     if config.schedule == "constant":
         after = optax.constant_schedule(config.learning_rate)
@@ -49,6 +49,17 @@ def make_optimizer(
     Raises: ValueError for an unknown schedule, or values out of range.
     """
     ranges.check(config, "optim")
+    if not config.eps:
+        raise ValueError(
+            "optim.eps=0 makes NaN of what has no gradient at first, as all behind the zeros of "
+            "adaLN-Zero; take 1e-8."
+        )
+    if config.learning_rate * config.weight_decay >= 1:
+        raise ValueError(
+            f"optim.learning_rate={config.learning_rate} times optim.weight_decay="
+            f"{config.weight_decay} must be below 1: it is the share of every parameter that a "
+            "step takes away."
+        )
     base_width = config.mup_base_width
     if base_width and hidden_size is None:
         raise ValueError(

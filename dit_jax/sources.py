@@ -177,8 +177,9 @@ def open_images(config, split: str, labels: bool = True) -> Source:
         told["num_classes"] = None
     if not data.name:
         raise ValueError(
-            "data.name is empty: this config names no images, as that of a converted model. Set "
-            "data.source, data.name and data.caption_feature in the config.json of its workdir."
+            "data.name is empty: this config names no images. Set it, for a new run as "
+            "--config.data.name=NAME; of a converted model, data.source, data.name and "
+            "data.caption_feature in the config.json of its workdir."
         )
     if data.image_channels not in (1, 3):
         raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")

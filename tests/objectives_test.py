@@ -261,7 +261,7 @@ def test_noise_and_times_are_the_key_s(process):
         ("flow", dict(t_std=0.0), False, "objective.t_std=0.0 be positive"),
         ("ddpm", dict(snr_gamma=-1.0), True, "objective.snr_gamma=-1.0 must be positive"),
         ("ddpm", dict(p2_gamma=float("nan")), True, "objective.p2_gamma=nan not negative"),
-        ("flow", {}, True, "diffusion.process=ddpm only: set --config.model.learn_sigma=False"),
+        ("flow", {}, True, "diffusion.process=ddpm only: set model.learn_sigma=False"),
     ],
 )
 def test_objectives_that_do_not_exist_are_refused(

@@ -64,7 +64,10 @@ def test_ema_follows_each_step_from_the_initial_weights():
     [
         (dict(schedule="linear"), "schedule='linear'.*constant or cosine"),
         (dict(warmup_steps=100), "warmup_steps=100 must lie in"),
-        (dict(learning_rate=0.0), "optim.learning_rate=0.0 must be a number above 0"),
+        (dict(learning_rate=0.0), "optim.learning_rate=0.0 must be a number in"),
+        (dict(learning_rate=1e30), "optim.learning_rate=1e[+]30 must be .* 100"),
+        (dict(learning_rate=0.5, weight_decay=2.0), "0.5 times .*=2.0 must be below 1: .* share"),
+        (dict(eps=0.0), "optim.eps=0 makes NaN of what has no gradient at first"),
         (dict(grad_clip_norm=-1.0), "grad_clip_norm=-1.0"),
         (dict(ema_decay=1.0), "ema_decay=1.0"),
         (dict(mup_base_width=-64), "optim.mup_base_width=-64 must be"),
