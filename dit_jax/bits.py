@@ -67,6 +67,8 @@ def evaluate(
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
     settings["images"] = images
+    if config.latents.source == "images":
+        settings["vae_digest"] = trained.vae_digest
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
     settings |= {"clip_x_0": config.sample.clip_x_0, "raw": trained.raw}

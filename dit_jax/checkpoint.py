@@ -319,7 +319,7 @@ def _restore(directory, step, trees):
             raise  # no damage
         ours = isinstance(error, OSError) and error.errno is None
         problem = "" if ours else f"{type(error).__name__}: "
-        problem += str(error).splitlines()[0][:300]
+        problem += (str(error).splitlines() or [""])[0][:300]
     if not sharding.all_processes(not problem):
         raise OSError(problem or "another process cannot read its part")
     loaded = {name: restored[name] for name in trees}

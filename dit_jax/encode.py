@@ -32,6 +32,7 @@ from dit_jax import (
     checkpoint,
     cli,
     conditions,
+    files,
     identity,
     latents,
     locks,
@@ -69,6 +70,7 @@ def encode(
       written, or if another process failed.
     """
     sources.check_outside(config, out)
+    files.check_utf8(out)
     mesh, vae, encoder, images, made_of = sharding.together(
         lambda: _open(config, vae_workdir, shard_images, dtype)
     )

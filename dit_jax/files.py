@@ -81,6 +81,20 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
         ) from None
 
 
+def check_utf8(directory: pathlib.Path) -> None:
+    """Demands a name in UTF-8, as libraries need that keep checkpoints and array_record files.
+
+    Raises: ValueError.
+    """
+    try:
+        str(directory.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{printable(directory)} is not in UTF-8, but checkpoints and datasets can lie in such "
+            "directories only: choose another name."
+        ) from None
+
+
 class LostError(OSError):
     """The directory or the lock went away while a command wrote there; what is kept is told."""
 

@@ -28,20 +28,25 @@ MOST_BYTES = 2**20  # of a lock file, which holds a command
 
 
 class Lock:
-    """A held lock of a directory; `check` tells whether it still guards it."""
+    """A held lock of a directory; `check` tells whether it still guards it.
+
+    Whoever holds it may watch more directories inside, of what must not be written anew elsewhere.
+    """
 
     def __init__(self, path: pathlib.Path, file: TextIO | None):
         self.path = path
         self._file = file  # None: another process of this command holds it, or nothing can be held
         self.directory = files.Directory(path.parent)
+        self.watched: list[files.Directory] = [self.directory]
 
     def check(self) -> None:
         """Demands that the lock's file, and so the directory, is still there and still ours.
 
-        Raises: files.LostError if the directory was removed or moved, or the file removed or
-          replaced.
+        Raises: files.LostError if a directory that is watched was removed or moved, or the file
+          removed or replaced.
         """
-        self.directory.check()
+        for directory in self.watched:
+            directory.check()
         if self._file is None or files.is_at(self._file, self.path):
             return
         raise files.LostError(

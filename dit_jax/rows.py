@@ -124,6 +124,8 @@ def append(path: pathlib.Path, row: dict) -> None:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
             file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # what it was measured from may go now
     except OSError as error:
         raise OSError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
 

@@ -89,8 +89,6 @@ class Denoising:
                     f"latents.{key}={numbers} must be one number, or one for each of "
                     f"model.in_channels={model_config.in_channels}."
                 )
-        if source != "pixels" and 0 in config.latents.scale:
-            raise ValueError(f"latents.scale={config.latents.scale} must not be 0.")
         if config.text.stored and (
             model_config.condition != "context" or source not in ("moments", "device")
         ):

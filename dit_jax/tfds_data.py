@@ -45,6 +45,8 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
 
     directory = files.to_path(name, "data.name" if feature == "image" else "latents.moments")
     data_dir = data_dir and str(files.to_path(data_dir, "data.data_dir"))
+    for path in filter(None, (name, data_dir)):
+        files.check_utf8(pathlib.Path(path))
     is_directory = (directory / "dataset_info.json").is_file()
     known = name.partition("/")[0] in DATASETS or feature == "moments"
     prepared = False
@@ -170,6 +172,7 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
         )
     shards = [Shard(pathlib.Path(f.filename), f.skip, f.take) for f in info.file_instructions]
     _check_shards(builder, shards, num_examples, build)
+    _check_counts(builder, info.file_instructions, build)
     # The bytes are decoded by us: TFDS would hide the image's mode.
     decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
     try:
@@ -177,6 +180,31 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
     # array_record raises whatever it meets in a damaged shard.
     except Exception as error:
         raise _damaged(builder.data_dir, error, build) from error
+
+
+def _check_counts(builder, instructions, build):
+    """Demands of every file as many records as the description says."""
+    # Importing it takes long, and image folders do without.
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for one in instructions:
+        try:
+            reader = ArrayRecordReader(one.filename)
+            found = reader.num_records()
+            reader.close()
+        # array_record raises whatever it meets in a damaged shard.
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise ValueError(
+                f"cannot read {files.printable(one.filename)}: {files.printable(reason)}. If a "
+                f"shard was cut, remove it and build the dataset again, with `{build}`."
+            ) from error
+        if found != one.examples_in_shard:
+            raise ValueError(
+                f"{files.printable(one.filename)} holds {found:,} records, but dataset_info.json "
+                f"says {one.examples_in_shard:,}: one of them is damaged. Build the dataset again, "
+                f"with `{build}`."
+            )
 
 
 def _check_shards(builder, shards, num_examples, build):

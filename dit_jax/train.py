@@ -83,6 +83,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
 
     Raises: ValueError for values that do not fit together or to the devices.
     """
+    _check_keys(config)
     ranges.check(config)
     if config.profile_start_step >= config.total_steps:
         raise ValueError(
@@ -98,6 +99,14 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     shapes = jax.eval_shape(functools.partial(_begin, tx), models.param_shapes(model))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, task, tx, state)
+
+
+def _check_keys(config):
+    """Demands the keys of a run, and no others: what nothing reads would change nothing."""
+    try:
+        workdirs.check_types(config.to_dict())
+    except ValueError as error:
+        raise ValueError(f"the config has other keys than configs/default.py: {error}") from None
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -372,6 +381,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                     continue
                 with progress.paused():
                     values = measure(state.ema_params)
+                    lock.check_together()
                     keeper.update(step, values, state.ema_params)
                 writer.scalars(step, values)
                 logger.info("step %d  %s", step, metrics.format_values(values))

@@ -119,7 +119,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
     Raises: ValueError as `check_config`; OSError as `locks.hold`, if another command writes into
       the workdir, or if the directory cannot be written.
     """
-    check_config(workdir, config)  # first: a refused config must not leave a directory behind
+    files.check_utf8(workdir)  # first: what is refused must not leave a directory behind
+    check_config(workdir, config)
     with locks.hold(workdir / LOCK) as lock:
         check_config(workdir, config)  # again: another run may have ended since
         _warn_of_length(workdir, config)
@@ -130,7 +131,9 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
                 pass
 
         sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
-        yield lock
+        with files.Directory(workdir / "checkpoints") as checkpoints:
+            lock.watched.append(checkpoints)
+            yield lock
 
 
 def _warn_of_length(workdir, config):
@@ -270,6 +273,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read, or
       for numbers out of their range.
     """
+    files.check_utf8(workdir)
     path = workdir / "config.json"
     saved = _newest_first(workdir, "config")
     if not path.is_file() and not saved:
@@ -345,10 +349,15 @@ def check_types(config: dict) -> None:
 
 
 def _check_types(config, example, prefix=""):
-    """Demands each key of the default config, but in `model`, with a value of its type.
+    """Demands the keys of the default config, but in `model`, with values of their types.
 
     Raises: ValueError with the key.
     """
+    if unknown := [f"{prefix}{name}" for name in config if name not in example]:
+        raise ValueError(
+            f"it has {files.some_of(unknown)}, which this version does not know: take the one that "
+            "wrote it."
+        )
     for name, value in example.items():
         key = f"{prefix}{name}"
         if name not in config:
@@ -404,8 +413,10 @@ def upgrade_sample(sample: dict) -> dict:
     """Returns `config.sample`, or the settings in a row, with today's keys in place of older ones.
 
     `last_step_size` was the time at which the last step begins, where 0 stood for the default.
+    `num_images`, of pictures while training, is a key outside of it.
     """
     sample = dict(sample)
+    sample.pop("num_images", None)
     if "last_step_size" in sample:
         sample["last_step_t"] = sample.pop("last_step_size") or None
     return sample

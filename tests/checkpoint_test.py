@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, stopping, train, workdirs
+from dit_jax import checkpoint, files, stopping, train, workdirs
 
 
 def _latest(workdir, config):
@@ -37,6 +37,7 @@ def test_checkpoint_holds_state_data_and_config(workdir, smoke_config):
     assert int(state.step) == 40
     window = {"steps": 0, "sums": {}}  # step 40 was reported
     assert data_state.pop("data") == workdirs.load_data(workdir)
+    assert data_state.pop("measured_by") == {}  # no distance
     assert data_state == {"next_batch": 40, "num_records": 1617, "window": window}
     items = {path.name for path in (workdir / "checkpoints" / "40").iterdir() if path.is_dir()}
     assert {"params", "ema_params", "opt_state", "data", "config"} <= items
@@ -214,6 +215,27 @@ def test_save_into_a_run_that_went_on_is_refused(workdir, smoke_config):
         state, data_state = checkpoint.restore_latest(manager, program.state)
         with pytest.raises(OSError, match=r"checkpoint 35 was not written: .*\[20, 30, 40\]"):
             checkpoint.save(manager, 35, state, data_state, smoke_config)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_checkpoints_that_were_moved_away_are_missed(workdir, smoke_config, anew):
+    """To say that none is saved, or to write the next ones elsewhere, is a new beginning."""
+    directory = workdir / "checkpoints"
+    with workdirs.claim(workdir, smoke_config) as lock:
+        lock.check_together()
+        directory.rename(workdir / "moved")
+        if anew:
+            directory.mkdir()
+        with pytest.raises(files.LostError, match=r"(?s)checkpoints is gone: .* move it back"):
+            lock.check_together()
+
+    def write():
+        with workdirs.claim(workdir, smoke_config):
+            shutil.rmtree(directory)
+            raise OSError("what could not be written there")
+
+    with pytest.raises(files.LostError, match=r"(?s)checkpoints is gone: .* move it back"):
+        write()
 
 
 def test_error_that_ended_the_run_is_not_hidden_by_one_of_writing(

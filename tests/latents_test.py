@@ -335,7 +335,7 @@ def test_unknown_source_is_named_before_anything_is_read(latent_config, tmp_path
         (dict(source="pixel"), "latents.source='pixel' is unknown; choose one of pixels, images"),
         (dict(source="images", vae=""), "needs latents.vae, the workdir of a VAE"),
         (dict(scale=(1.0, 2.0, 3.0)), "one number, or one for each of model.in_channels=2"),
-        (dict(scale=(0.0,)), "must not be 0"),
+        (dict(scale=(0.0,)), "must be a number above 0"),
     ],
     ids=str,
 )

@@ -150,7 +150,7 @@ def test_noise_predictor_is_no_vae_and_a_vae_no_noise_predictor(vae_workdir, run
         (
             "autoencoder.kl_weight",
             -1.0,
-            "autoencoder.kl_weight=-1.0 must be a number of at least 0",
+            "autoencoder.kl_weight=-1.0 must be a number in",
         ),
         ("autoencoder.lpips_weight", 1.0, "lpips_weight=1.0 needs autoencoder.lpips, the workdir"),
     ],

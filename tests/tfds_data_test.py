@@ -155,6 +155,19 @@ def test_more_records_than_bytes_are_refused(directory):
         _read(directory)
 
 
+@pytest.mark.parametrize("count", [100, 1616, 1618])
+@pytest.mark.parametrize("split", ["train", "train[:50]"])
+def test_other_numbers_of_records_than_the_files_hold_are_refused(directory, count, split):
+    _edit(
+        directory / "dataset_info.json",
+        lambda info: _split_of(info).update(shardLengths=[str(count)]),
+    )
+    with pytest.raises(
+        ValueError, match=f"00000-of-00001 holds 1,617 records, but .* says {count:,}: one of them"
+    ):
+        _read(directory, split)
+
+
 def test_lost_and_cut_shards_are_named(directory, smoke_config):
     (path,) = directory.glob("digits-train*")
     path.write_bytes(path.read_bytes()[: 2**17])

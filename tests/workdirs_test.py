@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from configs import default
-from dit_jax import runs, train, workdirs
+from dit_jax import datasets, encode, runs, sources, train, workdirs
+from dit_jax.datasets import digits
 
 
 def _as_json(config):
@@ -176,6 +177,26 @@ def test_json_that_is_no_config_is_damage(workdir, smoke_config, contents):
     assert workdirs.load_config(workdir).to_dict() == _as_json(smoke_config)
 
 
+def test_directories_that_libraries_cannot_write_to_are_refused_first(
+    tmp_path, workdir, smoke_config
+):
+    """Names that are not in UTF-8."""
+    name = tmp_path / "a\udcff"
+    message = r"a\\udcff.* is not in UTF-8, but checkpoints and datasets can lie"
+    with pytest.raises(ValueError, match=message):
+        train.train_and_evaluate(smoke_config, name)
+    assert not name.exists()
+    with pytest.raises(ValueError, match=message):
+        runs.load(shutil.copytree(workdir, name))
+    with pytest.raises(ValueError, match=message):
+        datasets.write(digits.Digits, data_dir=name)
+    with pytest.raises(ValueError, match=message):
+        encode.encode(smoke_config, workdir, name / "moments")
+    smoke_config.data.data_dir = str(name)
+    with pytest.raises(ValueError, match=message):
+        sources.open_split(smoke_config, "train")
+
+
 def test_directories_of_other_names_are_no_checkpoints(workdir, smoke_config):
     names = ["best_99", "8x", "-3", "007", "\u00b2", "99.orbax-checkpoint-tmp-1", "1e3"]
     for name in names:
@@ -213,7 +234,8 @@ def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
         ("sample.steps", True, "sample.steps=True must be a whole number"),
         ("sample.sampler", 3, "sample.sampler=3 must be a str"),
         ("sample.cfg_scale", "1.5", "sample.cfg_scale='1.5' must be a number"),
-        ("data.imbge_size", 8, "it has no data.image_size"),
+        ("data.imbge_size", 8, "it has data.imbge_size, which this version does not know"),
+        ("diffusion.respacing", "fast", "it has diffusion.respacing, which this version does not"),
         ("data.image_size", None, "it has no data.image_size"),
         ("optim", None, "it has no optim"),
         ("mesh", "a", "mesh='a' must be an object of keys"),

@@ -31,6 +31,7 @@ def write(
       if it cannot be written.
     """
     name = f"{builder_class.name}/{config}".rstrip("/")
+    files.check_utf8(pathlib.Path(data_dir or ""))
 
     def open_whole():
         # Before TFDS looks: a directory is all that it needs to say that the dataset is there.

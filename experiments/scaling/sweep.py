@@ -62,8 +62,10 @@ def run(
 ) -> None:
     """Runs cells here; those whose processes die are recorded as failed.
 
-    Raises: stopping.Stopped after a signal, when the cells that ran have ended.
+    Raises: ValueError for a name that is not in UTF-8; stopping.Stopped after a signal, when the
+      cells that ran have ended.
     """
+    files.check_utf8(workdir)
     by_name = {c.name: c for c in cells}
     logs = {name: workdir / name / "log.txt" for name in by_name}
     for log in logs.values():
