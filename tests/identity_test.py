@@ -232,6 +232,18 @@ def test_names_of_classes_that_come_or_go_are_said(config, caplog):
     assert "have had no names; now: ant, bee" in caplog.text
 
 
+def test_labels_of_the_same_files_count_where_names_of_classes_are_not_known(folder, config):
+    """Held-out bees were class 1 after ant; they are class 0 before cat."""
+    shutil.rmtree(folder / "val" / "ant")
+    recorded = identity.identify(sources.open_split(config, "eval")) | {"classes": None}
+    (folder / "train" / "ant").rename(folder / "train" / "cat")
+    source = sources.open_split(config, "eval")
+    changes = identity.describe_changes(recorded, identity.identify(source))
+    assert changes == ["labels of images differ"]
+    with pytest.raises(ValueError, match="is not what the run was begun with:\n  labels of images"):
+        identity.check(source, recorded, "the run")
+
+
 def test_what_a_sample_of_the_contents_does_not_show_is_said(folder, config, monkeypatch, caplog):
     monkeypatch.setattr(identity, "READ_WHOLE_BYTES", 100)
     monkeypatch.setattr(identity, "MAX_FILES", 2)
