@@ -54,7 +54,10 @@ def test_only_what_is_missing_is_made_again(kept):
     assert kept.read(1)["features"][:, 0].tolist() == list(range(30))
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "one bit", "another's name", "zeros"])
+KINDS = ["cut", "empty", "one bit", "another's name", "another's contents", "zeros"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_batches_are_made_again(kept, kind, caplog):
     _fill(kept, 0, 8, 16, 24)
     path = _paths(kept)[1]
@@ -62,6 +65,7 @@ def test_damaged_batches_are_made_again(kept, kind, caplog):
     if kind == "one bit":
         contents[len(contents) // 3] ^= 4
     damaged = {"cut": contents[:-50], "empty": b"", "zeros": bytes(len(contents))}
+    damaged["another's contents"] = _paths(kept)[0].read_bytes()  # whole, of other images
     path.write_bytes(damaged.get(kind, contents))
     if kind == "another's name":  # images that another batch holds too
         path.unlink()
