@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import smoke
 from dit_jax import (
+    bits,
     conditions,
     encode,
     identity,
@@ -200,6 +201,22 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
     extractor = references.Extractor("pixels", "float32", "", None, {})
     with pytest.raises(ValueError, match="is not what the run in"):
         references.of_run(config, None, extractor, workdir=run)
+
+
+def test_bits_are_of_the_run_s_own_held_out_images(trained):
+    folder, _, run = trained
+    _save(folder / "val" / "ant" / "0", 9_000)
+    with pytest.raises(ValueError, match=rf"val is not what the run in {run} was begun with"):
+        bits.evaluate(runs.load(run), run, num=2, steps=2)
+    assert not (run / "evaluations.jsonl").exists()
+
+
+def test_record_of_a_split_stays_while_the_run_does_not_read_it(trained):
+    """As with eval_every_steps=0: the held-out images are compared when they are read again."""
+    _, config, run = trained
+    recorded = workdirs.load_data(run)
+    now = identity.check_splits({"train": sources.open_split(config, "train")}, run)
+    assert now["eval"] == recorded["eval"]
 
 
 def test_a_run_goes_on_with_data_that_were_moved(trained):
