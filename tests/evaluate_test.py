@@ -17,6 +17,7 @@ from dit_jax import (
     conditions,
     evaluate,
     extractors,
+    files,
     generate,
     images,
     measures,
@@ -230,6 +231,35 @@ def test_another_vae_is_another_measurement(vae_dir, smoke_config, tmp_path, dra
     assert len(draws) == 2
     assert first["sample"]["vae_digest"] != second["sample"]["vae_digest"]
     assert first["fd_pixels"] != second["fd_pixels"]
+
+
+def test_evaluation_whose_lock_is_lost_writes_nothing_more(workdir, draws, monkeypatch):
+    """Another command may measure the same by then."""
+    plain = generate.batches
+
+    def lose(*arguments):
+        for numbers, batch in plain(*arguments):
+            (lock,) = (workdir / "evaluations").glob("*.lock")
+            lock.unlink()
+            yield numbers, batch
+
+    monkeypatch.setattr(generate, "batches", lose)
+    with pytest.raises(files.LostError, match=r"\.lock was removed or replaced"):
+        _evaluate(workdir, num=10)
+    assert not list((workdir / "evaluations").rglob("*.npz"))
+    assert not (workdir / "evaluations.jsonl").exists()
+
+
+def test_batches_are_kept_until_the_row_is_written(workdir, draws, monkeypatch, clean):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "append", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            _evaluate(workdir, num=10)
+    assert _evaluate(workdir, num=10)["fd_pixels"] > 0
+    assert draws == [range(10)]
 
 
 def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):
