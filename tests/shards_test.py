@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from configs import smoke
-from dit_jax import encode, shards
+from dit_jax import encode, files, shards
 
 
 def _make_config(digits_dir):
@@ -112,6 +112,23 @@ def test_shard_whose_sums_cannot_be_written_is_not_there(write, tmp_path, monkey
     with pytest.raises(OSError, match=r"No space left on device\nOther shards are complete"):
         write()
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_shards_are_written_while_the_lock_is_held_and_no_longer(
+    config, vae_dir, tmp_path, monkeypatch
+):
+    """Another command may write there by then."""
+    plain = shards.write_shard
+
+    def lose(*arguments):
+        plain(*arguments)
+        (tmp_path / encode.LOCK).unlink()
+
+    monkeypatch.setattr(shards, "write_shard", lose)
+    with pytest.raises(files.LostError, match=r"encode\.lock was removed or replaced"):
+        encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    assert len(list(tmp_path.glob("moments-*"))) == 1
+    assert not (tmp_path / "features.json").exists()
 
 
 def test_a_claim_without_checksums_is_accepted_with_a_sentence(
