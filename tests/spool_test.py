@@ -77,6 +77,14 @@ def test_damaged_batches_are_made_again(kept, kind, caplog):
     assert kept.find_missing(24) == []
 
 
+def test_images_of_batches_that_overlap_count_once(kept):
+    _fill(kept, 0, 8, 16)
+    _fill(kept, 4, 12)
+    assert kept.find_missing(16) == []
+    assert len(_paths(kept)) == 2
+    assert kept.read(16)["image"][:, 0, 0, 0].tolist() == list(range(16))
+
+
 def test_files_that_no_spool_wrote_have_no_name(tmp_path):
     assert spool.name_of(tmp_path / "none.npz") is None
     np.savez(tmp_path / "other.npz", arr_0=np.zeros(3))
