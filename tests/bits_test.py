@@ -249,6 +249,13 @@ def test_bits_of_other_images_are_measured_again(smoke_config, tmp_path, monkeyp
         assert bits.evaluate(trained, tmp_path, num=2, steps=2) == row
 
 
+def test_rows_say_whether_parameters_are_raw(smoke_config, bits_of_images):
+    trained = some_model(smoke_config, 1)
+    for raw in (False, True):
+        row, _ = bits_of_images(dataclasses.replace(trained, raw=raw), 2, steps=2)
+        assert row["likelihood"]["raw"] is raw
+
+
 def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):
     trained = some_model(smoke_config)
     with pytest.raises(ValueError, match=r"cannot take 1 sampling steps"):

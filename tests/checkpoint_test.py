@@ -131,6 +131,23 @@ def test_checkpoint_that_cannot_be_read_for_now_is_not_set_aside(
     assert workdirs.saved_steps(workdir) == [20, 30, 40]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Python's"), ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")],
+    ids=["host", "device"],
+)
+def test_checkpoint_for_which_memory_is_short_is_not_set_aside(
+    workdir, smoke_config, monkeypatch, error
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
+    with pytest.raises(type(error), match=r"Python's|Out of memory"):
+        _latest(workdir, smoke_config)
+    assert workdirs.saved_steps(workdir) == [20, 30, 40]
+
+
 @pytest.mark.parametrize("damage", [*DAMAGES, _replace_by_the_one_before, *FLIPS])
 def test_damaged_checkpoint_is_set_aside_for_the_one_before(workdir, smoke_config, damage, caplog):
     expected = _restored(workdir, smoke_config, 30)
@@ -268,6 +285,23 @@ def test_digest_tells_bits_and_places_apart():
 def test_converted_models_have_no_raw_parameters(vae_dir):
     with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
         checkpoint.restore_params(vae_dir, {}, raw=True)
+
+
+def test_parameters_stay_until_those_that_replace_them_are_written(smoke_config, tmp_path):
+    params = {"a": jax.numpy.zeros(2)}
+    checkpoint.replace_params(tmp_path, smoke_config, params, 1, {"value": 0.5})
+
+    def fail(*_, **__):
+        raise OSError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.ocp.Checkpointer, "save", fail)
+        with pytest.raises(OSError, match=r"cannot write .*the disk is full"):
+            checkpoint.replace_params(tmp_path, smoke_config, params, 2, {"value": 0.25})
+    assert workdirs.saved_steps(tmp_path) == [1]
+    assert checkpoint.saved_values(tmp_path) == {"value": 0.5}
+    checkpoint.replace_params(tmp_path, smoke_config, params, 2, {"value": 0.25})
+    assert workdirs.saved_steps(tmp_path) == [2]
 
 
 def test_conversion_that_a_signal_ends_leaves_no_temporary(tmp_path, monkeypatch):

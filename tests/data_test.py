@@ -211,6 +211,13 @@ def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source)
     np.testing.assert_array_equal(images(2, state)[:2], images(0)[3:])
 
 
+def test_order_flips_and_captions_are_those_of_every_version():
+    """Streams of their own, recorded: a run that another version began goes on with them."""
+    assert data._permutation(3, 5, 8).tolist() == [3, 4, 7, 2, 1, 0, 6, 5]
+    assert data._flips(3, 5, 8).tolist() == [False] * 4 + [True] + [False] * 3
+    assert data._captions(3, 5, 8, 3).tolist() == [1, 2, 1, 0, 0, 0, 1, 0]
+
+
 def test_flip_mirrors_half_of_the_images(config):
     config.data.flip = True
     config.batch_size = 100

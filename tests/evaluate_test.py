@@ -17,6 +17,7 @@ from dit_jax import (
     conditions,
     evaluate,
     extractors,
+    files,
     generate,
     images,
     measures,
@@ -196,6 +197,88 @@ def test_rows_are_of_their_weights(workdir, clean):
     again = _evaluate(workdir, num=10)
     assert again["params_digest"] != first["params_digest"]
     assert again["fd_pixels"] != first["fd_pixels"]
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Makes samples of noise, without a network; a list of the numbers that were drawn."""
+    drawn = []
+
+    def batches(sample, params, told, seed, mesh, output, batch_size, wanted):
+        of_pixels = len(params["x_embedder"]["kernel"]) == 4  # values of a patch
+        shape = (8, 8, 1) if of_pixels else (4, 4, 2)
+        for numbers in wanted:
+            drawn.append(numbers)
+            x_0 = np.random.default_rng(0).standard_normal((len(numbers), *shape))
+            yield numbers, output(x_0.astype(np.float32))
+
+    monkeypatch.setattr(generate, "batches", batches)
+    return drawn
+
+
+def test_row_says_whether_parameters_are_raw(workdir, draws, clean):
+    rows = [_evaluate(workdir, loading={"raw": raw}, num=10) for raw in (False, True)]
+    assert [row["sample"]["raw"] for row in rows] == [False, True]
+    assert rows[0]["params_digest"] != rows[1]["params_digest"]
+    assert len(draws) == 2
+
+
+def test_guide_of_other_weights_is_another_measurement(workdir, tmp_path, draws, clean):
+    """Trained again in the same directory, to the same step."""
+    guide, config, rows = tmp_path / "guide", workdirs.load_config(workdir), []
+    for seed in (0, 1):
+        shutil.rmtree(guide, ignore_errors=True)
+        conftest.save_random(guide, config, seed)
+        for _ in range(2):  # the second time it is read back
+            rows.append(_evaluate(workdir, {"cfg_scale": 2.0}, {"guide_workdir": guide}, num=10))
+    assert rows[0] == rows[1]
+    assert rows[2] == rows[3]
+    assert len(draws) == 2
+    first, second = rows[0]["sample"], rows[2]["sample"]
+    assert {key for key in first if first[key] != second[key]} == {"guide_digest"}
+
+
+def test_another_vae_is_another_measurement(vae_dir, smoke_config, tmp_path, draws, clean):
+    smoke_config.model.update(input_size=4, in_channels=2)
+    smoke_config.latents.update(source="moments", scale=(1.0,), shift=(0.0,))
+    run = conftest.save_random(tmp_path / "run", smoke_config)
+    vae = ConfigDict({"model": conftest.VAE})
+    other = conftest.save_random(tmp_path / "vae", vae, seed=1, spread=0.1)
+    loadings = [{"vae_workdir": path} for path in (vae_dir, other, vae_dir)]
+    first, second, again = (_evaluate(run, loading=loading, num=10) for loading in loadings)
+    assert again == first
+    assert len(draws) == 2
+    assert first["sample"]["vae_digest"] != second["sample"]["vae_digest"]
+    assert first["fd_pixels"] != second["fd_pixels"]
+
+
+def test_evaluation_whose_lock_is_lost_writes_nothing_more(workdir, draws, monkeypatch):
+    """Another command may measure the same by then."""
+    plain = generate.batches
+
+    def lose(*arguments):
+        for numbers, batch in plain(*arguments):
+            (lock,) = (workdir / "evaluations").glob("*.lock")
+            lock.unlink()
+            yield numbers, batch
+
+    monkeypatch.setattr(generate, "batches", lose)
+    with pytest.raises(files.LostError, match=r"\.lock was removed or replaced"):
+        _evaluate(workdir, num=10)
+    assert not list((workdir / "evaluations").rglob("*.npz"))
+    assert not (workdir / "evaluations.jsonl").exists()
+
+
+def test_batches_are_kept_until_the_row_is_written(workdir, draws, monkeypatch, clean):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "append", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            _evaluate(workdir, num=10)
+    assert _evaluate(workdir, num=10)["fd_pixels"] > 0
+    assert draws == [range(10)]
 
 
 def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):

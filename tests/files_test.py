@@ -96,6 +96,10 @@ def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
         files.read_json(path, "a value")
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
         files.parse_json(path.read_text(), "x", "a value")
+    os.truncate(path, 2**40)  # no memory holds it, so no more is read than may be
+    with pytest.raises(ValueError, match="it has more than 1 MiB"):
+        files.read_json(path, "a value")
+    assert files.read_bytes(path, 9) == b" " * 9
     for missing in (tmp_path, tmp_path / "none.json"):
         with pytest.raises(FileNotFoundError, match=r"^no .*: it must be a value\.$"):
             files.read_json(missing, "a value")
@@ -323,6 +327,21 @@ def test_commands_that_replace_one_file_wait_for_each_other(tmp_path):
         assert isinstance(failing.exception(), ZeroDivisionError)
     assert path.read_bytes() == b"second"
     assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_contents_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut could leave an empty file in place of the one before."""
+    path, calls, fsync, replace = tmp_path / "x.bin", [], os.fsync, os.replace
+
+    def record(name, call, *arguments):
+        calls.append((name, os.stat(arguments[0]).st_size))
+        call(*arguments)
+
+    monkeypatch.setattr(files.os, "fsync", lambda *a: record("fsync", fsync, *a))
+    monkeypatch.setattr(files.os, "replace", lambda *a: record("replace", replace, *a))
+    files.replace(path, lambda file: file.write(b"whole"))
+    assert calls == [("fsync", 5), ("replace", 5)]  # all five bytes, no longer in a buffer
+    assert path.read_bytes() == b"whole"
 
 
 def test_what_a_killed_command_left_is_written_over(tmp_path):

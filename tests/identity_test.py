@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import smoke
 from dit_jax import (
+    bits,
     conditions,
     encode,
     identity,
@@ -202,6 +203,22 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
         references.of_run(config, None, extractor, workdir=run)
 
 
+def test_bits_are_of_the_run_s_own_held_out_images(trained):
+    folder, _, run = trained
+    _save(folder / "val" / "ant" / "0", 9_000)
+    with pytest.raises(ValueError, match=rf"val is not what the run in {run} was begun with"):
+        bits.evaluate(runs.load(run), run, num=2, steps=2)
+    assert not (run / "evaluations.jsonl").exists()
+
+
+def test_record_of_a_split_stays_while_the_run_does_not_read_it(trained):
+    """As with eval_every_steps=0: the held-out images are compared when they are read again."""
+    _, config, run = trained
+    recorded = workdirs.load_data(run)
+    now = identity.check_splits({"train": sources.open_split(config, "train")}, run)
+    assert now["eval"] == recorded["eval"]
+
+
 def test_a_run_goes_on_with_data_that_were_moved(trained):
     folder, config, run = trained
     config.data.name = str(folder.rename(folder.with_name("elsewhere"))) + "/"
@@ -230,6 +247,18 @@ def test_names_of_classes_that_come_or_go_are_said(config, caplog):
     recorded["classes"] = None
     assert identity.check(source, recorded, "the run")["classes"] == ["ant", "bee"]
     assert "have had no names; now: ant, bee" in caplog.text
+
+
+def test_labels_of_the_same_files_count_where_names_of_classes_are_not_known(folder, config):
+    """Held-out bees were class 1 after ant; they are class 0 before cat."""
+    shutil.rmtree(folder / "val" / "ant")
+    recorded = identity.identify(sources.open_split(config, "eval")) | {"classes": None}
+    (folder / "train" / "ant").rename(folder / "train" / "cat")
+    source = sources.open_split(config, "eval")
+    changes = identity.describe_changes(recorded, identity.identify(source))
+    assert changes == ["labels of images differ"]
+    with pytest.raises(ValueError, match="is not what the run was begun with:\n  labels of images"):
+        identity.check(source, recorded, "the run")
 
 
 def test_what_a_sample_of_the_contents_does_not_show_is_said(folder, config, monkeypatch, caplog):

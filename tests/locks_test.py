@@ -1,5 +1,6 @@
 """Locks: one owner at a time, none after its process, and a lost one is noticed."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -100,6 +101,19 @@ def test_lost_lock_and_vanished_directory_are_noticed(path):
             lock.check()
 
 
+def test_lock_that_another_command_has_taken_over_stays_its_own(path):
+    """Its file was removed and made anew; who lost it must not remove that one."""
+    with contextlib.ExitStack() as others:
+        with locks.hold(path):
+            path.unlink()
+            lock = others.enter_context(locks.hold(path))
+        lock.check()
+        assert locks.is_held(path)
+        with pytest.raises(OSError, match="writes into it"), locks.hold(path):
+            pytest.fail("held twice")
+    assert not path.exists()
+
+
 def test_what_cannot_be_written_into_a_vanished_directory_says_that_it_vanished(path):
     def fail(message):
         with locks.hold(path):
@@ -164,9 +178,32 @@ def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkey
 
     def scalars(self, step, values):
         plain(self, step, values)
-        shutil.move(run, tmp_path / "moved")
+        if not (tmp_path / "moved").exists():  # moved a second time, it would hide a new one
+            run.rename(tmp_path / "moved")
 
     monkeypatch.setattr(train.metrics.MetricWriter, "scalars", scalars)
     with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
         train.train_and_evaluate(smoke_config, run)
     assert not run.exists()
+
+
+@pytest.mark.parametrize("write", ["log", "sample", "checkpoint"])
+def test_training_whose_lock_is_lost_writes_nothing_more(
+    smoke_config, tmp_path, monkeypatch, write
+):
+    """Another command may train there by then."""
+    due = {f"{name}_every_steps": 100 for name in ("log", "sample", "eval", "checkpoint")}
+    smoke_config.update({**due, f"{write}_every_steps": 2})
+    plain = train.data.TrainIterator.__next__
+
+    def lose(batches):
+        (tmp_path / workdirs.LOCK).unlink(missing_ok=True)
+        return plain(batches)
+
+    monkeypatch.setattr(train.data.TrainIterator, "__next__", lose)
+    smoke_config.total_steps = 11  # the warm-up must be shorter
+    with pytest.raises(files.LostError, match=r"train\.lock was removed or replaced"):
+        train.train_and_evaluate(smoke_config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").read_text()
+    assert not (tmp_path / "samples").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -3,6 +3,7 @@
 import subprocess
 import types
 
+import jax
 import pytest
 
 from dit_jax import files, rows
@@ -56,6 +57,18 @@ def test_row_is_found_by_all_that_is_known_of_it(tmp_path):
     assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
     rows.append(path, known | {"git_revision": "abc-dirty-1", "fid": 2.5})
     assert rows.find(path, known | {"git_revision": "abc-dirty-1"}) is None
+
+
+def test_row_of_another_precision_of_products_is_not_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "git_revision", lambda: "abc")
+    path, known = tmp_path / "evaluations.jsonl", {"step": 3, **rows.of_code()}
+    assert known["matmul_precision"] == "highest"  # the tests'
+    rows.append(path, known | {"fid": 2.5})
+    assert rows.find(path, {"step": 3, **rows.of_code()})
+    with jax.default_matmul_precision("bfloat16"):
+        other = {"step": 3, **rows.of_code()}
+    assert rows.find(path, other) is None
+    assert rows.name(other) != rows.name(known)
 
 
 @pytest.mark.parametrize("value", ["x", [1], {}, True, float("inf")], ids=str)

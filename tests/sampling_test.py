@@ -23,6 +23,9 @@ def _settings(**changes):
         ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=1.0 must be two"),
         ("edm", dict(sampler="heun", churn=1.0, churn_range=(2.0, 1.0)), "=2.0,1.0 must be two"),
         ("edm", dict(sampler="heun", churn=float("inf")), "churn=inf must not be negative"),
+        ("edm", dict(churn_noise=0.0), "churn_noise=0.0 must be positive"),
+        ("edm", dict(churn_noise=float("nan")), "churn_noise=nan must be positive"),
+        ("edm", dict(churn_noise=float("inf")), "churn_noise=inf must be positive"),
         ("ddpm", dict(sampler="ddim", eta=1.5), r"eta=1.5 must lie in \[0, 1\]"),
         ("ddpm", dict(variance="medium"), "unknown variance='medium'"),
         (

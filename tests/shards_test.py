@@ -1,12 +1,17 @@
 """Shards of moments: damage is seen and made again, and what differs is not mixed."""
 
 import json
+import os
+import pathlib
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+import tqdm
 
 from configs import smoke
-from dit_jax import encode, shards
+from dit_jax import encode, files, shards
 
 
 def _make_config(digits_dir):
@@ -64,6 +69,66 @@ def test_damaged_files_are_written_again(
     assert written == ["moments-train.array_record-00001-of-00003"] * of_shard
     if damage and name != "features.json":
         assert [path.name in record.getMessage() for record in caplog.records].count(True) == 1
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(): the path of a shard of three moments."""
+    moments = tfds.features.Tensor(shape=(4, 4, 4), dtype=np.float16, encoding="bytes")
+    features = tfds.features.FeaturesDict({"moments": moments})
+    path = tmp_path / "moments-train.array_record-00000-of-00001"
+
+    def write():
+        batch = path, np.zeros((3, 4, 4, 4), np.float16), 3, {}
+        shards.write_shard(path, [batch], 1, features, {}, tqdm.tqdm(disable=True))
+        return path
+
+    return write
+
+
+def test_shard_has_its_name_last_when_all_of_it_is_on_the_disk(write, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def record(call, path, *arguments):
+        calls.append((call.__name__, pathlib.Path(path).name))
+        call(*arguments)
+
+    monkeypatch.setattr(os, "fsync", lambda n: record(fsync, os.readlink(f"/proc/self/fd/{n}"), n))
+    monkeypatch.setattr(os, "replace", lambda *paths: record(replace, paths[1], *paths))
+    name = write().name
+    assert calls == [
+        ("fsync", f"{name}.tmp"),
+        ("fsync", f"{name}.json.tmp"),
+        ("replace", f"{name}.json"),
+        ("replace", name),
+    ]
+
+
+def test_shard_whose_sums_cannot_be_written_is_not_there(write, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards.files, "replace_text", fail)
+    with pytest.raises(OSError, match=r"No space left on device\nOther shards are complete"):
+        write()
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_shards_are_written_while_the_lock_is_held_and_no_longer(
+    config, vae_dir, tmp_path, monkeypatch
+):
+    """Another command may write there by then."""
+    plain = shards.write_shard
+
+    def lose(*arguments):
+        plain(*arguments)
+        (tmp_path / encode.LOCK).unlink()
+
+    monkeypatch.setattr(shards, "write_shard", lose)
+    with pytest.raises(files.LostError, match=r"encode\.lock was removed or replaced"):
+        encode.encode(config, vae_dir, tmp_path, shard_images=32)
+    assert len(list(tmp_path.glob("moments-*"))) == 1
+    assert not (tmp_path / "features.json").exists()
 
 
 def test_a_claim_without_checksums_is_accepted_with_a_sentence(

@@ -54,7 +54,10 @@ def test_only_what_is_missing_is_made_again(kept):
     assert kept.read(1)["features"][:, 0].tolist() == list(range(30))
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "one bit", "another's name", "zeros"])
+KINDS = ["cut", "empty", "one bit", "another's name", "another's contents", "zeros"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_batches_are_made_again(kept, kind, caplog):
     _fill(kept, 0, 8, 16, 24)
     path = _paths(kept)[1]
@@ -62,6 +65,7 @@ def test_damaged_batches_are_made_again(kept, kind, caplog):
     if kind == "one bit":
         contents[len(contents) // 3] ^= 4
     damaged = {"cut": contents[:-50], "empty": b"", "zeros": bytes(len(contents))}
+    damaged["another's contents"] = _paths(kept)[0].read_bytes()  # whole, of other images
     path.write_bytes(damaged.get(kind, contents))
     if kind == "another's name":  # images that another batch holds too
         path.unlink()
@@ -71,6 +75,14 @@ def test_damaged_batches_are_made_again(kept, kind, caplog):
     assert f"{path} is damaged: its images are made again" in caplog.text
     _fill(kept, 8, 16)
     assert kept.find_missing(24) == []
+
+
+def test_images_of_batches_that_overlap_count_once(kept):
+    _fill(kept, 0, 8, 16)
+    _fill(kept, 4, 12)
+    assert kept.find_missing(16) == []
+    assert len(_paths(kept)) == 2
+    assert kept.read(16)["image"][:, 0, 0, 0].tolist() == list(range(16))
 
 
 def test_files_that_no_spool_wrote_have_no_name(tmp_path):

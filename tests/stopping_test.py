@@ -170,6 +170,29 @@ def test_second_ctrl_c_ends_the_process_while_it_compiles():
     ]
 
 
+WORKER = """
+import multiprocessing, time
+from dit_jax import stopping
+
+def work():
+    time.sleep(5)
+    print("goes on")
+
+multiprocessing.get_context("fork").Process(target=work).start()
+with stopping.Deferring("ending this step.") as signals:
+    print("begun")
+    while not signals.received:
+        time.sleep(0.01)
+    print("ending")
+    time.sleep(60)
+"""
+
+
+def test_second_ctrl_c_ends_worker_processes_too():
+    status, out, _ = _run(WORKER, signal.SIGINT, signal.SIGINT)
+    assert (status, out) == (130, "begun\nending\n")
+
+
 def _ignoring(queue):
     queue.put([signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())])
 

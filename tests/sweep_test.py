@@ -265,6 +265,20 @@ def test_sweep_whose_directory_goes_writes_nothing_there(config, tmp_path):
     assert [path.name for path in workdir.iterdir()] == ["x"]
 
 
+def test_cell_whose_directory_goes_writes_nothing_there(config, tmp_path, monkeypatch):
+    one, *_ = grid.cells(config)
+
+    def move(_, directory):
+        directory.rename(tmp_path / "moved")
+        directory.mkdir()  # by another command
+        raise ValueError("this config cannot be")
+
+    monkeypatch.setattr(cell.train, "train_and_evaluate", move)
+    with pytest.raises(files.LostError, match=f"{one.name} is gone"):
+        cell.run(one, config.evaluate, tmp_path / one.name)
+    assert not list((tmp_path / one.name).iterdir())
+
+
 def test_process_that_dies_is_a_failure_and_an_interrupted_one_is_not(config, tmp_path):
     cells = grid.cells(config)
     ends = [9, cell.INTERRUPTED]

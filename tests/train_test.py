@@ -58,6 +58,37 @@ def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     assert_trees_close(first, {name: recorded[name] for name in first}, 1e-5)
 
 
+class _Repeated:
+    """A source of examples, over and over."""
+
+    views = 1
+
+    def __init__(self, examples, times):
+        self.examples, self.times = examples, times
+
+    def __len__(self):
+        return len(self.examples) * self.times
+
+    def __getitem__(self, i):
+        return self.examples[i % len(self.examples)]
+
+
+def test_every_batch_and_draw_of_an_evaluation_has_noise_of_its_own(smoke_config):
+    """One batch drawn twice counts as two batches of the same images, and not as one."""
+
+    def evaluate(times, draws):
+        smoke_config.eval_draws = draws
+        program = train.make_program(smoke_config, jax.devices()[:1])
+        return train.compile_evaluate(program, _Repeated(examples, times), {})(params)
+
+    source = sources.open_images(smoke_config, "test")
+    examples = [source[i] for i in range(16)]
+    params = conftest.random_params(models.build(smoke_config.model))
+    once, twice, repeated = evaluate(1, 1), evaluate(1, 2), evaluate(2, 1)
+    assert twice == repeated
+    assert twice["eval_mse"] != once["eval_mse"]
+
+
 def test_finished_run_says_so_and_changes_nothing(trained_workdir, caplog, smoke_config):
     before = _metrics(trained_workdir)
     with caplog.at_level("INFO", "dit_jax"):

@@ -7,7 +7,7 @@ import pytest
 from close import assert_close
 
 from configs import default
-from dit_jax import data, files, sharding, sources, train
+from dit_jax import data, files, sharding, sources, tasks, train
 from dit_jax.models import unet
 
 
@@ -98,3 +98,30 @@ def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
     losses = jax.jit(program.task.losses)
     with_keys = [losses(params, {}, *one[:4], keys)["loss"] for keys in (one[4], two[4])]
     assert np.abs(with_keys[0] / with_keys[1] - 1).max() > 1e-3
+
+
+def test_posterior_noise_and_both_dropouts_have_keys_of_their_own(config, monkeypatch):
+    """Else what is dropped would depend on the noise, or on the time."""
+    keys = {}
+
+    def record(module, name, place):
+        plain = getattr(module, name)
+
+        def call(*arguments):
+            keys[name] = arguments[place]
+            return plain(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    record(tasks.latents, "x_0_from_batch", 1)
+    record(tasks.objectives, "draw", 2)
+    record(tasks.conditions, "drop", 0)
+    program = train.make_program(config, jax.devices()[:1])
+    batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
+    *_, own = program.task.examples(batch, jax.random.key(0), {}, dropout=True)
+    drawn = [jax.random.key(0), *keys.values()]
+    drawn += [part for key in drawn for part in jax.random.split(key, 16)] + list(own)
+    data_of = {tuple(jax.random.key_data(key).tolist()) for key in drawn}
+    assert len(drawn) == 1 + 3 + 4 * 16 + 16
+    # The step's key is split into the three.
+    assert len(data_of) == len(drawn) - 3
