@@ -148,6 +148,18 @@ def test_checkpoint_for_which_memory_is_short_is_not_set_aside(
     assert workdirs.saved_steps(workdir) == [20, 30, 40]
 
 
+def test_error_of_a_library_that_says_nothing_is_damage(workdir, smoke_config, monkeypatch):
+    plain = checkpoint.ocp.Checkpointer.restore
+
+    def fail_once(*arguments, **options):
+        monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", plain)
+        raise AssertionError
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail_once)
+    state, _ = _latest(workdir, smoke_config)
+    assert int(state.step) == 30
+
+
 @pytest.mark.parametrize("damage", [*DAMAGES, _replace_by_the_one_before, *FLIPS])
 def test_damaged_checkpoint_is_set_aside_for_the_one_before(workdir, smoke_config, damage, caplog):
     expected = _restored(workdir, smoke_config, 30)

@@ -89,6 +89,7 @@ def test_rows_say_what_was_run(swept):
         (dict(sample=dict(sampler="ddpm")), 'sampler: "ddim" in 4 rows, "ddpm" in 1 rows'),
         (dict(sample=dict(num=50)), "num: 100 in 4 rows, 50 in 1 rows"),
         (dict(sample=dict(raw=True)), "raw: false in 4 rows, true in 1 rows"),
+        (dict(sample=dict(vae_digest="x")), 'vae_digest: "" in 4 rows, "x" in 1 rows'),
         (dict(reference=dict(name="x", digest="y")), "reference.digest: "),
         (dict(extractor=dict(name="inception")), 'extractor.name: "pixels" in 4 rows'),
     ],

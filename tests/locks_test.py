@@ -187,13 +187,13 @@ def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkey
     assert not run.exists()
 
 
-@pytest.mark.parametrize("write", ["log", "sample", "checkpoint"])
+@pytest.mark.parametrize("write", ["log", "eval", "sample", "checkpoint"])
 def test_training_whose_lock_is_lost_writes_nothing_more(
     smoke_config, tmp_path, monkeypatch, write
 ):
     """Another command may train there by then."""
     due = {f"{name}_every_steps": 100 for name in ("log", "sample", "eval", "checkpoint")}
-    smoke_config.update({**due, f"{write}_every_steps": 2})
+    smoke_config.update({**due, f"{write}_every_steps": 2, "checkpoint_best_metric": "eval_loss"})
     plain = train.data.TrainIterator.__next__
 
     def lose(batches):
@@ -206,4 +206,5 @@ def test_training_whose_lock_is_lost_writes_nothing_more(
         train.train_and_evaluate(smoke_config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()
     assert not (tmp_path / "samples").exists()
+    assert not (tmp_path / "best").exists()
     assert not list((tmp_path / "checkpoints").iterdir())
