@@ -93,6 +93,14 @@ def test_every_command_has_help(command, run_command):
     assert "--" in output
 
 
+@pytest.mark.parametrize("columns", ["1", "-1", "many", "10000"])
+def test_help_is_shown_whatever_the_width(zygote, columns):
+    answer, output, error = zygote("train", "--help", COLUMNS=columns)
+    assert (answer["status"], error) == (0, "")
+    assert "python -m dit_jax.train" in output
+    assert "--config" in output
+
+
 def _run(command, *words, shell="exec", **options):
     """A command that a shell starts with its words, and then, say, '2>&1 | head -1'."""
     line = shlex.join([sys.executable, "-m", f"dit_jax.{command}", *map(str, words)])
