@@ -13,10 +13,9 @@ import functools
 import logging
 import pathlib
 
-import numpy as np
 from absl import flags
 
-from dit_jax import cli, plot, style
+from dit_jax import cli, files, plot, style
 from experiments.scaling import curves, looks, models, panels, samples, table
 
 FLAGS = flags.FLAGS
@@ -75,10 +74,7 @@ def main(_):
     rows = table.read(path)
     for condition in FLAGS.where or ():
         rows = plot.where(rows, condition)
-    arrays = None
-    if FLAGS.samples:
-        with np.load(FLAGS.samples) as file:
-            arrays = dict(file)
+    arrays = files.read_npz(FLAGS.samples) if FLAGS.samples else None
     out_dir = FLAGS.out_dir or path.parent / "figures"
     for out in write(rows, FLAGS.qualities, arrays, out_dir):
         print(out)
