@@ -72,6 +72,8 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
 def main(_):
     path = FLAGS.table
     rows = table.read(path)
+    for line, row in enumerate(rows, 2):
+        plot.check_drawable(f"{path}:{line}", row)
     for condition in FLAGS.where or ():
         rows = plot.where(rows, condition)
     arrays = files.read_npz(FLAGS.samples) if FLAGS.samples else None
