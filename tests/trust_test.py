@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -234,6 +235,22 @@ def test_configs_of_strange_workdirs(refuse, workdir, tmp_path, kind):
     for copy in (path, *workdir.glob("checkpoints/*/config/metadata")):
         copy.write_text(json.dumps(config))
     refuse("sample", "--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png")
+
+
+def test_config_of_another_model_than_the_checkpoint_s(workdir, run_command, tmp_path):
+    """Orbax reads the arrays at once; those behind the first that fails say nothing more."""
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["depth"] = 1000
+    for copy in (path, *workdir.glob("checkpoints/*/config/metadata")):
+        copy.write_text(json.dumps(config))
+    flags = ["--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png"]
+    # A process of its own, to its very end: that is when Python speaks of what is left.
+    error = run_command("sample", *flags, fails=True, as_users=True)
+    assert re.search(r"error: no checkpoint in .* can be read:\n  step 40: .*1000", error)
+    assert error.splitlines()[-1].startswith("To go on, ")
+    assert "Traceback" not in error
+    assert "Exception ignored" not in error
 
 
 DATA = {
