@@ -295,7 +295,7 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
     newline: so `parse_json` refuses it.
     Raises: OSError.
     """
-    with path.open("rb") as file:
+    with path.open("rb", buffering=2**20) as file:  # long lines come in parts of this size
         while line := file.readline(MOST_JSON_BYTES + 1):
             rest = line
             while len(rest) > MOST_JSON_BYTES and not rest.endswith(b"\n"):
