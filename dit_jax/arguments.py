@@ -6,8 +6,10 @@ takes the next flag for one, and of a flag that is given twice the first is forg
 
 import collections
 import difflib
+import os
 import pathlib
 import re
+import shutil
 from collections.abc import Sequence
 
 from absl import flags
@@ -15,6 +17,7 @@ from absl import flags
 from dit_jax import files, overrides, ranges
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
+LEAST_COLUMNS = 40  # of --help: absl fails where its indents fill the line
 NUMBER = re.compile(r"-(\d|\.\d)")  # a value that begins so is no flag
 # Their flags are no command's: --only_check_args, say, would end it at once, as if it were done.
 LIBRARIES = ("absl", "array_record", "grain", "orbax", "tensorflow_datasets")
@@ -97,6 +100,8 @@ def parse(
     words = argv[1:]
     for word in words:
         if word.startswith("-") and (name := word.lstrip("-")) in HELP:
+            columns = shutil.get_terminal_size().columns
+            os.environ["COLUMNS"] = str(max(LEAST_COLUMNS, columns))  # which absl takes
             values([argv[0], "--help" if name == "h" else word])
     spec = _spec(words) if "config" in values else None
     if spec is not None:

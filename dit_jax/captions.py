@@ -16,6 +16,7 @@ from dit_jax import files, listing, pixels
 
 NAME = "metadata.jsonl"
 SHOWN = 100  # characters of a line, or of a name, in an error
+MOST_BYTES = 2**14  # of the lines that are kept, for each image of the folder; and 64 MiB
 
 
 def read(
@@ -37,8 +38,10 @@ def read(
         )
     # What another system has decomposed: it may list "é" as one character, and store it as two.
     composed = functools.cache(lambda: {_compose(name): name for name in known})
+    most = files.MOST_JSON_BYTES + MOST_BYTES * len(known)
     names, captions, faults, lines = [], [], [], {}
-    for number, line in _lines(path.read_bytes()):
+    num_faults = kept = 0
+    for number, line in _lines(path):
         try:
             name, caption = _parse(line, feature)
             name = _find(name, known, composed)
@@ -47,28 +50,41 @@ def read(
                     f'lists "{name[:SHOWN]}" again, as line {lines[name]} does; remove one'
                 )
         except ValueError as error:
-            faults.append((number, error))
+            num_faults += 1
+            if len(faults) < listing.SHOWN:
+                faults.append((number, str(error)))  # an error would keep its line
             continue
+        kept += len(line)
+        if kept > most:
+            raise ValueError(
+                f"{files.printable(path)} has more than {most:,} bytes of captions up to line "
+                f"{number}, the most for a folder of {listing.count(len(known), 'image')}: shorten "
+                "them."
+            )
         lines[name] = number
         names.append(name)
         captions.append(caption)
-    if len(faults) == 1:
+    if num_faults == 1:
         ((number, fault),) = faults
         raise ValueError(f"line {number} of {files.printable(path)} {files.printable(fault)}.")
     if faults:
-        listed = listing.list_some([f"line {number} {fault}" for number, fault in faults])
+        listed = listing.list_some(
+            [f"line {number} {fault}" for number, fault in faults], num_faults
+        )
         raise ValueError(
-            f"{len(faults):,} of {len(names) + len(faults):,} lines are wrong in "
+            f"{num_faults:,} of {len(names) + num_faults:,} lines are wrong in "
             f"{files.printable(path)}:\n{listed}"
         )
     return names, captions
 
 
-def _lines(contents: bytes) -> Iterator[tuple[int, bytes]]:
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of those that are not blank, without a byte order mark."""
     # Not splitlines(): captions may hold what Unicode takes for the end of a line.
-    lines = contents.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    for number, line in enumerate(files.read_lines(path), start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            yield number, line.removesuffix(b"\n")
 
 
 def _parse(line, feature):

@@ -407,8 +407,13 @@ def _start_log():
 
 
 def _report_unraisable(unraisable):
-    """Without tensorstore's threads that end after Orbax has given up on a write."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """Without what is left of Orbax's work after its error, which the command has reported.
+
+    These are tensorstore's threads that end after a write, and the other arrays of a read.
+    """
+    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+    of_orbax = code is not None and "orbax" in pathlib.Path(code.co_filename).parts
+    if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 

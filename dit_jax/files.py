@@ -13,7 +13,7 @@ import re
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ WRITING = {  # flags of the modes that open for it
 }
 MOST_JSON_BYTES = 64 * 2**20
 MOST_JSON_DEPTH = 100
+MOST_JSON_LINES_BYTES = 256 * 2**20  # of all lines of a file that are kept, each at least 64
 MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the header
 # Arrays may take 16 times the bytes of the file that they come from, so that a small file cannot
 # fill the memory; 1 GiB is always allowed.
@@ -305,6 +306,22 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     return parse_json(_open_and(path, read), printable(path), what)
 
 
+def read_lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Yields the lines of a file one after another, each with its newline.
+
+    Of a line longer than MOST_JSON_BYTES its beginning alone, one byte more than that, and its
+    newline: so `parse_json` refuses it.
+    Raises: OSError.
+    """
+    with path.open("rb", buffering=2**20) as file:  # long lines come in parts of this size
+        while line := file.readline(MOST_JSON_BYTES + 1):
+            rest = line
+            while len(rest) > MOST_JSON_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(MOST_JSON_BYTES + 1)
+            ended = rest.endswith(b"\n") and not line.endswith(b"\n")
+            yield line + b"\n" * ended
+
+
 def read_json_lines(
     path: pathlib.Path, list_wrong: Callable[[dict], list[str]] = lambda row: []
 ) -> list[dict]:
@@ -314,29 +331,39 @@ def read_json_lines(
     disk cut short is left out without a warning.
 
     Args: list_wrong, returns the keys of an object that are wrong: a line with any is damaged.
-    Raises: OSError.
+    Raises: OSError; ValueError if the lines have more than MOST_JSON_LINES_BYTES.
     """
-    rows, damaged = [], []
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    rows, damaged, first, kept = [], 0, "", 0
+    lines = read_lines(path) if path.is_file() else ()
     for number, line in enumerate(lines, start=1):
+        wrong, is_whole = "", line.endswith(b"\n")
         try:
-            row = parse_json(line, "", "")
+            row = parse_json(line.removesuffix(b"\n"), "", "")
             if not isinstance(row, dict):
                 raise ValueError
         except ValueError:
-            if line.strip() and number < len(lines):
-                damaged.append(f"{number}")
-            continue
-        if wrong := list_wrong(row):
-            damaged.append(f"{number}, with a wrong {some_of(wrong)}")
+            if not line.strip() or not is_whole:
+                continue
+            wrong = f"{number}"
         else:
-            rows.append(row)
+            if keys := list_wrong(row):
+                wrong = f"{number}, with a wrong {some_of(keys)}"
+        if wrong:
+            damaged, first = damaged + 1, first or wrong
+            continue
+        rows.append(row)
+        kept += max(len(line), 64)  # {} takes as many in memory
+        if kept > MOST_JSON_LINES_BYTES:
+            raise ValueError(
+                f"{printable(path)} has more than {MOST_JSON_LINES_BYTES // 2**20} MiB of lines, "
+                f"the most that are read; line {number} goes beyond. Keep the lines that you need."
+            )
     if damaged:
         logger.warning(
             "%d damaged lines of %s are left out, the first is line %s.",
-            len(damaged),
+            damaged,
             printable(path),
-            damaged[0],
+            first,
         )
     return rows
 

@@ -304,11 +304,15 @@ def say(message: str, level: int) -> None:
     logger.log(level, "%s", files.printable(message))
 
 
-def list_some(lines: list[str]) -> str:
-    """The first lines of a longer list, indented, and how many more there are."""
+def list_some(lines: list[str], total: int | None = None) -> str:
+    """The first lines of a longer list, indented, and how many more there are.
+
+    Args: total, of the list whose first lines these are; None is len(lines).
+    """
+    total = len(lines) if total is None else total
     shown = [f"  {files.printable(line)}" for line in lines[:SHOWN]]
-    if len(lines) > SHOWN:
-        shown.append(f"  and {len(lines) - SHOWN:,} more")
+    if total > SHOWN:
+        shown.append(f"  and {total - SHOWN:,} more")
     return "\n".join(shown)
 
 

@@ -15,6 +15,7 @@ import pathlib
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("dit_jax")
 # What file systems without locks answer.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 MOST_BYTES = 2**20  # of a lock file, which holds a command
+GLANCE_SECONDS = 1e-3  # between two tries while `is_held` of other processes looks at the lock
 
 
 class Lock:
@@ -140,18 +142,32 @@ WAY_OUT = "Wait for it to end, or stop it; its lock ends with it. Or choose anot
 
 
 def _try_lock(file):
+    """Whether this process holds the file now; no other one holds it then, or looks at it."""
+    while not _try(file, fcntl.LOCK_EX):
+        if not _try(file, fcntl.LOCK_SH):
+            return False
+        # It was shared, so by processes that only look, or its holder has just ended.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(GLANCE_SECONDS)
+    return True
+
+
+def _try(file, kind):
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def is_held(path: pathlib.Path) -> bool:
-    """Whether a process holds the lock file."""
+    """Whether a process holds the lock file.
+
+    It looks through a shared lock, for which `hold` waits: who only looks makes no `hold` fail.
+    """
     try:
         with files.open_to_write(path, "r+") as file:
-            return not _try_lock(file)
+            return not _try(file, fcntl.LOCK_SH)
     except OSError:  # no such file, or a file system without locks
         return False
 
@@ -168,7 +184,7 @@ def _this_command():
 def _describe_holder(path):
     """The command that wrote the lock file, in words."""
     try:
-        holder = json.loads(files.read_bytes(path, MOST_BYTES))
+        holder = files.parse_json(files.read_bytes(path, MOST_BYTES), "", "")
         pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
         return f"process {pid} on {host}, since {since}, {command!r},"
     except (OSError, ValueError, KeyError, TypeError):

@@ -48,7 +48,8 @@ class MetricWriter:
             if path.exists():
                 kept = [line for line in read_lines(path) if line["step"] <= first_step]
                 text = "".join(json.dumps(line) + "\n" for line in kept)
-                if text.encode() != path.read_bytes():
+                contents = text.encode()
+                if path.stat().st_size != len(contents) or contents != path.read_bytes():
                     files.replace_text(path, text)
             self._open()
             # TensorBoard too forgets what was beyond.

@@ -34,6 +34,7 @@ DISTANCES, SPAN = ("fid", "sfid", "fd_"), 10  # begin so; on a log axis if they 
 # What rows must have in common: else a distance is of something else.
 SAME = ("extractor.name", "extractor.dtype", "extractor.digest", "reference.digest", "num")
 
+LEAST, MOST = 1e-100, 1e100  # sizes of a number but 0: beyond, matplotlib overflows
 LONG = 20  # characters, of a label beside which little else fits
 
 
@@ -180,7 +181,8 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
     """What is to be drawn of y against x; rows that lack one of them are left out.
 
     Of rows that differ in their measures alone, measured by one code and another, the last counts.
-    Raises: ValueError if no row has both, if y is no number, or for rows that cannot be compared.
+    Raises: ValueError if no row has both, if y is no number, for rows that cannot be compared, or
+      as `check_drawable`.
     """
     complete = _complete(rows, x, y)
     if not complete:
@@ -193,6 +195,8 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
     if text := next((v for row in complete if isinstance(v := value(row, y), str | list)), None):
         raise ValueError(f"{y} is no number, but {text!r}: it can only be --x.")
     _check_kinds(complete, x)
+    for row in complete:
+        check_drawable(row.get("place", "a row"), {name: value(row, name) for name in (x, y)})
     _check_comparable(complete, x)
     at = _point_key(complete, x)
     kept = {_frozen(_identity(row)): row for row in complete}
@@ -233,6 +237,20 @@ def _check_kinds(rows, x):
             f"{x} is a number in some rows and none in others: {places[True]}, {places[False]}. "
             "Keep those of one kind with --where, or mend the file."
         )
+
+
+def check_drawable(place: str, values: dict) -> None:
+    """Demands that the numbers of a row are 0 or lie, without their signs, in LEAST to MOST.
+
+    Raises: ValueError with the row's place, and the name and value of the first one beyond.
+    """
+    for name, found in values.items():
+        if _is_number(found) and (abs(found) > MOST or 0 < abs(found) < LEAST):
+            raise ValueError(
+                f"{place} has {name}={forms.shorten(found)}, "
+                f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
+                "Leave the row out, or mend the file."
+            )
 
 
 def _is_number(found):
@@ -332,10 +350,7 @@ def axis_label(rows: list[dict], name: str, with_num: bool = False) -> str:
 
 def draw(rows: list[dict], x: str, y: str):
     """The matplotlib Figure of y against x.   Raises: ValueError as `curves`."""
-    # Imported here: it takes a second.
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    matplotlib = style.import_matplotlib()
     found = curves(rows, x, y)
     rows = _complete(rows, x, y)
     at = _point_key(rows, x)
@@ -345,7 +360,7 @@ def draw(rows: list[dict], x: str, y: str):
     columns = 1 if longest > LONG or not outside else 2
     with matplotlib.rc_context(style.STYLE):
         height = style.HEIGHT + 0.16 * outside * -(-len(found) // columns)
-        figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(style.WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         lines = [_draw_curve(axes, i, curve, at, x) for i, curve in enumerate(found)]
         points = [p for curve in found for seeds in curve.points.values() for p in seeds]
@@ -396,8 +411,6 @@ def _draw_curve(axes, i, curve, at, x):
 
 def _scale(axis, name, values):
     """A log axis, with readable ticks, where one is due."""
-    from matplotlib import ticker
-
     if isinstance(values[0], str):
         return
     low, high = min(values), max(values)
@@ -406,7 +419,7 @@ def _scale(axis, name, values):
     if low > 0 and (name in LOG or spans):
         style.log_scale(axis, counts)
     elif counts:
-        axis.set_major_formatter(ticker.EngFormatter(sep=""))  # 400k, 1M
+        axis.set_major_formatter(style.import_matplotlib().ticker.EngFormatter(sep=""))  # 400k, 1M
 
 
 def main(_):

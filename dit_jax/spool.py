@@ -69,7 +69,7 @@ class Spool:
 
         Raises: ValueError as `find_missing`.
         """
-        if NAME.fullmatch(path.name)[3] != f"{zlib.crc32(path.read_bytes()):08x}":
+        if NAME.fullmatch(path.name)[3] != f"{_crc(path):08x}":
             return False
         try:
             found = files.describe_npz(path)
@@ -179,6 +179,15 @@ def name_of(path: pathlib.Path) -> str | None:
         return _read_text(path, "name")
     except (OSError, ValueError):
         return None
+
+
+def _crc(path):
+    """The CRC-32 of a file, a part at a time in memory."""
+    crc = 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
 def _read_text(path, name):

@@ -1,6 +1,8 @@
 """How plots look: a paper's column, colours that all readers tell apart, ticks, files."""
 
+import os
 import pathlib
+import types
 from collections.abc import Iterable
 
 from dit_jax import files
@@ -47,6 +49,27 @@ STYLE = {
 }
 
 
+def import_matplotlib() -> types.ModuleType:
+    """Returns matplotlib, with the modules of it that figures are drawn with.
+
+    It takes a second, so figures are drawn by functions that call this. MPLBACKEND is set aside
+    meanwhile: a notebook's names a module that need not be here, without which matplotlib cannot be
+    imported, and figures are only written to files.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+        import matplotlib.cm
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.lines
+        import matplotlib.ticker
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
 def label(name: str) -> str:
     """A name for people: 'fid' is 'FID', 'fd_pixels' 'FD of pixels'."""
     base, _, extractor = name.rpartition("_")
@@ -61,8 +84,11 @@ def count(noun: str, number: int) -> str:
 
 
 def literal(text: str) -> str:
-    """A name that matplotlib draws as it is: what lies between two dollar signs is no formula."""
-    return text.replace("$", r"\$")
+    """A name that matplotlib draws as it is: what lies between two dollar signs is no formula.
+
+    Control characters, newlines among them, are drawn as their escapes: no font has them.
+    """
+    return files.printable(text).replace("$", r"\$")
 
 
 def legend(owner, handles: Iterable, labels: Iterable[str], **options):
@@ -86,7 +112,7 @@ def log_scale(axis, counts: bool = False, room: float = 1.0) -> None:
 
     Args: room: length of the axis, in those of a single one.
     """
-    from matplotlib import ticker
+    ticker = import_matplotlib().ticker
 
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     low, high = axis.get_view_interval()
@@ -107,7 +133,7 @@ def log_scale(axis, counts: bool = False, room: float = 1.0) -> None:
 
 def save(figure, out: pathlib.Path) -> None:
     """Writes a figure as .png or .svg: the same bytes for the same figure.   Raises: OSError."""
-    import matplotlib
+    matplotlib = import_matplotlib()
 
     metadata = {"Date": None} if out.suffix == ".svg" else {"Software": None}
     options = dict(format=out.suffix[1:], dpi=DPI, metadata=metadata)

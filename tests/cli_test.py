@@ -93,6 +93,36 @@ def test_every_command_has_help(command, run_command):
     assert "--" in output
 
 
+@pytest.mark.parametrize("columns", ["1", "-1", "many", "10000"])
+def test_help_is_shown_whatever_the_width(zygote, columns):
+    answer, output, error = zygote("train", "--help", COLUMNS=columns)
+    assert (answer["status"], error) == (0, "")
+    assert "python -m dit_jax.train" in output
+    assert "--config" in output
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "shown"),
+    [
+        ("/lib/orbax/checkpoint/read.py", "cannot read", False),
+        ("/lib/other/read.py", "cannot read", True),
+        ("/lib/other/read.py", "Event loop is closed", False),
+    ],
+)
+def test_what_is_left_of_a_failed_read_says_nothing(monkeypatch, path, text, shown):
+    names, told = {}, []
+    exec(compile("async def read(): pass", path, "exec"), names)
+    coroutine = names["read"]()
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    left = types.SimpleNamespace(object=coroutine, exc_value=Exception(text))
+    cli._report_unraisable(left)
+    assert bool(told) == shown
+    left.object = None
+    cli._report_unraisable(left)
+    assert len(told) == shown + (text == "cannot read")
+    coroutine.close()
+
+
 def _run(command, *words, shell="exec", **options):
     """A command that a shell starts with its words, and then, say, '2>&1 | head -1'."""
     line = shlex.join([sys.executable, "-m", f"dit_jax.{command}", *map(str, words)])

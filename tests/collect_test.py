@@ -4,11 +4,13 @@ import contextlib
 import csv
 import json
 import os
+import pathlib
 import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dit_jax import conditions, files, flops, generate, runs
 from experiments.scaling import collect, grid, models, table
@@ -282,6 +284,97 @@ def test_samples_are_those_of_the_evaluation(swept):
     differences = np.abs(found["image"][1].astype(int) - images[:10])
     assert differences.max() <= 1  # another batch size
     assert images.std() > 10
+
+
+def _outside(path):
+    Image.new("RGB", (498, 498)).save(path.parents[2] / "x.png")
+    return "../x.png"
+
+
+def _absolute(path):
+    return str((path.parents[2] / _outside(path)).resolve().with_name("x.png"))
+
+
+def _elsewhere_in_the_cell(path):
+    shutil.copy(path, path.parents[1] / "x.png")
+    return "x.png"
+
+
+def _link(path):
+    path.rename(path.parents[1] / "x.png")
+    path.symlink_to(path.parents[1] / "x.png")
+
+
+def _linked_directory(path):
+    path.parent.rename(path.parents[2] / "x")
+    path.parent.symlink_to(path.parents[2] / "x")
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _eps(path):
+    Image.new("RGB", (498, 498)).save(path, "EPS")
+
+
+def _other_size(path):
+    Image.new("RGB", (50, 49)).save(path, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("replace", "told"),
+    [
+        (_outside, "it is not in the cell's directory evaluations"),
+        (_absolute, "it is not in the cell's directory evaluations"),
+        (_elsewhere_in_the_cell, "it is not in the cell's directory evaluations"),
+        (_link, "it is no file there; links, pipes and devices are not read"),
+        (_linked_directory, "it is no file there"),
+        (_pipe, "it is no file there"),
+        (pathlib.Path.unlink, "it is no file there"),
+        (_eps, "it is an EPS image; PNG, JPEG, WEBP and BMP are read"),
+        (_other_size, "pixels are no grid of images of 8 pixels"),
+    ],
+    ids=lambda one: getattr(one, "__name__", "").strip("_"),
+)
+def test_pictures_that_are_no_file_of_their_cell_are_refused(workdir, append, replace, told):
+    directory = workdir / "XS-patch_size=2"
+    name = files.read_json_lines(directory / "evaluations.jsonl")[-1]["picture"]
+    append(picture=(changed := replace(directory / name) or name))
+    with pytest.raises(ValueError, match=re.escape(told)) as refused:
+        collect.samples(workdir, ["num=100"])
+    shown = f"cannot read the picture {changed} of XS-patch_size=2 row 3 in {directory}: "
+    assert shown in str(refused.value)
+
+
+def test_labels_of_the_picture_are_drawn_alone(workdir, append):
+    """Whatever number of samples a row has: those of the first images stay the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw = conditions.draw_labels
+
+        def draw_few(kind, num, *rest):
+            assert num <= 100
+            return draw(kind, num, *rest)
+
+        patch.setattr(conditions, "draw_labels", draw_few)
+        append(sample=dict(num=2**40))
+        assert collect.samples(workdir, [f"num={2**40}"])["image"].shape == (1, 10, 8, 8, 1)
+    for kind in ("random", "balanced"):
+        for num_classes in (1, 7, 10, 1000):
+            first = conditions.draw_labels(kind, 100, num_classes, 3)
+            np.testing.assert_array_equal(
+                conditions.draw_labels(kind, 50_000, num_classes, 3)[:100], first
+            )
+
+
+def test_samples_of_several_shapes_are_refused(workdir):
+    path = next((workdir / "XS-patch_size=4" / "evaluations").glob("20-*.png"))
+    with Image.open(path) as image:
+        cut = image.crop((0, 0, 248, 48))  # the first five alone
+    cut.save(path)
+    with pytest.raises(ValueError, match=r"have several shapes, \[\(5, 8, 8, 1\), \(10, 8, 8, 1"):
+        collect.samples(workdir)
 
 
 def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):

@@ -400,7 +400,7 @@ def run_pair():
 def zygote(tmp_path_factory):
     """zygote("sample", *flags): (answer, output, error) of a command in a fork; see zygote.py.
 
-    It has one device and is compiled as the tests are.
+    It has one device and is compiled as the tests are. Keywords are environment variables.
     """
     script, out = pathlib.Path(__file__).with_name("zygote.py"), tmp_path_factory.mktemp("streams")
     process = subprocess.Popen(
@@ -408,9 +408,10 @@ def zygote(tmp_path_factory):
     )
     assert json.loads(process.stdout.readline()) == {"ready": True}
 
-    def run(command, *arguments):
+    def run(command, *arguments, **variables):
         argv = [_module(command), *map(str, arguments)]
-        request = {"argv": argv, "env": {"XLA_FLAGS": ONE_DEVICE}, "out": str(out / "command")}
+        env = {"XLA_FLAGS": ONE_DEVICE} | variables
+        request = {"argv": argv, "env": env, "out": str(out / "command")}
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())

@@ -241,6 +241,32 @@ def test_json_lines_without_the_one_that_was_cut(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_json_lines_are_read_one_after_another(tmp_path, monkeypatch, caplog):
+    """A line that is too long is as damaged as another, and the next one begins behind it."""
+    monkeypatch.setattr(files, "MOST_JSON_BYTES", 20)
+    path = tmp_path / "a.jsonl"
+    rows = [{"a": "x" * size} for size in (11, 12, 13, 32, 33, 34, 1000)]  # of size + 9 bytes
+    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n{}\r\n[]\n" for row in rows))
+    assert files.read_json_lines(path) == [rows[0], *[{}] * len(rows)]
+    assert "13 damaged lines of" in caplog.text
+    assert "the first is line 3." in caplog.text
+    path.write_bytes(b"{}\n" + b"x" * 41)  # that a kill has cut
+    caplog.clear()
+    assert files.read_json_lines(path) == [{}]
+    assert not caplog.records
+
+
+def test_json_lines_that_are_too_many_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_JSON_LINES_BYTES", 2**20)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n" * 2**20 + b"x\n" * 2**19 + b"{}\n" * 2**14)
+    assert len(files.read_json_lines(path)) == 2**14  # what is left out does not count
+    with path.open("ab") as file:
+        file.write(b"{}\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl has more than 1 MiB of .*; line 1589249 goes"):
+        files.read_json_lines(path)
+
+
 def test_home_directories_are_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert files.to_path("~/runs/a", "--workdir") == pathlib.Path("/home/me/runs/a")

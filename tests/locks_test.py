@@ -1,6 +1,7 @@
 """Locks: one owner at a time, none after its process, and a lost one is noticed."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -65,6 +66,30 @@ def test_waits_for_the_holder_to_end(path, caplog):
         assert time.monotonic() - began > 0.2
     process.wait()
     assert f"waiting for another command: process {process.pid}" in caplog.text
+
+
+def test_who_looks_at_a_lock_hinders_no_holder_and_sees_none(path):
+    """Two processes look again and again while this one holds the lock a thousand times."""
+    code = (
+        "import pathlib, sys; from dit_jax import locks\nprint('looks', flush=True)\n"
+        "while True: locks.is_held(pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, path]
+    lookers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in lookers:
+            assert process.stdout.readline() == b"looks\n"
+        for _ in range(1000):
+            with locks.hold(path):
+                assert locks.is_held(path)
+    finally:
+        for process in lookers:
+            process.kill()
+            process.communicate()
+    path.touch()  # as a killed holder leaves it
+    with path.open() as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        assert not locks.is_held(path)
 
 
 def test_who_opened_a_lock_before_it_was_removed_does_not_hold_it(path, monkeypatch):
@@ -149,9 +174,10 @@ def test_file_instead_of_a_directory_is_said(tmp_path, name):
         pytest.fail("held")
 
 
-def test_damaged_lock_file_names_no_holder(path):
+@pytest.mark.parametrize("contents", [b"\xff{", b"[" * 10**5, b"9" * 10**5, b"[]"])
+def test_damaged_lock_file_names_no_holder(path, contents):
     with locks.hold(path):
-        path.write_bytes(b"\xff{")
+        path.write_bytes(contents)
         with pytest.raises(OSError, match="another command writes into it"), locks.hold(path):
             pytest.fail("held twice")
 

@@ -1,12 +1,14 @@
 """Which rows become which points of which curve, and which are refused."""
 
 import contextlib
+import io
 import json
 import re
+import warnings
 
 import pytest
 
-from dit_jax import plot
+from dit_jax import files, plot
 
 
 def _row(sampler="ddpm", steps=250, cfg_scale=1.5, seed=0, step=400, **values):
@@ -345,6 +347,20 @@ def test_words_among_numbers_are_refused_with_their_places():
         plot.curves(rows, "size", "fid")
 
 
+@pytest.mark.parametrize("name", ["fid", "cfg_scale"])
+def test_numbers_that_matplotlib_cannot_draw_are_refused_with_their_place(name):
+    for value in (1.7e308, -1.7e308, 5e-324, -1e-200, 10**308):
+        rows = [_row(fid=2.0), _row(seed=1, fid=2.0, place="runs/a row 3") | {name: value}]
+        told = re.escape(f"runs/a row 3 has {name}={str(value)[:100]}")
+        with pytest.raises(ValueError, match=told):
+            plot.curves(rows, "cfg_scale", "fid")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for values in ((1e100, -1e100), (1e100, 1e-100), (0, -1e-100)):
+            rows = [_row(cfg_scale=c, fid=2.0) | {name: c} for c in values]
+            plot.draw(rows, "cfg_scale", "fid").savefig(io.BytesIO(), format="svg")
+
+
 def test_images_are_compared_with_runs():
     images = _row(fid=9.0, workdir="adm", samples={"name": "adm.npz", "num": 50_000, "digest": "s"})
     del images["sample"], images["step"]
@@ -376,6 +392,23 @@ def test_names_are_drawn_as_they_are(count):
     figure = plot.draw(rows, "gmacs", "fid")
     figure.canvas.draw()
     assert {_drawn(text) for text in figure.axes[0].texts} == {*names}
+
+
+def test_control_characters_of_names_are_drawn_as_escapes():
+    """No font has them: matplotlib would warn of each."""
+    rows = [_row(sampler=f"a\x1b[31m\n{c}", cfg_scale=c, fid=c, gmacs=c) for c in (1, 2)]
+    rows = [row | {"workdir": "b\x07"} for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in ("cfg_scale", "sampler", "gmacs"):
+            figure = plot.draw(rows, x, "fid")
+            figure.savefig(io.BytesIO(), format="png")
+            texts = [*figure.axes[0].texts, *figure.axes[0].get_xticklabels()]
+            for legend in (figure.axes[0].get_legend(), *figure.legends):
+                texts += legend.texts if legend else []
+            shown = " ".join(map(_drawn, texts))
+            assert r"a\x1b[31m\n1" in shown or (x == "gmacs" and r"b\x07" in shown)
+            assert files.printable(shown) == shown
 
 
 def _drawn(text):

@@ -1,6 +1,8 @@
 """The page of a study: numbers out of its table, and templates that ask for more than there is."""
 
 import json
+import re
+import types
 
 import pytest
 
@@ -114,6 +116,44 @@ def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_comman
     assert "page.md asks for 'XL/2'" in error
     assert "Traceback" not in error
     assert out.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (b"{table:>3000000000}", "cannot be filled: the format '>3000000000' is wider than 999."),
+        (b"{table:>{wide}}", "cannot be filled: the format '>3000000000' is wider than 999."),
+        (b"{range:.2000f}", "cannot be filled: the format '.2000f' is wider than 999."),
+        ("{table:>\u0661\u0661\u0661\u0661}".encode(), "is wider than 999."),
+        (b"{table}" * 10**6, "cannot be filled: its fields have more than 16,777,216 characters."),
+        (b"{rows.__class__}", "cannot be filled: 'rows.__class__' is an attribute; write [KEY]"),
+        (b"{at[M/1.5 x].__init__.__globals__}", "is an attribute; write [KEY]"),
+        (b"{table[x]}", "cannot be filled: string ind"),
+        (b"{at:>5}", "cannot be filled: unsupported format string passed to dict.__format__."),
+        (b"{at[M/1.5 x][eval_mse]:y}", "cannot be filled: Unknown format code 'y'"),
+        (b"{}", "which study.csv does not give; there are rows, table,"),
+        (b"{a", "is no template: expected '}' before end of string."),
+        (b"caf\xe9", "is not in UTF-8: 'utf-8' codec can't decode byte 0xe9 in position 3"),
+        (b"x" * (2**24 + 1), "has more than 16,777,216 bytes, the most of a page."),
+    ],
+    ids=lambda one: None if isinstance(one, str) else repr(one[:30]),
+)
+def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, told):
+    """None of them reaches Python's objects, or makes a text as large as no memory."""
+    values = {"rows": 3, "table": "x" * 100, "wide": "3000000000", "range": 1.5}
+    values["at"] = {"M/1.5 x": {"eval_mse": 0.5}}
+    monkeypatch.setattr(report, "fields", lambda *_: values)
+    monkeypatch.setattr(report.cli, "check_out", lambda *_: None)
+    given = {"page": tmp_path / "page.md", "out": tmp_path / "x.md", "table": "study.csv"}
+    monkeypatch.setattr(report, "FLAGS", types.SimpleNamespace(qualities=[], **given))
+    given["page"].write_bytes(template)
+    with pytest.raises(ValueError, match=re.escape(told)) as refused:
+        report.main([])
+    assert str(refused.value).startswith(f"{tmp_path / 'page.md'} ")
+    assert not given["out"].exists()
+    given["page"].write_bytes(b"{at[M/1.5 x][eval_mse]:+.1%} {{{rows!r:>3}}} {table:.2}\r\n")
+    report.main([])
+    assert given["out"].read_bytes() == b"+50.0% {  3} xx\n"
 
 
 def test_cost_that_was_not_recorded_is_not_measured(tmp_path):

@@ -1,6 +1,8 @@
 """Batches on disk: what is there continues, what is damaged or of others does not."""
 
 import itertools
+import os
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -55,6 +57,16 @@ def test_only_what_is_missing_is_made_again(kept):
 
 
 KINDS = ["cut", "empty", "one bit", "another's name", "another's contents", "zeros"]
+
+
+def test_checksums_are_made_a_part_at_a_time(kept, monkeypatch):
+    _fill(kept, 0, 8)
+    (path,) = _paths(kept)
+    os.truncate(path, 2**28)  # sparse
+    tracemalloc.start()
+    assert kept.find_missing(8) == [range(8)]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", KINDS)

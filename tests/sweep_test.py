@@ -445,6 +445,16 @@ def test_cells_whose_jobs_wait_or_run_are_not_submitted_again(fake_slurm, config
     assert (fake_slurm / "script").exists()
 
 
+@pytest.mark.parametrize("contents", [b"", b"--help", b"\xff", b"1" * 100], ids=str)
+def test_file_that_holds_no_job_is_named(fake_slurm, config, contents):
+    (fake_slurm / "a").mkdir()
+    (fake_slurm / "a" / "job").write_bytes(contents)
+    if contents == b"1" * 100:
+        os.truncate(fake_slurm / "a" / "job", 2**40)  # sparse: as large as no memory
+    with pytest.raises(ValueError, match=f"{fake_slurm}/a/job holds .*, which is no id of a Slurm"):
+        sweep.submit(config, {"a": ["python", "a"]}, fake_slurm)
+
+
 def test_job_saves_at_submitit_s_signal_and_waits_again(tmp_path):
     """And ignores the signal itself, which Slurm sends to the command too."""
     code = (

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -17,9 +18,11 @@ import zlib
 import numpy as np
 import pytest
 import safetensors.numpy
+import sweep
 from PIL import Image
 
 from dit_jax import files
+from experiments.scaling import table
 
 MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
 
@@ -42,10 +45,13 @@ class _Touch:
 
 @pytest.fixture
 def meet(zygote, marker):
-    """meet(module, *flags): (status, standard error) of a command, which must stay harmless."""
+    """meet(module, *flags): (status, standard error) of a command, which must stay harmless.
 
-    def meet(module, *flags):
-        answer, stdout, stderr = zygote(module, *flags)
+    Keywords are environment variables.
+    """
+
+    def meet(module, *flags, **variables):
+        answer, stdout, stderr = zygote(module, *flags, **variables)
         assert answer["status"] in (0, 1), (answer, stdout, stderr)
         assert "Traceback" not in stderr
         assert answer["max_rss"] < MOST_BYTES
@@ -61,8 +67,8 @@ def meet(zygote, marker):
 def refuse(meet):
     """refuse(module, *flags): the message of a command that must refuse its input."""
 
-    def refuse(module, *flags):
-        status, stderr = meet(module, *flags)
+    def refuse(module, *flags, **variables):
+        status, stderr = meet(module, *flags, **variables)
         assert status == 1, stderr
         assert "error: " in stderr
         return stderr
@@ -236,6 +242,22 @@ def test_configs_of_strange_workdirs(refuse, workdir, tmp_path, kind):
     refuse("sample", "--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png")
 
 
+def test_config_of_another_model_than_the_checkpoint_s(workdir, run_command, tmp_path):
+    """Orbax reads the arrays at once; those behind the first that fails say nothing more."""
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["depth"] = 1000
+    for copy in (path, *workdir.glob("checkpoints/*/config/metadata")):
+        copy.write_text(json.dumps(config))
+    flags = ["--workdir", workdir, "--num", 1, "--steps", 2, "--out", tmp_path / "x.png"]
+    # A process of its own, to its very end: that is when Python speaks of what is left.
+    error = run_command("sample", *flags, fails=True, as_users=True)
+    assert re.search(r"error: no checkpoint in .* can be read:\n  step 40: .*1000", error)
+    assert error.splitlines()[-1].startswith("To go on, ")
+    assert "Traceback" not in error
+    assert "Exception ignored" not in error
+
+
 DATA = {
     "names": lambda one: one.update(classes=["\x1b[31m\nerror: all is well"] * 10),
     "numbers": lambda one: one.update(num_examples=10**400, bytes_read=-1),
@@ -289,6 +311,125 @@ def test_rows_of_a_strange_workdir(refuse, tmp_path):
     rows = [b'{"a\\u001b[31m": 1}', b"[" * 10**5, b"\xff", b'{"fid": "\\u001b"}', b"9" * 10**5]
     path.write_bytes(b"\n".join(rows) + b"\n")
     refuse("plot", "--rows", path, "--x", "cfg_scale", "--y", "fid", "--out", tmp_path / "x.png")
+
+
+def _make_sparse(path):
+    path.touch()
+    os.truncate(path, 5 * 2**29)
+
+
+@pytest.mark.slow
+def test_lines_without_an_end(refuse, image_folder, folder_flags, tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    _make_sparse(path)
+    refuse("plot", "--rows", path, "--x", "cfg_scale", "--y", "fid", "--out", tmp_path / "x.png")
+    _make_sparse(image_folder / "train" / "metadata.jsonl")
+    train = [flag for flag in folder_flags if "num_classes" not in str(flag)]
+    train += ["--config.data.caption_feature=text", "--config.model.num_classes=0"]
+    train += ["--config.model.class_dropout_prob=0", "--config.sample.cfg_scale=1"]
+    assert "metadata.jsonl" in refuse("train", *train, "--workdir", tmp_path / "run")
+
+
+# Studies ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path, marker):
+    """PATH with a Ghostscript, which Pillow starts for an EPS, that writes the marker."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {marker}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+
+PICTURES = {
+    "eps": lambda path: path.write_bytes(EPS),
+    "pipe": lambda path: _replace_by_pipe(path),
+    "zeros": lambda path: _replace_by_zeros(path),
+    "large": lambda path: path.write_bytes(_png_of(20_000, 20_000)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_of_strange_sweeps(refuse, swept, tmp_path, programs, kind):
+    cells = shutil.copytree(swept, tmp_path / "sweep")
+    path = next((cells / "XS-patch_size=2" / "evaluations").glob("20-*.png"))
+    PICTURES[kind](path)
+    flags = ["--workdir", cells, "--out", tmp_path / "x.csv", "--samples", tmp_path / "x.npz"]
+    message = refuse("experiments.scaling.collect", *flags, PATH=programs)
+    assert f"evaluations/{path.name} of XS-patch_size=2 row" in message
+
+
+def test_rows_of_strange_sweeps(refuse, swept, tmp_path):
+    cells = shutil.copytree(swept, tmp_path / "sweep")
+    directory = cells / "XS-patch_size=2"
+    path = directory / "evaluations.jsonl"
+    row = json.loads(path.read_text().splitlines()[-1])
+    for picture in ("../../secret.png", "/etc/passwd", "evaluations/\x1b[31m.png", "a\0"):
+        path.write_text(json.dumps(row | {"picture": picture}) + "\n")
+        flags = ["--workdir", cells, "--out", tmp_path / "x.csv", "--where", "num=100"]
+        message = refuse("experiments.scaling.collect", *flags, "--samples", tmp_path / "x.npz")
+        assert "cannot read the picture" in message
+
+
+@pytest.fixture
+def study_table(tmp_path):
+    table.write(tmp_path / "study.csv", sweep.study())
+    return tmp_path / "study.csv"
+
+
+TABLES = {
+    "pipe": lambda path: _replace_by_pipe(path),
+    "zeros": lambda path: _replace_by_zeros(path),
+    "text": lambda path: path.write_bytes(b"\x89PNG\x1b[31m"),
+    "columns": lambda path: path.write_text("cell,\x1b[31m\n1,2\n"),
+    "number": lambda path: path.write_text(path.read_text().replace(",adaLN-Zero,", ",x,\x1b", 1)),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_from_elsewhere(refuse, study_table, tmp_path, kind):
+    page = tmp_path / "page.md"
+    page.write_text("{eval_mse_summary}")
+    TABLES[kind](study_table)
+    given = ["--table", study_table]
+    refuse("experiments.scaling.fit", *given)
+    refuse("experiments.scaling.plot", *given)
+    refuse("experiments.scaling.report", *given, "--page", page, "--out", tmp_path / "x.md")
+
+
+@pytest.mark.parametrize("value", ["1.7e308", "-1.7e308", "5e-324", "inf", "9" * 4000])
+def test_numbers_of_tables_that_cannot_be_drawn(refuse, study_table, value):
+    lines = [line.split(",") for line in study_table.read_text().splitlines()]
+    lines[1][lines[0].index("eval_mse")] = value
+    study_table.write_text("\n".join(map(",".join, lines)) + "\n")
+    assert "study.csv:2 has eval_mse=" in refuse("experiments.scaling.plot", "--table", study_table)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "huge", "bomb", "names", "text"])
+def test_samples_of_studies_from_elsewhere(refuse, study_table, marker, tmp_path, kind):
+    ARRAYS[kind](tmp_path / "x.npz", marker)
+    given = ["--table", study_table, "--qualities=", "--samples", tmp_path / "x.npz"]
+    refuse("experiments.scaling.plot", *given)
+
+
+PAGES = {
+    "wide": b"{table:>3000000000}",
+    "attribute": b"{rows.__class__.__init__}",
+    "code": b"{rows.__class__.__subclasses__()}",
+    "bytes": b"\xff\xfe{\0",
+    "open": b"{\x1b[31m",
+    "name": b"{\x1b[31m}",
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_pages_from_elsewhere(refuse, study_table, tmp_path, kind):
+    page, out = tmp_path / "page.md", tmp_path / "x.md"
+    page.write_bytes(PAGES[kind])
+    given = ["--table", study_table, "--page", page, "--out", out]
+    assert "page.md" in refuse("experiments.scaling.report", *given)
+    assert not out.exists()
 
 
 # Links, pipes and devices ------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from dit_jax import (
     cli,
@@ -27,6 +26,7 @@ from dit_jax import (
     forms,
     metrics,
     pictures,
+    pixels,
     plot,
     rows,
     workdirs,
@@ -257,7 +257,8 @@ def samples(
 
     Args: as `collect`.
     Returns: image [models, n, H, W, C] uint8, label [n] int32; cell [models], as in the table.
-    Raises: as `collect`; ValueError if there are no samples.
+    Raises: as `collect`; ValueError if there are no samples, for those of several sizes, and for a
+      picture that is none or lies outside of its cell.
     """
     points = [(line, row) for line, row in _points(workdir, where, cells) if row]
     if not points:
@@ -267,6 +268,11 @@ def samples(
         last.setdefault(models.model_of(line), (line, row))
     order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
     shown = [_shown(workdir / line["cell"], row) for line, row in order]
+    if len(shapes := {image.shape for image, _ in shown}) > 1:
+        raise ValueError(
+            f"the samples of the cells in {workdir} have several shapes, {sorted(shapes)}: an "
+            "array of them needs one."
+        )
     return {
         "image": np.stack([image for image, _ in shown]),
         "label": shown[0][1],
@@ -282,15 +288,35 @@ def _shown(directory, row):
             f"{directory} is told {config.model.condition}: samples side by side are of labels. "
             "dit_jax.sample draws prompts."
         )
-    labels = conditions.draw_labels(
-        sample["labels"], sample["num"], config.model.num_classes, sample["seed"]
-    )
-    grid = np.asarray(Image.open(directory / row["picture"]))
-    images = pictures.split_grid(grid, config.data.image_size)
-    labels = np.sort(labels[: len(images)], kind="stable")  # as the picture has them
+    images = _read_picture(directory, row, config.data.image_size)
+    # The labels of the first images are the same, however many there are.
+    num = min(sample["num"], len(images))
+    labels = conditions.draw_labels(sample["labels"], num, config.model.num_classes, sample["seed"])
+    labels = np.sort(labels, kind="stable")  # as the picture has them
     _, first = np.unique(labels, return_index=True)
     images = images[first[:SHOWN]]
     return images[..., : config.data.image_channels], labels[first[:SHOWN]]
+
+
+def _read_picture(directory, row, size):
+    """The images [n, size, size, 3] of an evaluation's picture.
+
+    Raises: ValueError that names the picture and the row's place.
+    """
+    folder, _, name = row["picture"].partition("/")
+    path = directory / folder / name
+    try:
+        if folder != "evaluations" or not name or "/" in name or "\0" in name:
+            raise ValueError("it is not in the cell's directory evaluations")
+        if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
+            raise ValueError("it is no file there; links, pipes and devices are not read")
+        image = pixels.decode(pixels.read_file(path))
+        return pictures.split_grid(np.asarray(pixels.to_channels(image, 3)), size)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read the picture {files.printable(row['picture'])} of "
+            f"{files.printable(row['place'])} in {files.printable(directory)}: {error}"
+        ) from error
 
 
 def write(

@@ -142,12 +142,13 @@ def table(rows: list[dict]) -> str:
 
 def draw(rows: list[dict]):
     """The matplotlib Figure of the PANELS after the last step: lines of means, points of seeds."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    matplotlib = style.import_matplotlib()
 
     step = max(row["step"] for row in rows)
     with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=(style.WIDTH, 1.6 * style.HEIGHT), layout="constrained")
+        figure = matplotlib.figure.Figure(
+            figsize=(style.WIDTH, 1.6 * style.HEIGHT), layout="constrained"
+        )
         panels = figure.subplots(len(PANELS), sharex=True)
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             for i, (scaled, kind) in enumerate(KINDS.items()):

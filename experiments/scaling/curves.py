@@ -22,7 +22,7 @@ def draw_gflops(rows: list[dict], quality: str):
     With Pearson's correlation of quality and log10 of them, and a line in these; of a loss a power
     law. Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figures 2 and 8.
     """
-    import matplotlib
+    matplotlib = style.import_matplotlib()
 
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
     _demand_models(drawn)
@@ -52,7 +52,7 @@ def draw_compute(rows: list[dict], quality: str):
     there are more sizes than colors, a panel to each number of tokens keeps the lines apart.
     Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figure 9.
     """
-    import matplotlib
+    matplotlib = style.import_matplotlib()
 
     drawn = looks.complete(looks.measured(looks.standard(rows), "train_gflops"), quality)
     means = models.average(drawn, quality)
@@ -93,10 +93,7 @@ def draw_isoflop(rows: list[dict], quality: str):
     A star is the optimum of a budget that models on both sides of it bracket.
     Raises: LackingError where no compute was passed by 3 models of equal tokens.
     """
-    import matplotlib
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, LogNorm
-    from matplotlib.lines import Line2D
+    matplotlib = style.import_matplotlib()
 
     needed = "train_gflops", "gmacs", "params", "tokens"
     drawn = looks.complete(looks.measured(looks.standard(rows), *needed), quality)
@@ -111,7 +108,8 @@ def draw_isoflop(rows: list[dict], quality: str):
     with matplotlib.rc_context(style.STYLE):
         ramp = matplotlib.colormaps["Greys"](np.linspace(*GREYS, 256))
         edges = min(budgets) / unit / 1.1, max(budgets) / unit * 1.1
-        greys = ScalarMappable(LogNorm(*edges), ListedColormap(ramp))
+        colors = matplotlib.colors
+        greys = matplotlib.cm.ScalarMappable(colors.LogNorm(*edges), colors.ListedColormap(ramp))
         tokens = sorted({budget["tokens"] for budget in found})
         figure, panels = looks.new_figure(len(tokens), sharex=True)
         for axes, count in zip(panels, tokens, strict=True):
@@ -132,7 +130,7 @@ def draw_isoflop(rows: list[dict], quality: str):
         bar = figure.colorbar(greys, ax=panels, label=f"training compute ({name})", pad=0.02)
         style.log_scale(bar.ax.yaxis)
         shown = [kinds[point["model"]] for budget in found for point in budget["models"]]
-        star = Line2D([], [], label="", **STAR)
+        star = matplotlib.lines.Line2D([], [], label="", **STAR)
         look.legend(figure, shown, ("optimum", [star][: any(b["bracketed"] for b in found)]))
     return figure
 
@@ -164,7 +162,7 @@ def draw_extrapolation_tokens(rows: list[dict], quality: str):
 
 
 def _draw_extrapolations(rows, parts, quality):
-    import matplotlib
+    matplotlib = style.import_matplotlib()
 
     found, reason = {}, ""
     for title, part in parts.items():

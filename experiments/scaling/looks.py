@@ -150,18 +150,18 @@ class Looks:
 
     def legend(self, figure, rows: list[dict], *lines: tuple[str, list]) -> None:
         """Below the axes: the sizes, the patch sizes of these rows, and lines as `draw_legend`."""
-        from matplotlib.lines import Line2D
+        new_line = style.import_matplotlib().lines.Line2D
 
         drawn = {self.name(row) for row in rows}
         widths = all(name.startswith("width ") for name in drawn)
         sizes = [
-            Line2D([], [], color=color, label=name.removeprefix("width ") if widths else name)
+            new_line([], [], color=color, label=name.removeprefix("width ") if widths else name)
             for name, color in self.colors.items()
             if name in drawn
         ]
         patches = {row.get("patch_size") for row in rows}
         marks = [
-            Line2D([], [], color="0.3", linestyle="none", marker=marker, label=f"{patch}")
+            new_line([], [], color="0.3", linestyle="none", marker=marker, label=f"{patch}")
             for patch, marker in self.markers.items()
             if patch in patches
         ]
@@ -172,14 +172,14 @@ def colors_of(count: int) -> tuple[str, ...]:
     """The palette; of more than it has a ramp."""
     if count <= len(style.COLORS):
         return style.COLORS[:count]
-    from matplotlib import colormaps, colors
-
-    return tuple(colors.to_hex(colormaps["viridis"](i / (count - 1))) for i in range(count))
+    matplotlib = style.import_matplotlib()
+    ramp = matplotlib.colormaps["viridis"]
+    return tuple(matplotlib.colors.to_hex(ramp(i / (count - 1))) for i in range(count))
 
 
 def draw_legend(figure, *lines: tuple[str, list]) -> None:
     """A legend below the axes, of lines of (title, handles); long lines are broken."""
-    from matplotlib.lines import Line2D
+    new_line = style.import_matplotlib().lines.Line2D
 
     width, height = figure.get_size_inches()
     letters = max((len(h.get_label()) for _, handles in lines for h in handles), default=0)
@@ -188,7 +188,7 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
     for title, handles in lines:
         for start in range(0, len(handles), most):
             broken.append(("" if start else title, handles[start : start + most]))
-    blank = Line2D([], [], linestyle="none")
+    blank = new_line([], [], linestyle="none")
     columns = 1 + max(len(handles) for _, handles in broken)
     cells = [
         [(blank, title), *((h, h.get_label()) for h in handles)]
@@ -217,10 +217,10 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
 
 def new_figure(panels: int = 1, sharex: bool = False, sharey: bool = False):
     """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
-    from matplotlib.figure import Figure
+    matplotlib = style.import_matplotlib()
 
     width = style.WIDTH if panels == 1 else WIDE
-    figure = Figure(figsize=(width, style.HEIGHT), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(width, style.HEIGHT), layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False, sharex=sharex, sharey=sharey)[0])
 
 

@@ -18,7 +18,7 @@ def draw_tokens_depth(rows: list[dict], quality: str):
     A line is of one depth and width against tokens, and of one width and patch size against depth.
     A panel without a line is left out. Raises: LackingError if neither has one.
     """
-    import matplotlib
+    matplotlib = style.import_matplotlib()
 
     parts, reasons = {}, []
     for x, select in (("tokens", _against_tokens), ("depth", _against_depth)):
@@ -81,9 +81,7 @@ def draw_blocks(rows: list[dict], quality: str):
     Of the models that have several blocks, a dash to each. Raises: LackingError if none has.
     Source: Peebles & Xie 2023, figure 5.
     """
-    import matplotlib
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import EngFormatter
+    matplotlib = style.import_matplotlib()
 
     rows = looks.measured(rows, "block", "model", quality)
     rows = [r for of in looks.group(rows, "block").values() for r in looks.complete(of, quality)]
@@ -103,12 +101,14 @@ def draw_blocks(rows: list[dict], quality: str):
                 color = colors[of_block[0]["block"]]
                 looks.draw_curve(axes, found, color, "o", linestyle=dashes[model])
         axes.set_xlabel(style.label("step"))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k, 1M
+        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))  # 400k, 1M
         looks.name_quality(axes, drawn, quality, log=True)
         used = {row["block"] for row in drawn}
-        blocks = [Line2D([], [], color=colors[b], label=b) for b in known if b in used]
+        blocks = [
+            matplotlib.lines.Line2D([], [], color=colors[b], label=b) for b in known if b in used
+        ]
         names = [
-            Line2D([], [], color="0.3", linestyle=dash, label=model[0])
+            matplotlib.lines.Line2D([], [], color="0.3", linestyle=dash, label=model[0])
             for model, dash in dashes.items()
         ]
         looks.draw_legend(figure, ("block", blocks[:2]), ("", blocks[2:]), ("model", names))
@@ -122,8 +122,7 @@ def draw_networks(rows: list[dict], quality: str):
     is of each of them.
     Raises: LackingError if all rows are of one.
     """
-    import matplotlib
-    from matplotlib.lines import Line2D
+    matplotlib = style.import_matplotlib()
 
     rows = looks.measured(rows, "network", "gmacs", "train_gflops", "step", quality)
     rows = models.comparable(rows, quality, across=("network", "block"))
@@ -149,7 +148,9 @@ def draw_networks(rows: list[dict], quality: str):
             style.log_scale(axes.xaxis)
             looks.name_quality(axes, rows, quality, log=True)
         handles = [
-            Line2D([], [], color=colors[network], marker="o", label=NETWORKS[network])
+            matplotlib.lines.Line2D(
+                [], [], color=colors[network], marker="o", label=NETWORKS[network]
+            )
             for network in colors
             if (network,) in networks
         ]

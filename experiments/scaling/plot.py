@@ -13,10 +13,9 @@ import functools
 import logging
 import pathlib
 
-import numpy as np
 from absl import flags
 
-from dit_jax import cli, plot, style
+from dit_jax import cli, files, plot, style
 from experiments.scaling import curves, looks, models, panels, samples, table
 
 FLAGS = flags.FLAGS
@@ -73,12 +72,11 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
 def main(_):
     path = FLAGS.table
     rows = table.read(path)
+    for line, row in enumerate(rows, 2):
+        plot.check_drawable(f"{path}:{line}", row)
     for condition in FLAGS.where or ():
         rows = plot.where(rows, condition)
-    arrays = None
-    if FLAGS.samples:
-        with np.load(FLAGS.samples) as file:
-            arrays = dict(file)
+    arrays = files.read_npz(FLAGS.samples) if FLAGS.samples else None
     out_dir = FLAGS.out_dir or path.parent / "figures"
     for out in write(rows, FLAGS.qualities, arrays, out_dir):
         print(out)

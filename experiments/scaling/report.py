@@ -3,8 +3,9 @@
   python -m experiments.scaling.report --table experiments/scaling/results/digits.csv \
       --page experiments/scaling/page.md --out experiments/scaling/README.md
 
-A template takes the fields of `fields` in braces, as str.format does, so that no number of the
-prose is typed: {eval_mse[largest][relative_error]:+.1%} is of the fits to eval_mse.
+A template takes the fields of `fields` in braces, so that no number of the prose is typed:
+{eval_mse[largest][relative_error]:+.1%} is of the fits to eval_mse. It is as for str.format,
+but without attributes; a width has at most three digits.
 """
 
 import collections
@@ -20,6 +21,7 @@ from dit_jax import cli, files, forms
 from experiments.scaling import contrasts, fit, models, summary, table
 
 FLAGS = flags.FLAGS
+MOST_PAGE_BYTES = 16 * 2**20  # of a template; and characters of the page
 COST = {  # as `collect.cost` returns it
     "cells": forms.is_count,
     "hours": forms.is_number,
@@ -133,20 +135,67 @@ def cost(path: pathlib.Path) -> str:
     return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
 
 
+class _Formatter(string.Formatter):
+    """Fills a template that a stranger may have written: no attributes, in bounded memory."""
+
+    def __init__(self):
+        self._free = MOST_PAGE_BYTES
+
+    def get_field(self, field_name, args, kwargs):
+        if "." in re.sub(r"\[[^\]]*\]", "", field_name):
+            raise ValueError(f"{field_name!r} is an attribute; write [KEY] of a value in it")
+        return super().get_field(field_name, args, kwargs)
+
+    def format_field(self, value, format_spec):
+        if re.search(r"\d{4}", format_spec):
+            raise ValueError(f"the format {format_spec!r} is wider than 999")
+        text = super().format_field(value, format_spec)
+        self._free -= len(text)
+        if self._free < 0:
+            raise ValueError(f"its fields have more than {MOST_PAGE_BYTES:,} characters")
+        return text
+
+
+def fill(template: str, values: dict) -> str:
+    """A template with the values in place of their names in braces.
+
+    Raises: KeyError, IndexError, TypeError or ValueError for what cannot be filled.
+    """
+    return _Formatter().vformat(template, (), values)
+
+
+def read_page(path: pathlib.Path) -> tuple[str, set[str]]:
+    """A template, and the names of the values that it takes.
+
+    Raises: OSError; ValueError for one that is too large, not in UTF-8, or no template.
+    """
+    contents = files.read_bytes(path, MOST_PAGE_BYTES + 1)
+    if len(contents) > MOST_PAGE_BYTES:
+        raise ValueError(f"{path} has more than {MOST_PAGE_BYTES:,} bytes, the most of a page.")
+    try:
+        text = contents.decode("utf-8-sig").replace("\r\n", "\n")
+        names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8: {error}. Save it as UTF-8.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no template: {error}.") from error
+    return text, {re.split(r"[.\[]", name)[0] for name in names}
+
+
 def main(_):
     page, out = FLAGS.page, FLAGS.out
     cli.check_out(out, (".md",))
-    template = page.read_text(encoding="utf-8-sig")
-    parts = string.Formatter().parse(template)
-    named = {re.split(r"[.\[]", name)[0] for _, name, _, _ in parts if name}
+    template, named = read_page(page)
     values = fields(FLAGS.table, FLAGS.qualities, out, named)
     try:
-        text = template.format(**values)
-    except (KeyError, IndexError, AttributeError) as error:
+        text = fill(template, values)
+    except (KeyError, IndexError) as error:
         raise ValueError(
             f"{page} asks for {error}, which {FLAGS.table} does not give; there are "
             f"{', '.join(values)}."
         ) from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{page} cannot be filled: {error}.") from error
     files.replace_text(out, text)
     print(out)
 

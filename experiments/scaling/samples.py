@@ -22,8 +22,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
       rows' 'cell'; cells that have no row are not drawn.
     Raises: ValueError for arrays of other shapes; LackingError if no cell has a row.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    matplotlib = style.import_matplotlib()
 
     _check(arrays)
     places, across_name = _places(rows, arrays["cell"])
@@ -45,7 +44,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
         TOP + len(sizes) * (down + BETWEEN) - BETWEEN,
     )
     with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=[pixels / style.DPI for pixels in total])
+        figure = matplotlib.figure.Figure(figsize=[pixels / style.DPI for pixels in total])
         for (size, patch), grid in grids.items():
             left = names + patches.index(patch) * (across + BETWEEN)
             top = TOP + sizes.index(size) * (down + BETWEEN)

@@ -14,6 +14,7 @@ import collections
 import json
 import logging
 import pathlib
+import re
 import shlex
 import sys
 
@@ -25,6 +26,8 @@ from experiments.scaling import cell, collect, executors, grid
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
+
+MOST_JOB_BYTES = 64  # of a job's id, such as 123_4
 
 
 def waiting(
@@ -154,12 +157,15 @@ def _tell():
 
 
 def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
-    """Submits the cells to Slurm but for those whose jobs of an earlier call have not ended."""
+    """Submits the cells to Slurm but for those whose jobs of an earlier call have not ended.
+
+    Raises: as `executors.submit`; ValueError for a file `job` of a cell that holds no id.
+    """
     folder = workdir / "slurm"
     queued = []
     for name in commands:
         path = workdir / name / "job"
-        if path.is_file() and not executors.ended(path.read_text(), folder):
+        if path.is_file() and not executors.ended(_read_job(path), folder):
             queued.append(name)
     commands = {name: words for name, words in commands.items() if name not in queued}
     slurm = sweep.slurm
@@ -174,6 +180,17 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
     for name in queued:
         print(f"{name}: queued or running; delete {workdir / name / 'job'} to submit it again.")
     print(f"{len(jobs)} jobs submitted. --list shows what is done.")
+
+
+def _read_job(path):
+    """The id of a cell's job.   Raises: OSError; ValueError for what is none."""
+    text = files.read_bytes(path, MOST_JOB_BYTES).decode("ascii", "replace").strip()
+    if not re.fullmatch(r"\d{1,20}(_\d{1,20})?", text):
+        raise ValueError(
+            f"{path} holds {text!r}, which is no id of a Slurm job: delete it to submit the cell "
+            "again."
+        )
+    return text
 
 
 if __name__ == "__main__":

@@ -71,11 +71,12 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
 
 def draw(found: dict[str, dict[str, np.ndarray]]):
     """The matplotlib Figure of {model: `losses`}: by how much another's caption is worse."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    matplotlib = style.import_matplotlib()
 
     with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=(2 * style.WIDTH, style.HEIGHT), layout="constrained")
+        figure = matplotlib.figure.Figure(
+            figsize=(2 * style.WIDTH, style.HEIGHT), layout="constrained"
+        )
         panels = figure.subplots(1, 2, sharey=True)
         for axes, split in zip(panels, ("trained", "held out"), strict=True):
             for i, (name, of_model) in enumerate(found.items()):

@@ -61,11 +61,12 @@ def sheet(
 
     Args: panels: by the model's name [prompts, num, H, W, 3] uint8.   real: of `real`.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    matplotlib = style.import_matplotlib()
 
     cell = max(CELL, next(iter(panels.values())).shape[2])
-    told = {p: f"{p}\n({real[p][0]})" if p in real else f"{p}\n(in no caption)" for p in prompts}
+    told = {
+        p: f"{style.literal(p)}\n({real[p][0] if p in real else 'in no caption'})" for p in prompts
+    }
     names = LETTER * max(len(line) for text in told.values() for line in text.split("\n"))
     blank = np.full(next(iter(panels.values())).shape[2:], 255, np.uint8)
     data = np.stack([real[p][1] if p in real else blank for p in prompts])[:, None]
@@ -76,7 +77,7 @@ def sheet(
     height = next(iter(grids.values())).shape[0]
     total = names + sum(BETWEEN + grid.shape[1] for grid in grids.values()), TOP + height
     with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=[pixels / style.DPI for pixels in total])
+        figure = matplotlib.figure.Figure(figsize=[pixels / style.DPI for pixels in total])
         left = names
         for name, grid in grids.items():
             left += BETWEEN
@@ -89,7 +90,7 @@ def sheet(
             left += grid.shape[1]
         for i, prompt in enumerate(prompts):
             at = names / total[0], (height - (i + 0.5) * height / len(prompts)) / total[1]
-            figure.text(*at, style.literal(told[prompt]), ha="right", va="center", fontsize=6)
+            figure.text(*at, told[prompt], ha="right", va="center", fontsize=6)
     return figure
 
 
