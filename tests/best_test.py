@@ -162,7 +162,7 @@ def test_metric_that_is_not_measured_is_refused(tmp_path, config):
         best.Best(tmp_path, config, {}, {})
 
 
-def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config, caplog):
+def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     config.update(total_steps=20, eval_every_steps=0, sample_every_steps=0)
     config.fid.update(every_steps=10, num_images=80, steps=2)
     config.checkpoint_best_metric = "fd_pixels_80"
@@ -173,6 +173,14 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config, cap
     step = min(values, key=values.get)
     assert runs.load(tmp_path / "best").step == step
     assert checkpoint.saved_values(tmp_path / "best")["value"] == values[step]
+
+
+@pytest.mark.slow
+def test_run_that_measures_otherwise_says_so(tmp_path, config, caplog):
+    config.update(total_steps=20, eval_every_steps=0, sample_every_steps=0)
+    config.fid.update(every_steps=10, num_images=80, steps=2)
+    config.checkpoint_best_metric = "fd_pixels_80"
+    train.train_and_evaluate(config, tmp_path)
     config.total_steps, config.fid.cfg_scale = 25, 2.0
     train.train_and_evaluate(config, tmp_path)
     how = "fd_pixels_80 is measured otherwise from here: fid.cfg_scale was 1.0, now 2.0"

@@ -172,8 +172,10 @@ def test_lost_and_cut_shards_are_named(directory, smoke_config):
     (path,) = directory.glob("digits-train*")
     path.write_bytes(path.read_bytes()[: 2**17])
     smoke_config.data.name = str(directory)
-    with pytest.raises(ValueError, match=r"is no TFDS dataset that can be read|cannot read record"):
-        sources.open_split(smoke_config, "train")[1600]
+    with pytest.raises(
+        ValueError, match=r"cannot read .*/digits-train.*If a shard was cut, remove it"
+    ):
+        sources.open_split(smoke_config, "train")
     path.unlink()
     with pytest.raises(
         FileNotFoundError, match=r"1 of 1 files of .* are not there, such as digits"
