@@ -315,12 +315,15 @@ def _stopped(command, *words, ready, number=signal.SIGINT, **options):
     """(status, standard error) of a command that gets a signal when `ready()` is true."""
     process = conftest.start(command, *words, **options)
     deadline = time.monotonic() + 240
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=240)
+    try:
+        while not ready():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=240)
+    finally:
+        process.kill()  # nothing, where it has ended
     assert "Traceback" not in error
     return process.returncode, error
 

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -48,6 +49,8 @@ from dit_jax.datasets import digits
 from experiments.scaling import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
 
+# A shell's background jobs ignore it, and so would all processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tracing makes many objects and little garbage, for which Python looks at all of them.
 gc.set_threshold(50_000, 20, 20)
 gc.freeze()
