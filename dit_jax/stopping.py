@@ -125,8 +125,10 @@ class Signals:
                 return
             for number in filter(self.numbers.__contains__, numbers):
                 if first is None:
-                    first, waits = number, self.patience
+                    first, waits = number, self.patience or None
                     self.received = self.received or number
+                    if not self.patience:
+                        self._say(first)
                     self._at_first()
                 elif number == signal.SIGINT:
                     write("Ctrl-C again: ended at once.")

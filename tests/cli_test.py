@@ -283,6 +283,7 @@ def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, erro
     assert capsys.readouterr().err.startswith(message or "")
 
 
+@pytest.mark.slow
 def test_environment_does_not_change_what_a_seed_draws(workdir, tmp_path, run_command):
     flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out"]
     run_command("sample", *flags, tmp_path / "a.npz", as_users=True)

@@ -132,6 +132,7 @@ def test_config_says_what_the_files_say(converted):
     assert sample == dict(sampler="ddim_level1", grid="leading", steps=50, cfg_scale=7.5)
 
 
+@pytest.mark.slow
 def test_parts_are_those_of_the_folder(converted):
     trained = runs.load(converted)
     for params, name, found, config in (

@@ -375,6 +375,7 @@ def test_transformers_and_other_models_are_no_adm(tmp_path):
         convert_adm(tmp_path / "adm.npz", tmp_path / "ours", default.get_config())
 
 
+@pytest.mark.slow
 def test_orders_and_schedules_of_the_published_models():
     """As their commands say; the larger one's is the older order."""
     assert adm.PUBLISHED.keys() == {name for name in unet.PRESETS if name.startswith("adm-")}

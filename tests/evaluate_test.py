@@ -238,6 +238,7 @@ def test_guide_of_other_weights_is_another_measurement(workdir, tmp_path, draws,
     assert {key for key in first if first[key] != second[key]} == {"guide_digest"}
 
 
+@pytest.mark.slow
 def test_another_vae_is_another_measurement(vae_dir, smoke_config, tmp_path, draws, clean):
     smoke_config.model.update(input_size=4, in_channels=2)
     smoke_config.latents.update(source="moments", scale=(1.0,), shift=(0.0,))

@@ -233,9 +233,12 @@ def _products(jaxpr):
     [
         {},
         LATENT,
-        LATENT | dict(condition="context", blocks_per_level=2, num_heads=4, head_dim=0),
+        pytest.param(
+            LATENT | dict(condition="context", blocks_per_level=2, num_heads=4, head_dim=0),
+            marks=pytest.mark.slow,
+        ),
         LATENT | TOKENS,
-        LATENT | TOKENS | dict(text_depth=3),
+        pytest.param(LATENT | TOKENS | dict(text_depth=3), marks=pytest.mark.slow),
         dict(resample="conv", num_classes=0, class_dropout_prob=0.0, channel_mult=(1, 1.5, 2)),
     ],
     ids=["adm", "label", "context", "tokens", "3 blocks of text", "conv"],

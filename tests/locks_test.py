@@ -213,7 +213,10 @@ def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkey
     assert not run.exists()
 
 
-@pytest.mark.parametrize("write", ["log", "eval", "sample", "checkpoint"])
+@pytest.mark.parametrize(
+    "write",
+    ["checkpoint", *(pytest.param(w, marks=pytest.mark.slow) for w in ("log", "eval", "sample"))],
+)
 def test_training_whose_lock_is_lost_writes_nothing_more(
     smoke_config, tmp_path, monkeypatch, write
 ):

@@ -162,6 +162,7 @@ def test_every_objective_has_the_same_minimiser(build_process, name, prediction,
     assert np.abs(offset - 0.7 * (1 - gain * alpha)).max() < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 def test_gradients_near_both_ends_are_finite_in_bf16(build_process, name, prediction):

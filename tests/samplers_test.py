@@ -132,7 +132,7 @@ NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler", "no last st
 @pytest.mark.parametrize(
     ("process", "name"),
     [
-        pytest.param(process, name, marks=[pytest.mark.slow] * (process in ("vp", "gvp")))
+        pytest.param(process, name, marks=[pytest.mark.slow] * (process in ("vp", "gvp", "edm")))
         for process in ("ddpm", "vp", "flow", "gvp", "edm")
         for name in STOCHASTIC
         if not (process == "ddpm" and name in NOT_OF_DISCRETE)

@@ -27,6 +27,11 @@ from experiments.scaling import table
 MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
 
 
+def each(kinds, quick):
+    """Parameters of one path through a command; those beside `quick` are slow tests."""
+    return [pytest.param(k, marks=[] if k in quick else pytest.mark.slow) for k in kinds]
+
+
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
     """A file that a hostile input would write."""
@@ -166,7 +171,7 @@ def folder_flags(image_folder, tmp_path):
     return [*flags, "--config.sample_every_steps=0", "--config.eval_every_steps=0"]
 
 
-@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("kind", each(IMAGES, ["eps"]))
 def test_images_that_are_others_than_they_say(
     refuse, image_folder, folder_flags, vae_dir, trained_workdir, tmp_path, kind
 ):
@@ -264,7 +269,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", each(DATA, ["names"]))
 def test_data_of_strange_workdirs(meet, workdir, tmp_path, kind):
     """What the file says is not used, but what the newest checkpoint holds, with a digest."""
     path = workdir / "data.json"
@@ -406,7 +411,7 @@ def test_numbers_of_tables_that_cannot_be_drawn(refuse, study_table, value):
     assert "study.csv:2 has eval_mse=" in refuse("experiments.scaling.plot", "--table", study_table)
 
 
-@pytest.mark.parametrize("kind", ["pickle", "huge", "bomb", "names", "text"])
+@pytest.mark.parametrize("kind", each(["pickle", "huge", "bomb", "names", "text"], ["pickle"]))
 def test_samples_of_studies_from_elsewhere(refuse, study_table, marker, tmp_path, kind):
     ARRAYS[kind](tmp_path / "x.npz", marker)
     given = ["--table", study_table, "--qualities=", "--samples", tmp_path / "x.npz"]
@@ -466,7 +471,9 @@ def test_links_in_a_workdir_are_not_written_to(refuse, workdir, digits_dir, outs
     assert f"{workdir / name} is a link" in message
 
 
-@pytest.mark.parametrize("name", ["evaluations.jsonl", "evaluations", "evaluations/x"])
+@pytest.mark.parametrize(
+    "name", each(["evaluations.jsonl", "evaluations", "evaluations/x"], ["evaluations"])
+)
 def test_links_where_rows_are_written_to(refuse, workdir, outside, name):
     (workdir / "evaluations").mkdir(exist_ok=True)
     _replace_by_link(workdir / name, outside / "file" if "." in name else outside)
@@ -484,6 +491,7 @@ def test_links_where_cells_are_written_to(refuse, digits_dir, tmp_path, outside,
     assert "XS-patch_size=2 is a link" in refuse(f"experiments.scaling.{command}", *flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["link", "hard link"])
 def test_links_where_moments_are_written_to(refuse, folder_flags, vae_dir, tmp_path, outside, link):
     (tmp_path / "out").mkdir()
@@ -502,7 +510,9 @@ def _replace_by_zeros(path):
 
 
 @pytest.mark.parametrize("replace", [_replace_by_pipe, _replace_by_zeros], ids=["pipe", "zeros"])
-@pytest.mark.parametrize("name", ["config.json", "checkpoints/40/digest/metadata", "data.json"])
+@pytest.mark.parametrize(
+    "name", each(["config.json", "checkpoints/40/digest/metadata", "data.json"], ["config.json"])
+)
 def test_files_without_an_end_in_a_workdir(meet, workdir, tmp_path, name, replace):
     """What they should hold is read elsewhere, or an older checkpoint."""
     replace(workdir / name)
@@ -556,7 +566,7 @@ ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("kind", each(ARRAYS, ["pickle", "huge"]))
 def test_arrays_of_samples_and_references(refuse, marker, tmp_path, kind):
     path = tmp_path / "x.npz"
     ARRAYS[kind](path, marker)

@@ -136,6 +136,7 @@ def test_dropout_follows_its_key():
     np.testing.assert_array_equal(outs[0], outs[2])
 
 
+@pytest.mark.slow
 def test_bfloat16_returns_f32_near_the_f32_output(variant):
     fields, _, params, inputs, apply = variant
     rough = jax.jit(_build(fields, dtype="bfloat16").apply)({"params": params}, *inputs)
