@@ -45,6 +45,7 @@ def test_summaries_say_what_a_model_is_told(smoke_config, captioned_config):
     assert ", dit of captions, by a frozen encoder, 16 tokens" in summary(captioned_config)
 
 
+@pytest.mark.slow
 def test_vae_learns_and_reports_psnr_and_kl(vae_workdir):
     lines = [json.loads(line) for line in (vae_workdir / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = (line for line in lines if "loss" in line)
@@ -57,6 +58,7 @@ def test_vae_learns_and_reports_psnr_and_kl(vae_workdir):
     assert picture.shape == (2 * 50 - 2, 2 * 98 - 2, 3)  # four pairs of 8 px, enlarged to 48
 
 
+@pytest.mark.slow
 def test_vae_begins_with_the_weights_of_another(vae_workdir, vae_config):
     vae_config.init_from = str(vae_workdir)
     program = train.make_program(vae_config, jax.devices()[:1])
@@ -65,6 +67,7 @@ def test_vae_begins_with_the_weights_of_another(vae_workdir, vae_config):
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
 
 
+@pytest.mark.slow
 def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_config):
     program = train.make_program(vae_config, jax.devices()[:1])
     source = sources.open_images(vae_config, "test[:20]")
@@ -135,6 +138,7 @@ def test_posterior_is_sampled_while_training(vae_config):
     np.testing.assert_array_equal(one["kl"], other["kl"])
 
 
+@pytest.mark.slow
 def test_noise_predictor_is_no_vae_and_a_vae_no_noise_predictor(vae_workdir, run_command, tmp_path):
     error = run_command("sample", "--workdir", vae_workdir, "--out", tmp_path / "x.png", fails=True)
     assert f"error: {vae_workdir} holds a 'vae'" in error
