@@ -148,6 +148,7 @@ def _write_params(workdir, config, params, step, values):
     except BaseException as error:  # a signal too
         for rest in directory.parent.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
+        stopping.raise_wrapped(error)
         if not isinstance(error, Exception):
             raise
         raise OSError(f"cannot write {workdir}: {type(error).__name__}: {error}") from error
@@ -312,6 +313,7 @@ def _restore(directory, step, trees):
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
     except Exception as error:
+        stopping.raise_wrapped(error)
         for number in NO_DAMAGE:
             if (text := os.strerror(number)) in str(error):
                 raise OSError(number, text, str(directory / str(step))) from error

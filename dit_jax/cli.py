@@ -228,7 +228,11 @@ def run(
             _start_jax(on_cpu)
             if not saves:  # of several processes JAX has set its own handler of SIGTERM
                 signals.install()
-            main(words)
+            try:
+                main(words)
+            except Exception as error:
+                stopping.raise_wrapped(error)
+                raise
             sys.stdout.flush()
             if not jax.distributed.is_initialized():  # the others may let this one wait
                 signals.finish()
@@ -242,6 +246,7 @@ def run(
             signals.ignore()
             _end(stopped, kept, stopped_status or stopped.status)
         except BaseException as error:
+            signals.ignore()  # another would end what follows with a traceback
             if jax.distributed.is_initialized() and not _is_success(error):
                 _leave(error)
             raise

@@ -42,6 +42,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in short)
 
 
+def raise_wrapped(error: BaseException | None) -> None:
+    """Raises the `Stopped` that a library has made an error of its own of, if this is one."""
+    while error is not None:
+        if isinstance(error, Stopped):
+            raise error
+        error = error.__cause__ or error.__context__
+
+
 @contextlib.contextmanager
 def telling(kept: Callable[[], str]) -> Iterator[None]:
     """Hands on to an error, as its `kept`, what tells what is kept of the work inside.

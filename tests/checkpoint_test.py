@@ -148,6 +148,21 @@ def test_checkpoint_for_which_memory_is_short_is_not_set_aside(
     assert workdirs.saved_steps(workdir) == [20, 30, 40]
 
 
+def test_signal_that_a_library_makes_an_error_of_is_no_damage(workdir, smoke_config, monkeypatch):
+    """As Orbax does where the signal comes while it reads an array."""
+
+    def fail(*_, **__):
+        try:
+            raise stopping.Stopped(signal.SIGTERM)
+        except BaseException as error:
+            raise Exception("Encountered error while reading array index") from error
+
+    shapes = train.make_program(smoke_config).state.params
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
+    with pytest.raises(stopping.Stopped):
+        checkpoint.restore_params(workdir, shapes)
+
+
 def test_error_of_a_library_that_says_nothing_is_damage(workdir, smoke_config, monkeypatch):
     plain = checkpoint.ocp.Checkpointer.restore
 

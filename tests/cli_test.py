@@ -351,6 +351,27 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
     ]
 
 
+WRAPPED = """
+import os, signal, time
+from dit_jax import cli
+
+def main(_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except BaseException as error:
+        raise ValueError("while reading an array") from error
+
+cli.run(main)
+"""
+
+
+def test_signal_that_a_library_makes_an_error_of_ends_the_command_as_such():
+    result = subprocess.run([sys.executable, "-c", WRAPPED], cwd=ROOT, capture_output=True)
+    assert result.returncode == 143
+    assert result.stderr.decode().splitlines()[0] == "SIGTERM: nothing is kept."
+
+
 @pytest.mark.parametrize("module", ["dit_jax.sample", "experiments.scaling.fit"])
 def test_ctrl_c_while_a_command_imports_ends_it_without_a_word(module):
     command = [sys.executable, "-m", module]
