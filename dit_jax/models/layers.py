@@ -160,7 +160,8 @@ def _cudnn_attention_error(dtype, head_dim):
         jax.jit(jax.grad(total)).lower(probe).compile()
     # Each cuDNN, driver and card refuses with its own exception type.
     except Exception as error:
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        reason = (str(error).splitlines() or [""])[0]
+        return f"{type(error).__name__}: {reason}"
     return None
 
 
