@@ -172,12 +172,15 @@ def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
         return {training_name(config): json.loads(value)}
 
     digest = reference.source.get("digest") if reference else None
+    digest = json.loads(sharding.from_first_process(json.dumps(digest)))
+    drawn = sample_config.to_dict()
+    del drawn["steps"], drawn["cfg_scale"]  # those of `fid` count
     measured_by = {
         "fid": {"steps": settings.steps, "cfg_scale": settings.cfg_scale},
-        "sample": {**sample_config.to_dict(), "steps": None, "cfg_scale": None},
+        "sample": drawn,
         "told": told.digest(),
         "extractor": extractor.identity,
-        "reference": json.loads(sharding.from_first_process(json.dumps(digest))),
+        **({"reference": digest} if digest else {}),  # older files hold none
     }
     return distance, json.loads(json.dumps(measured_by))
 
@@ -186,11 +189,11 @@ def describe_changes(then: dict, now: dict, prefix: str = "") -> list[str]:
     """What differs of two that `compile_distance` returned, in words; of what both know."""
     changes = []
     for key, value in now.items():
-        before, name = then.get(key), prefix + key
+        name = prefix + key
         if isinstance(value, dict):
-            changes += describe_changes(before, value, f"{name}.") if before else []
-        elif None not in (before, value) and before != value:
-            changes.append(f"{name} was {before}, now {value}")
+            changes += describe_changes(then.get(key) or {}, value, f"{name}.")
+        elif key in then and then[key] != value:
+            changes.append(f"{name} was {then[key]}, now {value}")
     return changes
 
 

@@ -87,6 +87,7 @@ def distance(config):
     [
         {"fid": {"cfg_scale": 4.0}},
         {"sample": {"sampler": "ddpm"}},
+        {"sample": {"last_step_t": 0.01}},
         {"extractor": {"digest": "c"}},
         {"reference": "c"},
     ],

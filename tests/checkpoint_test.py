@@ -110,6 +110,13 @@ FLIPS = [_flip_a_bit(item) for item in checkpoint.STATE_ITEMS]
 DAMAGES = [_damage, _lose_a_file, _garble, _other_data_state, _lose_the_digest]
 
 
+def _fail_to_read(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -121,10 +128,7 @@ DAMAGES = [_damage, _lose_a_file, _garble, _other_data_state, _lose_the_digest]
 def test_checkpoint_that_cannot_be_read_for_now_is_not_set_aside(
     workdir, smoke_config, monkeypatch, error
 ):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
+    _fail_to_read(monkeypatch, error)
     with pytest.raises(OSError, match=r"Too many open files: .*/checkpoints/40'") as caught:
         _latest(workdir, smoke_config)
     assert caught.value.errno == errno.EMFILE
@@ -139,10 +143,7 @@ def test_checkpoint_that_cannot_be_read_for_now_is_not_set_aside(
 def test_checkpoint_for_which_memory_is_short_is_not_set_aside(
     workdir, smoke_config, monkeypatch, error
 ):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
+    _fail_to_read(monkeypatch, error)
     with pytest.raises(type(error), match=r"Python's|Out of memory"):
         _latest(workdir, smoke_config)
     assert workdirs.saved_steps(workdir) == [20, 30, 40]
