@@ -14,6 +14,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 
 import absl.logging
@@ -402,6 +403,8 @@ def _start_log():
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     absl.logging.get_absl_handler().setFormatter(terminal.Formatter("%(message)s"))
+    # After an array that cannot be read, those behind it are left unread, and Python warns of it.
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
     # Python removes what Grain's workers share with a process that is killed, but warns of it.
     sys.warnoptions.append("ignore:resource_tracker")
     handler = logging.StreamHandler()
