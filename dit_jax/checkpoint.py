@@ -212,21 +212,23 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
 
     Args: params, a tree of jax.ShapeDtypeStruct with shardings.   step: None is the newest that
       can be read.
-    Raises: FileNotFoundError, listing the steps there are; OSError if it cannot be read; ValueError
-      for the trained parameters of a converted model, which has none.
+    Raises: FileNotFoundError, listing the steps there are; OSError if it cannot be read, a
+      `files.LostError` if the workdir was moved; ValueError for the trained parameters of a
+      converted model, which has none.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = workdirs.saved_steps(workdir)
-    if not steps or step not in (None, *steps):
-        raise FileNotFoundError(
-            f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
-            f"there are: {', '.join(map(str, steps)) or 'none'}."
-        )
-    item = "params" if raw else "ema_params"
-    candidates = steps[::-1] if step is None else [step]
-    if raw and not (directory / str(steps[-1]) / item).is_dir():
-        raise ValueError(f"{workdir} holds EMA parameters alone: leave out --raw.")
-    step, loaded, _ = _restore_newest(directory, candidates, {item: params})
+    with files.Directory(workdir):  # it was there when its config was read
+        steps = workdirs.saved_steps(workdir)
+        if not steps or step not in (None, *steps):
+            raise FileNotFoundError(
+                f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
+                f"there are: {', '.join(map(str, steps)) or 'none'}."
+            )
+        item = "params" if raw else "ema_params"
+        candidates = steps[::-1] if step is None else [step]
+        if raw and not (directory / str(steps[-1]) / item).is_dir():
+            raise ValueError(f"{workdir} holds EMA parameters alone: leave out --raw.")
+        step, loaded, _ = _restore_newest(directory, candidates, {item: params})
     return loaded[item], step
 
 

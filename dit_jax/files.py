@@ -97,26 +97,30 @@ def check_utf8(directory: pathlib.Path) -> None:
 
 
 class LostError(OSError):
-    """The directory or the lock went away while a command wrote there; what is kept is told."""
+    """The directory or the lock went away while a command ran; what is kept is told."""
 
     @classmethod
     def of(cls, directory: pathlib.Path) -> "LostError":
         """Of a directory that is not where it was."""
         return cls(
-            f"{directory} is gone: it was removed or moved while this command wrote into it.\n"
+            f"{directory} is gone: it was removed or moved while this command ran.\n"
             "Nothing more is written; if it was moved, move it back."
         )
 
 
 class Directory:
-    """A directory that must stay where it is while a command writes into it.
+    """A directory that must stay where it is while a command reads it or writes into it.
 
     Entered, it turns an OSError from inside into a LostError where the directory has gone: whatever
-    failed to be written there, this is why.
+    failed there, this is why.   Raises: LostError if it is not there.
     """
 
     def __init__(self, path: pathlib.Path):
-        self.path, self._status = path, path.stat()
+        self.path = path
+        try:
+            self._status = path.stat()
+        except FileNotFoundError:
+            raise LostError.of(path) from None
 
     def is_there(self) -> bool:
         """Whether it lies where it did; another of its name does not count."""

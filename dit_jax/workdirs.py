@@ -232,7 +232,9 @@ def load_data(workdir: pathlib.Path) -> dict:
     """What `write_data` wrote; where that is lost, what the newest checkpoint keeps of it.
 
     {} of a workdir that an older version wrote, or that was converted.
+    Raises: files.LostError if the workdir is not there: it was moved.
     """
+    files.Directory(workdir)
     path = workdir / "data.json"
     for candidate in [path, *_newest_first(workdir, "data")]:
         try:

@@ -283,6 +283,27 @@ def test_checkpoints_that_were_moved_away_are_missed(workdir, smoke_config, anew
         write()
 
 
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_workdir_that_was_moved_is_not_one_without_checkpoints(workdir, monkeypatch, when):
+    """Its config has been read by then, and an empty answer would be taken for the truth."""
+    away = workdir.with_name("away")
+    if when == "before":
+        workdir.rename(away)
+    else:
+        monkeypatch.setattr(checkpoint, "_restore", lambda *_: _move_and_fail(workdir, away))
+    for read in (
+        lambda: checkpoint.restore_params(workdir, {}),
+        lambda: workdirs.load_data(workdir),
+    ):
+        with pytest.raises(files.LostError, match=r"run is gone: .* while this command ran"):
+            read()
+
+
+def _move_and_fail(workdir, away):
+    workdir.rename(away)
+    raise OSError("an array cannot be read")
+
+
 def test_error_that_ended_the_run_is_not_hidden_by_one_of_writing(
     workdir, smoke_config, monkeypatch, caplog
 ):

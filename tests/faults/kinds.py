@@ -246,10 +246,13 @@ def move(now: Round) -> None:
     with contextlib.suppress(FileNotFoundError):
         now.directory.rename(away)
     done = running.wait_for_end()
+    unseen = "must be a directory that" in running.text()  # moved before the command had looked
     if not done:
         running.check_error()
-        running.check_way_on()
-    now.events["too late" if not struck else "went on" if done else "struck"] += 1
+        if not unseen:
+            running.check_way_on()
+    event = "went on" if done else "refused" if unseen else "struck"
+    now.events[event if struck else "too late"] += 1
     if away.exists():
         with contextlib.suppress(FileNotFoundError):  # Orbax ends what it has begun
             shutil.rmtree(now.directory / "checkpoints")
