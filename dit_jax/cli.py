@@ -313,7 +313,8 @@ def _explain_errors(start, words, kept, passing_status=1):
         first = (str(error).splitlines() or [""])[0]
         if exhausted:
             _fail(f"out of memory: {first}\n{SMALLER} {TRACEBACK}")
-        _fail(f"{first}\nAnother process may have failed first: see its output. {TRACEBACK}")
+        message = f"{first}\nAnother process may have ended first: see its output. {TRACEBACK}"
+        _fail(message + _way_on(kept()))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not (_is_ours(error) or _is_of_a_file(error)):
             raise
@@ -322,11 +323,15 @@ def _explain_errors(start, words, kept, passing_status=1):
             text = "what the command has written to files is kept"
         else:
             text = kept() if is_passing(error) else getattr(error, "kept", str)()
-        if text:
-            message += f"\n{text[0].upper()}{text[1:]}."
         if text or _is_lost(error):
-            message += f" To go on, run: {_command()}"
+            message += _way_on(text)
         _fail(message, passing_status if is_passing(error) else 1)
+
+
+def _way_on(kept):
+    """What is kept, where something is known of it, and the command that goes on."""
+    sentence = f"\n{kept[0].upper()}{kept[1:]}." if kept else ""
+    return f"{sentence} To go on, run: {_command()}"
 
 
 def _fail(message, status=1):

@@ -283,6 +283,24 @@ def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, erro
     assert capsys.readouterr().err.startswith(message or "")
 
 
+def test_process_whose_others_have_ended_says_how_to_go_on(monkeypatch, capsys):
+    """What fails in it is a bug of XLA's as far as it can tell."""
+
+    def start(_):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo: timed out\nmore")
+
+    monkeypatch.setattr(cli, "FLAGS", types.SimpleNamespace(traceback=False))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "a", "b c"])
+    with pytest.raises(SystemExit) as error:
+        cli._explain_errors(start, [], lambda: "step 3 is kept")
+    assert error.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: UNKNOWN: Gloo: timed out\nAnother process may have ended first: see its output. "
+        f"{cli.TRACEBACK}\nStep 3 is kept. To go on, run: python -m a 'b c'\n"
+    )
+
+
 @pytest.mark.slow
 def test_environment_does_not_change_what_a_seed_draws(workdir, tmp_path, run_command):
     flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out"]
