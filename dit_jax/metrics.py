@@ -35,7 +35,8 @@ class MetricWriter:
 
     A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it.
     Where one of them is removed or replaced meanwhile, the next values go to a new one.
-    Raises: OSError, at whatever is written, if it cannot be.
+    Raises: OSError, at whatever is written, if it cannot be; `files.LostError` if the workdir was
+      moved, also where another of its name lies there now.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
@@ -44,6 +45,7 @@ class MetricWriter:
         if not self._active:
             return
         with self._errors():
+            self._home = files.Directory(workdir)
             path = self._path = workdir / "metrics.jsonl"
             if path.exists():
                 kept = [line for line in read_lines(path) if line["step"] <= first_step]
@@ -65,6 +67,7 @@ class MetricWriter:
         self._events = EventsWriter(str(directory / "events"))
 
     def _open_again_if_lost(self):
+        self._home.check()  # Orbax makes a directory of the old name while it ends a checkpoint
         if not files.is_at(self._file, self._path):
             lost = self._path
         elif not self._directory.is_there():
@@ -80,6 +83,8 @@ class MetricWriter:
     def _errors(self):
         try:
             yield
+        except files.LostError:
+            raise
         except OSError as error:
             raise OSError(
                 f"cannot write metrics to {self._workdir}: {error}\n"

@@ -11,7 +11,7 @@ from close import assert_trees_close
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from dit_jax import metrics
+from dit_jax import files, metrics
 
 
 def _lines(workdir):
@@ -31,6 +31,24 @@ def test_resume_drops_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path):
         {"step": 20, "loss": 2.0},
         {"step": 30, "loss": 7.0},
     ]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_nothing_is_written_beside_a_workdir_that_was_moved(tmp_path, anew):
+    """Orbax, which is writing a checkpoint, may have made one of the old name."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with metrics.MetricWriter(run, 0) as writer:
+        writer.scalars(10, {"loss": 1.0})
+        moved = run.rename(tmp_path / "moved")
+        if anew:
+            (run / "checkpoints").mkdir(parents=True)
+        with pytest.raises(files.LostError, match="run is gone"):
+            writer.scalars(20, {"loss": 2.0})
+        with pytest.raises(files.LostError, match="run is gone"):
+            writer.image(20, "samples", np.zeros((8, 8, 3), np.uint8))
+    assert [line["step"] for line in _lines(moved)] == [10]
+    assert [path.name for path in run.glob("*")] == ["checkpoints"] * anew
 
 
 @pytest.mark.parametrize("replace", [False, True])
