@@ -286,6 +286,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
       stopping.Stopped at SIGTERM or Ctrl-C, after it has saved.
     """
     sources.check_outside(config, workdir)
+    here = files.Directory(workdir) if workdir.is_dir() else None
     train_source = sources.open_split(config, "train")
     config = latents.resolve(config, train_source.metadata)
     vae, mesh = None, sharding.make_mesh(config.mesh)
@@ -305,6 +306,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         return every and step % every == 0
 
     with contextlib.ExitStack() as stack:
+        if here:
+            here.check()  # else a workdir that was moved meanwhile would be begun anew
         lock = stack.enter_context(workdirs.claim(workdir, config))
         # Before the manager, so out after it: a second SIGTERM must not end the last checkpoint's
         # writing.

@@ -279,6 +279,13 @@ def test_cell_whose_directory_goes_writes_nothing_there(config, tmp_path, monkey
     assert not list((tmp_path / one.name).iterdir())
 
 
+def test_cell_of_a_sweep_that_was_moved_is_not_begun_anew(config, tmp_path):
+    one, *_ = grid.cells(config)
+    with pytest.raises(files.LostError, match=f"{one.name} is gone"):
+        cell.run(one, config.evaluate, tmp_path / one.name, made=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_process_that_dies_is_a_failure_and_an_interrupted_one_is_not(config, tmp_path):
     cells = grid.cells(config)
     ends = [9, cell.INTERRUPTED]

@@ -16,7 +16,7 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke
-from dit_jax import checkpoint, conditions, models, sharding, sources, train
+from dit_jax import checkpoint, conditions, files, models, sharding, sources, train
 from dit_jax.models import dit
 
 
@@ -237,6 +237,23 @@ def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypat
     params = train.make_program(smoke_config).state.params
     for leaf in jax.tree.leaves(checkpoint.restore_params(tmp_path, params)):
         assert np.isfinite(leaf).all()
+
+
+def test_workdir_that_is_moved_while_the_data_are_opened_is_not_begun_anew(
+    workdir, smoke_config, monkeypatch
+):
+    open_split = train.sources.open_split
+
+    def move(config, split):
+        if workdir.is_dir():
+            workdir.rename(workdir.with_name("moved"))
+        return open_split(config, split)
+
+    smoke_config.total_steps = 50
+    monkeypatch.setattr(train.sources, "open_split", move)
+    with pytest.raises(files.LostError, match=r"run is gone: it was removed or moved"):
+        train.train_and_evaluate(smoke_config, workdir)
+    assert not workdir.exists()
 
 
 def test_unreadable_data_tell_what_is_kept(workdir, smoke_config, monkeypatch):

@@ -44,13 +44,19 @@ LOCK = "cell.lock"  # in a cell's directory, beside the lock of its training
 INTERRUPTED = 75
 
 
-def run(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
+def run(
+    cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, made: bool = False
+) -> None:
     """Trains and evaluates a cell, or what is left of it.
 
-    Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.
-    Raises: ValueError as `check`; as `train.train_and_evaluate` and `evaluate.evaluate`, and then
-      what failed is recorded. A signal, as stopping.Stopped, or a full disk is no failure.
+    Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.   made: a sweep has
+      made it, so it is not made anew.
+    Raises: files.LostError if it was made and is not there; ValueError as `check`; as
+      `train.train_and_evaluate` and `evaluate.evaluate`, and then what failed is recorded. A
+      signal, as stopping.Stopped, or a full disk is no failure.
     """
+    if made:
+        files.Directory(directory)
     # Waits for another process that runs it: one of a sweep that was killed, say.
     with locks.hold(directory / LOCK, wait=True) as lock:
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
@@ -199,13 +205,14 @@ def main(_):
     (cell,) = grid.cells(sweep, FLAGS.name)
     directory = FLAGS.workdir / cell.name
     files.refuse_link(directory)
-    run(cell, sweep.evaluate, directory)
+    run(cell, sweep.evaluate, directory, FLAGS.made)
 
 
 if __name__ == "__main__":
     cli.define_config(key="grids")
     flags.DEFINE_string("name", None, "Of the cell.", required=True)
     cli.define_path("workdir", None, "Directory of the sweep.", required=True)
+    flags.DEFINE_bool("made", False, "A sweep has made the cell's directory: it must be there.")
     cli.run(
         main,
         kept=lambda: f"what the cell has saved is kept in {FLAGS.workdir / FLAGS.name}",

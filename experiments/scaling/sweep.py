@@ -138,6 +138,7 @@ def main(_):
     if FLAGS.executor == "slurm":
         submit(sweep, commands, workdir)
         return
+    commands = {name: [*words, "--made"] for name, words in commands.items()}  # by `run`
     run(sweep, left, commands, workdir, FLAGS.parallel)
     failed = [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) == "failed"]
     if failed:
