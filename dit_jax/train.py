@@ -306,8 +306,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         return every and step % every == 0
 
     with contextlib.ExitStack() as stack:
-        if here:
-            here.check()  # else a workdir that was moved meanwhile would be begun anew
+        # Else a workdir that was moved meanwhile would be begun anew.
+        sharding.together(lambda: here and here.check())
         lock = stack.enter_context(workdirs.claim(workdir, config))
         # Before the manager, so out after it: a second SIGTERM must not end the last checkpoint's
         # writing.

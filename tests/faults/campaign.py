@@ -126,14 +126,19 @@ def _compare(found, expected, damaged):
     """Raises: LostError that names a result that differs."""
     names = sorted(found.keys() | expected.keys())
     differing = [name for name in names if found.get(name) != expected.get(name)]
-    if damaged.startswith(LASTING):
-        differing = [name for name in differing if not name.startswith(LASTING)]
+    if _is_lasting(damaged):
+        differing = [name for name in differing if not _is_lasting(name)]
     if differing:
         one = differing[0]
         raise LostError(
             f"{len(differing)} of {len(expected)} results differ, such as {one}:\n"
             f"{str(found.get(one))[:1000]}\ninstead of\n{str(expected.get(one))[:1000]}"
         )
+
+
+def _is_lasting(name):
+    """Of a file or a result, of a run or of a cell of a sweep."""
+    return name.startswith(LASTING) or name.partition("/")[2].startswith(LASTING)
 
 
 def _in_fork(call: Callable[[], object], path: pathlib.Path):

@@ -113,7 +113,7 @@ def _of_sweep(directory):
     found = {"table.csv": (directory / "table.csv").read_text()}
     for cell in sorted(directory.glob("XS-*")):
         for results in (_of_run, _of_evaluate):
-            found |= {f"{cell.name} {name}": value for name, value in results(cell).items()}
+            found |= {f"{cell.name}/{name}": value for name, value in results(cell).items()}
     return found
 
 

@@ -110,8 +110,8 @@ def stop(now: Round) -> None:
             continue
         # One that ends while it starts leaves the others waiting for it, as after a kill.
         ends = {0, 128 + signal.SIGTERM, 128 + number}
-        if again:  # a second Ctrl-C may come when the command has ended but for Python's own end
-            ends.add(-signal.SIGINT)
+        if again and number == signal.SIGINT:  # a second may come when only Python has yet to end
+            ends.add(-number)
         others = set(running.statuses[:first] + running.statuses[first + 1 :])
         if running.statuses[first] not in ends or others - ends - {1, -signal.SIGABRT}:
             told = f"ends with {running.statuses} after {number.name}"
