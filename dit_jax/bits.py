@@ -14,17 +14,15 @@ from dit_jax import (
     data,
     diffusion,
     generate,
-    grids,
     identity,
     latents,
-    likelihood,
     models,
     rows,
     runs,
-    samplers,
     sharding,
     sources,
 )
+from dit_jax.diffusion import grids, likelihood, samplers
 
 logger = logging.getLogger("dit_jax")
 

@@ -36,9 +36,9 @@ from dit_jax import (
     pixels,
     ranges,
     runs,
-    samplers,
     sharding,
 )
+from dit_jax.diffusion import samplers
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

@@ -12,16 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dit_jax import (
-    conditions,
-    diffusion,
-    edits,
-    guidance,
-    latents,
-    models,
-    samplers,
-    sharding,
-)
+from dit_jax import conditions, diffusion, latents, models, sharding
+from dit_jax.diffusion import edits, guidance, processes, samplers
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
@@ -126,7 +118,7 @@ def make_sample_fn(
         problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
         if x_T is None and known is not None:
             t = jnp.full(len(index), sampler.grid[0], jnp.float32)
-            x_T = diffusion.q_sample(process, known, t, noise(0))
+            x_T = processes.q_sample(process, known, t, noise(0))
         elif x_T is None:
             x_T = process.x_T_std * noise(0)
         x_0, finite = sampler.solve(problem, x_T)

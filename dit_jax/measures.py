@@ -13,16 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    conditions,
-    extractors,
-    fid,
-    files,
-    folders,
-    generate,
-    references,
-    sharding,
-)
+from dit_jax import conditions, extractors, fid, files, folders, generate, references, sharding
 
 logger = logging.getLogger("dit_jax")
 

@@ -22,7 +22,8 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, files, forms, sampling, style, workdirs
+from dit_jax import cli, files, forms, style, workdirs
+from dit_jax.diffusion import sampler_settings
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -127,7 +128,10 @@ def settings(row: dict) -> dict:
         likelihood = row.get("likelihood", {})
         return likelihood and {"clip_x_0": False, **likelihood}  # older rows do not say so
     found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
-    for of, chosen in ((sampling.OF_SAMPLERS, "sampler"), (sampling.OF_GRIDS, "grid")):
+    for of, chosen in (
+        (sampler_settings.OF_SAMPLERS, "sampler"),
+        (sampler_settings.OF_GRIDS, "grid"),
+    ):
         for key in of:
             if found.get(chosen) not in of[key]:
                 found.pop(key, None)

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, data, files, latents, objectives, pictures, sharding, sources
+from dit_jax import checkpoint, cli, data, files, latents, pictures, sharding, sources
+from dit_jax.diffusion import objectives
 
 FLAGS = flags.FLAGS
 SHOWN = 16

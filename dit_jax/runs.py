@@ -19,10 +19,10 @@ from dit_jax import (
     latents,
     models,
     ranges,
-    sampling,
     sharding,
     workdirs,
 )
+from dit_jax.diffusion import sampler_settings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,8 +136,8 @@ def load(
         )
     config.sample.update(settings or {})
     ranges.check(config)
-    sampling.check_used(config.sample, settings or {}, config.model.learn_sigma)
-    sampling.check_clip(config)
+    sampler_settings.check_used(config.sample, settings or {}, config.model.learn_sigma)
+    sampler_settings.check_clip(config)
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     to_image, vae = latents.image_from_x_0, None

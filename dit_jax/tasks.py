@@ -24,15 +24,13 @@ from dit_jax import (
     files,
     flops,
     generate,
-    guidance,
     latents,
-    objectives,
     pictures,
     runs,
-    sampling,
     sharding,
     sources,
 )
+from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
 
 # What a model of each condition is told, in its summary.
@@ -97,7 +95,7 @@ class Denoising:
                 f"model.condition='context', not {model_config.condition!r}, and latents.source="
                 f"'moments' or 'device', not {source!r}."
             )
-        sampling.check_clip(config)
+        sampler_settings.check_clip(config)
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, model_config.learn_sigma)
         task = cls(config, model, mesh, process)
@@ -109,7 +107,7 @@ class Denoising:
         config = self.config
         # A run that draws nothing keeps them for the commands that read it.
         guidance.check_interval(config.sample.cfg_interval)
-        sampling.check_churn_range(config.sample.churn_range)
+        sampler_settings.check_churn_range(config.sample.churn_range)
         arguments = self.process, config.objective.prediction, self.mesh
         if config.sample_every_steps:
             generate.make_sample_fn(self.model, config.sample, *arguments)

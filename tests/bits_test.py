@@ -11,18 +11,8 @@ import pytest
 from close import assert_close
 from conftest import random_params
 
-from dit_jax import (
-    bits,
-    checkpoint,
-    data,
-    diffusion,
-    models,
-    rows,
-    runs,
-    samplers,
-    sharding,
-    sources,
-)
+from dit_jax import bits, checkpoint, data, diffusion, models, rows, runs, sharding, sources
+from dit_jax.diffusion import samplers
 
 
 def some_model(config, num_devices=8):

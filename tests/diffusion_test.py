@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
 
-from dit_jax import diffusion
+from dit_jax.diffusion import processes
 
 CONTINUOUS = ("vp", "flow", "gvp", "edm")
 ALL = ("ddpm", *CONTINUOUS)
@@ -14,7 +14,7 @@ ALL = ("ddpm", *CONTINUOUS)
 
 def test_q_sample_equals_the_published_process(golden, process):
     t = process.time_of_index(jnp.asarray(golden["t"]))
-    x_t = diffusion.q_sample(process, golden["x_0"], t, golden["eps"])
+    x_t = processes.q_sample(process, golden["x_0"], t, golden["eps"])
     assert_close(x_t, golden["x_t"], 1e-6)
 
 
@@ -161,7 +161,7 @@ def test_training_times_are_those_of_the_process(build_process):
 
 def test_q_sample_refuses_one_time_for_all(golden, process):
     with pytest.raises(ValueError, match="one time per example"):
-        diffusion.q_sample(process, golden["x_0"], jnp.float32(0.5), golden["eps"])
+        processes.q_sample(process, golden["x_0"], jnp.float32(0.5), golden["eps"])
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,7 @@ import convert_unet_test
 import pytest
 import vae_test
 
-from dit_jax.convert import (
-    arrays,
-    clip,
-    diffusers_dit,
-    dinov2,
-    fields,
-    stable_diffusion,
-    unet,
-    vae,
-)
+from dit_jax.convert import arrays, clip, diffusers_dit, dinov2, fields, stable_diffusion, unet, vae
 
 WRONG = [
     *(None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**18, 10**4000, 2**20),

@@ -15,7 +15,8 @@ from close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, grids, models, pictures, sharding
+from dit_jax import conditions, generate, models, pictures, sharding
+from dit_jax.diffusion import grids
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
 
-from dit_jax import grids
+from dit_jax.diffusion import grids
 
 ALL = ("ddpm", "vp", "flow", "gvp", "edm")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from dit_jax import guidance
+from dit_jax.diffusion import guidance
 
 
 def test_guidance_equals_the_published_one(golden, golden_predict):

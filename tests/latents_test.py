@@ -14,16 +14,7 @@ import pytest
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    checkpoint,
-    data,
-    latents,
-    runs,
-    sharding,
-    sources,
-    train,
-    workdirs,
-)
+from dit_jax import checkpoint, data, latents, runs, sharding, sources, train, workdirs
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])

@@ -10,13 +10,8 @@ import pytest
 from close import assert_close, assert_trees_close
 
 from configs import default
-from dit_jax import (
-    grids,
-    latents,
-    likelihood,
-    objectives,
-    samplers,
-)
+from dit_jax import latents
+from dit_jax.diffusion import grids, likelihood, objectives, samplers
 
 CONTINUOUS = ("vp", "flow", "gvp", "edm")
 MEAN, STD = 0.7, 0.5

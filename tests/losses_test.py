@@ -6,7 +6,8 @@ import pytest
 from close import assert_trees_close
 
 from configs import default
-from dit_jax import diffusion, objectives
+from dit_jax import diffusion
+from dit_jax.diffusion import objectives
 
 T = 1000
 BETAS = np.linspace(1e-4, 0.02, T)

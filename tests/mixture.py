@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from dit_jax import diffusion, samplers
+from dit_jax import diffusion
+from dit_jax.diffusion import samplers
 
 
 @dataclasses.dataclass(frozen=True)

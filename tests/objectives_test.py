@@ -8,7 +8,7 @@ import scipy.stats
 from close import assert_close, assert_trees_close
 
 from configs import default
-from dit_jax import diffusion, objectives, predictions
+from dit_jax.diffusion import objectives, predictions, processes
 
 ALL = ("ddpm", "vp", "flow", "gvp", "edm")
 
@@ -134,7 +134,7 @@ def test_every_objective_has_the_same_minimiser(build_process, name, prediction,
     eps = jax.random.normal(keys[1], x_0.shape)
     t = jnp.repeat(jnp.array([0.2, 0.4, 0.7]), size)
     alpha, sigma, scale, a, b = (
-        diffusion.expand(c, x_0)
+        processes.expand(c, x_0)
         for c in (
             process.alpha(t),
             process.sigma(t),
@@ -146,7 +146,7 @@ def test_every_objective_has_the_same_minimiser(build_process, name, prediction,
     @jax.grad
     def gradient(affine):
         def predict(x, network_time):
-            offset, slope = (diffusion.expand(jnp.repeat(c, size), x) for c in affine)
+            offset, slope = (processes.expand(jnp.repeat(c, size), x) for c in affine)
             x_0_hat = offset + slope * x / scale
             return a * x_0_hat + b * (x / scale - alpha * x_0_hat) / sigma
 

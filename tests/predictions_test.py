@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from dit_jax import diffusion, predictions
+from dit_jax.diffusion import predictions, processes
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def eps():
 
 def _target(process, prediction, x_0, eps, t):
     a, b = predictions.coefficients(process, prediction, t)
-    return diffusion.expand(a, x_0) * x_0 + diffusion.expand(b, x_0) * eps
+    return processes.expand(a, x_0) * x_0 + processes.expand(b, x_0) * eps
 
 
 @pytest.mark.parametrize("name", ["ddpm", "vp", "flow", "gvp", "edm"])
@@ -33,7 +33,7 @@ def _target(process, prediction, x_0, eps, t):
 def test_round_trips(build_process, name, source, target, x_0, eps):
     process = build_process(name, sigma_data=0.7, sigma_max=8.0)
     t = jnp.array([0.05, 0.2, 0.5, 0.8, 0.95])
-    x_t = diffusion.q_sample(process, x_0, t, eps)
+    x_t = processes.q_sample(process, x_0, t, eps)
     output = _target(process, source, x_0, eps, t)
     there = predictions.convert(process, output, x_t, t, source, target)
     assert_close(there, _target(process, target, x_0, eps, t), 2e-4)

@@ -9,7 +9,7 @@ import pytest
 from close import assert_close
 
 from configs import default
-from dit_jax import grids, samplers
+from dit_jax.diffusion import grids, samplers
 
 STEPS = 8
 NOISE = np.random.default_rng(0).standard_normal((STEPS, 4, 1, 1, 1))

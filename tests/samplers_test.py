@@ -11,7 +11,8 @@ from close import assert_close, assert_trees_close
 from mixture import NORMAL, TWO, Channels, Mixture
 
 from configs import default
-from dit_jax import diffusion, grids, guidance, samplers
+from dit_jax import diffusion
+from dit_jax.diffusion import grids, guidance, samplers
 
 
 def _settings(**changes):

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import default
-from dit_jax import samplers, sampling
+from dit_jax.diffusion import sampler_settings, samplers
 
 
 def _settings(**changes):
@@ -69,11 +69,13 @@ def test_settings_out_of_range_are_refused(build_process, process, change, messa
 )
 def test_keys_that_do_nothing_are_named(change, keys, learn_sigma, message):
     with pytest.raises(ValueError, match=message):
-        sampling.check_used(_settings(**change), keys, learn_sigma)
+        sampler_settings.check_used(_settings(**change), keys, learn_sigma)
 
 
 def test_keys_that_are_heeded_pass():
     config = _settings(sampler="heun", churn=1.0)
     guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
-    sampling.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
-    sampling.check_used(_settings(), ["variance"], False)
+    sampler_settings.check_used(
+        config, ["churn", "churn_noise", "steps", "sampler", *guidance], True
+    )
+    sampler_settings.check_used(_settings(), ["variance"], False)

@@ -12,7 +12,8 @@ import torch
 from close import assert_trees_close
 
 from configs import default
-from dit_jax import diffusion, samplers
+from dit_jax import diffusion
+from dit_jax.diffusion import samplers
 
 SHAPE = (2, 4, 4, 3)  # [B, h, w, C]
 STEPS = 28  # of 1000 levels every 37th, both ends included, in our uniform grid and their linspace

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dit_jax import diffusion
+from dit_jax.diffusion import processes
 
 SAMPLERS = (
     "ddpm",
@@ -71,12 +71,12 @@ def check_clip(config) -> None:
         )
 
 
-def check(config, process: diffusion.Process) -> None:
+def check(config, process: processes.Process) -> None:
     """Demands a sampler and its settings that the process allows.
 
     Raises: ValueError.
     """
-    name, discrete = config.sampler, isinstance(process, diffusion.DiscreteProcess)
+    name, discrete = config.sampler, isinstance(process, processes.DiscreteProcess)
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     others = ", ".join(s for s in SAMPLERS if s != "euler_maruyama")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import objectives
+from dit_jax.diffusion import objectives
 
 
 def classifier_free_guidance(

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, objectives, samplers
+from dit_jax.diffusion import objectives, processes, samplers
 
 
 def keep_known(
     denoise: samplers.Denoise,
-    process: diffusion.Process,
+    process: processes.Process,
     times: np.ndarray,
     x_0: jax.Array,
     mask: jax.Array,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, predictions
+from dit_jax.diffusion import predictions, processes
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 WEIGHTS = ("uniform", "min_snr", "p2", "edm", "likelihood")
@@ -22,7 +22,7 @@ DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # of pixels, for autoencoders
 
 
 def denoising_loss(
-    process: diffusion.Process,
+    process: processes.Process,
     config,
     predict: Predict,
     x_0: jax.Array,
@@ -40,11 +40,11 @@ def denoising_loss(
     Source: Nichol & Dhariwal 2021, eq. 16 (L_hybrid); the weight of vb is 1 because a bound on
       one uniformly drawn step is not multiplied by T.
     """
-    x_t = diffusion.q_sample(process, x_0, t, eps)
-    x_in = diffusion.expand(process.network_scale(t), x_t) * x_t
+    x_t = processes.q_sample(process, x_0, t, eps)
+    x_in = processes.expand(process.network_scale(t), x_t) * x_t
     output, variance = split_prediction(predict(x_in, process.network_time(t)), x_0.shape[-1])
     a, b = (
-        diffusion.expand(f, x_0) for f in predictions.coefficients(process, config.prediction, t)
+        processes.expand(f, x_0) for f in predictions.coefficients(process, config.prediction, t)
     )
     mse = _mean((a * x_0 + b * eps - output) ** 2)
     losses = {"loss": weight(process, config, t) * mse, "mse": mse}
@@ -57,7 +57,7 @@ def denoising_loss(
     return losses
 
 
-def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
+def check(process: processes.Process, config, learn_sigma: bool) -> None:
     """Demands that the keys of `config.objective` exist, and go with the process.
 
     Raises: ValueError with the keys.
@@ -83,7 +83,7 @@ def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
             f"objective.snr_gamma={config.snr_gamma} must be positive, and objective.p2_gamma="
             f"{config.p2_gamma} not negative."
         )
-    chain = isinstance(process, diffusion.DiscreteProcess)
+    chain = isinstance(process, processes.DiscreteProcess)
     if chain and config.min_t != MIN_T:
         raise ValueError(
             f"objective.min_t={config.min_t} is of processes in continuous time; the first level "
@@ -101,7 +101,7 @@ def check(process: diffusion.Process, config, learn_sigma: bool) -> None:
         )
 
 
-def weight(process: diffusion.Process, config, t: jax.Array) -> jax.Array:
+def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
     """[B] the factor of the predictions' squared error at t, by `config.objective.weight`.
 
     'uniform' is 1. The others are what their papers say of an error of x_0 or of eps, for this
@@ -126,7 +126,7 @@ def weight(process: diffusion.Process, config, t: jax.Array) -> jax.Array:
     return 0.5 * process.snr_rate(t) * of_x_0
 
 
-def draw(process: diffusion.Process, config, key: jax.Array, shape) -> tuple[jax.Array, jax.Array]:
+def draw(process: processes.Process, config, key: jax.Array, shape) -> tuple[jax.Array, jax.Array]:
     """The (t [B], eps) of a global batch of x_0 with this shape, by `config.objective`.
 
     t is uniform; 'logit_normal', sigmoid of N(t_mean, t_std^2); or 'log_normal', where log(sigma /
@@ -183,7 +183,7 @@ def _variational_bound(process, x_0, x_t, t, x_0_hat, variance):
     row = process.num_steps - process.level(t)
 
     def gather(a):
-        return diffusion.expand(jnp.asarray(a, jnp.float32)[row], x_0)
+        return processes.expand(jnp.asarray(a, jnp.float32)[row], x_0)
 
     def mean(x_0):
         return gather(table.x_0_coef) * x_0 + gather(table.x_t_coef) * x_t

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, objectives, samplers, sampling
+from dit_jax.diffusion import objectives, processes, sampler_settings, samplers
 
 FIRST_RATIO = 0.002  # sigma / alpha at which the density is taken: Karras et al. 2022's least
 BIN = 2 / 255  # the distance of two grey levels
@@ -28,7 +28,7 @@ class Bound(NamedTuple):
 
 
 def variational_bound(
-    process: diffusion.Process,
+    process: processes.Process,
     denoise: samplers.Denoise,
     x_0: jax.Array,
     grid: np.ndarray,
@@ -48,7 +48,7 @@ def variational_bound(
     Raises: ValueError for an unknown variance.
     Source: Ho et al. 2020, eq. 5 to 8 and 13; its three parts: Kingma et al. 2021, section 3.
     """
-    if variance not in sampling.VARIANCES:
+    if variance not in sampler_settings.VARIANCES:
         raise ValueError(f"unknown {variance=}; choose large or small.")
     t, s = grid[:-1], grid[1:]
     posterior = process.posterior(t, s)
@@ -78,7 +78,7 @@ def variational_bound(
     return Bound(steps.sum(0) + prior, steps, prior)
 
 
-def ode_times(process: diffusion.Process, steps: int) -> np.ndarray:
+def ode_times(process: processes.Process, steps: int) -> np.ndarray:
     """[2 steps + 1] f64: t of the steps' ends and middles, uniform in log(sigma / alpha).
 
     From FIRST_RATIO to where samplers that predict eps begin.
@@ -89,7 +89,7 @@ def ode_times(process: diffusion.Process, steps: int) -> np.ndarray:
 
 
 def ode_log_likelihood(
-    process: diffusion.Process,
+    process: processes.Process,
     denoise: samplers.Denoise,
     x_0: jax.Array,
     times: np.ndarray,

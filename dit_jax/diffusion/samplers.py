@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import diffusion, grids, objectives, predictions, sampling
+from dit_jax.diffusion import grids, objectives, predictions, processes, sampler_settings
 
 
 class Denoised(NamedTuple):
@@ -36,7 +36,7 @@ Parts = Sequence[tuple[Denoise, int]]
 class Problem:
     """What every sampler takes: a process, a grid, the network bound to its times, and noise."""
 
-    process: diffusion.Process
+    process: processes.Process
     grid: np.ndarray  # [n + 1] f64, decreasing to 0 or, without a last step, near it
     parts: Parts  # denoisers in turn, each for so many steps; n in all
     noise: Noise
@@ -55,7 +55,7 @@ class Sampler:
     solve: Callable[[Problem, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def build(config, process: diffusion.Process, prediction: str, strength: float = 1.0) -> Sampler:
+def build(config, process: processes.Process, prediction: str, strength: float = 1.0) -> Sampler:
     """The sampler of `config`, which is `config.sample`, for networks of this prediction.
 
     Args: strength, the share of the steps that it takes, the last ones.
@@ -63,7 +63,7 @@ def build(config, process: diffusion.Process, prediction: str, strength: float =
       the prediction does not allow.
     """
     name, steps = config.sampler, config.steps
-    sampling.check(config, process)
+    sampler_settings.check(config, process)
     options = dict(kind=config.grid, rho=config.rho, shift=config.shift)
     if name == "euler_maruyama":
         # sbdm's w is infinite where alpha is 0.
@@ -111,7 +111,7 @@ def _last_step_t(config, process, prediction):
 
 
 def make_denoise(
-    process: diffusion.Process, prediction: str, predict: objectives.Predict, times: np.ndarray
+    process: processes.Process, prediction: str, predict: objectives.Predict, times: np.ndarray
 ) -> Denoise:
     """`denoise(x_t, i)` at times[i] of a network that predicts `prediction`; see `objectives`.
 
@@ -132,7 +132,7 @@ def make_denoise(
     return denoise
 
 
-def clip_x_0(denoise: Denoise, process: diffusion.Process, times: np.ndarray) -> Denoise:
+def clip_x_0(denoise: Denoise, process: processes.Process, times: np.ndarray) -> Denoise:
     """Wraps denoise so that its x_0 lies in [-1, 1], as pixels do, and its eps fits x_t.
 
     Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn so.
@@ -147,7 +147,7 @@ def clip_x_0(denoise: Denoise, process: diffusion.Process, times: np.ndarray) ->
     return clipped
 
 
-def make_eps_of(process: diffusion.Process, times: np.ndarray) -> Callable:
+def make_eps_of(process: processes.Process, times: np.ndarray) -> Callable:
     """`eps_of(x_t, x_0, i)`, the noise that makes x_t of x_0 at times[i] > 0."""
     with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
         alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
@@ -289,7 +289,7 @@ def _adams_bashforth_weights(clock, order):
     return weights
 
 
-def churned(process: diffusion.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
+def churned(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
     """[n] f64 the noisier times to which `heun` goes back before each step.
 
     There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from dit_jax.diffusion import DiscreteProcess, Process
+from dit_jax.diffusion.processes import DiscreteProcess, Process
 
 GRIDS = ("uniform", "quadratic", "karras", "shifted")
 

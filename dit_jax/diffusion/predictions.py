@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dit_jax import diffusion
-from dit_jax.diffusion import Process
+from dit_jax.diffusion import processes
+from dit_jax.diffusion.processes import Process
 
 PREDICTIONS = ("eps", "x_0", "v", "u", "score", "edm")
 
@@ -20,7 +20,7 @@ def coefficients(process: Process, prediction: str, t):
     Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
       x_t / alpha and the noise sigma / alpha.
     """
-    xp = diffusion.numpy_of(t)
+    xp = processes.numpy_of(t)
     zero, one = xp.zeros_like(t), xp.ones_like(t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     if prediction == "eps":
@@ -51,7 +51,7 @@ class Solution(NamedTuple):
 
     def x_0_and_eps(self, x_t: jax.Array, output: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The x_0 and the eps that give both x_t [B, ...] and the output, like x_t."""
-        a, b, c, d = (diffusion.expand(jnp.asarray(f), x_t) for f in self)
+        a, b, c, d = (processes.expand(jnp.asarray(f), x_t) for f in self)
         return a * x_t + b * output, c * x_t + d * output
 
 
@@ -69,4 +69,4 @@ def convert(
     """A network's output, a prediction of kind `source` at x_t and t [B], as of kind `target`."""
     x_0, eps = solve(process, source, t).x_0_and_eps(x_t, output)
     a, b = coefficients(process, target, t)
-    return diffusion.expand(a, x_t) * x_0 + diffusion.expand(b, x_t) * eps
+    return processes.expand(a, x_t) * x_0 + processes.expand(b, x_t) * eps
