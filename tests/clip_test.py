@@ -19,6 +19,7 @@ from dit_jax import checkpoint, convert, models, sharding, text
 from dit_jax.convert import arrays
 from dit_jax.convert.__main__ import convert_clip
 from dit_jax.models import clip
+from dit_jax.sharding import axes
 
 CONFIG = ConfigDict(
     dict(
@@ -162,8 +163,8 @@ def test_initial_deviations_are_clip_s():
 
 def test_table_of_axes_has_every_parameter():
     ranks = {path: len(shape) for path, shape in arrays.parameter_shapes(CONFIG).items()}
-    assert ranks == {name: len(axes) for name, axes in sharding.CLIP_AXES.items()}
-    assert sharding.CLIP_AXES.items() <= sharding.PARAMETER_AXES.items()
+    assert ranks == {name: len(spec) for name, spec in axes.CLIP_AXES.items()}
+    assert axes.CLIP_AXES.items() <= sharding.PARAMETER_AXES.items()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dit_jax import models, sharding, train
 from dit_jax.models import blocks
+from dit_jax.sharding import axes
 
 
 def _mesh(**sizes):
@@ -49,7 +50,7 @@ def test_table_has_every_parameter_of_every_block_and_no_other(smoke_config):
         shapes = models.param_shapes(model)
         flat = flax.traverse_util.flatten_dict(shapes, sep="/")
         paths |= {p.replace("text_encoder/blocks", "blocks"): a.ndim for p, a in flat.items()}
-    assert paths == {name: len(axes) for name, axes in sharding.DIT_AXES.items()}
+    assert paths == {name: len(spec) for name, spec in axes.DIT_AXES.items()}
 
 
 def test_table_has_the_last_two_names_of_every_parameter_of_a_vae():
@@ -57,7 +58,7 @@ def test_table_has_the_last_two_names_of_every_parameter_of_a_vae():
     shapes = models.param_shapes(models.build(config.model))
     ends = {path[-2:]: leaf.ndim for path, leaf in flax.traverse_util.flatten_dict(shapes).items()}
     assert {"/".join(end): ndim for end, ndim in ends.items()} == {
-        name: len(axes) for name, axes in sharding.VAE_AXES.items()
+        name: len(spec) for name, spec in axes.VAE_AXES.items()
     }
 
 

@@ -1,0 +1,38 @@
+"""Devices and processes: the mesh, the axes that shard each parameter, work of several hosts."""
+
+from dit_jax.sharding.axes import PARAMETER_AXES
+from dit_jax.sharding.hosts import all_processes, from_first_process, in_first_process, together
+from dit_jax.sharding.mesh import (
+    AXES,
+    BATCH,
+    batch_sharding,
+    check_batch_size,
+    local_mesh,
+    local_rows,
+    make_mesh,
+    map_groups,
+    pin_batch,
+    put_batch,
+    replicated,
+    with_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "BATCH",
+    "PARAMETER_AXES",
+    "all_processes",
+    "batch_sharding",
+    "check_batch_size",
+    "from_first_process",
+    "in_first_process",
+    "local_mesh",
+    "local_rows",
+    "make_mesh",
+    "map_groups",
+    "pin_batch",
+    "put_batch",
+    "replicated",
+    "together",
+    "with_shardings",
+]

@@ -1,0 +1,116 @@
+"""The table of which axis of the mesh shards which axis of each parameter."""
+
+# Ends of parameter paths -> mesh axes; L depth, D hidden, H heads, M = mlp_ratio D, P = p*p*C.
+# Of all four blocks; none has all of these parameters.
+DIT_AXES = {
+    "x_embedder/kernel": (None, "fsdp"),  # [P, D]
+    "x_embedder/bias": ("fsdp",),  # [D]
+    "t_embedder/mlp_0/kernel": (None, "fsdp"),  # [256, D]
+    "t_embedder/mlp_0/bias": ("fsdp",),  # [D]
+    "t_embedder/mlp_2/kernel": (None, "fsdp"),  # [D, D]
+    "t_embedder/mlp_2/bias": ("fsdp",),  # [D]
+    "y_embedder/embedding": (None, "fsdp"),  # [classes + 1, D]
+    "context_embedder/kernel": (None, "fsdp"),  # [C, D], C context_size
+    "context_embedder/bias": ("fsdp",),  # [D]
+    "pooled_embedder/kernel": (None, "fsdp"),  # [C, D]
+    "pooled_embedder/bias": ("fsdp",),  # [D]
+    "text_encoder/token_embedding/embedding": (None, "fsdp"),  # [vocabulary, C]
+    "text_encoder/position_embedding": (None, "fsdp"),  # [tokens, C]
+    "text_encoder/final_norm/scale": ("fsdp",),  # [C]
+    "text_encoder/final_norm/bias": ("fsdp",),  # [C]
+    # The text encoder's blocks are in-context ones, with C for D.
+    "blocks/adaLN_modulation/kernel": (None, "fsdp", None, "tensor"),  # [L, D, 6 or 4, D]
+    "blocks/adaLN_modulation/bias": (None, None, ("tensor", "fsdp")),  # [L, 6 or 4, D]
+    "blocks/norm1/scale": (None, "fsdp"),  # [L, D]
+    "blocks/norm1/bias": (None, "fsdp"),  # [L, D]
+    "blocks/attn/qkv/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 3, H, D/H]
+    "blocks/attn/qkv/bias": (None, None, "tensor", "fsdp"),  # [L, 3, H, D/H]
+    "blocks/attn/proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
+    "blocks/attn/proj/bias": (None, "fsdp"),  # [L, D]
+    "blocks/norm_cross/scale": (None, "fsdp"),  # [L, D]
+    "blocks/norm_cross/bias": (None, "fsdp"),  # [L, D]
+    "blocks/cross_attn/q/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 1, H, D/H]
+    "blocks/cross_attn/q/bias": (None, None, "tensor", "fsdp"),  # [L, 1, H, D/H]
+    "blocks/cross_attn/kv/kernel": (None, "fsdp", None, "tensor", None),  # [L, D, 2, H, D/H]
+    "blocks/cross_attn/kv/bias": (None, None, "tensor", "fsdp"),  # [L, 2, H, D/H]
+    "blocks/cross_attn/proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
+    "blocks/cross_attn/proj/bias": (None, "fsdp"),  # [L, D]
+    "blocks/norm2/scale": (None, "fsdp"),  # [L, D]
+    "blocks/norm2/bias": (None, "fsdp"),  # [L, D]
+    "blocks/mlp/fc1/kernel": (None, "fsdp", "tensor"),  # [L, D, M]
+    "blocks/mlp/fc1/bias": (None, ("tensor", "fsdp")),  # [L, M]
+    "blocks/mlp/fc2/kernel": (None, "tensor", "fsdp"),  # [L, M, D]
+    "blocks/mlp/fc2/bias": (None, "fsdp"),  # [L, D]
+    "final_layer/adaLN_modulation/kernel": ("fsdp", None, "tensor"),  # [D, 2, D]
+    "final_layer/adaLN_modulation/bias": (None, ("tensor", "fsdp")),  # [2, D]
+    "final_layer/norm/scale": ("fsdp",),  # [D]
+    "final_layer/norm/bias": ("fsdp",),  # [D]
+    "final_layer/linear/kernel": ("fsdp", None),  # [D, P or 2P]
+    "final_layer/linear/bias": (None,),  # [P or 2P]
+}
+# Convolutions [h, w, in, out], Linears [in, out] and norms.
+VAE_AXES = {
+    f"{name}/{leaf}": axes
+    for names, leaves in (
+        (
+            "conv_in conv_out conv conv1 conv2 conv_shortcut quant_conv post_quant_conv",
+            {"kernel": (None, None, None, "fsdp"), "bias": ("fsdp",)},
+        ),
+        ("to_q to_k to_v to_out_0", {"kernel": (None, "fsdp"), "bias": ("fsdp",)}),
+        ("norm1 norm2 conv_norm_out group_norm", {"scale": ("fsdp",), "bias": ("fsdp",)}),
+    )
+    for name in names.split()
+    for leaf, axes in leaves.items()
+}
+# V tokens of the vocabulary, M = mlp_size; q_proj, k_proj and v_proj are whole heads in order.
+CLIP_AXES = {
+    "embeddings_token_embedding/embedding": (None, "fsdp"),  # [V, D]
+    "embeddings_position_embedding/embedding": (None, "fsdp"),  # [length, D]
+    "encoder_layers/layer_norm1/scale": (None, "fsdp"),  # [L, D]
+    "encoder_layers/layer_norm1/bias": (None, "fsdp"),  # [L, D]
+    "encoder_layers/self_attn/q_proj/kernel": (None, "fsdp", "tensor"),  # [L, D, D]
+    "encoder_layers/self_attn/q_proj/bias": (None, ("tensor", "fsdp")),  # [L, D]
+    "encoder_layers/self_attn/k_proj/kernel": (None, "fsdp", "tensor"),  # [L, D, D]
+    "encoder_layers/self_attn/k_proj/bias": (None, ("tensor", "fsdp")),  # [L, D]
+    "encoder_layers/self_attn/v_proj/kernel": (None, "fsdp", "tensor"),  # [L, D, D]
+    "encoder_layers/self_attn/v_proj/bias": (None, ("tensor", "fsdp")),  # [L, D]
+    "encoder_layers/self_attn/out_proj/kernel": (None, "tensor", "fsdp"),  # [L, D, D]
+    "encoder_layers/self_attn/out_proj/bias": (None, "fsdp"),  # [L, D]
+    "encoder_layers/layer_norm2/scale": (None, "fsdp"),  # [L, D]
+    "encoder_layers/layer_norm2/bias": (None, "fsdp"),  # [L, D]
+    "encoder_layers/mlp/fc1/kernel": (None, "fsdp", "tensor"),  # [L, D, M]
+    "encoder_layers/mlp/fc1/bias": (None, ("tensor", "fsdp")),  # [L, M]
+    "encoder_layers/mlp/fc2/kernel": (None, "tensor", "fsdp"),  # [L, M, D]
+    "encoder_layers/mlp/fc2/bias": (None, "fsdp"),  # [L, D]
+    "final_layer_norm/scale": ("fsdp",),  # [D]
+    "final_layer_norm/bias": ("fsdp",),  # [D]
+}
+# Of the UNet what the VAE does not have, or has otherwise; M = 4D. Attention without transformer
+# is as the VAE's: it may have one head, which the tensor axis would cut.
+UNET_AXES = {
+    f"{name}/{leaf}": axes
+    for names, leaves in (
+        (
+            "attn1/to_q attn1/to_k attn1/to_v attn2/to_q attn2/to_k attn2/to_v",
+            {"kernel": ("fsdp", "tensor", None)},  # [D or context_size, H, D/H]
+        ),
+        (
+            "attn1/to_out_0 attn2/to_out_0 ff/net_2",
+            {"kernel": ("tensor", "fsdp"), "bias": ("fsdp",)},  # [D or M, D]
+        ),
+        (
+            "ff/net_0_proj",
+            {"kernel": ("fsdp", None, "tensor"), "bias": (None, ("tensor", "fsdp"))},  # [D, 2, M]
+        ),
+        (
+            "linear_1 linear_2 time_emb_proj proj_in proj_out",
+            {"kernel": (None, "fsdp"), "bias": ("fsdp",)},
+        ),
+        ("norm norm3", {"scale": ("fsdp",), "bias": ("fsdp",)}),
+        ("class_embedding", {"embedding": (None, "fsdp")}),  # [classes + 1, 4D or context_size]
+    )
+    for name in names.split()
+    for leaf, axes in leaves.items()
+}
+# The first that ends a path holds: the UNet's longer names are before the VAE's.
+PARAMETER_AXES = DIT_AXES | UNET_AXES | VAE_AXES | CLIP_AXES
