@@ -39,12 +39,12 @@ from dit_jax import (
     generate,
     latents,
     models,
-    ranges,
     sharding,
     sources,
-    stopping,
     train,
 )
+from dit_jax.config import ranges
+from dit_jax.system import stopping
 
 FLAGS = flags.FLAGS
 # What is measured, and the flags that are not for all.

@@ -6,7 +6,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, forms, measures, workdirs
+from dit_jax import checkpoint, measures, workdirs
+from dit_jax.system import forms
 
 logger = logging.getLogger("dit_jax")
 

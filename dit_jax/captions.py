@@ -12,7 +12,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
 
-from dit_jax import files, listing, pixels
+from dit_jax import listing, pixels
+from dit_jax.system import files
 
 NAME = "metadata.jsonl"
 SHOWN = 100  # characters of a line, or of a name, in an error

@@ -22,7 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import files, latents, models, sharding, stopping, workdirs
+from dit_jax import latents, models, sharding, workdirs
+from dit_jax.system import files, stopping
 
 logger = logging.getLogger("dit_jax")
 

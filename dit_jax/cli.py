@@ -21,7 +21,8 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dit_jax import arguments, compilation_cache, files, ranges, stopping, terminal
+from dit_jax.config import arguments, ranges
+from dit_jax.system import compilation_cache, files, stopping, terminal
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

@@ -17,8 +17,9 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, files, identity, sources
+from dit_jax import checkpoint, identity, sources
 from dit_jax.models import conditioning
+from dit_jax.system import files
 
 KINDS = ("random", "balanced")  # of `draw`
 FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition

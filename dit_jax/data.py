@@ -15,7 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from dit_jax import sources, stopping
+from dit_jax import sources
+from dit_jax.system import stopping
 
 Batch = sources.Batch
 

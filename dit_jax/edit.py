@@ -25,20 +25,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import (
-    cli,
-    conditions,
-    files,
-    generate,
-    latents,
-    models,
-    pictures,
-    pixels,
-    ranges,
-    runs,
-    sharding,
-)
+from dit_jax import cli, conditions, generate, latents, models, pictures, pixels, runs, sharding
+from dit_jax.config import ranges
 from dit_jax.diffusion import samplers
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

@@ -33,19 +33,19 @@ from dit_jax import (
     diffusion,
     extractors,
     fid,
-    files,
     generate,
     images,
     measures,
     metrics,
     pictures,
-    ranges,
     references,
     rows,
     runs,
     sharding,
     spool,
 )
+from dit_jax.config import ranges
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

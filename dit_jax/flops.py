@@ -13,7 +13,8 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, counts, models, ranges
+from dit_jax import cli, counts, models
+from dit_jax.config import ranges
 from dit_jax.models import blocks, dit, unet
 
 FLAGS = flags.FLAGS

@@ -28,7 +28,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dit_jax import captions, files, listing, pixels
+from dit_jax import captions, listing, pixels
+from dit_jax.system import files
 
 SHOWN = 10  # names in a message
 

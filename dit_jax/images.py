@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, files, folders, identity, pixels, sources
+from dit_jax import data, folders, identity, pixels, sources
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

@@ -14,7 +14,8 @@ import stat
 
 import numpy as np
 
-from dit_jax import files, pixels
+from dit_jax import pixels
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

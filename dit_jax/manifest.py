@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from dit_jax import files, forms
+from dit_jax.system import files, forms
 
 
 def digest(values: object) -> str:

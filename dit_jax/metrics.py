@@ -20,7 +20,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dit_jax import files, forms, sharding
+from dit_jax import sharding
+from dit_jax.system import files, forms
 
 logger = logging.getLogger("dit_jax")
 

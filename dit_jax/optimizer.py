@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from dit_jax import ranges
+from dit_jax.config import ranges
 
 # Where the input is no wider in a wider model: pixels of a patch, sinusoids of the time, what the
 # encoder of captions makes of them and, if it is trained along, all of its own.

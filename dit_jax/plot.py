@@ -22,8 +22,9 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, files, forms, style, workdirs
+from dit_jax import cli, style, workdirs
 from dit_jax.diffusion import sampler_settings
+from dit_jax.system import files, forms
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, data, files, latents, pictures, sharding, sources
+from dit_jax import checkpoint, cli, data, latents, pictures, sharding, sources
 from dit_jax.diffusion import objectives
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 SHOWN = 16

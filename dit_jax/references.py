@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, fid, files, identity, images, metrics, sharding, sources, workdirs
+from dit_jax import data, fid, identity, images, metrics, sharding, sources, workdirs
 from dit_jax.extractors import Extractor
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

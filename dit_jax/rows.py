@@ -12,7 +12,8 @@ import subprocess
 
 import jax
 
-from dit_jax import checkpoint, files, flops, forms, locks, runs, sharding
+from dit_jax import checkpoint, flops, runs, sharding
+from dit_jax.system import files, forms, locks
 
 # Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
 SIGNED = ("kid", "bits_per_latent_dim")

@@ -10,19 +10,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    checkpoint,
-    conditions,
-    diffusion,
-    files,
-    generate,
-    latents,
-    models,
-    ranges,
-    sharding,
-    workdirs,
-)
+from dit_jax import checkpoint, conditions, diffusion, generate, latents, models, sharding, workdirs
+from dit_jax.config import ranges
 from dit_jax.diffusion import sampler_settings
+from dit_jax.system import files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, files, generate, pictures, ranges, runs
+from dit_jax import cli, generate, pictures, runs
+from dit_jax.config import ranges
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 NUM = 16  # images, of labels

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dit_jax import files
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

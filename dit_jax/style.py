@@ -5,7 +5,7 @@ import pathlib
 import types
 from collections.abc import Iterable
 
-from dit_jax import files
+from dit_jax.system import files
 
 LABELS = {
     "step": "training steps",

@@ -21,7 +21,6 @@ from dit_jax import (
     conditions,
     data,
     diffusion,
-    files,
     flops,
     generate,
     latents,
@@ -32,6 +31,7 @@ from dit_jax import (
 )
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
+from dit_jax.system import files
 
 # What a model of each condition is told, in its summary.
 TOLD = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
-from dit_jax import files
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

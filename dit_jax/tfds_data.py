@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dit_jax import files
+from dit_jax.system import files
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 # The files of a dataset that describe its features, one of which may be missing.

@@ -29,21 +29,20 @@ from dit_jax import (
     cli,
     conditions,
     data,
-    files,
     identity,
     latents,
     measures,
     metrics,
     models,
     optimizer,
-    ranges,
     runs,
     sharding,
     sources,
-    stopping,
     tasks,
     workdirs,
 )
+from dit_jax.config import ranges
+from dit_jax.system import files, stopping
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

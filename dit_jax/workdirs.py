@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import files, forms, locks, manifest, models, overrides, ranges, sharding
+from dit_jax import manifest, models, sharding
+from dit_jax.config import overrides, ranges
+from dit_jax.system import files, forms, locks
 
 logger = logging.getLogger("dit_jax")
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from absl import flags
 
-from dit_jax import arguments
+from dit_jax.config import arguments
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [

@@ -10,8 +10,9 @@ import safetensors.flax
 import safetensors.numpy
 import torch_format
 
-from dit_jax import convert, files
+from dit_jax import convert
 from dit_jax.convert import arrays
+from dit_jax.system import files
 
 
 def test_files_give_what_the_mapping_gives(golden_model_config, golden_params, published, tmp_path):

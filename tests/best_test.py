@@ -7,7 +7,8 @@ import pytest
 from conftest import random_params
 
 from configs import vae_digits
-from dit_jax import best, checkpoint, files, models, runs, train, workdirs
+from dit_jax import best, checkpoint, models, runs, train, workdirs
+from dit_jax.system import files
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, files, stopping, train, workdirs
+from dit_jax import checkpoint, train, workdirs
+from dit_jax.system import files, stopping
 
 
 def _latest(workdir, config):

@@ -19,7 +19,8 @@ import pytest
 import setuptools
 from xla_flags import ONE_DEVICE
 
-from dit_jax import cli, files, stopping
+from dit_jax import cli
+from dit_jax.system import files, stopping
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [

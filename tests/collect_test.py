@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import conditions, files, flops, generate, runs
+from dit_jax import conditions, flops, generate, runs
+from dit_jax.system import files
 from experiments.scaling import collect, grid, models, table
 from experiments.scaling.configs import smoke
 

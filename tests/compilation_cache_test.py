@@ -5,7 +5,7 @@ import warnings
 import jax
 import pytest
 
-from dit_jax import compilation_cache
+from dit_jax.system import compilation_cache
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from dit_jax import (
     conditions,
     data,
     encode,
-    files,
     flops,
     generate,
     models,
@@ -29,6 +28,7 @@ from dit_jax import (
     workdirs,
 )
 from dit_jax.models import blocks, text_encoder
+from dit_jax.system import files
 
 
 @pytest.fixture

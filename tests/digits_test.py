@@ -9,8 +9,9 @@ import time
 import pytest
 import tensorflow_datasets as tfds
 
-from dit_jax import datasets, locks
+from dit_jax import datasets
 from dit_jax.datasets import digits
+from dit_jax.system import locks
 
 
 def test_written_once_and_identically(digits_dir, tmp_path):

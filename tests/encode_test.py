@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode, latents, locks, sources
+from dit_jax import checkpoint, data, encode, latents, sources
+from dit_jax.system import locks
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from dit_jax import (
     conditions,
     evaluate,
     extractors,
-    files,
     generate,
     images,
     measures,
@@ -27,6 +26,7 @@ from dit_jax import (
     runs,
     workdirs,
 )
+from dit_jax.system import files
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dit_jax import files
+from dit_jax.system import files
 
 
 @pytest.mark.parametrize(

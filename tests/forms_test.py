@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit_jax import forms
+from dit_jax.system import forms
 
 VALUES = [
     None,

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from dit_jax import checkpoint, files, locks, train, workdirs
+from dit_jax import checkpoint, train, workdirs
+from dit_jax.system import files, locks
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def path(tmp_path):
 def _start_holder(path):
     """A process that holds the lock."""
     code = (
-        "import pathlib, sys, time; from dit_jax import locks\n"
+        "import pathlib, sys, time; from dit_jax.system import locks\n"
         "with locks.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
@@ -71,7 +72,7 @@ def test_waits_for_the_holder_to_end(path, caplog):
 def test_who_looks_at_a_lock_hinders_no_holder_and_sees_none(path):
     """Two processes look again and again while this one holds the lock a thousand times."""
     code = (
-        "import pathlib, sys; from dit_jax import locks\nprint('looks', flush=True)\n"
+        "import pathlib, sys; from dit_jax.system import locks\nprint('looks', flush=True)\n"
         "while True: locks.is_held(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, path]

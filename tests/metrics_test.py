@@ -11,7 +11,8 @@ from close import assert_trees_close
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from dit_jax import files, metrics
+from dit_jax import metrics
+from dit_jax.system import files
 
 
 def _lines(workdir):

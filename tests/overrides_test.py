@@ -5,7 +5,7 @@ import re
 import pytest
 
 from configs import default, smoke
-from dit_jax import overrides
+from dit_jax.config import overrides
 from experiments.scaling.configs import smoke as sweep
 
 

@@ -8,7 +8,8 @@ import warnings
 
 import pytest
 
-from dit_jax import files, plot
+from dit_jax import plot
+from dit_jax.system import files
 
 
 def _row(sampler="ddpm", steps=250, cfg_scale=1.5, seed=0, step=400, **values):

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from configs import default
-from dit_jax import ranges, runs, train, workdirs
+from dit_jax import runs, train, workdirs
+from dit_jax.config import ranges
 from dit_jax.models import clip
 from experiments.scaling.configs import default as sweeps
 

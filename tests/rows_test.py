@@ -6,7 +6,8 @@ import types
 import jax
 import pytest
 
-from dit_jax import files, rows
+from dit_jax import rows
+from dit_jax.system import files
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from configs import smoke
-from dit_jax import encode, files, shards
+from dit_jax import encode, shards
+from dit_jax.system import files
 
 
 def _make_config(digits_dir):

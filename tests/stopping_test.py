@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dit_jax import stopping
+from dit_jax.system import stopping
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -148,7 +148,7 @@ def _run(code, *numbers):
 
 HELD = """
 import hashlib, time
-from dit_jax import stopping
+from dit_jax.system import stopping
 with stopping.Deferring("ending this step.", at_end=lambda: print("at end")) as signals:
     print("begun")
     while not signals.received:
@@ -172,7 +172,7 @@ def test_second_ctrl_c_ends_the_process_while_it_compiles():
 
 WORKER = """
 import multiprocessing, time
-from dit_jax import stopping
+from dit_jax.system import stopping
 
 def work():
     time.sleep(5)
@@ -210,7 +210,7 @@ def test_processes_that_are_started_while_blocked_see_no_ctrl_c():
 
 PARENT = """
 import multiprocessing, time
-from dit_jax import stopping
+from dit_jax.system import stopping
 
 def work():
     stopping.end_with_parent()

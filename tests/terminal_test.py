@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from dit_jax import terminal
+from dit_jax.system import terminal
 
 
 def test_lines_and_tabs_stay_and_other_controls_are_escaped():

@@ -15,8 +15,8 @@ import pytest
 import torch_format
 from torch_format import Call, Global, storage, tensor
 
-from dit_jax import files
 from dit_jax.convert import arrays, torch_files
+from dit_jax.system import files
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

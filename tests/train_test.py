@@ -16,8 +16,9 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke
-from dit_jax import checkpoint, conditions, files, models, sharding, sources, train
+from dit_jax import checkpoint, conditions, models, sharding, sources, train
 from dit_jax.models import dit
+from dit_jax.system import files
 
 
 def _metrics(workdir):

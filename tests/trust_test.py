@@ -21,7 +21,7 @@ import safetensors.numpy
 import sweep
 from PIL import Image
 
-from dit_jax import files
+from dit_jax.system import files
 from experiments.scaling import table
 
 MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third

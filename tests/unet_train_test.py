@@ -7,8 +7,9 @@ import pytest
 from close import assert_close
 
 from configs import default
-from dit_jax import data, files, sharding, sources, tasks, train
+from dit_jax import data, sharding, sources, tasks, train
 from dit_jax.models import unet
+from dit_jax.system import files
 
 
 @pytest.fixture

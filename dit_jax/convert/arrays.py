@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from dit_jax import files, models
+from dit_jax import models
 from dit_jax.convert import torch_files
+from dit_jax.system import files
 
 Shape = tuple[int, ...]
 # The last part of the name of torch's table of integers beside weights, which no model of ours is

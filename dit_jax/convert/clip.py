@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import files, text
+from dit_jax import text
 from dit_jax.convert import arrays, fields, weights
 from dit_jax.models import clip
+from dit_jax.system import files
 
 # transformers' classes -> their arrays that are not the text transformer's; one that ends in a dot
 # is a module.

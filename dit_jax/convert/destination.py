@@ -8,7 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from dit_jax import files
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax import files
 from dit_jax.convert import arrays, dit, fields
+from dit_jax.system import files
 
 # The published module -> diffusers' modules, whose rows it joins; {} is the block's number.
 MODULES = {

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax import files
 from dit_jax.convert import arrays, fields, weights
 from dit_jax.models import dinov2
+from dit_jax.system import files
 
 HEAD_SIZE = 64  # of all published sizes
 LEAVES = {"kernel": "weight", "scale": "weight"}

@@ -6,9 +6,11 @@ import pathlib
 import safetensors
 from ml_collections import ConfigDict
 
-from dit_jax import diffusion, files, ranges, workdirs
+from dit_jax import diffusion, workdirs
+from dit_jax.config import ranges
 from dit_jax.convert import fields
 from dit_jax.models import dit
+from dit_jax.system import files
 
 KEY = "dit_jax"  # in the file's metadata
 WHAT = "what `convert dit-export` writes"

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dit_jax import files
+from dit_jax.system import files
 
 MOST = 2**20  # of a size of a model
 MOST_LAYERS = 1000

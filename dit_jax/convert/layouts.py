@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from dit_jax import files
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

@@ -4,8 +4,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax import files
 from dit_jax.convert import fields, weights
+from dit_jax.system import files
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dit_jax import files
+from dit_jax.system import files
 
 MOST_PICKLE_BYTES = 16 * 2**20  # 10,000 tensors take 2 MiB
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file without a zip archive

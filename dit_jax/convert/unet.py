@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import files
 from dit_jax.convert import arrays, fields
 from dit_jax.models import unet
+from dit_jax.system import files
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # What a config may leave out, and as what.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import files
 from dit_jax.convert import arrays, fields
+from dit_jax.system import files
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 # Of the attention, in files written before diffusers 0.17.

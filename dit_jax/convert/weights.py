@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from dit_jax import files
 from dit_jax.convert import arrays, fields, layouts
+from dit_jax.system import files
 
 DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")

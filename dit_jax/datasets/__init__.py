@@ -9,7 +9,8 @@ import shlex
 
 import tensorflow_datasets as tfds
 
-from dit_jax import files, locks, tfds_data
+from dit_jax import tfds_data
+from dit_jax.system import files, locks
 
 logger = logging.getLogger("dit_jax")
 

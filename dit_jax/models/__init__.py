@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax import files, forms, ranges
+from dit_jax.config import ranges
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
+from dit_jax.system import files, forms
 
 BUILDERS = {
     "dit": dit.from_config,

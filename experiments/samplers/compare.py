@@ -25,13 +25,13 @@ from dit_jax import (
     diffusion,
     evaluate,
     extractors,
-    files,
     generate,
-    ranges,
     references,
     runs,
     train,
 )
+from dit_jax.config import ranges
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 1_000  # of samples

@@ -20,8 +20,9 @@ import scipy.special
 from absl import flags
 
 from configs import default
-from dit_jax import cli, diffusion, files
+from dit_jax import cli, diffusion
 from dit_jax.diffusion import samplers
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 WEIGHTS, MEANS, STDS = np.array([[[0.3, 0.7]], [[-1.0, 0.6]], [[0.2, 0.4]]])  # of x_0's modes

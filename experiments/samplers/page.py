@@ -9,7 +9,8 @@ import string
 
 from absl import flags
 
-from dit_jax import cli, files
+from dit_jax import cli
+from dit_jax.system import files
 from experiments.samplers import compare
 
 HERE = pathlib.Path(__file__).parent

@@ -21,19 +21,17 @@ from dit_jax import (
     cli,
     evaluate,
     extractors,
-    files,
     latents,
-    locks,
     metrics,
     references,
     rows,
     runs,
     sharding,
     sources,
-    stopping,
     train,
     workdirs,
 )
+from dit_jax.system import files, locks, stopping
 from experiments.scaling import grid, record
 
 FLAGS = flags.FLAGS

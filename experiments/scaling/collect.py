@@ -18,19 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dit_jax import (
-    cli,
-    conditions,
-    files,
-    flops,
-    forms,
-    metrics,
-    pictures,
-    pixels,
-    plot,
-    rows,
-    workdirs,
-)
+from dit_jax import cli, conditions, flops, metrics, pictures, pixels, plot, rows, workdirs
+from dit_jax.system import files, forms
 from experiments.scaling import models, record, table
 
 FLAGS = flags.FLAGS

@@ -26,7 +26,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, files, latents, sharding, sources, style, train
+from dit_jax import cli, data, latents, sharding, sources, style, train
+from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from dit_jax import files, stopping
+from dit_jax.system import files, stopping
 
 logger = logging.getLogger("dit_jax")
 

@@ -14,7 +14,8 @@ import math
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, files, plot
+from dit_jax import cli, plot
+from dit_jax.system import files
 from experiments.scaling import bootstrap, contrasts, laws, models, summary, table
 
 FLAGS = flags.FLAGS

@@ -15,7 +15,8 @@ import pathlib
 
 from absl import flags
 
-from dit_jax import cli, files, plot, style
+from dit_jax import cli, plot, style
+from dit_jax.system import files
 from experiments.scaling import curves, looks, models, panels, samples, table
 
 FLAGS = flags.FLAGS

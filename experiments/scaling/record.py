@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dit_jax import files, forms
+from dit_jax.system import files, forms
 from experiments.scaling import table
 
 FILE = "cell.json"

@@ -17,7 +17,8 @@ import string
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, files, forms
+from dit_jax import cli
+from dit_jax.system import files, forms
 from experiments.scaling import contrasts, fit, models, summary, table
 
 FLAGS = flags.FLAGS

@@ -21,7 +21,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, files, sources, stopping
+from dit_jax import cli, sources
+from dit_jax.system import files, stopping
 from experiments.scaling import cell, collect, executors, grid
 
 FLAGS = flags.FLAGS

@@ -20,7 +20,7 @@ import csv
 import io
 import pathlib
 
-from dit_jax import files
+from dit_jax.system import files
 
 TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
 TEXT += ("device", "jax", "git_revision")  # all else are numbers, but for a sweep's other axes

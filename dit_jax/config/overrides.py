@@ -13,7 +13,7 @@ from importlib.machinery import SourceFileLoader
 
 from ml_collections import ConfigDict
 
-from dit_jax import files
+from dit_jax.system import files
 
 MODULE = "dit_jax_config_file"  # the name that a config file is imported by
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from dit_jax import files
+from dit_jax.system import files
 
 # A progress bar returns to the beginning of its line, or moves up to it.
 BAR = re.compile(r"\r|\x1b\[A")

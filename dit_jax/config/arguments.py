@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dit_jax import files, overrides, ranges
+from dit_jax.config import overrides, ranges
+from dit_jax.system import files
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
 LEAST_COLUMNS = 40  # of --help: absl fails where its indents fill the line

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import jax
 
-from dit_jax import files
+from dit_jax.system import files
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 PATIENCE = 1.0  # seconds after which a command that has not ended says that it will

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import forms
+from dit_jax.system import forms
 
 
 @dataclasses.dataclass(frozen=True)

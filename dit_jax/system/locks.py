@@ -19,7 +19,8 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from dit_jax import files, sharding
+from dit_jax import sharding
+from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 

@@ -1,0 +1,1 @@
+"""A command's words and its config: read strictly, each number held to its range."""
