@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator
 
 from dit_jax import listing, pixels
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 NAME = "metadata.jsonl"
 SHOWN = 100  # characters of a line, or of a name, in an error
@@ -39,7 +39,7 @@ def read(
         )
     # What another system has decomposed: it may list "é" as one character, and store it as two.
     composed = functools.cache(lambda: {_compose(name): name for name in known})
-    most = files.MOST_JSON_BYTES + MOST_BYTES * len(known)
+    most = json_files.MOST_JSON_BYTES + MOST_BYTES * len(known)
     names, captions, faults, lines = [], [], [], {}
     num_faults = kept = 0
     for number, line in _lines(path):
@@ -82,7 +82,7 @@ def read(
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of those that are not blank, without a byte order mark."""
     # Not splitlines(): captions may hold what Unicode takes for the end of a line.
-    for number, line in enumerate(files.read_lines(path), start=1):
+    for number, line in enumerate(json_files.read_lines(path), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
             yield number, line.removesuffix(b"\n")
@@ -97,7 +97,7 @@ def _parse(line, feature):
         raise ValueError(f"is not in UTF-8: {error.reason}, {found!r}; save it as UTF-8") from None
     shown, reason = f"not {text[:SHOWN].strip()!r}", ""
     try:
-        row = files.parse_json(text, "it", "an object of JSON")
+        row = json_files.parse_json(text, "it", "an object of JSON")
     except ValueError as error:
         row, reason = None, f": {error}".rstrip(".")
     row = row if isinstance(row, dict) else {}

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dit_jax import latents, models, sharding, workdirs
-from dit_jax.system import files, stopping
+from dit_jax.system import files, json_files, stopping
 
 logger = logging.getLogger("dit_jax")
 
@@ -128,7 +128,7 @@ def saved_values(workdir: pathlib.Path) -> dict:
         return {}
     path = workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata"
     try:
-        return dict(files.read_json(path, "what was kept with a checkpoint"))
+        return dict(json_files.read_json(path, "what was kept with a checkpoint"))
     except (OSError, ValueError, TypeError) as error:
         logger.warning("cannot read how %s was chosen: %s", workdir, error)
         return {}

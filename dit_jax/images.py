@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import data, folders, identity, pixels, sources
-from dit_jax.system import files
+from dit_jax.system import files, npz_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -90,7 +90,7 @@ def open_npz(path: pathlib.Path) -> ImageSet:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {files.printable(path)}.")
-    name, members = files.printable(path), files.describe_npz(path)
+    name, members = files.printable(path), npz_files.describe_npz(path)
     if "arr_0" not in members:
         raise ValueError(
             f"{name} is no .npz of images, arr_0 [N, H, W, C] uint8: it holds "
@@ -134,7 +134,7 @@ def open_npz(path: pathlib.Path) -> ImageSet:
 
 def _read_labels(path, members, num):
     """[num], or None.   Raises: ValueError for others than one whole number for each image."""
-    found = files.read_npz(path, [name for name in LABELS if name in members])
+    found = npz_files.read_npz(path, [name for name in LABELS if name in members])
     for name, labels in found.items():
         check_labels(labels, num, f"{name} in {files.printable(path)}")
     if not found:

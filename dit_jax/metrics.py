@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dit_jax import sharding
-from dit_jax.system import files, forms
+from dit_jax.system import files, forms, json_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -158,7 +158,7 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
     Each has a 'step'; its other values are numbers, or none.
     """
-    return files.read_json_lines(path, _list_wrong)
+    return json_files.read_json_lines(path, _list_wrong)
 
 
 def _list_wrong(line):

@@ -24,7 +24,7 @@ from absl import flags
 
 from dit_jax import cli, style, workdirs
 from dit_jax.diffusion import sampler_settings
-from dit_jax.system import files, forms
+from dit_jax.system import files, forms, json_files
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -89,7 +89,9 @@ def read(patterns: Iterable[str]) -> list[dict]:
     return [
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
-        for i, row in enumerate(files.read_json_lines(pathlib.Path(path), forms.wrong_in_row), 1)
+        for i, row in enumerate(
+            json_files.read_json_lines(pathlib.Path(path), forms.wrong_in_row), 1
+        )
     ]
 
 

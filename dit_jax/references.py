@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import data, fid, identity, images, metrics, sharding, sources, workdirs
 from dit_jax.extractors import Extractor
-from dit_jax.system import files
+from dit_jax.system import files, json_files, npz_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -154,11 +154,13 @@ def _open(path):
     """(the arrays in an .npz, our metadata or None)."""
     if not path.is_file():
         raise FileNotFoundError(f"no reference {files.printable(path)}.")
-    members = files.describe_npz(path)
+    members = npz_files.describe_npz(path)
     if "metadata" not in members:
         return members, None
-    found = files.read_npz(path, ["metadata"])["metadata"]
-    metadata = files.parse_json(str(found), f"the metadata in {files.printable(path)}", EXPECTED)
+    found = npz_files.read_npz(path, ["metadata"])["metadata"]
+    metadata = json_files.parse_json(
+        str(found), f"the metadata in {files.printable(path)}", EXPECTED
+    )
     tables = metadata if isinstance(metadata, dict) else {}
     values = [(tables.get(table), *key) for table, keys in METADATA.items() for key in keys.items()]
     if not all(isinstance(t, dict) and isinstance(t.get(key, t), kind) for t, key, kind in values):
@@ -181,7 +183,7 @@ def _read(path, members, metadata, extractor):
         raise ValueError(
             f"{name} has lost its {', '.join(lost)}: make it again with --make_reference."
         )
-    arrays = files.read_npz(path, members.keys() & {"features", "labels"})
+    arrays = npz_files.read_npz(path, members.keys() & {"features", "labels"})
     features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
         raise ValueError(
@@ -233,7 +235,7 @@ def _read_gaussians(path, members, dims, extractor, num_images):
     for kind, keys in MOMENTS.items():
         if not members.keys() >= set(keys):
             continue
-        mean, covariance = files.read_npz(path, keys).values()
+        mean, covariance = npz_files.read_npz(path, keys).values()
         where, dim = f"{' and '.join(keys)} in {files.printable(path)}", dims.get(kind, len(mean))
         real = mean.dtype.kind == covariance.dtype.kind == "f"
         finite = real and np.isfinite(mean).all() and np.isfinite(covariance).all()

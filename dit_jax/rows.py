@@ -13,7 +13,7 @@ import subprocess
 import jax
 
 from dit_jax import checkpoint, flops, runs, sharding
-from dit_jax.system import files, forms, locks
+from dit_jax.system import files, forms, json_files, locks
 
 # Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
 SIGNED = ("kid", "bits_per_latent_dim")
@@ -73,7 +73,7 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
 
 def read(path: pathlib.Path) -> list[dict]:
     """The rows of an evaluations.jsonl, but for damaged ones, which a warning counts."""
-    return files.read_json_lines(path, forms.wrong_in_row)
+    return json_files.read_json_lines(path, forms.wrong_in_row)
 
 
 def find(path: pathlib.Path, row: dict) -> dict | None:

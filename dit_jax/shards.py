@@ -20,7 +20,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from dit_jax import latents, manifest, sharding
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -80,7 +80,7 @@ def _made_of(identity):
 def _read_claim(path):
     """What the directory was begun with; {} if that is lost, since every shard knows it too."""
     try:
-        begun = files.read_json(path, "what the shards are made of") if path.is_file() else {}
+        begun = json_files.read_json(path, "what the shards are made of") if path.is_file() else {}
         return manifest.without_digest(begun, path)
     except ValueError as error:
         logger.warning("%s; it is written again.", error)
@@ -240,7 +240,7 @@ def _sums_path(path):
 def _read_sums(path):
     """The sums of a shard.   Raises: OSError; ValueError if they are damaged."""
     sums_path = _sums_path(path)
-    sums = files.read_json(sums_path, "the sums of a shard")
+    sums = json_files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
         raise ValueError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
     return manifest.without_digest(sums, sums_path)

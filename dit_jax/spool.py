@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dit_jax.system import files
+from dit_jax.system import files, npz_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -72,7 +72,7 @@ class Spool:
         if NAME.fullmatch(path.name)[3] != f"{_crc(path):08x}":
             return False
         try:
-            found = files.describe_npz(path)
+            found = npz_files.describe_npz(path)
             begun = _read_text(path, "revision")
         except ValueError:
             return False
@@ -121,7 +121,7 @@ class Spool:
         total = spooled[-1][0].stop
         for numbers, path in spooled:
             names = self._form.keys() - ({"image"} if numbers.start >= num_images else set())
-            arrays = files.read_npz(path, names)
+            arrays = npz_files.read_npz(path, names)
             if "image" in arrays:
                 shown.append(arrays.pop("image"))
             for key, array in arrays.items():
@@ -146,7 +146,7 @@ class Spool:
                     header = dict(descr="|u1", fortran_order=False, shape=shape)
                     np.lib.format.write_array_header_1_0(member, header)
                     for _, path in spooled:
-                        batch = files.read_npz(path, names)
+                        batch = npz_files.read_npz(path, names)
                         member.write(np.ascontiguousarray(batch["image"]).data)
                         if "label" in batch:
                             labels.append(batch["label"])
@@ -192,7 +192,7 @@ def _crc(path):
 
 def _read_text(path, name):
     """A short text in an .npz.   Raises: OSError; ValueError for anything else."""
-    text = files.describe_npz(path).get(name)
+    text = npz_files.describe_npz(path).get(name)
     if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MOST_TEXT_BYTES:
         raise ValueError(f"{files.printable(path)} holds no text {name!r}")
-    return str(files.read_npz(path, [name])[name])
+    return str(npz_files.read_npz(path, [name])[name])

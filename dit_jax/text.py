@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -273,9 +273,9 @@ def _read(path):
         raise FileNotFoundError(f"no {files.printable(path)}: {SOURCE}")
     try:
         with path.open("rb") as file:
-            contents = file.read(files.MOST_JSON_BYTES + 1)
-        if len(contents) > files.MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {files.MOST_JSON_BYTES:,} bytes")
+            contents = file.read(json_files.MOST_JSON_BYTES + 1)
+        if len(contents) > json_files.MOST_JSON_BYTES:
+            raise ValueError(f"it has more than {json_files.MOST_JSON_BYTES:,} bytes")
         return contents.decode("utf-8-sig")
     except ValueError as error:
         raise ValueError(
@@ -286,7 +286,7 @@ def _read(path):
 def _read_json(path):
     if not path.is_file():
         raise FileNotFoundError(f"no {files.printable(path)}: {SOURCE}")
-    found = files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
+    found = json_files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
     if not isinstance(found, dict):
         raise ValueError(
             f"cannot read {files.printable(path)}: it holds a {type(found).__name__} instead of "

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 # The files of a dataset that describe its features, one of which may be missing.
@@ -111,7 +111,7 @@ def check_descriptions(directory: pathlib.Path) -> None:
         path = directory / name
         if not path.is_file():
             continue
-        for value in _class_names(files.read_json(path, "the description of a TFDS dataset")):
+        for value in _class_names(json_files.read_json(path, "the description of a TFDS dataset")):
             if not FEATURE_CLASS.fullmatch(value) or "_test." in value:
                 raise ValueError(
                     f"{files.printable(path)} names the class {files.printable(value)}, which is "

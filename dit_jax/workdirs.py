@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dit_jax import manifest, models, sharding
 from dit_jax.config import overrides, ranges
-from dit_jax.system import files, forms, locks
+from dit_jax.system import files, forms, json_files, locks
 
 logger = logging.getLogger("dit_jax")
 
@@ -179,8 +179,8 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
     """
     path = workdir / "checkpoints" / str(step) / "config" / "metadata"
     try:
-        of_step = read_config(files.read_bytes(path), str(path))
-        of_run = read_config(files.read_bytes(workdir / "config.json"), "config.json")
+        of_step = read_config(json_files.read_bytes(path), str(path))
+        of_run = read_config(json_files.read_bytes(workdir / "config.json"), "config.json")
     except (OSError, ValueError):
         return  # `load_config` says so
     differing = _differing(flatten(of_step), flatten(of_run))
@@ -240,7 +240,7 @@ def load_data(workdir: pathlib.Path) -> dict:
     path = workdir / "data.json"
     for candidate in [path, *_newest_first(workdir, "data")]:
         try:
-            data = files.read_json(candidate, "the identities of a run's data")
+            data = json_files.read_json(candidate, "the identities of a run's data")
             data = (
                 manifest.without_digest(data, path) if candidate == path else data.get("data", {})
             )
@@ -288,7 +288,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     problems = []
     for candidate in [path, *saved]:
         try:
-            config = read_config(files.read_bytes(candidate), str(candidate))
+            config = read_config(json_files.read_bytes(candidate), str(candidate))
         except (OSError, ValueError) as error:
             problems.append(f"{candidate.relative_to(workdir)} is not used: {error}")
             logger.warning(problems[-1])
@@ -315,7 +315,7 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     Args: name, of the text's source in messages.
     Raises: ValueError for a text that is no config, or for a value of a wrong type, with its key.
     """
-    config = files.parse_json(text, name, "the config of a run")
+    config = json_files.parse_json(text, name, "the config of a run")
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")

@@ -12,7 +12,7 @@ import torch_format
 
 from dit_jax import convert
 from dit_jax.convert import arrays
-from dit_jax.system import files
+from dit_jax.system import npz_files
 
 
 def test_files_give_what_the_mapping_gives(golden_model_config, golden_params, published, tmp_path):
@@ -176,7 +176,7 @@ def test_small_numbers_take_no_more_memory_than_files_of_their_size_have(tmp_pat
     """A compressed file of many zeros, of two bytes each, becomes four bytes for each."""
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20, np.float16))
     assert arrays.read(tmp_path / "x.npz")["a"].shape == (2**20,)
-    monkeypatch.setattr(files, "FREE_BYTES", 2**21)  # enough for the bytes alone
+    monkeypatch.setattr(npz_files, "FREE_BYTES", 2**21)  # enough for the bytes alone
     with pytest.raises(ValueError, match="would take 4,194,304 bytes, but the file has 2,"):
         arrays.read(tmp_path / "x.npz")
 

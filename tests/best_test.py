@@ -8,7 +8,7 @@ from conftest import random_params
 
 from configs import vae_digits
 from dit_jax import best, checkpoint, models, runs, train, workdirs
-from dit_jax.system import files
+from dit_jax.system import json_files
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_training_measures_the_distance_and_keeps_the_best(tmp_path, config):
     config.fid.update(every_steps=10, num_images=80, steps=2)
     config.checkpoint_best_metric = "fd_pixels_80"
     train.train_and_evaluate(config, tmp_path)
-    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
+    lines = json_files.read_json_lines(tmp_path / "metrics.jsonl")
     values = {line["step"]: line["fd_pixels_80"] for line in lines if "fd_pixels_80" in line}
     assert list(values) == [10, 20]
     step = min(values, key=values.get)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import conditions, flops, generate, runs
-from dit_jax.system import files
+from dit_jax.system import json_files
 from experiments.scaling import collect, grid, models, table
 from experiments.scaling.configs import smoke
 
@@ -31,7 +31,7 @@ def append(workdir):
 
     def append(sample=(), **changes):
         """As the sweep's own, of its picture, if not of another."""
-        row = files.read_json_lines(path)[-1]
+        row = json_files.read_json_lines(path)[-1]
         row |= {**changes, "sample": row["sample"] | dict(sample)}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -76,10 +76,10 @@ def test_rows_say_what_was_run(swept):
         extractor="pixels",
     )
     assert {name: row[name] for name in expected} == expected
-    lines = files.read_json_lines(swept / row["cell"] / "metrics.jsonl")
+    lines = json_files.read_json_lines(swept / row["cell"] / "metrics.jsonl")
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert [r["eval_loss"] for r in rows[2:]] == [losses[10], losses[20]]
-    evaluated = files.read_json_lines(swept / row["cell"] / "evaluations.jsonl")
+    evaluated = json_files.read_json_lines(swept / row["cell"] / "evaluations.jsonl")
     assert [r["fd_pixels"] for r in rows[2:]] == [r["fd_pixels"] for r in evaluated]
     assert not {"seconds", "img_per_s", "picture", "workdir"} & row.keys()  # differ, run by run
 
@@ -341,7 +341,7 @@ def _other_size(path):
 )
 def test_pictures_that_are_no_file_of_their_cell_are_refused(workdir, append, replace, told):
     directory = workdir / "XS-patch_size=2"
-    name = files.read_json_lines(directory / "evaluations.jsonl")[-1]["picture"]
+    name = json_files.read_json_lines(directory / "evaluations.jsonl")[-1]["picture"]
     append(picture=(changed := replace(directory / name) or name))
     with pytest.raises(ValueError, match=re.escape(told)) as refused:
         collect.samples(workdir, ["num=100"])

@@ -28,7 +28,7 @@ from dit_jax import (
     workdirs,
 )
 from dit_jax.models import blocks, text_encoder
-from dit_jax.system import files
+from dit_jax.system import json_files
 
 
 @pytest.fixture
@@ -439,7 +439,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, co
     config.total_steps = 4
     resumed = train.train_and_evaluate(config, tmp_path / "broken")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    lines = (files.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
+    lines = (json_files.read_json_lines(tmp_path / run / "metrics.jsonl") for run in runs)
     losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
     assert losses[0] == losses[1]
     digest = workdirs.load_config(tmp_path / "broken").text.encoder_digest

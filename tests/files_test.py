@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dit_jax.system import files
+from dit_jax.system import files, json_files, npz_files
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_json_is_read_as_it_was_written(tmp_path):
     value = {"a": [1, 2.5, None, True, "é\n"], "b": {"c": {}}, "d": float("inf"), "e": 10**4000}
     path = tmp_path / "x.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(value).encode())  # with a mark of its encoding
-    assert files.read_json(path, "a value") == value
+    assert json_files.read_json(path, "a value") == value
     path.write_text("[" * 100 + "]" * 100)
-    assert files.read_json(path, "a value")
+    assert json_files.read_json(path, "a value")
 
 
 @pytest.mark.parametrize(
@@ -84,25 +84,25 @@ def test_damaged_json_ends_in_one_line(tmp_path, contents, reason):
     path.write_bytes(contents)
     message = rf"^cannot read {tmp_path}/x\\x1b\.json: {reason}.*\. It must be a value\.$"
     with pytest.raises(ValueError, match=message) as error:
-        files.read_json(path, "a value")
+        json_files.read_json(path, "a value")
     assert "\n" not in str(error.value)
 
 
 def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_JSON_BYTES", 2**20)
+    monkeypatch.setattr(json_files, "MOST_JSON_BYTES", 2**20)
     path = tmp_path / "x.json"
     path.write_text(" " * 2**20 + "1")
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
-        files.read_json(path, "a value")
+        json_files.read_json(path, "a value")
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
-        files.parse_json(path.read_text(), "x", "a value")
+        json_files.parse_json(path.read_text(), "x", "a value")
     os.truncate(path, 2**40)  # no memory holds it, so no more is read than may be
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
-        files.read_json(path, "a value")
-    assert files.read_bytes(path, 9) == b" " * 9
+        json_files.read_json(path, "a value")
+    assert json_files.read_bytes(path, 9) == b" " * 9
     for missing in (tmp_path, tmp_path / "none.json"):
         with pytest.raises(FileNotFoundError, match=r"^no .*: it must be a value\.$"):
-            files.read_json(missing, "a value")
+            json_files.read_json(missing, "a value")
 
 
 def test_what_the_system_refuses_is_our_error(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_what_the_system_refuses_is_our_error(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(path), "open", refuse)
-    for read in (lambda: files.read_json(path, "a"), lambda: files.describe_npz(path)):
+    for read in (lambda: json_files.read_json(path, "a"), lambda: npz_files.describe_npz(path)):
         with pytest.raises(PermissionError, match=rf"^cannot read {path}: Permission denied$") as e:
             read()
         assert e.traceback[-1].path.name == "files.py"
@@ -130,13 +130,13 @@ def test_npz_is_described_and_read(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", **arrays)
-        found = files.read_npz(tmp_path / "x.npz")
+        found = npz_files.read_npz(tmp_path / "x.npz")
         assert found.keys() == arrays.keys()
         for name, array in arrays.items():
             assert found[name].dtype == array.dtype
             np.testing.assert_array_equal(found[name], array)
-        assert files.read_npz(tmp_path / "x.npz", ["b"]).keys() == {"b"}
-        described = files.describe_npz(tmp_path / "x.npz")
+        assert npz_files.read_npz(tmp_path / "x.npz", ["b"]).keys() == {"b"}
+        described = npz_files.describe_npz(tmp_path / "x.npz")
         assert (described["a"].shape, described["a"].dtype) == ((2, 3), np.float32)
         assert (described["a"].fortran_order, described["b"].fortran_order) == (False, True)
     with zipfile.ZipFile(tmp_path / "x.npz") as archive, archive.open("a.npy") as file:
@@ -144,7 +144,7 @@ def test_npz_is_described_and_read(tmp_path):
         np.testing.assert_array_equal(np.frombuffer(file.read(), np.float32), np.arange(6))
         assert described["a"].crc == archive.getinfo("a.npy").CRC
     with pytest.raises(ValueError, match=r"has no none; it holds a, b, label, metadata, scalar\."):
-        files.read_npz(tmp_path / "x.npz", ["a", "none"])
+        npz_files.read_npz(tmp_path / "x.npz", ["a", "none"])
 
 
 def _npy(shape, dtype="<f4", data=b"", version=b"\x01\x00"):
@@ -184,8 +184,8 @@ def _zip(path, members, compression=zipfile.ZIP_DEFLATED):
 def test_npz_that_is_made_to_do_harm_is_refused(tmp_path, member, message):
     path = tmp_path / "x.npz"
     _zip(path, [("y.npy", _npy((1,), data=b"1234")), ("x.npy", member)])
-    for read in (files.describe_npz, files.read_npz):
-        with pytest.raises(files.DamagedFileError, match=message) as error:
+    for read in (npz_files.describe_npz, npz_files.read_npz):
+        with pytest.raises(npz_files.DamagedFileError, match=message) as error:
             read(path)
         assert str(error.value).startswith(f"cannot read {path}: ")
 
@@ -203,23 +203,23 @@ def test_npz_that_is_made_to_do_harm_is_refused(tmp_path, member, message):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_archives_that_numpy_does_not_write_are_refused(tmp_path, members, compression, message):
     _zip(tmp_path / "x.npz", members, compression)
-    with pytest.raises(files.DamagedFileError, match=message):
-        files.read_npz(tmp_path / "x.npz")
+    with pytest.raises(npz_files.DamagedFileError, match=message):
+        npz_files.read_npz(tmp_path / "x.npz")
 
 
 def test_archive_of_zeros_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, zeros=np.zeros(2**25, np.uint8), ones=np.ones(9))
-    assert files.read_npz(path)["zeros"].shape == (2**25,)  # 1 GiB is always allowed
-    monkeypatch.setattr(files, "FREE_BYTES", 2**20)
+    assert npz_files.read_npz(path)["zeros"].shape == (2**25,)  # 1 GiB is always allowed
+    monkeypatch.setattr(npz_files, "FREE_BYTES", 2**20)
     with pytest.raises(
         ValueError, match=r"would take 33,554,504 bytes, but the file has 3\d,\d+: "
     ):
-        files.read_npz(path)
-    assert files.read_npz(path, ["ones"])["ones"].sum() == 9
-    assert files.describe_npz(path)["zeros"].shape == (2**25,)
+        npz_files.read_npz(path)
+    assert npz_files.read_npz(path, ["ones"])["ones"].sum() == 9
+    assert npz_files.describe_npz(path)["zeros"].shape == (2**25,)
     np.savez(path, zeros=np.zeros(2**25, np.uint8))
-    assert files.read_npz(path)["zeros"].shape == (2**25,)
+    assert npz_files.read_npz(path)["zeros"].shape == (2**25,)
 
 
 def test_flipped_bit_in_an_npz_is_seen(tmp_path):
@@ -228,43 +228,43 @@ def test_flipped_bit_in_an_npz_is_seen(tmp_path):
     contents = bytearray(path.read_bytes())
     contents[20_000] ^= 1
     path.write_bytes(contents)
-    assert files.describe_npz(path)
-    with pytest.raises(files.DamagedFileError, match="Bad CRC-32"):
-        files.read_npz(path)
+    assert npz_files.describe_npz(path)
+    with pytest.raises(npz_files.DamagedFileError, match="Bad CRC-32"):
+        npz_files.read_npz(path)
 
 
 def test_json_lines_without_the_one_that_was_cut(tmp_path, caplog):
     path = tmp_path / "a.jsonl"
-    assert files.read_json_lines(path) == []
+    assert json_files.read_json_lines(path) == []
     path.write_bytes(b'{"a": 1}\n\n{"a": "\xe2\x80\xa8"}\n{"a": 3')
-    assert files.read_json_lines(path) == [{"a": 1}, {"a": "\u2028"}]
+    assert json_files.read_json_lines(path) == [{"a": 1}, {"a": "\u2028"}]
     assert not caplog.records
 
 
 def test_json_lines_are_read_one_after_another(tmp_path, monkeypatch, caplog):
     """A line that is too long is as damaged as another, and the next one begins behind it."""
-    monkeypatch.setattr(files, "MOST_JSON_BYTES", 20)
+    monkeypatch.setattr(json_files, "MOST_JSON_BYTES", 20)
     path = tmp_path / "a.jsonl"
     rows = [{"a": "x" * size} for size in (11, 12, 13, 32, 33, 34, 1000)]  # of size + 9 bytes
     path.write_bytes(b"".join(json.dumps(row).encode() + b"\n{}\r\n[]\n" for row in rows))
-    assert files.read_json_lines(path) == [rows[0], *[{}] * len(rows)]
+    assert json_files.read_json_lines(path) == [rows[0], *[{}] * len(rows)]
     assert "13 damaged lines of" in caplog.text
     assert "the first is line 3." in caplog.text
     path.write_bytes(b"{}\n" + b"x" * 41)  # that a kill has cut
     caplog.clear()
-    assert files.read_json_lines(path) == [{}]
+    assert json_files.read_json_lines(path) == [{}]
     assert not caplog.records
 
 
 def test_json_lines_that_are_too_many_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_JSON_LINES_BYTES", 2**20)
+    monkeypatch.setattr(json_files, "MOST_JSON_LINES_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n" * 2**10 + b"x\n" * 2**10 + b"{}\n" * 2**14)
-    assert len(files.read_json_lines(path)) == 2**14  # what is left out does not count
+    assert len(json_files.read_json_lines(path)) == 2**14  # what is left out does not count
     with path.open("ab") as file:
         file.write(b"{}\n")
     with pytest.raises(ValueError, match=r"a\.jsonl has more than 1 MiB of .*; line 18433 goes"):
-        files.read_json_lines(path)
+        json_files.read_json_lines(path)
 
 
 def test_home_directories_are_expanded(monkeypatch):

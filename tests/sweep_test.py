@@ -17,7 +17,7 @@ import pytest
 from close import assert_close
 
 from dit_jax import rows
-from dit_jax.system import files, stopping
+from dit_jax.system import files, json_files, stopping
 from experiments.scaling import cell, collect, executors, grid, sweep, table
 from experiments.scaling.configs import smoke
 
@@ -47,10 +47,10 @@ def test_cells_are_trained_and_evaluated_at_every_compute_point(swept, config):
     for one in grid.cells(config):
         directory = swept / one.name
         assert cell.state(one, config.evaluate, directory) == "done"
-        rows = files.read_json_lines(directory / "evaluations.jsonl")
+        rows = json_files.read_json_lines(directory / "evaluations.jsonl")
         assert [row["step"] for row in rows] == [10, 20]
         assert {row["sample"]["num"] for row in rows} == {100}
-        losses = files.read_json_lines(directory / "metrics.jsonl")
+        losses = json_files.read_json_lines(directory / "metrics.jsonl")
         assert [line["step"] for line in losses if "eval_loss" in line] == [10, 20]
     assert sweep.waiting(config, grid.cells(config), swept) == []
 
@@ -64,7 +64,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     config.evaluate.num = 50
     assert cell.state(one, config.evaluate, directory) == "begun"
     cell.run(one, config.evaluate, directory)
-    rows = files.read_json_lines(directory / "evaluations.jsonl")
+    rows = json_files.read_json_lines(directory / "evaluations.jsonl")
     assert [(row["step"], row["sample"]["num"]) for row in rows[2:]] == [(10, 50), (20, 50)]
     table = collect.collect(tmp_path / "sweep", cells=[one.name])
     assert [(row["step"], row["num"]) for row in table] == [(10, 50), (20, 50)]
@@ -74,7 +74,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     config.steps = (10, 20, 30)  # longer training: the same run goes on
     one, *_ = grid.cells(config)
     cell.run(one, config.evaluate, directory)
-    steps = [line["step"] for line in files.read_json_lines(directory / "metrics.jsonl")]
+    steps = [line["step"] for line in json_files.read_json_lines(directory / "metrics.jsonl")]
     assert steps == sorted(steps)
     assert steps[-1] == 30
 

@@ -16,7 +16,7 @@ import torch_format
 from torch_format import Call, Global, storage, tensor
 
 from dit_jax.convert import arrays, torch_files
-from dit_jax.system import files
+from dit_jax.system import npz_files
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -338,5 +338,5 @@ def test_most_bytes_is_of_the_file(contents, tmp_path, monkeypatch):
     """16 times as many, so that float16 and shared numbers fit."""
     path = tmp_path / "x.pt"
     torch_format.save(path, *contents)
-    monkeypatch.setattr(files, "FREE_BYTES", 0)
+    monkeypatch.setattr(npz_files, "FREE_BYTES", 0)
     _check(path)

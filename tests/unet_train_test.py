@@ -9,7 +9,7 @@ from close import assert_close
 from configs import default
 from dit_jax import data, sharding, sources, tasks, train
 from dit_jax.models import unet
-from dit_jax.system import files
+from dit_jax.system import json_files
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def config(digits_dir):
 def _run(config, workdir):
     """(final state, its lines of metrics without what is timed)."""
     state = train.train_and_evaluate(config, workdir)
-    lines = files.read_json_lines(workdir / "metrics.jsonl")
+    lines = json_files.read_json_lines(workdir / "metrics.jsonl")
     return state, [{k: v for k, v in line.items() if k != "img_per_s"} for line in lines]
 
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from dit_jax import models
 from dit_jax.convert import torch_files
-from dit_jax.system import files
+from dit_jax.system import files, npz_files
 
 Shape = tuple[int, ...]
 # The last part of the name of torch's table of integers beside weights, which no model of ours is
@@ -64,7 +64,7 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
     shapes = _parse(path, READERS[path.suffix][0])
     if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
         raise ValueError(f"{shown} has arrays without any number: {files.some_of(empty)}.")
-    files.check_bytes(path, 4 * sum(map(math.prod, shapes.values())))
+    npz_files.check_bytes(path, 4 * sum(map(math.prod, shapes.values())))
     return shapes
 
 
@@ -80,23 +80,23 @@ def variants(path: pathlib.Path) -> str:
 
 def _parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
     try:
-        return files.parse(path, reader)
-    except files.DamagedFileError as error:
+        return npz_files.parse(path, reader)
+    except npz_files.DamagedFileError as error:
         raise ValueError(
             f"{error}\nDownload it again, and compare its size and SHA-256 with docs/weights.md."
         ) from error
 
 
 def _describe_npz(path):
-    described = files.describe_npz(path)
+    described = npz_files.describe_npz(path)
     named = {name: described[name] for name in _npz_names(described)}
     _refuse({n: str(a.dtype) for n, a in named.items() if a.dtype.kind not in "biuf"})
     return {name.removeprefix("w/"): array.shape for name, array in named.items()}
 
 
 def _read_npz(path):
-    names = _npz_names(files.describe_npz(path))
-    return {n.removeprefix("w/"): array for n, array in files.read_npz(path, names).items()}
+    names = _npz_names(npz_files.describe_npz(path))
+    return {n.removeprefix("w/"): array for n, array in npz_files.read_npz(path, names).items()}
 
 
 def _npz_names(described):

@@ -10,7 +10,7 @@ from dit_jax import diffusion, workdirs
 from dit_jax.config import ranges
 from dit_jax.convert import fields
 from dit_jax.models import dit
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 KEY = "dit_jax"  # in the file's metadata
 WHAT = "what `convert dit-export` writes"
@@ -55,7 +55,7 @@ def read(path: pathlib.Path) -> ConfigDict | None:
     if text is None:
         return None
     shown = f"the config in {files.printable(path)}"
-    config = files.parse_json(text, shown, WHAT)
+    config = json_files.parse_json(text, shown, WHAT)
     if isinstance(config, dict) and "model" in config:
         try:
             config = workdirs.complete(config)

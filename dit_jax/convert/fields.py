@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 MOST = 2**20  # of a size of a model
 MOST_LAYERS = 1000
@@ -15,7 +15,7 @@ def read(path: pathlib.Path, what: str) -> dict:
     Args: what, completes "It must be ..." in messages.
     Raises: FileNotFoundError; OSError; ValueError as `files.read_json`, or for what is no object.
     """
-    found = files.read_json(path, what)
+    found = json_files.read_json(path, what)
     if not isinstance(found, dict):
         raise ValueError(
             f"cannot read {files.printable(path)}: it holds a {type(found).__name__} instead of "

@@ -3,22 +3,13 @@
 import contextlib
 import errno
 import fcntl
-import io
-import json
-import logging
-import math
 import os
 import pathlib
 import re
 import stat
 import unicodedata
-import zipfile
-from collections.abc import Callable, Collection, Iterator
-from typing import IO, Any, BinaryIO, NamedTuple
-
-import numpy as np
-
-logger = logging.getLogger("dit_jax")
+from collections.abc import Callable, Collection
+from typing import IO, BinaryIO
 
 # Unicode's categories of characters that a terminal obeys or hides: controls, formats such as the
 # bidirectional and zero-width ones, surrogates, line and paragraph separators.
@@ -31,14 +22,6 @@ WRITING = {  # flags of the modes that open for it
     "r+": os.O_RDWR,
     "r+b": os.O_RDWR | os.O_CREAT,
 }
-MOST_JSON_BYTES = 64 * 2**20
-MOST_JSON_DEPTH = 100
-MOST_JSON_LINES_BYTES = 256 * 2**20  # of all lines of a file that are kept, each at least 64
-MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the header
-# Arrays may take 16 times the bytes of the file that they come from, so that a small file cannot
-# fill the memory; 1 GiB is always allowed.
-MOST_GROWTH = 16
-FREE_BYTES = 2**30
 
 
 def printable(text: object) -> str:
@@ -241,17 +224,6 @@ def _no_file(path):
     )
 
 
-def read_bytes(path: pathlib.Path, most: int = MOST_JSON_BYTES) -> bytes:
-    """The contents of a file, but for what is beyond `most` bytes.
-
-    Raises: OSError; FileNotFoundError for a pipe or a device too, which may have no end.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {printable(path)}.")
-    with path.open("rb") as file:
-        return file.read(most)
-
-
 def refuse_link(path: str | os.PathLike) -> None:
     """Raises: OSError if a path, in a directory that is written to, is a link."""
     if os.path.islink(path):
@@ -294,222 +266,6 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
                     )
 
 
-def read_json(path: pathlib.Path, what: str) -> Any:
-    """Reads a JSON file that a person or a disk may have damaged.
-
-    Args: what, completes "It must be ..." in messages.
-    Raises: FileNotFoundError; OSError; ValueError as `parse_json`.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {printable(path)}: it must be {what}.")
-
-    def read(path):
-        with path.open("rb") as file:
-            return file.read(MOST_JSON_BYTES + 1)
-
-    return parse_json(_open_and(path, read), printable(path), what)
-
-
-def read_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yields the lines of a file one after another, each with its newline.
-
-    Of a line longer than MOST_JSON_BYTES its beginning alone, one byte more than that, and its
-    newline: so `parse_json` refuses it.
-    Raises: OSError.
-    """
-    with path.open("rb", buffering=2**20) as file:  # long lines come in parts of this size
-        while line := file.readline(MOST_JSON_BYTES + 1):
-            rest = line
-            while len(rest) > MOST_JSON_BYTES and not rest.endswith(b"\n"):
-                rest = file.readline(MOST_JSON_BYTES + 1)
-            ended = rest.endswith(b"\n") and not line.endswith(b"\n")
-            yield line + b"\n" * ended
-
-
-def read_json_lines(
-    path: pathlib.Path, list_wrong: Callable[[dict], list[str]] = lambda row: []
-) -> list[dict]:
-    """The objects in a JSON-lines file; [] if there is no such file.
-
-    Lines that are damaged are left out and counted in a warning. A last line that a kill or a full
-    disk cut short is left out without a warning.
-
-    Args: list_wrong, returns the keys of an object that are wrong: a line with any is damaged.
-    Raises: OSError; ValueError if the lines have more than MOST_JSON_LINES_BYTES.
-    """
-    rows, damaged, first, kept = [], 0, "", 0
-    lines = read_lines(path) if path.is_file() else ()
-    for number, line in enumerate(lines, start=1):
-        wrong, is_whole = "", line.endswith(b"\n")
-        try:
-            row = parse_json(line.removesuffix(b"\n"), "", "")
-            if not isinstance(row, dict):
-                raise ValueError
-        except ValueError:
-            if not line.strip() or not is_whole:
-                continue
-            wrong = f"{number}"
-        else:
-            if keys := list_wrong(row):
-                wrong = f"{number}, with a wrong {some_of(keys)}"
-        if wrong:
-            damaged, first = damaged + 1, first or wrong
-            continue
-        rows.append(row)
-        kept += max(len(line), 64)  # {} takes as many in memory
-        if kept > MOST_JSON_LINES_BYTES:
-            raise ValueError(
-                f"{printable(path)} has more than {MOST_JSON_LINES_BYTES // 2**20} MiB of lines, "
-                f"the most that are read; line {number} goes beyond. Keep the lines that you need."
-            )
-    if damaged:
-        logger.warning(
-            "%d damaged lines of %s are left out, the first is line %s.",
-            damaged,
-            printable(path),
-            first,
-        )
-    return rows
-
-
-def parse_json(contents: bytes | str, name: str, what: str) -> Any:
-    """The value of a JSON text; NaN and infinities are numbers, as for Python.
-
-    Args: name, of its source in messages.   what: completes "It must be ..." there.
-    Raises: ValueError for what is no JSON, a key that is twice in one object, more than
-      MOST_JSON_BYTES or MOST_JSON_DEPTH.
-    """
-    try:
-        if len(contents) > MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {MOST_JSON_BYTES // 2**20} MiB")
-        text = contents if isinstance(contents, str) else contents.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_to_dict)
-        if isinstance(value, dict | list) and _is_deeper(value, MOST_JSON_DEPTH):
-            raise RecursionError
-        return value
-    except UnicodeDecodeError as error:
-        found = error.object[error.start : error.start + 1]
-        reason = f"it is not in UTF-8, with {found!r} at byte {error.start}"
-    except json.JSONDecodeError as error:
-        is_cut = error.pos >= len(error.doc.rstrip()) or "Unterminated" in error.msg
-        place = "it ends too early" if is_cut else f"line {error.lineno}, column {error.colno}"
-        reason = f"{place}: {error.msg}"
-    except RecursionError:
-        reason = f"it is nested more than {MOST_JSON_DEPTH} deep"
-    except ValueError as error:  # ours above, or a number of more digits than Python takes
-        reason = str(error).partition(";")[0]
-    raise ValueError(f"cannot read {name}: {reason}. It must be {what}.")
-
-
-def _to_dict(pairs):
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the key {twice[:100]!r} is in one object twice")
-    return value
-
-
-def _is_deeper(value, most):
-    level = [value]
-    for _ in range(most):
-        parts = [v.values() if isinstance(v, dict) else v for v in level]
-        level = [child for part in parts for child in part if isinstance(child, dict | list)]
-        if not level:  # most values are flat, and a file may have a million lines
-            break
-    return bool(level)
-
-
-class DamagedFileError(ValueError):
-    """A file that its reader cannot read."""
-
-
-class NpzArray(NamedTuple):
-    """An array of an .npz, as its header describes it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran_order: bool
-    offset: int  # of the data in the .npy
-    crc: int  # CRC-32 of the whole .npy
-
-
-def describe_npz(path: pathlib.Path) -> dict[str, NpzArray]:
-    """Name -> description of every array in an .npz, from the headers alone.
-
-    Raises: OSError; DamagedFileError as `parse`, or for what NumPy's savez does not write: Python
-      objects, which could run code, members that are no arrays, lengths that do not fit a shape.
-    """
-    return parse(path, _describe_npz)
-
-
-def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz, or all; nothing in the file is run.
-
-    Raises: OSError; DamagedFileError as `describe_npz`; ValueError for a name that is not there, or
-      arrays that take more than `most_bytes`.
-    """
-    described = describe_npz(path)
-    names = list(described) if names is None else list(names)
-    if missing := [name for name in names if name not in described]:
-        raise ValueError(
-            f"{printable(path)} has no {' or '.join(missing)}; it holds {some_of(described)}."
-        )
-    sizes = [math.prod(described[name].shape) * described[name].dtype.itemsize for name in names]
-    check_bytes(path, sum(sizes))
-
-    def read(path):
-        with zipfile.ZipFile(path) as archive:
-            return {name: _read_npy(archive, name) for name in names}
-
-    return parse(path, read)
-
-
-def most_bytes(path: pathlib.Path) -> int:
-    """How many bytes the arrays of a file may take in memory."""
-    return FREE_BYTES + MOST_GROWTH * path.stat().st_size
-
-
-def check_bytes(path: pathlib.Path, size: int) -> None:
-    """Demands that a file's arrays, of so many bytes, are no more than a file of its size holds.
-
-    Raises: ValueError with both sizes.
-    """
-    if size > most_bytes(path):
-        raise ValueError(
-            f"the arrays in {printable(path)} would take {_bytes(size)}, but the file has "
-            f"{path.stat().st_size:,}: that is more than {MOST_GROWTH} times as many and 1 GiB, as "
-            "no real file has. Get it from another place."
-        )
-
-
-def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
-    """What the reader makes of a file from elsewhere.
-
-    Raises: OSError if the system refuses the file; DamagedFileError that says how it begins if the
-      reader cannot read it.
-    """
-
-    def begin(path):
-        with path.open("rb") as file:
-            return file.read(20)
-
-    beginning = _open_and(path, begin)
-    try:
-        return reader(path)
-    except (MemoryError, ImportError, DamagedFileError):
-        raise
-    # NumPy, zipfile, safetensors and others each have their own for a damaged file.
-    except Exception as error:
-        reason = printable((str(error).splitlines() or ["no message"])[0][:500])
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise DamagedFileError(
-            f"cannot read {printable(path)}: {kind}{reason}\n"
-            f"Its {path.stat().st_size:,} bytes begin with {beginning!r}: it is cut short, "
-            f"damaged, no {printable(path.suffix)} file, or holds more than it should."
-        ) from error
-
-
 def some_of(names: Collection[str], most: int = 5) -> str:
     """The first few of many names from elsewhere, for messages, and how many more there are."""
     shown = [printable(name[:200]) for _, name in zip(range(most), names, strict=False)]
@@ -517,61 +273,9 @@ def some_of(names: Collection[str], most: int = 5) -> str:
     return ", ".join(shown) + more if names else "none"
 
 
-def _open_and(path, read):
+def open_and(path, read):
     """read(path); what the system refuses is said by this project's own OSError."""
     try:
         return read(path)
     except OSError as error:
         raise type(error)(f"cannot read {printable(path)}: {error.strerror or error}") from error
-
-
-def _bytes(size):
-    """1,234 or, since Python writes no number of more than 4300 digits, how large it is."""
-    return f"{size:,} bytes" if size < 10**30 else "more than 10^30 bytes"
-
-
-def _describe_npz(path):
-    with zipfile.ZipFile(path) as archive:
-        described = {}
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            if name == member.filename:
-                raise ValueError(f"{name[:200]!r} in it is no .npy")
-            if name in described:
-                raise ValueError(f"{name[:200]!r} is in it twice")
-            described[name] = _describe_npy(archive, member)
-    return described
-
-
-def _describe_npy(archive, member):
-    name = member.filename[:200]
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # zipfile inflates these in steps without a bound.
-        raise ValueError(f"{name!r} in it is compressed in a way that NumPy does not write")
-    with archive.open(member) as file:
-        beginning = io.BytesIO(file.read(MOST_NPY_HEADER_BYTES))
-    version = np.lib.format.read_magic(beginning)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"{name!r} in it has version {version}")
-    try:
-        shape, fortran_order, dtype = readers[version](beginning)
-    except (MemoryError, RecursionError) as error:  # of Python's parser, within 10 kB
-        raise ValueError(f"{name!r} in it has a header that is no header") from error
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} in it holds Python objects, which could run code")
-    offset, size = beginning.tell(), math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or not dtype.itemsize or offset + size != member.file_size:
-        raise ValueError(
-            f"{name!r} in it has {member.file_size:,} bytes, which are not those of a {dtype} of "
-            f"shape {str(shape)[:200]}"
-        )
-    return NpzArray(shape, dtype, fortran_order, offset, member.CRC)
-
-
-def _read_npy(archive, name):
-    with archive.open(f"{name}.npy") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)

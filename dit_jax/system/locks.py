@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from dit_jax import sharding
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -185,7 +185,7 @@ def _this_command():
 def _describe_holder(path):
     """The command that wrote the lock file, in words."""
     try:
-        holder = files.parse_json(files.read_bytes(path, MOST_BYTES), "", "")
+        holder = json_files.parse_json(json_files.read_bytes(path, MOST_BYTES), "", "")
         pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
         return f"process {pid} on {host}, since {since}, {command!r},"
     except (OSError, ValueError, KeyError, TypeError):

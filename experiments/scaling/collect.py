@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli, conditions, flops, metrics, pictures, pixels, plot, rows, workdirs
-from dit_jax.system import files, forms
+from dit_jax.system import files, forms, json_files
 from experiments.scaling import models, record, table
 
 FLAGS = flags.FLAGS
@@ -98,7 +98,7 @@ def _evaluations(directory, every):
     Those that the sweep has made last, or every one.
     """
     pictures = _record(directory).get("pictures", ())
-    found = files.read_json_lines(directory / "evaluations.jsonl", _list_wrong)
+    found = json_files.read_json_lines(directory / "evaluations.jsonl", _list_wrong)
     return [
         _placed(row, directory.name, i)
         for i, row in enumerate(found, 1)

@@ -16,7 +16,7 @@ import pathlib
 from absl import flags
 
 from dit_jax import cli, plot, style
-from dit_jax.system import files
+from dit_jax.system import npz_files
 from experiments.scaling import curves, looks, models, panels, samples, table
 
 FLAGS = flags.FLAGS
@@ -77,7 +77,7 @@ def main(_):
         plot.check_drawable(f"{path}:{line}", row)
     for condition in FLAGS.where or ():
         rows = plot.where(rows, condition)
-    arrays = files.read_npz(FLAGS.samples) if FLAGS.samples else None
+    arrays = npz_files.read_npz(FLAGS.samples) if FLAGS.samples else None
     out_dir = FLAGS.out_dir or path.parent / "figures"
     for out in write(rows, FLAGS.qualities, arrays, out_dir):
         print(out)

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dit_jax.system import files, forms
+from dit_jax.system import files, forms, json_files
 from experiments.scaling import table
 
 FILE = "cell.json"
@@ -46,7 +46,7 @@ def read(directory: pathlib.Path) -> dict:
     Raises: FileNotFoundError; OSError; ValueError for a damaged one, with its keys.
     """
     path = directory / FILE
-    record = files.read_json(path, "the record of a cell")
+    record = json_files.read_json(path, "the record of a cell")
     if not isinstance(record, dict):
         raise ValueError(f"{files.printable(path)} is damaged: it is no record of a cell")
     done = record.get("state") == "done"

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.system import files, forms
+from dit_jax.system import files, forms, json_files
 from experiments.scaling import contrasts, fit, models, summary, table
 
 FLAGS = flags.FLAGS
@@ -129,7 +129,7 @@ def cost(path: pathlib.Path) -> str:
     """'12 cells, 1.5 hours added up, each on 1 x cpu', or that it is not known."""
     if not path.is_file():
         return "not measured"
-    found = files.read_json(path, "the cost of a sweep")
+    found = json_files.read_json(path, "the cost of a sweep")
     if not isinstance(found, dict) or forms.wrong_keys(found, COST):
         raise ValueError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(found["devices"])
@@ -170,7 +170,7 @@ def read_page(path: pathlib.Path) -> tuple[str, set[str]]:
 
     Raises: OSError; ValueError for one that is too large, not in UTF-8, or no template.
     """
-    contents = files.read_bytes(path, MOST_PAGE_BYTES + 1)
+    contents = json_files.read_bytes(path, MOST_PAGE_BYTES + 1)
     if len(contents) > MOST_PAGE_BYTES:
         raise ValueError(f"{path} has more than {MOST_PAGE_BYTES:,} bytes, the most of a page.")
     try:

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, sources
-from dit_jax.system import files, stopping
+from dit_jax.system import files, json_files, stopping
 from experiments.scaling import cell, collect, executors, grid
 
 FLAGS = flags.FLAGS
@@ -186,7 +186,7 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
 
 def _read_job(path):
     """The id of a cell's job.   Raises: OSError; ValueError for what is none."""
-    text = files.read_bytes(path, MOST_JOB_BYTES).decode("ascii", "replace").strip()
+    text = json_files.read_bytes(path, MOST_JOB_BYTES).decode("ascii", "replace").strip()
     if not re.fullmatch(r"\d{1,20}(_\d{1,20})?", text):
         raise ValueError(
             f"{path} holds {text!r}, which is no id of a Slurm job: delete it to submit the cell "

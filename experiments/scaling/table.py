@@ -20,7 +20,7 @@ import csv
 import io
 import pathlib
 
-from dit_jax.system import files
+from dit_jax.system import files, json_files
 
 TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
 TEXT += ("device", "jax", "git_revision")  # all else are numbers, but for a sweep's other axes
@@ -41,7 +41,9 @@ def read(path: pathlib.Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
     try:
-        lines = csv.DictReader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline=""))
+        lines = csv.DictReader(
+            io.StringIO(json_files.read_bytes(path).decode("utf-8-sig"), newline="")
+        )
         columns, rows = lines.fieldnames or (), list(lines)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no table: {error}.") from error
