@@ -30,20 +30,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    cli,
-    conditions,
-    data,
-    fid,
-    flops,
-    generate,
-    latents,
-    models,
-    sharding,
-    sources,
-    train,
-)
+from dit_jax import cli, conditions, fid, flops, generate, latents, models, sharding, train
 from dit_jax.config import ranges
+from dit_jax.data import loader, sources
 from dit_jax.system import stopping
 
 FLAGS = flags.FLAGS
@@ -325,7 +314,7 @@ def _real_batches(program):
     config = program.config
     source = sources.open_split(config, "train")
     rows = sharding.local_rows(program.mesh, config.batch_size)
-    for batch in data.TrainIterator(source, config, rows):
+    for batch in loader.TrainIterator(source, config, rows):
         yield sharding.put_batch(program.mesh, batch)
 
 

@@ -9,19 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax import (
-    conditions,
-    data,
-    diffusion,
-    generate,
-    identity,
-    latents,
-    models,
-    rows,
-    runs,
-    sharding,
-    sources,
-)
+from dit_jax import conditions, diffusion, generate, identity, latents, models, rows, runs, sharding
+from dit_jax.data import loader, sources
 from dit_jax.diffusion import grids, likelihood, samplers
 
 logger = logging.getLogger("dit_jax")
@@ -95,7 +84,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     mine, key, parts = sharding.local_rows(mesh, batch_size), jax.random.key(seed), []
     for start in tqdm(range(0, num, batch_size), "images", disable=not progress):
         index = np.minimum(start + mine, num - 1) * available // num
-        batch = data.with_caption(data.gather(source, source.views * index))
+        batch = loader.with_caption(loader.gather(source, source.views * index))
         batch["index"] = index.astype(np.int32)
         part = bits(trained.params, resident, key, sharding.put_batch(mesh, batch))
         parts.append(jax.tree.map(np.asarray, part))

@@ -17,7 +17,8 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, identity, sources
+from dit_jax import checkpoint, identity
+from dit_jax.data import sources
 from dit_jax.models import conditioning
 from dit_jax.system import files
 

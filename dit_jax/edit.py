@@ -25,8 +25,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, conditions, generate, latents, models, pictures, pixels, runs, sharding
+from dit_jax import cli, conditions, generate, latents, models, pictures, runs, sharding
 from dit_jax.config import ranges
+from dit_jax.data import pixels
 from dit_jax.diffusion import samplers
 from dit_jax.system import files
 

@@ -28,7 +28,8 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, conditions, identity, latents, sharding, shards, sources
+from dit_jax import checkpoint, cli, conditions, identity, latents, sharding, shards
+from dit_jax.data import sources
 from dit_jax.system import files, locks, stopping
 
 FLAGS = flags.FLAGS

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dit_jax import folders, manifest, sharding, sources, workdirs
+from dit_jax import sharding, workdirs
+from dit_jax.data import folders, manifest, sources
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, folders, identity, pixels, sources
+from dit_jax import identity
+from dit_jax.data import folders, loader, pixels, sources
 from dit_jax.system import files, npz_files
 
 logger = logging.getLogger("dit_jax")
@@ -35,10 +36,10 @@ class ImageSet:
     num: int
     shape: tuple[int, int, int]  # height, width, channels
     digest: str  # of the images in an .npz, else of the files that hold them
-    read: Callable[[int], Iterator[data.Batch]]  # from image i on: 'image', perhaps 'label'
+    read: Callable[[int], Iterator[loader.Batch]]  # from image i on: 'image', perhaps 'label'
     class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
 
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[data.Batch]:
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[loader.Batch]:
         """'image' [size, H, W, C] uint8, and 'label' [size] where there are labels.
 
         Of the images start to stop, by default all; the last block may be shorter.

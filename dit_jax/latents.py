@@ -10,7 +10,8 @@ from flax import struct
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import data, sharding, sources
+from dit_jax import sharding
+from dit_jax.data import loader, sources
 
 logger = logging.getLogger("dit_jax")
 
@@ -201,7 +202,7 @@ def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, j
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     count = -(-len(source) // shards) * shards  # the last few repeat the last record
-    example = {name: a[0] for name, a in data.with_caption(data.gather(source, [0])).items()}
+    example = {name: a[0] for name, a in loader.with_caption(loader.gather(source, [0])).items()}
     needed = count // shards * sum(a.nbytes for a in example.values())
     free = _free_bytes(mesh.local_devices[0])
     if free is not None and needed > free:
@@ -219,7 +220,7 @@ def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, j
     with tqdm(total=len(numbers), desc="moments", disable=None) as bar:  # None: on terminals
         for start in range(0, len(numbers), RECORDS_AT_ONCE):
             block = slice(start, start + RECORDS_AT_ONCE)
-            batch = data.with_caption(data.gather(source, numbers[block]))
+            batch = loader.with_caption(loader.gather(source, numbers[block]))
             for name, array in arrays.items():
                 array[block] = batch[name]
             bar.update(len(batch["label"]))

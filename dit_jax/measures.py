@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, extractors, fid, folders, generate, references, sharding
+from dit_jax import conditions, extractors, fid, generate, references, sharding
+from dit_jax.data import folders
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")

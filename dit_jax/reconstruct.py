@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, data, latents, pictures, sharding, sources
+from dit_jax import checkpoint, cli, latents, pictures, sharding
+from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives
 from dit_jax.system import files
 
@@ -61,7 +62,7 @@ def reconstruct(
 
     total, shown = {}, []
     rows = sharding.local_rows(mesh, batch_size)
-    batches = data.eval_batches(source, batch_size, rows, num)
+    batches = loader.eval_batches(source, batch_size, rows, num)
     for batch in tqdm(batches, total=-(-num // batch_size), disable=not progress):
         sums, decoded = measure(vae, sharding.put_batch(mesh, batch))
         total = {name: total.get(name, 0) + float(value) for name, value in sums.items()}
@@ -69,7 +70,7 @@ def reconstruct(
             shown.extend(np.asarray(decoded))
     means = {name: value / num for name, value in total.items()}
     shown = np.stack(shown[: min(SHOWN, num)])
-    images = data.gather(source, range(len(shown)))["image"]
+    images = loader.gather(source, range(len(shown)))["image"]
     pairs = np.concatenate([images, shown], axis=2)
     picture = pictures.image_grid(pairs, pictures.grid_columns(len(pairs)))
     row = {"psnr": means["psnr"], "l1": means["reconstruction"], "kl": means["kl"]}

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import data, fid, identity, images, metrics, sharding, sources, workdirs
+from dit_jax import fid, identity, images, metrics, sharding, workdirs
+from dit_jax.data import loader, sources
 from dit_jax.extractors import Extractor
 from dit_jax.system import files, json_files, npz_files
 
@@ -348,8 +349,8 @@ class Moments:
 
 
 def extract_blocks(
-    extractor: Extractor, blocks: Iterable[data.Batch], batch_size: int
-) -> Iterator[tuple[data.Batch, dict[str, np.ndarray]]]:
+    extractor: Extractor, blocks: Iterable[loader.Batch], batch_size: int
+) -> Iterator[tuple[loader.Batch, dict[str, np.ndarray]]]:
     """(block, features) of blocks of at most batch_size images, by this process's devices.
 
     They compute the next block while one is dealt with.

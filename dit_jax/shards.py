@@ -19,7 +19,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from dit_jax import latents, manifest, sharding
+from dit_jax import latents, sharding
+from dit_jax.data import manifest
 from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")

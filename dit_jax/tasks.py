@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from dit_jax import (
     checkpoint,
     conditions,
-    data,
     diffusion,
     flops,
     generate,
@@ -27,8 +26,8 @@ from dit_jax import (
     pictures,
     runs,
     sharding,
-    sources,
 )
+from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
 from dit_jax.system import files
@@ -314,7 +313,7 @@ class Autoencoding:
     ) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
         num = min(self.config.sample_num_images, len(source))
-        images = data.gather(source, range(num))["image"]
+        images = loader.gather(source, range(num))["image"]
         everywhere = sharding.replicated(self.mesh)
 
         @functools.partial(jax.jit, out_shardings=everywhere)

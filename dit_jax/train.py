@@ -28,7 +28,6 @@ from dit_jax import (
     checkpoint,
     cli,
     conditions,
-    data,
     identity,
     latents,
     measures,
@@ -37,11 +36,11 @@ from dit_jax import (
     optimizer,
     runs,
     sharding,
-    sources,
     tasks,
     workdirs,
 )
 from dit_jax.config import ranges
+from dit_jax.data import loader, sources
 from dit_jax.system import files, stopping
 
 FLAGS = flags.FLAGS
@@ -265,7 +264,7 @@ def compile_evaluate(program: Program, source: sources.Source, resident: dict) -
 
     def evaluate(params):
         total = {}
-        passes = (data.eval_batches(source, batch_size, rows) for _ in range(draws))
+        passes = (loader.eval_batches(source, batch_size, rows) for _ in range(draws))
         for i, batch in enumerate(itertools.chain.from_iterable(passes)):
             sums = step(
                 params, sharding.put_batch(program.mesh, batch), jax.random.key(i), resident
@@ -326,7 +325,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         log_summary(program, train_source.class_names)
 
         rows = sharding.local_rows(program.mesh, config.batch_size)
-        batches = data.TrainIterator(train_source, config, rows, data_state)
+        batches = loader.TrainIterator(train_source, config, rows, data_state)
         step_fn = compile_train_step(program)
         resident = program.task.load_resident(train_source, vae, encoder)
         evaluate = compile_evaluate(program, eval_source, resident) if eval_source else None

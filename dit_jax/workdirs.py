@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import manifest, models, sharding
+from dit_jax import models, sharding
 from dit_jax.config import overrides, ranges
+from dit_jax.data import manifest
 from dit_jax.system import files, forms, json_files, locks
 
 logger = logging.getLogger("dit_jax")

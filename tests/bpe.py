@@ -2,7 +2,7 @@
 
 import json
 
-from dit_jax import text
+from dit_jax.data import text
 
 # Of bytes, in the letters that stand for them; "Ã©" is é, "ðŁ" begins most emoji.
 MERGES = [

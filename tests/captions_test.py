@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from dit_jax import captions, sources
+from dit_jax.data import captions, sources
 
 
 @pytest.fixture

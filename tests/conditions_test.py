@@ -14,19 +14,8 @@ from close import assert_close
 from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
-from dit_jax import (
-    conditions,
-    data,
-    encode,
-    flops,
-    generate,
-    models,
-    sharding,
-    sources,
-    text,
-    train,
-    workdirs,
-)
+from dit_jax import conditions, encode, flops, generate, models, sharding, train, workdirs
+from dit_jax.data import loader, sources, text
 from dit_jax.models import blocks, text_encoder
 from dit_jax.system import json_files
 
@@ -52,7 +41,7 @@ def test_every_image_has_its_captions(config, cache):
     source = sources.open_split(config, "train")
     assert source.captions(3) == ["a three", "the digit three"]
     assert source.captions(4) == ["a four", "a four"]
-    batches = data.TrainIterator(source, config, np.arange(16))
+    batches = loader.TrainIterator(source, config, np.arange(16))
     told = set()
     for _ in range(10):
         batch = next(batches)
@@ -64,17 +53,17 @@ def test_every_image_has_its_captions(config, cache):
 
 def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
     source = sources.open_split(config, "train")
-    one, many = (data.TrainIterator(source, config, np.arange(16)) for _ in range(2))
+    one, many = (loader.TrainIterator(source, config, np.arange(16)) for _ in range(2))
     for _ in range(4):
         state = many.state()
         batch = next(many)
         np.testing.assert_array_equal(next(one)["tokens"], batch["tokens"])
-    resumed = data.TrainIterator(source, config, np.arange(4, 8), state)
+    resumed = loader.TrainIterator(source, config, np.arange(4, 8), state)
     np.testing.assert_array_equal(next(resumed)["tokens"], batch["tokens"][4:8])
 
 
 def test_held_out_loss_is_of_the_first_caption(config):
-    (batch, *_) = data.eval_batches(sources.open_split(config, "eval"), 16, np.arange(16))
+    (batch, *_) = loader.eval_batches(sources.open_split(config, "eval"), 16, np.arange(16))
     assert [_read(tokens) for tokens in batch["tokens"][:4]] == [
         captions_of(i)[0] for i in range(4)
     ]
@@ -247,7 +236,7 @@ def test_training_learns_from_captions(config):
     program, resident = _program(config)
     np.testing.assert_array_equal(resident["null"], np.full(20, text.PAD))
     source = sources.open_split(config, "train")
-    batch = next(data.TrainIterator(source, config, np.arange(16)))
+    batch = next(loader.TrainIterator(source, config, np.arange(16)))
     examples = program.task.examples(batch, jax.random.key(0), resident, dropout=True)
     empty = np.all(np.asarray(examples[1]) == text.PAD, axis=1)
     assert 2 <= empty.sum() <= 14
@@ -354,7 +343,7 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
         program, resident = _program(stored_config)
         source = sources.open_split(stored_config, "train")
         assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
-        batch = next(data.TrainIterator(source, stored_config, np.arange(16)))
+        batch = next(loader.TrainIterator(source, stored_config, np.arange(16)))
         key = jax.random.key(0)
         return batch, *program.task.examples(batch, key, resident, dropout=True)
 

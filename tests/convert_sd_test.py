@@ -17,9 +17,10 @@ import vae_test
 from conftest import GOLDENS, ROOT
 
 from configs import default, sd_finetune
-from dit_jax import checkpoint, conditions, convert, generate, runs, sources, workdirs
+from dit_jax import checkpoint, conditions, convert, generate, runs, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
+from dit_jax.data import sources
 
 ZERO_SNR = dict(rescale_betas_zero_snr=True)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

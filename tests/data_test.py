@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import default
-from dit_jax import data, sources
+from dit_jax.data import loader, sources
 
 
 def _noise_image(width, height):
@@ -126,7 +126,7 @@ class _Numbered:
 
 
 def _labels(config, rows, count, size=10, state=None):
-    iterator = data.TrainIterator(_Numbered(size), config, np.array(rows), state)
+    iterator = loader.TrainIterator(_Numbered(size), config, np.array(rows), state)
     return np.stack([next(iterator)["label"] for _ in range(count)]), iterator.state()
 
 
@@ -173,7 +173,7 @@ def test_each_process_reads_its_rows_of_the_global_batch(config, rows):
 def test_cached_examples_are_decoded_once_and_the_same(smoke_config, digits_source, num_workers):
     def batches(cache, source):
         smoke_config.data.update(cache=cache, flip=True, num_threads=4, num_workers=num_workers)
-        iterator = data.TrainIterator(source, smoke_config, np.arange(16))
+        iterator = loader.TrainIterator(source, smoke_config, np.arange(16))
         return [next(iterator) for _ in range(120)]  # beyond one epoch of 1617
 
     for cached, plain in zip(
@@ -190,7 +190,7 @@ def test_cache_reads_every_record_once():
             reads.append(int(i))
             return super().__getitem__(i)
 
-    cache = data._Cache(Counting(10))
+    cache = loader._Cache(Counting(10))
     for indices in ([1, 5], [5, 1, 7], [7, 0]):
         batch = cache.gather(np.array(indices))
         assert batch["label"].tolist() == indices
@@ -203,7 +203,7 @@ def test_cache_reads_every_record_once():
 def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source):
     def images(num_workers, state=None):
         smoke_config.data.update(num_workers=num_workers, flip=True)
-        iterator = data.TrainIterator(digits_source, smoke_config, np.arange(16), state)
+        iterator = loader.TrainIterator(digits_source, smoke_config, np.arange(16), state)
         return [next(iterator)["image"] for _ in range(5)]
 
     np.testing.assert_array_equal(images(2), images(0))
@@ -213,15 +213,15 @@ def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source)
 
 def test_order_flips_and_captions_are_those_of_every_version():
     """Streams of their own, recorded: a run that another version began goes on with them."""
-    assert data._permutation(3, 5, 8).tolist() == [3, 4, 7, 2, 1, 0, 6, 5]
-    assert data._flips(3, 5, 8).tolist() == [False] * 4 + [True] + [False] * 3
-    assert data._captions(3, 5, 8, 3).tolist() == [1, 2, 1, 0, 0, 0, 1, 0]
+    assert loader._permutation(3, 5, 8).tolist() == [3, 4, 7, 2, 1, 0, 6, 5]
+    assert loader._flips(3, 5, 8).tolist() == [False] * 4 + [True] + [False] * 3
+    assert loader._captions(3, 5, 8, 3).tolist() == [1, 2, 1, 0, 0, 0, 1, 0]
 
 
 def test_flip_mirrors_half_of_the_images(config):
     config.data.flip = True
     config.batch_size = 100
-    iterator = data.TrainIterator(_Numbered(200), config, np.arange(100))
+    iterator = loader.TrainIterator(_Numbered(200), config, np.arange(100))
     left = right = 0
     for _ in range(10):
         batch = next(iterator)
@@ -236,7 +236,7 @@ def test_flips_are_those_of_the_places_in_the_order(config):
 
     def records(batch_size, rows, count, state=None):
         config.batch_size = batch_size
-        iterator = data.TrainIterator(Mirrored(40), config, np.array(rows), state)
+        iterator = loader.TrainIterator(Mirrored(40), config, np.array(rows), state)
         return np.concatenate([next(iterator)["label"] for _ in range(count)])
 
     class Mirrored(_Numbered):
@@ -257,7 +257,7 @@ def test_flips_are_those_of_the_places_in_the_order(config):
 def test_eval_batches_cover_the_split_once(views):
     source = _Numbered(10 * views)
     source.views = views
-    batches = list(data.eval_batches(source, 4, np.arange(4)))
+    batches = list(loader.eval_batches(source, 4, np.arange(4)))
     labels = np.concatenate([batch["label"][batch["weight"] == 1] for batch in batches])
     np.testing.assert_array_equal(labels, range(0, 10 * views, views))
     np.testing.assert_array_equal(batches[-1]["weight"], [1, 1, 0, 0])
@@ -299,7 +299,7 @@ def moments_config(config, moments_dir):
 
 def test_moments_are_read_from_the_directory_of_a_dataset(moments_config):
     source = sources.open_split(moments_config, "train")
-    iterator = data.TrainIterator(source, moments_config, np.arange(4))
+    iterator = loader.TrainIterator(source, moments_config, np.arange(4))
     batch = next(iterator)
     assert batch["moments"].shape == (4, 4, 4, 8)
     assert batch["moments"].dtype == np.float16
@@ -313,7 +313,7 @@ def test_mirroring_moments_without_mirrors_is_refused(moments_config):
     with pytest.raises(
         ValueError, match=r"data\.flip mirrors images before the VAE, but .* no mirr"
     ):
-        data.TrainIterator(source, moments_config, np.arange(4))
+        loader.TrainIterator(source, moments_config, np.arange(4))
 
 
 def test_mirror_of_moments_is_the_next_record(config):
@@ -324,17 +324,17 @@ def test_mirror_of_moments_is_the_next_record(config):
 
     config.data.flip = True
     config.batch_size = 10
-    iterator = data.TrainIterator(Mirrored(20), config, np.arange(10))
+    iterator = loader.TrainIterator(Mirrored(20), config, np.arange(10))
     records = np.stack([next(iterator)["label"] for _ in range(50)])
     for epoch in records:
         assert sorted(epoch // 2) == list(range(10))
     assert 180 < (records % 2).sum() < 320
-    plain = data.TrainIterator(_Numbered(10), config, np.arange(10))
+    plain = loader.TrainIterator(_Numbered(10), config, np.arange(10))
     sides = [b["image"][:, 0, 0, 0] == b["label"] for b in (next(plain) for _ in range(50))]
     # Record 0 looks the same from both sides; the others are mirrored in the same places.
     assert (np.stack(sides) == (records % 2 == 0))[records // 2 > 0].all()
     config.data.flip = False
-    unflipped = data.TrainIterator(Mirrored(20), config, np.arange(10))
+    unflipped = loader.TrainIterator(Mirrored(20), config, np.arange(10))
     assert not (next(unflipped)["label"] % 2).any()
 
 
@@ -394,7 +394,7 @@ def test_label_beyond_the_classes_names_the_record(smoke_config):
     smoke_config.model.num_classes = 5
     source = sources.open_images(smoke_config, "train")
     with pytest.raises(ValueError, match=r"label \d of record \d+ of split 'train'.*0\.\.4"):
-        next(data.TrainIterator(source, smoke_config, np.arange(16)))
+        next(loader.TrainIterator(source, smoke_config, np.arange(16)))
 
 
 @pytest.mark.parametrize(("damage", "num_workers"), [("cut", 0), ("cut", 1), ("text", 0)])
@@ -408,7 +408,7 @@ def test_unreadable_image_names_the_file(folder_config, tmp_path, damage, num_wo
         path.write_bytes(content)
     folder_config.data.update(name=str(tmp_path), num_workers=num_workers)
     folder_config.model.num_classes = 1
-    iterator = data.TrainIterator(
+    iterator = loader.TrainIterator(
         sources.open_images(folder_config, "train"), folder_config, np.arange(2)
     )
     with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png") as error:

@@ -9,8 +9,7 @@ import time
 import pytest
 import tensorflow_datasets as tfds
 
-from dit_jax import datasets
-from dit_jax.datasets import digits
+from dit_jax.datasets import digits, writing
 from dit_jax.system import locks
 
 
@@ -36,7 +35,7 @@ def test_digits_command_builds_the_dataset(run_command, tmp_path):
 
 
 def test_second_writer_waits_for_the_first(tmp_path, caplog):
-    lock = tmp_path / "digits" / datasets.LOCK
+    lock = tmp_path / "digits" / writing.LOCK
     with concurrent.futures.ThreadPoolExecutor() as threads:
         with caplog.at_level("INFO", logger="dit_jax"), locks.hold(lock):
             waiting = threads.submit(digits.prepare, tmp_path)

@@ -14,7 +14,8 @@ from mixture import Mixture
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import conditions, edit, generate, latents, runs, sources
+from dit_jax import conditions, edit, generate, latents, runs
+from dit_jax.data import sources
 from dit_jax.diffusion import edits, grids, samplers
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))

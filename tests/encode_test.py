@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode, latents, sources
+from dit_jax import checkpoint, encode, latents
+from dit_jax.data import loader, sources
 from dit_jax.system import locks
 
 
@@ -49,7 +50,7 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     moments, labels = _read(tmp_path)
     assert (moments.shape, moments.dtype) == ((140, 4, 4, 4), np.float16)
     source = sources.open_images(config, "train[:70]")
-    batch = data.gather(source, range(70))
+    batch = loader.gather(source, range(70))
     np.testing.assert_array_equal(labels, batch["label"].repeat(2))
     vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
     pixels = batch["image"].astype(np.float32) / 127.5 - 1

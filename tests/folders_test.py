@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from configs import default
-from dit_jax import folders, images, sources
+from dit_jax import images
+from dit_jax.data import folders, sources
 
 
 @pytest.fixture

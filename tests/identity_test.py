@@ -10,18 +10,8 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import (
-    bits,
-    conditions,
-    encode,
-    identity,
-    references,
-    runs,
-    shards,
-    sources,
-    train,
-    workdirs,
-)
+from dit_jax import bits, conditions, encode, identity, references, runs, shards, train, workdirs
+from dit_jax.data import sources
 
 
 def _save(path, seed):

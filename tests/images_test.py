@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import images
-from dit_jax.pixels import adm_crop
+from dit_jax.data.pixels import adm_crop
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_labels_under_two_names_must_be_the_same(tmp_path, pixels):
 
 
 def test_images_of_absurd_sizes_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("dit_jax.pixels.MAX_PIXELS", 35)
+    monkeypatch.setattr("dit_jax.data.pixels.MAX_PIXELS", 35)
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((2, 6, 6, 3), np.uint8))
     with pytest.raises(ValueError, match=r"is \[2, 6, 6, 3\]: images of 108 bytes are too large"):
         images.open_npz(tmp_path / "samples.npz")

@@ -14,7 +14,8 @@ import pytest
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, data, latents, runs, sharding, sources, train, workdirs
+from dit_jax import checkpoint, latents, runs, sharding, train, workdirs
+from dit_jax.data import loader, sources
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -148,7 +149,7 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     latent_config.latents.update(scale=(), shift=())
     source = sources.open_split(latent_config, "train")
     config = latents.resolve(latent_config, source.metadata)
-    batch = data.gather(source, range(len(source)))
+    batch = loader.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
     x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {}, MESH)
     assert np.abs(x_0.mean((0, 1, 2))).max() < 0.05

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dit_jax import listing
+from dit_jax.data import listing
 
 
 @pytest.fixture

@@ -224,13 +224,13 @@ def test_training_whose_lock_is_lost_writes_nothing_more(
     """Another command may train there by then."""
     due = {f"{name}_every_steps": 100 for name in ("log", "sample", "eval", "checkpoint")}
     smoke_config.update({**due, f"{write}_every_steps": 2, "checkpoint_best_metric": "eval_loss"})
-    plain = train.data.TrainIterator.__next__
+    plain = train.loader.TrainIterator.__next__
 
     def lose(batches):
         (tmp_path / workdirs.LOCK).unlink(missing_ok=True)
         return plain(batches)
 
-    monkeypatch.setattr(train.data.TrainIterator, "__next__", lose)
+    monkeypatch.setattr(train.loader.TrainIterator, "__next__", lose)
     smoke_config.total_steps = 11  # the warm-up must be shorter
     with pytest.raises(files.LostError, match=r"train\.lock was removed or replaced"):
         train.train_and_evaluate(smoke_config, tmp_path)

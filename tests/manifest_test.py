@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dit_jax import manifest, workdirs
+from dit_jax import workdirs
+from dit_jax.data import manifest
 
 STRANGE = [None, 5, "x", [], {}, [1], True, {"a": 1}, 10**30, float("nan"), ["a", "a"]]
 IDENTITY = {

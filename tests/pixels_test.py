@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dit_jax import pixels
+from dit_jax.data import pixels
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -104,7 +104,7 @@ def test_crop_of_any_image_is_made_in_bounded_memory(size):
     code = (
         "import resource, sys\n"
         "from PIL import Image\n"
-        "from dit_jax import pixels\n"
+        "from dit_jax.data import pixels\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         f"image = Image.new('RGB', {size}, (10, 20, 30))\n"
         "before = peak()\n"
@@ -373,7 +373,7 @@ def test_pillow_s_warnings_do_not_reach_the_terminal(tmp_path):
     (tmp_path / "2").write_bytes(_encode(_noise_image(8, 8), "JPEG", exif=exif))
     code = (
         "import pathlib, sys\n"
-        "from dit_jax import pixels\n"
+        "from dit_jax.data import pixels\n"
         "for name in '012':\n"
         "    try:\n"
         "        image = pixels.decode(pathlib.Path(sys.argv[1], name).read_bytes())\n"

@@ -9,7 +9,8 @@ import pytest
 from close import assert_close
 from PIL import Image
 
-from dit_jax import checkpoint, data, latents, reconstruct, sources
+from dit_jax import checkpoint, latents, reconstruct
+from dit_jax.data import loader, sources
 
 
 @pytest.mark.slow
@@ -17,7 +18,7 @@ def test_means_are_of_the_images_asked_for(smoke_config, vae_dir):
     """Of 21 images in batches of 8 and, alone, by the definition."""
     row, picture = reconstruct.reconstruct(smoke_config, vae_dir, num=21, batch_size=1)
     source = sources.open_images(smoke_config, "test")
-    image = jnp.asarray(data.gather(source, range(21))["image"])
+    image = jnp.asarray(loader.gather(source, range(21))["image"])
     mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
     vae = checkpoint.load_vae(vae_dir, mesh, "float32")
     mean, log_variance = latents.posterior(jax.jit(latents.encode)(vae, image))

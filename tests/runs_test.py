@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_jax import conditions, generate, runs, text, train
+from dit_jax import conditions, generate, runs, train
+from dit_jax.data import text
 
 TOLD = conditions.of_labels(np.arange(10), 10)
 

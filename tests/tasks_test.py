@@ -11,7 +11,8 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, data, encode, latents, sharding, sources, train, workdirs
+from dit_jax import checkpoint, encode, latents, sharding, train, workdirs
+from dit_jax.data import loader, sources
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_conf
     params, _ = checkpoint.restore_params(vae_workdir, program.state.params)
     picture = program.task.compile_picture({}, source)(params)
     vae = latents.Vae(params, program.model, digest="")
-    images = data.gather(source, range(4))["image"]
+    images = loader.gather(source, range(4))["image"]
     z = latents.posterior(jax.jit(latents.encode)(vae, images))[0]
     decode = functools.partial(program.model.apply, method="decode")
     pixels = jax.jit(decode)({"params": params}, z)

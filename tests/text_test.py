@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 from conftest import ROOT
 
-from dit_jax import text
+from dit_jax.data import text
 
 # Of tests/bpe.py's vocabulary, between 533 and 534, from transformers 5.23's CLIPTokenizer.
 RECORDED = {
@@ -293,5 +293,5 @@ def test_tokenizer_of_another_kind_is_refused(tmp_path):
 
 
 def test_module_needs_no_flax():
-    code = "import sys, dit_jax.text; sys.exit('flax' in sys.modules or 'jax' in sys.modules)"
+    code = "import sys, dit_jax.data.text; sys.exit('flax' in sys.modules or 'jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dit_jax import sources, tfds_data
+from dit_jax.data import sources, tfds_data
 
 EVIL = "evil_module.Evil"
 

@@ -16,7 +16,8 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke
-from dit_jax import checkpoint, conditions, models, sharding, sources, train
+from dit_jax import checkpoint, conditions, models, sharding, train
+from dit_jax.data import sources
 from dit_jax.models import dit
 from dit_jax.system import files
 
@@ -262,7 +263,7 @@ def test_unreadable_data_tell_what_is_kept(workdir, smoke_config, monkeypatch):
         raise OSError("cannot read a.png")
 
     smoke_config.total_steps = 50
-    monkeypatch.setattr(train.data.TrainIterator, "__next__", fail)
+    monkeypatch.setattr(train.loader.TrainIterator, "__next__", fail)
     with pytest.raises(OSError, match=r"a\.png") as error:
         train.train_and_evaluate(smoke_config, workdir)
     told = f"step 40 is kept in {workdir}; a run goes on with the data that it began with"

@@ -7,7 +7,8 @@ import pytest
 from close import assert_close
 
 from configs import default
-from dit_jax import data, sharding, sources, tasks, train
+from dit_jax import sharding, tasks, train
+from dit_jax.data import loader, sources
 from dit_jax.models import unet
 from dit_jax.system import json_files
 
@@ -53,7 +54,7 @@ def _losses(config, devices=1):
     program = train.make_program(config, jax.devices()[:devices])
     state = train.new_state(program, jax.random.key(config.seed))
     rows = np.arange(config.batch_size)
-    batches = data.TrainIterator(sources.open_split(config, "train"), config, rows)
+    batches = loader.TrainIterator(sources.open_split(config, "train"), config, rows)
     step, losses = train.compile_train_step(program), []
     for _ in range(config.total_steps):
         batch = sharding.put_batch(program.mesh, next(batches))
@@ -86,7 +87,7 @@ def test_it_learns_16_images(config):
 def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
     """And not while evaluating."""
     program = train.make_program(config, jax.devices()[:1])
-    batch = next(data.TrainIterator(sources.open_split(config, "train"), config, np.arange(16)))
+    batch = next(loader.TrainIterator(sources.open_split(config, "train"), config, np.arange(16)))
     one, two = (program.task.examples(batch, jax.random.key(i), {}, dropout=True) for i in range(2))
     assert len(one) == len(two) == 5
     keys = [jax.random.key_data(examples[-1]) for examples in (one, two)]

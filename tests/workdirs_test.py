@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from configs import default
-from dit_jax import datasets, encode, runs, sources, train, workdirs
-from dit_jax.datasets import digits
+from dit_jax import encode, runs, train, workdirs
+from dit_jax.data import sources
+from dit_jax.datasets import digits, writing
 
 
 def _as_json(config):
@@ -189,7 +190,7 @@ def test_directories_that_libraries_cannot_write_to_are_refused_first(
     with pytest.raises(ValueError, match=message):
         runs.load(shutil.copytree(workdir, name))
     with pytest.raises(ValueError, match=message):
-        datasets.write(digits.Digits, data_dir=name)
+        writing.write(digits.Digits, data_dir=name)
     with pytest.raises(ValueError, match=message):
         encode.encode(smoke_config, workdir, name / "moments")
     smoke_config.data.data_dir = str(name)

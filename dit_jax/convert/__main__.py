@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import default, dit_xl_2_256_published
-from dit_jax import checkpoint, cli, convert, models, text, workdirs
+from dit_jax import checkpoint, cli, convert, models, workdirs
 from dit_jax.config import ranges
 from dit_jax.convert import (
     adm,
@@ -49,6 +49,7 @@ from dit_jax.convert import (
     vae,
     weights,
 )
+from dit_jax.data import text
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import text
 from dit_jax.convert import arrays, fields, weights
+from dit_jax.data import text
 from dit_jax.models import clip
 from dit_jax.system import files
 

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, datasets
+from dit_jax import cli
+from dit_jax.datasets import writing
 
 FLAGS = flags.FLAGS
 TEST_FRACTION = 0.1
@@ -61,7 +62,7 @@ def prepare(data_dir: str | os.PathLike | None = None) -> str:
 
     Raises: as `datasets.write`.
     """
-    return datasets.write(Digits, data_dir)
+    return writing.write(Digits, data_dir)
 
 
 def main(_):

@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dit_jax import cli, datasets
+from dit_jax import cli
+from dit_jax.datasets import writing
 
 FLAGS = flags.FLAGS
 TEST_FRACTION = 0.1
@@ -180,7 +181,7 @@ def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
     """
     if size not in SIZES:
         raise ValueError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
-    return datasets.write(Openmoji, data_dir, str(size))
+    return writing.write(Openmoji, data_dir, str(size))
 
 
 def main(_):

@@ -27,10 +27,10 @@ from dit_jax import (
     rows,
     runs,
     sharding,
-    sources,
     train,
     workdirs,
 )
+from dit_jax.data import sources
 from dit_jax.system import files, locks, stopping
 from experiments.scaling import grid, record
 

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, flops, metrics, pictures, pixels, plot, rows, workdirs
+from dit_jax import cli, conditions, flops, metrics, pictures, plot, rows, workdirs
+from dit_jax.data import pixels
 from dit_jax.system import files, forms, json_files
 from experiments.scaling import models, record, table
 

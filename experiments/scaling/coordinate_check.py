@@ -26,7 +26,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, data, latents, sharding, sources, style, train
+from dit_jax import cli, latents, sharding, style, train
+from dit_jax.data import loader, sources
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -60,7 +61,7 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     program = train.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])
     resident = program.task.load_resident(source)
     step_fn = train.compile_train_step(program)
-    iterator = data.TrainIterator(
+    iterator = loader.TrainIterator(
         source, config, sharding.local_rows(program.mesh, config.batch_size)
     )
     *batches, fixed = (sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1))

@@ -21,7 +21,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, sources
+from dit_jax import cli
+from dit_jax.data import sources
 from dit_jax.system import files, json_files, stopping
 from experiments.scaling import cell, collect, executors, grid
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, latents, runs, sources, style
+from dit_jax import cli, conditions, latents, runs, style
+from dit_jax.data import sources
 from dit_jax.diffusion import objectives
 from experiments.unet_vs_dit import sheet
 

@@ -15,7 +15,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, generate, pictures, runs, sources, style
+from dit_jax import cli, conditions, generate, pictures, runs, style
+from dit_jax.data import sources
 
 FLAGS = flags.FLAGS
 # Pixels: of an image, a prompt's letters, the names above, and between the panels.

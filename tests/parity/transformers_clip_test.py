@@ -11,8 +11,9 @@ import torch
 import transformers
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, sharding, text
+from dit_jax import checkpoint, convert, sharding
 from dit_jax.convert.__main__ import convert_clip
+from dit_jax.data import text
 
 TINY = dict(
     vocab_size=600,

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dit_jax import captions, listing, pixels
+from dit_jax.data import captions, listing, pixels
 from dit_jax.system import files
 
 SHOWN = 10  # names in a message

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dit_jax import folders, listing, manifest, pixels, text, tfds_data
+from dit_jax.data import folders, listing, manifest, pixels, text, tfds_data
 from dit_jax.system import files
 
 # What x_0 is: pixels; latents of images that every step encodes, of stored moments, or of stored

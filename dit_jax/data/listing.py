@@ -14,7 +14,7 @@ import stat
 
 import numpy as np
 
-from dit_jax import pixels
+from dit_jax.data import pixels
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")

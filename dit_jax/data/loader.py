@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from dit_jax import sources
+from dit_jax.data import sources
 from dit_jax.system import stopping
 
 Batch = sources.Batch

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from dit_jax import png
+from dit_jax.data import png
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # Pillow's JPEG includes MPO, the pairs that phones write

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
 
-from dit_jax import listing, pixels
+from dit_jax.data import listing, pixels
 from dit_jax.system import files, json_files
 
 NAME = "metadata.jsonl"

@@ -1,0 +1,96 @@
+"""TFDS datasets that need no network, written as array_record."""
+
+import contextlib
+import io
+import logging
+import os
+import pathlib
+import shlex
+
+import tensorflow_datasets as tfds
+
+from dit_jax.data import tfds_data
+from dit_jax.system import files, locks
+
+logger = logging.getLogger("dit_jax")
+
+SPLITS = ("train", "test")
+LOCK = "write.lock"  # beside the versions of a dataset
+
+
+def write(
+    builder_class: type[tfds.core.DatasetBuilder],
+    data_dir: str | os.PathLike | None = None,
+    config: str = "",
+) -> str:
+    """Writes the dataset of a TFDS builder unless it is there already; returns its directory.
+
+    It waits for another process that writes the same dataset.
+
+    Args: data_dir, TFDS's; None is its standard one.   config: the name of the builder's.
+    Raises: ValueError if what is there is not the whole dataset: nothing in it is changed; OSError
+      if it cannot be written.
+    """
+    name = f"{builder_class.name}/{config}".rstrip("/")
+    files.check_utf8(pathlib.Path(data_dir or ""))
+
+    def open_whole():
+        # Before TFDS looks: a directory is all that it needs to say that the dataset is there.
+        for root in tfds.core.utils.file_utils.list_data_dirs(data_dir):
+            directory = pathlib.Path(root).expanduser() / name / str(builder_class.VERSION)
+            if os.path.lexists(directory):
+                check(directory, tfds_data.build_command(name, str(data_dir or "")))
+        options = dict(config=config) if config else {}
+        return builder_class(data_dir=data_dir, file_format="array_record", **options)
+
+    builder = open_whole()
+    if builder.data_path.exists():
+        return str(builder.data_dir)
+    try:
+        with locks.hold(pathlib.Path(builder.data_dir).parent / LOCK, wait=True):
+            builder = open_whole()  # another command may have written it since
+            if not builder.data_path.exists():
+                logger.info("writing the dataset %s", builder.data_dir)
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own lines, of downloads
+                builder.download_and_prepare()
+    except (OSError, RuntimeError) as error:  # the latter is array_record's
+        raise OSError(f"cannot write the dataset {builder.data_dir}: {error}") from error
+    return str(builder.data_dir)
+
+
+def check(directory: pathlib.Path, build: str) -> None:
+    """Demands that a directory holds a whole dataset, every record of which can be read.
+
+    Args: build, the command that writes it.
+    Raises: ValueError that says what is not whole, and how to write it anew.
+    """
+    shown = files.printable(directory)
+    anew = f"rm -r {shlex.quote(shown)}; {build}"
+    try:
+        _read(directory, anew)
+    # TFDS, Protocol Buffers and array_record raise whatever they meet in damaged files.
+    except Exception as error:
+        reason = files.printable((str(error).splitlines() or [type(error).__name__])[0])
+        message = f"the dataset {shown} is there and is not whole: {reason.rstrip('.')}."
+        if anew not in message:
+            message += (
+                f" Remove that directory, if nothing in it is yours, and run again: `{anew}`."
+            )
+        raise ValueError(message) from error
+
+
+def _read(directory, anew):
+    """Reads every record of both splits."""
+    if lost := [name for name in tfds_data.DESCRIPTIONS if not (directory / name).is_file()]:
+        raise ValueError(f"it has no {' and no '.join(lost)}")
+    tfds_data.check_descriptions(directory)
+    builder = tfds.builder_from_directory(directory)
+    for split in SPLITS:
+        records, origin, _ = tfds_data.read_split(builder, split, "image", anew)
+        if not len(records):
+            raise ValueError(f"{origin} is empty")
+        for i in range(len(records)):
+            try:
+                records[i]
+            except Exception as error:
+                raise ValueError(f"record {i} of {origin} cannot be read: {error}") from error
