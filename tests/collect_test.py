@@ -14,7 +14,7 @@ from PIL import Image
 
 from dit_jax import conditions, flops, generate, runs
 from dit_jax.system import json_files
-from experiments.scaling import collect, grid, models, table
+from experiments.scaling import collect, grid, selection, table
 from experiments.scaling.configs import smoke
 
 
@@ -132,8 +132,8 @@ def test_other_axes_of_the_sweep_are_columns(workdir, tmp_path):
     table.write(tmp_path / "table.csv", rows)
     assert table.read(tmp_path / "table.csv") == rows
     other = {**rows[0], "optim.weight_decay": 0.2}
-    assert models.model_of(other) != models.model_of(rows[0])
-    assert models.model_of({**rows[0], "seed": 5}) == models.model_of(rows[0])
+    assert selection.model_of(other) != selection.model_of(rows[0])
+    assert selection.model_of({**rows[0], "seed": 5}) == selection.model_of(rows[0])
 
 
 def test_of_rows_measured_again_the_last_counts(workdir, append):

@@ -12,7 +12,7 @@ import pytest
 from close import assert_close, assert_trees_close
 
 from dit_jax import counts, flops
-from experiments.scaling import contrasts, fit, laws, models, summary, table
+from experiments.scaling import contrasts, fit, laws, selection, summary, table
 
 PUBLISHED = pathlib.Path(fit.__file__).parent / "published.csv"
 SURFACE = dict(e=0.3, a=2.0, b=30.0, alpha=0.3, beta=0.4)
@@ -305,9 +305,9 @@ def test_rows_in_which_a_number_is_always_the_same(name, value):
 def test_seeds_are_averaged_where_all_have_got_to():
     rows = [_row(16, seed=seed, step=step, fid=1.0 + seed) for seed in (0, 2) for step in (1, 2)]
     rows.append(_row(16, seed=0, step=3, fid=0.1))
-    assert [(r["step"], r["fid"]) for r in models.average(rows, "fid")] == [(1, 2.0), (2, 2.0)]
+    assert [(r["step"], r["fid"]) for r in selection.average(rows, "fid")] == [(1, 2.0), (2, 2.0)]
     rows += [_row(32, step=step, fid=1.0) for step in (1, 2)]
-    assert models.last_step(rows) == 2
+    assert selection.last_step(rows) == 2
 
 
 def test_published_models():

@@ -17,10 +17,10 @@ from experiments.scaling import (
     fit,
     grid,
     looks,
-    models,
     panels,
     plot,
     report,
+    selection,
     table,
 )
 from experiments.scaling.configs import default as sweep_default
@@ -87,7 +87,7 @@ def test_pairs_of_equal_cost_are_of_both_networks(rows):
 
 
 def test_networks_are_compared_nowhere_else(rows):
-    for call in (models.comparable, fit.study):
+    for call in (selection.comparable, fit.study):
         with pytest.raises(ValueError, match="across network: dit in 12 rows, unet in 12 rows"):
             call(rows, "eval_mse")
     assert fit.study([r for r in rows if r["network"] == "unet"], "eval_mse")["models"] == 3
@@ -99,7 +99,7 @@ def test_networks_are_compared_nowhere_else(rows):
 
 def test_unets_of_other_channels_are_other_models(rows):
     """They differ in none of a DiT's sizes, which they do not have."""
-    assert len(models.average([r for r in rows if r["network"] == "unet"], "eval_mse")) == 6
+    assert len(selection.average([r for r in rows if r["network"] == "unet"], "eval_mse")) == 6
 
 
 def test_figure_has_a_color_to_a_network(rows):

@@ -21,7 +21,7 @@ from absl import flags
 from dit_jax import cli, conditions, flops, metrics, pictures, plot, rows, workdirs
 from dit_jax.data import pixels
 from dit_jax.system import files, forms, json_files
-from experiments.scaling import models, record, table
+from experiments.scaling import record, selection, table
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -255,7 +255,7 @@ def samples(
         raise ValueError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
     last = {}
     for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
-        last.setdefault(models.model_of(line), (line, row))
+        last.setdefault(selection.model_of(line), (line, row))
     order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
     shown = [_shown(workdir / line["cell"], row) for line, row in order]
     if len(shapes := {image.shape for image, _ in shown}) > 1:

@@ -1,6 +1,6 @@
 """What one thing does with the others held: tokens, depth, width; pairs that cost the same.
 
-All at equal steps, and so at equal images seen. Rows are those of `models.measured`.
+All at equal steps, and so at equal images seen. Rows are those of `selection.measured`.
 """
 
 import collections
@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from experiments.scaling import models
+from experiments.scaling import selection
 
 # What changes with each: the rest of a model is held.
 VARIED = {
@@ -27,15 +27,15 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
       at every step (step, mean).
     Raises: ValueError if no two models differ in it alone.
     """
-    step = models.last_step(rows)
-    groups = _groups(models.at_step(rows, step), quality, of)
+    step = selection.last_step(rows)
+    groups = _groups(selection.at_step(rows, step), quality, of)
     if not groups:
         raise ValueError(
             f"needs 2 models or more that differ in {of} alone; at step {step} there are none."
         )
     by_step = []
     for at in sorted({row["step"] for row in rows}):
-        if there := _groups(models.at_step(rows, at), quality, of):
+        if there := _groups(selection.at_step(rows, at), quality, of):
             by_step.append(dict(step=at, mean=_mean(there, "slope")))
     means = dict(mean=_mean(groups, "slope"), mean_per_gmacs=_mean(groups, "per_gmacs"))
     return dict(step=step, groups=groups, **means, by_step=by_step)
@@ -43,10 +43,10 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
 
 def _groups(rows, quality, of):
     groups = collections.defaultdict(list)
-    for row in models.average(rows, quality):
+    for row in selection.average(rows, quality):
         if row[of] is None:  # a UNet has none
             continue
-        groups[models.model_of(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
+        groups[selection.model_of(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
     found = []
     for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
         group = sorted(group, key=lambda row: row[of])
@@ -83,9 +83,9 @@ def equal_params(rows: list[dict], quality: str, within: float = 0.1) -> dict:
 def networks(rows: list[dict], quality: str, within: float = 0.1) -> dict:
     """`pairs` of a DiT and a UNet of about equal gmacs, of the rows of a whole table.
 
-    Raises: as `pairs` and `models.comparable`.
+    Raises: as `pairs` and `selection.comparable`.
     """
-    rows = models.comparable(rows, quality, across=("network", "block"))
+    rows = selection.comparable(rows, quality, across=("network", "block"))
     return pairs(rows, quality, "gmacs", within, lambda a, b: a["network"] != b["network"])
 
 
@@ -99,12 +99,12 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
       and that in deviations of a difference between the two models' means, None without noise.
     Raises: ValueError if there are none.
     """
-    step = models.last_step(rows)
-    rows = models.at_step(rows, step)
-    seeds = collections.Counter(map(models.model_of, rows))
+    step = selection.last_step(rows)
+    rows = selection.at_step(rows, step)
+    seeds = collections.Counter(map(selection.model_of, rows))
     noise = _noise(rows, quality)
     found = []
-    ordered = sorted(models.average(rows, quality), key=_order)
+    ordered = sorted(selection.average(rows, quality), key=_order)
     for pair in itertools.combinations(ordered, 2):
         low, high = sorted(row[cost] for row in pair)
         if high > (1 + within) * low or not differ(*pair):
@@ -112,7 +112,7 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
         log_ratio = float(np.log(pair[1][quality] / pair[0][quality]))
         deviations = None
         if all(row["tokens"] in noise for row in pair):
-            squares = (noise[row["tokens"]] ** 2 / seeds[models.model_of(row)] for row in pair)
+            squares = (noise[row["tokens"]] ** 2 / seeds[selection.model_of(row)] for row in pair)
             deviations = float(log_ratio / np.sqrt(sum(squares)))
         names = ("model", "depth", "hidden_size", "tokens", cost, quality)
         found.append(
@@ -137,7 +137,7 @@ def _noise(rows, quality):
     """{tokens: deviation of log quality between seeds}; of UNets, tokens is None."""
     values = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
-        values[row["tokens"]][models.model_of(row)].append(np.log(row[quality]))
+        values[row["tokens"]][selection.model_of(row)].append(np.log(row[quality]))
     found = {}
     for tokens in sorted(values, key=lambda tokens: tokens or 0):
         of_models = values[tokens].values()

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from dit_jax import style
-from experiments.scaling import bootstrap, fit, laws, looks, models
+from experiments.scaling import bootstrap, fit, laws, looks, selection
 
 logger = logging.getLogger("dit_jax")
 
@@ -31,7 +31,7 @@ def draw_gflops(rows: list[dict], quality: str):
         figure, (axes,) = looks.new_figure()
         _draw_models(axes, look, drawn, "gmacs", quality)
         x, y = _columns(drawn, "gmacs", quality)
-        of_loss = quality.startswith(models.LOSSES)
+        of_loss = quality.startswith(selection.LOSSES)
         line = _fitted(laws.log_linear, x, y, f"line of {quality}")
         law = _fitted(laws.power_law, x, y, f"power law of {quality}") if of_loss else line
         texts = [f"fit {_equation(law, 'G')}"] if law else []
@@ -55,14 +55,14 @@ def draw_compute(rows: list[dict], quality: str):
     matplotlib = style.import_matplotlib()
 
     drawn = looks.complete(looks.measured(looks.standard(rows), "train_gflops"), quality)
-    means = models.average(drawn, quality)
+    means = selection.average(drawn, quality)
     _demand_models(means)
     look = looks.Looks.of(rows)
     unit, name = looks.compute_unit([row["train_gflops"] for row in means])
     drawn, means = looks.in_unit(drawn, unit), looks.in_unit(means, unit)
     parts = {(None,): drawn} if look.by_size else looks.group(drawn, "tokens")
     law = None
-    if all(row[quality] > 0 for row in drawn) and not quality.startswith(models.HIGHER):
+    if all(row[quality] > 0 for row in drawn) and not quality.startswith(selection.HIGHER):
         x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
         law = _fitted(laws.power_law, x, y, f"best {quality}")
     with matplotlib.rc_context(style.STYLE):
@@ -215,7 +215,7 @@ def _digits(number):
 
 def _draw_interval(axes, rows, found, quality):
     """Of one more run: a bar at the largest model, and a band up to it if it has two ends there."""
-    cells = [str(models.model_of(row)) for row in rows]
+    cells = [str(selection.model_of(row)) for row in rows]
     x, y = _columns(rows, "gmacs", quality)
     across = np.geomspace(x.max(), found["gmacs"], BAND)
     ends = [bootstrap.prediction_interval(x, y, cells, float(at)) for at in across[:-1]]
@@ -235,7 +235,7 @@ def _draw_budget(axes, budget, color):
 
 def _draw_models(axes, look, rows, x, quality, hollow=False):
     """A curve to a model."""
-    for of_model in looks.group(rows, *models.MODEL).values():
+    for of_model in looks.group(rows, *selection.MODEL).values():
         color, marker = look.color(of_model[0]), look.marker(of_model[0])
         looks.draw_curve(axes, looks.curve(of_model, x, quality), color, marker, hollow)
 
@@ -245,13 +245,13 @@ def _columns(rows, *names):
 
 
 def _demand_models(rows):
-    if len({models.model_of(row) for row in rows}) < 2:
+    if len({selection.model_of(row) for row in rows}) < 2:
         raise looks.LackingError(f"all rows are of one model, {rows[0]['model']}")
 
 
 def _demand_fittable(rows, quality):
     try:
-        models.measured(rows, quality)
+        selection.measured(rows, quality)
     except ValueError as error:
         raise looks.LackingError(str(error).rstrip(".")) from error
 

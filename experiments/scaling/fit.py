@@ -16,7 +16,7 @@ from absl import flags
 
 from dit_jax import cli, plot
 from dit_jax.system import files
-from experiments.scaling import bootstrap, contrasts, laws, models, summary, table
+from experiments.scaling import bootstrap, contrasts, laws, selection, summary, table
 
 FLAGS = flags.FLAGS
 
@@ -25,12 +25,12 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
     """All of the fits below and of `contrasts`; {"left_out": reason} for what cannot be fitted.
 
     Args: rows, as `table.read` returns them; seed, of the bootstrap.
-    Raises: ValueError as `models.measured`; if nothing can be fitted, with each reason.
+    Raises: ValueError as `selection.measured`; if nothing can be fitted, with each reason.
     """
-    rows = models.measured(rows, quality)
-    step = models.last_step(rows)
-    last = models.at_step(rows, step)
-    best = frontier(models.average(rows, quality), quality)
+    rows = selection.measured(rows, quality)
+    step = selection.last_step(rows)
+    last = selection.at_step(rows, step)
+    best = frontier(selection.average(rows, quality), quality)
     edge = envelope(rows, quality)
     fits = {
         "line": lambda: lines(rows, quality, seed),
@@ -51,11 +51,11 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
     return {
         "quality": quality,
         "rows": len(rows),
-        "models": len(set(map(models.model_of, rows))),
+        "models": len(set(map(selection.model_of, rows))),
         "seeds": len({row.get("seed") for row in rows}),
         "steps": sorted({row["step"] for row in rows}),
         "level": bootstrap.LEVEL,
-        **{name: rows[0].get(name) for name in models.SAMPLING if rows[0].get(name) is not None},
+        **{name: rows[0].get(name) for name in selection.SAMPLING if rows[0].get(name) is not None},
         "frontier": [
             {n: row[n] for n in ("model", "step", "train_gflops", quality)} for row in best
         ],
@@ -98,7 +98,7 @@ def law(rows: list[dict], quality: str, x: str, seed: int = 0) -> dict:
 
 
 def _columns(rows, x, quality):
-    cells = [str(models.model_of(row)) for row in rows]
+    cells = [str(selection.model_of(row)) for row in rows]
     return np.array([row[x] for row in rows]), np.array([row[quality] for row in rows]), cells
 
 
@@ -111,11 +111,11 @@ def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
     """
     found = []
     for step in sorted({row["step"] for row in rows}):
-        arguments = _columns(models.at_step(rows, step), "gmacs", quality)
+        arguments = _columns(selection.at_step(rows, step), "gmacs", quality)
         gmacs, qualities, cells = arguments
         if len(set(gmacs)) < laws.MIN_LINE:
             continue
-        params = np.log([row["params"] for row in models.at_step(rows, step)])
+        params = np.log([row["params"] for row in selection.at_step(rows, step)])
         found.append(
             dict(
                 step=step,
@@ -138,12 +138,12 @@ def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
       None for fewer than 6 other models), measured (mean over runs), runs, relative_error.
     Raises: ValueError as `laws.power_law` of the others.
     """
-    step = models.last_step(rows)
-    rows = models.at_step(rows, step)
+    step = selection.last_step(rows)
+    rows = selection.at_step(rows, step)
     most = max(row["gmacs"] for row in rows)
-    model = models.model_of(next(row for row in rows if row["gmacs"] == most))
-    held_out = [row for row in rows if models.model_of(row) == model]
-    others = [row for row in rows if models.model_of(row) != model]
+    model = selection.model_of(next(row for row in rows if row["gmacs"] == most))
+    held_out = [row for row in rows if selection.model_of(row) == model]
+    others = [row for row in rows if selection.model_of(row) != model]
     if not others:
         raise ValueError("needs other models than the largest.")
     arguments = _columns(others, "gmacs", quality)
@@ -170,8 +170,8 @@ def rolling(rows: list[dict], quality: str) -> dict:
       fitted_to, predicted, measured, relative_error.
     Raises: ValueError if no law can be fitted below the largest model.
     """
-    step = models.last_step(rows)
-    rows = models.average(models.at_step(rows, step), quality)
+    step = selection.last_step(rows)
+    rows = selection.average(selection.at_step(rows, step), quality)
     sizes = sorted({row["gmacs"] for row in rows})
     found = []
     for cut in sizes[laws.MIN_POWER - 1 : -1]:
@@ -238,7 +238,7 @@ def envelope(rows: list[dict], quality: str, points: int = 32) -> list[dict]:
     Returns: train_gflops, evenly in log from the least to the most, with the quality, which never
       gets worse, and its model.
     """
-    curves = list(_curves(models.average(rows, quality)).values())
+    curves = list(_curves(selection.average(rows, quality)).values())
     computes = [row["train_gflops"] for curve in curves for row in curve]
     found, best = [], []
     # The ends are inside by more than rounding.
@@ -265,7 +265,7 @@ def _curves(rows):
     """The rows of each model, by its identity."""
     curves = collections.defaultdict(list)
     for row in rows:
-        curves[models.model_of(row)].append(row)
+        curves[selection.model_of(row)].append(row)
     return curves
 
 
@@ -281,7 +281,7 @@ def iso_flop(rows: list[dict], quality: str, budgets: list[float] | None = None)
       params, quality), best (a model), bracketed, and with it gmacs, params, quality at the
       optimum, else None.
     """
-    rows = models.average(rows, quality)
+    rows = selection.average(rows, quality)
     computes = [row["train_gflops"] for row in rows]
     if budgets is None and rows:
         budgets = np.geomspace(min(computes), max(computes), 12)

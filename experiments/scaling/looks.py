@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 
 from dit_jax import plot, style
-from experiments.scaling import models
+from experiments.scaling import selection
 
 WIDE = 6.8  # inches: both columns
 UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
@@ -68,16 +68,16 @@ def _built(row):
 
 
 def complete(rows: list[dict], quality: str) -> list[dict]:
-    """The comparable rows of which `models.average` makes its means.   Raises: LackingError."""
-    rows = models.comparable(measured(rows, quality, "step"), quality)
-    kept = {(models.model_of(row), row["step"]) for row in models.average(rows, quality)}
-    return [row for row in rows if (models.model_of(row), row["step"]) in kept]
+    """The comparable rows of which `selection.average` makes its means.   Raises: LackingError."""
+    rows = selection.comparable(measured(rows, quality, "step"), quality)
+    kept = {(selection.model_of(row), row["step"]) for row in selection.average(rows, quality)}
+    return [row for row in rows if (selection.model_of(row), row["step"]) in kept]
 
 
 def at_last_step(rows: list[dict], quality: str) -> list[dict]:
     """The comparable rows at the last step that most models have.   Raises: LackingError."""
-    rows = models.comparable(measured(rows, quality, "step"), quality)
-    return models.at_step(rows, models.last_step(rows))
+    rows = selection.comparable(measured(rows, quality, "step"), quality)
+    return selection.at_step(rows, selection.last_step(rows))
 
 
 def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
@@ -241,10 +241,10 @@ def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
 
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
     """The label of the y axis, with the number of samples, and a log scale where it can be."""
-    of_samples = not quality.startswith(models.LOSSES)
+    of_samples = not quality.startswith(selection.LOSSES)
     axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
     positive = all(row[quality] > 0 for row in rows)
-    if log and positive and not quality.startswith(models.HIGHER):
+    if log and positive and not quality.startswith(selection.HIGHER):
         style.log_scale(axes.yaxis)
 
 

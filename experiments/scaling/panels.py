@@ -3,7 +3,7 @@
 import logging
 
 from dit_jax import style
-from experiments.scaling import looks, models
+from experiments.scaling import looks, selection
 
 logger = logging.getLogger("dit_jax")
 
@@ -96,7 +96,7 @@ def draw_blocks(rows: list[dict], quality: str):
     with matplotlib.rc_context(style.STYLE):
         figure, (axes,) = looks.new_figure()
         for model, of_model in groups.items():
-            for of_block in looks.group(of_model, *models.MODEL).values():
+            for of_block in looks.group(of_model, *selection.MODEL).values():
                 found = looks.curve(of_block, "step", quality)
                 color = colors[of_block[0]["block"]]
                 looks.draw_curve(axes, found, color, "o", linestyle=dashes[model])
@@ -125,19 +125,19 @@ def draw_networks(rows: list[dict], quality: str):
     matplotlib = style.import_matplotlib()
 
     rows = looks.measured(rows, "network", "gmacs", "train_gflops", "step", quality)
-    rows = models.comparable(rows, quality, across=("network", "block"))
+    rows = selection.comparable(rows, quality, across=("network", "block"))
     networks = looks.group(rows, "network")
     if len(networks) < 2:
         raise looks.LackingError(f"all rows are of one network, {rows[0]['network']}")
     colors = dict(zip(NETWORKS, style.COLORS, strict=False))
     unit, name = looks.compute_unit([row["train_gflops"] for row in rows])
-    last = models.at_step(rows, models.last_step(rows))
+    last = selection.at_step(rows, selection.last_step(rows))
     with matplotlib.rc_context(style.STYLE):
         figure, (by_size, by_compute) = looks.new_figure(2)
         for (network,), of_network in looks.group(last, "network").items():
             found = looks.curve(of_network, "gmacs", quality)
             looks.draw_curve(by_size, found, colors[network], "o")
-        for of_model in looks.group(rows, *models.MODEL).values():
+        for of_model in looks.group(rows, *selection.MODEL).values():
             found = looks.curve(looks.in_unit(of_model, unit), "compute", quality)
             looks.draw_curve(by_compute, found, colors[of_model[0]["network"]], "o")
         by_size.set_title(f"after {last[0]['step']:,} steps", fontsize=8)

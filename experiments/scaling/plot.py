@@ -17,7 +17,7 @@ from absl import flags
 
 from dit_jax import cli, plot, style
 from dit_jax.system import npz_files
-from experiments.scaling import curves, looks, models, panels, samples, table
+from experiments.scaling import curves, looks, panels, samples, selection, table
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -38,14 +38,14 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
     """Writes all figures that there are rows for; their paths.
 
     Args: arrays: of the samples, or None.
-    Raises: ValueError if there is none, or as `models.comparable`; OSError.
+    Raises: ValueError if there is none, or as `selection.comparable`; OSError.
     """
     drawn, reasons = [], []
     for quality in qualities:
         if missing := sum(row.get(quality) is None for row in rows):
             logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
         if missing < len(rows):  # refused before anything is written
-            models.comparable(rows, quality, across=("network", "block"))
+            selection.comparable(rows, quality, across=("network", "block"))
     todo = {
         f"{name}_{quality}": functools.partial(draw, rows, quality)
         for quality in qualities

@@ -19,7 +19,7 @@ from absl import flags
 
 from dit_jax import cli
 from dit_jax.system import files, forms, json_files
-from experiments.scaling import contrasts, fit, models, summary, table
+from experiments.scaling import contrasts, fit, selection, summary, table
 
 FLAGS = flags.FLAGS
 MOST_PAGE_BYTES = 16 * 2**20  # of a template; and characters of the page
@@ -78,12 +78,12 @@ def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
 
     A model bears in its name what else differs in the table: 'M/1 in-context learning_rate=0.001'.
     """
-    rows = models.at_step(rows, models.last_step(rows))
+    rows = selection.at_step(rows, selection.last_step(rows))
     other = ["learning_rate", "batch_size", *(name for name in rows[0] if "." in name)]
     other = [name for name in other if len({row[name] for row in rows}) > 1]
     of_models = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row["gmacs"]):
-        of_models[models.model_of(row)].append(row)
+        of_models[selection.model_of(row)].append(row)
     found = {}
     for alike in of_models.values():
         row = alike[0]
