@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, fid, flops, generate, latents, models, sharding, train
+from dit_jax import cli, conditions, fid, generate, latents, models, sharding, train
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
 from dit_jax.system import stopping
@@ -70,7 +70,7 @@ def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict
     window, compile_seconds = _step_window(program, steps, real_data)
     window()  # warm-up
     seconds = statistics.median(window() for _ in range(WINDOWS)) / steps
-    work = flops.count(config)["train_gflops_per_image"]
+    work = models.count(config)["train_gflops_per_image"]
     return {
         **_speed(seconds, config.batch_size, work, "step", program.model.dtype),
         "data": "real" if real_data else "synthetic",
@@ -160,7 +160,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time(sample, arguments)
     passes = generate.forward_passes(*settings)
-    work = flops.count(config)["gflops"] * passes
+    work = models.count(config)["gflops"] * passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
         **_speed(seconds, batch_size, work, "batch", program.model.dtype),
@@ -190,7 +190,7 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
         "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), batch["image"]),
         "decode": (generate.make_decode_fn(unscaled, mesh), batch["x_0"]),
     }
-    counts, results = flops.count(config), {}
+    counts, results = models.count(config), {}
     for name, (function, x) in functions.items():
         seconds, compile_seconds = _time(function, (vae, x), steps)
         results[name] = {
@@ -216,7 +216,7 @@ def bench_inception(steps: int, batch_size: int, image_size: int, dtype: str) ->
     image = sharding.put_batch(mesh, {"image": image})["image"]
     extract = jax.jit(lambda params, image: model.apply({"params": params}, image))
     seconds, compile_seconds = _time(extract, (params, image), steps)
-    work = flops.count(config)["gflops"]
+    work = models.count(config)["gflops"]
     return {
         **_speed(seconds, batch_size, work, "batch", dtype),
         **_identity(mesh, model, config, compile_seconds),
@@ -343,7 +343,7 @@ def _identity(mesh, model, config, compile_seconds):
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "flax": flax.__version__,
-        "params": flops.count(config)["params"],
+        "params": models.count(config)["params"],
         "batch_size": config.batch_size,
         "grad_accumulation_steps": config.grad_accumulation_steps,
         **{name: getattr(model, name) for name in MODEL_SETTINGS if hasattr(model, name)},

@@ -12,7 +12,7 @@ import subprocess
 
 import jax
 
-from dit_jax import checkpoint, flops, runs, sharding
+from dit_jax import checkpoint, models, runs, sharding
 from dit_jax.system import files, forms, json_files, locks
 
 # Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
@@ -22,7 +22,7 @@ ROUNDING = 1e-3
 
 def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
     """What a row says of a checkpoint, and of how it is measured: {kind: settings}."""
-    config, counts = trained.config, flops.count(trained.config)
+    config, counts = trained.config, models.count(trained.config)
     images_seen = trained.step * config.batch_size
     return {
         "step": trained.step,

@@ -20,9 +20,9 @@ from dit_jax import (
     checkpoint,
     conditions,
     diffusion,
-    flops,
     generate,
     latents,
+    models,
     pictures,
     runs,
     sharding,
@@ -209,7 +209,7 @@ class Denoising:
 
     def summary(self) -> str:
         """The model in a line."""
-        counts, model = flops.count(self.config), self.model
+        counts, model = models.count(self.config), self.model
         kind = f"{self.config.model.name} of {TOLD[model.condition]}"
         if self.config.model.name == "dit":
             how = "unrolled" if model.scan_unroll else "in a loop"
@@ -329,7 +329,7 @@ class Autoencoding:
 
     def summary(self) -> str:
         """The model in a line."""
-        counts, model = flops.count(self.config), self.model
+        counts, model = models.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "
             f"{counts['decode_gmacs']:.4g} GMACs, factor {model.factor}, {model.dtype}, remat "

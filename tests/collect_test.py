@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import conditions, flops, generate, runs
+from dit_jax import conditions, generate, models, runs
 from dit_jax.system import json_files
 from experiments.scaling import collect, grid, selection, table
 from experiments.scaling.configs import smoke
@@ -50,7 +50,7 @@ def test_rows_say_what_was_run(swept):
     row = rows[-1]
     config = smoke.get_config()
     cell = next(c for c in grid.cells(config) if c.name == row["cell"])
-    counts = flops.count(cell.config)
+    counts = models.count(cell.config)
     expected = dict(
         grid="main",
         model="XS/2",

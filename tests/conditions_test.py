@@ -14,7 +14,7 @@ from close import assert_close
 from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
-from dit_jax import conditions, encode, flops, generate, models, sharding, train, workdirs
+from dit_jax import conditions, encode, generate, models, sharding, train, workdirs
 from dit_jax.data import loader, sources, text
 from dit_jax.models import blocks, text_encoder
 from dit_jax.system import json_files
@@ -166,7 +166,7 @@ def test_every_block_reads_every_word(config, block):
     config.model.update(block=block, depth=1)
     model = models.build(config.model)
     params = random_params(model)
-    assert flops.count(config)["params"] == sum(a.size for a in jax.tree.leaves(params))
+    assert models.count(config)["params"] == sum(a.size for a in jax.tree.leaves(params))
     x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([500.0])
 
     @jax.jit

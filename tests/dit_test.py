@@ -7,8 +7,8 @@ import pytest
 from close import assert_close
 from conftest import initial_params, random_params
 
-from dit_jax import counts, models
-from dit_jax.models import blocks, dit
+from dit_jax import models
+from dit_jax.models import blocks, counts, dit
 
 
 def _inputs(golden):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
 
-from dit_jax import counts, flops
+from dit_jax.models import counts
 from experiments.scaling import contrasts, fit, laws, selection, summary, table
 
 PUBLISHED = pathlib.Path(fit.__file__).parent / "published.csv"
@@ -332,7 +332,7 @@ def test_published_models():
 
 def test_published_counts_are_those_of_the_formula():
     for row in table.read(PUBLISHED):
-        found = counts.of_dit(flops.published_config(f"DiT-{row['model']}"))
+        found = counts.of_dit(counts.published_config(f"DiT-{row['model']}"))
         assert row["gmacs"] == pytest.approx(found["gmacs"], rel=3e-3, abs=0.005)
         assert (row["params"], row["tokens"]) == (found["params"], found["tokens"])
         assert row["images_seen"] == row["step"] * row["batch_size"]

@@ -11,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default, smoke
-from dit_jax import counts, flops, models
-from dit_jax.models import unet
+from dit_jax import models
+from dit_jax.models import counts, unet
 
 # gmacs as printed in the paper, parameters with the position table.
 PUBLISHED = {
@@ -41,7 +41,7 @@ BLOCKS = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     gmacs, params = PUBLISHED[name]
-    found = counts.of_dit(flops.published_config(name))
+    found = counts.of_dit(counts.published_config(name))
     # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
     assert found["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
     assert found["params_with_pos_embed"] == params
@@ -52,7 +52,7 @@ def test_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_counts_of_the_blocks_are_the_published_ones(block):
     gmacs, params = BLOCKS[block]
-    found = counts.of_dit(flops.published_config("DiT-XL/2", block=block))
+    found = counts.of_dit(counts.published_config("DiT-XL/2", block=block))
     assert found["gmacs"] == pytest.approx(gmacs, rel=0.003)
     # A unit of the last digit: adaLN's 600.7 is printed as 600.
     assert found["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
@@ -60,13 +60,13 @@ def test_counts_of_the_blocks_are_the_published_ones(block):
 
 
 def test_counts_at_512_pixels():
-    found = counts.of_dit(flops.published_config("DiT-XL/2", image_size=512))
+    found = counts.of_dit(counts.published_config("DiT-XL/2", image_size=512))
     assert found["gmacs"] == pytest.approx(524.6, rel=0.003)
     assert found["tokens"] == 1024
 
 
 def test_count_of_inception_is_the_published_one():
-    found = flops.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
+    found = models.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
     assert found["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
     # torchvision's 27,161,264 without the 3,326,696 of its auxiliary head, with 1008 classes for
     # 1000 and no bias of theirs, and one number for each of the 17,216 channels' norms, not two.
@@ -77,7 +77,7 @@ def test_count_of_inception_is_the_published_one():
 def _model_config(name, block="adaLN-Zero"):
     config = smoke.get_config().model
     config.unlock()
-    config.update(flops.published_config(name, block=block), scan_unroll=True)
+    config.update(counts.published_config(name, block=block), scan_unroll=True)
     return config
 
 
@@ -271,7 +271,7 @@ def test_counts_of_a_unet_are_the_module_s_and_xla_s(change):
 
 def test_counts_of_published_unets():
     """ADM's and LDM-4's gmacs are those that the DiT paper prints."""
-    rows = flops.count_names(["adm-imagenet256", "ldm4-imagenet256", "sd15-unet"])
+    rows = counts.count_names(["adm-imagenet256", "ldm4-imagenet256", "sd15-unet"])
     assert rows["adm-imagenet256"]["gmacs"] == pytest.approx(1120, abs=0.5)
     assert rows["ldm4-imagenet256"]["gmacs"] == pytest.approx(103.6, rel=0.01)
     assert rows["sd15-unet"]["params"] == 859_520_964
@@ -280,18 +280,18 @@ def test_counts_of_published_unets():
 
 
 def test_names_of_both_families():
-    assert [*flops.count_names([])][-1] == "unet-tiny"
-    assert [*flops.count_names([], block="adaLN")][-1] == "DiT-XL/2"
+    assert [*counts.count_names([])][-1] == "unet-tiny"
+    assert [*counts.count_names([], block="adaLN")][-1] == "DiT-XL/2"
     with pytest.raises(ValueError, match=r"unknown model 'XL/2'; the names are DiT-.*, sd15-unet"):
-        flops.count_names(["XL/2"])
+        counts.count_names(["XL/2"])
     for options in (dict(image_size=256), dict(block="adaLN")):
         with pytest.raises(ValueError, match=r"sd15-unet is a UNet, of .* give --config"):
-            flops.count_names(["DiT-S/2", "sd15-unet"], **options)
+            counts.count_names(["DiT-S/2", "sd15-unet"], **options)
 
 
 def test_unknown_block_is_refused():
     with pytest.raises(ValueError, match="block='film' is unknown; choose one of in-context, "):
-        counts.of_dit(flops.published_config("DiT-S/8", block="film"))
+        counts.of_dit(counts.published_config("DiT-S/8", block="film"))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_models_that_cannot_be_are_not_counted(run_command, change, message):
 @pytest.mark.parametrize("image_size", [250, 8, 0])
 def test_image_size_that_patches_do_not_divide_is_refused(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):
-        flops.published_config("DiT-XL/2", image_size)
+        counts.published_config("DiT-XL/2", image_size)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from configs import default, openmoji32_text, openmoji64_text, smoke
-from dit_jax import flops, style
+from dit_jax import models, style
 from experiments.scaling import (
     cell,
     collect,
@@ -172,7 +172,7 @@ def test_networks_of_the_study_cost_the_same():
         assert others[0] == others[1]
     for network in ("dit", "unet"):
         config = openmoji32_text.get_config(network)
-        assert cells[f"{network}-L"].counts["gmacs"] == flops.count(config)["gmacs"]
+        assert cells[f"{network}-L"].counts["gmacs"] == models.count(config)["gmacs"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_networks_of_the_study_cost_the_same():
     [(openmoji32_text, ("dit", "unet")), (openmoji64_text, ("DiT-S/2", "unet"))],
 )
 def test_networks_of_one_config_cost_the_same_and_as_it_says(config, names):
-    dit, unet = (flops.count(config.get_config(name))["gmacs"] for name in names)
+    dit, unet = (models.count(config.get_config(name))["gmacs"] for name in names)
     assert unet == pytest.approx(dit, rel=0.02)
     scale, unit = (1e3, "M") if dit < 0.1 else (1, "G")
     digits = 1 if unit == "M" else 2

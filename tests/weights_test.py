@@ -11,8 +11,9 @@ import safetensors.numpy
 import torch_format
 from conftest import GOLDENS
 
-from dit_jax.convert import FORMATS, arrays, layouts, weights
+from dit_jax.convert import arrays, layouts, weights
 from dit_jax.convert.__main__ import convert_clip, convert_sd, convert_unet, convert_vae
+from dit_jax.convert.formats import FORMATS
 
 ARRAYS = {f"encoder.{i}.weight": np.full((2, 3), i, np.float32) for i in range(6)}
 

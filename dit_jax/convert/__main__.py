@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import default, dit_xl_2_256_published
-from dit_jax import checkpoint, cli, convert, models, workdirs
+from dit_jax import checkpoint, cli, models, workdirs
 from dit_jax.config import ranges
 from dit_jax.convert import (
     adm,
@@ -43,6 +43,7 @@ from dit_jax.convert import (
     dit,
     exported,
     fields,
+    formats,
     lpips,
     stable_diffusion,
     unet,
@@ -89,8 +90,8 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     clip_config = ConfigDict({"model": clip.read_config(source / "text_encoder")})
     parts = config.model, vae_config.model, clip_config.model
     stable_diffusion.check_fit(source, *parts)
-    vae_params = convert.load("vae", source / "vae", vae_config.model)
-    clip_params = convert.load("clip", clip.read(source / "text_encoder"), clip_config.model)
+    vae_params = formats.load("vae", source / "vae", vae_config.model)
+    clip_params = formats.load("clip", clip.read(source / "text_encoder"), clip_config.model)
     tokenizer = clip.read_tokenizer(source / "text_encoder", clip_config.model)
 
     factor = models.build(vae_config.model).factor
@@ -128,7 +129,7 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     destination.check(workdir)
     weights.refuse_layout(source, "vae")
     config = ConfigDict({"model": vae.read_config(weights.directory(source) / "config.json")})
-    _save(workdir, config, convert.load("vae", source, config.model))
+    _save(workdir, config, formats.load("vae", source, config.model))
     return config
 
 
@@ -159,7 +160,7 @@ def convert_unet(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 def _read_unet(source, process):
     """(config, parameters) of a UNet of latents, with what `read_process` tells."""
     config = _default_config(unet.read_config(weights.directory(source) / "config.json"))
-    params = convert.load("unet", source, config.model)
+    params = formats.load("unet", source, config.model)
     diffusion, prediction, sample = process
     config.diffusion.update(diffusion)
     config.objective.prediction = prediction
@@ -210,7 +211,7 @@ def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     """Writes VGG-16 and LPIPS's weights in the directory `source` to a new workdir."""
     destination.check(workdir)
     config = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
-    _save(workdir, config, convert.load("lpips", lpips.read(source), config.model))
+    _save(workdir, config, formats.load("lpips", lpips.read(source), config.model))
     return config
 
 
@@ -222,7 +223,7 @@ def convert_inception(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict
     """
     destination.check(workdir)
     config = ConfigDict({"model": {"name": "inception", "dtype": "float32"}})
-    _save(workdir, config, convert.load("inception", source, config.model))
+    _save(workdir, config, formats.load("inception", source, config.model))
     return config
 
 
@@ -235,7 +236,7 @@ def convert_dinov2(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     destination.check(workdir)
     found = dinov2.read(source)
     config = ConfigDict({"model": dinov2.read_sizes(found)})
-    _save(workdir, config, convert.load("dinov2", found, config.model))
+    _save(workdir, config, formats.load("dinov2", found, config.model))
     return config
 
 
@@ -252,7 +253,7 @@ def convert_clip(source: pathlib.Path, workdir: pathlib.Path, skip_layers: int =
     weights.refuse_layout(source, "clip")
     config = ConfigDict({"model": clip.read_config(source, skip_layers)})
     tokenizer = clip.read_tokenizer(source, config.model)
-    params = convert.load("clip", clip.read(source, skip_layers), config.model)
+    params = formats.load("clip", clip.read(source, skip_layers), config.model)
     with destination.fill(workdir) as new:
         checkpoint.save_params(new, config, params)
         tokenizer.save(new / text.FILE)
@@ -288,7 +289,7 @@ def convert_dit(
         )
     if is_diffusers:
         found = diffusers_dit.to_published(found, config.model)
-    _save(workdir, config, convert.load("dit", found, config.model))
+    _save(workdir, config, formats.load("dit", found, config.model))
     return config
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, flops, metrics, pictures, plot, rows, workdirs
+from dit_jax import cli, conditions, metrics, models, pictures, plot, rows, workdirs
 from dit_jax.data import pixels
 from dit_jax.system import files, forms, json_files
 from experiments.scaling import record, selection, table
@@ -168,7 +168,7 @@ def _of_cell(directory, evaluations):
     if not steps:
         return []
     workdirs.check_draws(directory, config)
-    model, counts = config.model, flops.count(config)
+    model, counts = config.model, models.count(config)
     of_dit = model.name == "dit"
     lines = [
         {

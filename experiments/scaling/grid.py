@@ -9,7 +9,7 @@ import re
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax import flops, generate, train
+from dit_jax import generate, models, train
 
 MOST_CHECKPOINTS = 100  # of a run: its compute points have a common divisor
 # Axes that a table has columns for in any case.
@@ -32,7 +32,7 @@ class Cell:
     @property
     def counts(self) -> dict:
         """Of `flops.count`, and the 'train_gflops' of the whole run."""
-        counts = flops.count(self.config)
+        counts = models.count(self.config)
         images = self.steps[-1] * self.config.batch_size
         return counts | {"train_gflops": images * counts["train_gflops_per_image"]}
 

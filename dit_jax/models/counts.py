@@ -4,9 +4,9 @@ import math
 
 import flax.traverse_util
 import jax
+from ml_collections import ConfigDict
 
-from dit_jax import models
-from dit_jax.models import blocks, conditioning, unet, unet_blocks
+from dit_jax.models import blocks, conditioning, dit, registry, unet, unet_blocks
 
 CLIP_LENGTH = 77  # tokens that it makes of any caption
 
@@ -213,7 +213,7 @@ def of_inception(config) -> dict[str, int | float]:
     Returns: params; gmacs of convolutions, products with the padding included, and classifier;
       gflops.
     """
-    model = models.build(config)
+    model = registry.build(config)
 
     def forward(key):
         return model.init_with_output(key, *model.example_inputs(), capture_intermediates=True)
@@ -271,3 +271,75 @@ def _vae_half(config, image_size, decoder):
         convs.append((1, ends, ends, small))
     params = sum((k * k * i + 1) * o for k, i, o, _ in convs) + 2 * sum(norms)
     return params, sum(k * k * i * o * n * n for k, i, o, n in convs) + attention
+
+
+VAE_FACTOR = 8  # pixels per latent of the published models
+
+
+def count(config) -> dict[str, int | float]:
+    """Counts of a config's model, for one image, as `counts` has them."""
+    if config.model.name == "vae":
+        return of_vae(config.model, config.data.image_size)
+    if config.model.name == "inception":
+        return of_inception(config.model)
+    if config.model.name == "unet":
+        return of_unet(config.model)
+    return of_dit(config.model)
+
+
+def published_config(
+    name: str, image_size: int | None = None, block: str | None = None
+) -> ConfigDict:
+    """`config.model` of a DiT of the paper or a preset UNet, as far as its counts depend on it.
+
+    Args: of a DiT alone: image_size, 256 if None.   block: adaLN-Zero if None.
+    Raises: ValueError for an unknown name, an image size that its patches do not divide, or an
+      image size or block for a UNet.
+    """
+    if name in unet.PRESETS:
+        if image_size is not None or block is not None:
+            raise ValueError(
+                f"{name} is a UNet, of the one size that its name says: image_size={image_size}, "
+                f"block={block} are of a DiT. For another UNet give --config."
+            )
+        return ConfigDict(dict(name="unet", **unet.named(name)))
+    if not name.startswith("DiT-"):
+        raise ValueError(
+            f"unknown model {name!r}; the names are DiT-{{{','.join(dit.SIZES)}}}/PATCH, "
+            f"{', '.join(unet.PRESETS)}."
+        )
+    image_size = 256 if image_size is None else image_size
+    fields = dit.named(name)
+    unit = VAE_FACTOR * fields["patch_size"]
+    if image_size <= 0 or image_size % unit:
+        raise ValueError(
+            f"{image_size=} must be a multiple of {unit}: the VAE's 8 x the patch size."
+        )
+    return ConfigDict(
+        dict(
+            name="dit",
+            input_size=image_size // VAE_FACTOR,
+            in_channels=4,
+            mlp_ratio=4.0,
+            block=block or "adaLN-Zero",
+            condition="label",
+            num_classes=1000,
+            class_dropout_prob=0.1,
+            learn_sigma=True,
+            **fields,
+        )
+    )
+
+
+def count_names(
+    names: list[str], image_size: int | None = None, block: str | None = None
+) -> dict[str, dict[str, int | float]]:
+    """Counts by name, as `published_config`; no names are all of the paper and of the presets.
+
+    With an image size or a block no names are all of the paper alone.
+    """
+    of_dits = image_size is not None or block is not None
+    all_names = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
+    all_names += [] if of_dits else list(unet.PRESETS)
+    configs = {name: published_config(name, image_size, block) for name in names or all_names}
+    return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}
