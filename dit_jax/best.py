@@ -6,8 +6,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, measures, workdirs
+from dit_jax import measures, workdirs
 from dit_jax.system import forms
+from dit_jax.workdirs import checkpoint
 
 logger = logging.getLogger("dit_jax")
 

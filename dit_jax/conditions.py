@@ -17,10 +17,10 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, identity
 from dit_jax.data import sources
 from dit_jax.models import conditioning
 from dit_jax.system import files
+from dit_jax.workdirs import checkpoint, digests, identity
 
 KINDS = ("random", "balanced")  # of `draw`
 FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
@@ -224,7 +224,7 @@ def load_encoder(
             f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "
             f"model.context_size={config.model.context_size}."
         )
-    digest = checkpoint.digest(params)
+    digest = digests.digest(params)
     if config.text.encoder_digest not in ("", digest):
         raise ValueError(
             f"text.encoder={workdir} has digest {digest}, but text.encoder_digest="

@@ -28,9 +28,10 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, conditions, identity, latents, sharding, shards
+from dit_jax import cli, conditions, latents, sharding, shards
 from dit_jax.data import sources
 from dit_jax.system import files, locks, stopping
+from dit_jax.workdirs import checkpoint, identity
 
 FLAGS = flags.FLAGS
 

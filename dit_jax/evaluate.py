@@ -27,7 +27,6 @@ from PIL import Image
 
 from dit_jax import (
     bits,
-    checkpoint,
     cli,
     conditions,
     diffusion,
@@ -46,6 +45,7 @@ from dit_jax import (
 )
 from dit_jax.config import ranges
 from dit_jax.system import files
+from dit_jax.workdirs import digests
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -85,7 +85,7 @@ def evaluate(
         settings["captions"] = told.digest()
     if guide := trained.guide:
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
-        settings["guide_digest"] = checkpoint.digest(guide.params)
+        settings["guide_digest"] = digests.digest(guide.params)
     row = rows.of_checkpoint(trained, "sample", settings)
     row |= _compared(extractor, reference, num)
     extract = extractor.compile(mesh)

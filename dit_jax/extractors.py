@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_jax import checkpoint, sharding
+from dit_jax import sharding
+from dit_jax.workdirs import checkpoint, digests
 
 MAX_PIXEL_VALUES = 4096  # of an image: covariances cost its cube, and mean little beyond
 # How to get the weights: each extractor's file.
@@ -70,7 +71,7 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
     weights = weights or pathlib.Path("runs") / name
     sharding.together(lambda: _check_weights(name, weights))
     model, params = checkpoint.load_model(weights, sharding.local_mesh(), dtype, name)
-    return Extractor(name, dtype, checkpoint.digest(params), _apply(model), params)
+    return Extractor(name, dtype, digests.digest(params), _apply(model), params)
 
 
 def _check_weights(name, weights):

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import identity
 from dit_jax.data import folders, loader, pixels, sources
 from dit_jax.system import files, npz_files
+from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")
 

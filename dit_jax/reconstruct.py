@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import checkpoint, cli, latents, pictures, sharding
+from dit_jax import cli, latents, pictures, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives
 from dit_jax.system import files
+from dit_jax.workdirs import checkpoint
 
 FLAGS = flags.FLAGS
 SHOWN = 16

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import fid, identity, images, metrics, sharding, workdirs
+from dit_jax import fid, images, metrics, sharding, workdirs
 from dit_jax.data import loader, sources
 from dit_jax.extractors import Extractor
 from dit_jax.system import files, json_files, npz_files
+from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")
 

@@ -12,8 +12,9 @@ import subprocess
 
 import jax
 
-from dit_jax import checkpoint, models, runs, sharding
+from dit_jax import models, runs, sharding
 from dit_jax.system import files, forms, json_files, locks
+from dit_jax.workdirs import digests
 
 # Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
 SIGNED = ("kid", "bits_per_latent_dim")
@@ -26,7 +27,7 @@ def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
     images_seen = trained.step * config.batch_size
     return {
         "step": trained.step,
-        "params_digest": checkpoint.digest(trained.params),
+        "params_digest": digests.digest(trained.params),
         kind: json.loads(json.dumps(settings)),  # as it will be read back
         "params": counts["params"],
         "gmacs": counts["gmacs"],

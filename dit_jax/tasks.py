@@ -16,21 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    checkpoint,
-    conditions,
-    diffusion,
-    generate,
-    latents,
-    models,
-    pictures,
-    runs,
-    sharding,
-)
+from dit_jax import conditions, diffusion, generate, latents, models, pictures, runs, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
 from dit_jax.system import files
+from dit_jax.workdirs import checkpoint
 
 # What a model of each condition is told, in its summary.
 TOLD = {

@@ -25,10 +25,8 @@ from ml_collections import ConfigDict
 
 from dit_jax import (
     best,
-    checkpoint,
     cli,
     conditions,
-    identity,
     latents,
     measures,
     metrics,
@@ -42,6 +40,7 @@ from dit_jax import (
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
 from dit_jax.system import files, stopping
+from dit_jax.workdirs import checkpoint, identity
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")

@@ -7,8 +7,9 @@ import pytest
 from conftest import random_params
 
 from configs import vae_digits
-from dit_jax import best, checkpoint, models, runs, train, workdirs
+from dit_jax import best, models, runs, train, workdirs
 from dit_jax.system import json_files
+from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture

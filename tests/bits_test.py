@@ -11,9 +11,10 @@ import pytest
 from close import assert_close
 from conftest import random_params
 
-from dit_jax import bits, checkpoint, diffusion, models, rows, runs, sharding
+from dit_jax import bits, diffusion, models, rows, runs, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import samplers
+from dit_jax.workdirs import checkpoint
 
 
 def some_model(config, num_devices=8):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, train, workdirs
+from dit_jax import train, workdirs
 from dit_jax.system import files, stopping
+from dit_jax.workdirs import checkpoint, digests
 
 
 def _latest(workdir, config):
@@ -328,8 +329,8 @@ def test_digest_tells_bits_and_places_apart():
     others[1][0, 0, 0] = -0.0
     others[2][:, [0, 1]] = others[2][:, [1, 0]]  # two rows changed places
     others[3].view(np.uint32)[0, 0, :2] ^= np.uint32(2**31)  # two signs
-    digests = [int(checkpoint._array_digests({"a": a})["a"]) for a in (array, *others)]
-    assert len(set(digests)) == 5
+    found = [int(digests.digest_arrays({"a": a})["a"]) for a in (array, *others)]
+    assert len(set(found)) == 5
 
 
 def test_converted_models_have_no_raw_parameters(vae_dir):

@@ -15,12 +15,13 @@ from close import assert_close
 from conftest import GOLDENS
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, models, sharding
+from dit_jax import convert, models, sharding
 from dit_jax.convert import arrays
 from dit_jax.convert.__main__ import convert_clip
 from dit_jax.data import text
 from dit_jax.models import clip
 from dit_jax.sharding import axes
+from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(
     dict(

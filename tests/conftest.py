@@ -34,9 +34,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import checkpoint, convert, diffusion, encode, extractors, models, sharding, train
+from dit_jax import convert, diffusion, encode, extractors, models, sharding, train
 from dit_jax.data import text
 from dit_jax.datasets import digits
+from dit_jax.workdirs import checkpoint
 from experiments.scaling import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
 

@@ -17,10 +17,11 @@ import vae_test
 from conftest import GOLDENS, ROOT
 
 from configs import default, sd_finetune
-from dit_jax import checkpoint, conditions, convert, generate, runs, workdirs
+from dit_jax import conditions, convert, generate, runs, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 from dit_jax.data import sources
+from dit_jax.workdirs import checkpoint
 
 ZERO_SNR = dict(rescale_betas_zero_snr=True)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -399,7 +400,7 @@ def test_a_conversion_that_is_killed_goes_on_when_it_is_run_again(
     target = tmp_path / "ours"
     code = f"""
 import os, pathlib, signal
-from dit_jax import checkpoint
+from dit_jax.workdirs import checkpoint
 from dit_jax.convert.__main__ import convert_sd
 save, saved = checkpoint.save_params, []
 def stop(workdir, *arguments):

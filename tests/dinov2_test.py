@@ -13,10 +13,11 @@ import safetensors.numpy
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, models, sharding
+from dit_jax import convert, models, sharding
 from dit_jax.convert import arrays
 from dit_jax.convert.__main__ import convert_dinov2
 from dit_jax.models import dinov2
+from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(
     dict(name="dinov2", hidden_size=128, depth=2, num_heads=2, dtype="float32")

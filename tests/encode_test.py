@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, encode, latents
+from dit_jax import encode, latents
 from dit_jax.data import loader, sources
 from dit_jax.system import locks
+from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import (
-    checkpoint,
     conditions,
     evaluate,
     extractors,
@@ -27,6 +26,7 @@ from dit_jax import (
     workdirs,
 )
 from dit_jax.system import files
+from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture

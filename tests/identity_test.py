@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import bits, conditions, encode, identity, references, runs, shards, train, workdirs
+from dit_jax import bits, conditions, encode, references, runs, shards, train, workdirs
 from dit_jax.data import sources
+from dit_jax.workdirs import identity, records
 
 
 def _save(path, seed):
@@ -280,7 +281,7 @@ def test_a_run_of_an_older_version_says_what_is_not_known(trained, caplog):
     caplog.set_level("INFO")
     (run / "data.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workdirs, "load_data", lambda _: {})
+        patch.setattr(records, "load_data", lambda _: {})
         config.total_steps = 3
         train.train_and_evaluate(config, run)
     assert "classes: ant, bee" in caplog.text

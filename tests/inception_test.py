@@ -8,10 +8,11 @@ import safetensors.numpy
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, models, sharding
+from dit_jax import convert, models, sharding
 from dit_jax.convert import arrays
 from dit_jax.convert import inception as published_inception
 from dit_jax.models import inception
+from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(dict(name="inception", dtype="float32"))
 

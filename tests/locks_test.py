@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from dit_jax import checkpoint, train, workdirs
+from dit_jax import train, workdirs
 from dit_jax.system import files, locks
+from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import checkpoint, convert, models, train
+from dit_jax import convert, models, train
 from dit_jax.convert import arrays, lpips
+from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(dict(name="lpips", dtype="float32"))
 

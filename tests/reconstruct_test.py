@@ -9,8 +9,9 @@ import pytest
 from close import assert_close
 from PIL import Image
 
-from dit_jax import checkpoint, latents, reconstruct
+from dit_jax import latents, reconstruct
 from dit_jax.data import loader, sources
+from dit_jax.workdirs import checkpoint
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
 
-from dit_jax import checkpoint, train
+from dit_jax import train
+from dit_jax.workdirs import checkpoint
 
 
 def _flags(workdir, digits_dir, *flags, steps):

@@ -11,8 +11,9 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import checkpoint, encode, latents, sharding, train, workdirs
+from dit_jax import encode, latents, sharding, train, workdirs
 from dit_jax.data import loader, sources
+from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke
-from dit_jax import checkpoint, conditions, models, sharding, train
+from dit_jax import conditions, models, sharding, train
 from dit_jax.data import sources
 from dit_jax.models import dit
 from dit_jax.system import files
+from dit_jax.workdirs import checkpoint
 
 
 def _metrics(workdir):

@@ -15,9 +15,10 @@ from conftest import GOLDENS, VAE
 from jax import flatten_util
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, models, workdirs
+from dit_jax import convert, models, workdirs
 from dit_jax.convert.__main__ import convert_vae
 from dit_jax.models import vae
+from dit_jax.workdirs import checkpoint
 
 DIFFUSERS = {
     "act_fn": "silu",

@@ -10,6 +10,7 @@ from configs import default
 from dit_jax import encode, runs, train, workdirs
 from dit_jax.data import sources
 from dit_jax.datasets import digits, writing
+from dit_jax.workdirs import older_versions, records
 
 
 def _as_json(config):
@@ -154,9 +155,9 @@ def test_config_of_an_older_version_means_what_it_meant(workdir, smoke_config):
     """Keys added since have the value of before, and the run goes on."""
     config = json.loads((workdir / "config.json").read_text())
     added = {
-        **workdirs.AS_BEFORE,
-        **workdirs.AS_BEFORE_OF_DIT,
-        **workdirs.AS_BEFORE_OF_PREDICTOR,
+        **older_versions.AS_BEFORE,
+        **older_versions.AS_BEFORE_OF_DIT,
+        **older_versions.AS_BEFORE_OF_PREDICTOR,
     }
     del added["diffusion.sigma_data"]  # of which this config has another value
     expected = workdirs.load_config(workdir).to_dict()
@@ -224,7 +225,7 @@ def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
     workdirs.check_config(workdir, smoke_config)
     smoke_config.data.name = "/home/you/digits"  # moved: its record says whether they are the same
     workdirs.check_config(workdir, smoke_config)
-    monkeypatch.setattr(workdirs, "load_data", lambda _: {})  # of an older version
+    monkeypatch.setattr(records, "load_data", lambda _: {})  # of an older version
     with pytest.raises(ValueError, match="another config"):
         workdirs.check_config(workdir, smoke_config)
 

@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import default, dit_xl_2_256_published
-from dit_jax import checkpoint, cli, models, workdirs
+from dit_jax import cli, models, workdirs
 from dit_jax.config import ranges
 from dit_jax.convert import (
     adm,
@@ -52,6 +52,7 @@ from dit_jax.convert import (
 )
 from dit_jax.data import text
 from dit_jax.system import files
+from dit_jax.workdirs import checkpoint, digests
 
 FLAGS = flags.FLAGS
 # Stable Diffusion 1's, of a UNet alone.
@@ -110,7 +111,7 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
         scale=(vae_config.model.scale,),
         shift=(vae_config.model.shift,),
     )
-    config.text.update(encoder="text_encoder", encoder_digest=checkpoint.digest(clip_params))
+    config.text.update(encoder="text_encoder", encoder_digest=digests.digest(clip_params))
     with destination.fill(workdir) as new:
         checkpoint.save_params(new / "vae", vae_config, vae_params)
         checkpoint.save_params(new / "text_encoder", clip_config, clip_params)

@@ -11,6 +11,7 @@ from dit_jax.config import ranges
 from dit_jax.convert import fields
 from dit_jax.models import dit
 from dit_jax.system import files, json_files
+from dit_jax.workdirs import older_versions
 
 KEY = "dit_jax"  # in the file's metadata
 WHAT = "what `convert dit-export` writes"
@@ -58,7 +59,7 @@ def read(path: pathlib.Path) -> ConfigDict | None:
     config = json_files.parse_json(text, shown, WHAT)
     if isinstance(config, dict) and "model" in config:
         try:
-            config = workdirs.complete(config)
+            config = older_versions.complete(config)
         except ValueError as error:
             raise ValueError(f"{shown} cannot be read: {error}. It must be {WHAT}.") from error
     if wrong := _wrong(config):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dit_jax import checkpoint, train, workdirs
+from dit_jax import train, workdirs
+from dit_jax.workdirs import checkpoint
 
 OTHERS = ("img_per_s", "seconds", "git_revision")  # of a line of metrics or a row: may differ
 STEPS = 24

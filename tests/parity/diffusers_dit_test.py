@@ -9,8 +9,9 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, sharding
+from dit_jax import sharding
 from dit_jax.convert.__main__ import convert_dit, export_dit
+from dit_jax.workdirs import checkpoint
 
 SIZES = {
     "S/8": dict(num_attention_heads=6, attention_head_dim=64, num_layers=12, patch_size=8),

@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from dit_jax import checkpoint
 from dit_jax.convert import __main__ as commands
+from dit_jax.workdirs import checkpoint
 
 WAYS = {
     "whole": {},

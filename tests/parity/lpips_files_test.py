@@ -6,9 +6,10 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, sharding
+from dit_jax import sharding
 from dit_jax.convert import arrays, lpips
 from dit_jax.convert.__main__ import convert_lpips
+from dit_jax.workdirs import checkpoint
 
 
 def test_both_files_become_a_workdir(tmp_path):

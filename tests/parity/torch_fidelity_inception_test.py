@@ -10,9 +10,10 @@ import safetensors.numpy
 import torch
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, sharding
+from dit_jax import convert, sharding
 from dit_jax.convert.__main__ import convert_inception
 from dit_jax.models import inception
+from dit_jax.workdirs import checkpoint
 
 Extractor = fidelity.import_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 tensorflow1 = fidelity.import_module("interpolate_compat_tensorflow")

@@ -11,9 +11,10 @@ import torch
 import transformers
 from ml_collections import ConfigDict
 
-from dit_jax import checkpoint, convert, sharding
+from dit_jax import convert, sharding
 from dit_jax.convert.__main__ import convert_clip
 from dit_jax.data import text
+from dit_jax.workdirs import checkpoint
 
 TINY = dict(
     vocab_size=600,

@@ -6,24 +6,21 @@ digest: a number per array, by which a bit that changed on the disk is seen.
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
 import pathlib
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import latents, models, sharding, workdirs
+from dit_jax import latents, models, sharding
 from dit_jax.system import files, json_files, stopping
+from dit_jax.workdirs import claims, digests, records, run_config
 
 logger = logging.getLogger("dit_jax")
 
@@ -79,7 +76,7 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items["data"] = ocp.args.JsonSave(data_state)
     items["config"] = ocp.args.JsonSave(config.to_dict())
-    items["digest"] = ocp.args.JsonSave(_digests(trees, step, data_state))
+    items["digest"] = ocp.args.JsonSave(digests.digest_items(trees, step, data_state))
     try:
         begun = manager.save(step, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -96,9 +93,9 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
 
     Raises: ValueError if there are checkpoints in it already; OSError if it cannot be written.
     """
-    if steps := workdirs.saved_steps(workdir):
+    if steps := records.saved_steps(workdir):
         raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
-    with workdirs.claim(workdir, config):
+    with claims.claim(workdir, config):
         _write_params(workdir, config, params, 0, {})
 
 
@@ -110,8 +107,8 @@ def replace_params(
     Args: values, JSON to keep with them, for `saved_values`.
     Raises: OSError if they cannot be written.
     """
-    with workdirs.claim(workdir, config):
-        before = workdirs.saved_steps(workdir)
+    with claims.claim(workdir, config):
+        before = records.saved_steps(workdir)
         _write_params(workdir, config, params, step, values)
 
         def remove():
@@ -123,7 +120,7 @@ def replace_params(
 
 def saved_values(workdir: pathlib.Path) -> dict:
     """What `replace_params` kept with the newest checkpoint; {} if there is none, or none whole."""
-    steps = workdirs.saved_steps(workdir)
+    steps = records.saved_steps(workdir)
     if not steps:
         return {}
     path = workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata"
@@ -135,12 +132,12 @@ def saved_values(workdir: pathlib.Path) -> dict:
 
 
 def _write_params(workdir, config, params, step, values):
-    workdirs.write_config(workdir, config)
+    run_config.write_config(workdir, config)
     items = {
         "ema_params": ocp.args.StandardSave(params),
         "data": ocp.args.JsonSave(values),
         "config": ocp.args.JsonSave(config.to_dict()),
-        "digest": ocp.args.JsonSave(_digests({"ema_params": params}, step, values)),
+        "digest": ocp.args.JsonSave(digests.digest_items({"ema_params": params}, step, values)),
     }
     directory = workdir.absolute() / "checkpoints" / str(step)
     try:
@@ -164,7 +161,7 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
 
 
 def _write_error(manager, error):
-    complete = workdirs.saved_steps(pathlib.Path(manager.directory).parent)
+    complete = records.saved_steps(pathlib.Path(manager.directory).parent)
     kept = (
         f"the last complete one is step {complete[-1]}" if complete else "there is no earlier one"
     )
@@ -182,7 +179,7 @@ def restore_latest(manager: ocp.CheckpointManager, state):
     An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is used.
     Raises: OSError if there are checkpoints and none can be read.
     """
-    steps = workdirs.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
+    steps = records.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
@@ -219,7 +216,7 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
     """
     directory = workdir.absolute() / "checkpoints"
     with files.Directory(workdir):  # it was there when its config was read
-        steps = workdirs.saved_steps(workdir)
+        steps = records.saved_steps(workdir)
         if not steps or step not in (None, *steps):
             raise FileNotFoundError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
@@ -240,15 +237,9 @@ def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> late
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
     """
     model, params = load_model(workdir, mesh, dtype, "vae")
-    config = workdirs.load_config(workdir).model
+    config = run_config.load_config(workdir).model
     published = (config.scale, config.shift) if config.get("scale") else None
-    return latents.Vae(params, model, digest(params), published)
-
-
-def digest(params) -> str:
-    """16 hexadecimal digits that tell parameters apart, wherever they were read from."""
-    digests = json.dumps(_digests({"params": params}, 0, {}), sort_keys=True)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+    return latents.Vae(params, model, digests.digest(params), published)
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):
@@ -257,7 +248,7 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
     Args: dtype, of its activations.   name: what `config.model.name` must be.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
     """
-    config = workdirs.load_config(workdir)
+    config = run_config.load_config(workdir)
     if config.model.name != name:
         raise ValueError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
@@ -282,7 +273,7 @@ def _restore_newest(directory, steps, trees):
                 raise
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
-    others = sorted(set(workdirs.saved_steps(directory.parent)) - set(steps))
+    others = sorted(set(records.saved_steps(directory.parent)) - set(steps))
     way_out = f"choose another step: {others}" if others else "restore one from a copy"
     raise OSError(
         f"no checkpoint in {directory} can be read:\n"
@@ -311,7 +302,7 @@ def _restore(directory, step, trees):
     problem = ""
     try:
         files.check_tree(directory / str(step))
-        workdirs.check_step(directory.parent, step)
+        run_config.check_step(directory.parent, step)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
     # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
@@ -328,49 +319,12 @@ def _restore(directory, step, trees):
     if not sharding.all_processes(not problem):
         raise OSError(problem or "another process cannot read its part")
     loaded = {name: restored[name] for name in trees}
-    saved, digests = restored["digest"], _digests(loaded, step, restored["data"])
+    saved, computed = restored["digest"], digests.digest_items(loaded, step, restored["data"])
     if not isinstance(saved, dict):
         raise OSError("its digest is not what was saved")
-    changed = [path for path, digest in digests.items() if saved.get(path) != digest]
+    changed = [path for path, digest in computed.items() if saved.get(path) != digest]
     if changed:
         raise OSError(
-            f"{len(changed)} of {len(digests)} arrays are not what was saved, such as {changed[0]}"
+            f"{len(changed)} of {len(computed)} arrays are not what was saved, such as {changed[0]}"
         )
     return loaded, restored["data"]
-
-
-def _digests(trees, step, data_state):
-    """{'params/blocks/...': number} for every array of the trees, the step and the data's state."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_array_digests(trees)))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    digests = dict(zip(names, (int(digest) for _, digest in leaves), strict=True))
-    return digests | {
-        "step": step,
-        "data": zlib.crc32(json.dumps(data_state, sort_keys=True).encode()),
-    }
-
-
-@jax.jit
-def _array_digests(trees):
-    """A uint32 per array, the sum of a hash of every element's bits and place.
-
-    Whole numbers add up to the same on every mesh, and one changed bit always shows.
-    """
-
-    def digest(array):
-        bits = array.view(jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)
-        place = jnp.zeros(array.shape, jnp.uint32)
-        for axis, size in enumerate(array.shape):
-            place = place * np.uint32(size) + jax.lax.broadcasted_iota(
-                jnp.uint32, array.shape, axis
-            )
-        return jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
-
-    return jax.tree.map(digest, trees)
-
-
-def _mix(bits):
-    """A bijection of uint32 that scatters its bits.   Source: MurmurHash3's finalizer, Appleby."""
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)

@@ -1,24 +1,18 @@
-"""Workdirs: a directory is a run, its config the one that config.json in it holds."""
+"""config.json of a workdir: written, read, and compared with the config of a run."""
 
-import contextlib
 import json
 import logging
 import pathlib
-import re
-import tempfile
-from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import models, sharding
 from dit_jax.config import overrides, ranges
-from dit_jax.data import manifest
-from dit_jax.system import files, forms, json_files, locks
+from dit_jax.system import files, forms, json_files
+from dit_jax.workdirs import older_versions, records
 
 logger = logging.getLogger("dit_jax")
-
-LOCK = "train.lock"  # in a workdir that a command writes checkpoints into
 
 # A run may go on with other values of these: they do not change what is trained on what, up to
 # rounding; total_steps also stretches a cosine schedule. A key that ends with a dot stands for all
@@ -55,100 +49,6 @@ MAY_CHANGE = (
 
 TRAINED = ("dit", "unet", "vae")  # the models of runs
 
-# Keys that older versions did not have, with the value that means what those versions did.
-AS_BEFORE = {
-    "init_from": "",
-    "eval_draws": 1,
-    "sample_num_images": 16,
-    "checkpoint_best_metric": "",
-    "optim.mup_base_width": 0,
-    "data.caption_feature": "",
-    "data.captions_per_image": 1,
-}
-AS_BEFORE_OF_VAE = {"autoencoder.lpips": "", "autoencoder.lpips_weight": 0.0}
-AS_BEFORE_OF_DIT = {"model.block": "adaLN-Zero"}
-AS_BEFORE_OF_PREDICTOR = {
-    "model.condition": "label",
-    "model.context_size": 0,
-    "model.text_vocab_size": 4096,
-    "model.text_length": 32,
-    "model.text_depth": 2,
-    "model.text_num_heads": 4,
-    "text.encoder": "",
-    "text.encoder_digest": "",
-    "text.stored": False,
-    "diffusion.process": "ddpm",
-    "diffusion.schedule": "linear",
-    "diffusion.zero_terminal_snr": False,
-    "diffusion.sigma_min": 0.002,
-    "diffusion.sigma_max": 80.0,
-    "diffusion.sigma_data": 1.0,
-    "objective.prediction": "eps",
-    "objective.weight": "uniform",
-    "objective.snr_gamma": 5.0,
-    "objective.p2_gamma": 1.0,
-    "objective.t_distribution": "uniform",
-    "objective.t_mean": 0.0,
-    "objective.t_std": 1.0,
-    "objective.low_discrepancy": False,
-    "objective.min_t": 1e-5,
-    "sample.grid": "uniform",
-    "sample.rho": 7.0,
-    "sample.shift": 3.0,
-    "sample.variance": "large",
-    "sample.churn": 0.0,
-    "sample.churn_range": (0.0, 1e9),
-    "sample.churn_noise": 1.0,
-    "sample.sde_diffusion": "sigma",
-    "sample.last_step": "mean",
-    "sample.last_step_t": None,
-    "sample.clip_x_0": False,
-    "sample.cfg_interval": (0.0, 1.0),
-    "sample.cfg_rescale": 0.0,
-    "fid.every_steps": 0,
-    "fid.num_images": 5000,
-    "fid.steps": 50,
-    "fid.cfg_scale": 1.0,
-    "fid.reference": "",
-    "fid.extractor": "",
-    "fid.weights": "",
-}
-
-
-@contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
-    """Makes the workdir, if it is not there, and holds it for a run of this config.
-
-    Raises: ValueError as `check_config`; OSError as `locks.hold`, if another command writes into
-      the workdir, or if the directory cannot be written.
-    """
-    files.check_utf8(workdir)  # first: what is refused must not leave a directory behind
-    check_config(workdir, config)
-    with locks.hold(workdir / LOCK) as lock:
-        check_config(workdir, config)  # again: another run may have ended since
-        _warn_of_length(workdir, config)
-
-        def make():
-            (workdir / "checkpoints").mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=workdir):
-                pass
-
-        sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
-        with files.Directory(workdir / "checkpoints") as checkpoints:
-            lock.watched.append(checkpoints)
-            yield lock
-
-
-def _warn_of_length(workdir, config):
-    if saved_steps(workdir) and config.optim.schedule == "cosine":
-        then = load_config(workdir).total_steps
-        if then != config.total_steps:
-            logger.warning(
-                "total_steps was %d, now %d: so is the cosine schedule's end",
-                then,
-                config.total_steps,
-            )
-
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Demands that what was trained in the workdir, if anything, was by this config.
@@ -156,14 +56,14 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     A digest that the config leaves empty is filled in by the run, so it differs from none.
     Raises: ValueError that lists the keys that differ and may not.
     """
-    if saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
+    if records.saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
         as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
         as_found = load_config(workdir)
         for either in (as_found, as_saved):
             overrides.expand_paths(either)
         saved, wanted = flatten(as_found), flatten(as_saved)
         # Where the data are recorded, they are recognised wherever they lie.
-        name = () if load_data(workdir) else ("data.name",)
+        name = () if records.load_data(workdir) else ("data.name",)
         if differing := _differing(saved, wanted, name):
             lines = [f"  {key}: workdir {before!r}, now {now!r}" for key, before, now in differing]
             raise ValueError(
@@ -218,59 +118,6 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
 
 
-def write_data(workdir: pathlib.Path, data: dict) -> None:
-    """Writes data.json: the identities of the data that the run is made of, by split.
-
-    Raises: OSError.
-    """
-
-    def write():
-        text = json.dumps(manifest.with_digest(data), indent=1) + "\n"
-        files.replace_text(workdir / "data.json", text)
-
-    sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
-
-
-def load_data(workdir: pathlib.Path) -> dict:
-    """What `write_data` wrote; where that is lost, what the newest checkpoint keeps of it.
-
-    {} of a workdir that an older version wrote, or that was converted.
-    Raises: files.LostError if the workdir is not there: it was moved.
-    """
-    files.Directory(workdir)
-    path = workdir / "data.json"
-    for candidate in [path, *_newest_first(workdir, "data")]:
-        try:
-            data = json_files.read_json(candidate, "the identities of a run's data")
-            data = (
-                manifest.without_digest(data, path) if candidate == path else data.get("data", {})
-            )
-            manifest.check_identities(data, candidate)
-            return data
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            logger.warning("%s is not used: %s", candidate.relative_to(workdir), error)
-    return {}
-
-
-def _newest_first(workdir, item):
-    """The paths of a JSON item of the checkpoints."""
-    return [
-        workdir / "checkpoints" / str(step) / item / "metadata"
-        for step in saved_steps(workdir)[::-1]
-    ]
-
-
-def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the complete checkpoints, ascending; directories of other names are none."""
-    directory = workdir / "checkpoints"
-    if not directory.is_dir():
-        return []
-    names = (path.name for path in directory.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-
-
 def load_config(workdir: pathlib.Path) -> ConfigDict:
     """The config of a workdir, locked; where config.json is lost, that of the newest checkpoint.
 
@@ -280,7 +127,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     """
     files.check_utf8(workdir)
     path = workdir / "config.json"
-    saved = _newest_first(workdir, "config")
+    saved = records.newest_first(workdir, "config")
     if not path.is_file() and not saved:
         raise FileNotFoundError(
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
@@ -320,7 +167,7 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
-    config = complete(config)
+    config = older_versions.complete(config)
     check_types(config)
     try:
         return ConfigDict(config).lock()
@@ -368,7 +215,7 @@ def _check_types(config, example, prefix=""):
         if name not in config:
             raise ValueError(f"it has no {key}.")
         elif isinstance(value, dict):
-            _check_section(key, config[name])
+            older_versions.check_section(key, config[name])
             if key != "model":
                 _check_types(config[name], value, f"{key}.")
         elif isinstance(value, tuple):
@@ -377,54 +224,6 @@ def _check_types(config, example, prefix=""):
             forms.check_type(key, config[name], type(value))
         elif config[name] is not None:  # a placeholder of a number
             forms.check_type(key, config[name], float)
-
-
-def _check_section(key, value):
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"{key}={forms.shorten(value)} must be an object of keys.")
-
-
-def complete(config: dict) -> dict:
-    """Returns a config with the keys that its version did not have, or had otherwise.
-
-    Raises: ValueError for a section that is no object.
-    """
-    older = AS_BEFORE | AS_BEFORE_OF_VAE | AS_BEFORE_OF_PREDICTOR
-    sections = dict.fromkeys(key.partition(".")[0] for key in older if "." in key)
-    for section in ("model", *sections):
-        if section in config:
-            _check_section(section, config[section])
-    if config.keys() == {"model"}:  # a converted network's
-        return config
-    name = config["model"].get("name")
-    older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
-    if name == "dit":
-        older = older | AS_BEFORE_OF_DIT
-    if "sample" in config:
-        config["sample"] = upgrade_sample(config["sample"])
-    latents = config.get("latents")
-    for key in ("scale", "shift"):  # one number in the first versions
-        if isinstance(latents, dict) and isinstance(latents.get(key), int | float):
-            latents[key] = [latents[key]]
-    for key, value in older.items():
-        section, names = config, key.split(".")
-        for part in names[:-1]:
-            section = section.setdefault(part, {})
-        section.setdefault(names[-1], value)
-    return config
-
-
-def upgrade_sample(sample: dict) -> dict:
-    """Returns `config.sample`, or the settings in a row, with today's keys in place of older ones.
-
-    `last_step_size` was the time at which the last step begins, where 0 stood for the default.
-    `num_images`, of pictures while training, is a key outside of it.
-    """
-    sample = dict(sample)
-    sample.pop("num_images", None)
-    if "last_step_size" in sample:
-        sample["last_step_t"] = sample.pop("last_step_size") or None
-    return sample
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:

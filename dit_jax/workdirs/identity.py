@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dit_jax import sharding, workdirs
+from dit_jax import sharding
 from dit_jax.data import folders, manifest, sources
 from dit_jax.system import files
+from dit_jax.workdirs import records
 
 logger = logging.getLogger("dit_jax")
 
@@ -169,8 +170,8 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
     def check_all():
         if jax.process_index() != 0:
             return None
-        saved = workdirs.saved_steps(workdir)  # before the first nothing can be mixed up
-        recorded = workdirs.load_data(workdir) if saved else {}
+        saved = records.saved_steps(workdir)  # before the first nothing can be mixed up
+        recorded = records.load_data(workdir) if saved else {}
         if saved and not recorded:
             logger.warning(
                 "%s has no record of its data but their number: see that they are as then.", workdir

@@ -1,0 +1,35 @@
+"""What a run leaves on disk: its config, checkpoints, and the identity of its data.
+
+A directory is a run; config.json in it says which.
+"""
+
+from dit_jax.workdirs.claims import LOCK, claim
+from dit_jax.workdirs.older_versions import upgrade_sample
+from dit_jax.workdirs.records import load_data, saved_steps, write_data
+from dit_jax.workdirs.run_config import (
+    check_config,
+    check_draws,
+    check_step,
+    check_types,
+    flatten,
+    load_config,
+    read_config,
+    write_config,
+)
+
+__all__ = [
+    "LOCK",
+    "check_config",
+    "check_draws",
+    "check_step",
+    "check_types",
+    "claim",
+    "flatten",
+    "load_config",
+    "load_data",
+    "read_config",
+    "saved_steps",
+    "upgrade_sample",
+    "write_config",
+    "write_data",
+]

@@ -1,0 +1,110 @@
+"""Configs that older versions wrote, completed with the keys of today."""
+
+from dit_jax.system import forms
+
+# Keys that older versions did not have, with the value that means what those versions did.
+AS_BEFORE = {
+    "init_from": "",
+    "eval_draws": 1,
+    "sample_num_images": 16,
+    "checkpoint_best_metric": "",
+    "optim.mup_base_width": 0,
+    "data.caption_feature": "",
+    "data.captions_per_image": 1,
+}
+AS_BEFORE_OF_VAE = {"autoencoder.lpips": "", "autoencoder.lpips_weight": 0.0}
+AS_BEFORE_OF_DIT = {"model.block": "adaLN-Zero"}
+AS_BEFORE_OF_PREDICTOR = {
+    "model.condition": "label",
+    "model.context_size": 0,
+    "model.text_vocab_size": 4096,
+    "model.text_length": 32,
+    "model.text_depth": 2,
+    "model.text_num_heads": 4,
+    "text.encoder": "",
+    "text.encoder_digest": "",
+    "text.stored": False,
+    "diffusion.process": "ddpm",
+    "diffusion.schedule": "linear",
+    "diffusion.zero_terminal_snr": False,
+    "diffusion.sigma_min": 0.002,
+    "diffusion.sigma_max": 80.0,
+    "diffusion.sigma_data": 1.0,
+    "objective.prediction": "eps",
+    "objective.weight": "uniform",
+    "objective.snr_gamma": 5.0,
+    "objective.p2_gamma": 1.0,
+    "objective.t_distribution": "uniform",
+    "objective.t_mean": 0.0,
+    "objective.t_std": 1.0,
+    "objective.low_discrepancy": False,
+    "objective.min_t": 1e-5,
+    "sample.grid": "uniform",
+    "sample.rho": 7.0,
+    "sample.shift": 3.0,
+    "sample.variance": "large",
+    "sample.churn": 0.0,
+    "sample.churn_range": (0.0, 1e9),
+    "sample.churn_noise": 1.0,
+    "sample.sde_diffusion": "sigma",
+    "sample.last_step": "mean",
+    "sample.last_step_t": None,
+    "sample.clip_x_0": False,
+    "sample.cfg_interval": (0.0, 1.0),
+    "sample.cfg_rescale": 0.0,
+    "fid.every_steps": 0,
+    "fid.num_images": 5000,
+    "fid.steps": 50,
+    "fid.cfg_scale": 1.0,
+    "fid.reference": "",
+    "fid.extractor": "",
+    "fid.weights": "",
+}
+
+
+def check_section(key, value):
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{key}={forms.shorten(value)} must be an object of keys.")
+
+
+def complete(config: dict) -> dict:
+    """Returns a config with the keys that its version did not have, or had otherwise.
+
+    Raises: ValueError for a section that is no object.
+    """
+    older = AS_BEFORE | AS_BEFORE_OF_VAE | AS_BEFORE_OF_PREDICTOR
+    sections = dict.fromkeys(key.partition(".")[0] for key in older if "." in key)
+    for section in ("model", *sections):
+        if section in config:
+            check_section(section, config[section])
+    if config.keys() == {"model"}:  # a converted network's
+        return config
+    name = config["model"].get("name")
+    older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
+    if name == "dit":
+        older = older | AS_BEFORE_OF_DIT
+    if "sample" in config:
+        config["sample"] = upgrade_sample(config["sample"])
+    latents = config.get("latents")
+    for key in ("scale", "shift"):  # one number in the first versions
+        if isinstance(latents, dict) and isinstance(latents.get(key), int | float):
+            latents[key] = [latents[key]]
+    for key, value in older.items():
+        section, names = config, key.split(".")
+        for part in names[:-1]:
+            section = section.setdefault(part, {})
+        section.setdefault(names[-1], value)
+    return config
+
+
+def upgrade_sample(sample: dict) -> dict:
+    """Returns `config.sample`, or the settings in a row, with today's keys in place of older ones.
+
+    `last_step_size` was the time at which the last step begins, where 0 stood for the default.
+    `num_images`, of pictures while training, is a key outside of it.
+    """
+    sample = dict(sample)
+    sample.pop("num_images", None)
+    if "last_step_size" in sample:
+        sample["last_step_t"] = sample.pop("last_step_size") or None
+    return sample
