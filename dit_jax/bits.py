@@ -78,7 +78,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     bits, available = make_bits_fn(trained, steps), len(source) // source.views
     resident = {}
     if config.latents.source == "images":
-        resident = {"vae": runs.load_vae(config, mesh)}
+        resident = {"vae": latents.load_run_vae(config, mesh)}
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
     batch_size = -(-batch_size // shards) * shards

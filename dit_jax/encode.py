@@ -10,249 +10,19 @@ mirror, since the flip comes before the VAE. Killed and run again on the same de
 goes on with the missing shards and ends with the same bytes. Several processes share the shards.
 """
 
-import collections
-import concurrent.futures
-import functools
-import importlib.metadata
-import itertools
-import operator
-import pathlib
 import sys
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import flags
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from dit_jax import cli, conditions, latents, sharding, shards
-from dit_jax.data import sources
-from dit_jax.system import files, locks, stopping
-from dit_jax.workdirs import checkpoint, identity
+from dit_jax import cli
+from dit_jax.latents import store
 
 FLAGS = flags.FLAGS
 
-LOCK = "encode.lock"  # in the directory of the dataset
-RECORD_FORMAT = 1  # raised when the same images and VAE would give other bytes
-BATCHES_AHEAD = 3  # that threads read while the devices compute
-
-
-def encode(
-    config: ConfigDict,
-    vae_workdir: pathlib.Path,
-    out: pathlib.Path,
-    shard_images: int = 1024,
-    batch_size: int = 32,
-    dtype: str = "float32",
-    progress: bool = False,
-) -> dict:
-    """Writes the dataset to the directory `out`; returns the metadata that it records.
-
-    Args:
-      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device,
-        rounded up to whole groups of `latents.images_at_once`, which alone the VAE takes together.
-      dtype: of the VAE's activations.
-    Raises: ValueError if the config's model has no classes or there is no train_split, if `out`
-      cannot be made or was begun with other images, VAE or versions, or if the VAE's factor does
-      not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
-      written, or if another process failed.
-    """
-    sources.check_outside(config, out)
-    files.check_utf8(out)
-    mesh, vae, encoder, images, made_of = sharding.together(
-        lambda: _open(config, vae_workdir, shard_images, dtype)
-    )
-    with locks.hold(out / LOCK) as lock:
-        splits = {
-            name: shards.list_shards(out, name, len(source), shard_images)
-            for name, source in images.items()
-        }
-        shards.claim(out, made_of, splits)
-        features = _features(config, vae)
-        # Else the images of a group, and with them the rounding, would depend on the batch.
-        group = latents.images_at_once(config.data.image_size, config.data.image_size)
-        batch_size = -(-batch_size // group) * group * mesh.size
-        views = 1 + config.data.flip
-        encode_batch = _compile_batch(vae, encoder, mesh, config.data.flip, features)
-
-        def write_missing(threads):
-            for name, source in images.items():
-                mine = list(splits[name].items())[jax.process_index() :: jax.process_count()]
-                missing = shards.find_missing(dict(mine), threads)
-                done = len(source) - sum(map(len, missing.values()))
-                with tqdm(
-                    total=len(source), initial=done, desc=name, unit="img", disable=not progress
-                ) as bar:
-                    batches = _batches(source, missing, batch_size, threads)
-                    ready = _one_behind((path, *encode_batch(*batch)) for path, *batch in batches)
-                    for path, of_shard in itertools.groupby(ready, key=operator.itemgetter(0)):
-                        lock.check()
-                        shards.write_shard(path, of_shard, views, features, made_of, bar)
-
-        same_images = "they go with the images that this began with"
-        with (
-            stopping.telling(lambda: f"{_tell(out)}; {same_images}"),
-            concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads,
-        ):
-            sharding.together(functools.partial(write_missing, threads))
-        metadata = made_of | shards.compute_statistics(splits["train"])
-        if jax.process_index() == 0:
-            shards.write_metadata(out, splits, features, metadata)
-    return metadata
-
-
-def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
-    """encode_batch(image, examples): moments on the devices, how many count, what goes with each.
-
-    The last is {name: values} of the other features of a record, in the order of the examples.
-    """
-    moments_of = _compile(vae, mesh, mirrored)
-    context_of = encoder and _compile_encoder(encoder, mesh)
-
-    def encode_batch(image, examples):
-        stored = {name: [e[name] for e in examples] for name in features if name in examples[0]}
-        if encoder:
-            tokens = np.stack([e["tokens"] for e in examples])
-            stored["context"] = context_of(np.resize(tokens, (len(image), *tokens.shape[1:])))
-        return moments_of(image), len(examples), stored
-
-    return encode_batch
-
-
-def _open(config, vae_workdir, shard_images, dtype):
-    """(mesh, VAE, text encoder, split -> images, all that decides the bytes); raises at once."""
-    if "num_classes" not in config.model:
-        raise ValueError(
-            f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
-            "give the config of what will train on the moments, such as configs/digits_latents.py."
-        )
-    splits = {"train": config.data.train_split, "eval": config.data.eval_split}
-    if not splits["train"]:
-        raise ValueError("data.train_split is empty: there is nothing to encode.")
-    mesh = sharding.local_mesh()  # processes work on shards of their own
-    vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
-    encoder = conditions.load_encoder(config, mesh, dtype) if config.text.stored else None
-    if config.text.stored and not encoder:
-        raise ValueError(
-            f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
-            f"encoder, not {config.model.condition!r}."
-        )
-    found = {n: sources.open_images(config, split) for n, split in splits.items() if split}
-    shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)
-    jax.eval_shape(latents.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
-    made_of = {
-        "record_format": RECORD_FORMAT,
-        "vae_digest": vae.digest,
-        "published": vae.published and list(vae.published),
-        "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
-        "num_images": {name: len(source) for name, source in found.items()},
-        "dataset": {name: _identify(source) for name, source in found.items()},
-        "crop": "adm",
-        "image_size": config.data.image_size,
-        "mirrored": config.data.flip,
-        "shard_images": shard_images,
-        "dtype": dtype,
-        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
-    }
-    if not config.model.num_classes:
-        made_of["labels"] = False
-    if config.data.caption_feature:
-        made_of["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
-    if encoder:
-        made_of["text_encoder_digest"] = encoder.digest
-    return mesh, vae, encoder, found, made_of
-
-
-def _identify(source):
-    """The identity of the images, without times: equal bytes make equal moments."""
-    return {key: v for key, v in identity.identify(source).items() if key != "times"}
-
-
-def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
-    """moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16, in the images' order."""
-    rows = sharding.batch_sharding(mesh)
-
-    def moments_of(vae, image):
-        if mirrored:
-            pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
-            image = pairs.reshape(-1, *image.shape[1:])
-        return latents.encode_in_groups(vae, image, mesh)
-
-    jitted = jax.jit(moments_of, out_shardings=rows)
-    return lambda image: jitted(vae, jax.device_put(image, rows))
-
-
-def _compile_encoder(encoder, mesh) -> Callable[[np.ndarray], jax.Array]:
-    """context_of(tokens [B, K, M] int32) -> [B, K, M, D] f16."""
-    rows = sharding.batch_sharding(mesh)
-
-    def context_of(encoder, tokens):
-        context = encoder(tokens.reshape(-1, tokens.shape[-1]))
-        return context.reshape(*tokens.shape, -1).astype(jnp.float16)
-
-    jitted = jax.jit(context_of, out_shardings=rows)
-    return lambda tokens: jitted(encoder, jax.device_put(tokens, rows))
-
-
-def _features(config, vae):
-    """What a record holds, in TFDS's terms."""
-    size, count = config.data.image_size // vae.model.factor, config.data.captions_per_image
-
-    def numbers(*shape):  # without bytes TFDS stores f32, twice the size and 40 times slower
-        return tfds.features.Tensor(shape=shape, dtype=np.float16, encoding="bytes")
-
-    features = {"moments": numbers(size, size, 2 * vae.model.latent_channels)}
-    if config.model.num_classes:
-        features["label"] = tfds.features.ClassLabel(num_classes=config.model.num_classes)
-    if config.data.caption_feature:
-        features["captions"] = tfds.features.Sequence(tfds.features.Text(), length=count)
-    if config.text.stored:
-        length = sources.tokenizer(config).length
-        features["context"] = numbers(count, length, config.model.context_size)
-    return tfds.features.FeaturesDict(features)
-
-
-def _batches(source, missing, batch_size, threads):
-    """(path, image [batch_size, H, W, C], examples of those that count); a shard's last one is
-    filled up. Threads read BATCHES_AHEAD of what is asked for."""
-
-    def read(i):
-        captions = {"captions": source.captions(i)} if source.caption_feature else {}
-        return source[i] | captions
-
-    wanted = (
-        (path, range(start, min(start + batch_size, numbers.stop)))
-        for path, numbers in missing.items()
-        for start in range(numbers.start, numbers.stop, batch_size)
-    )
-    reading = collections.deque()
-    for path, numbers in itertools.chain(wanted, BATCHES_AHEAD * [(None, ())]):
-        reading.append((path, [threads.submit(read, i) for i in numbers]))
-        if len(reading) <= BATCHES_AHEAD:
-            continue
-        path, futures = reading.popleft()
-        examples = [future.result() for future in futures]
-        image = np.stack([example["image"] for example in examples])
-        image = np.resize(image, (batch_size, *image.shape[1:]))
-        yield path, image, examples
-
-
-def _one_behind(items):
-    """The items, each when the next has begun: devices compute while the host writes."""
-    previous = None
-    for item in items:
-        if previous is not None:
-            yield previous
-        previous = item
-    if previous is not None:
-        yield previous
-
 
 def main(_):
-    metadata = encode(
+    metadata = store.encode(
         FLAGS.config,
         FLAGS.vae,
         FLAGS.out,
@@ -266,14 +36,6 @@ def main(_):
     print(f"mean {np.round(metadata['mean'], 4)}  std {np.round(metadata['std'], 4)}")
 
 
-def _tell(out):
-    """What is kept of the dataset, in words."""
-    begun = shards.are_begun(out)
-    return (
-        f"the shards that are complete are kept in {out}" if begun else "no shard is complete yet"
-    )
-
-
 if __name__ == "__main__":
     cli.define_config()
     cli.define_path("vae", None, "Workdir of the VAE, converted or trained.", required=True)
@@ -281,4 +43,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("shard_images", 1024, "Images per shard, the unit of work.", 1)
     flags.DEFINE_integer("batch_size", 32, "Images that are read at a time, per device.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the VAE's activations.")
-    cli.run(main, kept=lambda: _tell(FLAGS.out))
+    cli.run(main, kept=lambda: store.describe_progress(FLAGS.out))

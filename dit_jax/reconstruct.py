@@ -21,7 +21,6 @@ from dit_jax import cli, latents, pictures, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives
 from dit_jax.system import files
-from dit_jax.workdirs import checkpoint
 
 FLAGS = flags.FLAGS
 SHOWN = 16
@@ -44,7 +43,7 @@ def reconstruct(
     Raises: ValueError if the VAE does not take the images.
     """
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
-    vae = checkpoint.load_vae(vae_workdir, mesh, dtype)
+    vae = latents.load_vae(vae_workdir, mesh, dtype)
     split = config.data.eval_split or config.data.train_split
     source = sources.open_images(config, split, labels=False)
     num, batch_size = min(num, len(source)), batch_size * mesh.size

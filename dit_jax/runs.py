@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -134,7 +133,7 @@ def load(
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     to_image, vae = latents.image_from_x_0, None
     if config.latents.source != "pixels":
-        vae = load_vae(config, mesh)
+        vae = latents.load_run_vae(config, mesh)
         to_image = functools.partial(generate.make_decode_fn(config.latents, mesh), vae)
     guide = None
     if guide_workdir or guide_step is not None:
@@ -201,29 +200,3 @@ def _check_guide(guide, config, workdir):
             f"--guide={workdir} must be a model of the same inputs and outputs; these differ:\n"
             + "\n".join(lines)
         )
-
-
-def load_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> latents.Vae:
-    """The VAE of `config.latents`, which must be the one that the moments are of.
-
-    Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
-    """
-    workdir = files.to_path(config.latents.vae, "latents.vae")
-    vae = checkpoint.load_vae(workdir, mesh, config.model.dtype)
-    latents.check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
-    image_size, image_channels = config.data.image_size, config.data.image_channels
-    encodes = config.latents.source == "images"
-    if image_size % vae.model.factor or (encodes and image_channels != vae.model.image_channels):
-        raise ValueError(
-            f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
-            f"and multiples of {vae.model.factor} pixels, not {image_channels=} and {image_size=}."
-        )
-    size, channels = image_size // vae.model.factor, vae.model.latent_channels
-    takes = config.model.input_size, config.model.in_channels
-    if (size, channels) != takes:
-        raise ValueError(
-            f"latents.vae={config.latents.vae} makes latents of size and channels "
-            f"{(size, channels)} of data.image_size={config.data.image_size}, but the model takes "
-            f"{takes}."
-        )
-    return vae

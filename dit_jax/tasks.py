@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, diffusion, generate, latents, models, pictures, runs, sharding
+from dit_jax import conditions, diffusion, generate, latents, models, pictures, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
@@ -124,7 +124,7 @@ class Denoising:
         """
         config, resident = self.config, {}
         if config.latents.source == "images":
-            resident["vae"] = vae or runs.load_vae(config, self.mesh)
+            resident["vae"] = vae or latents.load_run_vae(config, self.mesh)
         if config.latents.source == "device" and source:
             resident |= latents.load_moments(self.mesh, source)
         if config.model.condition == "label":
@@ -172,7 +172,7 @@ class Denoising:
         """x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8; errors as `load_resident`."""
         if self.config.latents.source == "pixels":
             return latents.image_from_x_0
-        vae = vae or runs.load_vae(self.config, self.mesh)
+        vae = vae or latents.load_run_vae(self.config, self.mesh)
         return functools.partial(generate.make_decode_fn(self.config.latents, self.mesh), vae)
 
     def compile_picture(

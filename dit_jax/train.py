@@ -32,7 +32,6 @@ from dit_jax import (
     metrics,
     models,
     optimizer,
-    runs,
     sharding,
     tasks,
     workdirs,
@@ -289,7 +288,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     vae, mesh = None, sharding.make_mesh(config.mesh)
     config, encoder = conditions.resolve(config, train_source.metadata, mesh)
     if config.latents.source != "pixels" and config.latents.vae:
-        vae = runs.load_vae(config, mesh)
+        vae = latents.load_run_vae(config, mesh)
         if config.latents.source == "images":  # nothing else has recorded which one it is
             config = latents.resolve(config, dict(vae_digest=vae.digest, published=vae.published))
     program = make_program(config)

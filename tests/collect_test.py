@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import conditions, generate, models, runs
+from dit_jax.conditions import requests
 from dit_jax.system import json_files
 from experiments.scaling import collect, grid, selection, table
 from experiments.scaling.configs import smoke
@@ -358,7 +359,7 @@ def test_labels_of_the_picture_are_drawn_alone(workdir, append):
             assert num <= 100
             return draw(kind, num, *rest)
 
-        patch.setattr(conditions, "draw_labels", draw_few)
+        patch.setattr(requests, "draw_labels", draw_few)
         append(sample=dict(num=2**40))
         assert collect.samples(workdir, [f"num={2**40}"])["image"].shape == (1, 10, 8, 8, 1)
     for kind in ("random", "balanced"):

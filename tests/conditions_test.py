@@ -14,8 +14,9 @@ from close import assert_close
 from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
-from dit_jax import conditions, encode, generate, models, sharding, train, workdirs
+from dit_jax import conditions, generate, models, sharding, train, workdirs
 from dit_jax.data import loader, sources, text
+from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
 from dit_jax.system import json_files
 
@@ -320,7 +321,7 @@ def stored_dir(captioned_dir, clip_dir, vae_dir, tmp_path_factory):
     config.text.update(encoder=str(clip_dir), stored=True)
     config.data.update(flip=True, eval_split="")
     out = tmp_path_factory.mktemp("moments") / "captioned"
-    encode.encode(config, vae_dir, out, shard_images=16, batch_size=4)
+    store.encode(config, vae_dir, out, shard_images=16, batch_size=4)
     return out
 
 

@@ -34,9 +34,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import convert, diffusion, encode, extractors, models, sharding, train
+from dit_jax import convert, diffusion, extractors, models, sharding, train
 from dit_jax.data import text
 from dit_jax.datasets import digits
+from dit_jax.latents import store
 from dit_jax.workdirs import checkpoint
 from experiments.scaling import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
@@ -201,7 +202,7 @@ def moments_dir(digits_dir, vae_dir, make_once):
     config = smoke.get_config()
     config.data.update(data_dir=str(digits_dir), flip=True)
     config.data.update(train_split="train[:160]", eval_split="test[:20]")
-    encode_into = functools.partial(encode.encode, config, vae_dir, shard_images=64, batch_size=8)
+    encode_into = functools.partial(store.encode, config, vae_dir, shard_images=64, batch_size=8)
     return make_once("moments", encode_into)
 
 

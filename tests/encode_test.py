@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import encode, latents
+from dit_jax import latents
 from dit_jax.data import loader, sources
+from dit_jax.latents import codec, store
 from dit_jax.system import locks
 from dit_jax.workdirs import checkpoint
 
@@ -46,14 +47,14 @@ def _read(directory, split="train"):
 
 
 def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_dir, tmp_path):
-    metadata = encode.encode(config, vae_dir, tmp_path, shard_images=32, batch_size=3)
+    metadata = store.encode(config, vae_dir, tmp_path, shard_images=32, batch_size=3)
     assert len(list(tmp_path.glob("moments-train.array_record-*-of-00003"))) == 3
     moments, labels = _read(tmp_path)
     assert (moments.shape, moments.dtype) == ((140, 4, 4, 4), np.float16)
     source = sources.open_images(config, "train[:70]")
     batch = loader.gather(source, range(70))
     np.testing.assert_array_equal(labels, batch["label"].repeat(2))
-    vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
+    vae = latents.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
     pixels = batch["image"].astype(np.float32) / 127.5 - 1
     apply = jax.jit(functools.partial(vae.model.apply, method="encode"))
     for view, images in ((0, pixels), (1, pixels[:, :, ::-1])):
@@ -70,7 +71,7 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     recorded = tfds.builder_from_directory(tmp_path).info.metadata
     assert recorded["vae_digest"] == vae.digest
     assert recorded["mirrored"] is True
-    assert recorded["record_format"] == encode.RECORD_FORMAT
+    assert recorded["record_format"] == store.RECORD_FORMAT
     assert recorded["mean"] == metadata["mean"]
 
 
@@ -79,74 +80,74 @@ def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
     config, vae_dir, tmp_path, monkeypatch, flip
 ):
     config.data.flip = flip
-    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # 4 images on each of 2 devices
+    monkeypatch.setattr(codec, "PIXELS_PER_DEVICE", 4 * 64)  # 4 images on each of 2 devices
     plain, shapes = latents.encode, []
 
     def recorded(vae, image):
         shapes.append(image.shape)
         return plain(vae, image)
 
-    monkeypatch.setattr(latents, "encode", recorded)
+    monkeypatch.setattr(codec, "encode", recorded)
     for batch_size in (1, 6, 32):
         out = tmp_path / str(batch_size)
-        encode.encode(config, vae_dir, out, shard_images=64, batch_size=batch_size)
+        store.encode(config, vae_dir, out, shard_images=64, batch_size=batch_size)
         assert _files(out) == _files(tmp_path / "1")
     assert set(shapes) == {(2, 8, 8, 1), (8, 8, 8, 1)}  # the former is the check of the size
 
 
 def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path, monkeypatch):
-    encode.encode(config, vae_dir, tmp_path, shard_images=64)
+    store.encode(config, vae_dir, tmp_path, shard_images=64)
     with pytest.raises(ValueError, match=r"begun in another way:\n  shard_images: then 64, now 32"):
-        encode.encode(config, vae_dir, tmp_path, shard_images=32)
+        store.encode(config, vae_dir, tmp_path, shard_images=32)
     with monkeypatch.context() as patched:
-        patched.setattr(encode, "RECORD_FORMAT", 2)
+        patched.setattr(store, "RECORD_FORMAT", 2)
         with pytest.raises(ValueError, match="record_format: then 1, now 2"):
-            encode.encode(config, vae_dir, tmp_path, shard_images=64)
+            store.encode(config, vae_dir, tmp_path, shard_images=64)
     config.data.flip = False
     with pytest.raises(ValueError, match="mirrored: then True, now False"):
-        encode.encode(config, vae_dir, tmp_path, shard_images=64)
+        store.encode(config, vae_dir, tmp_path, shard_images=64)
 
 
 def test_one_command_at_a_time_writes_a_dataset(config, vae_dir, tmp_path):
     with (
-        locks.hold(tmp_path / encode.LOCK),
+        locks.hold(tmp_path / store.LOCK),
         pytest.raises(OSError, match=r"process \d+ on .* since .* writes into it"),
     ):
-        encode.encode(config, vae_dir, tmp_path)
+        store.encode(config, vae_dir, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_size_that_the_factor_does_not_divide_is_refused(config, vae_dir, tmp_path):
     config.data.image_size = 7
     with pytest.raises(ValueError, match=r"multiples of the VAE's factor 2"):
-        encode.encode(config, vae_dir, tmp_path)
+        store.encode(config, vae_dir, tmp_path)
     assert not list(tmp_path.iterdir())  # the right size may follow
 
 
 def test_nothing_to_encode_is_refused(config, vae_dir, tmp_path):
     config.data.train_split = ""
     with pytest.raises(ValueError, match="train_split is empty"):
-        encode.encode(config, vae_dir, tmp_path / "out")
+        store.encode(config, vae_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_config_of_a_vae_and_a_missing_vae_are_refused(config, vae_dir, tmp_path):
     with pytest.raises(ValueError, match=r"a 'vae', has no num_classes .*digits_latents\.py"):
-        encode.encode(vae_digits.get_config(), vae_dir, tmp_path / "out")
+        store.encode(vae_digits.get_config(), vae_dir, tmp_path / "out")
     missing = tmp_path / "nope"
     with pytest.raises(FileNotFoundError, match=f"{missing} must be a directory") as error:
-        encode.encode(config, missing, tmp_path / "out")
+        store.encode(config, missing, tmp_path / "out")
     assert "--workdir" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_moments_beyond_float16_are_refused(config, vae_dir, tmp_path):
-    vae = checkpoint.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
+    vae = latents.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
     params = jax.tree.map(jnp.asarray, vae.params)
     params["quant_conv"]["bias"] += 1e6
     checkpoint.save_params(tmp_path / "vae", ConfigDict({"model": conftest.VAE}), params)
     with pytest.raises(ValueError, match=r"moments-train.* are not finite in float16"):
-        encode.encode(config, tmp_path / "vae", tmp_path / "out")
+        store.encode(config, tmp_path / "vae", tmp_path / "out")
     assert not list((tmp_path / "out").glob("moments-*"))
 
 
@@ -177,7 +178,7 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
     config.data.update(caption_feature="text", flip=False)
     config.model.update(num_classes=0, input_size=4, in_channels=2, class_dropout_prob=0.0)
     config.latents.update(source="moments", moments=str(tmp_path / "out"), scale=(), shift=())
-    encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     source = sources.open_split(config, "train")
     assert [int(source[i]["label"]) for i in range(8)] == [0] * 8
     config.model.update(condition="tokens", context_size=8)
@@ -188,7 +189,7 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
     config.data.caption_feature = ""
     config.model.condition = "label"
     with pytest.raises(ValueError, match=r"another way:[^$]*  captions: then 'text: 1', now None"):
-        encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+        store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     config.model.num_classes = 10
     with pytest.raises(ValueError, match=r"holds no labels, which model.num_classes=10 needs"):
         sources.open_split(config, "train")

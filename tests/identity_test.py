@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import bits, conditions, encode, references, runs, shards, train, workdirs
+from dit_jax import bits, conditions, references, runs, train, workdirs
 from dit_jax.data import sources
+from dit_jax.latents import shards, store
 from dit_jax.workdirs import identity, records
 
 
@@ -295,20 +296,20 @@ def test_moments_are_of_their_images(folder, config, vae_dir, tmp_path):
     config.data.flip = False
     (tmp_path / "out").mkdir()
     shards.claim(tmp_path / "out", {"dataset": "another"}, {})  # and stopped before a shard
-    encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     source = sources.open_split(config, "train")
     assert source.class_names == ("ant", "bee")
     config.data.name = str(folder.rename(folder.with_name("moved")))
     folder = folder.with_name("moved")
-    encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+    store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     _save(folder / "train" / "ant" / "3", 8_000)
     with pytest.raises(ValueError, match=r"another way:\n  dataset.train.contents: then '"):
-        encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+        store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     _rename_class(folder)
     (folder / "val" / "bee").rename(folder / "val" / "cat")
     message = r"dataset.train.classes: then \[ant, bee\], now \[ant, cat\]"
     with pytest.raises(ValueError, match=message):
-        encode.encode(config, vae_dir, tmp_path / "out", shard_images=8)
+        store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
 
 
 def test_captions_are_drawn_of_the_run_s_own_data(captioned_config, captioned_dir, tmp_path):

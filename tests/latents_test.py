@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import latents, runs, sharding, train, workdirs
 from dit_jax.data import loader, sources
-from dit_jax.workdirs import checkpoint
+from dit_jax.latents import codec, device, loading
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -106,7 +106,7 @@ def test_a_key_for_each_image_makes_its_sample_its_own():
 
 
 def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir):
-    vae = checkpoint.load_vae(vae_dir, MESH, "float32")
+    vae = latents.load_vae(vae_dir, MESH, "float32")
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
     stored = jax.jit(latents.encode)(vae, image).astype(np.float16)
     x_0 = {}
@@ -120,13 +120,13 @@ def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir
 def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkeypatch):
     """With memory for a group, to the moments of all at once."""
     mesh = sharding.make_mesh(latent_config.mesh)
-    vae = checkpoint.load_vae(vae_dir, mesh, "float32")
+    vae = latents.load_vae(vae_dir, mesh, "float32")
     image = np.random.default_rng(0).integers(0, 256, (192, 8, 8, 1), np.uint8)
     batch = sharding.put_batch(mesh, {"image": image})
     latent_config.latents.source = "images"
 
     def compile_x_0(images_at_once):
-        monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", images_at_once * 64)
+        monkeypatch.setattr(codec, "PIXELS_PER_DEVICE", images_at_once * 64)
         return (
             jax.jit(
                 lambda batch, vae: latents.x_0_from_batch(
@@ -182,11 +182,11 @@ def test_samples_of_latents_are_decoded(latent_config, tmp_path, vae_dir, run_co
     latent_config.update(sample_every_steps=3)
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert (tmp_path / "run" / "samples" / "3.png").is_file()
-    monkeypatch.setattr(latents, "PIXELS_PER_DEVICE", 4 * 64)  # of 12 on each device
+    monkeypatch.setattr(codec, "PIXELS_PER_DEVICE", 4 * 64)  # of 12 on each device
     trained = runs.load(tmp_path / "run", vae_workdir=vae_dir)
     x_0 = jax.random.normal(KEY, (96, 4, 4, 2))
     decoded = trained.to_image(x_0)
-    vae = checkpoint.load_vae(vae_dir, trained.mesh, "float32")
+    vae = latents.load_vae(vae_dir, trained.mesh, "float32")
     z = latents.unscale(trained.config.latents, x_0)
     decode = functools.partial(vae.model.apply, method="decode")
     pixels = jax.jit(decode)({"params": vae.params}, z)
@@ -223,7 +223,7 @@ def test_what_is_no_vae_is_refused(latent_config, trained_workdir):
     mesh = sharding.make_mesh(latent_config.mesh)
     latent_config.latents.update(source="images", vae=str(trained_workdir))
     with pytest.raises(ValueError, match=r"smoke holds a 'dit', not a 'vae'"):
-        runs.load_vae(latent_config, mesh)
+        latents.load_run_vae(latent_config, mesh)
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 9), ("image_channels", 3)])
@@ -232,7 +232,7 @@ def test_images_that_the_vae_does_not_take_are_refused(latent_config, key, value
     latent_config.data[key] = value
     message = rf"takes images of 1 channels and multiples of 2 pixels, not .*{key}={value}"
     with pytest.raises(ValueError, match=message):
-        runs.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+        latents.load_run_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
 @pytest.mark.parametrize(("key", "value"), [("input_size", 8), ("in_channels", 4)])
@@ -240,15 +240,15 @@ def test_vae_of_another_size_is_refused(latent_config, key, value):
     latent_config.latents.source = "images"
     latent_config.model[key] = value
     with pytest.raises(ValueError, match=r"makes latents of size and channels \(4, 2\)"):
-        runs.load_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+        latents.load_run_vae(latent_config, sharding.make_mesh(latent_config.mesh))
 
 
 @pytest.mark.slow
 def test_run_that_encodes_stays_with_its_vae(latent_config, other_vae_dir, tmp_path, monkeypatch):
     latent_config.latents.source = "images"
     latent_config.sample_every_steps = 3
-    loads, load = [], checkpoint.load_vae
-    monkeypatch.setattr(checkpoint, "load_vae", lambda *args: loads.append(args) or load(*args))
+    loads, load = [], latents.load_vae
+    monkeypatch.setattr(loading, "load_vae", lambda *args: loads.append(args) or load(*args))
     train.train_and_evaluate(latent_config, tmp_path / "run")
     assert len(loads) == 1  # to check it, to encode and to decode
     assert workdirs.load_config(tmp_path / "run").latents.vae_digest
@@ -294,7 +294,7 @@ class _Counted:
 
 
 def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
-    monkeypatch.setattr(latents, "RECORDS_AT_ONCE", 7)
+    monkeypatch.setattr(device, "RECORDS_AT_ONCE", 7)
     mesh, source = sharding.make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))), _Counted(301)
     tracemalloc.start()
     resident = latents.load_moments(mesh, source)
@@ -310,7 +310,7 @@ def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
 
 def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypatch, tmp_path):
     latent_config.latents.source = "device"
-    monkeypatch.setattr(latents, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(device, "_free_bytes", lambda device: 1000)
     # 320 records of 4 x 4 x 4 f16 and a label over two devices
     with pytest.raises(ValueError, match="needs 21,120 bytes on each device, where 1,000 are free"):
         train.train_and_evaluate(latent_config, tmp_path)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from dit_jax import latents, reconstruct
 from dit_jax.data import loader, sources
-from dit_jax.workdirs import checkpoint
 
 
 @pytest.mark.slow
@@ -21,7 +20,7 @@ def test_means_are_of_the_images_asked_for(smoke_config, vae_dir):
     source = sources.open_images(smoke_config, "test")
     image = jnp.asarray(loader.gather(source, range(21))["image"])
     mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
-    vae = checkpoint.load_vae(vae_dir, mesh, "float32")
+    vae = latents.load_vae(vae_dir, mesh, "float32")
     mean, log_variance = latents.posterior(jax.jit(latents.encode)(vae, image))
     decode = functools.partial(vae.model.apply, method="decode")
     decoded = jax.jit(decode)({"params": vae.params}, mean)

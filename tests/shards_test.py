@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from configs import smoke
-from dit_jax import encode, shards
+from dit_jax.latents import shards, store
 from dit_jax.system import files
 
 
@@ -32,7 +32,7 @@ def config(digits_dir):
 def encoded(digits_dir, vae_dir, tmp_path_factory):
     """What that config becomes, in shards of 32 images. Do not change."""
     out = tmp_path_factory.mktemp("encoded") / "moments"
-    encode.encode(_make_config(digits_dir), vae_dir, out, shard_images=32)
+    store.encode(_make_config(digits_dir), vae_dir, out, shard_images=32)
     return out
 
 
@@ -64,7 +64,7 @@ def test_damaged_files_are_written_again(
         shards, "write_shard", lambda path, *rest: (written.append(path.name), plain(path, *rest))
     )
     caplog.clear()
-    encode.encode(config, vae_dir, out, shard_images=32)
+    store.encode(config, vae_dir, out, shard_images=32)
     assert _files(out) == _files(encoded)
     of_shard = name not in ("encode.json", "features.json")
     assert written == ["moments-train.array_record-00001-of-00003"] * of_shard
@@ -123,11 +123,11 @@ def test_shards_are_written_while_the_lock_is_held_and_no_longer(
 
     def lose(*arguments):
         plain(*arguments)
-        (tmp_path / encode.LOCK).unlink()
+        (tmp_path / store.LOCK).unlink()
 
     monkeypatch.setattr(shards, "write_shard", lose)
     with pytest.raises(files.LostError, match=r"encode\.lock was removed or replaced"):
-        encode.encode(config, vae_dir, tmp_path, shard_images=32)
+        store.encode(config, vae_dir, tmp_path, shard_images=32)
     assert len(list(tmp_path.glob("moments-*"))) == 1
     assert not (tmp_path / "features.json").exists()
 
@@ -143,7 +143,7 @@ def test_a_claim_without_checksums_is_accepted_with_a_sentence(
             del sums[key]
         path.write_text(json.dumps(sums))
     before = _files(out)
-    encode.encode(config, vae_dir, out, shard_images=32)
+    store.encode(config, vae_dir, out, shard_images=32)
     assert _files(out) == before
     assert "3 shards, such as" in caplog.text
     assert "only their sizes were compared" in caplog.text
@@ -157,7 +157,7 @@ def test_shards_of_other_images_are_refused_when_the_claim_is_lost(
     before = _files(out)
     config.data.flip = False
     with pytest.raises(ValueError, match=r"00000-of-00003 was made of other images"):
-        encode.encode(config, vae_dir, out, shard_images=32)
+        store.encode(config, vae_dir, out, shard_images=32)
     assert _files(out) == before
 
 

@@ -11,8 +11,9 @@ from close import assert_trees_close
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import encode, latents, sharding, train, workdirs
+from dit_jax import latents, sharding, train, workdirs
 from dit_jax.data import loader, sources
+from dit_jax.latents import store
 from dit_jax.workdirs import checkpoint
 
 
@@ -91,7 +92,7 @@ def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_conf
 def test_trained_vae_serves_latents(vae_workdir, smoke_config, tmp_path):
     config = smoke_config
     config.data.update(train_split="train[:160]", eval_split="")
-    encode.encode(config, vae_workdir, tmp_path / "moments", shard_images=80)
+    store.encode(config, vae_workdir, tmp_path / "moments", shard_images=80)
     config.update(total_steps=2, sample_every_steps=2, eval_every_steps=0)
     config.optim.warmup_steps = 0
     config.model.update(input_size=4, in_channels=2)

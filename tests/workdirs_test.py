@@ -7,9 +7,10 @@ import shutil
 import pytest
 
 from configs import default
-from dit_jax import encode, runs, train, workdirs
+from dit_jax import runs, train, workdirs
 from dit_jax.data import sources
 from dit_jax.datasets import digits, writing
+from dit_jax.latents import store
 from dit_jax.workdirs import older_versions, records
 
 
@@ -193,7 +194,7 @@ def test_directories_that_libraries_cannot_write_to_are_refused_first(
     with pytest.raises(ValueError, match=message):
         writing.write(digits.Digits, data_dir=name)
     with pytest.raises(ValueError, match=message):
-        encode.encode(smoke_config, workdir, name / "moments")
+        store.encode(smoke_config, workdir, name / "moments")
     smoke_config.data.data_dir = str(name)
     with pytest.raises(ValueError, match=message):
         sources.open_split(smoke_config, "train")

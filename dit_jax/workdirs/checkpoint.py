@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dit_jax import latents, models, sharding
+from dit_jax import models, sharding
 from dit_jax.system import files, json_files, stopping
 from dit_jax.workdirs import claims, digests, records, run_config
 
@@ -228,18 +228,6 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
             raise ValueError(f"{workdir} holds EMA parameters alone: leave out --raw.")
         step, loaded, _ = _restore_newest(directory, candidates, {item: params})
     return loaded[item], step
-
-
-def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> latents.Vae:
-    """The VAE of a workdir, trained or converted, replicated over the mesh.
-
-    Args: dtype, of its activations.
-    Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
-    """
-    model, params = load_model(workdir, mesh, dtype, "vae")
-    config = run_config.load_config(workdir).model
-    published = (config.scale, config.shift) if config.get("scale") else None
-    return latents.Vae(params, model, digests.digest(params), published)
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):

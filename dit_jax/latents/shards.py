@@ -19,8 +19,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from dit_jax import latents, sharding
+from dit_jax import sharding
 from dit_jax.data import manifest
+from dit_jax.latents import codec
 from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
@@ -215,7 +216,7 @@ def _sum_moments(moments):
     records, channels = len(moments), moments.shape[-1]
     moments = moments.astype(np.float64).reshape(records, -1, channels)
     mean, log_variance = np.split(moments, 2, axis=-1)  # [B, positions, C]
-    variance = np.exp(np.clip(log_variance, latents.MIN_LOG_VARIANCE, latents.MAX_LOG_VARIANCE))
+    variance = np.exp(np.clip(log_variance, codec.MIN_LOG_VARIANCE, codec.MAX_LOG_VARIANCE))
     return {
         "records": np.ones(records, int),
         "positions": np.full(records, mean.shape[1]),

@@ -1,24 +1,15 @@
 """Between stored examples and x_0: pixels, the VAE and its moments, latents, and back."""
 
-import logging
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dit_jax import sharding
-from dit_jax.data import loader, sources
-
-logger = logging.getLogger("dit_jax")
 
 # What a VAE encodes or decodes at a time, so that large images and batches fit: 8 images of 256 x
 # 256, 2 of 512 x 512, and of small ones no more than these.
 PIXELS_PER_DEVICE, IMAGES_PER_DEVICE = 8 * 256**2, 32
-RECORDS_AT_ONCE = 1024  # that are read before they are copied into their place
 # The clamp of the published autoencoder; an f16 log-variance may lie far outside.
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 
@@ -144,89 +135,3 @@ def _per_channel(numbers):
 def image_from_x_0(x_0: jax.Array) -> jax.Array:
     """x_0 [B, H, W, C] f32 of a pixel model to uint8, truncated as the published samples are."""
     return jnp.clip(127.5 * x_0 + 128, 0, 255).astype(jnp.uint8)
-
-
-def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
-    """The config with what only the data know: the VAE's digest, and scale and shift if empty.
-
-    Args: recorded, the moments' metadata, or of a VAE that encodes in every step 'vae_digest' and
-      'published'.
-    Raises: ValueError if scale or shift is empty and nothing is recorded, or if the config's
-      digest is of another VAE.
-    """
-    if config.latents.source == "pixels":
-        return config
-    config = config.copy_and_resolve_references()
-    latents_config = config.latents
-    if "vae_digest" in recorded:
-        name = f"the VAE of latents.moments={latents_config.moments}"
-        check_digest(config, recorded["vae_digest"], name)
-        latents_config.vae_digest = recorded["vae_digest"]
-    used, published = (latents_config.scale, latents_config.shift), recorded.get("published")
-    if published and used[0] and used != ((published[0],), (published[1],)):
-        logger.warning(
-            "latents.scale=%s, latents.shift=%s, but this VAE's publisher uses (%g,), (%g,)",
-            *used,
-            *published,
-        )
-    if all(used):
-        return config
-    if "std" not in recorded:
-        raise ValueError(
-            f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
-            "ones are taken from what dit_jax.encode records, but these data have no record."
-        )
-    latents_config.scale = latents_config.scale or tuple(1 / std for std in recorded["std"])
-    latents_config.shift = latents_config.shift or tuple(recorded["mean"])
-    return config
-
-
-def check_digest(config: ConfigDict, digest: str, name: str) -> None:
-    """Demands that a VAE, described by `name`, is the one of `config.latents`, if that says which.
-
-    Raises: ValueError with both digests.
-    """
-    if config.latents.vae_digest not in ("", digest):
-        raise ValueError(
-            f"{name} has digest {digest}, but latents.vae_digest={config.latents.vae_digest} is of "
-            "another VAE: give that one, or moments that it encoded."
-        )
-
-
-def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, jax.Array]:
-    """All of a source's 'moments' [N, h, w, 2C] f16 and what tells of them, sharded over the batch.
-
-    Host memory holds this process's part once, until it lies on the devices.
-    Raises: ValueError if they do not fit on the devices, with the bytes. What the model's
-      activations will need is not known here, so no room is kept for them.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    count = -(-len(source) // shards) * shards  # the last few repeat the last record
-    example = {name: a[0] for name, a in loader.with_caption(loader.gather(source, [0])).items()}
-    needed = count // shards * sum(a.nbytes for a in example.values())
-    free = _free_bytes(mesh.local_devices[0])
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free "
-            "and training steps need some too: use more devices, or latents.source=moments."
-        )
-    if source.captions_per_image > 1:
-        raise ValueError(
-            f"{source.origin} has {source.captions_per_image} captions of each image, but "
-            "latents.source=device keeps one: use latents.source=moments."
-        )
-    numbers = np.minimum(sharding.local_rows(mesh, count), len(source) - 1)
-    arrays = {n: np.empty((len(numbers), *a.shape), a.dtype) for n, a in example.items()}
-    with tqdm(total=len(numbers), desc="moments", disable=None) as bar:  # None: on terminals
-        for start in range(0, len(numbers), RECORDS_AT_ONCE):
-            block = slice(start, start + RECORDS_AT_ONCE)
-            batch = loader.with_caption(loader.gather(source, numbers[block]))
-            for name, array in arrays.items():
-                array[block] = batch[name]
-            bar.update(len(batch["label"]))
-    return sharding.put_batch(mesh, arrays)
-
-
-def _free_bytes(device):
-    memory = device.memory_stats()  # None from CPUs
-    return memory and memory["bytes_limit"] - memory["bytes_in_use"]

@@ -1,42 +1,18 @@
-"""Labels and captions: from the data, drawn, or prompted, to what the network is told.
-
-On the way a condition is a label [B] int32, token ids [B, M] int32, or, where the frozen encoder's
-outputs are stored beside the moments, a sequence [B, M, D] f16. `encode` makes of it what the model
-takes, as `models.conditioning` has it.
-"""
+"""Labels and captions that are asked for: drawn, parsed from flags, or taken from the data."""
 
 import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from ml_collections import ConfigDict
 
 from dit_jax.data import sources
-from dit_jax.models import conditioning
 from dit_jax.system import files
-from dit_jax.workdirs import checkpoint, digests, identity
+from dit_jax.workdirs import identity
 
 KINDS = ("random", "balanced")  # of `draw`
-FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
-
-
-@struct.dataclass
-class TextEncoder:
-    """A frozen encoder; a tree of its parameters, so that jitted functions take it."""
-
-    params: dict
-    model: nn.Module = struct.field(pytree_node=False)
-    digest: str = struct.field(pytree_node=False)  # of the parameters
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [B, M] to [B, M, D] f32."""
-        return self.model.apply({"params": self.params}, tokens)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,75 +180,3 @@ def for_picture(config: ConfigDict, num: int) -> Conditions:
         num_classes = config.model.num_classes
         return of_labels(np.arange(num) * num_classes // num, num_classes)
     return draw(config, "balanced", num)
-
-
-def load_encoder(
-    config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None
-) -> TextEncoder | None:
-    """The frozen encoder of `config.text`, replicated over the mesh; None if the model needs none.
-
-    Args: dtype, of its activations; None is the model's.
-    Raises: as `checkpoint.load_model`; ValueError for an encoder of another width, or another one
-      than `config.text.encoder_digest`, if that says which.
-    """
-    if config.model.condition != "context":
-        return None
-    workdir = sources.encoder_workdir(config)
-    model, params = checkpoint.load_model(workdir, mesh, dtype or config.model.dtype, "clip")
-    if model.hidden_size != config.model.context_size:
-        raise ValueError(
-            f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "
-            f"model.context_size={config.model.context_size}."
-        )
-    digest = digests.digest(params)
-    if config.text.encoder_digest not in ("", digest):
-        raise ValueError(
-            f"text.encoder={workdir} has digest {digest}, but text.encoder_digest="
-            f"{config.text.encoder_digest} is of another text encoder, whose outputs the model is "
-            "trained on: give that one."
-        )
-    return TextEncoder(params, model, digest)
-
-
-def resolve(
-    config: ConfigDict, recorded: dict, mesh: jax.sharding.Mesh
-) -> tuple[ConfigDict, TextEncoder | None]:
-    """The config with the frozen encoder's digest, and the encoder; None if the model needs none.
-
-    Args: recorded, the moments' metadata, which names the encoder of stored captions.
-    Raises: as `load_encoder`, if it is not that one.
-    """
-    if config.model.get("condition") != "context":
-        return config, None
-    config = config.copy_and_resolve_references()
-    if config.text.stored and "text_encoder_digest" in recorded:
-        config.text.encoder_digest = recorded["text_encoder_digest"]
-    encoder = load_encoder(config, mesh)
-    config.text.encoder_digest = encoder.digest
-    return config, encoder
-
-
-def of_batch(batch: dict, resident: dict) -> jax.Array:
-    """The condition of a batch: its one feature that is one; by 'record' out of `resident`."""
-    if "record" in batch:
-        return of_batch({n: a[batch["record"]] for n, a in resident.items() if n in FEATURES}, {})
-    return next(batch[name] for name in reversed(FEATURES) if name in batch)
-
-
-def drop(key: jax.Array, cond: jax.Array, prob: float, null: jax.Array | np.ndarray) -> jax.Array:
-    """cond [B, ...], each row replaced by null [...] with the probability."""
-    dropped = jax.random.bernoulli(key, prob, cond.shape[:1])
-    dropped = dropped.reshape(-1, *(1,) * (cond.ndim - 1))
-    return jnp.where(dropped, jnp.asarray(null, cond.dtype)[None], cond)
-
-
-def encode(
-    model: nn.Module, params: dict, encoder: TextEncoder | None, cond: jax.Array
-) -> jax.Array:
-    """A condition [B, ...] as the model takes it, computed once for all its calls."""
-    if model.condition == "label" or cond.ndim == 3:
-        return cond
-    if model.condition == "tokens":
-        own = conditioning.encoder(model)
-        return own.apply({"params": params["text_encoder"]}, cond)
-    return encoder(cond)

@@ -1,0 +1,49 @@
+"""All moments of a dataset on the devices, for `latents.source=device`."""
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dit_jax import sharding
+from dit_jax.data import loader, sources
+
+RECORDS_AT_ONCE = 1024  # that are read before they are copied into their place
+
+
+def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, jax.Array]:
+    """All of a source's 'moments' [N, h, w, 2C] f16 and what tells of them, sharded over the batch.
+
+    Host memory holds this process's part once, until it lies on the devices.
+    Raises: ValueError if they do not fit on the devices, with the bytes. What the model's
+      activations will need is not known here, so no room is kept for them.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    count = -(-len(source) // shards) * shards  # the last few repeat the last record
+    example = {name: a[0] for name, a in loader.with_caption(loader.gather(source, [0])).items()}
+    needed = count // shards * sum(a.nbytes for a in example.values())
+    free = _free_bytes(mesh.local_devices[0])
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free "
+            "and training steps need some too: use more devices, or latents.source=moments."
+        )
+    if source.captions_per_image > 1:
+        raise ValueError(
+            f"{source.origin} has {source.captions_per_image} captions of each image, but "
+            "latents.source=device keeps one: use latents.source=moments."
+        )
+    numbers = np.minimum(sharding.local_rows(mesh, count), len(source) - 1)
+    arrays = {n: np.empty((len(numbers), *a.shape), a.dtype) for n, a in example.items()}
+    with tqdm(total=len(numbers), desc="moments", disable=None) as bar:  # None: on terminals
+        for start in range(0, len(numbers), RECORDS_AT_ONCE):
+            block = slice(start, start + RECORDS_AT_ONCE)
+            batch = loader.with_caption(loader.gather(source, numbers[block]))
+            for name, array in arrays.items():
+                array[block] = batch[name]
+            bar.update(len(batch["label"]))
+    return sharding.put_batch(mesh, arrays)
+
+
+def _free_bytes(device):
+    memory = device.memory_stats()  # None from CPUs
+    return memory and memory["bytes_limit"] - memory["bytes_in_use"]
