@@ -30,9 +30,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, fid, generate, latents, models, sharding, train
+from dit_jax import cli, conditions, fid, latents, models, sharding, train
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
+from dit_jax.sampling import generate
 from dit_jax.system import stopping
 
 FLAGS = flags.FLAGS

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax import conditions, diffusion, generate, latents, models, rows, runs, sharding
+from dit_jax import conditions, diffusion, latents, models, rows, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import grids, likelihood, samplers
+from dit_jax.sampling import generate, runs
 from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")

@@ -13,26 +13,17 @@ the image again, unguided as the inversion is. --cfg_scale guides either. Of lat
 leaves is kept as the VAE decodes it, not to the pixel.
 """
 
-import dataclasses
-import logging
-import pathlib
-import sys
-from collections.abc import Callable, Sequence
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, conditions, generate, latents, models, pictures, runs, sharding
+from dit_jax import cli
 from dit_jax.config import ranges
-from dit_jax.data import pixels
-from dit_jax.diffusion import samplers
+from dit_jax.sampling import editing, pictures, runs
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-logger = logging.getLogger("dit_jax")
 
 # Of each task, its own flags.
 TASKS = {
@@ -41,249 +32,6 @@ TASKS = {
     "interpolate": ("numbers", "num"),
     "invert": ("image", "labels_after", "prompt_after"),
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Edits:
-    """What N images are told, and the arrays [N, ...] of `generate.make_sample_fn` of an edit."""
-
-    told: conditions.Conditions
-    arrays: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.told)
-
-    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        return self.told.rows(index) | {name: array[index] for name, array in self.arrays.items()}
-
-
-def read_image(path: pathlib.Path, config) -> np.ndarray:
-    """An image file, cropped as the model's data are: [1, H, W, C] uint8.
-
-    Raises: FileNotFoundError; ValueError for a file that is no image, a damaged one, or one with
-      transparent pixels.
-    """
-    image, size = _open(path, "--image"), config.data.image_size
-    image = pixels.to_channels(image, config.data.image_channels)
-    cropped = np.asarray(pixels.adm_crop(image, size), np.uint8)
-    return cropped.reshape(1, size, size, config.data.image_channels)
-
-
-def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarray:
-    """A mask [1, h, w, 1] f32 of x_0: 1 where any of its pixels is nearer to white than to black.
-
-    Raises: ValueError for a mask of another size than the image, or with nothing or all white.
-    """
-    mask, image_size = _open(path, "--mask"), _read(image_path, "--image", pixels.read_size)
-    if mask.size != image_size:
-        raise ValueError(
-            f"--mask={files.printable(path)} has {mask.size[0]} x {mask.size[1]} pixels, but "
-            f"--image={files.printable(image_path)} {image_size[0]} x {image_size[1]}: they must "
-            "be of one size."
-        )
-    size, cells = config.data.image_size, config.model.input_size
-    new = np.asarray(pixels.adm_crop(pixels.to_channels(mask, 1), size)) >= 128
-    new = new.reshape(cells, size // cells, cells, size // cells).any(axis=(1, 3))
-    if new.all() or not new.any():
-        raise ValueError(
-            f"--mask={files.printable(path)} is {'white' if new.all() else 'black'} all over the "
-            f"crop of {size} pixels; white is drawn anew, black stays."
-        )
-    return new.astype(np.float32).reshape(1, cells, cells, 1)
-
-
-def _open(path, flag):
-    """The decoded image, of 8 bits; a line in the log if its EXIF would turn it."""
-    image, opaque, orientation = _read(path, flag, _decode)
-    name = f"{flag}={files.printable(path)}"
-    if not opaque:
-        raise ValueError(
-            f"{name} has transparent pixels, which are of no colour here: save it on a ground of "
-            "one, a mask in black and white."
-        )
-    if orientation != 1:
-        logger.warning(
-            "%s has EXIF orientation %d, which is not applied, as in training: %s",
-            name,
-            orientation,
-            pixels.ORIENTATION_WAY_OUT,
-        )
-    return image
-
-
-def _decode(path):
-    image = pixels.decode(pixels.read_file(path))
-    opaque = image.convert("RGBA").getextrema()[3][0] == 255
-    return pixels.to_8_bits(image), opaque, pixels.orientation(image)
-
-
-def _read(path, flag, read):
-    """read(path) of a file.   Raises: FileNotFoundError; ValueError that names the file."""
-    name = f"{flag}={files.printable(path)}"
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {name}.")
-    try:
-        return read(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"cannot read the image {name}: {error}.") from error
-
-
-def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] uint8 to x_0 [N, h, w, C] f32; of latents the posterior's mean."""
-    if trained.vae is None:
-        return np.asarray(latents.pixels_from_image(jnp.asarray(image)))
-    mean, _ = latents.posterior(jax.jit(latents.encode)(trained.vae, image))
-    return np.asarray(latents.scale(trained.config.latents, mean))
-
-
-def make_invert_fn(trained: runs.Trained) -> Callable:
-    """The jitted `invert(params, encoder, x_0 [B, h, w, C], cond) -> x_T`, unguided.
-
-    It follows the denoiser that is sampled with: x_0 is clipped where config.sample.clip_x_0 is on.
-    Raises: ValueError unless config.sample is of DDIM with eta 0.
-    """
-    settings, process = trained.config.sample, trained.process
-    prediction, mesh = trained.config.objective.prediction, trained.mesh
-    if not settings.sampler.startswith("ddim") or settings.eta:
-        raise ValueError(
-            f"sampler={settings.sampler!r} with eta={settings.eta} is not inverted; take --sampler "
-            "ddim --eta 0."
-        )
-    sampler = samplers.build(settings, process, prediction)
-
-    def invert(params, encoder, x_0, cond):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            encoded = conditions.encode(trained.model, params, encoder, cond)
-
-        def predict(x_t, network_time):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return trained.model.apply({"params": params}, x_t, network_time, encoded)
-
-        denoise = samplers.make_denoise(process, prediction, predict, sampler.times)
-        if settings.clip_x_0:
-            denoise = samplers.clip_x_0(denoise, process, sampler.times)
-        parts = [(denoise, len(sampler.grid) - 1)]
-        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
-        x_T, _ = samplers.invert_ddim(problem, x_0)
-        return x_T
-
-    return jax.jit(
-        invert,
-        compiler_options=models.compiler_options(),
-        out_shardings=sharding.batch_sharding(mesh),
-    )
-
-
-def invert(trained: runs.Trained, told: conditions.Conditions, x_0: np.ndarray) -> np.ndarray:
-    """x_T like x_0 [1, h, w, C], an image that was told so."""
-    rows = sharding.local_rows(trained.mesh, trained.mesh.size)  # every device the same one
-    batch = {"x_0": x_0.repeat(len(rows), 0), "cond": told.cond.repeat(len(rows), 0)}
-    batch = sharding.put_batch(trained.mesh, batch)
-    x_T = make_invert_fn(trained)(trained.params, trained.encoder, **batch)
-    return generate.to_host(x_T)[:1]
-
-
-def image_to_image(told: conditions.Conditions, x_0: np.ndarray) -> Edits:
-    """Every one of the N from the same image, x_0 [1, h, w, C]."""
-    return Edits(told, {"known": np.broadcast_to(x_0, (len(told), *x_0.shape[1:]))})
-
-
-def inpaint(told: conditions.Conditions, x_0: np.ndarray, mask: np.ndarray) -> Edits:
-    """As `image_to_image`, keeping x_0 where the mask [1, h, w, 1] is 0."""
-    edits = image_to_image(told, x_0)
-    edits.arrays["mask"] = np.broadcast_to(mask, (len(told), *mask.shape[1:]))
-    return edits
-
-
-def interpolate(first: conditions.Conditions, second: conditions.Conditions, numbers) -> Edits:
-    """From what N images are told first, to second, in N equal shares from 0 to 1.
-
-    Args: numbers, of the two images whose noise is interpolated: the ends are what `sample` draws.
-    """
-    count = len(first)
-    arrays = {
-        "index": np.full(count, numbers[0], np.int32),
-        "other": np.full(count, numbers[1], np.int32),
-        "cond_of_other": second.cond,
-        "share": np.linspace(0, 1, count, dtype=np.float32),
-    }
-    return Edits(first, arrays)
-
-
-def draw(trained: runs.Trained, edits: Edits, seed: int = 0, strength: float = 1.0):
-    """The edited images [N, H, W, C] uint8; arguments as `generate`."""
-    sample = trained.make_sample_fn(strength)
-    arguments = trained.params, edits, seed, trained.mesh, trained.to_image
-    return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
-
-
-def parse_numbers(texts: Sequence[str]) -> list[int]:
-    """The numbers of two images whose noise is interpolated.   Raises: ValueError for others."""
-    if len(texts) != 2 or not all(text.isdecimal() and int(text) < 2**31 for text in texts):
-        raise ValueError(
-            f"--numbers={','.join(texts)} must be two whole numbers below 2^31, such as 0,1."
-        )
-    return [int(text) for text in texts]
-
-
-def told_at_ends(
-    trained: runs.Trained,
-    num: int,
-    labels: str = "",
-    prompts: Sequence[str] = (),
-    negative: str = "",
-) -> tuple[conditions.Conditions, conditions.Conditions]:
-    """What the ends of `num` interpolated images are told, each `num` times; a single one is both.
-
-    Raises: ValueError for more than two, or none of a model that is told something; as
-      `Trained.asked`.
-    """
-    config = trained.config.model
-    by_label = config.condition == "label"
-    if by_label and not config.num_classes:
-        labels = labels or "0"
-    ends = labels.split(",") if by_label else prompts
-    if not (len(ends) in (1, 2) and all(ends)):
-        raise ValueError(
-            f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
-        )
-    asked = [(end, prompts) if by_label else (labels, [end]) for end in (ends[0], ends[-1])]
-    first, second = (trained.asked(num, *end, negative) for end in asked)
-    return first, second
-
-
-def told_before_and_after(
-    trained: runs.Trained,
-    labels: str = "",
-    prompts: Sequence[str] = (),
-    labels_after: str = "",
-    prompt_after: str = "",
-    negative: str = "",
-) -> tuple[conditions.Conditions, conditions.Conditions]:
-    """What an image is told when it is inverted, and when it is drawn again: by default the same.
-
-    Raises: ValueError for no class, of a model with classes, or for several; as `Trained.asked`.
-    """
-    config = trained.config.model
-    by_label = config.condition == "label"
-    if wrong := prompt_after if by_label else labels_after:
-        flags = "prompt_after", "labels_after"
-        wrong_flag, flag = flags if by_label else flags[::-1]
-        raise ValueError(f"--{wrong_flag}={wrong}: this model takes --{flag}.")
-    if by_label and config.num_classes and not labels:
-        raise ValueError(
-            f"invert needs --labels, the class of the image, in 0..{config.num_classes - 1}: told "
-            "another, it comes from another noise."
-        )
-    for flag, text in (("labels", labels), ("labels_after", labels_after)):
-        if text and not text.isdecimal():
-            raise ValueError(f"--{flag}={text}: invert takes one class.")
-    if len(prompts) > 1:
-        raise ValueError(f"--prompt={prompts}: invert takes one.")
-    before = after = trained.asked(1, labels, prompts, negative)
-    if labels_after or prompt_after:
-        after = trained.asked(1, labels_after, [prompt_after] * bool(prompt_after), negative)
-    return before, after
 
 
 def main(words):
@@ -302,15 +50,17 @@ def main(words):
     pictures.check_grid(FLAGS.num + 1, config.data.image_size, FLAGS.num + 1)
     if task == "interpolate":
         told = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-        ends = told_at_ends(trained, FLAGS.num, *told)
-        images = draw(trained, interpolate(*ends, parse_numbers(FLAGS.numbers)), FLAGS.seed)
+        ends = editing.told_at_ends(trained, FLAGS.num, *told)
+        images = editing.draw(
+            trained, editing.interpolate(*ends, editing.parse_numbers(FLAGS.numbers)), FLAGS.seed
+        )
     else:
         if not FLAGS.image:
             raise ValueError(f"{task} needs --image.")
-        image = read_image(FLAGS.image, config)
-        x_0, shown = encode(trained, image), [image]
+        image = editing.read_image(FLAGS.image, config)
+        x_0, shown = editing.encode(trained, image), [image]
         if task == "invert":
-            before, after = told_before_and_after(
+            before, after = editing.told_before_and_after(
                 trained,
                 FLAGS.labels,
                 FLAGS.prompt,
@@ -318,18 +68,20 @@ def main(words):
                 FLAGS.prompt_after,
                 FLAGS.negative_prompt,
             )
-            images = draw(trained, Edits(after, {"x_T": invert(trained, before, x_0)}))
+            images = editing.draw(
+                trained, editing.Edits(after, {"x_T": editing.invert(trained, before, x_0)})
+            )
         else:
             asked = (FLAGS.num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
             arguments = trained.asked(*asked), x_0
             if task == "inpaint":
                 if not FLAGS.mask:
                     raise ValueError("inpaint needs --mask, white where it draws anew.")
-                mask = read_mask(FLAGS.mask, FLAGS.image, config)
-                edits = inpaint(*arguments, mask)
+                mask = editing.read_mask(FLAGS.mask, FLAGS.image, config)
+                edits = editing.inpaint(*arguments, mask)
             else:
-                edits = image_to_image(*arguments)
-            images = draw(trained, edits, FLAGS.seed, FLAGS.strength)
+                edits = editing.image_to_image(*arguments)
+            images = editing.draw(trained, edits, FLAGS.seed, FLAGS.strength)
     images = np.concatenate([*shown, images])
     if jax.process_index() == 0:
         picture = Image.fromarray(pictures.image_grid(images, len(images)))

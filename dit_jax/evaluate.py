@@ -32,18 +32,16 @@ from dit_jax import (
     diffusion,
     extractors,
     fid,
-    generate,
     images,
     measures,
     metrics,
-    pictures,
     references,
     rows,
-    runs,
     sharding,
     spool,
 )
 from dit_jax.config import ranges
+from dit_jax.sampling import generate, pictures, runs
 from dit_jax.system import files
 from dit_jax.workdirs import digests
 

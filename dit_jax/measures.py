@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, extractors, fid, generate, references, sharding
+from dit_jax import conditions, extractors, fid, references, sharding
 from dit_jax.data import folders
+from dit_jax.sampling import generate
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import cli, latents, pictures, sharding
+from dit_jax import cli, latents, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives
+from dit_jax.sampling import pictures
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS

@@ -12,7 +12,8 @@ import subprocess
 
 import jax
 
-from dit_jax import models, runs, sharding
+from dit_jax import models, sharding
+from dit_jax.sampling import runs
 from dit_jax.system import files, forms, json_files, locks
 from dit_jax.workdirs import digests
 

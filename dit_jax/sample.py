@@ -12,8 +12,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli, generate, pictures, runs
+from dit_jax import cli
 from dit_jax.config import ranges
+from dit_jax.sampling import generate, pictures, runs
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS

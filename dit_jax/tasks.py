@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, diffusion, generate, latents, models, pictures, sharding
+from dit_jax import conditions, diffusion, latents, models, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
+from dit_jax.sampling import generate, pictures
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 

@@ -11,9 +11,10 @@ import pytest
 from close import assert_close
 from conftest import random_params
 
-from dit_jax import bits, diffusion, models, rows, runs, sharding
+from dit_jax import bits, diffusion, models, rows, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import samplers
+from dit_jax.sampling import runs
 from dit_jax.workdirs import checkpoint
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import conditions, generate, models, runs
+from dit_jax import conditions, models
 from dit_jax.conditions import requests
+from dit_jax.sampling import generate, runs
 from dit_jax.system import json_files
 from experiments.scaling import collect, grid, selection, table
 from experiments.scaling.configs import smoke

@@ -14,10 +14,11 @@ from close import assert_close
 from conftest import CAPTIONED, captions_of, random_params
 from PIL import Image
 
-from dit_jax import conditions, generate, models, sharding, train, workdirs
+from dit_jax import conditions, models, sharding, train, workdirs
 from dit_jax.data import loader, sources, text
 from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
+from dit_jax.sampling import generate
 from dit_jax.system import json_files
 
 

@@ -17,10 +17,11 @@ import vae_test
 from conftest import GOLDENS, ROOT
 
 from configs import default, sd_finetune
-from dit_jax import conditions, convert, generate, runs, workdirs
+from dit_jax import conditions, convert, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
 from dit_jax.data import sources
+from dit_jax.sampling import generate, runs
 from dit_jax.workdirs import checkpoint
 
 ZERO_SNR = dict(rescale_betas_zero_snr=True)

@@ -14,10 +14,11 @@ import torch_format
 from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
-from dit_jax import conditions, convert, generate, runs, sharding, workdirs
+from dit_jax import conditions, convert, sharding, workdirs
 from dit_jax.convert import diffusers_dit, exported
 from dit_jax.convert.__main__ import convert_dit, export_dit
 from dit_jax.models import dit
+from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 

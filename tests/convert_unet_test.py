@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from configs import adm as adm_config
 from configs import default
-from dit_jax import conditions, convert, generate, models, runs, sharding, workdirs
+from dit_jax import conditions, convert, models, sharding, workdirs
 from dit_jax.convert import adm
 from dit_jax.convert.__main__ import convert_adm, convert_unet
 from dit_jax.models import unet
+from dit_jax.sampling import generate, runs
 from dit_jax.workdirs import checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -14,9 +14,10 @@ from mixture import Mixture
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import conditions, edit, generate, latents, runs
+from dit_jax import conditions, latents
 from dit_jax.data import sources
 from dit_jax.diffusion import edits, grids, samplers
+from dit_jax.sampling import editing, generate, runs
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -81,7 +82,7 @@ def latent(vae_dir, tmp_path_factory):
 
 def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
     """As training has them; decoded they are what the VAE reconstructs."""
-    x_0 = edit.encode(latent, image)
+    x_0 = editing.encode(latent, image)
     mean, _ = latents.posterior(jax.jit(latents.encode)(latent.vae, image))
     assert x_0.shape == (1, 4, 4, 2)
     expected = (np.asarray(mean) - [0.1, -0.3]) * [0.5, 2.0]
@@ -99,14 +100,14 @@ def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
     latent = dataclasses.replace(latent, config=config)
     mask = np.zeros((1, 4, 4, 1), np.float32)
     mask[:, 1:3, 2:] = 1
-    x_0 = edit.encode(latent, image)
-    asked = edit.inpaint(conditions.of_labels([3, 5], 10), x_0, mask)
-    drawn = edit.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
+    x_0 = editing.encode(latent, image)
+    asked = editing.inpaint(conditions.of_labels([3, 5], 10), x_0, mask)
+    drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
     kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
     assert kept.max() < 1e-6 * np.abs(x_0).max()
     new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
     assert np.median(new) > 1e-2
-    assert edit.draw(latent, asked).shape == (2, 8, 8, 1)
+    assert editing.draw(latent, asked).shape == (2, 8, 8, 1)
 
 
 def test_strength_is_the_share_of_the_steps():
@@ -120,12 +121,12 @@ def test_strength_is_the_share_of_the_steps():
 
 
 def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
-    x_0 = edit.encode(trained, image)
+    x_0 = editing.encode(trained, image)
     assert_close(x_0, image / 127.5 - 1, 1e-6)
     told = conditions.of_labels([3, 3, 5], 10)
 
     def distance(strength):
-        drawn = edit.draw(trained, edit.image_to_image(told, x_0), 0, strength)
+        drawn = editing.draw(trained, editing.image_to_image(told, x_0), 0, strength)
         assert drawn.shape == (3, 8, 8, 1)
         assert not np.array_equal(drawn[0], drawn[1])  # other noise
         return np.abs(drawn.astype(float) - image).mean()
@@ -140,7 +141,7 @@ def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
     mask = np.zeros((1, 8, 8, 1), np.float32)
     mask[:, 2:5, 2:5] = 1
     told = conditions.of_labels([3, 5], 10)
-    drawn = edit.draw(trained, edit.inpaint(told, edit.encode(trained, image), mask))
+    drawn = editing.draw(trained, editing.inpaint(told, editing.encode(trained, image), mask))
     known = np.broadcast_to(mask == 0, drawn.shape)
     difference = np.abs(drawn.astype(int) - image)
     assert difference[known].max() <= 1  # truncation
@@ -149,7 +150,7 @@ def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
 
 def test_interpolation_ends_at_what_sample_draws(trained):
     first, second = (conditions.of_labels(5 * [label], 10) for label in (3, 8))
-    row = edit.draw(trained, edit.interpolate(first, second, (2, 7)))
+    row = editing.draw(trained, editing.interpolate(first, second, (2, 7)))
     assert row.shape == (5, 8, 8, 1)
     told = conditions.of_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
     arguments = trained.params, told, 0, trained.mesh, trained.to_image
@@ -163,23 +164,23 @@ def test_interpolation_between_classes_keeps_one_noise(trained):
     """Its own in every share, in whichever place; x_0, as pixels are black or white."""
     trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
     told = conditions.of_labels(3 * [3], 10)
-    row = edit.draw(trained, edit.interpolate(told, told, (2, 2)))
+    row = editing.draw(trained, editing.interpolate(told, told, (2, 2)))
     arguments = trained.params, told, 0, trained.mesh, trained.to_image
     drawn = generate.generate(trained.make_sample_fn(), *arguments)
     assert_close(row, np.broadcast_to(drawn[2], row.shape), 1e-5)
 
 
 def test_ends_of_an_interpolation(trained):
-    first, last = edit.told_at_ends(trained, 3, "3,8")
+    first, last = editing.told_at_ends(trained, 3, "3,8")
     assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
     for labels in ("", "1,2,3", "3,"):
         with pytest.raises(ValueError, match=f"takes one or two of --labels={labels} or --prompt="):
-            edit.told_at_ends(trained, 3, labels)
+            editing.told_at_ends(trained, 3, labels)
     with pytest.raises(ValueError, match="--prompt is of a model of captions"):
-        edit.told_at_ends(trained, 3, "3", ["a three"])
+        editing.told_at_ends(trained, 3, "3", ["a three"])
     config = trained.config.copy_and_resolve_references()
     config.model.num_classes = 0
-    untold = edit.told_at_ends(dataclasses.replace(trained, config=config), 3)
+    untold = editing.told_at_ends(dataclasses.replace(trained, config=config), 3)
     assert [end.cond.tolist() for end in untold] == [[0] * 3] * 2
 
 
@@ -204,12 +205,12 @@ def test_inverted_noise_leads_to_the_image(trained_workdir):
     told = conditions.of_labels([3], 10)
     arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
     x_0 = generate.generate(trained.make_sample_fn(), *arguments)
-    x_T = edit.invert(trained, told, x_0)
+    x_T = editing.invert(trained, told, x_0)
     noise = generate.generate(trained.make_sample_fn(), *arguments)
     assert noise.shape == x_T.shape
 
     def again(label):
-        edited = edit.Edits(conditions.of_labels([label], 10), {"x_T": x_T})
+        edited = editing.Edits(conditions.of_labels([label], 10), {"x_T": x_T})
         return generate.generate(
             trained.make_sample_fn(), trained.params, edited, 0, trained.mesh, lambda x: x
         )
@@ -230,14 +231,14 @@ def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
         return generate.generate(sample, *arguments)
 
     x_0 = draw(told)
-    again = draw(edit.Edits(told, {"x_T": edit.invert(trained, told, x_0)}))
+    again = draw(editing.Edits(told, {"x_T": editing.invert(trained, told, x_0)}))
     assert np.abs(again - x_0).mean() < 0.1 * np.abs(x_0).mean()
 
 
 def test_only_ddim_is_inverted(trained_workdir):
     trained = runs.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
     with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):
-        edit.make_invert_fn(trained)
+        editing.make_invert_fn(trained)
 
 
 def _save(path, pixels):
@@ -251,7 +252,7 @@ def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
     pixels = np.zeros((8, 8))
     pixels[2, 5] = 255
     path = _save(tmp_path / "m.png", pixels)
-    mask = edit.read_mask(path, _save(tmp_path / "a.png", pixels), config)
+    mask = editing.read_mask(path, _save(tmp_path / "a.png", pixels), config)
     assert mask.shape == (1, 4, 4, 1)
     assert np.argwhere(mask[0, ..., 0]).tolist() == [[1, 2]]
 
@@ -268,22 +269,22 @@ def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
 def test_useless_masks_are_refused(trained, tmp_path, pixels, message):
     path = _save(tmp_path / "m.png", pixels)
     with pytest.raises(ValueError, match=message):
-        edit.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
+        editing.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
 
 
 def test_16_bits_become_8(trained, tmp_path):
     """Of images and masks, as of the data's."""
     pixels = 257 * np.arange(64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    read = edit.read_image(tmp_path / "a.png", trained.config)
+    read = editing.read_image(tmp_path / "a.png", trained.config)
     np.testing.assert_array_equal(read[0, ..., 0], np.arange(64).reshape(8, 8))
     mask = np.where(pixels < 257 * 8, 32_000, 33_000).astype(np.uint16)
     Image.fromarray(mask).save(tmp_path / "m.png")
-    mask = edit.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
+    mask = editing.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
     np.testing.assert_array_equal(mask[0, ..., 0], np.arange(64).reshape(8, 8) >= 8)
     Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "f.png", "TIFF")
     with pytest.raises(ValueError, match=r"image --image=\S*f.png: it is a TIFF image; PNG, JPEG"):
-        edit.read_image(tmp_path / "f.png", trained.config)
+        editing.read_image(tmp_path / "f.png", trained.config)
 
 
 def test_an_image_has_the_pixels_of_training(trained, tmp_path, caplog):
@@ -297,24 +298,24 @@ def test_an_image_has_the_pixels_of_training(trained, tmp_path, caplog):
     config = trained.config.copy_and_resolve_references()
     config.data.update(source="folder", name=str(tmp_path))
     example = sources.open_images(config, "train", labels=False)[0]
-    read = edit.read_image(path, trained.config)
+    read = editing.read_image(path, trained.config)
     np.testing.assert_array_equal(read[0], example["image"])
     assert f"--image={path} has EXIF orientation 6, which is not applied, as in t" in caplog.text
     mask = np.zeros((20, 31), np.uint8)
     mask[:10] = 255
     Image.fromarray(mask).save(tmp_path / "m.png")
-    assert edit.read_mask(tmp_path / "m.png", path, trained.config)[0, :, :, 0].any()
+    assert editing.read_mask(tmp_path / "m.png", path, trained.config)[0, :, :, 0].any()
 
 
 def test_transparent_images_are_refused(trained, tmp_path):
     pixels = np.full((8, 8, 4), 255, np.uint8)
     pixels[:4, :, :3] = 0
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert edit.read_image(tmp_path / "a.png", trained.config)[0, :4].max() == 0
+    assert editing.read_image(tmp_path / "a.png", trained.config)[0, :4].max() == 0
     pixels[2, 2, 3] = 254
     Image.fromarray(pixels).save(tmp_path / "m.png")
     with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels, which are"):
-        edit.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
+        editing.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
 
 
 def test_damaged_images_are_named(trained, tmp_path):
@@ -325,9 +326,9 @@ def test_damaged_images_are_named(trained, tmp_path):
         if text:
             path.write_text(text)
         with pytest.raises(ValueError, match=r"cannot read the image --image=\S*a.png: "):
-            edit.read_image(path, trained.config)
+            editing.read_image(path, trained.config)
     with pytest.raises(FileNotFoundError, match=r"no file --image=nowhere.png"):
-        edit.read_image(pathlib.Path("nowhere.png"), trained.config)
+        editing.read_image(pathlib.Path("nowhere.png"), trained.config)
 
 
 def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
@@ -340,9 +341,11 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 
     def difference(cfg_scale):
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
-        told, _ = edit.told_before_and_after(trained, "3")
-        x_T = edit.invert(trained, told, edit.encode(trained, image))
-        return np.abs(edit.draw(trained, edit.Edits(told, {"x_T": x_T}))[0, ..., 0] - found).max()
+        told, _ = editing.told_before_and_after(trained, "3")
+        x_T = editing.invert(trained, told, editing.encode(trained, image))
+        return np.abs(
+            editing.draw(trained, editing.Edits(told, {"x_T": x_T}))[0, ..., 0] - found
+        ).max()
 
     assert difference(1.0) <= 1
     assert difference(1.5) > 5  # the run's
@@ -361,15 +364,15 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 )
 def test_inversions_that_say_no_class_are_refused(trained, told, message):
     with pytest.raises(ValueError, match=message):
-        edit.told_before_and_after(trained, **told)
+        editing.told_before_and_after(trained, **told)
 
 
 def test_what_is_told_before_and_after(trained, captioned_workdir):
-    before, after = edit.told_before_and_after(trained, "3", labels_after="8")
+    before, after = editing.told_before_and_after(trained, "3", labels_after="8")
     assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
-    assert edit.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
+    assert editing.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
     captioned = runs.load(captioned_workdir)
-    told = edit.told_before_and_after(captioned, "", ["one"], "", "two", "three")
+    told = editing.told_before_and_after(captioned, "", ["one"], "", "two", "three")
     found = [told[0].cond, told[1].cond, told[1].null]
     expected = conditions.of_captions(captioned.config, ["one", "two", "three"]).cond
     np.testing.assert_array_equal(np.concatenate(found), expected)
@@ -378,17 +381,17 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
         (("", ["one"], "3"), r"--labels_after=3: this model takes --prompt_after"),
     ):
         with pytest.raises(ValueError, match=message):
-            edit.told_before_and_after(captioned, *told)
+            editing.told_before_and_after(captioned, *told)
     captioned = runs.load(captioned_workdir, settings=DDIM)
     with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
-        edit.told_before_and_after(captioned, prompts=["one"], negative="three")
+        editing.told_before_and_after(captioned, prompts=["one"], negative="three")
 
 
 @pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])
 def test_numbers_that_are_of_no_two_images_are_refused(numbers):
-    assert edit.parse_numbers(["0", "7"]) == [0, 7]
+    assert editing.parse_numbers(["0", "7"]) == [0, 7]
     with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers below"):
-        edit.parse_numbers(numbers.split(","))
+        editing.parse_numbers(numbers.split(","))
 
 
 @pytest.mark.parametrize("name", ["image", "mask"])

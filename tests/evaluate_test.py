@@ -16,15 +16,14 @@ from dit_jax import (
     conditions,
     evaluate,
     extractors,
-    generate,
     images,
     measures,
     models,
     references,
     rows,
-    runs,
     workdirs,
 )
+from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 

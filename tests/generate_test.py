@@ -15,8 +15,9 @@ from close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import conditions, generate, models, pictures, sharding
+from dit_jax import conditions, models, sharding
 from dit_jax.diffusion import grids
+from dit_jax.sampling import generate, pictures
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,8 @@ def test_sampling_begins_with_the_deviation_of_the_noise(model, build_process, g
 SCRIPT = """
 import pathlib, sys
 import jax, numpy as np
-from dit_jax import conditions, generate, runs
+from dit_jax import conditions
+from dit_jax.sampling import generate, runs
 workdir, out, *pair = sys.argv[1:]
 if pair:
     jax.distributed.initialize(pair[0], 2, int(pair[1]))

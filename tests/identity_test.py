@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import bits, conditions, references, runs, train, workdirs
+from dit_jax import bits, conditions, references, train, workdirs
 from dit_jax.data import sources
 from dit_jax.latents import shards, store
+from dit_jax.sampling import runs
 from dit_jax.workdirs import identity, records
 
 

@@ -14,9 +14,10 @@ import pytest
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import latents, runs, sharding, train, workdirs
+from dit_jax import latents, sharding, train, workdirs
 from dit_jax.data import loader, sources
 from dit_jax.latents import codec, device, loading
+from dit_jax.sampling import runs
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])

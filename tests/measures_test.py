@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from dit_jax import (
-    conditions,
-    extractors,
-    fid,
-    generate,
-    images,
-    measures,
-    references,
-    tasks,
-    train,
-)
+from dit_jax import conditions, extractors, fid, images, measures, references, tasks, train
+from dit_jax.sampling import generate
 
 
 @pytest.fixture(scope="module")

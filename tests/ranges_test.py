@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from configs import default
-from dit_jax import runs, train, workdirs
+from dit_jax import train, workdirs
 from dit_jax.config import ranges
 from dit_jax.models import clip
+from dit_jax.sampling import runs
 from experiments.scaling.configs import default as sweeps
 
 MODELS = ("dit", "unet", "vae")

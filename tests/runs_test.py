@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_jax import conditions, generate, runs, train
+from dit_jax import conditions, train
 from dit_jax.data import text
+from dit_jax.sampling import generate, runs
 
 TOLD = conditions.of_labels(np.arange(10), 10)
 

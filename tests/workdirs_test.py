@@ -7,10 +7,11 @@ import shutil
 import pytest
 
 from configs import default
-from dit_jax import runs, train, workdirs
+from dit_jax import train, workdirs
 from dit_jax.data import sources
 from dit_jax.datasets import digits, writing
 from dit_jax.latents import store
+from dit_jax.sampling import runs
 from dit_jax.workdirs import older_versions, records
 
 

@@ -19,18 +19,9 @@ import jax
 from absl import flags
 
 from configs import digits_latents
-from dit_jax import (
-    benchmark,
-    cli,
-    diffusion,
-    evaluate,
-    extractors,
-    generate,
-    references,
-    runs,
-    train,
-)
+from dit_jax import benchmark, cli, diffusion, evaluate, extractors, references, train
 from dit_jax.config import ranges
+from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS

@@ -25,12 +25,12 @@ from dit_jax import (
     metrics,
     references,
     rows,
-    runs,
     sharding,
     train,
     workdirs,
 )
 from dit_jax.data import sources
+from dit_jax.sampling import runs
 from dit_jax.system import files, locks, stopping
 from experiments.scaling import grid, record
 

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, metrics, models, pictures, plot, rows, workdirs
+from dit_jax import cli, conditions, metrics, models, plot, rows, workdirs
 from dit_jax.data import pixels
+from dit_jax.sampling import pictures
 from dit_jax.system import files, forms, json_files
 from experiments.scaling import record, selection, table
 

@@ -9,7 +9,8 @@ import re
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax import generate, models, train
+from dit_jax import models, train
+from dit_jax.sampling import generate
 
 MOST_CHECKPOINTS = 100  # of a run: its compute points have a common divisor
 # Axes that a table has columns for in any case.

@@ -8,7 +8,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from dit_jax import pictures, style
+from dit_jax import style
+from dit_jax.sampling import pictures
 from experiments.scaling import looks, panels
 
 LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2  # pixels: of names, between panels, between images

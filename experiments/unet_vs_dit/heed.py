@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, latents, runs, style
+from dit_jax import cli, conditions, latents, style
 from dit_jax.data import sources
 from dit_jax.diffusion import objectives
+from dit_jax.sampling import runs
 from experiments.unet_vs_dit import sheet
 
 FLAGS = flags.FLAGS

@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, generate, pictures, runs, style
+from dit_jax import cli, conditions, style
 from dit_jax.data import sources
+from dit_jax.sampling import generate, pictures, runs
 
 FLAGS = flags.FLAGS
 # Pixels: of an image, a prompt's letters, the names above, and between the panels.

@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
-from dit_jax import conditions, edit, generate, runs
+from dit_jax import conditions
 from dit_jax.convert.__main__ import convert_sd
+from dit_jax.sampling import editing, generate, runs
 
 STEPS = 5
 PROMPTS = ["the cat's on", "a photo of the cat in the"]
@@ -112,7 +113,7 @@ def _initial():
 
 def _ours(trained, negative):
     told = conditions.of_captions(trained.config, PROMPTS, negative)
-    edits = edit.Edits(told, {"x_T": _initial()})
+    edits = editing.Edits(told, {"x_T": _initial()})
     sample = trained.make_sample_fn()
     return generate.generate(sample, trained.params, edits, 0, trained.mesh, lambda x_0: x_0)
 

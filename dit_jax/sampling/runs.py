@@ -9,9 +9,10 @@ import flax.linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, diffusion, generate, latents, models, sharding, workdirs
+from dit_jax import conditions, diffusion, latents, models, sharding, workdirs
 from dit_jax.config import ranges
 from dit_jax.diffusion import sampler_settings
+from dit_jax.sampling import generate
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 

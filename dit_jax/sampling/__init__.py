@@ -1,0 +1,1 @@
+"""Images from a trained model: loaded, sampled, edited, and shown in a grid."""
