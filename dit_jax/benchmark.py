@@ -30,9 +30,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, fid, latents, models, sharding, train
+from dit_jax import cli, conditions, latents, models, sharding, train
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
+from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
 
@@ -244,14 +245,16 @@ def bench_metrics(num: int) -> dict:
     spatial = [samples[i : i + 500, :2023] for i in range(0, num, 500)]
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    pool = fid.Statistics.of(reference).gaussian
-    other = fid.Gaussian(pool.mean[:2023], pool.covariance[:2023, :2023], pool.n)
+    pool = metrics.Statistics.of(reference).gaussian
+    other = metrics.Gaussian(pool.mean[:2023], pool.covariance[:2023, :2023], pool.n)
     measures = {
-        "fid": lambda: fid.frechet_distance(fid.Statistics.of(samples).gaussian, pool),
-        "sfid": lambda: fid.frechet_distance(fid.Statistics.of_blocks(spatial).gaussian, other),
-        "inception_score": lambda: fid.inception_score(probabilities),
-        "kernel_distance": lambda: fid.kernel_distance(samples, reference),
-        "precision_recall": lambda: fid.precision_recall(samples, reference, half=True),
+        "fid": lambda: metrics.frechet_distance(metrics.Statistics.of(samples).gaussian, pool),
+        "sfid": lambda: metrics.frechet_distance(
+            metrics.Statistics.of_blocks(spatial).gaussian, other
+        ),
+        "inception_score": lambda: metrics.inception_score(probabilities),
+        "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
+        "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),
     }
     row = {}
     for name, measure in measures.items():

@@ -6,8 +6,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax import measures, workdirs
+from dit_jax import workdirs
 from dit_jax.system import forms
+from dit_jax.training import sample_distance
 from dit_jax.workdirs import checkpoint
 
 logger = logging.getLogger("dit_jax")
@@ -48,7 +49,7 @@ class Best:
         held_out = self._metric.startswith("eval_")
         self._how = {"metric": self._metric, **({} if held_out else measured_by)}
         same = saved.get("metric") == self._metric
-        same = same and not measures.describe_changes(saved, self._how)
+        same = same and not sample_distance.describe_changes(saved, self._how)
         self._value = saved.get("value") if same else None
         if saved and not same:
             logger.info("%s was chosen by other measures: it begins again", self._workdir)
@@ -74,7 +75,7 @@ def _check(config):
     metric, distances = config.checkpoint_best_metric, config.get("fid")
     known = []
     if distances and distances.every_steps:
-        known.append(measures.training_name(config))
+        known.append(sample_distance.training_name(config))
     held_out = ["eval_loss", *LARGER_IS_BETTER * (config.model.name == "vae")]
     if config.eval_every_steps and config.data.eval_split:
         known += held_out

@@ -14,244 +14,19 @@ command continues. With --bpd held-out images are measured: bits per dimension u
 with x_0 clipped as the run samples or as --clip_x_0 says.
 """
 
-import functools
 import json
-import logging
-import pathlib
 import sys
 
 import jax
-import numpy as np
 from absl import flags
-from PIL import Image
 
-from dit_jax import (
-    bits,
-    cli,
-    conditions,
-    diffusion,
-    extractors,
-    fid,
-    images,
-    measures,
-    metrics,
-    references,
-    rows,
-    sharding,
-    spool,
-)
+from dit_jax import cli, diffusion
 from dit_jax.config import ranges
-from dit_jax.sampling import generate, pictures, runs
+from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, samples
+from dit_jax.sampling import runs
 from dit_jax.system import files
-from dit_jax.workdirs import digests
 
 FLAGS = flags.FLAGS
-logger = logging.getLogger("dit_jax")
-
-SHOWN = 100  # of the samples, in the picture
-
-
-def evaluate(
-    trained: runs.Trained,
-    workdir: pathlib.Path,
-    extractor: extractors.Extractor,
-    reference: references.Reference | None,
-    num: int = 1000,
-    seed: int = 0,
-    labels: str = "random",
-    batch_size: int | None = None,
-    save_npz: pathlib.Path | None = None,
-    progress: bool = False,
-) -> dict:
-    """The row of `num` samples; one that was measured before is read back.
-
-    What a batch was measured by is kept in the workdir until the row is written, so that a command
-    that was killed continues.
-
-    Args:
-      reference: as `references.of_run`.   labels: the kind of `conditions.draw`.
-      save_npz: where to write all images as the ADM evaluator reads them, 'arr_0' [N, H, W, C]
-        uint8, and 'label' if they have any.
-    Raises: ValueError for a reference of other images, or too few samples; FloatingPointError
-      where samples or features are not finite; OSError if something cannot be written.
-    """
-    config, mesh = trained.config, trained.mesh
-    told = conditions.draw(config, labels, num, seed, workdir)
-    settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
-    settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
-    if config.model.condition != "label":
-        settings["captions"] = told.digest()
-    if guide := trained.guide:
-        settings |= {"guide": guide.workdir, "guide_step": guide.step}
-        settings["guide_digest"] = digests.digest(guide.params)
-    row = rows.of_checkpoint(trained, "sample", settings)
-    row |= _compared(extractor, reference, num)
-    extract = extractor.compile(mesh)
-
-    def output(x_0):
-        image = trained.to_image(x_0)
-        return {"image": image, **extract(image)}
-
-    def batches(wanted):
-        sample = trained.make_sample_fn()
-        arguments = trained.params, told, seed, mesh, output, batch_size, wanted
-        for numbers, batch in generate.batches(sample, *arguments):
-            if trained.model.condition == "label" and trained.model.num_classes:
-                label = np.resize(told.cond[numbers], len(batch["image"]))
-                batch = {**batch, "label": label}
-            yield numbers, batch
-
-    speed = metrics.training_speed(workdir, trained.step, config.batch_size)
-    path = workdir / "evaluations.jsonl"
-    names = trained.class_names
-    return _measure(path, row, speed, num, batches, reference, save_npz, progress, names)
-
-
-def evaluate_images(
-    found: images.ImageSet,
-    extractor: extractors.Extractor,
-    reference: references.Reference,
-    num: int | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
-) -> dict:
-    """The row of the first `num` of a set of images, by default all, on this process's devices.
-
-    Row and picture are written beside the images, to NAME.evaluations.jsonl and NAME.evaluations/.
-    Raises: ValueError for fewer images than `num`; else as `evaluate`.
-    """
-    num = num or found.num
-    if num > found.num:
-        name = files.printable(found.name)
-        raise ValueError(f"{name} has {found.num} images, fewer than --num={num}.")
-    samples = {"name": found.name, "num": num, "digest": found.digest}
-    row = {"samples": samples, **rows.of_code()}
-    reference.check(found.shape)
-    row |= _compared(extractor, reference, num)
-    batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
-
-    def batches(wanted):
-        for part in wanted:
-            blocks, start = found.blocks(batch_size, part.start, part.stop), part.start
-            for block, extracted in references.extract_blocks(extractor, blocks, batch_size):
-                numbers = range(start, start + len(block["image"]))
-                start = numbers.stop
-                yield numbers, {**block, **extracted}
-
-    path = path_beside(found)
-    names = found.class_names
-    return _measure(path, row, {}, num, batches, reference, None, progress, names)
-
-
-def path_beside(found: images.ImageSet) -> pathlib.Path:
-    """NAME.evaluations.jsonl beside the images; in the working directory for those of a split."""
-    path = pathlib.Path(found.name).expanduser().resolve()
-    if not path.exists():
-        path = pathlib.Path(found.name.replace("/", "_"))
-    return path.with_name(f"{path.name.removesuffix('.npz')}.evaluations.jsonl")
-
-
-def _compared(extractor, reference, num):
-    """What a row says of extractor and reference, in every process; `reference` is the first's."""
-    sharding.together(lambda: reference and measures.check_counts(num, reference))
-    source = json.loads(sharding.from_first_process(json.dumps(reference and reference.source)))
-    return {"extractor": extractor.identity, "reference": source}
-
-
-def _measure(path, row, speed, num, batches, reference, save_npz, progress, class_names=None):
-    """The row with its measures, written to `path`, or read back from there.
-
-    Args: batches(wanted) yields (numbers, {'image', perhaps 'label', features of the extractor})
-      of these ranges of images, which may have more rows than numbers.
-      class_names: of the labels, where known.
-    """
-    with rows.hold(path, row) as lock:
-        name, first_process = rows.name(row), jax.process_index() == 0
-        row["picture"] = f"{path.with_suffix('').name}/{name}.png"
-        picture = path.parent / row["picture"]
-        spools = [
-            spool.Spool(picture.with_suffix(suffix), row["git_revision"])
-            for suffix in ("", ".images")
-        ]
-        kept = spools[bool(save_npz)]
-        measured = rows.find(path, row)
-        complete = picture.is_file()
-        complete &= not save_npz or spool.name_of(save_npz) == name
-        if measured and sharding.from_first_process("complete" * complete):
-            logger.info("measured before: %s", path)
-            for rest in spools * first_process:  # if it was killed between the row and this
-                rest.remove()
-            return measured
-
-        wanted = _find_missing(kept, num)
-        with metrics.ImageProgress(num, num - sum(map(len, wanted)), progress) as bar:
-            for numbers, batch in batches(wanted) if wanted else ():
-                arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
-                if save_npz or numbers.start < SHOWN:
-                    arrays["image"] = generate.to_host(batch["image"])
-                arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
-                references.check_finite(arrays, numbers)
-                lock.check_together()
-                sharding.together(functools.partial(_add, kept, numbers, arrays))
-                bar.update(len(numbers))
-
-        def finish():
-            if not first_process:
-                return None
-            arrays = kept.read(SHOWN)
-            _warn_if_sorted(arrays)
-            label = arrays.get("label")
-            found = measures.of_features(arrays, reference, label, progress, class_names)
-            rows.check(found)
-            row.update(found)
-            row.update(speed)
-            _write_picture(picture, arrays["image"], label)
-            if save_npz:
-                kept.write_npz(save_npz, name)
-            rows.append(path, row)
-            for rest in spools:
-                rest.remove()
-            return row
-
-        return json.loads(sharding.from_first_process(json.dumps(sharding.together(finish))))
-
-
-def _find_missing(kept, num):
-    """The ranges of images that the first process has not kept yet, in every process."""
-    missing = sharding.together(lambda: kept.find_missing(num) if jax.process_index() == 0 else [])
-    bounds = sharding.from_first_process(json.dumps([(part.start, part.stop) for part in missing]))
-    return [range(*pair) for pair in json.loads(bounds)]
-
-
-def _add(kept, numbers, arrays):
-    if jax.process_index() == 0:
-        kept.add(numbers, arrays)
-
-
-def _warn_if_sorted(arrays):
-    if "probabilities" not in arrays or "label" not in arrays:
-        return
-    label, size = arrays["label"], fid.SPLIT_SIZE
-    parts = [label[i : i + size] for i in range(0, len(label) - size + 1, size)]
-    classes = len(np.unique(label))
-    found = np.mean([len(np.unique(part)) for part in parts or [label]])
-    in_random_order = classes * (1 - (1 - 1 / classes) ** size)
-    if parts and found < in_random_order / 2:
-        logger.warning(
-            "the images are sorted by class: of %d classes the parts of %d images, in their order, "
-            "whose mean the Inception Score is, have %.0f, so it is too low. Shuffle them.",
-            classes,
-            size,
-            found,
-        )
-
-
-def _write_picture(path, image, label):
-    """Images in rows of ten, by class where there are labels."""
-    if label is not None:
-        image = image[np.argsort(label[: len(image)], kind="stable")]
-    picture = Image.fromarray(pictures.image_grid(image, columns=10))
-    files.replace(path, lambda file: picture.save(file, "PNG"))
 
 
 def main(_):
@@ -320,15 +95,17 @@ def _evaluate_images(extractor, progress):
         raise ValueError("--samples are measured by one process: start the command alone.")
     data_dir = str(FLAGS.data_dir or "")
     given = FLAGS.image_size, int(FLAGS.image_channels), data_dir
-    found = images.open_images(FLAGS.samples, *given)
+    found = image_sets.open_images(FLAGS.samples, *given)
     size, _, channels = found.shape
     if FLAGS.image_size not in (None, size):
         name = files.printable(found.name)
         raise ValueError(f"--image_size={FLAGS.image_size}, but {name} has {size} pixels.")
     arguments = FLAGS.reference, extractor, size, channels, data_dir, progress
     reference = references.load(*arguments)
-    row = evaluate_images(found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress)
-    return row, path_beside(found).parent
+    row = samples.evaluate_images(
+        found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress
+    )
+    return row, samples.path_beside(found).parent
 
 
 def _evaluate(workdir, extractor, progress):
@@ -336,7 +113,7 @@ def _evaluate(workdir, extractor, progress):
         cli.check_out(FLAGS.save_npz, (".npz",), "--save_npz=")
     trained = runs.load(**cli.loading())
     reference = references.of_run(trained.config, FLAGS.reference, extractor, progress, workdir)
-    row = evaluate(
+    row = samples.evaluate(
         trained,
         workdir,
         extractor,
@@ -373,7 +150,7 @@ def _print_bpd(workdir, loading, progress):
     if variance and (not chain or trained.model.learn_sigma):
         raise ValueError(f"--variance={variance} is of process ddpm without a learned variance.")
     trained.config.sample.variance = variance or trained.config.sample.variance
-    row = bits.evaluate(
+    row = bits_per_dim.evaluate(
         trained,
         workdir,
         FLAGS.num or 1000,
@@ -418,7 +195,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "bpd_steps",
         None,
-        f"By default all levels of process ddpm (a bound); else {bits.ODE_STEPS}, of an ODE.",
+        "By default all levels of process ddpm (a bound); else "
+        f"{bits_per_dim.ODE_STEPS}, of an ODE.",
         lower_bound=1,
         upper_bound=10**6,
     )

@@ -23,22 +23,11 @@ from absl import flags
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    best,
-    cli,
-    conditions,
-    latents,
-    measures,
-    metrics,
-    models,
-    optimizer,
-    sharding,
-    tasks,
-    workdirs,
-)
+from dit_jax import best, cli, conditions, latents, models, optimizer, sharding, tasks, workdirs
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
 from dit_jax.system import files, stopping
+from dit_jax.training import metric_log, sample_distance
 from dit_jax.workdirs import checkpoint, identity
 
 FLAGS = flags.FLAGS
@@ -333,11 +322,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             draw = program.task.compile_picture(resident, source, vae, encoder)
         measured, measured_by = [(evaluate, config.eval_every_steps)] if evaluate else [], {}
         if "fid" in config and config.fid.every_steps:
-            distance, measured_by = measures.compile_distance(program.task, vae, encoder)
+            distance, measured_by = sample_distance.compile_distance(program.task, vae, encoder)
             measured.append((distance, config.fid.every_steps))
             before = (data_state or {}).get("measured_by", {})
-            if changes := measures.describe_changes(before, measured_by):
-                name = measures.training_name(config)
+            if changes := sample_distance.describe_changes(before, measured_by):
+                name = sample_distance.training_name(config)
                 logger.warning("%s is measured otherwise from here: %s", name, "; ".join(changes))
         keeper = best.Best(workdir, config, data_record, measured_by)
         del vae, encoder  # who needs them holds them
@@ -350,13 +339,13 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         workdirs.write_config(workdir, config)  # all of it is good: the run begins
         workdirs.write_data(workdir, data_record)
         trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
-        writer = stack.enter_context(metrics.MetricWriter(workdir, first_step))
+        writer = stack.enter_context(metric_log.MetricWriter(workdir, first_step))
         # What a resumed run reports first is the mean of all steps since the report before.
         window = (data_state or {}).get("window")
         if window is None and first_step % config.log_every_steps:
             logger.info("the next means are of the steps after %d alone", first_step)
         progress = stack.enter_context(
-            metrics.Progress(first_step, total_steps, config.batch_size, window)
+            metric_log.Progress(first_step, total_steps, config.batch_size, window)
         )
         same_data = "a run goes on with the data that it began with"
         stack.enter_context(stopping.telling(lambda: f"{_tell(workdir)}; {same_data}"))
@@ -383,7 +372,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                     lock.check_together()
                     keeper.update(step, values, state.ema_params)
                 writer.scalars(step, values)
-                logger.info("step %d  %s", step, metrics.format_values(values))
+                logger.info("step %d  %s", step, metric_log.format_values(values))
             if due(step, config.sample_every_steps):
                 with progress.paused():
                     picture = draw(state.ema_params)

@@ -11,9 +11,10 @@ import pytest
 from close import assert_close
 from conftest import random_params
 
-from dit_jax import bits, diffusion, models, rows, sharding
+from dit_jax import diffusion, models, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import samplers
+from dit_jax.evaluation import bits_per_dim, rows
 from dit_jax.sampling import runs
 from dit_jax.workdirs import checkpoint
 
@@ -38,7 +39,7 @@ def flow_config(config):
 def bits_of_images(monkeypatch, tmp_path):
     """bits_of_images(trained, batch_size, ...): the row, and every image's bits."""
     collected = []
-    make = bits.make_bits_fn
+    make = bits_per_dim.make_bits_fn
 
     def spy(*arguments):
         bits_fn = make(*arguments)
@@ -53,10 +54,10 @@ def bits_of_images(monkeypatch, tmp_path):
     def measure(trained, num, batch_size=None, **options):
         collected.clear()
         monkeypatch.setattr(rows, "git_revision", lambda: "-dirty")  # always measured again
-        row = bits.evaluate(trained, tmp_path, num, batch_size=batch_size, **options)
+        row = bits_per_dim.evaluate(trained, tmp_path, num, batch_size=batch_size, **options)
         return row, np.concatenate(collected)[:num]
 
-    monkeypatch.setattr(bits, "make_bits_fn", spy)
+    monkeypatch.setattr(bits_per_dim, "make_bits_fn", spy)
     return measure
 
 
@@ -156,7 +157,7 @@ def test_bound_is_guided_diffusion_s_clipped_as_the_config_says(smoke_config, cl
     other = bound_in_numpy(batch["image"], x_ts, outputs, alpha_bars, not clip)
     assert (np.abs(other - expected) > 0.01 * expected).all()
     batch = sharding.put_batch(trained.mesh, batch)
-    bits_fn = bits.make_bits_fn(trained, 4)
+    bits_fn = bits_per_dim.make_bits_fn(trained, 4)
     assert_close(bits_fn(trained.params, {}, key, batch)[""], expected, 1e-4)
 
 
@@ -174,7 +175,7 @@ def latent_bits(trained, seed=0):
     moments = np.concatenate([mean, np.full_like(mean, -30)], axis=-1)
     batch = {"moments": moments, "label": np.arange(3, dtype=np.int32)}
     batch = sharding.put_batch(trained.mesh, batch | {"index": np.arange(3, dtype=np.int32)})
-    found = bits.make_bits_fn(trained, 2)(trained.params, {}, jax.random.key(seed), batch)
+    found = bits_per_dim.make_bits_fn(trained, 2)(trained.params, {}, jax.random.key(seed), batch)
     return {name: np.asarray(value) for name, value in found.items()}, mean.astype(np.float64)
 
 
@@ -215,14 +216,14 @@ def test_rows_say_whether_x_0_is_clipped(smoke_config, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
     trained = some_model(smoke_config, 1)
     trained.config.sample.clip_x_0 = True
-    clipped = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    clipped = bits_per_dim.evaluate(trained, tmp_path, num=2, steps=2)
     assert clipped["likelihood"]["clip_x_0"] is True
     older = clipped | {"likelihood": {k: v for k, v in clipped["likelihood"].items()}}
     del older["likelihood"]["clip_x_0"]
     (tmp_path / "evaluations.jsonl").write_text(json.dumps(older | {"bits_per_dim": 1.0}) + "\n")
-    assert bits.evaluate(trained, tmp_path, num=2, steps=2) == clipped
+    assert bits_per_dim.evaluate(trained, tmp_path, num=2, steps=2) == clipped
     trained.config.sample.clip_x_0 = False
-    plain = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    plain = bits_per_dim.evaluate(trained, tmp_path, num=2, steps=2)
     assert plain["likelihood"]["clip_x_0"] is False
     assert plain["bits_per_dim"] > 1.01 * clipped["bits_per_dim"]
 
@@ -231,15 +232,15 @@ def test_bits_of_other_images_are_measured_again(smoke_config, tmp_path, monkeyp
     """Where training never recorded the held-out ones."""
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
     trained = some_model(smoke_config, 1)
-    row = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    row = bits_per_dim.evaluate(trained, tmp_path, num=2, steps=2)
     trained.config.data.eval_split = "test[:90]"
-    other = bits.evaluate(trained, tmp_path, num=2, steps=2)
+    other = bits_per_dim.evaluate(trained, tmp_path, num=2, steps=2)
     assert row["likelihood"]["images"] != other["likelihood"]["images"]
     assert row["bits_per_dim"] != other["bits_per_dim"]
     trained.config.data.eval_split = "test"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bits, "_measure", None)  # not needed again
-        assert bits.evaluate(trained, tmp_path, num=2, steps=2) == row
+        patch.setattr(bits_per_dim, "_measure", None)  # not needed again
+        assert bits_per_dim.evaluate(trained, tmp_path, num=2, steps=2) == row
 
 
 def test_rows_say_whether_parameters_are_raw(smoke_config, bits_of_images):
@@ -252,16 +253,16 @@ def test_rows_say_whether_parameters_are_raw(smoke_config, bits_of_images):
 def test_what_cannot_be_measured_is_said(smoke_config, tmp_path):
     trained = some_model(smoke_config)
     with pytest.raises(ValueError, match=r"cannot take 1 sampling steps"):
-        bits.evaluate(trained, tmp_path, steps=1)
+        bits_per_dim.evaluate(trained, tmp_path, steps=1)
     trained.params["x_embedder"]["bias"] *= np.nan
     with pytest.raises(FloatingPointError, match="bits_per_dim of 3 of 3 images is NaN"):
-        bits.evaluate(trained, tmp_path, num=3, steps=2)
+        bits_per_dim.evaluate(trained, tmp_path, num=3, steps=2)
     trained.config.data.eval_split = "test[:1]"
     with pytest.raises(ValueError, match="1 of 1 held-out images have no standard error"):
-        bits.evaluate(trained, tmp_path)
+        bits_per_dim.evaluate(trained, tmp_path)
     trained.config.data.eval_split = ""
     with pytest.raises(ValueError, match=r"data.eval_split of .* is empty"):
-        bits.evaluate(trained, tmp_path)
+        bits_per_dim.evaluate(trained, tmp_path)
     assert not (tmp_path / "evaluations.jsonl").exists()
 
 
@@ -286,8 +287,8 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     with (workdir / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps(row | here) + "\n")
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
-    monkeypatch.setattr(bits.data, "gather", None)  # not needed again
-    again = bits.evaluate(runs.load(workdir), workdir, num=6, seed=1)
+    monkeypatch.setattr(bits_per_dim.data, "gather", None)  # not needed again
+    again = bits_per_dim.evaluate(runs.load(workdir), workdir, num=6, seed=1)
     assert again == row | here
 
 
@@ -295,11 +296,11 @@ def test_bits_that_cannot_be_are_not_written(workdir, monkeypatch):
     def make_bits_fn(*_):
         return lambda *_: {"": np.ones(6), "_prior": np.full(6, -1.0), "_first_level": np.ones(6)}
 
-    monkeypatch.setattr(bits, "make_bits_fn", make_bits_fn)
+    monkeypatch.setattr(bits_per_dim, "make_bits_fn", make_bits_fn)
     with pytest.raises(
         FloatingPointError, match=r"measured bits_per_dim_prior -1\.0, which cannot"
     ):
-        bits.evaluate(runs.load(workdir), workdir, num=6, batch_size=6)
+        bits_per_dim.evaluate(runs.load(workdir), workdir, num=6, batch_size=6)
     assert not (workdir / "evaluations.jsonl").exists()
 
 

@@ -34,9 +34,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import convert, diffusion, extractors, models, sharding, train
+from dit_jax import convert, diffusion, models, sharding, train
 from dit_jax.data import text
 from dit_jax.datasets import digits
+from dit_jax.evaluation import extractors
 from dit_jax.latents import store
 from dit_jax.workdirs import checkpoint
 from experiments.scaling import cell, grid

@@ -12,17 +12,8 @@ import pytest
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    conditions,
-    evaluate,
-    extractors,
-    images,
-    measures,
-    models,
-    references,
-    rows,
-    workdirs,
-)
+from dit_jax import conditions, evaluate, models, workdirs
+from dit_jax.evaluation import extractors, image_sets, measures, references, rows, samples, spool
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
@@ -38,7 +29,7 @@ def _evaluate(workdir, settings=None, loading=None, **options):
     trained = runs.load(workdir, settings={"steps": 2} | (settings or {}), **(loading or {}))
     extractor = extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
-    return evaluate.evaluate(trained, workdir, extractor, reference, **options)
+    return samples.evaluate(trained, workdir, extractor, reference, **options)
 
 
 def test_classes_of_a_run_are_those_of_the_same_name(workdir):
@@ -54,7 +45,7 @@ def test_classes_of_a_run_are_those_of_the_same_name(workdir):
         class_names=tuple(names[::-1]),
     )
     one, two = (
-        evaluate.evaluate(trained, workdir, extractor, r, num=40)["label_accuracy"]
+        samples.evaluate(trained, workdir, extractor, r, num=40)["label_accuracy"]
         for r in (real, other)
     )
     assert one == two > 0
@@ -128,7 +119,7 @@ def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
 
     monkeypatch.setattr(generate, "batches", remember)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.spool.Spool, "remove", lambda _: None)
+        patch.setattr(spool.Spool, "remove", lambda _: None)
         assert _evaluate(workdir, num=30, batch_size=8) == whole
     assert drawn[2:] == [range(16, 24), range(24, 30)]
     assert len(list((workdir / "evaluations").iterdir())) == 2
@@ -169,7 +160,7 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
         np.testing.assert_array_equal(file["arr_0"], drawn)
     extractor = extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
-    again = evaluate.evaluate_images(images.open_npz(out), extractor, reference)
+    again = samples.evaluate_images(image_sets.open_npz(out), extractor, reference)
     for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
         assert_close(again[name], row[name], 1e-6)
     # The row is there, but beside it others.
@@ -289,16 +280,16 @@ def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):
     reference = references.of_run(trained.config, None, extractor)
     extractor = dataclasses.replace(extractor, apply=broken)
     with pytest.raises(FloatingPointError, match="images 0 to 9 have features that are NaN"):
-        evaluate.evaluate(trained, workdir, extractor, reference, num=10)
+        samples.evaluate(trained, workdir, extractor, reference, num=10)
     assert not (workdir / "evaluations.jsonl").exists()
 
 
 def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, clean, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
-    found = images.open_npz(tmp_path / "samples.npz")
+    found = image_sets.open_npz(tmp_path / "samples.npz")
     reference = references.of_images(found, toy_extractor)
-    row = evaluate.evaluate_images(found, toy_extractor, reference, batch_size=16)
+    row = samples.evaluate_images(found, toy_extractor, reference, batch_size=16)
     assert row["samples"] == dict(name=str(tmp_path / "samples.npz"), num=90, digest=found.digest)
     assert abs(row["fid"]) < 1e-4  # batches of another size
     assert row["precision"] == row["recall"] == 1
@@ -306,19 +297,19 @@ def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, 
     path = tmp_path / "samples.evaluations.jsonl"
     assert json.loads(path.read_text()) == row
     monkeypatch.setattr(measures, "of_features", None)
-    assert evaluate.evaluate_images(found, toy_extractor, reference) == row
+    assert samples.evaluate_images(found, toy_extractor, reference) == row
     with pytest.raises(ValueError, match="has 90 images, fewer than --num=91"):
-        evaluate.evaluate_images(found, toy_extractor, reference, num=91)
+        samples.evaluate_images(found, toy_extractor, reference, num=91)
 
 
 def test_measures_that_cannot_be_are_not_written(tmp_path, toy_extractor, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
-    found = images.open_npz(tmp_path / "samples.npz")
+    found = image_sets.open_npz(tmp_path / "samples.npz")
     reference = references.of_images(found, toy_extractor)
     monkeypatch.setattr(measures, "of_features", lambda *_: {"fid": -0.5, "precision": 1.0})
     with pytest.raises(FloatingPointError, match=r"measured fid -0\.5, which cannot be, so no row"):
-        evaluate.evaluate_images(found, toy_extractor, reference)
+        samples.evaluate_images(found, toy_extractor, reference)
     assert not (tmp_path / "samples.evaluations.jsonl").exists()
 
 
@@ -334,8 +325,8 @@ def test_classes_of_folders_are_compared_by_name(tmp_path):
                 evaluate.Image.fromarray(pixels[..., 0]).save(path)
     extractor = extractors.load("pixels")
     reference = references.load(str(tmp_path / "real"), extractor, channels=1)
-    found = images.open_images(str(tmp_path / "samples"), channels=1)
-    row = evaluate.evaluate_images(found, extractor, reference)
+    found = image_sets.open_images(str(tmp_path / "samples"), channels=1)
+    row = samples.evaluate_images(found, extractor, reference)
     assert row["label_accuracy"] == 1.0
 
 
@@ -351,8 +342,8 @@ def test_samples_replaced_by_others_of_their_size_and_time_are_measured_again(tm
             os.utime(file, ns=(0, 0))
 
     def measure():
-        found = images.open_images(str(path), channels=1)
-        return evaluate.evaluate_images(found, extractor, reference)
+        found = image_sets.open_images(str(path), channels=1)
+        return samples.evaluate_images(found, extractor, reference)
 
     save(0)
     extractor = extractors.load("pixels")
@@ -381,8 +372,8 @@ def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypat
     if order == "grouped":
         labels = np.array([4, 1, 5, 0, 2, 3])[labels]
     np.savez(tmp_path / "samples.npz", arr_0=pixels, label=labels)
-    found = images.open_npz(tmp_path / "samples.npz")
-    evaluate.evaluate_images(found, toy_extractor, references.of_images(found, toy_extractor))
+    found = image_sets.open_npz(tmp_path / "samples.npz")
+    samples.evaluate_images(found, toy_extractor, references.of_images(found, toy_extractor))
     told = "sorted by class: of 6 classes the parts of 20 images" in caplog.text
     assert told == (order in ("sorted", "grouped"))
 
@@ -390,7 +381,7 @@ def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypat
 def test_shown_images_are_ordered_by_class(tmp_path):
     labels = np.arange(100) % 10
     image = np.broadcast_to(labels[:, None, None, None] * 20, (100, 8, 8, 1)).astype(np.uint8)
-    evaluate._write_picture(tmp_path / "grid.png", image, labels)
+    samples._write_picture(tmp_path / "grid.png", image, labels)
     picture = np.asarray(evaluate.Image.open(tmp_path / "grid.png"))
     assert picture.shape == (498, 498, 3)
     expected = np.arange(10)[:, None] * 20 + np.zeros((1, 10))
@@ -414,7 +405,7 @@ def test_command_makes_a_reference_and_measures_samples(run_command, digits_dir,
         "--image_size", 8, "--image_channels", 1,
     )  # fmt: skip
     assert f"{made}: " in out
-    pixels = next(images.open_images("digits:test", 8, 1, str(digits_dir)).blocks(180))["image"]
+    pixels = next(image_sets.open_images("digits:test", 8, 1, str(digits_dir)).blocks(180))["image"]
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     run_command("evaluate", "--samples", tmp_path / "samples.npz", "--reference", made)
     row = json.loads((tmp_path / "samples.evaluations.jsonl").read_text())
@@ -436,7 +427,7 @@ def test_images_that_cannot_be_are_refused(run_command, tmp_path, flag, message)
     assert message in run_command("evaluate", *flags, fails=True)
     if flag == "--image_channels=2":
         with pytest.raises(ValueError, match="channels=2 must be 1"):
-            images.open_images(str(tmp_path), channels=2)
+            image_sets.open_images(str(tmp_path), channels=2)
 
 
 def test_command_says_what_is_missing(run_command, workdir, tmp_path):

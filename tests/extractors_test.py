@@ -6,7 +6,8 @@ import pytest
 from close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import extractors, sharding
+from dit_jax import sharding
+from dit_jax.evaluation import extractors
 
 
 def test_pixels_are_their_values_in_minus_one_to_one():

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from configs import default
-from dit_jax import images
 from dit_jax.data import folders, sources
+from dit_jax.evaluation import image_sets
 
 
 @pytest.fixture
@@ -360,22 +360,22 @@ def test_links_are_refused_with_captions_too(config, root, tmp_path_factory):
 
 def test_samples_in_folders_have_their_classes(root, caplog):
     """As `evaluate --samples` and `--reference` read them."""
-    found = images.open_images(str(root / "train"))
+    found = image_sets.open_images(str(root / "train"))
     assert found.class_names == ("ant", "bee")
     labels = np.concatenate([block["label"] for block in found.blocks(4)])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     (root / "train" / ".cache").mkdir()
     (root / "train" / "ant" / "._0.png").write_bytes(b"\0\5\x16\7")
-    assert images.open_images(str(root / "train")).num == 6
+    assert image_sets.open_images(str(root / "train")).num == 6
     _save(root / "train" / "stray.png")
-    found = images.open_images(str(root / "train"))
+    found = image_sets.open_images(str(root / "train"))
     assert (found.num, found.class_names) == (7, None)
     assert next(found.blocks(7)).keys() == {"image"}
     assert "1 image beside folders with 6: all are taken, without classes" in caplog.text
     (root / "train" / "stray.png").unlink()
     (root / "train" / "cow").mkdir()
     with pytest.raises(ValueError, match="has folders without images: cow"):
-        images.open_images(str(root / "train"))
+        image_sets.open_images(str(root / "train"))
 
 
 def test_a_set_needs_images(tmp_path):
@@ -389,4 +389,4 @@ def test_links_of_samples_stay_in_their_folder(root, tmp_path_factory):
     _save(other / "0.png")
     (root / "train" / "ant" / "x.png").symlink_to(other / "0.png")
     with pytest.raises(ValueError, match=r"ant/x\.png: a link that leads outside"):
-        images.open_images(str(root / "train"))
+        image_sets.open_images(str(root / "train"))

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import bits, conditions, references, train, workdirs
+from dit_jax import conditions, train, workdirs
 from dit_jax.data import sources
+from dit_jax.evaluation import bits_per_dim, references
 from dit_jax.latents import shards, store
 from dit_jax.sampling import runs
 from dit_jax.workdirs import identity, records
@@ -200,7 +201,7 @@ def test_bits_are_of_the_run_s_own_held_out_images(trained):
     folder, _, run = trained
     _save(folder / "val" / "ant" / "0", 9_000)
     with pytest.raises(ValueError, match=rf"val is not what the run in {run} was begun with"):
-        bits.evaluate(runs.load(run), run, num=2, steps=2)
+        bits_per_dim.evaluate(runs.load(run), run, num=2, steps=2)
     assert not (run / "evaluations.jsonl").exists()
 
 

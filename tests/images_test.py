@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import images
 from dit_jax.data.pixels import adm_crop
+from dit_jax.evaluation import image_sets
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def _all(found, size=5, **options):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_is_read_in_order_from_any_image_on(tmp_path, pixels, save):
     save(tmp_path / "samples.npz", arr_0=pixels)
-    found = images.open_images(str(tmp_path / "samples.npz"))
+    found = image_sets.open_images(str(tmp_path / "samples.npz"))
     assert (found.num, found.shape) == (23, (6, 6, 3))
     assert [len(block["image"]) for block in found.blocks(10)] == [10, 10, 3]
     np.testing.assert_array_equal(_all(found)["image"], pixels)
@@ -37,18 +37,18 @@ def test_npz_is_read_in_order_from_any_image_on(tmp_path, pixels, save):
 def test_npz_with_labels(tmp_path, pixels, key):
     path = tmp_path / "samples.npz"
     np.savez(path, **{"arr_0": pixels, key: np.arange(23) % 4})
-    found = _all(images.open_images(str(path)), start=2)
+    found = _all(image_sets.open_images(str(path)), start=2)
     np.testing.assert_array_equal(found["label"], np.arange(2, 23) % 4)
     np.savez(path, **{"arr_0": pixels, key: np.arange(22)})
     message = rf"{key} in .* is int64 \[22\], but labels of 23 images must be whole numbers"
     with pytest.raises(ValueError, match=message):
-        images.open_images(str(path))
+        image_sets.open_images(str(path))
 
 
 def test_digest_is_of_the_images(tmp_path, pixels):
     def digest(**arrays):
         np.savez(tmp_path / "samples.npz", **arrays)
-        return images.open_npz(tmp_path / "samples.npz").digest
+        return image_sets.open_npz(tmp_path / "samples.npz").digest
 
     first = digest(arr_0=pixels)
     assert digest(arr_0=pixels) == first
@@ -70,31 +70,31 @@ def test_digest_is_of_the_images(tmp_path, pixels):
 def test_npz_of_something_else(tmp_path, arrays, message):
     np.savez(tmp_path / "samples.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        images.open_images(str(tmp_path / "samples.npz"))
+        image_sets.open_images(str(tmp_path / "samples.npz"))
 
 
 def test_damaged_npz_and_missing_ones(tmp_path):
     (tmp_path / "samples.npz").write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=r"cannot read .*s\.npz: BadZipFile: File is not a zip"):
-        images.open_images(str(tmp_path / "samples.npz"))
+        image_sets.open_images(str(tmp_path / "samples.npz"))
     with pytest.raises(FileNotFoundError, match=r"no file .*other\.npz"):
-        images.open_images(str(tmp_path / "other.npz"))
+        image_sets.open_images(str(tmp_path / "other.npz"))
     with pytest.raises(
         FileNotFoundError, match=r"it must be an \.npz, a folder of images, or NAME"
     ):
-        images.open_images(str(tmp_path / "nowhere"))
+        image_sets.open_images(str(tmp_path / "nowhere"))
 
 
 def test_folder_is_read_in_the_order_of_its_names(tmp_path, pixels):
     for i in reversed(range(23)):
         Image.fromarray(pixels[i]).save(tmp_path / f"{i:03d}.png")
-    found = images.open_images(str(tmp_path))
+    found = image_sets.open_images(str(tmp_path))
     assert (found.num, found.shape) == (23, (6, 6, 3))
     assert _all(found).keys() == {"image"}
     np.testing.assert_array_equal(_all(found, start=3)["image"], pixels[3:])
     Image.fromarray(pixels[0, :5]).save(tmp_path / "023.png")
     with pytest.raises(ValueError, match=r"023\.png has 6x5 pixels, but .*000\.png has 6x6"):
-        _all(images.open_images(str(tmp_path)))
+        _all(image_sets.open_images(str(tmp_path)))
 
 
 def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
@@ -102,11 +102,11 @@ def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "0.png")
-    found = _all(images.open_images(str(tmp_path), image_size=8))
+    found = _all(image_sets.open_images(str(tmp_path), image_size=8))
     assert found["label"].tolist() == [0, 1]
     np.testing.assert_array_equal(found["image"][0], np.asarray(adm_crop(picture, 8)))
     with pytest.raises(ValueError, match="has 31x20 pixels: images must be square"):
-        images.open_images(str(tmp_path))
+        image_sets.open_images(str(tmp_path))
 
 
 def _replace(path, contents):
@@ -119,7 +119,7 @@ def _replace(path, contents):
 
 def test_digest_of_a_folder_is_of_its_contents(tmp_path, pixels):
     def digest():
-        return images.open_images(str(tmp_path)).digest
+        return image_sets.open_images(str(tmp_path)).digest
 
     path = tmp_path / "0.bmp"
     Image.fromarray(pixels[1]).save(path)
@@ -136,7 +136,7 @@ def test_digest_of_a_folder_is_of_its_contents(tmp_path, pixels):
 
 def test_digest_of_a_split_is_of_its_contents(tmp_path, digits_dir):
     def digest(data_dir, split="test"):
-        return images.open_images(f"digits:{split}", 8, 1, str(data_dir)).digest
+        return image_sets.open_images(f"digits:{split}", 8, 1, str(data_dir)).digest
 
     first = digest(digits_dir)
     assert digest(digits_dir, "test[:30]") != first
@@ -156,42 +156,42 @@ def test_npz_that_is_damaged_further_on(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"samples\.npz is damaged at image 22 or before: Bad CRC"):
-        _all(images.open_npz(path))
+        _all(image_sets.open_npz(path))
 
 
 def test_labels_that_are_no_numbers(tmp_path, pixels):
     path = tmp_path / "samples.npz"
     np.savez(path, arr_0=pixels, label=np.array(["cat"] * 23))
     with pytest.raises(ValueError, match="must be whole numbers, one for each"):
-        images.open_npz(path)
+        image_sets.open_npz(path)
     np.savez(path, arr_0=pixels, label=np.array(["cat"] * 23, object))
     with pytest.raises(ValueError, match=r"'label\.npy' in it holds Python objects"):
-        images.open_npz(path)
+        image_sets.open_npz(path)
 
 
 def test_empty_folder_and_damaged_image(tmp_path):
     with pytest.raises(FileNotFoundError, match="no images in"):
-        images.open_images(str(tmp_path))
+        image_sets.open_images(str(tmp_path))
     (tmp_path / "0.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"cannot read the image .*0\.png.*Remove or repair it"):
-        images.open_images(str(tmp_path))
+        image_sets.open_images(str(tmp_path))
 
 
 def test_tfds_split(digits_dir):
     spec, where = "digits:test[:30]", dict(channels=1, data_dir=str(digits_dir))
-    found = images.open_images(spec, 8, **where)
+    found = image_sets.open_images(spec, 8, **where)
     assert (found.name, found.num, found.shape) == (spec, 30, (8, 8, 1))
     blocks = _all(found)
     assert blocks["image"].std() > 10
     assert len(set(blocks["label"].tolist())) > 5
     with pytest.raises(ValueError, match="needs --image_size"):
-        images.open_images(spec, **where)
+        image_sets.open_images(spec, **where)
 
 
 def test_threads_read_no_further_ahead_than_allowed(monkeypatch):
-    monkeypatch.setattr(images, "AHEAD", 3)
+    monkeypatch.setattr(image_sets, "AHEAD", 3)
     asked = []
-    reading = images._read_ahead(lambda i: asked.append(i) or i, 50, 10)
+    reading = image_sets._read_ahead(lambda i: asked.append(i) or i, 50, 10)
     assert [next(reading) for _ in range(5)] == [10, 11, 12, 13, 14]
     assert max(asked) <= 14 + 3 + 1
     assert list(reading) == list(range(15, 50))
@@ -209,29 +209,29 @@ def test_labels_that_are_no_classes_are_refused_with_their_value(
     np.savez(tmp_path / "samples.npz", **{"arr_0": pixels, key: labels})
     message = rf"{key} in .* has 2 labels outside 0\.\.2147483647, the first {value} of image 5\."
     with pytest.raises(ValueError, match=message):
-        images.open_npz(tmp_path / "samples.npz")
+        image_sets.open_npz(tmp_path / "samples.npz")
 
 
 def test_labels_under_two_names_must_be_the_same(tmp_path, pixels):
     path, labels = tmp_path / "samples.npz", np.arange(23)
     np.savez(path, arr_0=pixels, label=labels, labels=labels)
-    assert _all(images.open_npz(path))["label"].tolist() == labels.tolist()
+    assert _all(image_sets.open_npz(path))["label"].tolist() == labels.tolist()
     np.savez(path, arr_0=pixels, label=labels, labels=labels[::-1])
     with pytest.raises(ValueError, match="holds labels twice, label and labels, which differ"):
-        images.open_npz(path)
+        image_sets.open_npz(path)
 
 
 def test_images_of_absurd_sizes_are_refused_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("dit_jax.data.pixels.MAX_PIXELS", 35)
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((2, 6, 6, 3), np.uint8))
     with pytest.raises(ValueError, match=r"is \[2, 6, 6, 3\]: images of 108 bytes are too large"):
-        images.open_npz(tmp_path / "samples.npz")
+        image_sets.open_npz(tmp_path / "samples.npz")
 
 
 def test_names_of_arrays_are_escaped(tmp_path):
     np.savez(tmp_path / "samples.npz", **{"a\x1b[31m": np.zeros(1)})
     with pytest.raises(ValueError, match=r"it holds a\\x1b\[31m, and no arr_0"):
-        images.open_npz(tmp_path / "samples.npz")
+        image_sets.open_npz(tmp_path / "samples.npz")
 
 
 def test_images_are_of_the_formats_of_training(tmp_path):
@@ -239,16 +239,16 @@ def test_images_are_of_the_formats_of_training(tmp_path):
     with pytest.raises(
         ValueError, match=r"0\.png: it is a TIFF image; PNG, JPEG, WEBP and BMP are"
     ):
-        images.open_images(str(tmp_path))
+        image_sets.open_images(str(tmp_path))
 
 
 def test_digest_of_a_large_split_is_of_its_times_too(tmp_path, digits_dir, monkeypatch):
     """Of it no more than a sample is read."""
 
     def digest(data_dir):
-        return images.open_images("digits:test", 8, 1, str(data_dir)).digest
+        return image_sets.open_images("digits:test", 8, 1, str(data_dir)).digest
 
     shutil.copytree(digits_dir, tmp_path / "copy")
     assert digest(tmp_path / "copy") == digest(digits_dir)
-    monkeypatch.setattr(images.identity, "READ_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(image_sets.identity, "READ_WHOLE_BYTES", 1000)
     assert digest(tmp_path / "copy") != digest(digits_dir)

@@ -202,14 +202,14 @@ def test_no_command_writes_into_the_workdir_of_a_run(workdir, smoke_config):
 
 def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkeypatch):
     """It does not make the directory anew, without what was in it."""
-    run, plain = tmp_path / "run", train.metrics.MetricWriter.scalars
+    run, plain = tmp_path / "run", train.metric_log.MetricWriter.scalars
 
     def scalars(self, step, values):
         plain(self, step, values)
         if not (tmp_path / "moved").exists():  # moved a second time, it would hide a new one
             run.rename(tmp_path / "moved")
 
-    monkeypatch.setattr(train.metrics.MetricWriter, "scalars", scalars)
+    monkeypatch.setattr(train.metric_log.MetricWriter, "scalars", scalars)
     with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
         train.train_and_evaluate(smoke_config, run)
     assert not run.exists()

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from dit_jax import conditions, extractors, fid, images, measures, references, tasks, train
+from dit_jax import conditions, tasks, train
+from dit_jax.evaluation import (
+    extractors,
+    image_sets,
+    measures,
+    metrics,
+    precision_recall,
+    references,
+)
 from dit_jax.sampling import generate
+from dit_jax.training import sample_distance
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +33,7 @@ def real():
 def reference(real, tmp_path_factory):
     path = tmp_path_factory.mktemp("real") / "real.npz"
     np.savez(path, arr_0=real[0], label=real[1])
-    return references.of_images(images.open_npz(path), extractors.load("pixels"))
+    return references.of_images(image_sets.open_npz(path), extractors.load("pixels"))
 
 
 def _measure(pixels, labels, reference):
@@ -77,22 +86,22 @@ def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real, refe
 def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path, caplog):
     pixels = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "real.npz", arr_0=pixels[:70])
-    reference = references.of_images(images.open_npz(tmp_path / "real.npz"), toy_extractor)
+    reference = references.of_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
     extracted = toy_extractor.apply(toy_extractor.params, pixels[70:])
     extracted = {name: np.asarray(array) for name, array in extracted.items()}
     row = measures.of_features(extracted, reference)
     names = "fid sfid inception_score inception_score_std precision recall kid kid_std"
     assert list(row) == names.split()
     for name, kind in (("fid", "features"), ("sfid", "spatial")):
-        gaussian = fid.Statistics.of(extracted[kind]).gaussian
-        expected = fid.frechet_distance(gaussian, reference.gaussians[kind])
+        gaussian = metrics.Statistics.of(extracted[kind]).gaussian
+        expected = metrics.frechet_distance(gaussian, reference.gaussians[kind])
         assert_close(row[name], expected, 1e-9)
     assert row["fid"] != row["sfid"]
-    score = fid.inception_score(extracted["probabilities"])
+    score = metrics.inception_score(extracted["probabilities"])
     assert (row["inception_score"], row["inception_score_std"]) == score
     # The samples are the first argument: precision is theirs.
     features = extracted["features"], reference.features
-    assert (row["precision"], row["recall"]) == fid.precision_recall(*features, half=True)
+    assert (row["precision"], row["recall"]) == precision_recall.compute(*features, half=True)
     assert "KID is of subsets of 70, fewer than the usual 1000" in caplog.text
 
 
@@ -106,10 +115,10 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
     program = train.make_program(smoke_config)
     state = train.new_state(program, train.jax.random.key(0))
-    distance, measured_by = measures.compile_distance(program.task)
+    distance, measured_by = sample_distance.compile_distance(program.task)
     row = distance(state.params)
     assert row == distance(state.params)
-    assert list(row) == ["fd_pixels_90"] == [measures.training_name(smoke_config)]
+    assert list(row) == ["fd_pixels_90"] == [sample_distance.training_name(smoke_config)]
 
     smoke_config.sample.update(cfg_scale=1.0, steps=3)
     sample = generate.make_sample_fn(
@@ -124,13 +133,13 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     assert measured_by["reference"] == real.source["digest"]
     assert measured_by["extractor"] == real.extractor
     smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
-    assert measures.compile_distance(program.task)[1] == measured_by
+    assert sample_distance.compile_distance(program.task)[1] == measured_by
 
 
 @pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])
 def test_name_has_the_number_of_images(smoke_config, num, name):
     smoke_config.fid.update(extractor="inception", num_images=num)
-    assert measures.training_name(smoke_config) == name
+    assert sample_distance.training_name(smoke_config) == name
 
 
 def test_model_of_latents_needs_its_vae_for_the_distance(smoke_config):

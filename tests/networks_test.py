@@ -9,7 +9,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from configs import default, openmoji32_text, openmoji64_text, smoke
-from dit_jax import models, style
+from dit_jax import models
+from dit_jax.evaluation import plot_style
 from experiments.scaling import (
     cell,
     collect,
@@ -106,7 +107,7 @@ def test_figure_has_a_color_to_a_network(rows):
     figure = panels.draw_networks(rows, "eval_mse")
     by_size, by_compute = figure.axes
     lines = [line for line in by_size.lines if line.get_label() != "_seeds"]
-    assert [to_hex(line.get_color()).upper() for line in lines] == list(style.COLORS[:2])
+    assert [to_hex(line.get_color()).upper() for line in lines] == list(plot_style.COLORS[:2])
     for line, factor in zip(lines, (1, 1.1), strict=True):
         assert_trees_close(list(line.get_xdata()), list(SIZES.values()), 1e-6)
         expected = [0.4 * g**-0.1 * factor * 1.005 * 2**-0.1 for g in SIZES.values()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from dit_jax import extractors, images, references, spool
+from dit_jax.evaluation import extractors, image_sets, references, spool
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def pixels():
 @pytest.fixture
 def found(tmp_path, pixels):
     np.savez(tmp_path / "real.npz", arr_0=pixels, label=np.arange(130) % 7)
-    return images.open_npz(tmp_path / "real.npz")
+    return image_sets.open_npz(tmp_path / "real.npz")
 
 
 def _features(extractor, pixels):
@@ -205,7 +205,7 @@ def test_damaged_moments_are_refused_before_images_are_extracted(
 def test_covariances_of_rounding_are_accepted(pixels, toy_extractor, tmp_path, num):
     """Of float32, and of fewer images than features, so that eigenvalues are 0 and just below."""
     np.savez(tmp_path / "real.npz", arr_0=pixels[:num])
-    reference = references.of_images(images.open_npz(tmp_path / "real.npz"), toy_extractor)
+    reference = references.of_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
     reference.save(tmp_path / "reference.npz")
     with np.load(tmp_path / "reference.npz") as file:
         arrays = dict(file)
@@ -303,7 +303,7 @@ def test_features_that_are_not_finite_are_named(found, toy_extractor, pixels, tm
     np.savez(tmp_path / "real.npz", arr_0=pixels)
     broken = dataclasses.replace(toy_extractor, apply=apply)
     with pytest.raises(FloatingPointError, match=r"have spatial that are NaN.*first image 77"):
-        references.of_images(images.open_npz(tmp_path / "real.npz"), broken)
+        references.of_images(image_sets.open_npz(tmp_path / "real.npz"), broken)
 
 
 def test_samples_of_another_size_are_refused(found, toy_extractor):

@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from dit_jax import rows
+from dit_jax.evaluation import rows
 from dit_jax.system import files
 
 
@@ -22,7 +22,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "code.py").write_text("1")
     git("add", "code.py")
     git("commit", "--quiet", "-m", "first")
-    monkeypatch.setattr(rows, "__file__", str(tmp_path / "dit_jax" / "rows.py"))
+    monkeypatch.setattr(rows, "__file__", str(tmp_path / "dit_jax" / "evaluation" / "rows.py"))
     return tmp_path
 
 

@@ -3,7 +3,7 @@
 import pytest
 from sweep import rows_of, study
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 from experiments.scaling import looks
 
 
@@ -16,7 +16,7 @@ def test_models_without_a_size_have_the_color_of_their_width(rows):
     extra = [{**row, "size": None, "hidden_size": 96} for row in rows_of("S", 4)]
     look = looks.Looks.of(rows + extra)
     assert look.name(extra[0]) == "width 96"
-    assert look.color(extra[0]) == style.COLORS[5]
+    assert look.color(extra[0]) == plot_style.COLORS[5]
 
 
 def test_of_more_sizes_than_colors_those_of_a_width_share_theirs():

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from sweep import SIZES, STEPS, rows_of, samples_of, study
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 from experiments.scaling import curves, fit, laws, looks, panels, plot, table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -229,7 +229,7 @@ def test_depths_of_several_patch_sizes_are_lines_of_their_own(rows):
 
 def test_models_look_the_same_in_all_figures(rows):
     look = looks.Looks.of(rows)
-    assert look.colors == dict(zip(SIZES, style.COLORS, strict=False))  # by parameters
+    assert look.colors == dict(zip(SIZES, plot_style.COLORS, strict=False))  # by parameters
     assert look.markers == {2: "o", 4: "s", 8: "D"}
     expected = {(look.colors[size], m) for size in SIZES for m in look.markers.values()}
     for draw in (curves.draw_gflops, curves.draw_compute):
@@ -327,7 +327,7 @@ def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows
     assert line.get_xdata()[-1] == pytest.approx(most)
     (held_out,) = [line for line in _lines(axes) if line.get_markerfacecolor() == "white"]
     _assert_points(held_out.get_xydata(), [[most, np.mean(largest)]])
-    assert _look(held_out) == (style.COLORS[4], "o")
+    assert _look(held_out) == (plot_style.COLORS[4], "o")
     assert len(_lines(axes)) == 15
     found = fit.largest(sized, "eval_mse")
     drawn = {c.get_label(): c.get_paths()[0].vertices for c in axes.collections}
@@ -410,7 +410,7 @@ def test_ticks_and_labels_do_not_overlap(rows):
             assert not any(box.overlaps(other) for other in boxes[i + 1 :])
             assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1
             assert 0 <= box.y0 <= box.y1 <= figure.bbox.y1
-        assert figure.get_size_inches()[0] in (style.WIDTH, looks.WIDE)
+        assert figure.get_size_inches()[0] in (plot_style.WIDTH, looks.WIDE)
 
 
 def test_a_table_that_cannot_be_compared_is_refused_before_anything_is_drawn(rows, tmp_path):
@@ -448,7 +448,7 @@ def test_figures_without_rows_are_left_out_and_told(rows, log, tmp_path):
 def test_a_panel_without_rows_leaves_the_other(rows, log):
     figure = panels.draw_tokens_depth(_sizes(rows), "eval_mse")
     assert [axes.get_xlabel() for axes in figure.axes] == ["tokens of an image"]
-    assert figure.get_size_inches()[0] == style.WIDTH
+    assert figure.get_size_inches()[0] == plot_style.WIDTH
     assert log() == ["no panel of depth: no width and patch size with 2 depths."]
 
 

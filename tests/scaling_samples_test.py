@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sweep import cell_of, samples_of, study
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 from experiments.scaling import looks, samples
 
 
@@ -18,8 +18,8 @@ def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path)
     arrays = samples_of(["L/2", "XS/8", "XS/2"])
     figure = samples.draw_samples(rows, arrays)
     assert [text.get_text() for text in figure.texts] == ["patch size 8", "patch size 2", "XS", "L"]
-    assert figure.get_size_inches()[0] <= style.WIDTH
-    style.save(figure, tmp_path / "samples.png")
+    assert figure.get_size_inches()[0] <= plot_style.WIDTH
+    plot_style.save(figure, tmp_path / "samples.png")
     picture = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
     places = {axes.get_label(): axes.get_position() for axes in figure.axes}
     assert places.keys() == {"L/2", "XS/8", "XS/2"}
@@ -55,7 +55,7 @@ def test_large_samples_are_made_smaller(rows):
     for axes in figure.axes:
         grid = axes.images[0].get_array()
         assert (grid[5, 5] == [10, 200, 30]).all()
-        assert grid.shape[1] / style.DPI == pytest.approx(3.3, abs=0.1)
+        assert grid.shape[1] / plot_style.DPI == pytest.approx(3.3, abs=0.1)
 
 
 def test_samples_of_blocks_are_side_by_side(rows):

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dit_jax import images, spool
+from dit_jax.evaluation import image_sets, spool
 
 
 def _batch(numbers):
@@ -119,7 +119,7 @@ def test_npz_is_as_the_evaluator_of_adm_reads_it(kept, tmp_path):
         assert file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_0"], _batch(range(19))["image"])
         np.testing.assert_array_equal(file["label"], np.arange(19) % 3)
-    found = images.open_npz(tmp_path / "samples.npz")  # and our own
+    found = image_sets.open_npz(tmp_path / "samples.npz")  # and our own
     assert (found.num, found.shape) == (19, (4, 4, 3))
 
 
@@ -128,7 +128,7 @@ def test_npz_of_captions_has_no_labels(kept, tmp_path):
     kept.write_npz(tmp_path / "samples.npz", "40-abc")
     with np.load(tmp_path / "samples.npz") as file:
         assert set(file) == {"arr_0", "name"}
-    assert images.open_npz(tmp_path / "samples.npz").num == 3
+    assert image_sets.open_npz(tmp_path / "samples.npz").num == 3
 
 
 def test_full_disk_leaves_what_was_there(kept, monkeypatch):

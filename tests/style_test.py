@@ -29,7 +29,7 @@ def test_matplotlib_is_imported_in_one_place():
         for path in paths
         if any(name.partition(".")[0] == "matplotlib" for name in _imported(path))
     }
-    assert found == {"dit_jax/style.py"}
+    assert found == {"dit_jax/evaluation/plot_style.py"}
 
 
 def test_plots_are_drawn_whatever_the_backend(zygote, tmp_path):

@@ -16,7 +16,7 @@ import time
 import pytest
 from close import assert_close
 
-from dit_jax import rows
+from dit_jax.evaluation import rows
 from dit_jax.system import files, json_files, stopping
 from experiments.scaling import cell, collect, executors, grid, sweep, table
 from experiments.scaling.configs import smoke

@@ -19,8 +19,9 @@ import jax
 from absl import flags
 
 from configs import digits_latents
-from dit_jax import benchmark, cli, diffusion, evaluate, extractors, references, train
+from dit_jax import benchmark, cli, diffusion, train
 from dit_jax.config import ranges
+from dit_jax.evaluation import extractors, references, samples
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 
@@ -91,7 +92,7 @@ def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
     trained = runs.load(workdir, settings=settings)
     extractor = extractors.load("pixels")
     reference = references.of_run(trained.config, None, extractor)
-    row = evaluate.evaluate(
+    row = samples.evaluate(
         trained, workdir, extractor, reference, num, labels="balanced", batch_size=BATCH_SIZE
     )
     kept = ("step", "fd_pixels", "fd_pixels_real_halves", "label_accuracy")

@@ -17,21 +17,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import (
-    cli,
-    evaluate,
-    extractors,
-    latents,
-    metrics,
-    references,
-    rows,
-    sharding,
-    train,
-    workdirs,
-)
+from dit_jax import cli, latents, sharding, train, workdirs
 from dit_jax.data import sources
+from dit_jax.evaluation import extractors, references, rows, samples
 from dit_jax.sampling import runs
 from dit_jax.system import files, locks, stopping
+from dit_jax.training import metric_log
 from experiments.scaling import grid, record
 
 FLAGS = flags.FLAGS
@@ -112,7 +103,7 @@ def _evaluate(cell, evaluation, directory):
     extractor = load_extractor(evaluation)
     reference = references.of_run(cell.config, evaluation.reference, extractor, workdir=directory)
     for step in cell.steps:
-        row = evaluate.evaluate(
+        row = samples.evaluate(
             runs.load(directory, step),
             directory,
             extractor,
@@ -122,7 +113,7 @@ def _evaluate(cell, evaluation, directory):
             evaluation.labels,
             evaluation.batch_size or None,
         )
-        logger.info("step %d  %s", step, metrics.format_values(rows.measures(row)))
+        logger.info("step %d  %s", step, metric_log.format_values(rows.measures(row)))
         yield row
 
 

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, metrics, models, plot, rows, workdirs
+from dit_jax import cli, conditions, models, workdirs
 from dit_jax.data import pixels
+from dit_jax.evaluation import plots, rows
 from dit_jax.sampling import pictures
 from dit_jax.system import files, forms, json_files
+from dit_jax.workdirs import metric_lines
 from experiments.scaling import record, selection, table
 
 FLAGS = flags.FLAGS
@@ -61,7 +63,7 @@ def _points(workdir, where, cells=None):
     _check_names(found)
     evaluations = [row for path in found for row in _evaluations(path, bool(where))]
     for condition in where:
-        evaluations = plot.where(evaluations, condition)
+        evaluations = plots.where(evaluations, condition)
     _check_alike(evaluations)
     last = {(row["workdir"], row["step"]): row for row in evaluations}
     points = [
@@ -130,7 +132,7 @@ def _check_alike(found):
     """Demands one sampler, number of samples, extractor and reference of all evaluations."""
 
     def settings(row):
-        sampled = plot.settings(row)
+        sampled = plots.settings(row)
         of_vae = {"vae_digest": sampled.get("vae_digest")}
         measured = {name: sampled[name] for name in SETTINGS if name in sampled}
         rest = {k: v for k, v in sampled.items() if k not in measured and k not in of_vae}
@@ -159,7 +161,7 @@ def _of_cell(directory, evaluations):
     found = _record(directory)
     held_out = {
         line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
-        for line in metrics.read_lines(directory / "metrics.jsonl")
+        for line in metric_lines.read_lines(directory / "metrics.jsonl")
         if "eval_loss" in line
     }
     config = workdirs.load_config(directory)

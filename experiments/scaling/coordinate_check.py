@@ -26,8 +26,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, latents, sharding, style, train
+from dit_jax import cli, latents, sharding, train
 from dit_jax.data import loader, sources
+from dit_jax.evaluation import plot_style
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -144,25 +145,25 @@ def table(rows: list[dict]) -> str:
 
 def draw(rows: list[dict]):
     """The matplotlib Figure of the PANELS after the last step: lines of means, points of seeds."""
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     step = max(row["step"] for row in rows)
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = matplotlib.figure.Figure(
-            figsize=(style.WIDTH, 1.6 * style.HEIGHT), layout="constrained"
+            figsize=(plot_style.WIDTH, 1.6 * plot_style.HEIGHT), layout="constrained"
         )
         panels = figure.subplots(len(PANELS), sharex=True)
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             for i, (scaled, kind) in enumerate(KINDS.items()):
                 of_kind = [r for r in rows if (r["scaled"], r["step"]) == (scaled, step)]
                 points = [(row["width"], row["moved"][name]) for row in of_kind]
-                look = dict(color=style.COLORS[1 - i], marker=style.MARKERS[i])
+                look = dict(color=plot_style.COLORS[1 - i], marker=plot_style.MARKERS[i])
                 p = exponent(rows, scaled, step, name)
                 moved = means(rows, scaled, step, name)
                 axes.plot(moved.keys(), moved.values(), label=f"{kind}, $p = {p:.2f}$", **look)
-                style.draw_seeds(axes, points, look["color"])
-            style.log_scale(axes.xaxis)
-            style.log_scale(axes.yaxis)
+                plot_style.draw_seeds(axes, points, look["color"])
+            plot_style.log_scale(axes.xaxis)
+            plot_style.log_scale(axes.yaxis)
             axes.set_ylabel(f"moved after {step} steps (rms)")
             axes.set_title(label, loc="left", fontsize=8)
             axes.legend(frameon=False)
@@ -185,7 +186,7 @@ def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
     lines = ",\n".join(map(json.dumps, rows))
     text = f'{{"of": {json.dumps(head)},\n"rows": [\n{lines}\n]}}\n'
     files.replace_text(out, text)
-    style.save(draw(rows), out.with_suffix(".png"))
+    plot_style.save(draw(rows), out.with_suffix(".png"))
 
 
 def main(_):

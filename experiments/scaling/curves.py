@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 from experiments.scaling import bootstrap, fit, laws, looks, selection
 
 logger = logging.getLogger("dit_jax")
@@ -22,12 +22,12 @@ def draw_gflops(rows: list[dict], quality: str):
     With Pearson's correlation of quality and log10 of them, and a line in these; of a loss a power
     law. Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figures 2 and 8.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
     _demand_models(drawn)
     look = looks.Looks.of(rows)
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure, (axes,) = looks.new_figure()
         _draw_models(axes, look, drawn, "gmacs", quality)
         x, y = _columns(drawn, "gmacs", quality)
@@ -38,8 +38,8 @@ def draw_gflops(rows: list[dict], quality: str):
         texts += [f"$r = {line.correlation:.2f}$"] if line else []
         _draw_law(axes, law, x)
         axes.set_title(", ".join(texts), fontsize=7, loc="right")
-        axes.set_xlabel(style.label("gmacs"))
-        style.log_scale(axes.xaxis)
+        axes.set_xlabel(plot_style.label("gmacs"))
+        plot_style.log_scale(axes.xaxis)
         looks.name_quality(axes, drawn, quality, log=of_loss)
         look.legend(figure, drawn)
     return figure
@@ -52,7 +52,7 @@ def draw_compute(rows: list[dict], quality: str):
     there are more sizes than colors, a panel to each number of tokens keeps the lines apart.
     Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figure 9.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     drawn = looks.complete(looks.measured(looks.standard(rows), "train_gflops"), quality)
     means = selection.average(drawn, quality)
@@ -65,15 +65,15 @@ def draw_compute(rows: list[dict], quality: str):
     if all(row[quality] > 0 for row in drawn) and not quality.startswith(selection.HIGHER):
         x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
         law = _fitted(laws.power_law, x, y, f"best {quality}")
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure, panels = looks.new_figure(len(parts), sharey=True)
         for axes, ((tokens,), part) in zip(panels, sorted(parts.items()), strict=True):
             _draw_models(axes, look, part, "compute", quality)
             _draw_law(axes, law, [row["compute"] for row in part])
             if tokens:
-                axes.set_title(style.count("token", tokens), fontsize=8)
+                axes.set_title(plot_style.count("token", tokens), fontsize=8)
             axes.set_xlabel(f"training compute ({name})")
-            style.log_scale(axes.xaxis, room=min(1, 2 / len(parts)))
+            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(parts)))
             looks.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
@@ -93,7 +93,7 @@ def draw_isoflop(rows: list[dict], quality: str):
     A star is the optimum of a budget that models on both sides of it bracket.
     Raises: LackingError where no compute was passed by 3 models of equal tokens.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     needed = "train_gflops", "gmacs", "params", "tokens"
     drawn = looks.complete(looks.measured(looks.standard(rows), *needed), quality)
@@ -105,7 +105,7 @@ def draw_isoflop(rows: list[dict], quality: str):
     kinds = {row["model"]: row for row in drawn}
     budgets = [budget["budget"] for budget in found]
     unit, name = looks.compute_unit(budgets)
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         ramp = matplotlib.colormaps["Greys"](np.linspace(*GREYS, 256))
         edges = min(budgets) / unit / 1.1, max(budgets) / unit * 1.1
         colors = matplotlib.colors
@@ -120,15 +120,15 @@ def draw_isoflop(rows: list[dict], quality: str):
                     kind = kinds[point["model"]]
                     at = point["gmacs"], point["quality"]
                     looks.draw_point(axes, at, look.color(kind), look.marker(kind))
-            axes.set_title(style.count("token", count), fontsize=8)
-            axes.set_xlabel(style.label("gmacs"))
+            axes.set_title(plot_style.count("token", count), fontsize=8)
+            axes.set_xlabel(plot_style.label("gmacs"))
             axes.margins(x=0.08)
-            style.log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
+            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
             looks.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
         bar = figure.colorbar(greys, ax=panels, label=f"training compute ({name})", pad=0.02)
-        style.log_scale(bar.ax.yaxis)
+        plot_style.log_scale(bar.ax.yaxis)
         shown = [kinds[point["model"]] for budget in found for point in budget["models"]]
         star = matplotlib.lines.Line2D([], [], label="", **STAR)
         look.legend(figure, shown, ("optimum", [star][: any(b["bracketed"] for b in found)]))
@@ -153,7 +153,7 @@ def draw_extrapolation_tokens(rows: list[dict], quality: str):
     """
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs", "tokens"), quality)
     parts = {
-        style.count("token", tokens): part
+        plot_style.count("token", tokens): part
         for (tokens,), part in sorted(looks.group(drawn, "tokens").items())
     }
     if len(parts) < 2:
@@ -162,7 +162,7 @@ def draw_extrapolation_tokens(rows: list[dict], quality: str):
 
 
 def _draw_extrapolations(rows, parts, quality):
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     found, reason = {}, ""
     for title, part in parts.items():
@@ -174,12 +174,12 @@ def _draw_extrapolations(rows, parts, quality):
     if not found:
         raise looks.LackingError(reason)
     look = looks.Looks.of(rows)
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure, panels = looks.new_figure(len(found), sharey=True)
         for axes, (title, largest) in zip(panels, found.items(), strict=True):
             narrow = len(found) > 2
             _draw_extrapolation(axes, look, title, parts[title], largest, quality, narrow)
-            style.log_scale(axes.xaxis, room=min(1, 2 / len(found)))
+            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(found)))
         for axes in panels[1:]:
             axes.set_ylabel("")
         look.legend(figure, [row for title in found for row in parts[title]])
@@ -195,7 +195,7 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
     _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
     _draw_law(axes, law, [*x, found["gmacs"]])
     rest = "\n" if narrow else " "
-    text, model = f"{title}, " if title else "", style.literal(found["model"])
+    text, model = f"{title}, " if title else "", plot_style.literal(found["model"])
     text += f"fit of all but {model}:{rest}{_equation(law, 'G')}\n"
     text += f"{model}: predicted {_digits(found['predicted'])}"
     if found["interval"]:
@@ -204,7 +204,7 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
         text += f"{rest}({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
     text += f",{rest}measured {_digits(found['measured'])}"
     axes.set_title(text, fontsize=7, loc="right")
-    axes.set_xlabel(style.label("gmacs"))
+    axes.set_xlabel(plot_style.label("gmacs"))
     looks.name_quality(axes, drawn, quality, log=True)
 
 

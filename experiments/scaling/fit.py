@@ -14,7 +14,8 @@ import math
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, plot
+from dit_jax import cli
+from dit_jax.evaluation import plots
 from dit_jax.system import files
 from experiments.scaling import bootstrap, contrasts, laws, selection, summary, table
 
@@ -367,7 +368,7 @@ def main(_):
     cli.check_out(out, (".json",))
     rows = table.read(FLAGS.table)
     for condition in FLAGS.where or ():
-        rows = plot.where(rows, condition)
+        rows = plots.where(rows, condition)
     result = study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     files.replace_text(out, text)

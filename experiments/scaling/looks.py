@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from dit_jax import plot, style
+from dit_jax.evaluation import plot_style, plots
 from experiments.scaling import selection
 
 WIDE = 6.8  # inches: both columns
@@ -80,12 +80,12 @@ def at_last_step(rows: list[dict], quality: str) -> list[dict]:
     return selection.at_step(rows, selection.last_step(rows))
 
 
-def curve(rows: list[dict], x: str, y: str) -> plot.Curve:
+def curve(rows: list[dict], x: str, y: str) -> plots.Curve:
     """A point for each x, of all seeds, in the order of x."""
     points = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row[x]):
         points[row[x]].append((row[x], row[y]))
-    return plot.Curve("", dict(points))
+    return plots.Curve("", dict(points))
 
 
 def compute_unit(gflops: list[float]) -> tuple[float, str]:
@@ -123,13 +123,13 @@ class Looks:
     def of(cls, rows: list[dict]) -> "Looks":
         """Of all of a table, so that they are the same in all figures."""
         names = sizes_of(rows)
-        names = [] if len(names) > len(style.COLORS) else names
+        names = [] if len(names) > len(plot_style.COLORS) else names
         widths = {row.get("hidden_size") for row in rows if row.get("size") not in names} - {None}
         names += [f"width {width}" for width in sorted(widths)]
         patches = sorted({row.get("patch_size") for row in rows} - {None})
         return cls(
             dict(zip(names, colors_of(len(names)), strict=True)),
-            {p: style.MARKERS[i % len(style.MARKERS)] for i, p in enumerate(patches)},
+            {p: plot_style.MARKERS[i % len(plot_style.MARKERS)] for i, p in enumerate(patches)},
         )
 
     @property
@@ -150,7 +150,7 @@ class Looks:
 
     def legend(self, figure, rows: list[dict], *lines: tuple[str, list]) -> None:
         """Below the axes: the sizes, the patch sizes of these rows, and lines as `draw_legend`."""
-        new_line = style.import_matplotlib().lines.Line2D
+        new_line = plot_style.import_matplotlib().lines.Line2D
 
         drawn = {self.name(row) for row in rows}
         widths = all(name.startswith("width ") for name in drawn)
@@ -170,16 +170,16 @@ class Looks:
 
 def colors_of(count: int) -> tuple[str, ...]:
     """The palette; of more than it has a ramp."""
-    if count <= len(style.COLORS):
-        return style.COLORS[:count]
-    matplotlib = style.import_matplotlib()
+    if count <= len(plot_style.COLORS):
+        return plot_style.COLORS[:count]
+    matplotlib = plot_style.import_matplotlib()
     ramp = matplotlib.colormaps["viridis"]
     return tuple(matplotlib.colors.to_hex(ramp(i / (count - 1))) for i in range(count))
 
 
 def draw_legend(figure, *lines: tuple[str, list]) -> None:
     """A legend below the axes, of lines of (title, handles); long lines are broken."""
-    new_line = style.import_matplotlib().lines.Line2D
+    new_line = plot_style.import_matplotlib().lines.Line2D
 
     width, height = figure.get_size_inches()
     letters = max((len(h.get_label()) for _, handles in lines for h in handles), default=0)
@@ -196,7 +196,7 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
         for title, handles in broken
     ]
     handles, labels = zip(*(row[i] for i in range(columns) for row in cells), strict=True)
-    legend = style.legend(
+    legend = plot_style.legend(
         figure,
         handles,
         labels,
@@ -217,19 +217,19 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
 
 def new_figure(panels: int = 1, sharex: bool = False, sharey: bool = False):
     """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
-    width = style.WIDTH if panels == 1 else WIDE
-    figure = matplotlib.figure.Figure(figsize=(width, style.HEIGHT), layout="constrained")
+    width = plot_style.WIDTH if panels == 1 else WIDE
+    figure = matplotlib.figure.Figure(figsize=(width, plot_style.HEIGHT), layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False, sharex=sharex, sharey=sharey)[0])
 
 
 def draw_curve(
-    axes, found: plot.Curve, color: str, marker: str, hollow: bool = False, **options
+    axes, found: plots.Curve, color: str, marker: str, hollow: bool = False, **options
 ) -> None:
     """The means, joined, over the faint points of seeds."""
     if several := [p for seeds in found.points.values() if len(seeds) > 1 for p in seeds]:
-        style.draw_seeds(axes, several, color)
+        plot_style.draw_seeds(axes, several, color)
     edge = dict(markerfacecolor="white", markersize=5) if hollow else EDGE
     axes.plot(*zip(*found.means(), strict=True), color=color, marker=marker, **edge, **options)
 
@@ -242,10 +242,10 @@ def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
     """The label of the y axis, with the number of samples, and a log scale where it can be."""
     of_samples = not quality.startswith(selection.LOSSES)
-    axes.set_ylabel(plot.axis_label(rows, quality, with_num=of_samples))
+    axes.set_ylabel(plots.axis_label(rows, quality, with_num=of_samples))
     positive = all(row[quality] > 0 for row in rows)
     if log and positive and not quality.startswith(selection.HIGHER):
-        style.log_scale(axes.yaxis)
+        plot_style.log_scale(axes.yaxis)
 
 
 def tick_values(axis, values: set[float]) -> None:

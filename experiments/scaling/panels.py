@@ -2,7 +2,7 @@
 
 import logging
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 from experiments.scaling import looks, selection
 
 logger = logging.getLogger("dit_jax")
@@ -18,7 +18,7 @@ def draw_tokens_depth(rows: list[dict], quality: str):
     A line is of one depth and width against tokens, and of one width and patch size against depth.
     A panel without a line is left out. Raises: LackingError if neither has one.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     parts, reasons = {}, []
     for x, select in (("tokens", _against_tokens), ("depth", _against_depth)):
@@ -31,15 +31,15 @@ def draw_tokens_depth(rows: list[dict], quality: str):
     for reason in reasons:
         logger.info("no panel of %s.", reason)
     look = looks.Looks.of(rows)
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure, panels = looks.new_figure(len(parts))
         for axes, (x, lines) in zip(panels, parts.items(), strict=True):
             for line in lines:
                 _draw_line(axes, look, line, x, quality)
-            axes.set_xlabel(style.label(x))
+            axes.set_xlabel(plot_style.label(x))
             axes.set_title(TITLES[x], fontsize=8)
             axes.margins(x=0.08)
-            style.log_scale(axes.xaxis)
+            plot_style.log_scale(axes.xaxis)
             looks.tick_values(axes.xaxis, {row[x] for line in lines for row in line})
             looks.name_quality(axes, lines[0], quality, log=True)
         look.legend(figure, [row for lines in parts.values() for line in lines for row in line])
@@ -81,7 +81,7 @@ def draw_blocks(rows: list[dict], quality: str):
     Of the models that have several blocks, a dash to each. Raises: LackingError if none has.
     Source: Peebles & Xie 2023, figure 5.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     rows = looks.measured(rows, "block", "model", quality)
     rows = [r for of in looks.group(rows, "block").values() for r in looks.complete(of, quality)]
@@ -92,15 +92,15 @@ def draw_blocks(rows: list[dict], quality: str):
     drawn = [row for of_model in groups.values() for row in of_model]
     known = dict.fromkeys([*BLOCKS, *sorted({row["block"] for row in drawn})])
     colors = dict(zip(known, looks.colors_of(len(known)), strict=True))
-    dashes = dict(zip(groups, style.DASHES * len(groups), strict=False))
-    with matplotlib.rc_context(style.STYLE):
+    dashes = dict(zip(groups, plot_style.DASHES * len(groups), strict=False))
+    with matplotlib.rc_context(plot_style.STYLE):
         figure, (axes,) = looks.new_figure()
         for model, of_model in groups.items():
             for of_block in looks.group(of_model, *selection.MODEL).values():
                 found = looks.curve(of_block, "step", quality)
                 color = colors[of_block[0]["block"]]
                 looks.draw_curve(axes, found, color, "o", linestyle=dashes[model])
-        axes.set_xlabel(style.label("step"))
+        axes.set_xlabel(plot_style.label("step"))
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))  # 400k, 1M
         looks.name_quality(axes, drawn, quality, log=True)
         used = {row["block"] for row in drawn}
@@ -122,17 +122,17 @@ def draw_networks(rows: list[dict], quality: str):
     is of each of them.
     Raises: LackingError if all rows are of one.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     rows = looks.measured(rows, "network", "gmacs", "train_gflops", "step", quality)
     rows = selection.comparable(rows, quality, across=("network", "block"))
     networks = looks.group(rows, "network")
     if len(networks) < 2:
         raise looks.LackingError(f"all rows are of one network, {rows[0]['network']}")
-    colors = dict(zip(NETWORKS, style.COLORS, strict=False))
+    colors = dict(zip(NETWORKS, plot_style.COLORS, strict=False))
     unit, name = looks.compute_unit([row["train_gflops"] for row in rows])
     last = selection.at_step(rows, selection.last_step(rows))
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure, (by_size, by_compute) = looks.new_figure(2)
         for (network,), of_network in looks.group(last, "network").items():
             found = looks.curve(of_network, "gmacs", quality)
@@ -141,11 +141,11 @@ def draw_networks(rows: list[dict], quality: str):
             found = looks.curve(looks.in_unit(of_model, unit), "compute", quality)
             looks.draw_curve(by_compute, found, colors[of_model[0]["network"]], "o")
         by_size.set_title(f"after {last[0]['step']:,} steps", fontsize=8)
-        by_size.set_xlabel(style.label("gmacs"))
+        by_size.set_xlabel(plot_style.label("gmacs"))
         by_compute.set_title("a line to a model", fontsize=8)
         by_compute.set_xlabel(f"training compute ({name})")
         for axes in (by_size, by_compute):
-            style.log_scale(axes.xaxis)
+            plot_style.log_scale(axes.xaxis)
             looks.name_quality(axes, rows, quality, log=True)
         handles = [
             matplotlib.lines.Line2D(

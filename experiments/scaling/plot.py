@@ -15,7 +15,8 @@ import pathlib
 
 from absl import flags
 
-from dit_jax import cli, plot, style
+from dit_jax import cli
+from dit_jax.evaluation import plot_style, plots
 from dit_jax.system import npz_files
 from experiments.scaling import curves, looks, panels, samples, selection, table
 
@@ -63,7 +64,7 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
         for suffix in (".png", ".svg"):
             out = out_dir / (name + suffix)
             cli.check_out(out, (suffix,))
-            style.save(figure, out)
+            plot_style.save(figure, out)
             drawn.append(out)
     if not drawn:
         raise ValueError("nothing to draw:\n  " + "\n  ".join(reasons))
@@ -74,9 +75,9 @@ def main(_):
     path = FLAGS.table
     rows = table.read(path)
     for line, row in enumerate(rows, 2):
-        plot.check_drawable(f"{path}:{line}", row)
+        plots.check_drawable(f"{path}:{line}", row)
     for condition in FLAGS.where or ():
-        rows = plot.where(rows, condition)
+        rows = plots.where(rows, condition)
     arrays = npz_files.read_npz(FLAGS.samples) if FLAGS.samples else None
     out_dir = FLAGS.out_dir or path.parent / "figures"
     for out in write(rows, FLAGS.qualities, arrays, out_dir):

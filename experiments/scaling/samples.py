@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 from dit_jax.sampling import pictures
 from experiments.scaling import looks, panels
 
@@ -23,7 +23,7 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
       rows' 'cell'; cells that have no row are not drawn.
     Raises: ValueError for arrays of other shapes; LackingError if no cell has a row.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     _check(arrays)
     places, across_name = _places(rows, arrays["cell"])
@@ -32,8 +32,8 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
     count, height, width, _ = arrays["image"].shape[1:]
     columns = _columns(count)
     names = LETTER * max(map(len, sizes)) + BETWEEN
-    inches = looks.WIDE if max(height, width) > LARGE else style.WIDTH
-    free = round(inches * style.DPI) - names - BETWEEN * (len(patches) - 1)
+    inches = looks.WIDE if max(height, width) > LARGE else plot_style.WIDTH
+    free = round(inches * plot_style.DPI) - names - BETWEEN * (len(patches) - 1)
     cell = free // len(patches) // columns - GAP
     grids = {
         place: pictures.image_grid(_shrunk(arrays["image"][i], cell), columns, cell, GAP)
@@ -44,8 +44,8 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
         names + len(patches) * (across + BETWEEN) - BETWEEN,
         TOP + len(sizes) * (down + BETWEEN) - BETWEEN,
     )
-    with matplotlib.rc_context(style.STYLE):
-        figure = matplotlib.figure.Figure(figsize=[pixels / style.DPI for pixels in total])
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = matplotlib.figure.Figure(figsize=[pixels / plot_style.DPI for pixels in total])
         for (size, patch), grid in grids.items():
             left = names + patches.index(patch) * (across + BETWEEN)
             top = TOP + sizes.index(size) * (down + BETWEEN)
@@ -64,7 +64,9 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
 
 
 def _write(figure, at, total, text):
-    figure.text(at[0] / total[0], at[1] / total[1], style.literal(text), ha="center", va="center")
+    figure.text(
+        at[0] / total[0], at[1] / total[1], plot_style.literal(text), ha="center", va="center"
+    )
 
 
 def _places(rows, cells):

@@ -2,7 +2,7 @@
 
 import itertools
 
-from dit_jax import style
+from dit_jax.evaluation import plot_style
 
 REACHES = 1, 2, 4, 8, 16  # times the gmacs of the largest model fitted
 TOLD_APART = 2  # deviations from which on of two models one is called better
@@ -145,7 +145,7 @@ def _model(row):
 
 
 def _tokens(found):
-    return style.count("token", found["tokens"]) if found["tokens"] else "UNets"
+    return plot_style.count("token", found["tokens"]) if found["tokens"] else "UNets"
 
 
 # The parts of a study in their order: a title, and what gives its lines.

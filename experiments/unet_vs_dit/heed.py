@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, latents, style
+from dit_jax import cli, conditions, latents
 from dit_jax.data import sources
 from dit_jax.diffusion import objectives
+from dit_jax.evaluation import plot_style
 from dit_jax.sampling import runs
 from experiments.unet_vs_dit import sheet
 
@@ -74,22 +75,24 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
 
 def draw(found: dict[str, dict[str, np.ndarray]]):
     """The matplotlib Figure of {model: `losses`}: by how much another's caption is worse."""
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = matplotlib.figure.Figure(
-            figsize=(2 * style.WIDTH, style.HEIGHT), layout="constrained"
+            figsize=(2 * plot_style.WIDTH, plot_style.HEIGHT), layout="constrained"
         )
         panels = figure.subplots(1, 2, sharey=True)
         for axes, split in zip(panels, ("trained", "held out"), strict=True):
             for i, (name, of_model) in enumerate(found.items()):
                 own, others, _ = of_model[split].T
-                look = dict(color=style.COLORS[i % 7], marker=style.MARKERS[i % 7], label=name)
+                look = dict(
+                    color=plot_style.COLORS[i % 7], marker=plot_style.MARKERS[i % 7], label=name
+                )
                 axes.plot(TIMES, 100 * (others / own - 1), **look)
             axes.set_title(f"{split} images")
             axes.set_xlabel("time t (1 is noise)")
         panels[0].set_ylabel("more loss by another's caption (%)")
-        style.legend(panels[0], panels[0].lines, found, frameon=False)
+        plot_style.legend(panels[0], panels[0].lines, found, frameon=False)
     return figure
 
 
@@ -105,7 +108,7 @@ def main(_):
             for t, row in zip(TIMES, rows, strict=True):
                 cells = " ".join(f"{loss:9.4f}" for loss in row)
                 print(f"{name:16} {split:9} {t:5.2f} {cells}")
-    style.save(draw(found), out)
+    plot_style.save(draw(found), out)
     print(out)
 
 

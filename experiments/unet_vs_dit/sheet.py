@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, style
+from dit_jax import cli, conditions
 from dit_jax.data import sources
+from dit_jax.evaluation import plot_style
 from dit_jax.sampling import generate, pictures, runs
 
 FLAGS = flags.FLAGS
@@ -63,11 +64,12 @@ def sheet(
 
     Args: panels: by the model's name [prompts, num, H, W, 3] uint8.   real: of `real`.
     """
-    matplotlib = style.import_matplotlib()
+    matplotlib = plot_style.import_matplotlib()
 
     cell = max(CELL, next(iter(panels.values())).shape[2])
     told = {
-        p: f"{style.literal(p)}\n({real[p][0] if p in real else 'in no caption'})" for p in prompts
+        p: f"{plot_style.literal(p)}\n({real[p][0] if p in real else 'in no caption'})"
+        for p in prompts
     }
     names = LETTER * max(len(line) for text in told.values() for line in text.split("\n"))
     blank = np.full(next(iter(panels.values())).shape[2:], 255, np.uint8)
@@ -78,8 +80,8 @@ def sheet(
     }
     height = next(iter(grids.values())).shape[0]
     total = names + sum(BETWEEN + grid.shape[1] for grid in grids.values()), TOP + height
-    with matplotlib.rc_context(style.STYLE):
-        figure = matplotlib.figure.Figure(figsize=[pixels / style.DPI for pixels in total])
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = matplotlib.figure.Figure(figsize=[pixels / plot_style.DPI for pixels in total])
         left = names
         for name, grid in grids.items():
             left += BETWEEN
@@ -88,7 +90,7 @@ def sheet(
             axes.imshow(grid, interpolation="none", aspect="auto")
             axes.axis("off")
             at = (left + grid.shape[1] / 2) / total[0], 1 - TOP / 2 / total[1]
-            figure.text(*at, style.literal(name), ha="center", va="center")
+            figure.text(*at, plot_style.literal(name), ha="center", va="center")
             left += grid.shape[1]
         for i, prompt in enumerate(prompts):
             at = names / total[0], (height - (i + 0.5) * height / len(prompts)) / total[1]
@@ -124,7 +126,7 @@ def main(_):
     }
     config = next(iter(drawn.values()))[0]
     panels = {name: images for name, (_, images) in drawn.items()}
-    style.save(sheet(FLAGS.prompt, panels, real(config, FLAGS.prompt)), out)
+    plot_style.save(sheet(FLAGS.prompt, panels, real(config, FLAGS.prompt)), out)
     print(out)
 
 

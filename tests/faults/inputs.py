@@ -8,8 +8,9 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from configs import smoke
-from dit_jax import extractors, models, references, train
+from dit_jax import models, train
 from dit_jax.datasets import digits
+from dit_jax.evaluation import extractors, references
 from dit_jax.workdirs import checkpoint
 
 VAE = dict(

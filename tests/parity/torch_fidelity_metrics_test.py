@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 from close import assert_close, assert_trees_close
 
-from dit_jax import fid
+from dit_jax.evaluation import metrics, precision_recall
 
 metric_fid, metric_isc, metric_kid, metric_prc = (
     fidelity.import_module(f"metric_{name}") for name in ("fid", "isc", "kid", "prc")
@@ -33,7 +33,7 @@ def reference():
 
 
 def _gaussian(features):
-    return fid.Statistics.of(features).gaussian
+    return metrics.Statistics.of(features).gaussian
 
 
 def _in_f64(features):
@@ -45,7 +45,7 @@ def test_frechet_distances_agree(samples, reference):
         *(metric_fid.fid_features_to_statistics(_in_f64(x)) for x in (samples, reference)),
         verbose=False,
     )
-    ours = fid.frechet_distance(_gaussian(samples), _gaussian(reference))
+    ours = metrics.frechet_distance(_gaussian(samples), _gaussian(reference))
     assert ours > 0.1
     assert_close(ours, theirs["frechet_inception_distance"], 1e-6)
 
@@ -64,10 +64,10 @@ def _frechet_distance(x, y):
 def test_frechet_distance_of_spatial_features_in_blocks_agrees_with_schur_s_root(n, dim):
     x, y = _features(n, dim, seed=2), _features(n - 100, dim, seed=0)
     blocks = [x[i : i + 50] for i in range(0, n, 50)]
-    statistics = fid.Statistics.of_blocks(blocks[:7])
+    statistics = metrics.Statistics.of_blocks(blocks[:7])
     for block in blocks[7:]:
-        statistics = statistics.merge(fid.Statistics.of(block))
-    ours = fid.frechet_distance(statistics.gaussian, _gaussian(y))
+        statistics = statistics.merge(metrics.Statistics.of(block))
+    ours = metrics.frechet_distance(statistics.gaussian, _gaussian(y))
     assert_close(ours, _frechet_distance(x, y), 1e-6)
 
 
@@ -79,8 +79,8 @@ def test_inception_scores_agree(spread):
     probabilities = np.exp(logits.astype(np.float64))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     expected = theirs["inception_score_mean"], theirs["inception_score_std"]
-    assert_trees_close(fid.inception_score(probabilities, split_size=300), expected, 1e-6)
-    f32 = fid.inception_score(probabilities.astype(np.float32), split_size=300)
+    assert_trees_close(metrics.inception_score(probabilities, split_size=300), expected, 1e-6)
+    f32 = metrics.inception_score(probabilities.astype(np.float32), split_size=300)
     assert_trees_close(f32, expected, 1e-6)
 
 
@@ -90,12 +90,12 @@ def test_kernel_distances_agree(samples, reference):
         _in_f64(samples), _in_f64(reference), kid_subsets=7, kid_subset_size=500, verbose=False
     )
     expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
-    ours = fid.kernel_distance(samples, reference, subsets=7, subset_size=500)
+    ours = metrics.kernel_distance(samples, reference, subsets=7, subset_size=500)
     assert_trees_close(ours, expected, 1e-6)
     defaults = metric_kid.kid_features_to_metric(
         _in_f64(samples[:, :8]), _in_f64(reference[:, :8]), verbose=False
     )
-    ours = fid.kernel_distance(samples[:, :8], reference[:, :8])
+    ours = metrics.kernel_distance(samples[:, :8], reference[:, :8])
     assert_close(ours[0], defaults["kernel_inception_distance_mean"], 1e-6)
     assert_close(ours[1], defaults["kernel_inception_distance_std"], 1e-6)
 
@@ -112,6 +112,6 @@ def test_precision_and_recall_agree(neighbours, full, samples, reference):
         save_cpu_ram=not full,
         verbose=False,
     )
-    ours = fid.precision_recall(x, y, neighbours)
+    ours = precision_recall.compute(x, y, neighbours)
     assert all(0.1 < share < 0.95 for share in ours)
     assert_trees_close(ours, (theirs["precision"], theirs["recall"]), 1e-6)

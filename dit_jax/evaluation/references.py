@@ -11,15 +11,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import fid, images, metrics, sharding, workdirs
+from dit_jax import sharding, workdirs
 from dit_jax.data import loader, sources
-from dit_jax.extractors import Extractor
+from dit_jax.evaluation import image_progress, image_sets, metrics
+from dit_jax.evaluation.extractors import Extractor
 from dit_jax.system import files, json_files, npz_files
 from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")
 
-FORMS = f"{images.FORMS}; or an .npz that the ADM evaluator or --make_reference wrote"
+FORMS = f"{image_sets.FORMS}; or an .npz that the ADM evaluator or --make_reference wrote"
 MAX_FEATURES = 10_000  # that are kept, for precision, recall and KID; the evaluator of ADM's number
 BATCH_PER_DEVICE = 64
 # What the distances are between, and the names of its moments in files, ADM's and ours.
@@ -38,7 +39,7 @@ class Reference:
 
     extractor: dict[str, str]  # its identity
     source: dict  # name, num_images (None: not known), image_size, image_channels, digest
-    gaussians: dict[str, fid.Gaussian]  # 'features', and of inception 'spatial'
+    gaussians: dict[str, metrics.Gaussian]  # 'features', and of inception 'spatial'
     features: np.ndarray  # [M, D] f32 of at most MAX_FEATURES of the images, spread evenly
     labels: np.ndarray | None  # [M]
     class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
@@ -116,7 +117,7 @@ def of_run(
             if workdir:
                 recorded = identity.get_training_images(workdirs.load_data(workdir))
                 identity.check(source, recorded, f"the run in {workdir}")
-            found = images.of_source(source, f"{keys.name}:{keys.train_split}")
+            found = image_sets.of_source(source, f"{keys.name}:{keys.train_split}")
             reference = of_images(found, extractor, progress)
         reference.check((keys.image_size, keys.image_size, keys.image_channels))
         return reference
@@ -140,7 +141,7 @@ def load(
     """
     path = files.to_path(spec, "reference")
     if path.suffix != ".npz":
-        found = images.open_images(spec, image_size, channels, data_dir)
+        found = image_sets.open_images(spec, image_size, channels, data_dir)
         if found.num > 2 * MAX_FEATURES:
             logger.info("%s: --make_reference extracts these %d images once", spec, found.num)
         return of_images(found, extractor, progress)
@@ -148,7 +149,7 @@ def load(
     if metadata:
         return _read(path, members, metadata, extractor)
     if "arr_0" in members and not members.keys() & (ADM_KEYS - {"arr_0"}):  # with labels or not
-        return of_images(images.open_npz(path), extractor, progress)
+        return of_images(image_sets.open_npz(path), extractor, progress)
     return _read_adm(path, members, extractor, progress)
 
 
@@ -193,7 +194,7 @@ def _read(path, members, metadata, extractor):
             "numbers [M, D]: make it again with --make_reference."
         )
     if labels is not None:
-        images.check_labels(labels, len(features), f"labels in {name}")
+        image_sets.check_labels(labels, len(features), f"labels in {name}")
     dims = {"features": features.shape[1]}
     gaussians = _read_gaussians(path, members, dims, extractor, source["num_images"])
     _check_sample(
@@ -218,7 +219,7 @@ def _read_adm(path, members, extractor, progress):
             f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
             f"compared with features of {extractor.name} in {extractor.dtype}."
         )
-    found = images.open_npz(path)
+    found = image_sets.open_npz(path)
     shape = jax.ShapeDtypeStruct((1, *found.shape), np.uint8)
     features = jax.eval_shape(extractor.apply, extractor.params, shape)
     dims = {kind: features[kind].shape[1] for kind in MOMENTS}
@@ -251,10 +252,10 @@ def _read_gaussians(path, members, dims, extractor, num_images):
             )
         covariance = np.asarray(covariance, np.float64)
         try:
-            fid.check_covariance(covariance)
+            metrics.check_covariance(covariance)
         except ValueError as error:
             raise ValueError(f"{where} are no moments: {error}. Get or make it again.") from error
-        gaussians[kind] = fid.Gaussian(np.asarray(mean, np.float64), covariance, num_images)
+        gaussians[kind] = metrics.Gaussian(np.asarray(mean, np.float64), covariance, num_images)
     return gaussians
 
 
@@ -275,7 +276,9 @@ def _check_sample(path, gaussians, means, num):
             )
 
 
-def of_images(found: images.ImageSet, extractor: Extractor, progress: bool = False) -> Reference:
+def of_images(
+    found: image_sets.ImageSet, extractor: Extractor, progress: bool = False
+) -> Reference:
     """The reference of all images of a set, by this process's devices.
 
     Raises: FloatingPointError for features that are not finite.
@@ -286,7 +289,7 @@ def of_images(found: images.ImageSet, extractor: Extractor, progress: bool = Fal
     keep[np.arange(kept) * found.num // kept] = True
     moments, features, labels, digest = Moments(), [], [], hashlib.sha256()
     blocks, start = found.blocks(batch_size), 0
-    with metrics.ImageProgress(found.num, 0, progress, "reference") as bar:
+    with image_progress.ImageProgress(found.num, 0, progress, "reference") as bar:
         for block, extracted in extract_blocks(extractor, blocks, batch_size):
             numbers = range(start, start + len(block["image"]))
             start = numbers.stop
@@ -332,16 +335,16 @@ class Moments:
         for kind, waiting in self._waiting.items():
             if kind in extracted:
                 waiting.append(extracted[kind])
-                if sum(map(len, waiting)) >= fid.ROWS:
+                if sum(map(len, waiting)) >= metrics.ROWS:
                     self._flush(kind)
 
     def _flush(self, kind):
-        block = fid.Statistics.of_blocks(self._waiting[kind])
+        block = metrics.Statistics.of_blocks(self._waiting[kind])
         before = self._statistics.get(kind)
         self._statistics[kind] = before.merge(block) if before else block
         self._waiting[kind].clear()
 
-    def gaussians(self) -> dict[str, fid.Gaussian]:
+    def gaussians(self) -> dict[str, metrics.Gaussian]:
         """Kind -> mean and covariance of all that was added."""
         for kind, waiting in self._waiting.items():
             if waiting:

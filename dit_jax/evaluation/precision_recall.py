@@ -135,3 +135,32 @@ def _are_inside(a, b, radii_a, radii_b, half):
         squared -= ROUNDING * (a[1][:, None] + b[1][None])
     squared = jnp.where(jnp.isfinite(squared), squared, jnp.nan)  # a point is missing: in no ball
     return jnp.any(squared <= radii_b[None], axis=1), jnp.any(squared <= radii_a[:, None], axis=0)
+
+
+def compute(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    neighbours: int = 3,
+    half: bool = False,
+    progress: bool = False,
+) -> tuple[float, float]:
+    """Shares of samples inside the reference's manifold, and of the reference inside the samples'.
+
+    Args: samples [N, D], reference [M, D]; a manifold, and `half`, are as `manifolds.inside` says.
+    Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
+    Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
+    """
+    check_pair(samples, reference)
+    if min(len(samples), len(reference)) < neighbours + 1:
+        raise ValueError(
+            f"{len(samples)} samples and {len(reference)} reference features are too few for "
+            f"{neighbours=}: a point needs that many others, so take {neighbours + 1} of each."
+        )
+    shares = inside(samples, reference, neighbours, half, progress)
+    return tuple(float(points.mean()) for points in shares)
+
+
+def check_pair(samples, reference):
+    shapes = np.shape(samples), np.shape(reference)
+    if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
+        raise ValueError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")

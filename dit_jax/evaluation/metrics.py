@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dit_jax import manifolds
+from dit_jax.evaluation import precision_recall
 
 logger = logging.getLogger("dit_jax")
 
@@ -221,7 +221,7 @@ def kernel_distance(
       finite.
     Source: Binkowski et al. 2018, eq. 4.
     """
-    _check_pair(samples, reference)
+    precision_recall.check_pair(samples, reference)
     if min(len(samples), len(reference)) < subset_size:
         raise ValueError(
             f"{len(samples)} samples and {len(reference)} reference features do not fill subsets "
@@ -245,32 +245,3 @@ def kernel_distance(
 def _cubic_kernel(x, y):
     kernel = x @ y.T / x.shape[1] + 1
     return kernel * kernel * kernel  # a power takes ten times as long
-
-
-def precision_recall(
-    samples: np.ndarray,
-    reference: np.ndarray,
-    neighbours: int = 3,
-    half: bool = False,
-    progress: bool = False,
-) -> tuple[float, float]:
-    """Shares of samples inside the reference's manifold, and of the reference inside the samples'.
-
-    Args: samples [N, D], reference [M, D]; a manifold, and `half`, are as `manifolds.inside` says.
-    Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
-    Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
-    """
-    _check_pair(samples, reference)
-    if min(len(samples), len(reference)) < neighbours + 1:
-        raise ValueError(
-            f"{len(samples)} samples and {len(reference)} reference features are too few for "
-            f"{neighbours=}: a point needs that many others, so take {neighbours + 1} of each."
-        )
-    inside = manifolds.inside(samples, reference, neighbours, half, progress)
-    return tuple(float(points.mean()) for points in inside)
-
-
-def _check_pair(samples, reference):
-    shapes = np.shape(samples), np.shape(reference)
-    if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
-        raise ValueError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")

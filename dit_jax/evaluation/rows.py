@@ -138,7 +138,7 @@ def git_revision() -> str:
 
     Raises: OSError if git, which is there, does not tell.
     """
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return importlib.metadata.version("dit_jax")
 

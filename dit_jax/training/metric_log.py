@@ -21,14 +21,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dit_jax import sharding
-from dit_jax.system import files, forms, json_files
+from dit_jax.system import files
+from dit_jax.workdirs import metric_lines
 
 logger = logging.getLogger("dit_jax")
 
 # Steps that the host may run ahead of the devices: enough to keep them busy, few enough that the
 # batches waiting for them fit.
 MAX_STEPS_AHEAD = 8
-LOG_EVERY_SECONDS = 60  # of progress, where there is no terminal
 
 
 class MetricWriter:
@@ -49,7 +49,9 @@ class MetricWriter:
             self._home = files.Directory(workdir)
             path = self._path = workdir / "metrics.jsonl"
             if path.exists():
-                kept = [line for line in read_lines(path) if line["step"] <= first_step]
+                kept = [
+                    line for line in metric_lines.read_lines(path) if line["step"] <= first_step
+                ]
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 contents = text.encode()
                 if path.stat().st_size != len(contents) or contents != path.read_bytes():
@@ -151,39 +153,6 @@ class MetricWriter:
         except OSError:
             if kind is None:  # else what is on its way up says more
                 raise
-
-
-def read_lines(path: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl, but for damaged ones, which a warning counts.
-
-    Each has a 'step'; its other values are numbers, or none.
-    """
-    return json_files.read_json_lines(path, _list_wrong)
-
-
-def _list_wrong(line):
-    # The loss of held-out images may be NaN.
-    is_scalar = forms.optional(lambda value: isinstance(value, float) or forms.is_number(value))
-    form = dict.fromkeys(line, is_scalar)
-    form |= {"step": forms.is_count, "img_per_s": forms.is_positive}
-    return forms.wrong_keys(line, form, {"img_per_s"})
-
-
-def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
-    """'img_per_s' and 'seconds' of training up to a step, by metrics.jsonl, without compiling.
-
-    Both are None where nothing up to that step was timed.
-    """
-    lines = read_lines(workdir / "metrics.jsonl")
-    reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
-    begins = [0, *(line["step"] for line in reports)]
-    images = [
-        (line["step"] - begin) * batch_size for line, begin in zip(reports, begins, strict=False)
-    ]
-    seconds = sum(n / line["img_per_s"] for n, line in zip(images, reports, strict=True))
-    if not 0 < seconds < math.inf:  # no report, or steps that are not in order
-        return {"img_per_s": None, "seconds": None}
-    return {"img_per_s": sum(images) / seconds, "seconds": seconds}
 
 
 class Progress:
@@ -296,34 +265,3 @@ class Progress:
 def format_values(values: dict[str, float]) -> str:
     """'loss 0.1234  grad_norm 0.56'."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-class ImageProgress:
-    """Images done, their rate and the time left: a bar, or a line of the log every minute."""
-
-    def __init__(self, total: int, done: int, bar: bool, name: str = "samples"):
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="img", disable=not bar)
-        self._name, self._total, self._done = name, total, done
-        self._clock = self._told = None
-
-    def __enter__(self) -> "ImageProgress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-    def update(self, count: int) -> None:
-        """Counts images that are done; the first ones, which wait for compilation, untimed."""
-        self._bar.update(count)
-        self._done += count
-        now = time.monotonic()
-        if self._clock is None:
-            self._clock = self._told = now
-            self._timed_from = self._done
-        elif self._bar.disable and now - self._told >= LOG_EVERY_SECONDS:
-            self._told = now
-            rate = (self._done - self._timed_from) / (now - self._clock)
-            left = tqdm.format_interval((self._total - self._done) / rate)
-            logger.info(
-                "%s %d/%d  %.4g img/s  %s left", self._name, self._done, self._total, rate, left
-            )

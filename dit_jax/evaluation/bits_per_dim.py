@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax import conditions, diffusion, latents, models, rows, sharding
+from dit_jax import conditions, diffusion, latents, models, sharding
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import grids, likelihood, samplers
+from dit_jax.evaluation import rows
 from dit_jax.sampling import generate, runs
 from dit_jax.workdirs import identity
 

@@ -1,0 +1,1 @@
+"""How good samples are: features, FID and the other metrics, references, rows and their plots."""

@@ -1,0 +1,40 @@
+"""The progress of images that are measured, on a terminal."""
+
+import logging
+import time
+
+from tqdm import tqdm
+
+logger = logging.getLogger("dit_jax")
+LOG_EVERY_SECONDS = 60  # of progress, where there is no terminal
+
+
+class ImageProgress:
+    """Images done, their rate and the time left: a bar, or a line of the log every minute."""
+
+    def __init__(self, total: int, done: int, bar: bool, name: str = "samples"):
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="img", disable=not bar)
+        self._name, self._total, self._done = name, total, done
+        self._clock = self._told = None
+
+    def __enter__(self) -> "ImageProgress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        """Counts images that are done; the first ones, which wait for compilation, untimed."""
+        self._bar.update(count)
+        self._done += count
+        now = time.monotonic()
+        if self._clock is None:
+            self._clock = self._told = now
+            self._timed_from = self._done
+        elif self._bar.disable and now - self._told >= LOG_EVERY_SECONDS:
+            self._told = now
+            rate = (self._done - self._timed_from) / (now - self._clock)
+            left = tqdm.format_interval((self._total - self._done) / rate)
+            logger.info(
+                "%s %d/%d  %.4g img/s  %s left", self._name, self._done, self._total, rate, left
+            )

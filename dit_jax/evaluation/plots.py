@@ -1,0 +1,427 @@
+"""Rows of measures drawn as curves: which rows compare, and how their axes are named."""
+
+import collections
+import dataclasses
+import glob
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+
+from dit_jax import workdirs
+from dit_jax.diffusion import sampler_settings
+from dit_jax.evaluation import plot_style
+from dit_jax.system import forms, json_files
+
+logger = logging.getLogger("dit_jax")
+
+OF_MODELS = ("gmacs", "params")
+OF_STEPS = ("step", "images_seen", "train_gflops", "seconds")  # one value to each checkpoint
+LOG = ("steps", "num", "images_seen", "train_gflops", *OF_MODELS)
+DISTANCES, SPAN = ("fid", "sfid", "fd_"), 10  # begin so; on a log axis if they span more
+# What rows must have in common: else a distance is of something else.
+SAME = ("extractor.name", "extractor.dtype", "extractor.digest", "reference.digest", "num")
+
+LEAST, MOST = 1e-100, 1e100  # sizes of a number but 0: beyond, matplotlib overflows
+LONG = 20  # characters, of a label beside which little else fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Points in the order in which a line joins them; each is the (x, y) of one or more seeds."""
+
+    label: str  # what tells it from the others; '' for a single one
+    points: dict[Hashable, list[tuple[float | str, float]]]
+
+    def means(self) -> list[tuple[float | str, float]]:
+        """One (x, y) to a point."""
+        return [
+            (x[0] if isinstance(x[0], str) else float(np.mean(x)), float(np.mean(y)))
+            for x, y in (zip(*seeds, strict=True) for seeds in self.points.values())
+        ]
+
+    def seeds(self) -> str:
+        """'mean of 3 seeds', or '' where no point has several."""
+        counts = [len(seeds) for seeds in self.points.values()]
+        least, most = min(counts), max(counts)
+        return "" if most == 1 else f"mean of {f'{least} to ' * (least < most)}{most} seeds"
+
+
+def plot(rows: list[dict], x: str, y: str, out: pathlib.Path) -> None:
+    """Writes the plot of y against x to a .png or .svg.
+
+    Args: rows, as `read` returns them; x, y: names as `value` takes them.
+    Raises: ValueError as `curves`; OSError.
+    """
+    plot_style.save(draw(rows, x, y), out)
+
+
+def read(patterns: Iterable[str]) -> list[dict]:
+    """The rows of files or globs, each with 'workdir', its shortest distinct name, and 'place'.
+
+    Raises: FileNotFoundError for a pattern without a file.
+    """
+    paths = []
+    for pattern in patterns:
+        literal = pathlib.Path(pattern).is_file()
+        found = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise FileNotFoundError(
+                f"no file {pattern}: python -m dit_jax.evaluate --workdir DIR writes "
+                "DIR/evaluations.jsonl."
+            )
+        paths += [path for path in found if path not in paths]
+    names = _distinct([_directory(path) for path in paths])
+    return [
+        {**row, "workdir": name, "place": f"{path} row {i}"}
+        for path, name in zip(paths, names, strict=True)
+        for i, row in enumerate(
+            json_files.read_json_lines(pathlib.Path(path), forms.wrong_in_row), 1
+        )
+    ]
+
+
+def _directory(path):
+    """Parts of the workdir, or of the images beside which their NAME.evaluations.jsonl lies."""
+    path = pathlib.Path(path).absolute()
+    if path.name == "evaluations.jsonl":
+        return path.parent.parts
+    return path.with_name(path.name.removesuffix(".evaluations.jsonl")).parts
+
+
+def _distinct(directories):
+    for count in range(1, max(map(len, directories)) + 1):
+        names = ["/".join(parts[-count:]) for parts in directories]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def value(row: dict, name: str):
+    """What a row says: 'fid' at its top, else 'steps' of what was sampled; None if nothing.
+
+    A dot goes inside: 'reference.digest'.
+    """
+    outer, dot, inner = name.partition(".")
+    found = row.get(outer, settings(row).get(outer))
+    if dot:
+        found = found.get(inner) if isinstance(found, dict) else None
+    return None if isinstance(found, dict) else found
+
+
+def settings(row: dict) -> dict:
+    """How a row was measured, without settings that its sampler and its grid do not heed."""
+    if "samples" in row:  # of images, which its file is named after
+        return {"num": row["samples"]["num"]}
+    if "sample" not in row:
+        likelihood = row.get("likelihood", {})
+        return likelihood and {"clip_x_0": False, **likelihood}  # older rows do not say so
+    found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
+    for of, chosen in (
+        (sampler_settings.OF_SAMPLERS, "sampler"),
+        (sampler_settings.OF_GRIDS, "grid"),
+    ):
+        for key in of:
+            if found.get(chosen) not in of[key]:
+                found.pop(key, None)
+    return found
+
+
+def where(rows: list[dict], condition: str) -> list[dict]:
+    """The rows of which 'num=50000,sampler=ddpm' is true.
+
+    Raises: ValueError for a condition of another form, a name that no row has, or if none is left.
+    """
+    for part in re.split(r",(?=[\w.]+=)", condition):
+        name, equals, wanted = part.partition("=")
+        if not equals:
+            raise ValueError(f"--where={condition}: {part!r} is no NAME=VALUE.")
+        found = {_text(value(row, name)): None for row in rows}
+        if set(found) == {"none"}:
+            raise ValueError(f"no row has {name!r} of --where. They have {_names(rows)}.")
+        rows = [row for row in rows if _matches(value(row, name), wanted)]
+        if not rows:
+            raise ValueError(f"no row has {part}: the rows have {name} {', '.join(found)}.")
+    return rows
+
+
+def _matches(found, wanted):
+    if _is_number(found):
+        try:
+            return float(wanted) == found
+        except ValueError:
+            return False
+    return _text(found).lower() == wanted.lower()
+
+
+def _text(found):
+    """As a user types it."""
+    if found is None or isinstance(found, bool):
+        return str(found).lower()
+    if isinstance(found, list):
+        return ",".join(map(_text, found))
+    return found if isinstance(found, str) else f"{found:.10g}"
+
+
+def _names(rows):
+    """The names that can be asked for, for messages."""
+    names = {name: None for row in rows for name in (*row, *settings(row))}
+    known = [name for name in names if any(value(row, name) is not None for row in rows)]
+    return ", ".join(sorted(set(known) - {"place", "git_revision", "picture"}))
+
+
+def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
+    """What is to be drawn of y against x; rows that lack one of them are left out.
+
+    Of rows that differ in their measures alone, measured by one code and another, the last counts.
+    Raises: ValueError if no row has both, if y is no number, for rows that cannot be compared, or
+      as `check_drawable`.
+    """
+    complete = _complete(rows, x, y)
+    if not complete:
+        missing = [n for n in (x, y) if all(value(row, n) is None for row in rows)]
+        what = " and no row has ".join(missing) or f"both {x} and {y}"
+        raise ValueError(f"no row has {what}. The rows have {_names(rows) or 'nothing'}.")
+    if len(complete) < len(rows):
+        missing = len(rows) - len(complete)
+        logger.info("%d of %d rows lack %s or %s: left out.", missing, len(rows), x, y)
+    if text := next((v for row in complete if isinstance(v := value(row, y), str | list)), None):
+        raise ValueError(f"{y} is no number, but {text!r}: it can only be --x.")
+    _check_kinds(complete, x)
+    for row in complete:
+        check_drawable(row.get("place", "a row"), {name: value(row, name) for name in (x, y)})
+    _check_comparable(complete, x)
+    at = _point_key(complete, x)
+    kept = {_frozen(_identity(row)): row for row in complete}
+    if again := len(complete) - len(kept):
+        logger.info("%d rows were measured again: the last ones count.", again)
+    rows = list(kept.values())
+    same = {x, y, at, "seed", "num", *(["step"] if x in OF_STEPS else [])}
+    keys = dict.fromkeys(key for row in rows for key in _identity(row) if key not in same)
+    varying = [
+        key for key in keys if len({_frozen(i[key]) for i in map(_identity, rows) if key in i}) > 1
+    ]
+    groups = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in sorted(rows, key=lambda row: _order(value(row, x if x in OF_MODELS else at))):
+        identity = _identity(row)
+        key = tuple((name, _frozen(identity.get(name))) for name in varying)
+        across = value(row, x)
+        point = (across if _is_number(across) else _text(across), value(row, y))
+        groups[key][_frozen(value(row, at))].append(point)
+    ordered = sorted(groups, key=lambda key: [_order(json.loads(v)) for _, v in key])
+    return [
+        Curve(_label({name: json.loads(v) for name, v in key}), dict(groups[key]))
+        for key in ordered
+    ]
+
+
+def _complete(rows, x, y):
+    return [row for row in rows if None not in (value(row, x), value(row, y))]
+
+
+def _check_kinds(rows, x):
+    """Demands numbers for --x, or words in every row.   Raises: ValueError with two places."""
+    places = {}
+    for row in rows:
+        place = row.get("place", "a row")
+        places.setdefault(_is_number(value(row, x)), f"{value(row, x)!r} in {place}")
+    if len(places) > 1:
+        raise ValueError(
+            f"{x} is a number in some rows and none in others: {places[True]}, {places[False]}. "
+            "Keep those of one kind with --where, or mend the file."
+        )
+
+
+def check_drawable(place: str, values: dict) -> None:
+    """Demands that the numbers of a row are 0 or lie, without their signs, in LEAST to MOST.
+
+    Raises: ValueError with the row's place, and the name and value of the first one beyond.
+    """
+    for name, found in values.items():
+        if _is_number(found) and (abs(found) > MOST or 0 < abs(found) < LEAST):
+            raise ValueError(
+                f"{place} has {name}={forms.shorten(found)}, "
+                f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
+                "Leave the row out, or mend the file."
+            )
+
+
+def _is_number(found):
+    return isinstance(found, int | float) and not isinstance(found, bool)
+
+
+def _check_comparable(rows, x):
+    found = {}
+    for name in SAME:
+        places = collections.defaultdict(list)
+        for row in rows:
+            places[_text(value(row, name))].append(row.get("place", "a row"))
+        if len(places) > 1 and name != x:
+            found[name] = places
+    if not found:
+        return
+    lines = [
+        f"  {name}={text or repr(text)} in {places[0]}"
+        + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+        for name, values in found.items()
+        for text, places in values.items()
+    ]
+    common = collections.Counter(tuple(_text(value(row, name)) for name in found) for row in rows)
+    kind, _ = common.most_common(1)[0]
+    way = ",".join(f"{name}={text}" for name, text in zip(found, kind, strict=True))
+    raise ValueError(
+        "these rows cannot be compared in one plot, they differ in what they measure:\n"
+        + "\n".join(lines)
+        + f"\nKeep those of one kind, such as --where {way}"
+    )
+
+
+def _point_key(rows, x):
+    """The name whose values make the points of a curve: x, or what is written at them."""
+    if x in OF_MODELS:
+        return "workdir"
+    return "cfg_scale" if _is_measure(rows, x) else x
+
+
+def _is_measure(rows, name):
+    costs = (*OF_STEPS, *OF_MODELS, "img_per_s", "workdir")
+    return name not in costs and any(isinstance(row.get(name), int | float) for row in rows)
+
+
+def _identity(row):
+    """All that a result is a function of."""
+    return {"workdir": row.get("workdir"), "step": row.get("step"), **settings(row)}
+
+
+def _frozen(found):
+    return json.dumps(found, sort_keys=True)
+
+
+def _order(found):
+    """Sorts values of any kind: none, numbers, intervals, words."""
+    kinds = (type(None), int | float, list, str)
+    rank = next(i for i, kind in enumerate(kinds) if isinstance(found, kind))
+    if isinstance(found, list):
+        return rank, [_order(value) for value in found]
+    return rank, found or 0 if rank < 2 else found
+
+
+def _label(varying):
+    """What differs, for a legend: {'sampler': 'ddpm', 'steps': 250} is 'ddpm, 250 steps'."""
+    first = [name for name in ("workdir", "step", "sampler", "steps") if name in varying]
+    names = first + [name for name in varying if name not in first]
+    return ", ".join(filter(None, (_setting(name, varying[name]) for name in names)))
+
+
+def _setting(name, found):
+    if name == "guide":
+        return f"guided by {found}" if found else "no guide"
+    if found is None:
+        return ""
+    if name == "raw":
+        return "raw parameters" if found else "EMA"
+    text = " to ".join(map(_text, found)) if isinstance(found, list) else _text(found)
+    if name in ("workdir", "sampler", "kind"):
+        return text
+    if name in ("step", "steps"):
+        return f"step {found:,}" if name == "step" else f"{found:,} steps"
+    if name in ("grid", "variance", "labels"):
+        return f"{text} {name}"
+    return f"{plot_style.label(name)} {text}"
+
+
+def axis_label(rows: list[dict], name: str, with_num: bool = False) -> str:
+    """A name for people: 'FID', and with the number of samples 'FID (50,000 samples)'."""
+    text = plot_style.label(name)
+    num = {value(row, "num") for row in rows if value(row, name) is not None}
+    if with_num and _is_measure(rows, name) and len(num) == 1 and None not in num:
+        images = "held-out images" if any("likelihood" in row for row in rows) else "samples"
+        text += "\n" * (len(text) > LONG) or " "
+        text += f"({num.pop():,} {images})"
+    return text
+
+
+def draw(rows: list[dict], x: str, y: str):
+    """The matplotlib Figure of y against x.   Raises: ValueError as `curves`."""
+    matplotlib = plot_style.import_matplotlib()
+    found = curves(rows, x, y)
+    rows = _complete(rows, x, y)
+    at = _point_key(rows, x)
+    labels = [_with_seeds(curve) for curve in found]
+    longest = max(map(len, labels))
+    outside = len(found) > 4 or longest > 1.2 * LONG
+    columns = 1 if longest > LONG or not outside else 2
+    with matplotlib.rc_context(plot_style.STYLE):
+        height = plot_style.HEIGHT + 0.16 * outside * -(-len(found) // columns)
+        figure = matplotlib.figure.Figure(figsize=(plot_style.WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        lines = [_draw_curve(axes, i, curve, at, x) for i, curve in enumerate(found)]
+        points = [p for curve in found for seeds in curve.points.values() for p in seeds]
+        for axis, name, column in ((axes.xaxis, x, 0), (axes.yaxis, y, 1)):
+            _scale(axis, name, [point[column] for point in points])
+        axes.set_xlabel(axis_label(rows, x))
+        axes.set_ylabel(axis_label(rows, y, with_num=True))
+        title = f"at points: {plot_style.LABELS[at]}" if at == "cfg_scale" != x else None
+        if any(labels) or title:
+            place = dict(loc="outside lower center" if outside else "best", ncols=columns)
+            options = dict(title=title, frameon=False, alignment="left", **place)
+            named = [line for line, label in zip(lines, labels, strict=True) if label]
+            plot_style.legend(figure if outside else axes, named, filter(None, labels), **options)
+    return figure
+
+
+def _with_seeds(curve):
+    if not curve.label or not curve.seeds():
+        return curve.label or curve.seeds()
+    return f"{curve.label} ({curve.seeds()})"
+
+
+def _draw_curve(axes, i, curve, at, x):
+    """Draws a curve, with names at its points unless they are at x; returns its line."""
+    color, marker = (
+        plot_style.COLORS[i % len(plot_style.COLORS)],
+        plot_style.MARKERS[i % len(plot_style.MARKERS)],
+    )
+    means = curve.means()
+    across, up = zip(*means, strict=True)
+    across = [plot_style.literal(name) if isinstance(name, str) else name for name in across]
+    # A line between words or models would say that there is something between them.
+    joined = x not in OF_MODELS and not isinstance(across[0], str)
+    dash = (
+        plot_style.DASHES[i // len(plot_style.COLORS) % len(plot_style.DASHES)]
+        if joined
+        else "none"
+    )
+    (line,) = axes.plot(across, up, color=color, marker=marker, linestyle=dash)
+    several = [point for seeds in curve.points.values() if len(seeds) > 1 for point in seeds]
+    if several:
+        plot_style.draw_seeds(axes, several, color)
+    if at == x:
+        return line
+    axes.margins(0.12)  # room for names
+    for j, (key, mean) in enumerate(zip(curve.points, means, strict=True)):
+        # Models of near sizes are many: their names take turns above and below.
+        below = at == "workdir" and j % 2
+        place = dict(xytext=(-3, -3), ha="right", va="top") if below else dict(xytext=(3, 3))
+        if (text := json.loads(key)) is not None:
+            grey = dict(textcoords="offset points", fontsize=7, color="0.25")
+            axes.annotate(plot_style.literal(_text(text)), mean, **grey, **place)
+    return line
+
+
+def _scale(axis, name, values):
+    """A log axis, with readable ticks, where one is due."""
+    if isinstance(values[0], str):
+        return
+    low, high = min(values), max(values)
+    spans = name.startswith(DISTANCES) and high > SPAN * low
+    counts = name in ("step", "images_seen", "params")
+    if low > 0 and (name in LOG or spans):
+        plot_style.log_scale(axis, counts)
+    elif counts:
+        axis.set_major_formatter(
+            plot_style.import_matplotlib().ticker.EngFormatter(sep="")
+        )  # 400k, 1M

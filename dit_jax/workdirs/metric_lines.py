@@ -1,0 +1,39 @@
+"""The lines of metrics.jsonl, read back, and the speed they record."""
+
+import math
+import pathlib
+
+from dit_jax.system import forms, json_files
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl, but for damaged ones, which a warning counts.
+
+    Each has a 'step'; its other values are numbers, or none.
+    """
+    return json_files.read_json_lines(path, _list_wrong)
+
+
+def _list_wrong(line):
+    # The loss of held-out images may be NaN.
+    is_scalar = forms.optional(lambda value: isinstance(value, float) or forms.is_number(value))
+    form = dict.fromkeys(line, is_scalar)
+    form |= {"step": forms.is_count, "img_per_s": forms.is_positive}
+    return forms.wrong_keys(line, form, {"img_per_s"})
+
+
+def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
+    """'img_per_s' and 'seconds' of training up to a step, by metrics.jsonl, without compiling.
+
+    Both are None where nothing up to that step was timed.
+    """
+    lines = read_lines(workdir / "metrics.jsonl")
+    reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
+    begins = [0, *(line["step"] for line in reports)]
+    images = [
+        (line["step"] - begin) * batch_size for line, begin in zip(reports, begins, strict=False)
+    ]
+    seconds = sum(n / line["img_per_s"] for n, line in zip(images, reports, strict=True))
+    if not 0 < seconds < math.inf:  # no report, or steps that are not in order
+        return {"img_per_s": None, "seconds": None}
+    return {"img_per_s": sum(images) / seconds, "seconds": seconds}
