@@ -36,6 +36,7 @@ from dit_jax.data import loader, sources
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
 # What is measured, and the flags that are not for all.
@@ -68,7 +69,7 @@ PEAK_TFLOPS = {
 
 def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict:
     """Time of the jitted optimizer step, `steps` to a window."""
-    program = train.make_program(config)
+    program = programs.make_program(config)
     window, compile_seconds = _step_window(program, steps, real_data)
     window()  # warm-up
     seconds = statistics.median(window() for _ in range(WINDOWS)) / steps
@@ -90,7 +91,7 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
         config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
         config.update(eval_every_steps=0, sample_every_steps=0)
         config.optim.update(schedule="constant", warmup_steps=0)
-    program = train.make_program(config)
+    program = programs.make_program(config)
     window, compile_seconds = _step_window(program, steps, real_data=False)
     window()  # warm-up
     bare_ms, loop_ms = [1e3 * window() / steps], []
@@ -119,13 +120,13 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
 def _step_window(program, steps, real_data):
     """(window, compile seconds); window() runs `steps` optimizer steps and returns its seconds."""
     key = jax.random.key(program.config.seed)
-    state = train.new_state(program, key)
+    state = initial_state.new_state(program, key)
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
     batch = next(batches)
     source = sources.open_split(program.config, "train") if real_data else None
     resident = program.task.load_resident(source)
     began = time.perf_counter()
-    step = train.compile_train_step(program).lower(state, batch, key, resident).compile()
+    step = programs.compile_train_step(program).lower(state, batch, key, resident).compile()
     compile_seconds = time.perf_counter() - began
 
     def window():
@@ -143,7 +144,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     """Time of drawing one batch with `steps` steps of config.sample's sampler and guidance."""
     with config.unlocked():
         config.sample.steps = steps
-    program = train.make_program(config)
+    program = programs.make_program(config)
     sharding.check_batch_size(program.mesh, batch_size)
     params = jax.jit(
         lambda key: models.init_params(program.model, key),
@@ -174,7 +175,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
 
 def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict]:
     """Time of encoding and of decoding one batch, `steps` to a window."""
-    program = train.make_program(config)
+    program = programs.make_program(config)
     model, mesh = program.model, program.mesh
     sharding.check_batch_size(mesh, batch_size)
     init = functools.partial(models.init_params, model)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from dit_jax import benchmark, train
+from dit_jax import benchmark
+from dit_jax.training import programs
 
 
 @pytest.mark.slow
@@ -40,12 +41,12 @@ def test_synthetic_batches_have_captions(captioned_config, clip_dir, condition):
     if condition == "stored":
         config.latents.update(source="moments", scale=(1.0,), shift=(0.0,))
         config.sample_every_steps = 0
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     batch = next(benchmark._synthetic_batches(program))
     if condition == "stored":
         assert batch["context"].shape == (16, 12, 16)
     arguments = program.state, batch, jax.random.key(0), program.task.load_resident(None)
-    step = functools.partial(train.train_step, program=program)
+    step = functools.partial(programs.train_step, program=program)
     _, scalars = jax.eval_shape(step, *arguments)
     assert scalars["loss"].shape == ()
 
@@ -57,7 +58,7 @@ def test_models_without_classes_are_timed(smoke_config):
     config.model.update(channel_mult=(1,), blocks_per_level=1, attention_levels=())
     config.model.update(num_classes=0, class_dropout_prob=0.0)
     config.sample.cfg_scale = 1.0
-    program = train.make_program(config)
+    program = programs.make_program(config)
     batch = next(benchmark._synthetic_batches(program))
     assert not np.any(batch["label"])
     row = benchmark.bench_sample(config, 2, 8)

@@ -7,9 +7,10 @@ import pytest
 from conftest import random_params
 
 from configs import vae_digits
-from dit_jax import best, models, train, workdirs
+from dit_jax import models, train, workdirs
 from dit_jax.sampling import runs
 from dit_jax.system import json_files
+from dit_jax.training import best
 from dit_jax.workdirs import checkpoint
 
 

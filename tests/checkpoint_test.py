@@ -13,18 +13,19 @@ from ml_collections import ConfigDict
 
 from dit_jax import train, workdirs
 from dit_jax.system import files, stopping
+from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint, digests
 
 
 def _latest(workdir, config):
-    program = train.make_program(config)
+    program = programs.make_program(config)
     with checkpoint.open_manager(workdir, config) as manager:
         return checkpoint.restore_latest(manager, program.state)
 
 
 def _restored(workdir, config, step):
     """The state of an older step."""
-    state = train.make_program(config).state
+    state = programs.make_program(config).state
     trees = {name: getattr(state, name) for name in checkpoint.STATE_ITEMS}
     loaded, _ = checkpoint._restore(workdir / "checkpoints", step, trees)
     return state.replace(step=step, **loaded)
@@ -160,7 +161,7 @@ def test_signal_that_a_library_makes_an_error_of_is_no_damage(workdir, smoke_con
         except BaseException as error:
             raise Exception("Encountered error while reading array index") from error
 
-    shapes = train.make_program(smoke_config).state.params
+    shapes = programs.make_program(smoke_config).state.params
     monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
     with pytest.raises(stopping.Stopped):
         checkpoint.restore_params(workdir, shapes)
@@ -215,7 +216,7 @@ def test_all_damaged_is_an_error_and_not_a_new_beginning(workdir, smoke_config):
 
 
 def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
-    shapes = train.make_program(smoke_config).state.params
+    shapes = programs.make_program(smoke_config).state.params
     state, _ = _latest(workdir, smoke_config)
     ema, step = checkpoint.restore_params(workdir, shapes)
     raw, _ = checkpoint.restore_params(workdir, shapes, raw=True)
@@ -229,7 +230,7 @@ def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
 
 
 def test_missing_step_lists_those_there_are(workdir, smoke_config):
-    shapes = train.make_program(smoke_config).state.params
+    shapes = programs.make_program(smoke_config).state.params
     with pytest.raises(FileNotFoundError, match=r"of step 25 .* there are: 20, 30, 40"):
         checkpoint.restore_params(workdir, shapes, step=25)
     with pytest.raises(FileNotFoundError, match=r"directory that dit_jax\.train has written"):
@@ -245,7 +246,7 @@ def test_retention_keeps_multiples_for_good(smoke_config, tmp_path):
 
 
 def test_parameters_come_from_the_newest_checkpoint_that_can_be_read(workdir, smoke_config):
-    shapes = train.make_program(smoke_config).state.params
+    shapes = programs.make_program(smoke_config).state.params
     _flip_a_bit("ema_params")(workdir / "checkpoints" / "40")
     _, step = checkpoint.restore_params(workdir, shapes)
     assert step == 30
@@ -257,7 +258,7 @@ def test_parameters_come_from_the_newest_checkpoint_that_can_be_read(workdir, sm
 
 
 def test_save_into_a_run_that_went_on_is_refused(workdir, smoke_config):
-    program = train.make_program(smoke_config)
+    program = programs.make_program(smoke_config)
     with checkpoint.open_manager(workdir, smoke_config) as manager:
         state, data_state = checkpoint.restore_latest(manager, program.state)
         with pytest.raises(OSError, match=r"checkpoint 35 was not written: .*\[20, 30, 40\]"):

@@ -20,6 +20,7 @@ from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
 from dit_jax.sampling import generate
 from dit_jax.system import json_files
+from dit_jax.training import initial_state, programs
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_dropped_captions_are_empty():
 
 
 def _program(config):
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     resident = program.task.load_resident(None)
     return program, resident
 
@@ -242,9 +243,9 @@ def test_training_learns_from_captions(config):
     examples = program.task.examples(batch, jax.random.key(0), resident, dropout=True)
     empty = np.all(np.asarray(examples[1]) == text.PAD, axis=1)
     assert 2 <= empty.sum() <= 14
-    state = train.new_state(program, jax.random.key(0))
+    state = initial_state.new_state(program, jax.random.key(0))
     initial = jax.device_get(state.params)
-    step = train.compile_train_step(program)
+    step = programs.compile_train_step(program)
     for _ in range(3):  # adaLN's zeros open on the way
         state, scalars = step(state, batch, jax.random.key(0), resident)
     assert np.isfinite(scalars["loss"])
@@ -389,7 +390,7 @@ def test_stored_contexts_are_of_moments_and_a_frozen_encoder(stored_config, chan
     stored_config.latents.update(vae="vae", source=changes.pop("source", "moments"))
     stored_config.model.update(text_num_heads=2, **changes)
     with pytest.raises(ValueError, match=r"text.stored reads captions' context where dit_jax.enc"):
-        train.make_program(stored_config)
+        programs.make_program(stored_config)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from dit_jax import train
 from dit_jax.data import loader, sources
+from dit_jax.training import programs
 from experiments.scaling import grid
 from experiments.scaling.configs import default
 from experiments.scaling.configs import smoke as smoke_sweep
@@ -109,7 +109,7 @@ def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
 
     def examples(cell):
         config = cell.config
-        program = train.make_program(config, jax.devices()[:1])
+        program = programs.make_program(config, jax.devices()[:1])
         batches = loader.TrainIterator(
             sources.open_split(config, "train"), config, np.arange(16), None
         )

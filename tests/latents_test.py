@@ -18,6 +18,7 @@ from dit_jax import latents, sharding, train, workdirs
 from dit_jax.data import loader, sources
 from dit_jax.latents import codec, device, loading
 from dit_jax.sampling import runs
+from dit_jax.training import programs
 
 KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -336,4 +337,4 @@ def test_unknown_source_is_named_before_anything_is_read(latent_config, tmp_path
 def test_latent_settings_that_do_not_fit_are_refused(latent_config, change, message):
     latent_config.latents.update(change)
     with pytest.raises(ValueError, match=message):
-        train.make_program(latent_config)
+        programs.make_program(latent_config)

@@ -9,8 +9,9 @@ from close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import convert, models, train
+from dit_jax import convert, models
 from dit_jax.convert import arrays, lpips
+from dit_jax.training import initial_state, programs
 from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(dict(name="lpips", dtype="float32"))
@@ -74,12 +75,12 @@ def test_vae_s_loss_takes_it_in_with_its_weight(params, tmp_path):
     config.data.update(image_size=16)
     config.model.update(block_channels=(8, 8), norm_groups=4, layers_per_block=1)
     config.autoencoder.update(lpips_weight=0.5, lpips=str(tmp_path / "lpips"))
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     resident = program.task.load_resident(None)
-    state = train.new_state(program, jax.random.key(0))
+    state = initial_state.new_state(program, jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     batch = {"image": image, "label": np.zeros(2, np.int32)}
-    step = train.compile_train_step(program)
+    step = programs.compile_train_step(program)
     _, scalars = step(state, batch, jax.random.key(0), resident)
     kl = config.autoencoder.kl_weight * scalars["kl"] / image[0].size
     assert scalars["lpips"] > 0.01

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from dit_jax import conditions, tasks, train
+from dit_jax import conditions, train
 from dit_jax.evaluation import (
     extractors,
     image_sets,
@@ -16,7 +16,7 @@ from dit_jax.evaluation import (
     references,
 )
 from dit_jax.sampling import generate
-from dit_jax.training import sample_distance
+from dit_jax.training import initial_state, programs, sample_distance, tasks
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_names_of_distances():
 def test_distance_while_training_is_that_of_its_samples(smoke_config):
     smoke_config.sample.cfg_scale = 2.0  # not what the distance takes
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
-    program = train.make_program(smoke_config)
-    state = train.new_state(program, train.jax.random.key(0))
+    program = programs.make_program(smoke_config)
+    state = initial_state.new_state(program, train.jax.random.key(0))
     distance, measured_by = sample_distance.compile_distance(program.task)
     row = distance(state.params)
     assert row == distance(state.params)

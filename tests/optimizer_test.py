@@ -10,8 +10,9 @@ import pytest
 from close import assert_close, assert_trees_close
 
 from configs import default, smoke
-from dit_jax import models, optimizer, train
+from dit_jax import models, train
 from dit_jax.models import conditioning
+from dit_jax.training import optimizer, programs
 
 
 @pytest.fixture
@@ -184,16 +185,16 @@ def test_state_is_that_of_a_run_without_it(smoke_config, grad_clip_norm):
     """Each leaf with its sharding."""
     smoke_config.mesh.update(data=1, fsdp=8)
     smoke_config.optim.grad_clip_norm = grad_clip_norm
-    without = train.make_program(smoke_config).state
+    without = programs.make_program(smoke_config).state
     smoke_config.optim.mup_base_width = 8
-    assert train.make_program(smoke_config).state == without
+    assert programs.make_program(smoke_config).state == without
 
 
 def test_a_vae_has_no_width():
     config = default.get_config("vae")
     config.optim.mup_base_width = 64
     with pytest.raises(ValueError, match="which this model has not; set it to 0"):
-        train.make_program(config)
+        programs.make_program(config)
 
 
 @pytest.mark.slow

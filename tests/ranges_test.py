@@ -7,10 +7,11 @@ import jax
 import pytest
 
 from configs import default
-from dit_jax import train, workdirs
+from dit_jax import workdirs
 from dit_jax.config import ranges
 from dit_jax.models import clip
 from dit_jax.sampling import runs
+from dit_jax.training import programs
 from experiments.scaling.configs import default as sweeps
 
 MODELS = ("dit", "unet", "vae")
@@ -98,7 +99,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_built(
     smoke_config.sample_every_steps = 0  # nothing is drawn
     smoke_config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
-        train.make_program(smoke_config)
+        programs.make_program(smoke_config)
 
 
 @pytest.mark.parametrize("key", ["optim.b1", "optim.b2", "optim.ema_decay", "model.dropout"])
@@ -116,22 +117,22 @@ def test_runs_that_draw_are_refused_before_anything_is_compiled(smoke_config, ke
     config.update(sample_every_steps=0)
     config.sample.sampler = "ddim"
     config.update_from_flattened_dict({"sample.steps": 2000, "fid.steps": 2000})
-    train.make_program(config)  # the commands that sample have a flag for it
+    programs.make_program(config)  # the commands that sample have a flag for it
     config.update_from_flattened_dict({key: 10})
     with pytest.raises(ValueError, match="cannot take 2000 sampling steps"):
-        train.make_program(config)
+        programs.make_program(config)
 
 
 @pytest.mark.parametrize("model", ["smoke", "vae_digits"])
 def test_pictures_that_no_memory_holds_are_refused(model):
     config = importlib.import_module(f"configs.{model}").get_config()
     config.update(sample_every_steps=1, sample_num_images=10_000)
-    train.make_program(config, jax.devices()[:1])
+    programs.make_program(config, jax.devices()[:1])
     config.data.image_size = 512
     if model == "smoke":
         config.model.update(input_size=512, patch_size=8)
     with pytest.raises(ValueError, match=r"a picture of \d0,000 images of 512 pixels would have"):
-        train.make_program(config, jax.devices()[:1])
+        programs.make_program(config, jax.devices()[:1])
 
 
 def test_kinds_of_numbers_are_told_apart():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from close import assert_close, assert_trees_close
 
-from dit_jax import train
+from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint
 
 
@@ -56,7 +56,7 @@ def _wait_for_step(workdir, process, step):
 
 def _final(workdir, config):
     """All of a finished run that must repeat: every bit of the state, and the log."""
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     with checkpoint.open_manager(workdir, config) as manager:
         state, data_state = checkpoint.restore_latest(manager, program.state)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

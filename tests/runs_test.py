@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_jax import conditions, train
+from dit_jax import conditions
 from dit_jax.data import text
 from dit_jax.sampling import generate, runs
+from dit_jax.training import programs
 
 TOLD = conditions.of_labels(np.arange(10), 10)
 
@@ -52,7 +53,7 @@ def test_latents_are_not_clipped(workdir, smoke_config):
     smoke_config.update(sample_every_steps=0)
     smoke_config.sample.clip_x_0 = True
     with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels"):
-        train.make_program(smoke_config)
+        programs.make_program(smoke_config)
 
 
 def test_text_encoders_are_of_models_that_need_one(captioned_workdir, trained_workdir, tmp_path):

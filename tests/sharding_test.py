@@ -14,9 +14,10 @@ from conftest import make_mesh_of_all
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import models, sharding, train
+from dit_jax import models, sharding
 from dit_jax.models import blocks
 from dit_jax.sharding import axes
+from dit_jax.training import initial_state, programs
 
 
 def _mesh(**sizes):
@@ -66,8 +67,8 @@ def test_fsdp_holds_an_eighth_of_the_state_on_each_device(smoke_config):
     """Of parameters, EMA and both Adam moments; only biases too small to divide stay whole."""
     smoke_config.mesh.update(data=1, fsdp=8)
     smoke_config.model.hidden_size = 64
-    program = train.make_program(smoke_config)
-    state = train.new_state(program, jax.random.key(0))
+    program = programs.make_program(smoke_config)
+    state = initial_state.new_state(program, jax.random.key(0))
     for part in (state.params, state.ema_params, state.opt_state):
         leaves = jax.tree.leaves(part)
         total = sum(leaf.nbytes for leaf in leaves)
@@ -82,7 +83,7 @@ def test_axis_that_does_not_divide_stays_whole_and_is_logged(smoke_config, caplo
     monkeypatch.setattr(logging.getLogger("dit_jax"), "propagate", True)
     smoke_config.mesh.update(data=2, tensor=4)  # the smoke model has 2 heads
     with caplog.at_level(logging.INFO, "dit_jax"):
-        program = train.make_program(smoke_config)
+        program = programs.make_program(smoke_config)
     qkv = program.state.params["blocks"]["attn"]["qkv"]["kernel"]
     assert qkv.sharding.spec[3] is None
     logged = [r.getMessage() for r in caplog.records if "qkv/kernel" in r.getMessage()]
@@ -133,10 +134,10 @@ def test_groups_are_computed_in_turn_where_their_rows_are(batch_size, rows):
 
 def _five_steps(config, devices=None):
     """Losses and final parameters of five steps on fixed batches."""
-    program = train.make_program(config, devices)
+    program = programs.make_program(config, devices)
     key = jax.random.key(0)
-    state = train.new_state(program, key)
-    step = train.compile_train_step(program)
+    state = initial_state.new_state(program, key)
+    step = programs.compile_train_step(program)
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(5):

@@ -14,6 +14,7 @@ from configs import vae_digits
 from dit_jax import latents, sharding, train, workdirs
 from dit_jax.data import loader, sources
 from dit_jax.latents import store
+from dit_jax.training import initial_state, programs
 from dit_jax.workdirs import checkpoint
 
 
@@ -39,7 +40,7 @@ def vae_workdir(digits_dir, tmp_path_factory):
 
 def test_summaries_say_what_a_model_is_told(smoke_config, captioned_config):
     def summary(config):
-        return train.make_program(config, jax.devices()[:1]).task.summary()
+        return programs.make_program(config, jax.devices()[:1]).task.summary()
 
     assert ", dit of labels, 16 tokens, adaLN-Zero blocks" in summary(smoke_config)
     told = "captions, by an encoder that is trained along"
@@ -64,15 +65,15 @@ def test_vae_learns_and_reports_psnr_and_kl(vae_workdir):
 @pytest.mark.slow
 def test_vae_begins_with_the_weights_of_another(vae_workdir, vae_config):
     vae_config.init_from = str(vae_workdir)
-    program = train.make_program(vae_config, jax.devices()[:1])
-    state = train.new_state(program, jax.random.key(0))
+    program = programs.make_program(vae_config, jax.devices()[:1])
+    state = initial_state.new_state(program, jax.random.key(0))
     _, params = checkpoint.load_model(vae_workdir, program.mesh, "float32", "vae")
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
 
 
 @pytest.mark.slow
 def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_config):
-    program = train.make_program(vae_config, jax.devices()[:1])
+    program = programs.make_program(vae_config, jax.devices()[:1])
     source = sources.open_images(vae_config, "test[:20]")
     params, _ = checkpoint.restore_params(vae_workdir, program.state.params)
     picture = program.task.compile_picture({}, source)(params)
@@ -106,9 +107,9 @@ def test_trained_vae_serves_latents(vae_workdir, smoke_config, tmp_path):
 
 
 def _two_steps(config, devices=None):
-    program = train.make_program(config, devices)
-    state = train.new_state(program, jax.random.key(0))
-    step = train.compile_train_step(program)
+    program = programs.make_program(config, devices)
+    state = initial_state.new_state(program, jax.random.key(0))
+    step = programs.compile_train_step(program)
     rng = np.random.default_rng(0)
     for _ in range(2):
         image = rng.integers(0, 256, (config.batch_size, 8, 8, 1), np.uint8)
@@ -130,8 +131,8 @@ def test_vae_on_eight_devices_and_in_micro_batches_is_the_same(vae_config):
 @pytest.mark.slow
 def test_posterior_is_sampled_while_training(vae_config):
     """With other noise the reconstruction is another, the KL is not."""
-    program = train.make_program(vae_config, jax.devices()[:1])
-    params = train.new_state(program, jax.random.key(0)).params
+    program = programs.make_program(vae_config, jax.devices()[:1])
+    params = initial_state.new_state(program, jax.random.key(0)).params
     batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
     one, other = (
         program.task.losses(params, {}, *program.task.examples(batch, key, {}, dropout=True))
@@ -165,4 +166,4 @@ def test_noise_predictor_is_no_vae_and_a_vae_no_noise_predictor(vae_workdir, run
 def test_vae_settings_that_do_not_fit_are_refused(vae_config, key, value, message):
     vae_config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
-        train.make_program(vae_config)
+        programs.make_program(vae_config)

@@ -20,6 +20,7 @@ from dit_jax import conditions, models, sharding, train
 from dit_jax.data import sources
 from dit_jax.models import dit
 from dit_jax.system import files
+from dit_jax.training import initial_state, programs
 from dit_jax.workdirs import checkpoint
 
 
@@ -46,17 +47,17 @@ def test_run_writes_metrics_samples_and_checkpoints(trained_workdir):
 def test_model_that_memory_does_not_hold_is_an_error(smoke_config):
     """Of terabytes; the value of its step would never come."""
     smoke_config.model.update(hidden_size=2**20, mlp_ratio=100.0)
-    program = train.make_program(smoke_config, jax.devices()[:1])
+    program = programs.make_program(smoke_config, jax.devices()[:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: Out of memory"):
-        train.new_state(program, jax.random.key(0))
+        initial_state.new_state(program, jax.random.key(0))
 
 
 def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     """The same weights on one device more or less give the same held-out loss."""
-    program = train.make_program(smoke_config, jax.devices()[:4])
+    program = programs.make_program(smoke_config, jax.devices()[:4])
     source = sources.open_images(smoke_config, "test")
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
-    first = train.compile_evaluate(program, source, {})(params)
+    first = programs.compile_evaluate(program, source, {})(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
     assert_trees_close(first, {name: recorded[name] for name in first}, 1e-5)
 
@@ -81,8 +82,8 @@ def test_every_batch_and_draw_of_an_evaluation_has_noise_of_its_own(smoke_config
 
     def evaluate(times, draws):
         smoke_config.eval_draws = draws
-        program = train.make_program(smoke_config, jax.devices()[:1])
-        return train.compile_evaluate(program, _Repeated(examples, times), {})(params)
+        program = programs.make_program(smoke_config, jax.devices()[:1])
+        return programs.compile_evaluate(program, _Repeated(examples, times), {})(params)
 
     source = sources.open_images(smoke_config, "test")
     examples = [source[i] for i in range(16)]
@@ -107,14 +108,16 @@ def stepper(digits_dir):
     config = smoke.get_config()
     config.data.data_dir = str(digits_dir)
     config.optim.ema_decay = 0.75
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     source = sources.open_images(config, "train")
     records = [i for i in range(100) if source[i]["label"] < 5][:16]
     batch = {name: np.stack([source[i][name] for i in records]) for name in ("image", "label")}
     batch = sharding.put_batch(program.mesh, batch)
     key = jax.random.key(0)
-    step_fn = train.compile_train_step(program)
-    return lambda: train.new_state(program, key), lambda state: step_fn(state, batch, key, {})
+    step_fn = programs.compile_train_step(program)
+    return lambda: initial_state.new_state(program, key), lambda state: step_fn(
+        state, batch, key, {}
+    )
 
 
 def test_one_batch_is_overfitted(stepper):
@@ -162,14 +165,14 @@ def test_imagenet_configs_build_without_allocating(size, patch):
     config = imagenet256.get_config(f"DiT-{size}/{patch}")
     config.mesh.update(data=2, fsdp=4)
     config.model.scan_unroll = False
-    program = train.make_program(config)
+    program = programs.make_program(config)
     batch = {
         "moments": jax.ShapeDtypeStruct((256, 32, 32, 8), np.float16),
         "label": jax.ShapeDtypeStruct((256,), np.int32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, scalars = jax.eval_shape(
-        lambda *a: train.train_step(*a, program=program), program.state, batch, key, {}
+        lambda *a: programs.train_step(*a, program=program), program.state, batch, key, {}
     )
     assert scalars["loss"].shape == ()
 
@@ -197,7 +200,7 @@ def test_every_config_builds_without_allocating(name):
         config.model.scan_unroll = False  # fast to trace
     if not config.latents.get("scale", True):  # as the moments will record
         config.latents.update(scale=(1.0,), shift=(0.0,))
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     image, size = config.data.image_size, config.model.get("input_size")
     shapes = {"label": ((), np.int32)}
     if config.latents.source == "pixels":
@@ -220,7 +223,7 @@ def test_every_config_builds_without_allocating(name):
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, scalars = jax.eval_shape(
-        lambda *a: train.train_step(*a, program=program), program.state, batch, key, resident
+        lambda *a: programs.train_step(*a, program=program), program.state, batch, key, resident
     )
     assert scalars["loss"].shape == ()
 
@@ -237,7 +240,7 @@ def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypat
     assert re.search(r"Last finite step: .* loss 0\.\d+", message)
     assert "lower optim.learning_rate" in message
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 6]
-    params = train.make_program(smoke_config).state.params
+    params = programs.make_program(smoke_config).state.params
     for leaf in jax.tree.leaves(checkpoint.restore_params(tmp_path, params)):
         assert np.isfinite(leaf).all()
 
@@ -298,7 +301,7 @@ def test_profile_of_chosen_steps_is_written(smoke_config, tmp_path):
 def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
     smoke_config.data.image_size = 16
     with pytest.raises(ValueError, match=r"\(16, 1\), but .* = \(8, 1\)"):
-        train.make_program(smoke_config)
+        programs.make_program(smoke_config)
 
 
 @pytest.mark.slow
@@ -320,17 +323,17 @@ def test_grids_of_latents_without_a_vae_are_refused_before_the_first_step():
     config = imagenet256.get_config("DiT-S/8")
     config.sample_every_steps = 100
     with pytest.raises(ValueError, match=r"sample_every_steps=100 .* needs latents\.vae"):
-        train.make_program(config)
+        programs.make_program(config)
 
 
 def test_accumulation_that_does_not_divide_is_refused(smoke_config):
     smoke_config.grad_accumulation_steps = 3
     with pytest.raises(ValueError, match=r"batch_size=16 must be a multiple of 6"):
-        train.make_program(smoke_config)
+        programs.make_program(smoke_config)
 
 
 def test_null_class_follows_the_number_of_classes(smoke_config):
-    params = train.make_program(smoke_config).state.params
+    params = programs.make_program(smoke_config).state.params
     assert params["y_embedder"]["embedding"].shape == (11, 32)
     smoke_config.model.class_dropout_prob = 0.0
     model = models.build(smoke_config.model)
@@ -341,8 +344,8 @@ def test_null_class_follows_the_number_of_classes(smoke_config):
 def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir):
     """The newest EMA weights, in both places; the step and the optimizer begin anew."""
     smoke_config.init_from = str(trained_workdir)
-    program = train.make_program(smoke_config, jax.devices()[:1])
-    state = train.new_state(program, jax.random.key(0))
+    program = programs.make_program(smoke_config, jax.devices()[:1])
+    state = initial_state.new_state(program, jax.random.key(0))
     expected, step = checkpoint.restore_params(trained_workdir, program.state.params)
     assert step == 40
     for params in (state.params, state.ema_params):
@@ -351,7 +354,9 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     smoke_config.init_from = "nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+        initial_state.new_state(
+            programs.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -380,9 +385,9 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
 def test_weights_of_another_model_are_no_beginning(smoke_config, trained_workdir, changes, lines):
     smoke_config.init_from = str(trained_workdir)
     smoke_config.update_from_flattened_dict(changes)
-    program = train.make_program(smoke_config, jax.devices()[:1])
+    program = programs.make_program(smoke_config, jax.devices()[:1])
     with pytest.raises(ValueError, match="holds weights of another model, process or") as error:
-        train.new_state(program, jax.random.key(0))
+        initial_state.new_state(program, jax.random.key(0))
     found = [line for line in str(error.value).splitlines() if line.startswith("  ")]
     assert len(found) == len(lines)
     assert all(line in str(error.value) for line in lines)
@@ -396,7 +401,9 @@ def test_a_beginning_told_otherwise_is_warned_of(smoke_config, trained_workdir, 
     (workdir / "config.json").write_text(json.dumps(config))
     smoke_config.init_from = str(workdir)
     smoke_config.text.encoder_digest = "4567"
-    train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+    initial_state.new_state(
+        programs.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0)
+    )
     assert "was trained on text.encoder_digest=0123, not 4567" in caplog.text
 
 
@@ -406,10 +413,12 @@ def test_a_beginning_may_differ_in_what_the_weights_do_not_mean(smoke_config, tr
     smoke_config.model.class_dropout_prob = 0.3
     smoke_config.data.image_size = 12
     smoke_config.sample.cfg_scale = 2.0
-    train.new_state(train.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0))
+    initial_state.new_state(
+        programs.make_program(smoke_config, jax.devices()[:1]), jax.random.key(0)
+    )
 
 
 def test_profile_beyond_the_last_step_is_refused(smoke_config):
     smoke_config.update(total_steps=6, profile_start_step=6)
     with pytest.raises(ValueError, match="profile_start_step=6 must be below total_steps=6"):
-        train.make_program(smoke_config)
+        programs.make_program(smoke_config)

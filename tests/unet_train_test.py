@@ -7,10 +7,11 @@ import pytest
 from close import assert_close
 
 from configs import default
-from dit_jax import sharding, tasks, train
+from dit_jax import sharding, train
 from dit_jax.data import loader, sources
 from dit_jax.models import unet
 from dit_jax.system import json_files
+from dit_jax.training import initial_state, programs, tasks
 
 
 @pytest.fixture
@@ -51,11 +52,11 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(config, tmp_path):
 
 def _losses(config, devices=1):
     """The loss [total_steps] of every step, on so many devices."""
-    program = train.make_program(config, jax.devices()[:devices])
-    state = train.new_state(program, jax.random.key(config.seed))
+    program = programs.make_program(config, jax.devices()[:devices])
+    state = initial_state.new_state(program, jax.random.key(config.seed))
     rows = np.arange(config.batch_size)
     batches = loader.TrainIterator(sources.open_split(config, "train"), config, rows)
-    step, losses = train.compile_train_step(program), []
+    step, losses = programs.compile_train_step(program), []
     for _ in range(config.total_steps):
         batch = sharding.put_batch(program.mesh, next(batches))
         state, scalars = step(state, batch, jax.random.key(config.seed), {})
@@ -86,7 +87,7 @@ def test_it_learns_16_images(config):
 
 def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
     """And not while evaluating."""
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     batch = next(loader.TrainIterator(sources.open_split(config, "train"), config, np.arange(16)))
     one, two = (program.task.examples(batch, jax.random.key(i), {}, dropout=True) for i in range(2))
     assert len(one) == len(two) == 5
@@ -118,7 +119,7 @@ def test_posterior_noise_and_both_dropouts_have_keys_of_their_own(config, monkey
     record(tasks.latents, "x_0_from_batch", 1)
     record(tasks.objectives, "draw", 2)
     record(tasks.conditions, "drop", 0)
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
     *_, own = program.task.examples(batch, jax.random.key(0), {}, dropout=True)
     drawn = [jax.random.key(0), *keys.values()]

@@ -26,10 +26,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, latents, sharding, train
+from dit_jax import cli, latents, sharding
 from dit_jax.data import loader, sources
 from dit_jax.evaluation import plot_style
 from dit_jax.system import files
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -59,9 +60,9 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     Raises: ValueError or OSError as `sources.open_split` and `train.make_program`.
     """
     source = sources.open_split(config, "train")
-    program = train.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])
+    program = programs.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])
     resident = program.task.load_resident(source)
-    step_fn = train.compile_train_step(program)
+    step_fn = programs.compile_train_step(program)
     iterator = loader.TrainIterator(
         source, config, sharding.local_rows(program.mesh, config.batch_size)
     )
@@ -71,7 +72,7 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     found = []
     for seed in range(seeds):
         key = jax.random.key(seed)
-        state = train.new_state(program, key)
+        state = initial_state.new_state(program, key)
         initial = jax.device_get(activations(state.params))
         for step, batch in enumerate(batches, 1):
             state, _ = step_fn(state, batch, key, resident)
@@ -87,7 +88,7 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def compile_activations(program: train.Program, resident: dict, examples: tuple):
+def compile_activations(program: programs.Program, resident: dict, examples: tuple):
     """`activations(params) -> {name: array}` for fixed examples; of blocks [L, ...]."""
 
     @jax.jit

@@ -9,8 +9,9 @@ import re
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax import models, train
+from dit_jax import models
 from dit_jax.sampling import generate
+from dit_jax.training import programs
 
 MOST_CHECKPOINTS = 100  # of a run: its compute points have a common divisor
 # Axes that a table has columns for in any case.
@@ -173,7 +174,7 @@ def _check(config):
         for key, value in (("scale", (1.0,)), ("shift", (0.0,))):
             if not config.latents.get(key, True):  # the moments will tell
                 config.latents[key] = value
-    program = train.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     arguments = program.task.process, config.objective.prediction, program.mesh
     generate.make_sample_fn(program.model, config.sample, *arguments)
 

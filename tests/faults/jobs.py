@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dit_jax import train, workdirs
+from dit_jax import workdirs
+from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint
 
 OTHERS = ("img_per_s", "seconds", "git_revision")  # of a line of metrics or a row: may differ
@@ -78,7 +79,7 @@ def _hash(contents):
 def _of_run(directory, samples=True):
     """Every bit of the final state, the log, the pictures."""
     config = workdirs.load_config(directory)
-    program = train.make_program(config, jax.devices()[: max(1, config.mesh.fsdp)])
+    program = programs.make_program(config, jax.devices()[: max(1, config.mesh.fsdp)])
     with checkpoint.open_manager(directory, config) as manager:
         state, data_state = checkpoint.restore_latest(manager, program.state)
     found = {
