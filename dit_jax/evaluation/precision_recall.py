@@ -146,7 +146,7 @@ def compute(
 ) -> tuple[float, float]:
     """Shares of samples inside the reference's manifold, and of the reference inside the samples'.
 
-    Args: samples [N, D], reference [M, D]; a manifold, and `half`, are as `manifolds.inside` says.
+    Args: samples [N, D], reference [M, D]; a manifold, and `half`, are as `inside` says.
     Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
     """

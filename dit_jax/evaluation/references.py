@@ -135,9 +135,9 @@ def load(
 ) -> Reference:
     """The reference in an .npz that `save` or ADM wrote, or of the images that `spec` names.
 
-    On this process's devices alone. Arguments as `images.open_images`, for a folder or a split.
+    On this process's devices alone. Arguments as `image_sets.open_images`, for a folder or a split.
     Raises: FileNotFoundError; ValueError for a file of another extractor or other keys, or as
-      `images.open_images`.
+      `image_sets.open_images`.
     """
     path = files.to_path(spec, "reference")
     if path.suffix != ".npz":

@@ -64,7 +64,7 @@ def check_digest(config: ConfigDict, digest: str, name: str) -> None:
 def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> codec.Vae:
     """The VAE of `config.latents`, which must be the one that the moments are of.
 
-    Raises: ValueError for another one, or one of another factor; as `checkpoint.load_vae`.
+    Raises: ValueError for another one, or one of another factor; as `latents.load_vae`.
     """
     workdir = files.to_path(config.latents.vae, "latents.vae")
     vae = load_vae(workdir, mesh, config.model.dtype)

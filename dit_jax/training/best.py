@@ -14,7 +14,7 @@ from dit_jax.workdirs import checkpoint
 logger = logging.getLogger("dit_jax")
 
 LARGER_IS_BETTER = ("eval_psnr",)  # all else that training measures should be small
-DISTANCE = {  # what one is measured by, as `measures.compile_distance`
+DISTANCE = {  # what one is measured by, as `sample_distance.compile_distance`
     "sample": forms.object_of({}),
     "fid": forms.object_of({}),
     "extractor": forms.object_of({}),
@@ -28,7 +28,7 @@ class Best:
 
     Without config.checkpoint_best_metric nothing is kept.
     Args: data, the identities of the run's data, as `workdirs.write_data`; measured_by, what a
-      distance is measured by, as `measures.compile_distance`.
+      distance is measured by, as `sample_distance.compile_distance`.
     Raises: ValueError for a metric that the run does not measure.
     """
 

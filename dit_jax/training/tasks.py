@@ -120,7 +120,7 @@ class Denoising:
         Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
           as `latents.load_moments`; for captions 'null', the empty one as the data have it, and
           the frozen 'encoder', unless its outputs are stored.
-        Raises: ValueError if the moments do not fit, or as `runs.load_vae` and
+        Raises: ValueError if the moments do not fit, or as `latents.load_run_vae` and
           `conditions.load_encoder`.
         """
         config, resident = self.config, {}

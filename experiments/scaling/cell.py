@@ -41,7 +41,7 @@ def run(
     Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.   made: a sweep has
       made it, so it is not made anew.
     Raises: files.LostError if it was made and is not there; ValueError as `check`; as
-      `train.train_and_evaluate` and `evaluate.evaluate`, and then what failed is recorded. A
+      `train.train_and_evaluate` and `samples.evaluate`, and then what failed is recorded. A
       signal, as stopping.Stopped, or a full disk is no failure.
     """
     if made:

@@ -57,7 +57,7 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     """Rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}} of a config of `of_width`.
 
     A seed is of parameters, times, noise and dropped labels; the images are those of config.seed.
-    Raises: ValueError or OSError as `sources.open_split` and `train.make_program`.
+    Raises: ValueError or OSError as `sources.open_split` and `programs.make_program`.
     """
     source = sources.open_split(config, "train")
     program = programs.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])

@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def counts(self) -> dict:
-        """Of `flops.count`, and the 'train_gflops' of the whole run."""
+        """Of `models.count`, and the 'train_gflops' of the whole run."""
         counts = models.count(self.config)
         images = self.steps[-1] * self.config.batch_size
         return counts | {"train_gflops": images * counts["train_gflops_per_image"]}
