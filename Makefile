@@ -38,7 +38,7 @@ test-parity: $(STAMP) requirements-parity.txt
 	# Its datasets alone use its torchvision, which wants a torch of its own.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt --no-deps torch-fidelity
-	$(BIN)/python -m pytest tests/parity tests/torch_files_test.py
+	$(BIN)/python -m pytest tests/parity tests/convert/torch_files_test.py
 
 test-faults: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m faults.campaign --rounds $(ROUNDS) --seed $(SEED)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 import setuptools
-from xla_flags import ONE_DEVICE
+from helpers.xla_flags import ONE_DEVICE
 
 from dit_jax import cli
 from dit_jax.system import files, stopping

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from xla_flags import FLAGS, ONE_DEVICE, USER_FLAGS
+from helpers.xla_flags import FLAGS, ONE_DEVICE, USER_FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of two workers wait for each other
@@ -26,10 +26,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs/ of this checkout
 
-import bpe
 import jax
 import numpy as np
 import pytest
+from helpers import bpe
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -399,7 +399,7 @@ def zygote(tmp_path_factory):
 
     It has one device and is compiled as the tests are. Keywords are environment variables.
     """
-    script, out = pathlib.Path(__file__).with_name("zygote.py"), tmp_path_factory.mktemp("streams")
+    script, out = ROOT / "tests" / "helpers" / "zygote.py", tmp_path_factory.mktemp("streams")
     process = subprocess.Popen(
         [sys.executable, script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

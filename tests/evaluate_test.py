@@ -9,7 +9,7 @@ import warnings
 import conftest
 import numpy as np
 import pytest
-from close import assert_close
+from helpers.close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import conditions, evaluate, models, workdirs

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from close import assert_close
+from helpers.close import assert_close
 from PIL import Image
 
 from dit_jax import latents, reconstruct

@@ -13,7 +13,7 @@ import conftest
 import jax
 import numpy as np
 import pytest
-from close import assert_close, assert_trees_close
+from helpers.close import assert_close, assert_trees_close
 
 from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from close import assert_trees_close
+from helpers.close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke

@@ -18,7 +18,7 @@ import zlib
 import numpy as np
 import pytest
 import safetensors.numpy
-import sweep
+from helpers import sweep
 from PIL import Image
 
 from dit_jax.system import files

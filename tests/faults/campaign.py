@@ -20,9 +20,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-import zygote
 from faults import inputs, jobs, kinds
 from faults.running import LostError
+from helpers import zygote
 
 # Of all rounds, in proportion; the last two take longest.
 SHARES = {"train": 6, "encode": 6, "evaluate": 6, "two processes": 1, "sweep": 1}

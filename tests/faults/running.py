@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import zygote
 from faults import jobs
+from helpers import zygote
 
 MOST_SECONDS = 240  # that a command may take
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from close import assert_trees_close
+from helpers.close import assert_trees_close
 
 from configs import default
 from dit_jax import diffusion

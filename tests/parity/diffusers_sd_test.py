@@ -4,13 +4,13 @@ Each of diffusers' timestep_spacing is a grid of ours, for DDIM and for DPM-Solv
 the files' set_alpha_to_one=False DDIM ends as our ddim_level1, with True as ddim.
 """
 
-import bpe
 import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import bpe
 
 from dit_jax import conditions
 from dit_jax.convert.__main__ import convert_sd

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from close import assert_close, assert_trees_close
+from helpers.close import assert_close, assert_trees_close
 
 from dit_jax.evaluation import metrics, precision_recall
 

@@ -3,12 +3,12 @@
 import json
 import random
 
-import bpe
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import bpe
 from ml_collections import ConfigDict
 
 from dit_jax import convert, sharding

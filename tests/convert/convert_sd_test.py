@@ -1,0 +1,418 @@
+"""A whole Stable Diffusion from diffusers' folder: one workdir, that draws, and what is refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GOLDENS, ROOT
+from helpers import bpe, published_configs
+
+from configs import default, sd_finetune
+from dit_jax import conditions, convert, workdirs
+from dit_jax.convert import stable_diffusion
+from dit_jax.convert.__main__ import convert_sd
+from dit_jax.data import sources
+from dit_jax.sampling import generate, runs
+from dit_jax.workdirs import checkpoint
+
+ZERO_SNR = dict(rescale_betas_zero_snr=True)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+UNET = published_configs.UNET | dict(in_channels=2, out_channels=2, cross_attention_dim=16)
+VAE = published_configs.VAE | dict(scaling_factor=0.5, shift_factor=0.1)
+CLIP = published_configs.CLIP | {"architectures": ["CLIPTextModel"]}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.6.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "requires_safety_checker": True,
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+FILES = {
+    "model_index.json": INDEX,
+    "unet/config.json": UNET,
+    "vae/config.json": VAE,
+    "text_encoder/config.json": CLIP,
+    "scheduler/scheduler_config.json": published_configs.SCHEDULER,
+    "tokenizer/tokenizer_config.json": {"pad_token": "!"},
+}
+
+
+def _golden(name):
+    with np.load(GOLDENS / f"{name}_tiny_reference.npz") as file:
+        return {n.removeprefix("w/"): file[n] for n in file.files if n.startswith("w/")}
+
+
+def _unet():
+    """The recorded UNet, of as many channels as the VAE's latents, and as wide contexts as CLIP."""
+    found = _golden("unet")
+    for name, array in found.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            found[name] = np.resize(array, (len(array), 16))
+    for name in ("conv_out.weight", "conv_out.bias"):
+        found[name] = found[name][:2]
+    found["conv_in.weight"] = found["conv_in.weight"][:, :2].copy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What diffusers writes of a tiny Stable Diffusion. Do not change."""
+    root = tmp_path_factory.mktemp("diffusers") / "sd"
+    bpe.write(root / "tokenizer")
+    for name, contents in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(json.dumps(contents))
+    safetensors.numpy.save_file(_unet(), root / "unet" / WEIGHTS)
+    safetensors.numpy.save_file(_golden("vae"), root / "vae" / WEIGHTS)
+    safetensors.numpy.save_file(_golden("clip"), root / "text_encoder" / "model.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def converted(folder, tmp_path_factory):
+    """The workdir that comes of it. Do not change."""
+    workdir = tmp_path_factory.mktemp("runs") / "sd"
+    convert_sd(folder, workdir)
+    return workdir
+
+
+@pytest.fixture
+def source(folder, tmp_path):
+    """A copy of the folder, to change."""
+    return shutil.copytree(folder, tmp_path / "source")
+
+
+def _change(source, name, **changes):
+    """Writes a file of the folder with changed fields; a field that is DEL is left out."""
+    contents = {k: v for k, v in (FILES[name] | changes).items() if v is not DEL}
+    (source / name).write_text(json.dumps(contents))
+
+
+DEL = "left out"
+
+
+def test_config_says_what_the_files_say(converted):
+    config = workdirs.load_config(converted)
+    assert config.to_dict().keys() == default.get_config().to_dict().keys()
+    assert config.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
+        schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_steps=100
+    )
+    assert config.objective.prediction == "eps"
+    assert (config.latents.vae, config.text.encoder) == ("vae", "text_encoder")
+    assert (config.latents.scale, config.latents.shift) == ([0.5], [0.1])
+    assert (config.data.image_size, config.data.image_channels) == (16, 3)  # this VAE halves once
+    assert (config.model.condition, config.model.class_dropout_prob) == ("context", 0.1)
+    sample = {key: config.sample[key] for key in ("sampler", "grid", "steps", "cfg_scale")}
+    assert sample == dict(sampler="ddim_level1", grid="leading", steps=50, cfg_scale=7.5)
+
+
+@pytest.mark.slow
+def test_parts_are_those_of_the_folder(converted):
+    trained = runs.load(converted)
+    for params, name, found, config in (
+        (trained.params, "unet", _unet(), trained.config.model),
+        (
+            trained.vae.params,
+            "vae",
+            _golden("vae"),
+            workdirs.load_config(converted / "vae").model,
+        ),
+        (trained.encoder.params, "clip", _golden("clip"), published_configs.CLIP_CONFIG),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, found, config))
+    told = conditions.of_captions(trained.config, ["the cat's on"])
+    np.testing.assert_array_equal(told.null[0], [533, 534] + [0] * 10)  # "!" pads
+
+
+@pytest.mark.slow
+def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
+    settings = dict(sampler="dpmpp2m", steps=3, cfg_scale=7.5)
+    trained = runs.load(converted, settings=settings)
+    sample = trained.make_sample_fn()
+
+    def draw(negative):
+        told = conditions.of_captions(trained.config, ["the cat"], negative)
+        arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
+        return generate.generate(*arguments).astype(int)
+
+    expected = draw("a photo")
+    assert expected.shape == (1, 16, 16, 3)
+    assert np.abs(draw("") - expected).max() > 10
+    moved = shutil.copytree(converted, tmp_path / "elsewhere" / "sd")
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    told = ["--prompt=the cat", "--negative_prompt=a photo", "--num=1"]
+    out = tmp_path / "x.npz"
+    run_command("sample", "--workdir", moved, *flags, *told, "--out", out)
+    with np.load(out) as file:  # compiled as users' is
+        assert np.abs(file["arr_0"] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("version", "theirs"), [("sd15", "epsilon"), ("sd2-base", "epsilon"), ("sd2", "v_prediction")]
+)
+def test_finetuning_config_has_the_process_of_the_files(source, version, theirs):
+    """Else training would refuse to begin with them; convert_unet_test compares the sizes."""
+    _change(source, SCHEDULER_FILE, num_train_timesteps=1000, prediction_type=theirs)
+    process, prediction, _ = stable_diffusion.read_process(source / SCHEDULER_FILE)
+    config = sd_finetune.get_config(version)
+    assert config.diffusion.to_dict() == config.diffusion.to_dict() | process
+    assert config.objective.prediction == prediction
+
+
+def test_another_text_encoder_is_refused(converted, folder, tmp_path):
+    """Of the same sizes, which no array tells."""
+    assert runs.load(converted).encoder.digest == (
+        workdirs.load_config(converted).text.encoder_digest
+    )
+    workdir = shutil.copytree(converted, tmp_path / "run")
+    config = workdirs.load_config(workdir / "text_encoder")
+    shutil.rmtree(workdir / "text_encoder" / "checkpoints")
+    params = convert.load("clip", _golden("clip"), config.model)
+    params["final_layer_norm"]["bias"] = params["final_layer_norm"]["bias"] + 1e-3
+    checkpoint.save_params(workdir / "text_encoder", config, params)
+    with pytest.raises(
+        ValueError, match=r"has digest \w{16}, but text.encoder_digest=\w{16} is of"
+    ):
+        runs.load(workdir)
+
+
+def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
+    workdir = shutil.copytree(converted, tmp_path / "run")
+    for part in ("vae", "text_encoder"):
+        (workdir / part).rename(tmp_path / part)
+    with pytest.raises(FileNotFoundError, match=r"no vae/config.json: vae must be"):
+        runs.load(workdir)
+    path = workdir / "config.json"
+    contents = json.loads(path.read_text())
+    contents["latents"]["vae"] = str(tmp_path / "vae")
+    contents["text"]["encoder"] = "../text_encoder"
+    path.write_text(json.dumps(contents))
+    config = runs.load(workdir).config
+    assert config.latents.vae == str(tmp_path / "vae")
+    assert config.text.encoder == str(workdir / "../text_encoder")
+
+
+def test_no_data_to_draw_captions_from(converted):
+    config = runs.load(converted).config
+    with pytest.raises(ValueError, match=r"data.name is empty: this config names no images"):
+        conditions.draw(config, "random", 2)
+    with pytest.raises(ValueError, match=r"data.name is empty"):
+        sources.open_images(config, config.data.train_split)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prediction", "sampler", "grid"),
+    [
+        ({}, "eps", "ddim_level1", "leading"),
+        (dict(prediction_type="v_prediction", **ZERO_SNR), "v", "ddim", "uniform"),
+        (
+            dict(prediction_type="v_prediction", timestep_spacing="trailing", **ZERO_SNR),
+            "v",
+            "ddim_level1",
+            "trailing",
+        ),
+        (dict(prediction_type="sample", beta_schedule="linear"), "x_0", "ddim_level1", "leading"),
+        (dict(set_alpha_to_one=True), "eps", "ddim", "leading"),
+        # PNDM's default is False, DDIM's True.
+        (dict(set_alpha_to_one=DEL), "eps", "ddim_level1", "leading"),
+        (dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler"), "eps", "ddim", "leading"),
+        (dict(timestep_spacing="trailing"), "eps", "ddim_level1", "trailing"),
+        (dict(timestep_spacing="linspace"), "eps", "ddim_level1", "leading"),
+    ],
+    ids=str,
+)
+def test_processes(source, changes, prediction, sampler, grid):
+    _change(source, "scheduler/scheduler_config.json", **changes)
+    path = source / "scheduler" / "scheduler_config.json"
+    process, predicted, sample = stable_diffusion.read_process(path)
+    assert predicted == prediction
+    assert process["schedule"] == changes.get("beta_schedule", "scaled_linear")
+    assert process["zero_terminal_snr"] == (changes.keys() >= ZERO_SNR.keys())
+    assert sample == dict(sampler=sampler, grid=grid)
+
+
+def test_process_that_was_read_is_the_config_s(source, tmp_path):
+    changes = dict(prediction_type="v_prediction", timestep_spacing="trailing", **ZERO_SNR)
+    _change(source, "scheduler/scheduler_config.json", **changes)
+    config = convert_sd(source, tmp_path / "ours")
+    assert config.objective.prediction == "v"
+    assert config.diffusion.zero_terminal_snr
+    assert (config.sample.sampler, config.sample.grid) == ("ddim_level1", "trailing")
+
+
+SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            INDEX_FILE,
+            dict(_class_name="StableDiffusionXLPipeline"),
+            "diffusers' StableDiffusionXLPipeline, but only StableDiffusionPipeline, .*Legacy can",
+        ),
+        (
+            INDEX_FILE,
+            dict(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+            r"parts text_encoder_2 \(CLIPTextModelWithProjection\), which are not supported; supp",
+        ),
+        (INDEX_FILE, dict(vae=DEL, scheduler=[None, None]), "names no vae, scheduler; needed are"),
+        (
+            SCHEDULER_FILE,
+            dict(_class_name="FlowMatchEulerDiscreteScheduler"),
+            "_class_name='FlowMatchEulerDiscreteScheduler'; supported: DDIMScheduler, DDPM",
+        ),
+        (
+            SCHEDULER_FILE,
+            dict(beta_schedule="laplace"),
+            "beta_schedule='laplace'; supported: linear, scaled_linear, squaredcos_cap_v2",
+        ),
+        (SCHEDULER_FILE, dict(beta_schedule=DEL), "beta_schedule=None; supported: linear"),
+        (
+            SCHEDULER_FILE,
+            dict(prediction_type="flow_prediction"),
+            "prediction_type='flow_prediction'; supported: epsilon, v_prediction, sample",
+        ),
+        (
+            SCHEDULER_FILE,
+            dict(num_train_timesteps=1),
+            "num_train_timesteps=1; supported: a whole number above 1",
+        ),
+        (SCHEDULER_FILE, dict(beta_start=0), "beta_start=0; supported: a number between 0 and 1"),
+        (SCHEDULER_FILE, dict(beta_end=1e-4), "beta_end=0.0001; supported: .* beta_start=0.00085"),
+        (SCHEDULER_FILE, dict(trained_betas=[0.1]), r"trained_betas=\[0.1\]; supported: None"),
+        (SCHEDULER_FILE, dict(set_alpha_to_one="no"), "set_alpha_to_one='no'; supported: True, Fa"),
+        (SCHEDULER_FILE, dict(timestep_spacing="even"), "'even'; supported: leading, linspace, tr"),
+        (SCHEDULER_FILE, dict(use_flow_sigmas=True), "use_flow_sigmas=True; supported: False"),
+        (
+            SCHEDULER_FILE,
+            dict(rescale_betas_zero_snr=True),
+            "rescale_betas_zero_snr=True; supported: False, with prediction_type='epsilon'",
+        ),
+        (
+            SCHEDULER_FILE,
+            dict(rescale_betas_zero_snr="no"),
+            "rescale_betas_zero_snr='no'; supported: True, False",
+        ),
+        (
+            "unet/config.json",
+            dict(cross_attention_dim=12),
+            "unet has cross_attention_dim=12, but text_encoder hidden_size=16",
+        ),
+        (
+            "vae/config.json",
+            dict(latent_channels=4),
+            "unet has in_channels=2, but vae latent_channels=4",
+        ),
+        ("unet/config.json", dict(in_channels=9), "in_channels=9; supported: out_channels, witho"),
+        ("vae/config.json", dict(layers_per_block=2), "does not fit the model"),
+        ("text_encoder/config.json", dict(num_hidden_layers=2), r"unexpected \(16\): encoder.lay"),
+        ("tokenizer/tokenizer_config.json", dict(pad_token="none"), "not CLIP's: it has no none"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_refused_before_anything_is_written(
+    source, tmp_path, name, changes, message
+):
+    if name == "unet/config.json" and "cross_attention_dim" in changes:
+        safetensors.numpy.save_file(
+            {
+                n: a[:, :12].copy() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) else a
+                for n, a in _unet().items()
+            },
+            source / "unet" / WEIGHTS,
+        )
+    _change(source, name, **changes)
+    with pytest.raises(ValueError, match=message):
+        convert_sd(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (INDEX_FILE, "no .*model_index.json: give the directory that diffusers wrote, with unet"),
+        (SCHEDULER_FILE, "no .*scheduler_config.json: it must be the scheduler's config that diff"),
+        (f"unet/{WEIGHTS}", f"no {WEIGHTS} or diffusion_pytorch_model.bin in .*unet, where"),
+        (f"vae/{WEIGHTS}", f"no {WEIGHTS} or diffusion_pytorch_model.bin in .*vae, where"),
+        ("text_encoder/model.safetensors", "no model.safetensors or pytorch_model.bin in"),
+        ("tokenizer/merges.txt", "no vocab.json with merges.txt"),
+    ],
+)
+def test_missing_files_are_named_before_anything_is_written(source, tmp_path, name, message):
+    (source / name).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        convert_sd(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_conversion_that_ends_early_leaves_nothing(folder, tmp_path, monkeypatch, written):
+    """After so many of its three workdirs."""
+    save, saved = checkpoint.save_params, []
+
+    def stop(workdir, *arguments):
+        if len(saved) == written:
+            raise KeyboardInterrupt
+        saved.append(workdir)
+        save(workdir, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save_params", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert_sd(folder, tmp_path / "ours")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_a_conversion_that_is_killed_goes_on_when_it_is_run_again(
+    folder, converted, tmp_path, run_command, written
+):
+    """With SIGKILL after so many of its three workdirs."""
+    target = tmp_path / "ours"
+    code = f"""
+import os, pathlib, signal
+from dit_jax.workdirs import checkpoint
+from dit_jax.convert.__main__ import convert_sd
+save, saved = checkpoint.save_params, []
+def stop(workdir, *arguments):
+    save(workdir, *arguments)
+    saved.append(workdir)
+    if len(saved) == {written}:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_params = stop
+convert_sd(pathlib.Path({str(folder)!r}), pathlib.Path({str(target)!r}))
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".ours.partial"]
+    run_command("convert", "sd", folder, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    for part in ("", "vae", "text_encoder"):
+        names = [
+            {path.name for path in (workdir / part).iterdir()} for workdir in (target, converted)
+        ]
+        assert names[0] == names[1]
+    jax.tree.map(
+        np.testing.assert_array_equal, runs.load(target).params, runs.load(converted).params
+    )
+
+
+@pytest.mark.slow
+def test_command(folder, tmp_path, run_command):
+    out = run_command("convert", "sd", folder, tmp_path / "ours")
+    assert out.startswith(f"{tmp_path / 'ours'}: " + '{"attention": "auto"')
+    error = run_command("convert", "sd", folder, tmp_path / "ours", fails=True)
+    assert "ours is not empty" in error

@@ -1,0 +1,367 @@
+"""Samplers against recorded samples, and against data whose denoiser is known exactly."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from helpers.close import assert_close, assert_trees_close
+from helpers.mixture import NORMAL, TWO, Channels, Mixture
+
+from configs import default
+from dit_jax import diffusion
+from dit_jax.diffusion import grids, guidance, samplers
+
+
+def _settings(**changes):
+    config = default.get_config().sample
+    config.update(changes)
+    return config
+
+
+def _solve(process, data, x_T, prediction="u", seed=1, **settings):
+    """x_0 of the sampler that the settings ask for, with the data's exact denoiser."""
+    sampler = samplers.build(_settings(**settings), process, prediction)
+    denoise = data.denoise(process, sampler.times)
+
+    steps = len(sampler.grid) - 1
+
+    @jax.jit
+    def run(x_T, noise):
+        parts = [(denoise, steps)]
+        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise[i])
+        return sampler.solve(problem, x_T)
+
+    shape = (steps, *x_T.shape) if len(x_T) > 100 else (steps, 1, 1, 1, 1)  # else no one adds any
+    x_0, finite = run(x_T, np.random.default_rng(seed).standard_normal(shape, x_T.dtype))
+    without = settings.get("last_step") == "none" or settings.get("last_step_t") == 0
+    assert finite.shape == (settings["steps"] - without,)
+    assert np.all(finite)
+    return x_0
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_samples_equal_the_published_ones(golden, process, golden_predict, name):
+    """cfg 1.5 on three channels, ten steps, learned variance."""
+    sampler = samplers.build(_settings(sampler=name, steps=10), process, "eps")
+    y = jnp.asarray(golden["y"])
+    guided = guidance.classifier_free_guidance(golden_predict, y, jnp.full_like(y, 7), 1.5, 3)
+    denoise = samplers.make_denoise(process, "eps", guided, sampler.times)
+    noise = jnp.asarray(golden["sample_noise"])
+    problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: noise[i])
+    x_0, finite = sampler.solve(problem, jnp.asarray(golden["x_0"]))
+    expected = golden[f"{name}_cfg1.5_sample"]
+    assert_close(x_0, expected, 2e-5)
+    assert finite.tolist() == [True] * 10
+
+
+def test_clipped_x_0_has_an_eps_that_fits(process):
+    times = samplers.build(_settings(sampler="ddim", steps=10), process, "eps").times
+    denoise = NORMAL.denoise(process, times)
+    clipped = samplers.clip_x_0(denoise, process, times)
+    x_t = jnp.linspace(-2, 4, 100).reshape(1, 100, 1, 1)
+    for i in (5, 9):  # at 0, noise alone, x_0 is the mean
+        before, after = denoise(x_t, i), clipped(x_t, i)
+        inside = np.abs(before.x_0) < 1
+        assert 0 < inside.sum() < 100
+        np.testing.assert_array_equal(after.x_0, np.clip(before.x_0, -1, 1))
+        alpha, sigma = process.alpha(times)[i], process.sigma(times)[i]
+        assert_close(alpha * after.x_0 + sigma * after.eps, x_t, 2e-6)
+        # eps is what x_t has beside x_0, and has its rounding, divided by sigma.
+        rounding = 3e-6 * np.abs(x_t).max() / sigma
+        assert np.abs(after.eps - before.eps)[inside].max() < rounding
+
+
+def _error(process, data, steps, **settings):
+    """By how much the flow misses the quantile of x_0 that x_T's leads to, f64.
+
+    In one variable the probability flow keeps the order of points, so it keeps their quantiles.
+    """
+    with jax.enable_x64(True):
+        x_T = np.linspace(-1.5, 1.5, 7).reshape(-1, 1, 1, 1) * process.x_T_std
+        grid = samplers.build(_settings(steps=steps, **settings), process, "u").grid
+        x_0 = _solve(process, data, jnp.asarray(x_T), steps=steps, **settings)
+        assert x_0.dtype == jnp.float64
+        first = process.alpha(grid[:1]), process.sigma(grid[:1])
+        return np.abs(data.cdf(x_0) - data.cdf(x_T, *first)).max()
+
+
+ORDERS = {"ddim": 1, "dpmpp1": 1, "euler": 1, "heun": 2, "ab2": 2, "dpmpp2m": 2, "ab4": 4}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("process", ["vp", "flow", "gvp", "edm"])
+def test_order_of_convergence_is_the_nominal_one(build_process, process, name):
+    """Twice the steps divide the error by 2^order."""
+    process = build_process(process, sigma_min=1e-4, sigma_max=20.0)
+    # DPM-Solver's variable is log(alpha / sigma), infinite at both ends of a flow.
+    smooth = process.x_T_std == 1 and process.alpha(np.ones(1)) == 0  # sigma in t, at t = 0
+    grid = "uniform" if smooth and name != "dpmpp2m" else "karras"
+    error = functools.partial(_error, process, NORMAL, sampler=name, grid=grid)
+    steps = 64 if smooth or process.x_T_std > 1 else 32  # of vp the error changes sign at 200
+    order = np.log2(error(steps) / error(2 * steps))
+    assert ORDERS[name] - (1 if name == "ab4" else 0.25) < order
+    assert name == "ab4" or order < ORDERS[name] + 0.25
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("process", ["ddpm", "ddpm without signal", "vp", "flow", "gvp", "edm"])
+def test_probability_flow_reaches_two_modes(build_process, process, name):
+    process, *without_signal = process.split(" ", 1)
+    process = build_process(process, zero_terminal_snr=bool(without_signal))
+    settings = dict(grid="karras") if process.x_T_std > 1 else {}
+    limit = 0.02 if ORDERS[name] == 1 else 0.004
+    assert _error(process, TWO, 200, sampler=name, **settings) < limit
+
+
+STOCHASTIC = {
+    "ddpm": dict(sampler="ddpm"),
+    "ddim": dict(sampler="ddim", eta=0.7),
+    "dpmpp2m_sde": dict(sampler="dpmpp2m_sde"),
+    "heun": dict(sampler="heun", churn=40.0),
+    "sigma": dict(sampler="euler_maruyama"),
+    "sbdm": dict(sampler="euler_maruyama", sde_diffusion="sbdm", last_step_t=0.001),
+    "tweedie": dict(sampler="euler_maruyama", last_step="tweedie", last_step_t=0.001),
+    "last euler": dict(sampler="euler_maruyama", last_step="euler", last_step_t=0.001),
+    "no last step": dict(sampler="euler_maruyama", last_step="none"),
+}
+NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler", "no last step")
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [
+        pytest.param(process, name, marks=[pytest.mark.slow] * (process in ("vp", "gvp", "edm")))
+        for process in ("ddpm", "vp", "flow", "gvp", "edm")
+        for name in STOCHASTIC
+        if not (process == "ddpm" and name in NOT_OF_DISCRETE)
+        and not (process in ("flow", "gvp") and name == "heun")
+    ],
+)
+def test_stochastic_samplers_reach_the_distribution(build_process, process, name):
+    process = build_process(process)
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (5_000, 1, 1, 2))
+    settings = dict(grid="karras") if process.x_T_std > 1 else {}
+    x_0 = _solve(process, Channels((NORMAL, TWO)), x_T, steps=250, **settings, **STOCHASTIC[name])
+    for data, x in ((NORMAL, np.asarray(x_0[..., 0])), (TWO, np.asarray(x_0[..., 1]))):
+        mean = np.dot(data.weights, data.means)
+        second = np.dot(data.weights, np.square(data.means) + np.square(data.stds))
+        assert x.mean() == pytest.approx(mean, abs=0.03)
+        assert x.std() == pytest.approx(np.sqrt(second - mean**2), rel=0.05)
+        assert scipy.stats.kstest(x.ravel(), data.cdf).statistic < 0.03
+
+
+def test_euler_maruyama_without_last_step_ends_where_it_is_told(build_process):
+    process = build_process("flow")
+    x_T = jax.random.normal(jax.random.key(0), (10_000, 1, 1, 1))
+    settings = dict(sampler="euler_maruyama", last_step="none", last_step_t=0.2)
+    x = np.ravel(_solve(process, NORMAL, x_T, steps=100, **settings))
+    assert x.mean() == pytest.approx(0.8 * 0.7, abs=0.015)
+    assert x.std() == pytest.approx(np.hypot(0.8 * 0.5, 0.2), rel=0.05)
+
+
+def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
+    """Data are 0 and known, so that x keeps its noise: sigma falls in proportion in every step."""
+    process, zero = build_process("edm"), jnp.zeros((1, 1, 1, 1))
+    grid = np.array([0.5, 0.25, 0.0])
+    noisier = samplers.churned(process, grid, 0.5, (0.0, 30.0))  # the second step alone: 20 to 25
+    assert_close(process.sigma(noisier), [40, 25], 1e-9)
+    times = np.append(grid, noisier)
+
+    def denoise(x_t, i):
+        return samplers.Denoised(zero, x_t / jnp.asarray(process.sigma(times))[i], None)
+
+    seen = []
+
+    def recorded(x_t, i):
+        seen.append(float(np.squeeze(x_t)))
+        return denoise(x_t, i)
+
+    problem = samplers.Problem(process, grid, [(recorded, 2)], lambda i: zero + 1)
+    with jax.disable_jit():
+        samplers.heun(problem, zero + 40.0, noisier, noise_scale=1.1)
+    assert_close(seen, [40, 20, 20 + 1.1 * 15], 4e-6)  # 15 = sqrt(25^2 - 20^2)
+
+
+@pytest.mark.parametrize("process", ["ddpm", "vp", "flow", "gvp", "edm"])
+def test_ddim_is_dpm_solver_of_order_1(build_process, process):
+    process = build_process(process)
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
+    ddim, dpmpp = (_solve(process, TWO, x_T, steps=7, sampler=s) for s in ("ddim", "dpmpp1"))
+    assert_close(ddim, dpmpp, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp2m", "dpmpp2m_sde", "heun", "ab4"])
+@pytest.mark.parametrize("process", ["ddpm", "ddpm without signal", "flow"])
+def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name):
+    """All of these move along x_0, and here it is known from the first step on.
+
+    Those of the probability flow move on tangents of an arc where a chain ends without signal.
+    """
+    process, *without_signal = process.split(" ", 1)
+    process = build_process(process, zero_terminal_snr=bool(without_signal))
+    x_T = jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
+    for steps in (2, 7):
+        x_0 = _solve(process, Mixture((1.0,), (0.7,), (0.0,)), x_T, steps=steps, sampler=name)
+        on_arc = without_signal and name in ("heun", "ab4")
+        assert np.abs(x_0 - 0.7).max() < (0.01 if on_arc else 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prediction"), [("ddim", "v"), ("heun", "x_0"), ("ab2", "score"), ("dpmpp2m", "u")]
+)
+@pytest.mark.parametrize("process", ["ddpm", "flow", "edm"])
+def test_what_the_network_predicts_makes_no_difference(build_process, process, sampler, prediction):
+    process = build_process(process)
+    settings = _settings(sampler=sampler, steps=8, grid="karras")
+    x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
+    built = samplers.build(settings, process, "eps")
+
+    def run(prediction):
+        def predict(x, network_time):
+            """The exact output of such a network, fed the scaled x and its time."""
+            t = times[np.argmin(np.abs(network_times - network_time[0]))]
+            alpha, sigma = process.alpha(t), process.sigma(t)
+            x_t = x / process.network_scale(t)
+            variance = alpha**2 * 0.25 + sigma**2
+            x_0 = (alpha * 0.25 * x_t + sigma**2 * 0.7) / variance
+            a, b = samplers.predictions.coefficients(process, prediction, t)
+            return a * x_0 + b * sigma * (x_t - alpha * 0.7) / variance
+
+        times = built.grid[:-1]
+        network_times = process.network_time(times)
+        denoise = samplers.make_denoise(process, prediction, predict, built.times)
+        problem = samplers.Problem(process, built.grid, [(denoise, 8)], noise=None)
+        with jax.disable_jit():
+            return built.solve(problem, x_T)[0]
+
+    assert_close(run(prediction), run("eps"), 1e-4)
+
+
+def test_learned_variance_is_used(process):
+    """variance +1 takes beta, as 'large' does without one; -1 the posterior's, as 'small' does."""
+    x_T = jnp.zeros((1, 1, 1, 1))
+    sampler = samplers.build(_settings(steps=10), process, "eps")
+
+    def run(learned, variance="large"):
+        def denoise(x_t, i):
+            x_0, eps, _ = NORMAL.denoise(process, sampler.times)(x_t, i)
+            return samplers.Denoised(x_0, eps, learned and jnp.full_like(eps, learned))
+
+        problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: 1 + 0 * x_T)
+        return float(np.squeeze(samplers.ddpm(problem, x_T, variance)[0]))
+
+    assert_close(run(None), run(1.0, "small"), 1e-6)
+    assert_close(run(None, "small"), run(-1.0), 1e-6)
+    assert abs(run(-1.0) - run(1.0)) > 0.01
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp2m_sde", "euler_maruyama"])
+def test_last_step_adds_no_noise(build_process, name):
+    """With noise that is huge at the last step only, a moderate result proves it unused."""
+    process, x_T = build_process("vp"), jnp.zeros((1, 1, 1, 1))
+    sampler = samplers.build(_settings(sampler=name, steps=5), process, "eps")
+    problem = samplers.Problem(
+        process,
+        sampler.grid,
+        [(NORMAL.denoise(process, sampler.times), 5)],
+        lambda i: jnp.where(i == 4, 1e30, 1.0) * jnp.ones_like(x_T),
+    )
+    assert abs(float(np.squeeze(sampler.solve(problem, x_T)[0]))) < 10
+
+
+def test_ddim_may_end_at_the_first_level(process):
+    """A network that says 0.3 and 0.5 of what it sees: every step is a factor."""
+    settings = _settings(sampler="ddim_level1", steps=5, grid="leading")
+    sampler = samplers.build(settings, process, "eps")
+    index = [601, 401, 201, 1, 0]  # of DDPM
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[index]
+    expected = np.prod(0.3 * np.sqrt(alpha_bar) + 0.5 * np.sqrt(1 - alpha_bar))
+
+    def denoise(x_t, i):
+        return samplers.Denoised(0.3 * x_t, 0.5 * x_t, None)
+
+    problem = samplers.Problem(process, sampler.grid, [(denoise, 5)], noise=None)
+    x, _ = sampler.solve(problem, jnp.ones((1, 1, 1, 1)))
+    assert float(x.squeeze()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("process", "name"), [("ddpm", "ddim"), ("ddpm", "ddim_level1"), ("flow", "ddim")]
+)
+def test_inversion_leads_back(build_process, process, name):
+    """x_0 to x_T and back, the better the more steps there are."""
+    process = build_process(process)
+    x_0 = jnp.linspace(-1.0, 1.5, 6).reshape(-1, 1, 1, 1)
+
+    def distance(steps):
+        grid = "leading" if name == "ddim_level1" else "uniform"
+        sampler = samplers.build(_settings(sampler=name, steps=steps, grid=grid), process, "eps")
+        parts = [(NORMAL.denoise(process, sampler.times), steps)]
+        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+        x_T, finite = samplers.invert_ddim(problem, x_0)
+        assert finite.shape == (steps,)
+        return float(jnp.abs(sampler.solve(problem, x_T)[0] - x_0).max())
+
+    errors = distance(50), distance(200)
+    assert errors[1] < 0.1
+    assert errors[1] < 0.4 * errors[0]
+
+
+def test_parts_take_turns(process):
+    """Each denoiser is asked for its own steps, also by a sampler that treats the last apart."""
+    for name in ("ddim", "heun"):
+        sampler = samplers.build(_settings(sampler=name, steps=6), process, "eps")
+        asked = []
+
+        def recorder(which, asked=asked):
+            def denoise(x_t, i):
+                asked.append((which, int(i)))
+                return samplers.Denoised(x_t, x_t, None)
+
+            return denoise
+
+        parts = [(recorder("a"), 2), (recorder("b"), 3), (recorder("c"), 1)]
+        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+        with jax.disable_jit():
+            sampler.solve(problem, jnp.zeros((1, 1, 1, 1)))
+        which = {"ddim": "aabbbc", "heun": "aaaabbbbbbc"}[name]
+        at = {"ddim": [0, 1, 2, 3, 4, 5], "heun": [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]}[name]
+        assert asked == list(zip(which, at, strict=True))
+        assert sampler.evaluations.sum() == len(asked)
+
+
+def test_step_with_nan_is_the_first_that_is_not_finite(process):
+    sampler = samplers.build(_settings(sampler="ddim", steps=6), process, "eps")
+
+    def denoise(x_t, i):
+        first = jnp.arange(2).reshape(x_t.shape) == 0  # the others stay finite
+        value = jnp.where((i == 3) & first, jnp.nan, x_t)
+        return samplers.Denoised(value, value, None)
+
+    problem = samplers.Problem(process, sampler.grid, [(denoise, 6)], noise=None)
+    _, finite = sampler.solve(problem, jnp.zeros((2, 1, 1, 1)))
+    assert finite.tolist() == [True] * 3 + [False] * 3
+
+
+def test_churn_goes_back_in_time_within_its_range(build_process):
+    process = build_process("edm")
+    grid = grids.build(process, 10, "karras")
+    sigma = process.sigma(grid[:-1])
+    noisier = process.sigma(samplers.churned(process, grid, 40.0, (0.05, 50.0)))
+    inside = (sigma >= 0.05) & (sigma <= 50)
+    assert 0 < inside.sum() < 9
+    expected = np.where(inside, 2**0.5, 1) * sigma
+    assert_trees_close(noisier.tolist(), expected.tolist(), 1e-9)
+    few = process.sigma(samplers.churned(process, grid, 1.0, (0.0, 1e9)))
+    assert_trees_close(few.tolist(), (1.1 * sigma).tolist(), 1e-9)
+
+
+def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
+    process = build_process("ddpm", zero_terminal_snr=True)
+    with pytest.raises(ValueError, match=r"a predicted eps says nothing of x_0.*prediction=v"):
+        samplers.build(_settings(), process, "eps")
+    assert samplers.build(_settings(), process, "v").grid[0] == 1
+    assert isinstance(process, diffusion.DiscreteProcess)

@@ -1,0 +1,150 @@
+"""The measures on features with known answers, and the distance while training."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.close import assert_close
+
+from dit_jax import conditions, train
+from dit_jax.evaluation import (
+    extractors,
+    image_sets,
+    measures,
+    metrics,
+    precision_recall,
+    references,
+)
+from dit_jax.sampling import generate
+from dit_jax.training import initial_state, programs, sample_distance, tasks
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Three classes of 60 images around a pixel pattern each."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(180) % 3
+    patterns = rng.integers(60, 200, (3, 4, 4, 1))
+    noise = rng.integers(-20, 21, (180, 4, 4, 1))
+    return (patterns[labels] + noise).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def reference(real, tmp_path_factory):
+    path = tmp_path_factory.mktemp("real") / "real.npz"
+    np.savez(path, arr_0=real[0], label=real[1])
+    return references.of_images(image_sets.open_npz(path), extractors.load("pixels"))
+
+
+def _measure(pixels, labels, reference):
+    features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
+    return measures.of_features({"features": features}, reference, labels)
+
+
+def test_label_accuracy_counts_what_the_neighbours_say(real, reference):
+    pixels, labels = real
+    assert _measure(pixels, labels, reference)["label_accuracy"] == 1.0
+    wrong = labels.copy()
+    wrong[:45] = (wrong[:45] + 1) % 3
+    row = _measure(pixels, wrong, reference)
+    assert row["label_accuracy"] == pytest.approx(135 / 180)
+    assert "label_accuracy" not in _measure(pixels, None, reference)
+
+
+def test_labels_are_compared_by_name_where_both_have_names(real, reference, caplog):
+    """The samples' folders are sorted otherwise than the reference's, or lack one of them."""
+    pixels, labels = real
+    named = dataclasses.replace(reference, class_names=("ant", "b\u00e9e", "cat"))
+    turned = np.array([2, 0, 1])[labels]  # the numbers in another order of the names
+
+    def accuracy(labels, names, reference):
+        features = {"features": pixels.reshape(180, -1).astype(np.float32) / 127.5 - 1}
+        row = measures.of_features(features, reference, labels, class_names=names)
+        return row["label_accuracy"]
+
+    names = ("be\u0301e", "cat", "ant")  # é of two characters
+    assert accuracy(turned, names, named) == 1.0
+    assert accuracy(turned, None, named) == 0.0
+    assert accuracy(turned, names, reference) == 0.0
+    assert accuracy(labels, None, named) == 1.0
+    assert "has no classes" not in caplog.text
+    assert accuracy(turned, ("b\u00e9e", "cow", "ant"), named) == pytest.approx(2 / 3)
+    assert "has no classes cow: label_accuracy counts samples of them as wrong" in caplog.text
+
+
+def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real, reference):
+    pixels, labels = real
+    same = _measure(pixels, labels, reference)
+    assert abs(same["fd_pixels"]) < 1e-9
+    assert same["precision_pixels"] == same["recall_pixels"] == 1
+    assert same["fd_pixels_real_halves"] > 0
+    shifted = _measure(pixels + np.uint8(10), labels, reference)
+    # 16 pixels, each 10 / 127.5 further on; covariances are equal
+    assert_close(shifted["fd_pixels"], 16 * (10 / 127.5) ** 2, 1e-5)
+
+
+def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path, caplog):
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=pixels[:70])
+    reference = references.of_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
+    extracted = toy_extractor.apply(toy_extractor.params, pixels[70:])
+    extracted = {name: np.asarray(array) for name, array in extracted.items()}
+    row = measures.of_features(extracted, reference)
+    names = "fid sfid inception_score inception_score_std precision recall kid kid_std"
+    assert list(row) == names.split()
+    for name, kind in (("fid", "features"), ("sfid", "spatial")):
+        gaussian = metrics.Statistics.of(extracted[kind]).gaussian
+        expected = metrics.frechet_distance(gaussian, reference.gaussians[kind])
+        assert_close(row[name], expected, 1e-9)
+    assert row["fid"] != row["sfid"]
+    score = metrics.inception_score(extracted["probabilities"])
+    assert (row["inception_score"], row["inception_score_std"]) == score
+    # The samples are the first argument: precision is theirs.
+    features = extracted["features"], reference.features
+    assert (row["precision"], row["recall"]) == precision_recall.compute(*features, half=True)
+    assert "KID is of subsets of 70, fewer than the usual 1000" in caplog.text
+
+
+def test_names_of_distances():
+    assert measures.distance_name("inception", "spatial") == "sfid"
+    assert measures.distance_name("dinov2") == "fd_dinov2"
+
+
+def test_distance_while_training_is_that_of_its_samples(smoke_config):
+    smoke_config.sample.cfg_scale = 2.0  # not what the distance takes
+    smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
+    program = programs.make_program(smoke_config)
+    state = initial_state.new_state(program, train.jax.random.key(0))
+    distance, measured_by = sample_distance.compile_distance(program.task)
+    row = distance(state.params)
+    assert row == distance(state.params)
+    assert list(row) == ["fd_pixels_90"] == [sample_distance.training_name(smoke_config)]
+
+    smoke_config.sample.update(cfg_scale=1.0, steps=3)
+    sample = generate.make_sample_fn(
+        program.model, smoke_config.sample, program.task.process, "eps", program.mesh
+    )
+    told = conditions.draw(smoke_config, "random", 90, smoke_config.seed)
+    drawn = generate.generate(
+        sample, state.params, told, smoke_config.seed, program.mesh, program.task.to_image()
+    )
+    real = references.of_run(smoke_config, "", extractors.load("pixels"))
+    assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
+    assert measured_by["reference"] == real.source["digest"]
+    assert measured_by["extractor"] == real.extractor
+    smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
+    assert sample_distance.compile_distance(program.task)[1] == measured_by
+
+
+@pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])
+def test_name_has_the_number_of_images(smoke_config, num, name):
+    smoke_config.fid.update(extractor="inception", num_images=num)
+    assert sample_distance.training_name(smoke_config) == name
+
+
+def test_model_of_latents_needs_its_vae_for_the_distance(smoke_config):
+    smoke_config.latents.source = "moments"
+    smoke_config.fid.every_steps = 1
+    smoke_config.sample_every_steps = 0
+    with pytest.raises(ValueError, match=r"fid\.every_steps=1 needs latents\.vae"):
+        tasks.build(smoke_config, None, None)

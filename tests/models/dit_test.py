@@ -1,0 +1,187 @@
+"""The published function, its initialisation, and that its speed options change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import initial_params, random_params
+from helpers.close import assert_close
+
+from dit_jax import models
+from dit_jax.models import blocks, counts, dit
+
+
+def _inputs(golden):
+    return golden["x_t"], golden["t"], golden["y"]
+
+
+def test_output_equals_the_published_model(golden, golden_predict):
+    out = golden_predict(*_inputs(golden))
+    assert_close(out, golden["model_out"], 2e-5)
+
+
+def test_bfloat16_returns_f32_near_the_f32_output(golden, golden_model_config, golden_params):
+    golden_model_config = golden_model_config.copy_and_resolve_references()
+    golden_model_config.dtype = "bfloat16"
+    apply = jax.jit(models.build(golden_model_config).apply)
+    out = apply({"params": golden_params}, *_inputs(golden))
+    assert out.dtype == jnp.float32
+    error = np.abs(out - golden["model_out"]).max() / np.abs(golden["model_out"]).max()
+    assert 1e-5 < error < 0.05  # not the f32 path, and not broken
+
+
+@pytest.mark.parametrize("block", blocks.BLOCKS)
+def test_without_classes_every_label_is_one(golden_model_config, block):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(num_classes=0, class_dropout_prob=0.0, depth=1, block=block)
+    model = models.build(config)
+    params = random_params(model)
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    assert sum(sizes) == counts.of_dit(config)["params"]
+    x_t = np.ones((1, config.input_size, config.input_size, config.in_channels))
+    out = jax.jit(model.apply)({"params": params}, x_t, np.ones(1), np.zeros(1, np.int32))
+    assert np.all(np.isfinite(out))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_classes=0), "class_dropout_prob=0.1 with num_classes=0: there are no labels"),
+        (dict(num_classes=-1, class_dropout_prob=0.0), "num_classes=-1"),
+        (dict(class_dropout_prob=1.0), r"class_dropout_prob=1.0 must be a number in \[0, 1\)"),
+    ],
+    ids=str,
+)
+def test_classes_that_cannot_be_are_refused(golden_model_config, changes, message):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        models.build(config)
+
+
+@pytest.fixture(scope="module")
+def initial(golden_model_config):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(hidden_size=192, num_heads=4, depth=2)
+    model = models.build(config)
+    return model, initial_params(model)
+
+
+def test_initial_output_is_exactly_zero(golden, initial):
+    model, params = initial
+    out = jax.jit(model.apply)({"params": params}, *_inputs(golden))
+    assert not np.any(np.asarray(out))
+
+
+def test_block_is_the_identity_at_initialisation():
+    block = blocks.AdaLNZeroBlock(num_heads=2, mlp_ratio=4.0, dtype="float32", attention="xla")
+    rng = np.random.default_rng(0)
+    x, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 16), (2, 16)))
+    (out, _), _ = jax.jit(block.init_with_output)(jax.random.key(0), x, c)
+    np.testing.assert_array_equal(out, x)
+
+
+def test_initial_statistics_are_the_published_ones(initial):
+    _, params = initial
+    d = 192
+
+    def bound(fan_in, fan_out):
+        return np.sqrt(6 / (fan_in + fan_out))
+
+    uniform = {  # path -> bound of the uniform distribution
+        "x_embedder": bound(2 * 2 * 4, d),
+        "blocks/attn/qkv": bound(d, 3 * d),  # one matrix, not three
+        "blocks/attn/proj": bound(d, d),
+        "blocks/mlp/fc1": bound(d, 4 * d),
+        "blocks/mlp/fc2": bound(4 * d, d),
+    }
+    zeros = ("blocks/adaLN_modulation", "final_layer/adaLN_modulation", "final_layer/linear")
+    normal = ("t_embedder/mlp_0/kernel", "t_embedder/mlp_2/kernel", "y_embedder/embedding")
+    seen = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        module, _, kind = path.rpartition("/")
+        seen.add(path)
+        if kind == "bias" or module in zeros:
+            assert not np.any(np.asarray(leaf)), path
+        elif path in normal:
+            # the label table has few rows, hence the loose bound on its deviation
+            assert np.std(leaf) == pytest.approx(0.02, rel=0.08), path
+        else:
+            limit = uniform[module]
+            assert np.abs(leaf).max() == pytest.approx(limit, rel=0.02), path
+            assert np.std(leaf) == pytest.approx(limit / np.sqrt(3), rel=0.03), path
+    assert {f"{module}/kernel" for module in uniform} | set(normal) <= seen
+
+
+def test_blocks_of_a_stack_differ(initial):
+    _, params = initial
+    kernel = np.asarray(params["blocks"]["mlp"]["fc1"]["kernel"])
+    assert kernel.shape == (2, 192, 768)
+    assert np.abs(np.corrcoef(kernel[0].ravel(), kernel[1].ravel())[0, 1]) < 0.02
+
+
+def test_patches_are_row_major_with_channels_fastest():
+    x = jnp.arange(4 * 4 * 3, dtype=jnp.float32).reshape(1, 4, 4, 3)
+    tokens = dit.patchify(x, 2)
+    assert tokens.shape == (1, 4, 12)
+    np.testing.assert_array_equal(tokens[0, 1], x[0, 0:2, 2:4].reshape(-1))  # top right
+    np.testing.assert_array_equal(dit.unpatchify(tokens, 2), x)
+
+
+def test_names_of_the_paper():
+    assert dit.named("DiT-XL/2") == dict(hidden_size=1152, depth=28, num_heads=16, patch_size=2)
+    assert dit.named("DiT-S/16")["patch_size"] == 16
+
+
+@pytest.mark.parametrize("name", ["DiT-XXL/2", "XL/2", "DiT-XL", "DiT-XL/0", "DiT-XL/2/2"])
+def test_unknown_names_list_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"S,B,L,XL"):
+        dit.named(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(num_heads=5), "num_heads=5 must divide hidden_size=48"),
+        (dict(hidden_size=46, num_heads=2), "hidden_size=46 must be a multiple of 4"),
+        (dict(patch_size=3), r"patch_size=3 must divide input_size=8.*\[1, 2, 4, 8\]"),
+        (dict(block="film"), "block='film'.*in-context, cross-attention, adaLN, adaLN-Zero"),
+        (dict(remat="some"), "remat='some'.*none, dots, full"),
+        (dict(dtype="float8"), "dtype='float8'.*bfloat16"),
+        (dict(attention="flash"), "attention='flash'.*auto, xla, cudnn"),
+        (dict(attention="cudnn"), "cudnn.*not an NVIDIA GPU"),
+        (dict(class_dropout_prob=1.0), "class_dropout_prob=1.0"),
+        (dict(name="gan"), "unknown model name 'gan'; known: dit"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(golden_model_config, change, message):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(change)
+    with pytest.raises(ValueError, match=message):
+        models.build(config)
+
+
+def test_input_of_another_size_is_refused(golden, golden_model_config, golden_params):
+    model = models.build(golden_model_config)
+    with pytest.raises(ValueError, match=r"\(3, 4, 8, 4\).*'B', 8, 8, 4"):
+        model.apply({"params": golden_params}, golden["x_t"][:, :4], golden["t"], golden["y"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", 0, "hidden_size=0 must be a whole number in 1"),
+        ("patch_size", -1, "patch_size=-1 must be a whole number in 1"),
+        ("depth", -1, "depth=-1 must be a whole number in 1"),
+        ("num_heads", 0, "num_heads=0 must divide hidden_size=48"),
+        ("mlp_ratio", 0.0, r"mlp_ratio=0.0 must be a number in \(0, 100\]"),
+        ("input_size", 2**13, "the position table would have 805,306,368 numbers"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(golden_model_config, key, value, message):
+    config = golden_model_config.copy_and_resolve_references()
+    config[key] = value
+    with pytest.raises(ValueError, match=message):
+        models.build(config)

@@ -1,0 +1,262 @@
+"""The autoencoder against a recorded one of diffusers, its import, and its sizes."""
+
+import functools
+import json
+import re
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GOLDENS, VAE
+from helpers import published_configs
+from helpers.close import assert_close
+from jax import flatten_util
+from ml_collections import ConfigDict
+
+from dit_jax import convert, models, workdirs
+from dit_jax.convert.__main__ import convert_vae
+from dit_jax.models import vae
+from dit_jax.workdirs import checkpoint
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """A tiny AutoencoderKL of diffusers: its parameters by name, and arrays as NHWC."""
+    with np.load(GOLDENS / "vae_tiny_reference.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    published = {n.removeprefix("w/"): a for n, a in arrays.items() if n.startswith("w/")}
+    images = {n: np.moveaxis(a, 1, -1) for n, a in arrays.items() if not n.startswith("w/")}
+    return published, images
+
+
+@pytest.fixture
+def diffusers_dir(golden, tmp_path):
+    """The files that diffusers writes."""
+    safetensors.numpy.save_file(golden[0], tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(published_configs.VAE))
+    return tmp_path
+
+
+@pytest.fixture
+def config(diffusers_dir):
+    return convert.vae.read_config(diffusers_dir / "config.json")
+
+
+def _apply(config, params, method, x):
+    apply = functools.partial(models.build(config).apply, method=method)
+    return jax.jit(apply)({"params": params}, x)
+
+
+def test_moments_and_decoded_pixels_are_the_recorded_ones(golden, config):
+    published, images = golden
+    params = convert.load("vae", published, config)
+    moments = _apply(config, params, "encode", images["image"])
+    decoded = _apply(config, params, "decode", images["z"])
+    for actual, name in ((moments, "moments"), (decoded, "decoded")):
+        expected = images[name]
+        assert actual.shape == expected.shape
+        assert np.abs(actual - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_dtype_and_remat_change_only_the_rounding(golden, config):
+    published, images = golden
+    params = convert.load("vae", published, config)
+
+    def loss_and_grads(config):
+        def loss(params):
+            return jnp.mean(_apply(config, params, None, images["image"]) ** 2)
+
+        jaxpr = str(jax.make_jaxpr(loss)(params))
+        # The encoder's two levels have a residual block each, the decoder's two each; each has a
+        # middle of two.
+        recomputed = 2 + 4 + 2 * 2 if config.remat else 0
+        assert len(re.findall(r"(remat2?|checkpoint)\[", jaxpr)) == recomputed
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    value, grads = loss_and_grads(config)
+    config.remat = True
+    value_remat, grads_remat = loss_and_grads(config)
+    assert_close(value_remat, value, 1e-6)
+    # As one array: the gradients of the keys' biases are 0 but for rounding.
+    ravel = flatten_util.ravel_pytree
+    assert_close(ravel(grads_remat)[0], ravel(grads)[0], 5e-6)
+    config.dtype = "bfloat16"
+    moments = _apply(config, params, "encode", images["image"])
+    assert moments.dtype == jnp.float32
+    assert np.abs(moments - images["moments"]).max() < 0.05 * np.abs(images["moments"]).max()
+
+
+def test_old_names_of_the_attention_are_read_too(golden, config):
+    published, _ = golden
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(name):
+        for new, renamed in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{renamed}.")
+        return name
+
+    renamed = {rename(name): a for name, a in published.items()}
+    assert len(renamed.keys() - published.keys()) == 16
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        convert.load("vae", renamed, config),
+        convert.load("vae", published, config),
+    )
+
+
+def test_missing_and_unexpected_tensors_are_listed(golden, config):
+    published = dict(golden[0])
+    published["encoder.mid_block.resnets.7.norm1.weight"] = published.pop("quant_conv.bias")
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        convert.load("vae", published, config)
+    assert "missing (1): quant_conv.bias (4,)" in str(error.value)
+    assert "unexpected (1): encoder.mid_block.resnets.7.norm1.weight (4,)" in str(error.value)
+
+
+def test_config_defaults_are_stable_diffusion_s(config):
+    assert (config.scale, config.shift, config.use_quant_conv) == (0.18215, 0.0, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"act_fn": "gelu"},
+        {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
+        {"use_post_quant_conv": False},
+        {"out_channels": 4},
+    ],
+)
+def test_vae_of_another_kind_is_refused(diffusers_dir, change):
+    path = diffusers_dir / "config.json"
+    path.write_text(json.dumps(published_configs.VAE | change))
+    name, value = next(iter(change.items()))
+    with pytest.raises(ValueError, match="of another kind") as error:
+        convert.vae.read_config(path)
+    assert f"{name!r}: {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            json.dumps(published_configs.VAE)[:50],
+            r"cannot read .*config\.json: it ends too early: .* It must be the config",
+        ),
+        ("[1]", r"cannot read .*config\.json: "),
+        ('{"_class_name": "AutoencoderTiny"}', "diffusers' AutoencoderTiny, but only an Auto"),
+        (
+            json.dumps(
+                {n: v for n, v in published_configs.VAE.items() if not n.endswith("_types")}
+            ),
+            r"config\.json has \{'down_block_types': None, 'up_block_types': None\}: ",
+        ),
+        (
+            json.dumps(published_configs.VAE | dict(block_out_channels=128, norm_num_groups=0)),
+            r"config\.json has \{'block_out_channels': 128, 'norm_num_groups': 0\}: ",
+        ),
+        (
+            json.dumps(published_configs.VAE | dict(latents_mean=[[0.0]])),
+            "another kind.*latents_mean",
+        ),
+    ],
+)
+def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, message):
+    path = diffusers_dir / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert.vae.read_config(path)
+
+
+def test_tensor_under_an_old_and_a_new_name_is_refused(golden, config):
+    new = "encoder.mid_block.attentions.0.to_q.weight"
+    published = dict(golden[0])
+    published[new.replace("to_q", "query")] = -published[new]
+    with pytest.raises(ValueError, match=f"holds {new} under an old name too"):
+        convert.load("vae", published, config)
+
+
+def test_command_says_what_is_wrong_with_a_file_in_a_message(diffusers_dir, tmp_path, run_command):
+    path = diffusers_dir / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    error = run_command("convert", "vae", diffusers_dir, tmp_path / "vae", fails=True)
+    assert error.startswith(f"error: cannot read {path}: SafetensorError: ")
+    assert "Traceback" not in error
+    assert not (tmp_path / "vae").exists()
+
+
+def test_converted_workdir_holds_the_parameters_and_the_config(
+    diffusers_dir, golden, config, tmp_path, run_command
+):
+    workdir = tmp_path / "vae"
+    out = run_command("convert", "vae", diffusers_dir, workdir)
+    assert f"{workdir}: " in out
+    loaded = workdirs.load_config(workdir)
+    assert loaded.model.to_dict() == config.to_dict() | {"block_channels": [8, 16]}
+    shapes = convert.arrays.parameter_shapes(loaded.model)
+    shapes = {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in shapes.items()}
+    shapes = flax.traverse_util.unflatten_dict(shapes, sep="/")
+    params, step = checkpoint.restore_params(workdir, shapes)
+    assert step == 0
+    expected = convert.load("vae", golden[0], config)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    with pytest.raises(ValueError, match=r"vae is not empty: choose a new directory"):
+        convert_vae(diffusers_dir, workdir)
+
+
+def test_weights_without_their_config_are_refused(diffusers_dir, tmp_path):
+    (diffusers_dir / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json: it must be .* that diffusers"):
+        convert_vae(diffusers_dir, tmp_path / "vae")
+
+
+def _sizes(**changes):
+    return ConfigDict(VAE | dict(image_channels=3, norm_groups=32) | changes)
+
+
+def test_stable_diffusion_s_sizes_have_its_count():
+    channels = (128, 256, 512, 512)
+    config = _sizes(latent_channels=4, block_channels=channels, layers_per_block=2)
+    shapes = convert.arrays.parameter_shapes(config)
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 83_653_863
+
+
+@pytest.mark.parametrize("levels", [2, 3, 6])
+@pytest.mark.parametrize("latent_channels", [4, 32])
+def test_free_sizes(levels, latent_channels):
+    model = models.build(
+        _sizes(
+            block_channels=(32,) * levels,
+            latent_channels=latent_channels,
+            use_quant_conv=False,
+            mid_attention=False,
+        )
+    )
+    assert model.factor == 2 ** (levels - 1)
+    image = jax.ShapeDtypeStruct((1, 64, 128, 3), jnp.float32)
+    params = models.param_shapes(model)
+    assert "quant_conv" not in params
+    assert "attentions_0" not in params["encoder"]["mid_block"]
+    moments = jax.eval_shape(
+        lambda p, x: model.apply({"params": p}, x, method="encode"), params, image
+    )
+    assert moments.shape == (1, 64 // model.factor, 128 // model.factor, 2 * latent_channels)
+    decoded = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, image)
+    assert decoded.shape == image.shape
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"norm_groups=32 must divide .* not \[48\]"):
+        models.build(_sizes(block_channels=(32, 48)))
+    model = models.build(_sizes(block_channels=(32, 32, 32)))
+    params = models.param_shapes(model)
+    for shape in ((1, 30, 32, 3), (1, 32, 32, 1)):
+        with pytest.raises(ValueError, match=r"multiples of the VAE's factor 4, with 3 channels"):
+            jax.eval_shape(
+                lambda p, x: model.apply({"params": p}, x, method=vae.AutoencoderKL.encode),
+                params,
+                jax.ShapeDtypeStruct(shape, jnp.float32),
+            )

@@ -1,0 +1,422 @@
+"""Edits keep what they are to keep, begin where they should, and end at what lies at the ends."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.close import assert_close
+from helpers.mixture import Mixture
+from PIL import Image
+
+from configs import default, smoke
+from dit_jax import conditions, latents
+from dit_jax.data import sources
+from dit_jax.diffusion import edits, grids, samplers
+from dit_jax.sampling import editing, generate, runs
+
+NORMAL = Mixture((1.0,), (0.7,), (0.5,))
+DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def trained(trained_workdir):
+    return runs.load(trained_workdir, settings=DDIM)
+
+
+@pytest.fixture
+def image():
+    """Grey, darker to the right, [1, 8, 8, 1] uint8."""
+    row = np.linspace(255, 0, 8).astype(np.uint8)
+    return np.broadcast_to(row, (8, 8)).reshape(1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler"),
+    [
+        ("ddpm", "ddpm"),
+        ("ddpm", "ddim"),
+        ("ddpm", "dpmpp2m"),
+        ("vp", "dpmpp2m_sde"),
+        ("vp", "euler"),
+        ("flow", "ab4"),
+        ("edm", "heun"),
+    ],
+)
+def test_what_is_known_stays(build_process, process, sampler):
+    """Whatever the sampler; the rest is drawn from the data's distribution."""
+    process = build_process(process)
+    config = default.get_config().sample
+    config.update(sampler=sampler, steps=40, grid="karras" if sampler == "heun" else "uniform")
+    built = samplers.build(config, process, "eps")
+    x_0 = jnp.linspace(-3, 3, 4000).reshape(1, 1000, 4)
+    mask = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0, 0.0]), x_0.shape)
+
+    def noise(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), i), x_0.shape)
+
+    denoise = NORMAL.denoise(process, built.times)
+    denoise = edits.keep_known(denoise, process, built.times, x_0, mask)
+    problem = samplers.Problem(process, built.grid, [(denoise, 40)], noise)
+    x, _ = built.solve(problem, process.x_T_std * noise(100))
+    known = np.asarray(mask) == 0
+    assert_close(np.asarray(x)[known], np.asarray(x_0)[known], 5e-4)
+    new = np.asarray(x)[~known]
+    assert new.mean() == pytest.approx(0.7, abs=0.1)
+    assert new.std() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def latent(vae_dir, tmp_path_factory):
+    """A model of the tiny VAE's latents, with random parameters."""
+    config = smoke.get_config()
+    config.model.update(input_size=4, in_channels=2)
+    config.latents.update(source="moments", vae=str(vae_dir), scale=(0.5, 2.0), shift=(0.1, -0.3))
+    workdir = conftest.save_random(tmp_path_factory.mktemp("runs") / "latent", config)
+    return runs.load(workdir, settings=DDIM | dict(steps=4))
+
+
+def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
+    """As training has them; decoded they are what the VAE reconstructs."""
+    x_0 = editing.encode(latent, image)
+    mean, _ = latents.posterior(jax.jit(latents.encode)(latent.vae, image))
+    assert x_0.shape == (1, 4, 4, 2)
+    expected = (np.asarray(mean) - [0.1, -0.3]) * [0.5, 2.0]
+    assert_close(x_0, expected, 7e-6)
+    decoded = latent.to_image(jnp.asarray(x_0.repeat(8, 0)))[:1]
+    difference = np.asarray(decoded).astype(int) - latents.reconstruct(latent.vae, image)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddim_level1"])
+def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
+    """Also where the sampler leaves noise in what it draws."""
+    config = latent.config.copy_and_resolve_references()
+    config.sample.update(sampler=sampler, grid="leading")
+    latent = dataclasses.replace(latent, config=config)
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[:, 1:3, 2:] = 1
+    x_0 = editing.encode(latent, image)
+    asked = editing.inpaint(conditions.of_labels([3, 5], 10), x_0, mask)
+    drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
+    kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
+    assert kept.max() < 1e-6 * np.abs(x_0).max()
+    new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
+    assert np.median(new) > 1e-2
+    assert editing.draw(latent, asked).shape == (2, 8, 8, 1)
+
+
+def test_strength_is_the_share_of_the_steps():
+    grid = np.linspace(1, 0, 11)
+    np.testing.assert_array_equal(grids.last(grid, 1.0), grid)
+    assert_close(grids.last(grid, 0.3), [0.3, 0.2, 0.1, 0.0], 1e-12)
+    assert_close(grids.last(grid, 0.01), [0.1, 0.0], 1e-12)
+    for strength in (0.0, 1.1, -0.5):
+        with pytest.raises(ValueError, match=rf"strength={strength} must lie in \(0, 1\]"):
+            grids.last(grid, strength)
+
+
+def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
+    x_0 = editing.encode(trained, image)
+    assert_close(x_0, image / 127.5 - 1, 1e-6)
+    told = conditions.of_labels([3, 3, 5], 10)
+
+    def distance(strength):
+        drawn = editing.draw(trained, editing.image_to_image(told, x_0), 0, strength)
+        assert drawn.shape == (3, 8, 8, 1)
+        assert not np.array_equal(drawn[0], drawn[1])  # other noise
+        return np.abs(drawn.astype(float) - image).mean()
+
+    distances = [distance(strength) for strength in (0.1, 0.5, 1.0)]
+    assert distances[0] < 15
+    assert distances == sorted(distances)
+    assert distances[2] > 3 * distances[0]
+
+
+def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
+    mask = np.zeros((1, 8, 8, 1), np.float32)
+    mask[:, 2:5, 2:5] = 1
+    told = conditions.of_labels([3, 5], 10)
+    drawn = editing.draw(trained, editing.inpaint(told, editing.encode(trained, image), mask))
+    known = np.broadcast_to(mask == 0, drawn.shape)
+    difference = np.abs(drawn.astype(int) - image)
+    assert difference[known].max() <= 1  # truncation
+    assert difference[~known].max() > 20
+
+
+def test_interpolation_ends_at_what_sample_draws(trained):
+    first, second = (conditions.of_labels(5 * [label], 10) for label in (3, 8))
+    row = editing.draw(trained, editing.interpolate(first, second, (2, 7)))
+    assert row.shape == (5, 8, 8, 1)
+    told = conditions.of_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
+    arguments = trained.params, told, 0, trained.mesh, trained.to_image
+    drawn = generate.generate(trained.make_sample_fn(), *arguments)
+    for end, number in ((0, 2), (-1, 7)):
+        assert np.abs(row[end].astype(int) - drawn[number]).max() <= 1
+    assert all(np.abs(a.astype(int) - b).max() > 2 for a, b in itertools.pairwise(row))
+
+
+def test_interpolation_between_classes_keeps_one_noise(trained):
+    """Its own in every share, in whichever place; x_0, as pixels are black or white."""
+    trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
+    told = conditions.of_labels(3 * [3], 10)
+    row = editing.draw(trained, editing.interpolate(told, told, (2, 2)))
+    arguments = trained.params, told, 0, trained.mesh, trained.to_image
+    drawn = generate.generate(trained.make_sample_fn(), *arguments)
+    assert_close(row, np.broadcast_to(drawn[2], row.shape), 1e-5)
+
+
+def test_ends_of_an_interpolation(trained):
+    first, last = editing.told_at_ends(trained, 3, "3,8")
+    assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
+    for labels in ("", "1,2,3", "3,"):
+        with pytest.raises(ValueError, match=f"takes one or two of --labels={labels} or --prompt="):
+            editing.told_at_ends(trained, 3, labels)
+    with pytest.raises(ValueError, match="--prompt is of a model of captions"):
+        editing.told_at_ends(trained, 3, "3", ["a three"])
+    config = trained.config.copy_and_resolve_references()
+    config.model.num_classes = 0
+    untold = editing.told_at_ends(dataclasses.replace(trained, config=config), 3)
+    assert [end.cond.tolist() for end in untold] == [[0] * 3] * 2
+
+
+def test_interpolated_noise_has_unit_variance():
+    noise = jax.random.normal(jax.random.key(0), (2, 3, 10_000))
+    share = jnp.array([0.0, 0.3, 1.0])
+    mixed = edits.interpolate(noise[0], noise[1], share)
+    assert np.abs(mixed.std(axis=1) - 1).max() < 0.03
+    assert_close(mixed[0], noise[0, 0], 2.5e-7)
+    assert_close(mixed[2], noise[1, 2], 2.5e-7)
+
+
+def test_predictions_are_mixed_by_the_share_of_the_second():
+    predict = edits.mix(lambda x, t: x, lambda x, t: 5 * x, jnp.array([0.0, 0.25, 1.0]))
+    mixed = predict(jnp.ones((3, 2, 2, 1)), jnp.zeros(3))
+    assert_close(mixed[:, 0, 0, 0], [1, 2, 5], 1e-7)
+
+
+def test_inverted_noise_leads_to_the_image(trained_workdir):
+    """And told another class, elsewhere. The image is one that the model draws."""
+    trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
+    told = conditions.of_labels([3], 10)
+    arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+    x_0 = generate.generate(trained.make_sample_fn(), *arguments)
+    x_T = editing.invert(trained, told, x_0)
+    noise = generate.generate(trained.make_sample_fn(), *arguments)
+    assert noise.shape == x_T.shape
+
+    def again(label):
+        edited = editing.Edits(conditions.of_labels([label], 10), {"x_T": x_T})
+        return generate.generate(
+            trained.make_sample_fn(), trained.params, edited, 0, trained.mesh, lambda x: x
+        )
+
+    assert np.abs(again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
+    assert np.abs(again(8) - again(3)).max() > 1e-3
+
+
+def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
+    """Random weights lead far beyond pixels: without, the image drawn again is another."""
+    workdir = conftest.save_random(tmp_path / "run", smoke_config)
+    settings = DDIM | dict(steps=100, cfg_scale=1.0, clip_x_0=True)
+    trained, told = runs.load(workdir, settings=settings), conditions.of_labels([3], 10)
+    sample = trained.make_sample_fn()
+
+    def draw(told):
+        arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+        return generate.generate(sample, *arguments)
+
+    x_0 = draw(told)
+    again = draw(editing.Edits(told, {"x_T": editing.invert(trained, told, x_0)}))
+    assert np.abs(again - x_0).mean() < 0.1 * np.abs(x_0).mean()
+
+
+def test_only_ddim_is_inverted(trained_workdir):
+    trained = runs.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
+    with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):
+        editing.make_invert_fn(trained)
+
+
+def _save(path, pixels):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
+    config = trained.config.copy_and_resolve_references()
+    config.model.input_size = 4
+    pixels = np.zeros((8, 8))
+    pixels[2, 5] = 255
+    path = _save(tmp_path / "m.png", pixels)
+    mask = editing.read_mask(path, _save(tmp_path / "a.png", pixels), config)
+    assert mask.shape == (1, 4, 4, 1)
+    assert np.argwhere(mask[0, ..., 0]).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((8, 8)), "m.png is black all over the crop of 8 pixels"),
+        (np.full((8, 8), 255), "m.png is white all over"),
+        (np.zeros((6, 8)), r"m.png has 8 x 6 pixels, but --image=\S+a.png 8 x 8: they must be"),
+    ],
+    ids=["black", "white", "another size"],
+)
+def test_useless_masks_are_refused(trained, tmp_path, pixels, message):
+    path = _save(tmp_path / "m.png", pixels)
+    with pytest.raises(ValueError, match=message):
+        editing.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
+
+
+def test_16_bits_become_8(trained, tmp_path):
+    """Of images and masks, as of the data's."""
+    pixels = 257 * np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = editing.read_image(tmp_path / "a.png", trained.config)
+    np.testing.assert_array_equal(read[0, ..., 0], np.arange(64).reshape(8, 8))
+    mask = np.where(pixels < 257 * 8, 32_000, 33_000).astype(np.uint16)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    mask = editing.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
+    np.testing.assert_array_equal(mask[0, ..., 0], np.arange(64).reshape(8, 8) >= 8)
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "f.png", "TIFF")
+    with pytest.raises(ValueError, match=r"image --image=\S*f.png: it is a TIFF image; PNG, JPEG"):
+        editing.read_image(tmp_path / "f.png", trained.config)
+
+
+def test_an_image_has_the_pixels_of_training(trained, tmp_path, caplog):
+    """Also one whose EXIF would turn it, which is said; a mask fits what the file stores."""
+    path = tmp_path / "train" / "0.jpg"
+    path.parent.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    noise = np.random.default_rng(0).integers(0, 256, (20, 31), np.uint8)
+    Image.fromarray(noise).save(path, exif=exif)
+    config = trained.config.copy_and_resolve_references()
+    config.data.update(source="folder", name=str(tmp_path))
+    example = sources.open_images(config, "train", labels=False)[0]
+    read = editing.read_image(path, trained.config)
+    np.testing.assert_array_equal(read[0], example["image"])
+    assert f"--image={path} has EXIF orientation 6, which is not applied, as in t" in caplog.text
+    mask = np.zeros((20, 31), np.uint8)
+    mask[:10] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    assert editing.read_mask(tmp_path / "m.png", path, trained.config)[0, :, :, 0].any()
+
+
+def test_transparent_images_are_refused(trained, tmp_path):
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    pixels[:4, :, :3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert editing.read_image(tmp_path / "a.png", trained.config)[0, :4].max() == 0
+    pixels[2, 2, 3] = 254
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels, which are"):
+        editing.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
+
+
+def test_damaged_images_are_named(trained, tmp_path):
+    path = tmp_path / "a.png"
+    _save(path, np.random.default_rng(0).integers(0, 256, (64, 64)))
+    path.write_bytes(path.read_bytes()[:2000])
+    for text in (None, "not an image"):
+        if text:
+            path.write_text(text)
+        with pytest.raises(ValueError, match=r"cannot read the image --image=\S*a.png: "):
+            editing.read_image(path, trained.config)
+    with pytest.raises(FileNotFoundError, match=r"no file --image=nowhere.png"):
+        editing.read_image(pathlib.Path("nowhere.png"), trained.config)
+
+
+def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
+    """By the command unguided, where nothing else is asked for."""
+    workdir = conftest.save_random(tmp_path / "run", smoke_config, spread=0.1)
+    flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
+    flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
+    run_command("edit", "invert", *flags)
+    found = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
+
+    def difference(cfg_scale):
+        trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
+        told, _ = editing.told_before_and_after(trained, "3")
+        x_T = editing.invert(trained, told, editing.encode(trained, image))
+        return np.abs(
+            editing.draw(trained, editing.Edits(told, {"x_T": x_T}))[0, ..., 0] - found
+        ).max()
+
+    assert difference(1.0) <= 1
+    assert difference(1.5) > 5  # the run's
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, r"invert needs --labels, the class of the image, in 0..9: told another, it comes"),
+        (dict(labels="random"), "--labels=random: invert takes one class"),
+        (dict(labels="3", labels_after="8,9"), "--labels_after=8,9: invert takes one class"),
+        (dict(labels="3", prompt_after="a cat"), "--prompt_after=a cat: this model takes --labels"),
+        (dict(labels="3", negative="a cat"), "--negative_prompt is of a model of captions"),
+    ],
+    ids=str,
+)
+def test_inversions_that_say_no_class_are_refused(trained, told, message):
+    with pytest.raises(ValueError, match=message):
+        editing.told_before_and_after(trained, **told)
+
+
+def test_what_is_told_before_and_after(trained, captioned_workdir):
+    before, after = editing.told_before_and_after(trained, "3", labels_after="8")
+    assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
+    assert editing.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
+    captioned = runs.load(captioned_workdir)
+    told = editing.told_before_and_after(captioned, "", ["one"], "", "two", "three")
+    found = [told[0].cond, told[1].cond, told[1].null]
+    expected = conditions.of_captions(captioned.config, ["one", "two", "three"]).cond
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+    for told, message in (
+        (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
+        (("", ["one"], "3"), r"--labels_after=3: this model takes --prompt_after"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            editing.told_before_and_after(captioned, *told)
+    captioned = runs.load(captioned_workdir, settings=DDIM)
+    with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
+        editing.told_before_and_after(captioned, prompts=["one"], negative="three")
+
+
+@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])
+def test_numbers_that_are_of_no_two_images_are_refused(numbers):
+    assert editing.parse_numbers(["0", "7"]) == [0, 7]
+    with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers below"):
+        editing.parse_numbers(numbers.split(","))
+
+
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_picture_that_would_replace_the_image_is_refused(run_command, image, tmp_path, name):
+    path = _save(tmp_path / "a.png", image[0, ..., 0])
+    same = tmp_path / ".." / tmp_path.name / "a.png"
+    flags = ["--workdir", tmp_path, "--out", same, f"--{name}", path]
+    error = run_command("edit", "inpaint", *flags, fails=True)
+    assert f"a.png is the file of --{name}, which would be lost: choose another" in error
+
+
+@pytest.mark.slow
+def test_the_command(run_command, trained_workdir, image, tmp_path):
+    """One edit as users ask for it, and what is refused."""
+    path, mask = tmp_path / "a.png", np.zeros((8, 8))
+    _save(path, image[0, ..., 0])
+    mask[2:5, 2:5] = 255
+    flags = ["--workdir", trained_workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
+    flags += ["--image", path, "--out", tmp_path / "b.png"]
+    mask = ["--mask", _save(tmp_path / "m.png", mask)]
+    out = run_command("edit", "inpaint", *flags, *mask, "--num", 2)
+    assert "inpaint by step 40" in out
+    assert Image.open(tmp_path / "b.png").size == (3 * 50 - 2, 48)
+    error = run_command("edit", "invert", *flags, *mask, fails=True)
+    assert "invert takes no --mask" in error
+    error = run_command("edit", "inpaint", *flags, "--prompt", "a three", *mask, fails=True)
+    assert "--prompt is of a model of captions; this one takes --labels" in error
+    assert "Traceback" not in error
