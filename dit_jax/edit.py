@@ -68,9 +68,8 @@ def main(words):
                 FLAGS.prompt_after,
                 FLAGS.negative_prompt,
             )
-            images = editing.draw(
-                trained, editing.Edits(after, {"x_T": editing.invert(trained, before, x_0)})
-            )
+            x_T = editing.invert(trained, before, x_0)
+            images = editing.draw(trained, editing.from_noise(after, x_T))
         else:
             asked = (FLAGS.num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
             arguments = trained.asked(*asked), x_0
@@ -78,10 +77,10 @@ def main(words):
                 if not FLAGS.mask:
                     raise ValueError("inpaint needs --mask, white where it draws anew.")
                 mask = editing.read_mask(FLAGS.mask, FLAGS.image, config)
-                edits = editing.inpaint(*arguments, mask)
+                edited = editing.inpaint(*arguments, mask)
             else:
-                edits = editing.image_to_image(*arguments)
-            images = editing.draw(trained, edits, FLAGS.seed, FLAGS.strength)
+                edited = editing.image_to_image(*arguments)
+            images = editing.draw(trained, edited, FLAGS.seed, FLAGS.strength)
     images = np.concatenate([*shown, images])
     if jax.process_index() == 0:
         picture = Image.fromarray(pictures.image_grid(images, len(images)))

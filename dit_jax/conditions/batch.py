@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax import models
 from dit_jax.conditions import text_encoder
 from dit_jax.models import conditioning
 
@@ -26,12 +27,15 @@ def drop(key: jax.Array, cond: jax.Array, prob: float, null: jax.Array | np.ndar
 
 
 def encode(
-    model: nn.Module, params: dict, encoder: text_encoder.TextEncoder | None, cond: jax.Array
+    model: nn.Module,
+    params: dict,
+    encoder: text_encoder.TextEncoder | None,
+    cond: jax.Array,
+    mesh: jax.sharding.Mesh,
 ) -> jax.Array:
     """A condition [B, ...] as the model takes it, computed once for all its calls."""
     if model.condition == "label" or cond.ndim == 3:
         return cond
     if model.condition == "tokens":
-        own = conditioning.encoder(model)
-        return own.apply({"params": params["text_encoder"]}, cond)
+        return models.bind(conditioning.encoder(model), params["text_encoder"], mesh)(cond)
     return encoder(cond)

@@ -1,13 +1,100 @@
-"""Wrappers and starting points that make of sampling an edit of given images.
+"""Edits: where sampling begins, what its network predicts and what it keeps of given images.
 
 All act on x_0, pixels or latents, whatever the process, the prediction and the sampler.
 """
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import objectives, processes, samplers
+
+Arrays = dict[str, jax.Array]  # of an edit, [B, ...], a row for each image
+Draw = Callable[[int, jax.Array], jax.Array]  # noise i of the images of these numbers, N(0, I)
+Networks = Callable[[jax.Array], list[objectives.Predict]]  # of a condition: unguided, guided
+
+
+class Edit:
+    """Plain sampling, from noise. An edit replaces some of its steps."""
+
+    names: ClassVar[tuple[str, ...]] = ()  # of its arrays
+
+    def noise(self, draw: Draw, index: jax.Array, arrays: Arrays) -> Callable[[int], jax.Array]:
+        """The noise that is drawn: 0 is x_T's, i + 1 that of step i."""
+        return lambda i: draw(i, index)
+
+    def predict(self, networks: Networks, cond: jax.Array, arrays: Arrays):
+        """The networks to sample by: unguided, guided."""
+        return networks(cond)
+
+    def begin(self, process: processes.Process, t: float, noise, arrays: Arrays) -> jax.Array:
+        """x_t at the first time t."""
+        return process.x_T_std * noise(0)
+
+    def wrap(self, denoise: samplers.Denoise, process, times, arrays: Arrays) -> samplers.Denoise:
+        """The denoiser of each step."""
+        return denoise
+
+    def finish(self, x_0: jax.Array, arrays: Arrays) -> jax.Array:
+        """The image that is returned."""
+        return x_0
+
+
+class FromNoise(Edit):
+    """Draws from given noise.   Arrays: x_T, like x_0."""
+
+    names = ("x_T",)
+
+    def begin(self, process, t, noise, arrays):
+        return arrays["x_T"]
+
+
+class ImageToImage(Edit):
+    """Noises given images to the first time.   Arrays: known, their x_0."""
+
+    names = ("known",)
+
+    def begin(self, process, t, noise, arrays):
+        t = jnp.full(len(arrays["known"]), t, jnp.float32)
+        return processes.q_sample(process, arrays["known"], t, noise(0))
+
+
+class Inpaint(ImageToImage):
+    """Keeps given images where a mask is 0.
+
+    Arrays: known, their x_0; mask, like it or of one channel, 1 where something new is wanted.
+    """
+
+    names = ("known", "mask")
+
+    def wrap(self, denoise, process, times, arrays):
+        return keep_known(denoise, process, times, arrays["known"], arrays["mask"])
+
+    def finish(self, x_0, arrays):
+        # Where ddim_level1 and last_step none end there is noise, also where all is kept.
+        return arrays["mask"] * x_0 + (1 - arrays["mask"]) * arrays["known"]
+
+
+class Interpolate(Edit):
+    """Draws between two images: their noises on a sphere, their predictions' weighted mean.
+
+    Arrays: other [B], numbers of the second images, and cond_of_other, their conditions; share [B]
+      in 0..1 of the second.
+    """
+
+    names = ("other", "cond_of_other", "share")
+
+    def noise(self, draw, index, arrays):
+        # If both ends are one image its noise must not be mixed: the sphere is of independent ones.
+        share = arrays["share"] * (arrays["other"] != index)
+        return lambda i: interpolate(draw(i, index), draw(i, arrays["other"]), share)
+
+    def predict(self, networks, cond, arrays):
+        pairs = zip(networks(cond), networks(arrays["cond_of_other"]), strict=True)
+        return [mix(first, second, arrays["share"]) for first, second in pairs]
 
 
 def keep_known(
@@ -48,7 +135,7 @@ def interpolate(first: jax.Array, second: jax.Array, share: jax.Array) -> jax.Ar
 def mix(
     first: objectives.Predict, second: objectives.Predict, share: jax.Array
 ) -> objectives.Predict:
-    """What two networks, or one told two things, say in shares 1 - share and share [B]."""
+    """Mixes two predictions: (1 - share) * first + share * second, with share [B]."""
 
     def predict(x_t, network_time):
         u = share.reshape(-1, *(1,) * (x_t.ndim - 1))

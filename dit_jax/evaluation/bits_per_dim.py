@@ -124,13 +124,12 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
         times = likelihood.ode_times(process, steps)
 
     def bits(params, resident, key, batch):
-        def predict(x_t, network_time):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return trained.model.apply({"params": params}, x_t, network_time, cond)
+        network = models.bind(trained.model, params, mesh)
+        cond = conditions.of_batch(batch, {})
+        cond = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            cond = conditions.of_batch(batch, {})
-            cond = conditions.encode(trained.model, params, trained.encoder, cond)
+        def predict(x_t, network_time):
+            return network(x_t, network_time, cond)
 
         def keys(i):  # 0 is the posterior's
             return jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), i))(

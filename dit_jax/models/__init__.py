@@ -4,6 +4,21 @@
 """
 
 from dit_jax.models.counts import count
-from dit_jax.models.registry import build, check_keys, compiler_options, init_params, param_shapes
+from dit_jax.models.registry import (
+    bind,
+    build,
+    check_keys,
+    compiler_options,
+    init_params,
+    param_shapes,
+)
 
-__all__ = ["build", "check_keys", "compiler_options", "count", "init_params", "param_shapes"]
+__all__ = [
+    "bind",
+    "build",
+    "check_keys",
+    "compiler_options",
+    "count",
+    "init_params",
+    "param_shapes",
+]

@@ -12,7 +12,7 @@ import numpy as np
 
 from dit_jax import conditions, latents, models, sharding
 from dit_jax.data import pixels
-from dit_jax.diffusion import samplers
+from dit_jax.diffusion import edits, samplers
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 
@@ -21,9 +21,10 @@ logger = logging.getLogger("dit_jax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edits:
-    """What N images are told, and the arrays [N, ...] of `generate.make_sample_fn` of an edit."""
+    """An edit of N images: their conditions, and the edit's arrays [N, ...]."""
 
     told: conditions.Conditions
+    edit: edits.Edit
     arrays: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -128,12 +129,11 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
     sampler = samplers.build(settings, process, prediction)
 
     def invert(params, encoder, x_0, cond):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            encoded = conditions.encode(trained.model, params, encoder, cond)
+        network = models.bind(trained.model, params, mesh)
+        encoded = conditions.encode(trained.model, params, encoder, cond, mesh)
 
         def predict(x_t, network_time):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return trained.model.apply({"params": params}, x_t, network_time, encoded)
+            return network(x_t, network_time, encoded)
 
         denoise = samplers.make_denoise(process, prediction, predict, sampler.times)
         if settings.clip_x_0:
@@ -159,16 +159,24 @@ def invert(trained: runs.Trained, told: conditions.Conditions, x_0: np.ndarray) 
     return generate.to_host(x_T)[:1]
 
 
+def from_noise(told: conditions.Conditions, x_T: np.ndarray) -> Edits:
+    """Each of the N from its own noise, x_T [N, h, w, C]."""
+    return Edits(told, edits.FromNoise(), {"x_T": x_T})
+
+
 def image_to_image(told: conditions.Conditions, x_0: np.ndarray) -> Edits:
     """Every one of the N from the same image, x_0 [1, h, w, C]."""
-    return Edits(told, {"known": np.broadcast_to(x_0, (len(told), *x_0.shape[1:]))})
+    return Edits(told, edits.ImageToImage(), {"known": _repeat(x_0, told)})
 
 
 def inpaint(told: conditions.Conditions, x_0: np.ndarray, mask: np.ndarray) -> Edits:
     """As `image_to_image`, keeping x_0 where the mask [1, h, w, 1] is 0."""
-    edits = image_to_image(told, x_0)
-    edits.arrays["mask"] = np.broadcast_to(mask, (len(told), *mask.shape[1:]))
-    return edits
+    arrays = {"known": _repeat(x_0, told), "mask": _repeat(mask, told)}
+    return Edits(told, edits.Inpaint(), arrays)
+
+
+def _repeat(array, told):
+    return np.broadcast_to(array, (len(told), *array.shape[1:]))
 
 
 def interpolate(first: conditions.Conditions, second: conditions.Conditions, numbers) -> Edits:
@@ -183,13 +191,13 @@ def interpolate(first: conditions.Conditions, second: conditions.Conditions, num
         "cond_of_other": second.cond,
         "share": np.linspace(0, 1, count, dtype=np.float32),
     }
-    return Edits(first, arrays)
+    return Edits(first, edits.Interpolate(), arrays)
 
 
-def draw(trained: runs.Trained, edits: Edits, seed: int = 0, strength: float = 1.0):
+def draw(trained: runs.Trained, edited: Edits, seed: int = 0, strength: float = 1.0):
     """The edited images [N, H, W, C] uint8; arguments as `generate`."""
-    sample = trained.make_sample_fn(strength)
-    arguments = trained.params, edits, seed, trained.mesh, trained.to_image
+    sample = trained.make_sample_fn(edited.edit, strength)
+    arguments = trained.params, edited, seed, trained.mesh, trained.to_image
     return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
 
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dit_jax import conditions, diffusion, latents, models, sharding
-from dit_jax.diffusion import edits, guidance, processes, samplers
+from dit_jax.diffusion import edits, guidance, samplers
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
+PLAIN = edits.Edit()
 
 
 def make_sample_fn(
@@ -26,22 +26,20 @@ def make_sample_fn(
     prediction: str,
     mesh: Mesh,
     guide: nn.Module | None = None,
+    edit: edits.Edit = PLAIN,
     strength: float = 1.0,
 ) -> Callable:
-    """The jitted `sample(params, key, index, cond, null, encoder=None, guide_params=None, ...)`.
+    """The jitted `sample(params, key, index, cond, null, encoder, guide_params, **arrays)`.
 
     Args:
       sample_config: `config.sample`.   prediction: `config.objective.prediction`.
       guide: a worse model, which takes the null condition's place in guidance.
       strength: of an edit, the share of the steps that is taken.
     Returns:
-      sample: index [B] int32, the image's number, cond and null [B, ...], all sharded over the
-        batch, as `conditions.Conditions`, to (x_0 [B, h, w, C] f32, finite [steps] bool, whether
-        every x_t was). Image i depends on key and i alone, not on the others. encoder: of captions,
-        for a model of condition 'context'.
-        Of edits: known, x_0 of given images, which are noised to begin with; mask, like it or of
-        one channel, 1 where something new is wanted; x_T instead of noise; share [B] of the image
-        of number `other` [B], told cond_of_other, that is drawn from together with this one.
+      sample: index [B] int32, the image's number, cond and null [B, ...] as
+        `conditions.Conditions`, arrays [B, ...] of the edit, all sharded over the batch, to (x_0
+        [B, h, w, C] f32, finite [steps] bool, whether every x_t was). Image i depends on key and i
+        alone, not on the others. encoder: of captions, for a model of condition 'context'.
     Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
     """
     sampler = samplers.build(sample_config, process, prediction, strength)
@@ -51,80 +49,43 @@ def make_sample_fn(
     options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
     shape = (model.input_size, model.input_size, model.in_channels)
 
-    def sample(
-        params,
-        key,
-        index,
-        cond,
-        null,
-        encoder=None,
-        guide_params=None,
-        known=None,
-        mask=None,
-        x_T=None,
-        other=None,
-        cond_of_other=None,
-        share=None,
-    ):
-        def normal(i, index=index):
+    def sample(params, key, index, cond, null, encoder=None, guide_params=None, **arrays):
+        if arrays.keys() != set(edit.names):
+            raise ValueError(f"the edit takes arrays {edit.names}, not {tuple(arrays)}.")
+
+        def draw(i, index):
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
 
-        def noise(i):
-            if share is None:
-                return normal(i)
-            # The same noise is that in any shares: the sphere is of independent ones.
-            return edits.interpolate(normal(i), normal(i, other), share * (other != index))
-
-        def encode(model, params, cond):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return conditions.encode(model, params, encoder, cond)
+        def bind(model, params, cond):
+            """predict(x_t, network_time, cond) of a network, by default of this condition."""
+            network = models.bind(model, params, mesh)
+            encoded = conditions.encode(model, params, encoder, cond, mesh)
+            return lambda x_t, time, cond=encoded: network(x_t, time, cond), encoded
 
         def networks(cond):
-            """predict(x_t, network_time) told cond, and the same guided."""
-
-            def apply(model, params):
-                encoded = encode(model, params, cond)
-
-                def predict(x_t, network_time, cond=encoded):
-                    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                        return model.apply({"params": params}, x_t, network_time, cond)
-
-                return predict, encoded
-
-            predict, encoded = apply(model, params)
+            """The network, unguided and guided."""
+            predict, encoded = bind(model, params, cond)
             if guide is not None:
-                worse, _ = apply(guide, guide_params)
-                return predict, guidance.autoguidance(predict, worse, scale, **options)
-            null_encoded = encode(model, params, null)
-            return predict, guidance.classifier_free_guidance(
+                worse, _ = bind(guide, guide_params, cond)
+                return [predict, guidance.autoguidance(predict, worse, scale, **options)]
+            null_encoded = conditions.encode(model, params, encoder, null, mesh)
+            guided = guidance.classifier_free_guidance(
                 predict, encoded, null_encoded, scale, **options
             )
+            return [predict, guided]
 
-        predict = networks(cond)
-        if share is not None:
-            both = zip(predict, networks(cond_of_other), strict=True)
-            predict = [edits.mix(one, other, share) for one, other in both]
-        parts = []
+        predict, parts = edit.predict(networks, cond, arrays), []
         for guided, count in runs:
-            times = sampler.times
-            denoise = samplers.make_denoise(process, prediction, predict[guided], times)
+            denoise = samplers.make_denoise(process, prediction, predict[guided], sampler.times)
             if sample_config.clip_x_0:
-                denoise = samplers.clip_x_0(denoise, process, times)
-            if mask is not None:
-                denoise = edits.keep_known(denoise, process, times, known, mask)
-            parts.append((denoise, count))
-        # 0 is x_T's noise, i + 1 that of step i.
+                denoise = samplers.clip_x_0(denoise, process, sampler.times)
+            parts.append((edit.wrap(denoise, process, sampler.times, arrays), count))
+        noise = edit.noise(draw, index, arrays)
         problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
-        if x_T is None and known is not None:
-            t = jnp.full(len(index), sampler.grid[0], jnp.float32)
-            x_T = processes.q_sample(process, known, t, noise(0))
-        elif x_T is None:
-            x_T = process.x_T_std * noise(0)
+        x_T = edit.begin(process, sampler.grid[0], noise, arrays)
         x_0, finite = sampler.solve(problem, x_T)
-        if mask is not None:  # where ddim_level1 and last_step none end there is noise
-            x_0 = mask * x_0 + (1 - mask) * known
-        return x_0, finite
+        return edit.finish(x_0, arrays), finite
 
     return jax.jit(
         sample,

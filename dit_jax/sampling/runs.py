@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import conditions, diffusion, latents, models, sharding, workdirs
 from dit_jax.config import ranges
-from dit_jax.diffusion import sampler_settings
+from dit_jax.diffusion import edits, sampler_settings
 from dit_jax.sampling import generate
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
@@ -62,11 +62,12 @@ class Trained:
             )
         return told
 
-    def make_sample_fn(self, strength: float = 1.0) -> Callable:
+    def make_sample_fn(self, edit: edits.Edit = generate.PLAIN, strength: float = 1.0) -> Callable:
         """As the function of that name, with guide and text encoder bound."""
         prediction = self.config.objective.prediction
         arguments = self.model, self.config.sample, self.process, prediction, self.mesh
-        sample = generate.make_sample_fn(*arguments, self.guide and self.guide.model, strength)
+        guide = self.guide and self.guide.model
+        sample = generate.make_sample_fn(*arguments, guide, edit, strength)
         guide_params = self.guide and self.guide.params
         return functools.partial(sample, encoder=self.encoder, guide_params=guide_params)
 

@@ -162,9 +162,10 @@ class Denoising:
         # Of the micro-batch: what is dropped differs between its examples all the same.
         rngs = None if keys is None else {"dropout": keys[0]}
 
+        network = models.bind(self.model, params, self.mesh, rngs)
+
         def predict(x_t, network_time):
-            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                return self.model.apply({"params": params}, x_t, network_time, cond, rngs=rngs)
+            return network(x_t, network_time, cond)
 
         objective = self.config.objective
         return objectives.denoising_loss(self.process, objective, predict, x_0, t, eps)

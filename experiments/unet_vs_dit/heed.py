@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dit_jax import cli, conditions, latents
+from dit_jax import cli, conditions, latents, models
 from dit_jax.data import sources
 from dit_jax.diffusion import objectives
 from dit_jax.evaluation import plot_style
@@ -42,16 +42,15 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
 
     @jax.jit
     def mean_loss(params, x_0, cond, time, key):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            encoded = conditions.encode(trained.model, params, trained.encoder, cond)
+        network = models.bind(trained.model, params, mesh)
+        encoded = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
-            def predict(x_t, network_time):
-                return trained.model.apply({"params": params}, x_t, network_time, encoded)
+        def predict(x_t, network_time):
+            return network(x_t, network_time, encoded)
 
-            t = jnp.full(len(x_0), time)
-            eps = jax.random.normal(key, x_0.shape)
-            parts = objectives.denoising_loss(process, objective, predict, x_0, t, eps)
-        return jnp.mean(parts["mse"])
+        t = jnp.full(len(x_0), time)
+        eps = jax.random.normal(key, x_0.shape)
+        return jnp.mean(objectives.denoising_loss(process, objective, predict, x_0, t, eps)["mse"])
 
     found = {}
     for name, split in (("trained", config.data.train_split), ("held out", config.data.eval_split)):

@@ -211,7 +211,9 @@ def test_a_caption_encoded_before_is_the_same(config):
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
     whole = apply(jnp.asarray(told.cond))
-    encoded = conditions.encode(model, params, None, jnp.asarray(told.cond))
+    encoded = conditions.encode(
+        model, params, None, jnp.asarray(told.cond), sharding.make_mesh(config.mesh)
+    )
     assert encoded.shape == (2, 20, 16)
     assert_close(apply(encoded), whole, 1e-5)
     assert np.abs(whole - apply(encoded[::-1])).max() > 1e-3

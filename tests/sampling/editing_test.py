@@ -210,10 +210,9 @@ def test_inverted_noise_leads_to_the_image(trained_workdir):
     assert noise.shape == x_T.shape
 
     def again(label):
-        edited = editing.Edits(conditions.of_labels([label], 10), {"x_T": x_T})
-        return generate.generate(
-            trained.make_sample_fn(), trained.params, edited, 0, trained.mesh, lambda x: x
-        )
+        edited = editing.from_noise(conditions.of_labels([label], 10), x_T)
+        sample = trained.make_sample_fn(edited.edit)
+        return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x: x)
 
     assert np.abs(again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
     assert np.abs(again(8) - again(3)).max() > 1e-3
@@ -231,7 +230,8 @@ def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
         return generate.generate(sample, *arguments)
 
     x_0 = draw(told)
-    again = draw(editing.Edits(told, {"x_T": editing.invert(trained, told, x_0)}))
+    sample = trained.make_sample_fn(edits.FromNoise())
+    again = draw(editing.from_noise(told, editing.invert(trained, told, x_0)))
     assert np.abs(again - x_0).mean() < 0.1 * np.abs(x_0).mean()
 
 
@@ -343,9 +343,7 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
         told, _ = editing.told_before_and_after(trained, "3")
         x_T = editing.invert(trained, told, editing.encode(trained, image))
-        return np.abs(
-            editing.draw(trained, editing.Edits(told, {"x_T": x_T}))[0, ..., 0] - found
-        ).max()
+        return np.abs(editing.draw(trained, editing.from_noise(told, x_T))[0, ..., 0] - found).max()
 
     assert difference(1.0) <= 1
     assert difference(1.5) > 5  # the run's

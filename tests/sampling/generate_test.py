@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import conditions, models, sharding
-from dit_jax.diffusion import grids
+from dit_jax.diffusion import edits, grids
 from dit_jax.sampling import generate, pictures
 
 
@@ -62,12 +62,16 @@ def expected(model, process, golden_params):
 def test_guided_samples_are_the_published_ones(model, process, golden, golden_params):
     """From labels, which are guided away from the null class, and a given x_T."""
     settings = _settings(sampler="ddim", steps=10, cfg_scale=1.5)
-    sample = generate.make_sample_fn(model, settings, process, "eps", _mesh(1))
+    arguments = model, settings, process, "eps", _mesh(1)
+    sample = generate.make_sample_fn(*arguments, edit=edits.FromNoise())
     told, index = conditions.of_labels(golden["y"], 7), np.arange(len(golden["y"]), dtype=np.int32)
     x_T = jnp.asarray(golden["x_0"])
     x_0, _ = sample(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
     expected = golden["ddim_cfg1.5_sample"]
     assert_close(x_0, expected, 2e-5)
+    plain = generate.make_sample_fn(*arguments)
+    with pytest.raises(ValueError, match=r"takes arrays \(\), not \('x_T',\)"):
+        plain(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 4), (8, 8), (4, 3)])
