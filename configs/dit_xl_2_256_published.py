@@ -19,7 +19,7 @@ from dit_jax.models import dit
 
 def get_config():
     config = default.get_config()
-    config.model.update(dtype="float32", **dit.named("DiT-XL/2"))
+    config.model.update(dtype="float32", **dit.parse_name("DiT-XL/2"))
     config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
     config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.5, cfg_channels=3)
     return config

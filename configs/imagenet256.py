@@ -22,5 +22,5 @@ def get_config(name: str = "DiT-XL/2"):
     """Args: name, of the paper; 'DiT-XL/2,flow' takes another process of configs/default.py."""
     name, _, process = name.partition(",")
     config = default.get_config(process=process or "ddpm")
-    config.model.update(dtype="bfloat16", scan_unroll=True, **dit.named(name))
+    config.model.update(dtype="bfloat16", scan_unroll=True, **dit.parse_name(name))
     return config

@@ -27,7 +27,7 @@ def get_config(name: str = "DiT-S/2"):
     )
     config.data.update(name="openmoji/64", eval_split="test", image_size=64, flip=False)
     config.model.update(input_size=16, num_classes=8, dtype="bfloat16", scan_unroll=True)
-    config.model.update(dit.named(name))
+    config.model.update(dit.parse_name(name))
     config.latents.update(
         source="device", moments="runs/openmoji64/moments", vae="runs/openmoji64/vae"
     )

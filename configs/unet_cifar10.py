@@ -15,7 +15,7 @@ from dit_jax.models import unet
 
 def get_config():
     config = default.get_config("unet")
-    config.model.update(unet.named("ddpm-cifar10"))
+    config.model.update(unet.get_preset("ddpm-cifar10"))
     config.update(total_steps=800_000, batch_size=128)
     config.data.update(name="cifar10", eval_split="test", image_size=32, cache=True)
     config.latents.source = "pixels"

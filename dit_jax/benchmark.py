@@ -155,9 +155,9 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     index = np.arange(batch_size, dtype=np.int32)
     if config.model.condition == "label":
         num_classes = config.model.num_classes
-        told = conditions.of_labels(index % (num_classes or 1), num_classes)
+        told = conditions.from_labels(index % (num_classes or 1), num_classes)
     else:
-        told = conditions.of_captions(config, [f"image {i}" for i in index])
+        told = conditions.from_captions(config, [f"image {i}" for i in index])
     batch = sharding.put_batch(program.mesh, {"index": index, **told.rows(index)})
     encoder = conditions.load_encoder(config, program.mesh)
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder

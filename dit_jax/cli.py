@@ -24,8 +24,9 @@ from absl import app, flags
 from dit_jax.config import arguments, ranges
 from dit_jax.system import compilation_cache, files, stopping, terminal
 
-FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
+
+FLAGS = flags.FLAGS
 # Of a disk or a machine, not of the command: once they are mended the same command goes on.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
 # Of JAX, which seeds and checkpoints depend on.
@@ -140,7 +141,7 @@ def define_sampling(required: bool = True) -> None:
             flags.DEFINE(PARSERS[kind], name, None, text)
 
 
-def define_told() -> None:
+def define_conditions() -> None:
     """What the images are told: labels or prompts, and what guidance leads away from."""
     flags.DEFINE_string(
         "labels", "", "Comma-separated classes in equal shares; empty is all; or random."
@@ -149,7 +150,7 @@ def define_told() -> None:
     flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
 
 
-def loading() -> dict:
+def get_load_arguments() -> dict:
     """The arguments of `runs.load` that the flags ask for."""
     settings = {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
     return dict(

@@ -42,7 +42,7 @@ def main(words):
     others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
         raise ValueError(f"{task} takes no {', '.join(useless)}.")
-    loading = cli.loading()
+    loading = cli.get_load_arguments()
     if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
@@ -50,7 +50,7 @@ def main(words):
     pictures.check_grid(FLAGS.num + 1, config.data.image_size, FLAGS.num + 1)
     if task == "interpolate":
         told = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-        ends = editing.told_at_ends(trained, FLAGS.num, *told)
+        ends = editing.parse_ends(trained, FLAGS.num, *told)
         images = editing.draw(
             trained, editing.interpolate(*ends, editing.parse_numbers(FLAGS.numbers)), FLAGS.seed
         )
@@ -60,7 +60,7 @@ def main(words):
         image = editing.read_image(FLAGS.image, config)
         x_0, shown = editing.encode(trained, image), [image]
         if task == "invert":
-            before, after = editing.told_before_and_after(
+            before, after = editing.parse_before_and_after(
                 trained,
                 FLAGS.labels,
                 FLAGS.prompt,
@@ -90,7 +90,7 @@ def main(words):
 
 if __name__ == "__main__":
     cli.define_sampling()
-    cli.define_told()
+    cli.define_conditions()
     cli.define_path("image", None, "Image file, cropped as the model's data are.")
     cli.define_path("mask", None, "inpaint: image of the same size, white where it draws anew.")
     flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].", 0, 1)

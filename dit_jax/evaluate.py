@@ -34,7 +34,7 @@ def main(_):
     progress = sys.stderr.isatty() and jax.process_index() == 0
     _check_flags()
     if FLAGS.bpd:
-        _print_bpd(workdir, cli.loading(), progress)
+        _print_bpd(workdir, cli.get_load_arguments(), progress)
         return
     if FLAGS.bpd_steps:
         raise ValueError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
@@ -111,8 +111,10 @@ def _evaluate_images(extractor, progress):
 def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:
         cli.check_out(FLAGS.save_npz, (".npz",), "--save_npz=")
-    trained = runs.load(**cli.loading())
-    reference = references.of_run(trained.config, FLAGS.reference, extractor, progress, workdir)
+    trained = runs.load(**cli.get_load_arguments())
+    reference = references.load_for_run(
+        trained.config, FLAGS.reference, extractor, progress, workdir
+    )
     row = samples.evaluate(
         trained,
         workdir,

@@ -43,7 +43,7 @@ def main(_):
     num = FLAGS.num or len(FLAGS.prompt) or NUM
     if FLAGS.columns > num:
         raise ValueError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
-    trained = runs.load(**cli.loading())
+    trained = runs.load(**cli.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, trained.config.data.image_size, FLAGS.columns)
     asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
@@ -66,7 +66,7 @@ def main(_):
 if __name__ == "__main__":
     cli.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
-    cli.define_told()
+    cli.define_conditions()
     text = f"Images; by default one of each --prompt, else {NUM}."
     flags.DEFINE_integer("num", None, text, 1, ranges.MOST)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")

@@ -55,7 +55,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
 
     with contextlib.ExitStack() as stack:
         # Else a workdir that was moved meanwhile would be begun anew.
-        sharding.together(lambda: here and here.check())
+        sharding.in_every_process(lambda: here and here.check())
         lock = stack.enter_context(workdirs.claim(workdir, config))
         # Before the manager, so out after it: a second SIGTERM must not end the last checkpoint's
         # writing.
@@ -172,7 +172,7 @@ def log_summary(program: programs.Program, class_names: Sequence[str] | None = N
     )
     logger.info("model: %s", program.task.summary())
     if class_names:
-        logger.info("classes: %s", files.some_of(class_names))
+        logger.info("classes: %s", files.list_some(class_names))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     logger.info(
         "batch: %d = %d shards x %d accumulation steps x %d images",

@@ -28,7 +28,7 @@ def clean(monkeypatch):
 def _evaluate(workdir, settings=None, loading=None, **options):
     trained = runs.load(workdir, settings={"steps": 2} | (settings or {}), **(loading or {}))
     extractor = extractors.load("pixels")
-    reference = references.of_run(trained.config, None, extractor)
+    reference = references.load_for_run(trained.config, None, extractor)
     return samples.evaluate(trained, workdir, extractor, reference, **options)
 
 
@@ -37,7 +37,7 @@ def test_classes_of_a_run_are_those_of_the_same_name(workdir):
     trained, extractor = runs.load(workdir, settings={"steps": 2}), extractors.load("pixels")
     names = [f"digit {i}" for i in range(10)]
     trained = dataclasses.replace(trained, data={"train": {"classes": names}})
-    real = references.of_run(trained.config, None, extractor)
+    real = references.load_for_run(trained.config, None, extractor)
     other = dataclasses.replace(
         real,
         source=real.source | {"name": "other"},
@@ -151,7 +151,7 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
     row = _evaluate(workdir, num=21, batch_size=8, save_npz=out)
     with np.load(out) as file:
         assert file["arr_0"].shape == (21, 8, 8, 1)
-        told = conditions.of_labels(conditions.draw_labels("random", 21, 10), 10)
+        told = conditions.from_labels(conditions.draw_labels("random", 21, 10), 10)
         np.testing.assert_array_equal(file["label"], told.cond)
         trained = runs.load(workdir, settings={"steps": 2})
         drawn = generate.generate(
@@ -159,7 +159,7 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
         )
         np.testing.assert_array_equal(file["arr_0"], drawn)
     extractor = extractors.load("pixels")
-    reference = references.of_run(trained.config, None, extractor)
+    reference = references.load_for_run(trained.config, None, extractor)
     again = samples.evaluate_images(image_sets.open_npz(out), extractor, reference)
     for name in ("fd_pixels", "precision_pixels", "recall_pixels", "label_accuracy"):
         assert_close(again[name], row[name], 1e-6)
@@ -277,7 +277,7 @@ def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):
         return {"features": np.nan * image.reshape(len(image), -1)}
 
     trained, extractor = runs.load(workdir, settings={"steps": 2}), extractors.load("pixels")
-    reference = references.of_run(trained.config, None, extractor)
+    reference = references.load_for_run(trained.config, None, extractor)
     extractor = dataclasses.replace(extractor, apply=broken)
     with pytest.raises(FloatingPointError, match="images 0 to 9 have features that are NaN"):
         samples.evaluate(trained, workdir, extractor, reference, num=10)
@@ -288,7 +288,7 @@ def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, 
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     found = image_sets.open_npz(tmp_path / "samples.npz")
-    reference = references.of_images(found, toy_extractor)
+    reference = references.from_images(found, toy_extractor)
     row = samples.evaluate_images(found, toy_extractor, reference, batch_size=16)
     assert row["samples"] == dict(name=str(tmp_path / "samples.npz"), num=90, digest=found.digest)
     assert abs(row["fid"]) < 1e-4  # batches of another size
@@ -296,7 +296,7 @@ def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, 
     assert (tmp_path / row["picture"]).is_file()
     path = tmp_path / "samples.evaluations.jsonl"
     assert json.loads(path.read_text()) == row
-    monkeypatch.setattr(measures, "of_features", None)
+    monkeypatch.setattr(measures, "measure_features", None)
     assert samples.evaluate_images(found, toy_extractor, reference) == row
     with pytest.raises(ValueError, match="has 90 images, fewer than --num=91"):
         samples.evaluate_images(found, toy_extractor, reference, num=91)
@@ -306,8 +306,8 @@ def test_measures_that_cannot_be_are_not_written(tmp_path, toy_extractor, monkey
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     found = image_sets.open_npz(tmp_path / "samples.npz")
-    reference = references.of_images(found, toy_extractor)
-    monkeypatch.setattr(measures, "of_features", lambda *_: {"fid": -0.5, "precision": 1.0})
+    reference = references.from_images(found, toy_extractor)
+    monkeypatch.setattr(measures, "measure_features", lambda *_: {"fid": -0.5, "precision": 1.0})
     with pytest.raises(FloatingPointError, match=r"measured fid -0\.5, which cannot be, so no row"):
         samples.evaluate_images(found, toy_extractor, reference)
     assert not (tmp_path / "samples.evaluations.jsonl").exists()
@@ -373,7 +373,7 @@ def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypat
         labels = np.array([4, 1, 5, 0, 2, 3])[labels]
     np.savez(tmp_path / "samples.npz", arr_0=pixels, label=labels)
     found = image_sets.open_npz(tmp_path / "samples.npz")
-    samples.evaluate_images(found, toy_extractor, references.of_images(found, toy_extractor))
+    samples.evaluate_images(found, toy_extractor, references.from_images(found, toy_extractor))
     told = "sorted by class: of 6 classes the parts of 20 images" in caplog.text
     assert told == (order in ("sorted", "grouped"))
 

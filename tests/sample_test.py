@@ -25,8 +25,12 @@ def test_random_labels_are_the_seed_s_and_uniform():
 def test_labels_are_guided_away_from_the_null_class():
     """Whose index is the number of classes; whether they are listed, drawn or of a picture."""
     config = smoke.get_config()
-    drawn = conditions.draw(config, "balanced", 3), conditions.asked(config, 3, "1,2,3")
-    for told in (*drawn, conditions.for_picture(config, 3), conditions.of_labels([0, 4, 9], 10)):
+    drawn = conditions.draw(config, "balanced", 3), conditions.from_flags(config, 3, "1,2,3")
+    for told in (
+        *drawn,
+        conditions.draw_for_picture(config, 3),
+        conditions.from_labels([0, 4, 9], 10),
+    ):
         assert told.null.tolist() == [10, 10, 10]
     assert told.cond.tolist() == [0, 4, 9]
 

@@ -1,14 +1,14 @@
 """What a network is conditioned on: labels, tokens of captions, or a frozen encoder's context."""
 
-from dit_jax.conditions.batch import FEATURES, drop, encode, of_batch
+from dit_jax.conditions.batch import FEATURES, drop, encode, get_condition
 from dit_jax.conditions.requests import (
     Conditions,
-    asked,
     draw,
+    draw_for_picture,
     draw_labels,
-    for_picture,
-    of_captions,
-    of_labels,
+    from_captions,
+    from_flags,
+    from_labels,
     parse_label,
     parse_labels,
 )
@@ -18,16 +18,16 @@ __all__ = [
     "FEATURES",
     "Conditions",
     "TextEncoder",
-    "asked",
     "draw",
+    "draw_for_picture",
     "draw_labels",
     "drop",
     "encode",
-    "for_picture",
+    "from_captions",
+    "from_flags",
+    "from_labels",
+    "get_condition",
     "load_encoder",
-    "of_batch",
-    "of_captions",
-    "of_labels",
     "parse_label",
     "parse_labels",
     "resolve",

@@ -12,10 +12,12 @@ from dit_jax.models import conditioning
 FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
 
 
-def of_batch(batch: dict, resident: dict) -> jax.Array:
+def get_condition(batch: dict, resident: dict) -> jax.Array:
     """The condition of a batch: its one feature that is one; by 'record' out of `resident`."""
     if "record" in batch:
-        return of_batch({n: a[batch["record"]] for n, a in resident.items() if n in FEATURES}, {})
+        return get_condition(
+            {n: a[batch["record"]] for n, a in resident.items() if n in FEATURES}, {}
+        )
     return next(batch[name] for name in reversed(FEATURES) if name in batch)
 
 

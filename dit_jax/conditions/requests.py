@@ -34,13 +34,13 @@ class Conditions:
         return {"cond": self.cond[index], "null": self.null[index]}
 
 
-def of_labels(labels: Sequence[int], num_classes: int) -> Conditions:
+def from_labels(labels: Sequence[int], num_classes: int) -> Conditions:
     """The classes [N], guided away from the null class."""
     labels = np.asarray(labels, np.int32)
     return Conditions(labels, np.full_like(labels, num_classes))
 
 
-def of_captions(config: ConfigDict, captions: Sequence[str], negative: str = "") -> Conditions:
+def from_captions(config: ConfigDict, captions: Sequence[str], negative: str = "") -> Conditions:
     """The captions, guided away from `negative`, by default the empty one.
 
     Raises: ValueError for a model of labels; FileNotFoundError without the tokeniser's file.
@@ -68,7 +68,7 @@ def draw(
         raise ValueError(f"unknown labels {kind!r}; choose {' or '.join(KINDS)}.")
     if config.model.condition == "label":
         labels = draw_labels(kind, num, config.model.num_classes, seed)
-        return of_labels(labels, config.model.num_classes)
+        return from_labels(labels, config.model.num_classes)
     split = "eval" if config.data.eval_split else "train"
     source = sources.open_split(config, split)
     if workdir:
@@ -78,7 +78,7 @@ def draw(
     if kind == "random":
         rng = np.random.default_rng(seed)
         index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
-    return of_captions(config, [source.captions(source.views * i)[0] for i in index])
+    return from_captions(config, [source.captions(source.views * i)[0] for i in index])
 
 
 def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
@@ -92,7 +92,7 @@ def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndar
     return np.random.default_rng(seed).integers(num_classes or 1, size=num, dtype=np.int32)
 
 
-def asked(
+def from_flags(
     config: ConfigDict,
     num: int,
     labels: str = "",
@@ -111,13 +111,13 @@ def asked(
             flag = "--prompt" if prompts else "--negative_prompt"
             raise ValueError(f"{flag} is of a model of captions; this one takes --labels.")
         num_classes = config.model.num_classes
-        return of_labels(parse_labels(labels, num, num_classes, seed, names), num_classes)
+        return from_labels(parse_labels(labels, num, num_classes, seed, names), num_classes)
     if labels:
         raise ValueError(f"--labels={labels}: this model takes captions, as --prompt.")
     prompts = list(prompts) or [""]
     if num < len(prompts):
         raise ValueError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
-    return of_captions(config, [prompts[i * len(prompts) // num] for i in range(num)], negative)
+    return from_captions(config, [prompts[i * len(prompts) // num] for i in range(num)], negative)
 
 
 def parse_labels(
@@ -167,16 +167,16 @@ def parse_label(text: str, num_classes: int, names: Sequence[str] | None = None)
             f"--labels: {shown} is the name of class {found['name']}, and the number of the class "
             f"'{files.printable(names[number])}': write name:{shown} or number:{shown}."
         )
-    known = f", named {files.some_of(names)}" if names else ""
+    known = f", named {files.list_some(names)}" if names else ""
     raise ValueError(
         f"--labels: '{shown}' is no class; the model's are 0 to {num_classes - 1}{known}. Give "
         "them with commas, or random."
     )
 
 
-def for_picture(config: ConfigDict, num: int) -> Conditions:
+def draw_for_picture(config: ConfigDict, num: int) -> Conditions:
     """Of a picture while training: labels in equal blocks, or the first captions of the data."""
     if config.model.condition == "label":
         num_classes = config.model.num_classes
-        return of_labels(np.arange(num) * num_classes // num, num_classes)
+        return from_labels(np.arange(num) * num_classes // num, num_classes)
     return draw(config, "balanced", num)

@@ -176,7 +176,7 @@ def _is_boolean(name, values):
         config = values["config"].value
         if config is None:
             raise ValueError(f"--{name} sets a key of --config, which is missing.")
-        return isinstance(overrides.value_of(config, name.removeprefix("config.")), bool)
+        return isinstance(overrides.get_value(config, name.removeprefix("config.")), bool)
     return bool(values[name].boolean) if _is_defined(name, values) else None
 
 

@@ -116,7 +116,7 @@ def _local(text, name):
     return text
 
 
-def value_of(config: ConfigDict, key: str):
+def get_value(config: ConfigDict, key: str):
     """The value of a key such as 'model.depth'.
 
     Raises: ValueError for an unknown key, with a near one; for a group of keys.
@@ -156,7 +156,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 def _example(config, key):
     """The key's value; of a placeholder, whose value is None, another of its type."""
-    if (value := value_of(config, key)) is not None:
+    if (value := get_value(config, key)) is not None:
         return value
     *groups, name = key.split(".")
     return functools.reduce(operator.getitem, groups, config).get_type(name)()

@@ -103,7 +103,7 @@ def preset(found: Mapping[str, np.ndarray]) -> str:
 
 def model_config(name: str) -> ConfigDict:
     """`config.model` of a preset."""
-    fields = dict(name="unet", **unet.named(name))
+    fields = dict(name="unet", **unet.get_preset(name))
     return ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
 
 

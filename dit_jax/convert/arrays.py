@@ -40,7 +40,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if kinds:
         raise ValueError(
             f"{files.printable(path)} has weights that are no floating-point numbers: "
-            f"{files.some_of(kinds)}. Those of a quantised model cannot be converted: give the "
+            f"{files.list_some(kinds)}. Those of a quantised model cannot be converted: give the "
             "file in float32, float16 or bfloat16."
         )
     for name, array in found.items():  # one at a time, for the memory of both
@@ -63,7 +63,7 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
         raise ValueError(f"cannot read {shown}: expected {', '.join(READERS)}.")
     shapes = _parse(path, READERS[path.suffix][0])
     if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
-        raise ValueError(f"{shown} has arrays without any number: {files.some_of(empty)}.")
+        raise ValueError(f"{shown} has arrays without any number: {files.list_some(empty)}.")
     npz_files.check_bytes(path, 4 * sum(map(math.prod, shapes.values())))
     return shapes
 
@@ -118,7 +118,7 @@ def _describe_torch(path):
 def _refuse(others):
     if others:
         kinds = [f"{name} ({dtype})" for name, dtype in others.items()]
-        raise ValueError(f"it holds more than real numbers: {files.some_of(kinds)}")
+        raise ValueError(f"it holds more than real numbers: {files.list_some(kinds)}")
 
 
 _TORCH = _describe_torch, torch_files.read
@@ -172,15 +172,15 @@ def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> Non
     if missing or unexpected or differing:
         raise ValueError(
             "the checkpoint does not fit the model.\n"
-            f"  missing ({len(missing)}): {files.some_of(missing)}\n"
-            f"  unexpected ({len(unexpected)}): {files.some_of(unexpected)}\n"
-            f"  wrong shape ({len(differing)}): {files.some_of(differing)}\n"
+            f"  missing ({len(missing)}): {files.list_some(missing)}\n"
+            f"  unexpected ({len(unexpected)}): {files.list_some(unexpected)}\n"
+            f"  wrong shape ({len(differing)}): {files.list_some(differing)}\n"
             "Check the model's sizes in the config, and that the file holds this model."
         )
     if broken := [name for name, array in found.items() if not np.isfinite(array).all()]:
         raise ValueError(
             f"{len(broken)} of the checkpoint's {len(found)} tensors hold NaN or infinity, such as "
-            f"{files.some_of(broken[:3])}.\n"
+            f"{files.list_some(broken[:3])}.\n"
             "Download it again, and compare its SHA-256 with docs/weights.md; if that is right, "
             "the model itself is broken."
         )

@@ -66,7 +66,7 @@ def refuse(names: Collection[str], kind: str, source: pathlib.Path) -> None:
         )
     raise ValueError(
         f"{files.printable(source)} has {len(names):,} names of the original code of latent "
-        f"diffusion, such as {files.some_of([next(filter(None, examples))])}: {what}.\n{way_out}"
+        f"diffusion, such as {files.list_some([next(filter(None, examples))])}: {what}.\n{way_out}"
     )
 
 

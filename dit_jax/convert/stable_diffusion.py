@@ -70,7 +70,7 @@ def check_parts(source: pathlib.Path) -> None:
     if missing := [name for name in PARTS if name not in parts]:
         raise ValueError(f"{shown} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
     if others := sorted(parts.keys() - {*PARTS, *IGNORED}):
-        others = files.some_of([f"{name} ({fields.show(parts[name])})" for name in others])
+        others = files.list_some([f"{name} ({fields.show(parts[name])})" for name in others])
         raise ValueError(
             f"{shown} has the parts {others}, which are not supported; supported: "
             f"{', '.join(PARTS)}, and without effect {', '.join(IGNORED)}."

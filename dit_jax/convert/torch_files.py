@@ -278,7 +278,7 @@ def _tensors(contents):
         else:
             tensors[name] = tensor
     if others:
-        raise ValueError(f"it holds more than tensors: {files.some_of(others)}")
+        raise ValueError(f"it holds more than tensors: {files.list_some(others)}")
     return tensors
 
 

@@ -58,7 +58,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from the published names, of new or old attention; see `convert.load`."""
     new_names = collections.Counter(map(_new_name, found))
     if twice := [name for name, count in new_names.items() if count > 1]:
-        raise ValueError(f"the checkpoint holds {files.some_of(twice)} under an old name too.")
+        raise ValueError(f"the checkpoint holds {files.list_some(twice)} under an old name too.")
     found = {_new_name(name): array for name, array in found.items()}
     shapes = arrays.parameter_shapes(model_config)
     published = {

@@ -38,7 +38,7 @@ def read(source: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
         if twice := [name for name in part if name in found]:
             raise ValueError(
                 f"{files.printable(path)} and another file of its index both hold "
-                f"{files.some_of(twice)}: remove it from one."
+                f"{files.list_some(twice)}: remove it from one."
             )
         found |= part
     return layouts.strip(found, kind, source)

@@ -144,6 +144,6 @@ def _why_not(name):
         return 'with a backslash: write folders with "/"'
     if any(map(listing.is_hidden, name.split("/"))):
         return "a hidden file or one of the system's, which are left out"
-    if listing.suffix_of(name) not in pixels.SUFFIXES:
+    if listing.get_suffix(name) not in pixels.SUFFIXES:
         return f"which does not end as an image that is read: {' '.join(sorted(pixels.SUFFIXES))}"
     return "which is not there"

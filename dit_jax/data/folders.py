@@ -96,20 +96,20 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
     if others := [name for key, name in folders.items() if key not in classes]:
         raise ValueError(
             f"{origin} has folders that are no classes of {training_origin}: "
-            f"{files.some_of(others, SHOWN)}. Rename or remove them; the classes are those of data."
-            f"train_split={train_split!r}."
+            f"{files.list_some(others, SHOWN)}. Rename or remove them; the classes are those of "
+            f"data.train_split={train_split!r}."
         )
     numbers = {folders[key]: i for i, key in enumerate(classes) if key in folders}
     labels = _label(listed, origin, numbers)
     if len(classes) != num_classes:
         raise ValueError(
             f"model.num_classes={num_classes}, but {training_origin} has {len(classes)} classes: "
-            f"{files.some_of(classes.values(), SHOWN)}. Set model.num_classes={len(classes)}, or "
+            f"{files.list_some(classes.values(), SHOWN)}. Set model.num_classes={len(classes)}, or "
             "correct the folders: a label without images would be drawn untrained."
         )
     if missing := [name for key, name in classes.items() if key not in folders]:
         message = f"{origin} has no images of {len(missing)} of the {len(classes)} classes: "
-        listing.say(message + files.some_of(missing, SHOWN), logging.WARNING)
+        listing.say(message + files.list_some(missing, SHOWN), logging.WARNING)
     return _folder(listed, classes=tuple(classes.values()), labels=labels)
 
 
@@ -209,14 +209,14 @@ def _label(listed, origin, numbers):
     if beside := [name for name in listed.names if "/" not in name]:
         raise ValueError(
             f"{origin} has {listing.count(len(beside), 'image')} beside its folders of classes, so "
-            f"of no class: {files.some_of(beside, SHOWN)}. Move or remove them."
+            f"of no class: {files.list_some(beside, SHOWN)}. Move or remove them."
         )
     folders = [name.partition("/")[0] for name in listed.names]
     if empty := sorted(set(numbers) - set(folders)):
         described = [f"{n}{_unread(listed.unread.get(n))}" for n in empty]
         raise ValueError(
-            f"{origin} has folders without images: {files.some_of(described, SHOWN)}. Every folder "
-            f"there is a class: add images ({pixels.READ}), or remove it."
+            f"{origin} has folders without images: {files.list_some(described, SHOWN)}. Every "
+            f"folder there is a class: add images ({pixels.READ}), or remove it."
         )
     return np.array([numbers[name] for name in folders], np.int32)
 

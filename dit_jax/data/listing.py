@@ -141,7 +141,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
-def suffix_of(name: str) -> str:
+def get_suffix(name: str) -> str:
     """The suffix in lower case, such as '.png'; '' without one."""
     return os.path.splitext(name)[1].lower()
 
@@ -260,7 +260,7 @@ def _read_directory(links, directory) -> _Directory:
 
 
 def _add(contents, entry, name, links):
-    suffix, real = suffix_of(entry.name), entry.path
+    suffix, real = get_suffix(entry.name), entry.path
     if entry.is_symlink():
         target = os.readlink(entry.path)
         try:
@@ -287,7 +287,7 @@ def report(listing: Listing, origin: str) -> None:
     if listing.hidden:
         names = [name for name, _ in listing.hidden.most_common(3)]
         left_out = count(sum(listing.hidden.values()), "hidden or system name")
-        say(f"{origin}: {left_out} left out, such as {files.some_of(names)}.", logging.INFO)
+        say(f"{origin}: {left_out} left out, such as {files.list_some(names)}.", logging.INFO)
     if unread := sum(listing.unread.values(), collections.Counter()):
         say(
             f"{origin}: {count(unread.total(), 'image')} of other kinds left out: "

@@ -97,7 +97,7 @@ class ClipTokenizer:
         if missing := [token for token in (START, END, pad) if token not in vocab]:
             raise ValueError(
                 f"the vocabulary of {len(vocab)} tokens is not CLIP's: it has no "
-                f"{files.some_of(missing)}. {SOURCE}"
+                f"{files.list_some(missing)}. {SOURCE}"
             )
         ids = [i for i in vocab.values() if type(i) is int and 0 <= i < MOST_TOKENS]
         if len({*ids}) < len(vocab):
@@ -237,7 +237,7 @@ def _is_pair(value):
 def _refuse_added(path, tokens, vocab):
     if others := sorted(set(tokens) - vocab.keys()):
         raise ValueError(
-            f"{files.printable(path)} adds {files.some_of(others, 3)} to the vocabulary, as "
+            f"{files.printable(path)} adds {files.list_some(others, 3)} to the vocabulary, as "
             "textual inversion does; such tokens are not supported: without them there, they are "
             "cut like other words."
         )

@@ -112,7 +112,7 @@ def keep_known(
       x_0: like x_t, clean.   mask: [B, h, w, 1] or like x_0, 1 where something new is wanted.
     Source: Wang et al. 2023, "DDNM", eq. 12, where the operator is a mask.
     """
-    eps_of = samplers.make_eps_of(process, times)
+    eps_of = samplers.make_eps_fn(process, times)
 
     def known(x_t, i):
         here = denoise(x_t, i)

@@ -20,7 +20,7 @@ def coefficients(process: Process, prediction: str, t):
     Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
       x_t / alpha and the noise sigma / alpha.
     """
-    xp = processes.numpy_of(t)
+    xp = processes.get_array_module(t)
     zero, one = xp.zeros_like(t), xp.ones_like(t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     if prediction == "eps":

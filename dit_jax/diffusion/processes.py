@@ -43,7 +43,7 @@ class Process:
 
     def log_snr(self, t):
         """log(alpha^2 / sigma^2); infinite where there is no noise, or no signal."""
-        xp = numpy_of(t)
+        xp = get_array_module(t)
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def snr_rate(self, t):
@@ -57,7 +57,7 @@ class Process:
 
     def network_scale(self, t):
         """The factor of x_t with which the network is fed."""
-        return numpy_of(t).ones_like(t)
+        return get_array_module(t).ones_like(t)
 
     @property
     def x_T_std(self) -> float:
@@ -197,7 +197,7 @@ class DiscreteProcess(Process):
 
     def time_of_ratio(self, ratio):
         """Between the levels, by their log ratios."""
-        xp = numpy_of(ratio)
+        xp = get_array_module(ratio)
         with np.errstate(divide="ignore"):  # no signal: an infinite ratio
             table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
         levels = np.arange(1, self.num_steps + 1) / self.num_steps
@@ -244,10 +244,10 @@ class VariancePreserving(Process):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def alpha(self, t):
-        return numpy_of(t).exp(self._log_alpha(t))
+        return get_array_module(t).exp(self._log_alpha(t))
 
     def sigma(self, t):
-        xp = numpy_of(t)
+        xp = get_array_module(t)
         return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))
 
     def velocity(self, t):
@@ -256,7 +256,7 @@ class VariancePreserving(Process):
         return -half_beta * alpha, half_beta * alpha**2 / sigma
 
     def time_of_ratio(self, ratio):
-        xp = numpy_of(ratio)
+        xp = get_array_module(ratio)
         minus_log_alpha = 0.5 * xp.log1p(ratio**2)
         slope = self.beta_max - self.beta_min
         root = xp.sqrt(self.beta_min**2 + 4 * slope * minus_log_alpha)
@@ -277,7 +277,7 @@ class LinearFlow(Process):
         return 1 * t
 
     def velocity(self, t):
-        one = numpy_of(t).ones_like(t)
+        one = get_array_module(t).ones_like(t)
         return -one, one
 
     def time_of_ratio(self, ratio):
@@ -292,17 +292,17 @@ class TrigonometricFlow(Process):
     """
 
     def alpha(self, t):
-        xp = numpy_of(t)
+        xp = get_array_module(t)
         return xp.where(t == 1, 0.0, xp.cos(np.pi / 2 * t))  # cos(pi / 2) rounds to 6e-17
 
     def sigma(self, t):
-        return numpy_of(t).sin(np.pi / 2 * t)
+        return get_array_module(t).sin(np.pi / 2 * t)
 
     def velocity(self, t):
         return -np.pi / 2 * self.sigma(t), np.pi / 2 * self.alpha(t)
 
     def time_of_ratio(self, ratio):
-        return 2 / np.pi * numpy_of(ratio).arctan(ratio)
+        return 2 / np.pi * get_array_module(ratio).arctan(ratio)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -328,13 +328,13 @@ class VarianceExploding(Process):
         return self.smallest_t
 
     def alpha(self, t):
-        return numpy_of(t).ones_like(t)
+        return get_array_module(t).ones_like(t)
 
     def sigma(self, t):
         return self.sigma_max * t
 
     def velocity(self, t):
-        xp = numpy_of(t)
+        xp = get_array_module(t)
         return xp.zeros_like(t), xp.full_like(t, self.sigma_max)
 
     def time_of_ratio(self, ratio):
@@ -342,10 +342,10 @@ class VarianceExploding(Process):
 
     def network_time(self, t):
         """log(sigma) / 4."""
-        return numpy_of(t).log(self.sigma(t)) / 4
+        return get_array_module(t).log(self.sigma(t)) / 4
 
     def network_scale(self, t):
-        return 1 / numpy_of(t).sqrt(self.sigma(t) ** 2 + self.sigma_data**2)
+        return 1 / get_array_module(t).sqrt(self.sigma(t) ** 2 + self.sigma_data**2)
 
 
 def build(config) -> Process:
@@ -430,14 +430,14 @@ def expand(a: jax.Array, x: jax.Array) -> jax.Array:
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
-def numpy_of(t):
+def get_array_module(t):
     """The module that computes with t: NumPy for its arrays and for Python's floats, else JAX's."""
     return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp
 
 
 def _float_of(t):
-    return np.float64 if numpy_of(t) is np else jnp.float32
+    return np.float64 if get_array_module(t) is np else jnp.float32
 
 
 def _gather(table, index, t):
-    return table[index] if numpy_of(t) is np else jnp.asarray(table, jnp.float32)[index]
+    return table[index] if get_array_module(t) is np else jnp.asarray(table, jnp.float32)[index]

@@ -91,7 +91,7 @@ def build(config, process: processes.Process, prediction: str, strength: float =
     elif name == "heun":
         noisier = None
         if config.churn:
-            noisier = churned(process, grid, config.churn, config.churn_range)
+            noisier = churn_levels(process, grid, config.churn, config.churn_range)
             times = np.append(grid, noisier)
         evaluations = 2 - (grid[1:] == 0)
         solve = functools.partial(heun, noisier=noisier, noise_scale=config.churn_noise)
@@ -137,7 +137,7 @@ def clip_x_0(denoise: Denoise, process: processes.Process, times: np.ndarray) ->
 
     Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn so.
     """
-    eps_of = make_eps_of(process, times)
+    eps_of = make_eps_fn(process, times)
 
     def clipped(x_t, i):
         here = denoise(x_t, i)
@@ -147,7 +147,7 @@ def clip_x_0(denoise: Denoise, process: processes.Process, times: np.ndarray) ->
     return clipped
 
 
-def make_eps_of(process: processes.Process, times: np.ndarray) -> Callable:
+def make_eps_fn(process: processes.Process, times: np.ndarray) -> Callable:
     """`eps_of(x_t, x_0, i)`, the noise that makes x_t of x_0 at times[i] > 0."""
     with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
         alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
@@ -289,7 +289,7 @@ def _adams_bashforth_weights(clock, order):
     return weights
 
 
-def churned(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
+def churn_levels(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
     """[n] f64 the noisier times to which `heun` goes back before each step.
 
     There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in

@@ -62,7 +62,7 @@ def evaluate(
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
     settings |= {"clip_x_0": config.sample.clip_x_0, "raw": trained.raw}
-    row = rows.of_checkpoint(trained, "likelihood", settings)
+    row = rows.describe_checkpoint(trained, "likelihood", settings)
     path = workdir / "evaluations.jsonl"
     with rows.hold(path, row):
         if measured := rows.find(path, row):
@@ -125,7 +125,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
 
     def bits(params, resident, key, batch):
         network = models.bind(trained.model, params, mesh)
-        cond = conditions.of_batch(batch, {})
+        cond = conditions.get_condition(batch, {})
         cond = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
         def predict(x_t, network_time):

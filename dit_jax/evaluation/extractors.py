@@ -69,7 +69,7 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
     if name not in NAMES:
         raise ValueError(f"unknown extractor {name!r}; choose one of {', '.join(NAMES)}.")
     weights = weights or pathlib.Path("runs") / name
-    sharding.together(lambda: _check_weights(name, weights))
+    sharding.in_every_process(lambda: _check_weights(name, weights))
     model, params = checkpoint.load_model(weights, sharding.local_mesh(), dtype, name)
     return Extractor(name, dtype, digests.digest(params), _apply(model), params)
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import logging
 import math
 import pathlib
 import zipfile
@@ -18,8 +17,6 @@ from ml_collections import ConfigDict
 from dit_jax.data import folders, loader, pixels, sources
 from dit_jax.system import files, npz_files
 from dit_jax.workdirs import identity
-
-logger = logging.getLogger("dit_jax")
 
 FORMS = "an .npz, a folder of images, or NAME:SPLIT of a TFDS dataset, as imagenet2012:train"
 LABELS = ("label", "labels", "arr_1")  # in an .npz: of our samples, our references, ADM's
@@ -73,10 +70,10 @@ def open_images(
         raise ValueError(f"{spec!r} needs --image_size, the pixels that its images are cropped to.")
     settings = dict(source="tfds", name=name, data_dir=data_dir)
     settings |= dict(image_size=image_size, image_channels=channels, caption_feature="")
-    return of_source(sources.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
+    return from_source(sources.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
 
 
-def of_source(source: sources.Source, name: str) -> ImageSet:
+def from_source(source: sources.Source, name: str) -> ImageSet:
     """The images of a dataset's split, cropped as it is read."""
     shape = (source.image_size, source.image_size, source.image_channels)
     read = functools.partial(_read_ahead, source.__getitem__, len(source))
@@ -95,7 +92,7 @@ def open_npz(path: pathlib.Path) -> ImageSet:
     if "arr_0" not in members:
         raise ValueError(
             f"{name} is no .npz of images, arr_0 [N, H, W, C] uint8: it holds "
-            f"{files.some_of(members)}, and no arr_0."
+            f"{files.list_some(members)}, and no arr_0."
         )
     header = members["arr_0"]
     shape = header.shape

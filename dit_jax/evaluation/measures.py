@@ -26,7 +26,7 @@ def distance_name(extractor: str, kind: str = "features") -> str:
     return f"fd_{extractor}"
 
 
-def of_features(
+def measure_features(
     extracted: dict[str, np.ndarray],
     reference: references.Reference,
     labels: np.ndarray | None = None,
@@ -99,7 +99,7 @@ def translate_labels(
         logger.warning(
             "%s has no classes %s: label_accuracy counts samples of them as wrong.",
             files.printable(reference.source["name"]),
-            files.some_of(lacking, folders.SHOWN),
+            files.list_some(lacking, folders.SHOWN),
         )
     return translated[labels]
 

@@ -88,10 +88,10 @@ def default_extractor(spec: str | None) -> str:
             raise FileNotFoundError(f"no reference {files.printable(spec)!r}: it must be {FORMS}.")
         return "inception"
 
-    return sharding.together(read) if spec else "pixels"
+    return sharding.in_every_process(read) if spec else "pixels"
 
 
-def of_run(
+def load_for_run(
     config: ConfigDict,
     spec: str | None,
     extractor: Extractor,
@@ -117,12 +117,12 @@ def of_run(
             if workdir:
                 recorded = identity.get_training_images(workdirs.load_data(workdir))
                 identity.check(source, recorded, f"the run in {workdir}")
-            found = image_sets.of_source(source, f"{keys.name}:{keys.train_split}")
-            reference = of_images(found, extractor, progress)
+            found = image_sets.from_source(source, f"{keys.name}:{keys.train_split}")
+            reference = from_images(found, extractor, progress)
         reference.check((keys.image_size, keys.image_size, keys.image_channels))
         return reference
 
-    return sharding.together(read)
+    return sharding.in_every_process(read)
 
 
 def load(
@@ -144,12 +144,12 @@ def load(
         found = image_sets.open_images(spec, image_size, channels, data_dir)
         if found.num > 2 * MAX_FEATURES:
             logger.info("%s: --make_reference extracts these %d images once", spec, found.num)
-        return of_images(found, extractor, progress)
+        return from_images(found, extractor, progress)
     members, metadata = _open(path)
     if metadata:
         return _read(path, members, metadata, extractor)
     if "arr_0" in members and not members.keys() & (ADM_KEYS - {"arr_0"}):  # with labels or not
-        return of_images(image_sets.open_npz(path), extractor, progress)
+        return from_images(image_sets.open_npz(path), extractor, progress)
     return _read_adm(path, members, extractor, progress)
 
 
@@ -210,7 +210,7 @@ def _read_adm(path, members, extractor, progress):
     name = files.printable(path)
     if not members.keys() >= ADM_KEYS:
         raise ValueError(
-            f"{name} holds {files.some_of(sorted(members))}. A reference is the "
+            f"{name} holds {files.list_some(sorted(members))}. A reference is the "
             f"ADM evaluator's, with {', '.join(sorted(ADM_KEYS))}, or one that --make_reference "
             "wrote of the images: moments alone do not tell how images were resized for them."
         )
@@ -224,7 +224,7 @@ def _read_adm(path, members, extractor, progress):
     features = jax.eval_shape(extractor.apply, extractor.params, shape)
     dims = {kind: features[kind].shape[1] for kind in MOMENTS}
     gaussians = _read_gaussians(path, members, dims, extractor, None)
-    sample = of_images(found, extractor, progress)
+    sample = from_images(found, extractor, progress)
     means = {kind: gaussian.mean for kind, gaussian in sample.gaussians.items()}
     _check_sample(path, gaussians, means, found.num)
     # The moments are those of all the images; arr_0 is a sample of them.
@@ -276,7 +276,7 @@ def _check_sample(path, gaussians, means, num):
             )
 
 
-def of_images(
+def from_images(
     found: image_sets.ImageSet, extractor: Extractor, progress: bool = False
 ) -> Reference:
     """The reference of all images of a set, by this process's devices.

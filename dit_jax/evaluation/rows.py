@@ -22,7 +22,7 @@ SIGNED = ("kid", "bits_per_latent_dim")
 ROUNDING = 1e-3
 
 
-def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
+def describe_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
     """What a row says of a checkpoint, and of how it is measured: {kind: settings}."""
     config, counts = trained.config, models.count(trained.config)
     images_seen = trained.step * config.batch_size
@@ -34,11 +34,11 @@ def of_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
         "gmacs": counts["gmacs"],
         "images_seen": images_seen,
         "train_gflops": images_seen * counts["train_gflops_per_image"],
-        **of_code(),
+        **describe_code(),
     }
 
 
-def of_code() -> dict:
+def describe_code() -> dict:
     """By which code, on what a row is measured: other samples may come of others."""
     return {
         "device": jax.devices()[0].device_kind,
@@ -48,7 +48,7 @@ def of_code() -> dict:
     }
 
 
-def name(row: dict) -> str:
+def get_name(row: dict) -> str:
     """What tells a measurement from others in file names: its step, and a digest of its settings.
 
     Args: row, without its measures.
@@ -70,7 +70,7 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
     for one in (path, directory):
         if one.is_symlink():
             raise OSError(f"{files.printable(one)} is a link, which is not written to: remove it.")
-    return locks.hold(directory / f"{name(row)}.lock")
+    return locks.hold(directory / f"{get_name(row)}.lock")
 
 
 def read(path: pathlib.Path) -> list[dict]:

@@ -47,7 +47,7 @@ def evaluate(
     that was killed continues.
 
     Args:
-      reference: as `references.of_run`.   labels: the kind of `conditions.draw`.
+      reference: as `references.load_for_run`.   labels: the kind of `conditions.draw`.
       save_npz: where to write all images as the ADM evaluator reads them, 'arr_0' [N, H, W, C]
         uint8, and 'label' if they have any.
     Raises: ValueError for a reference of other images, or too few samples; FloatingPointError
@@ -62,7 +62,7 @@ def evaluate(
     if guide := trained.guide:
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
         settings["guide_digest"] = digests.digest(guide.params)
-    row = rows.of_checkpoint(trained, "sample", settings)
+    row = rows.describe_checkpoint(trained, "sample", settings)
     row |= _compared(extractor, reference, num)
     extract = extractor.compile(mesh)
 
@@ -103,7 +103,7 @@ def evaluate_images(
         name = files.printable(found.name)
         raise ValueError(f"{name} has {found.num} images, fewer than --num={num}.")
     samples = {"name": found.name, "num": num, "digest": found.digest}
-    row = {"samples": samples, **rows.of_code()}
+    row = {"samples": samples, **rows.describe_code()}
     reference.check(found.shape)
     row |= _compared(extractor, reference, num)
     batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
@@ -131,7 +131,7 @@ def path_beside(found: image_sets.ImageSet) -> pathlib.Path:
 
 def _compared(extractor, reference, num):
     """What a row says of extractor and reference, in every process; `reference` is the first's."""
-    sharding.together(lambda: reference and measures.check_counts(num, reference))
+    sharding.in_every_process(lambda: reference and measures.check_counts(num, reference))
     source = json.loads(sharding.from_first_process(json.dumps(reference and reference.source)))
     return {"extractor": extractor.identity, "reference": source}
 
@@ -144,7 +144,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
       class_names: of the labels, where known.
     """
     with rows.hold(path, row) as lock:
-        name, first_process = rows.name(row), jax.process_index() == 0
+        name, first_process = rows.get_name(row), jax.process_index() == 0
         row["picture"] = f"{path.with_suffix('').name}/{name}.png"
         picture = path.parent / row["picture"]
         spools = [
@@ -154,7 +154,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
         kept = spools[bool(save_npz)]
         measured = rows.find(path, row)
         complete = picture.is_file()
-        complete &= not save_npz or spool.name_of(save_npz) == name
+        complete &= not save_npz or spool.get_name(save_npz) == name
         if measured and sharding.from_first_process("complete" * complete):
             logger.info("measured before: %s", path)
             for rest in spools * first_process:  # if it was killed between the row and this
@@ -170,7 +170,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
                 arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
                 references.check_finite(arrays, numbers)
                 lock.check_together()
-                sharding.together(functools.partial(_add, kept, numbers, arrays))
+                sharding.in_every_process(functools.partial(_add, kept, numbers, arrays))
                 bar.update(len(numbers))
 
         def finish():
@@ -179,7 +179,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
             arrays = kept.read(SHOWN)
             _warn_if_sorted(arrays)
             label = arrays.get("label")
-            found = measures.of_features(arrays, reference, label, progress, class_names)
+            found = measures.measure_features(arrays, reference, label, progress, class_names)
             rows.check(found)
             row.update(found)
             row.update(speed)
@@ -191,12 +191,16 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
                 rest.remove()
             return row
 
-        return json.loads(sharding.from_first_process(json.dumps(sharding.together(finish))))
+        return json.loads(
+            sharding.from_first_process(json.dumps(sharding.in_every_process(finish)))
+        )
 
 
 def _find_missing(kept, num):
     """The ranges of images that the first process has not kept yet, in every process."""
-    missing = sharding.together(lambda: kept.find_missing(num) if jax.process_index() == 0 else [])
+    missing = sharding.in_every_process(
+        lambda: kept.find_missing(num) if jax.process_index() == 0 else []
+    )
     bounds = sharding.from_first_process(json.dumps([(part.start, part.stop) for part in missing]))
     return [range(*pair) for pair in json.loads(bounds)]
 

@@ -173,7 +173,7 @@ class Spool:
                 yield range(int(name[1]), int(name[2])), path
 
 
-def name_of(path: pathlib.Path) -> str | None:
+def get_name(path: pathlib.Path) -> str | None:
     """The name in an .npz that `Spool.write_npz` wrote; None if it is no such file."""
     try:
         return _read_text(path, "name")

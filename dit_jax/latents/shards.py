@@ -118,7 +118,7 @@ def _flatten(value, prefix=""):
 
 def _shorten(value):
     """The value as a message shows it; of a long list, the names of many classes, its beginning."""
-    return f"[{files.some_of(value)}]" if isinstance(value, list) else repr(value)
+    return f"[{files.list_some(value)}]" if isinstance(value, list) else repr(value)
 
 
 def find_missing(shards: Shards, threads: Executor) -> Shards:

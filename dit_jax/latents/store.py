@@ -49,7 +49,7 @@ def encode(
     """
     sources.check_outside(config, out)
     files.check_utf8(out)
-    mesh, vae, encoder, images, made_of = sharding.together(
+    mesh, vae, encoder, images, made_of = sharding.in_every_process(
         lambda: _open(config, vae_workdir, shard_images, dtype)
     )
     with locks.hold(out / LOCK) as lock:
@@ -84,7 +84,7 @@ def encode(
             stopping.telling(lambda: f"{describe_progress(out)}; {same_images}"),
             concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads,
         ):
-            sharding.together(functools.partial(write_missing, threads))
+            sharding.in_every_process(functools.partial(write_missing, threads))
         metadata = made_of | shards.compute_statistics(splits["train"])
         if jax.process_index() == 0:
             shards.write_metadata(out, splits, features, metadata)

@@ -126,7 +126,7 @@ def published_config(
                 f"block={block} are of a DiT. For another UNet give --config."
             )
         model = default.get_config("unet").model.unlock()
-        model.update(unet.named(name))
+        model.update(unet.get_preset(name))
         return model
     if not name.startswith("DiT-"):
         raise ValueError(
@@ -134,7 +134,7 @@ def published_config(
             f"{', '.join(unet.PRESETS)}."
         )
     image_size = 256 if image_size is None else image_size
-    fields = dit.named(name)
+    fields = dit.parse_name(name)
     unit = VAE_FACTOR * fields["patch_size"]
     if image_size <= 0 or image_size % unit:
         raise ValueError(

@@ -16,7 +16,7 @@ MOST_POSITIONS = 2**28  # numbers in the position table, which the host computes
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
-def named(name: str) -> dict[str, int]:
+def parse_name(name: str) -> dict[str, int]:
     """The config fields that a name of the paper stands for: 'DiT-XL/2' has patch size 2.
 
     Raises: ValueError for an unknown name.

@@ -56,7 +56,7 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         raise ValueError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
     kinds |= {key: float for key in BESIDE.get(name, ()) if key in given}
     if unknown := given - kinds.keys():
-        names = files.some_of(sorted(unknown))
+        names = files.list_some(sorted(unknown))
         raise ValueError(f"the model {name!r} does not know {names}.")
     for key, kind in kinds.items():
         many = typing.get_origin(kind) is tuple

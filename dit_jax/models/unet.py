@@ -137,7 +137,7 @@ PRESETS = {
 }
 
 
-def named(name: str) -> dict:
+def get_preset(name: str) -> dict:
     """The config fields that a name of PRESETS stands for.
 
     Raises: ValueError for an unknown name.
@@ -147,7 +147,7 @@ def named(name: str) -> dict:
     return NO_TOKENS | PRESETS[name]
 
 
-def widths(config) -> list[int]:
+def get_widths(config) -> list[int]:
     """Channels of every level, from the full size inwards."""
     return [round(mult * config.base_channels) for mult in config.channel_mult]
 
@@ -201,7 +201,7 @@ class UNet(nn.Module):
         Raises: ValueError for an input of another shape.
         """
         self._check_inputs(x_t, cond)
-        channels, last = widths(self), len(self.channel_mult) - 1
+        channels, last = get_widths(self), len(self.channel_mult) - 1
         resnet = functools.partial(
             self._recomputed(unet_blocks.ResnetBlock),
             groups=self.norm_groups,
@@ -253,7 +253,7 @@ class UNet(nn.Module):
 
     def heads(self, level: int) -> int:
         """Of attention at this level."""
-        return self.num_heads or widths(self)[level] // self.head_dim
+        return self.num_heads or get_widths(self)[level] // self.head_dim
 
     def _attention(self, level):
         """What makes a module of a name: attention, or transformer blocks, of this level."""
@@ -319,7 +319,7 @@ def from_config(config) -> UNet:
 
 
 def _check_sizes(model):
-    channels, levels = widths(model), len(model.channel_mult)
+    channels, levels = get_widths(model), len(model.channel_mult)
     input_size, groups = model.input_size, model.norm_groups
     if levels < 1:
         raise ValueError(f"channel_mult={model.channel_mult} needs a number for each level.")
@@ -380,7 +380,7 @@ def _check_condition(model):
 
 def _resolve_attention(model):
     """'xla' or 'cudnn' for every level; cuDNN must be possible at one of them if demanded."""
-    choice, channels = model.attention, widths(model)
+    choice, channels = model.attention, get_widths(model)
     levels = {*model.attention_levels, len(channels) - 1}
     sizes = {level: channels[level] // model.heads(level) for level in levels}
     wish = "auto" if choice == "cudnn" else choice

@@ -210,7 +210,7 @@ def parse_numbers(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-def told_at_ends(
+def parse_ends(
     trained: runs.Trained,
     num: int,
     labels: str = "",
@@ -236,7 +236,7 @@ def told_at_ends(
     return first, second
 
 
-def told_before_and_after(
+def parse_before_and_after(
     trained: runs.Trained,
     labels: str = "",
     prompts: Sequence[str] = (),

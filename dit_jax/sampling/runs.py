@@ -52,8 +52,10 @@ class Trained:
         negative: str = "",
         seed: int = 0,
     ) -> conditions.Conditions:
-        """As `conditions.asked`; ValueError also for a negative prompt that nothing heeds."""
-        told = conditions.asked(self.config, num, labels, prompts, negative, seed, self.class_names)
+        """As `conditions.from_flags`; ValueError also for a negative prompt that nothing heeds."""
+        told = conditions.from_flags(
+            self.config, num, labels, prompts, negative, seed, self.class_names
+        )
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
             instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
             raise ValueError(

@@ -1,7 +1,12 @@
 """Devices and processes: the mesh, the axes that shard each parameter, work of several hosts."""
 
 from dit_jax.sharding.axes import PARAMETER_AXES
-from dit_jax.sharding.hosts import all_processes, from_first_process, in_first_process, together
+from dit_jax.sharding.hosts import (
+    all_processes,
+    from_first_process,
+    in_every_process,
+    in_first_process,
+)
 from dit_jax.sharding.mesh import (
     AXES,
     BATCH,
@@ -25,6 +30,7 @@ __all__ = [
     "batch_sharding",
     "check_batch_size",
     "from_first_process",
+    "in_every_process",
     "in_first_process",
     "local_mesh",
     "local_rows",
@@ -33,6 +39,5 @@ __all__ = [
     "pin_batch",
     "put_batch",
     "replicated",
-    "together",
     "with_shardings",
 ]

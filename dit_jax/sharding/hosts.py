@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def together(f: Callable):
+def in_every_process(f: Callable):
     """f() in every process; where it raises in one it ends all: they would wait for that one.
 
     Raises: the process's own error; OSError where only others failed.

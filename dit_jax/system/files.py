@@ -266,7 +266,7 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
                     )
 
 
-def some_of(names: Collection[str], most: int = 5) -> str:
+def list_some(names: Collection[str], most: int = 5) -> str:
     """The first few of many names from elsewhere, for messages, and how many more there are."""
     shown = [printable(name[:200]) for _, name in zip(range(most), names, strict=False)]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

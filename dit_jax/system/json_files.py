@@ -82,7 +82,7 @@ def read_json_lines(
             wrong = f"{number}"
         else:
             if keys := list_wrong(row):
-                wrong = f"{number}, with a wrong {files.some_of(keys)}"
+                wrong = f"{number}, with a wrong {files.list_some(keys)}"
         if wrong:
             damaged, first = damaged + 1, first or wrong
             continue

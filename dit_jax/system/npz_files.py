@@ -52,7 +52,7 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     if missing := [name for name in names if name not in described]:
         raise ValueError(
             f"{files.printable(path)} has no {' or '.join(missing)}; it holds "
-            f"{files.some_of(described)}."
+            f"{files.list_some(described)}."
         )
     sizes = [math.prod(described[name].shape) * described[name].dtype.itemsize for name in names]
     check_bytes(path, sum(sizes))

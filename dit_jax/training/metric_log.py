@@ -103,7 +103,7 @@ class MetricWriter:
 
         In all processes alike; where the first cannot write, all of them raise.
         """
-        sharding.together(functools.partial(self._write_scalars, step, values))
+        sharding.in_every_process(functools.partial(self._write_scalars, step, values))
 
     def _write_scalars(self, step, values):
         if not self._active:
@@ -120,7 +120,7 @@ class MetricWriter:
 
         In all processes alike, as `scalars`.
         """
-        sharding.together(functools.partial(self._write_image, step, name, image))
+        sharding.in_every_process(functools.partial(self._write_image, step, name, image))
 
     def _write_image(self, step, name, image):
         if not self._active:

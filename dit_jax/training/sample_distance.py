@@ -22,7 +22,7 @@ def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
 
     Args: task, a `tasks.Denoising`.   vae: as of its `to_image`.   encoder: of captions, if frozen.
     Returns: distance; what it is measured by, JSON: values by others do not compare.
-    Raises: as `extractors.load`, `references.of_run` and `generate.make_sample_fn`.
+    Raises: as `extractors.load`, `references.load_for_run` and `generate.make_sample_fn`.
     """
     config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(vae)
     settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
@@ -30,7 +30,7 @@ def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
     name = settings.extractor or references.default_extractor(settings.reference)
     weights = settings.weights and files.to_path(settings.weights, "fid.weights")
     extractor = extractors.load(name, weights)
-    reference = references.of_run(config, settings.reference, extractor)
+    reference = references.load_for_run(config, settings.reference, extractor)
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
@@ -55,7 +55,7 @@ def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
             gaussians = moments.gaussians()["features"], reference.gaussians["features"]
             return metrics.frechet_distance(*gaussians)
 
-        value = sharding.from_first_process(json.dumps(sharding.together(measure)))
+        value = sharding.from_first_process(json.dumps(sharding.in_every_process(measure)))
         return {training_name(config): json.loads(value)}
 
     digest = reference.source.get("digest") if reference else None

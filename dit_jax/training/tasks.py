@@ -130,7 +130,7 @@ class Denoising:
             resident |= latents.load_moments(self.mesh, source)
         if config.model.condition == "label":
             return resident
-        null = jnp.asarray(conditions.of_captions(config, [""]).cond)  # [1, M]
+        null = jnp.asarray(conditions.from_captions(config, [""]).cond)  # [1, M]
         encoder = encoder or conditions.load_encoder(config, self.mesh)
         if encoder and config.text.stored:
             null = encoder(null).astype(jnp.float16)  # [1, M, D], as captions are stored
@@ -144,7 +144,7 @@ class Denoising:
         Where the model has dropout of its own, keys [B] follow.
         """
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
-        cond = conditions.of_batch(batch, resident)
+        cond = conditions.get_condition(batch, resident)
         if dropout:
             null = resident.get("null", self.model.num_classes)
             cond = conditions.drop(drop_key, cond, self.model.class_dropout_prob, null)
@@ -190,7 +190,7 @@ class Denoising:
         sample = generate.make_sample_fn(
             self.model, config.sample, self.process, prediction, self.mesh
         )
-        to_image, told = self.to_image(vae), conditions.for_picture(config, num)
+        to_image, told = self.to_image(vae), conditions.draw_for_picture(config, num)
         encoder = encoder or conditions.load_encoder(config, self.mesh)
         sample = functools.partial(sample, encoder=encoder)
 

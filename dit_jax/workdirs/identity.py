@@ -150,11 +150,11 @@ def _keep_names(source, recorded, now):
         logger.warning(
             "%s has no names of classes now; those of then are kept: %s",
             source.origin,
-            files.some_of(recorded),
+            files.list_some(recorded),
         )
     if now and not recorded:
         logger.warning(
-            "the classes of %s have had no names; now: %s", source.origin, files.some_of(now)
+            "the classes of %s have had no names; now: %s", source.origin, files.list_some(now)
         )
     return recorded or now
 
@@ -184,7 +184,7 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
         images = {"images": metadata["dataset"]} if "dataset" in metadata else {}
         return {**recorded, **now, **images}
 
-    text = json.dumps(sharding.together(check_all))
+    text = json.dumps(sharding.in_every_process(check_all))
     return json.loads(sharding.from_first_process(text))
 
 

@@ -207,8 +207,8 @@ def _check_types(config, example, prefix=""):
     """
     if unknown := [f"{prefix}{name}" for name in config if name not in example]:
         raise ValueError(
-            f"it has {files.some_of(unknown)}, which this version does not know: take the one that "
-            "wrote it."
+            f"it has {files.list_some(unknown)}, which this version does not know: take the one "
+            "that wrote it."
         )
     for name, value in example.items():
         key = f"{prefix}{name}"

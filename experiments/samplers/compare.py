@@ -91,7 +91,7 @@ def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
     """What `evaluate` measures of num samples."""
     trained = runs.load(workdir, settings=settings)
     extractor = extractors.load("pixels")
-    reference = references.of_run(trained.config, None, extractor)
+    reference = references.load_for_run(trained.config, None, extractor)
     row = samples.evaluate(
         trained, workdir, extractor, reference, num, labels="balanced", batch_size=BATCH_SIZE
     )

@@ -64,7 +64,7 @@ def run(
                 lock.directory.check()  # a checkpoint may have made one of its name
                 seconds = before + time.monotonic() - began
                 more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
-                more |= {"pictures": pictures, **rows.of_code()}
+                more |= {"pictures": pictures, **rows.describe_code()}
                 _write(cell, evaluation, directory, state, more)
 
         note("begun")
@@ -101,7 +101,9 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
 def _evaluate(cell, evaluation, directory):
     """The row of each compute point."""
     extractor = load_extractor(evaluation)
-    reference = references.of_run(cell.config, evaluation.reference, extractor, workdir=directory)
+    reference = references.load_for_run(
+        cell.config, evaluation.reference, extractor, workdir=directory
+    )
     for step in cell.steps:
         row = samples.evaluate(
             runs.load(directory, step),

@@ -53,6 +53,6 @@ def read(directory: pathlib.Path) -> dict:
     if wrong := forms.wrong_keys(record, FORM, MAY_LACK - {*OF_RUN} if done else MAY_LACK):
         raise ValueError(
             f"{files.printable(path)} is damaged: it is no record of a cell, with a wrong "
-            f"{files.some_of(wrong)}"
+            f"{files.list_some(wrong)}"
         )
     return record

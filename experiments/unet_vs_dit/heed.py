@@ -57,7 +57,7 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
         source = sources.open_images(config, split)
         numbers = range(min(len(source), MOST))
         x_0 = latents.pixels_from_image(jnp.stack([source[i]["image"] for i in numbers]))
-        told = conditions.of_captions(config, [source.captions(i)[0] for i in numbers])
+        told = conditions.from_captions(config, [source.captions(i)[0] for i in numbers])
         conds = told.cond, np.roll(told.cond, 1, axis=0), told.null
         keys = jax.random.split(jax.random.key(0), draws)
         found[name] = np.array(

@@ -47,7 +47,7 @@ def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, set
         generate.generate(
             sample,
             trained.params,
-            conditions.of_captions(trained.config, [prompt] * num),
+            conditions.from_captions(trained.config, [prompt] * num),
             seed,
             trained.mesh,
             trained.to_image,

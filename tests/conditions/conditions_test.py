@@ -207,7 +207,7 @@ def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
     params = random_params(model)
-    told = conditions.of_captions(config, ["a two", "a three"])
+    told = conditions.from_captions(config, ["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
     whole = apply(jnp.asarray(told.cond))
@@ -267,10 +267,10 @@ def test_prompts_and_negative_prompts(config):
     """Away from the prompt itself is no guidance; away from another one is another image."""
     params = random_params(models.build(config.model))
     prompts = ["a two", "a three"]
-    plain = _sample(config, conditions.of_captions(config, prompts), params, cfg_scale=1.0)
+    plain = _sample(config, conditions.from_captions(config, prompts), params, cfg_scale=1.0)
 
     def guided(prompts, negative=""):
-        told = conditions.of_captions(config, prompts, negative)
+        told = conditions.from_captions(config, prompts, negative)
         return _sample(config, told, params, cfg_scale=4.0)
 
     same = guided(["a two", "a two"], "a two")
@@ -281,14 +281,14 @@ def test_prompts_and_negative_prompts(config):
 
 
 def test_prompts_are_asked_for_in_blocks(config):
-    asked = conditions.asked(config, 5, prompts=["a two", "a three"], negative="the digit")
+    asked = conditions.from_flags(config, 5, prompts=["a two", "a three"], negative="the digit")
     assert [_read(tokens) for tokens in asked.cond] == ["a two"] * 3 + ["a three"] * 2
     assert [_read(tokens) for tokens in asked.null] == ["the digit"] * 5
 
 
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
     with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
-        conditions.of_captions(smoke_config, ["a two"])
+        conditions.from_captions(smoke_config, ["a two"])
 
 
 def test_captioned_folders_have_no_classes(config):
@@ -310,7 +310,7 @@ def test_conditions_are_drawn_from_the_data(config):
     assert np.all(drawn.null == text.PAD)
     with pytest.raises(ValueError, match="unknown labels 'even'; choose random or balanced"):
         conditions.draw(config, "even", 2)
-    assert [_read(t) for t in conditions.for_picture(config, 3).cond] == [
+    assert [_read(t) for t in conditions.draw_for_picture(config, 3).cond] == [
         "a zero",
         "a one",
         "a two",
@@ -363,7 +363,7 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
 def test_captions_are_drawn_from_stored_ones(stored_config):
     """Whose records are the images and their mirrors, two of each caption."""
     drawn = conditions.draw(stored_config, "balanced", 5)
-    told = conditions.of_captions(stored_config, [captions_of(i)[0] for i in range(5)])
+    told = conditions.from_captions(stored_config, [captions_of(i)[0] for i in range(5)])
     np.testing.assert_array_equal(drawn.cond, told.cond)
 
 

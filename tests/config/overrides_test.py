@@ -43,7 +43,7 @@ def write(tmp_path):
 def test_texts_become_values_of_the_key_s_type(key, text, value):
     config = default.get_config()
     overrides.override(config, key, text)
-    found = overrides.value_of(config, key)
+    found = overrides.get_value(config, key)
     assert found == value
     assert type(found) is type(value)
     if isinstance(value, tuple):
@@ -104,7 +104,7 @@ def test_what_a_key_does_not_take_is_refused(key, text, message):
 def test_lists_of_a_sweep(key, text, value):
     config = sweep.get_config()
     overrides.override(config, key, text)
-    assert overrides.value_of(config, key) == value
+    assert overrides.get_value(config, key) == value
 
 
 @pytest.mark.parametrize("text", ["10.5", "(1, 2.0)", "XS", "1e3"])

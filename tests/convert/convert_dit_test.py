@@ -474,6 +474,6 @@ def test_position_table_of_any_size_is_not_computed(golden_model_config):
 
 def _draw(workdir):
     trained = runs.load(workdir)
-    told = conditions.of_labels([0, 1], trained.config.model.num_classes)
+    told = conditions.from_labels([0, 1], trained.config.model.num_classes)
     mesh, to_image = trained.mesh, trained.to_image
     return generate.generate(trained.make_sample_fn(), trained.params, told, 0, mesh, to_image)

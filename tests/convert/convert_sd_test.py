@@ -132,7 +132,7 @@ def test_parts_are_those_of_the_folder(converted):
         (trained.encoder.params, "clip", _golden("clip"), published_configs.CLIP_CONFIG),
     ):
         jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, found, config))
-    told = conditions.of_captions(trained.config, ["the cat's on"])
+    told = conditions.from_captions(trained.config, ["the cat's on"])
     np.testing.assert_array_equal(told.null[0], [533, 534] + [0] * 10)  # "!" pads
 
 
@@ -143,7 +143,7 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     sample = trained.make_sample_fn()
 
     def draw(negative):
-        told = conditions.of_captions(trained.config, ["the cat"], negative)
+        told = conditions.from_captions(trained.config, ["the cat"], negative)
         arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
         return generate.generate(*arguments).astype(int)
 

@@ -348,7 +348,7 @@ def test_converted_adm_draws_images(tiny_presets, tmp_path):
     sample = trained.make_sample_fn()
     images, others = (
         generate.generate(sample, trained.params, told, 0, trained.mesh, trained.to_image)
-        for told in (conditions.of_labels(labels, CLASSES) for labels in ([0, 4], [2, 4]))
+        for told in (conditions.from_labels(labels, CLASSES) for labels in ([0, 4], [2, 4]))
     )
     assert images.shape == (2, 8, 8, 3)
     assert np.any(images[0] != others[0])

@@ -166,7 +166,9 @@ def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
     """Data are 0 and known, so that x keeps its noise: sigma falls in proportion in every step."""
     process, zero = build_process("edm"), jnp.zeros((1, 1, 1, 1))
     grid = np.array([0.5, 0.25, 0.0])
-    noisier = samplers.churned(process, grid, 0.5, (0.0, 30.0))  # the second step alone: 20 to 25
+    noisier = samplers.churn_levels(
+        process, grid, 0.5, (0.0, 30.0)
+    )  # the second step alone: 20 to 25
     assert_close(process.sigma(noisier), [40, 25], 1e-9)
     times = np.append(grid, noisier)
 
@@ -350,12 +352,12 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
     process = build_process("edm")
     grid = grids.build(process, 10, "karras")
     sigma = process.sigma(grid[:-1])
-    noisier = process.sigma(samplers.churned(process, grid, 40.0, (0.05, 50.0)))
+    noisier = process.sigma(samplers.churn_levels(process, grid, 40.0, (0.05, 50.0)))
     inside = (sigma >= 0.05) & (sigma <= 50)
     assert 0 < inside.sum() < 9
     expected = np.where(inside, 2**0.5, 1) * sigma
     assert_trees_close(noisier.tolist(), expected.tolist(), 1e-9)
-    few = process.sigma(samplers.churned(process, grid, 1.0, (0.0, 1e9)))
+    few = process.sigma(samplers.churn_levels(process, grid, 1.0, (0.0, 1e9)))
     assert_trees_close(few.tolist(), (1.1 * sigma).tolist(), 1e-9)
 
 

@@ -33,12 +33,12 @@ def real():
 def reference(real, tmp_path_factory):
     path = tmp_path_factory.mktemp("real") / "real.npz"
     np.savez(path, arr_0=real[0], label=real[1])
-    return references.of_images(image_sets.open_npz(path), extractors.load("pixels"))
+    return references.from_images(image_sets.open_npz(path), extractors.load("pixels"))
 
 
 def _measure(pixels, labels, reference):
     features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
-    return measures.of_features({"features": features}, reference, labels)
+    return measures.measure_features({"features": features}, reference, labels)
 
 
 def test_label_accuracy_counts_what_the_neighbours_say(real, reference):
@@ -59,7 +59,7 @@ def test_labels_are_compared_by_name_where_both_have_names(real, reference, capl
 
     def accuracy(labels, names, reference):
         features = {"features": pixels.reshape(180, -1).astype(np.float32) / 127.5 - 1}
-        row = measures.of_features(features, reference, labels, class_names=names)
+        row = measures.measure_features(features, reference, labels, class_names=names)
         return row["label_accuracy"]
 
     names = ("be\u0301e", "cat", "ant")  # é of two characters
@@ -86,10 +86,10 @@ def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real, refe
 def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path, caplog):
     pixels = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "real.npz", arr_0=pixels[:70])
-    reference = references.of_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
+    reference = references.from_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
     extracted = toy_extractor.apply(toy_extractor.params, pixels[70:])
     extracted = {name: np.asarray(array) for name, array in extracted.items()}
-    row = measures.of_features(extracted, reference)
+    row = measures.measure_features(extracted, reference)
     names = "fid sfid inception_score inception_score_std precision recall kid kid_std"
     assert list(row) == names.split()
     for name, kind in (("fid", "features"), ("sfid", "spatial")):
@@ -128,7 +128,7 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     drawn = generate.generate(
         sample, state.params, told, smoke_config.seed, program.mesh, program.task.to_image()
     )
-    real = references.of_run(smoke_config, "", extractors.load("pixels"))
+    real = references.load_for_run(smoke_config, "", extractors.load("pixels"))
     assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
     assert measured_by["reference"] == real.source["digest"]
     assert measured_by["extractor"] == real.extractor

@@ -26,7 +26,7 @@ def _features(extractor, pixels):
 
 def test_moments_are_of_all_images_and_features_of_some(found, pixels, toy_extractor, monkeypatch):
     monkeypatch.setattr(references, "MAX_FEATURES", 26)
-    reference = references.of_images(found, toy_extractor)
+    reference = references.from_images(found, toy_extractor)
     expected = _features(toy_extractor, pixels)
     for kind in ("features", "spatial"):
         gaussian = reference.gaussians[kind]
@@ -58,7 +58,7 @@ def test_moments_do_not_depend_on_how_features_come(toy_extractor, pixels, monke
 
 
 def test_saved_reference_is_read_back(found, toy_extractor, tmp_path):
-    reference = references.of_images(found, toy_extractor)
+    reference = references.from_images(found, toy_extractor)
     reference.save(tmp_path / "reference.npz")
     assert references.default_extractor(str(tmp_path / "reference.npz")) == "inception"
     loaded = references.load(str(tmp_path / "reference.npz"), toy_extractor)
@@ -110,7 +110,7 @@ def test_reference_of_the_adm_evaluator(found, adm_arrays, toy_extractor, tmp_pa
     np.testing.assert_array_equal(covariance, adm_arrays["sigma_s"])
     assert reference.gaussians["features"].n is None
     np.testing.assert_array_equal(
-        reference.features, references.of_images(found, toy_extractor).features
+        reference.features, references.from_images(found, toy_extractor).features
     )
     assert reference.source["num_images"] is None
     for other in (dataclasses.replace(toy_extractor, dtype="bfloat16"), extractors.load("pixels")):
@@ -173,7 +173,7 @@ def test_moments_that_are_none_are_refused(
     if layout == "adm":
         arrays = adm_arrays
     else:
-        references.of_images(found, toy_extractor).save(path)
+        references.from_images(found, toy_extractor).save(path)
         with np.load(path) as file:
             arrays = dict(file)
     damage, message = DAMAGE[name]
@@ -196,7 +196,7 @@ def test_damaged_moments_are_refused_before_images_are_extracted(
     adm_arrays, toy_extractor, tmp_path, monkeypatch
 ):
     np.savez(tmp_path / "adm.npz", **(adm_arrays | {"sigma_s": -adm_arrays["sigma_s"]}))
-    monkeypatch.setattr(references, "of_images", None)
+    monkeypatch.setattr(references, "from_images", None)
     with pytest.raises(ValueError, match=r"mu_s and sigma_s in .* are no moments"):
         references.load(str(tmp_path / "adm.npz"), toy_extractor)
 
@@ -205,7 +205,7 @@ def test_damaged_moments_are_refused_before_images_are_extracted(
 def test_covariances_of_rounding_are_accepted(pixels, toy_extractor, tmp_path, num):
     """Of float32, and of fewer images than features, so that eigenvalues are 0 and just below."""
     np.savez(tmp_path / "real.npz", arr_0=pixels[:num])
-    reference = references.of_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
+    reference = references.from_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
     reference.save(tmp_path / "reference.npz")
     with np.load(tmp_path / "reference.npz") as file:
         arrays = dict(file)
@@ -250,7 +250,7 @@ def test_covariances_of_rounding_are_accepted(pixels, toy_extractor, tmp_path, n
 )
 def test_damaged_references_of_ours_are_refused(found, toy_extractor, tmp_path, change, message):
     path = tmp_path / "reference.npz"
-    references.of_images(found, toy_extractor).save(path)
+    references.from_images(found, toy_extractor).save(path)
     with np.load(path) as file:
         arrays = dict(file) | change
     np.savez(path, **{key: a for key, a in arrays.items() if a is not None})
@@ -260,7 +260,7 @@ def test_damaged_references_of_ours_are_refused(found, toy_extractor, tmp_path, 
 
 @pytest.mark.parametrize("key", ["num_images", "image_size", "image_channels", "name"])
 def test_metadata_without_a_key_are_refused(found, toy_extractor, tmp_path, key):
-    reference = references.of_images(found, toy_extractor)
+    reference = references.from_images(found, toy_extractor)
     for value in (..., [1]):
         source = {k: value if k == key else v for k, v in reference.source.items()}
         source = {k: v for k, v in source.items() if v is not ...}
@@ -276,7 +276,7 @@ def test_metadata_without_a_key_are_refused(found, toy_extractor, tmp_path, key)
 def test_names_of_classes_are_kept(found, toy_extractor, tmp_path):
     names = ("b", "a", *"cdefg")
     found = dataclasses.replace(found, class_names=names)
-    reference = references.of_images(found, toy_extractor)
+    reference = references.from_images(found, toy_extractor)
     assert reference.class_names == names
     reference.save(tmp_path / "reference.npz")
     loaded = references.load(str(tmp_path / "reference.npz"), toy_extractor)
@@ -303,11 +303,11 @@ def test_features_that_are_not_finite_are_named(found, toy_extractor, pixels, tm
     np.savez(tmp_path / "real.npz", arr_0=pixels)
     broken = dataclasses.replace(toy_extractor, apply=apply)
     with pytest.raises(FloatingPointError, match=r"have spatial that are NaN.*first image 77"):
-        references.of_images(image_sets.open_npz(tmp_path / "real.npz"), broken)
+        references.from_images(image_sets.open_npz(tmp_path / "real.npz"), broken)
 
 
 def test_samples_of_another_size_are_refused(found, toy_extractor):
-    reference = references.of_images(found, toy_extractor)
+    reference = references.from_images(found, toy_extractor)
     reference.check((8, 8, 1))
     with pytest.raises(ValueError, match=r"are 8x8x3, but the reference .* of images 8x8x1"):
         reference.check((8, 8, 3))

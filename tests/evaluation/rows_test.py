@@ -62,14 +62,14 @@ def test_row_is_found_by_all_that_is_known_of_it(tmp_path):
 
 def test_row_of_another_precision_of_products_is_not_found(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
-    path, known = tmp_path / "evaluations.jsonl", {"step": 3, **rows.of_code()}
+    path, known = tmp_path / "evaluations.jsonl", {"step": 3, **rows.describe_code()}
     assert known["matmul_precision"] == "highest"  # the tests'
     rows.append(path, known | {"fid": 2.5})
-    assert rows.find(path, {"step": 3, **rows.of_code()})
+    assert rows.find(path, {"step": 3, **rows.describe_code()})
     with jax.default_matmul_precision("bfloat16"):
-        other = {"step": 3, **rows.of_code()}
+        other = {"step": 3, **rows.describe_code()}
     assert rows.find(path, other) is None
-    assert rows.name(other) != rows.name(known)
+    assert rows.get_name(other) != rows.get_name(known)
 
 
 @pytest.mark.parametrize("value", ["x", [1], {}, True, float("inf")], ids=str)

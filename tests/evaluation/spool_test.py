@@ -98,11 +98,11 @@ def test_images_of_batches_that_overlap_count_once(kept):
 
 
 def test_files_that_no_spool_wrote_have_no_name(tmp_path):
-    assert spool.name_of(tmp_path / "none.npz") is None
+    assert spool.get_name(tmp_path / "none.npz") is None
     np.savez(tmp_path / "other.npz", arr_0=np.zeros(3))
-    assert spool.name_of(tmp_path / "other.npz") is None
+    assert spool.get_name(tmp_path / "other.npz") is None
     (tmp_path / "text.npz").write_text("text")
-    assert spool.name_of(tmp_path / "text.npz") is None
+    assert spool.get_name(tmp_path / "text.npz") is None
 
 
 def test_samples_of_other_code_are_not_mixed(kept):
@@ -114,7 +114,7 @@ def test_samples_of_other_code_are_not_mixed(kept):
 def test_npz_is_as_the_evaluator_of_adm_reads_it(kept, tmp_path):
     _fill(kept, 0, 8, 16, 19)
     kept.write_npz(tmp_path / "samples.npz", "40-abc")
-    assert spool.name_of(tmp_path / "samples.npz") == "40-abc"
+    assert spool.get_name(tmp_path / "samples.npz") == "40-abc"
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_0"], _batch(range(19))["image"])

@@ -281,7 +281,7 @@ def test_samples_are_those_of_the_evaluation(swept):
     assert found["label"].tolist() == list(range(10))
     trained = runs.load(swept / "XS-patch_size=2", 20)
     sample = trained.make_sample_fn()
-    told = conditions.of_labels(np.arange(16) % 10, 10)
+    told = conditions.from_labels(np.arange(16) % 10, 10)
     arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
     images = generate.generate(*arguments)
     differences = np.abs(found["image"][1].astype(int) - images[:10])

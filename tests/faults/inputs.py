@@ -40,4 +40,4 @@ def make(inputs: pathlib.Path) -> None:
     config.update(sample_every_steps=0, optim=dict(warmup_steps=1))
     train.train_and_evaluate(config, inputs / "run")
     extractor = extractors.load("pixels")
-    references.of_run(config, None, extractor).save(inputs / "reference.npz")
+    references.load_for_run(config, None, extractor).save(inputs / "reference.npz")

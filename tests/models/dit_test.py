@@ -129,14 +129,16 @@ def test_patches_are_row_major_with_channels_fastest():
 
 
 def test_names_of_the_paper():
-    assert dit.named("DiT-XL/2") == dict(hidden_size=1152, depth=28, num_heads=16, patch_size=2)
-    assert dit.named("DiT-S/16")["patch_size"] == 16
+    assert dit.parse_name("DiT-XL/2") == dict(
+        hidden_size=1152, depth=28, num_heads=16, patch_size=2
+    )
+    assert dit.parse_name("DiT-S/16")["patch_size"] == 16
 
 
 @pytest.mark.parametrize("name", ["DiT-XXL/2", "XL/2", "DiT-XL", "DiT-XL/0", "DiT-XL/2/2"])
 def test_unknown_names_list_the_known_ones(name):
     with pytest.raises(ValueError, match=r"S,B,L,XL"):
-        dit.named(name)
+        dit.parse_name(name)
 
 
 @pytest.mark.parametrize(

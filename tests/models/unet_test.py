@@ -313,14 +313,14 @@ QUICK_COUNTS = ("ddpm-cifar10", "unet-tiny")
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK_COUNTS)) for n in COUNTS]
 )
 def test_presets_have_the_published_counts(name):
-    shapes = _shapes(_build(dict(name="unet", **unet.named(name), **RUNTIME)))
+    shapes = _shapes(_build(dict(name="unet", **unet.get_preset(name), **RUNTIME)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
 
 
 def test_names_of_presets():
     assert COUNTS.keys() == unet.PRESETS.keys()
     with pytest.raises(ValueError, match=r"unknown model 'sd3'; the names are ddpm-cifar10, adm"):
-        unet.named("sd3")
+        unet.get_preset("sd3")
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_cudnn_where_the_head_size_allows(monkeypatch):
 
 def test_channels_may_be_fractions_of_the_base():
     model = _build(TINY, channel_mult=[0.5, 1.25])  # lists, as JSON has them
-    assert unet.widths(model) == [8, 20]
+    assert unet.get_widths(model) == [8, 20]
     shapes = _shapes(model)
     assert shapes["conv_in"]["kernel"].shape == (3, 3, 4, 8)
     assert shapes["time_embedding"]["linear_1"]["kernel"].shape == (16, 64)

@@ -89,7 +89,7 @@ def test_stable_diffusion_is_diffusers_default():
     """Its sizes are the preset's, and so are the names and shapes of all its arrays."""
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-    fields = dict(name="unet", **unet.named("sd15-unet"))
+    fields = dict(name="unet", **unet.get_preset("sd15-unet"))
     config = ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
     shapes = convert.arrays.parameter_shapes(config)
     ours = {convert.unet.published_name(path): np.prod(shape) for path, shape in shapes.items()}

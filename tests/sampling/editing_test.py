@@ -101,7 +101,7 @@ def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
     mask = np.zeros((1, 4, 4, 1), np.float32)
     mask[:, 1:3, 2:] = 1
     x_0 = editing.encode(latent, image)
-    asked = editing.inpaint(conditions.of_labels([3, 5], 10), x_0, mask)
+    asked = editing.inpaint(conditions.from_labels([3, 5], 10), x_0, mask)
     drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
     kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
     assert kept.max() < 1e-6 * np.abs(x_0).max()
@@ -123,7 +123,7 @@ def test_strength_is_the_share_of_the_steps():
 def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
     x_0 = editing.encode(trained, image)
     assert_close(x_0, image / 127.5 - 1, 1e-6)
-    told = conditions.of_labels([3, 3, 5], 10)
+    told = conditions.from_labels([3, 3, 5], 10)
 
     def distance(strength):
         drawn = editing.draw(trained, editing.image_to_image(told, x_0), 0, strength)
@@ -140,7 +140,7 @@ def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
 def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
     mask = np.zeros((1, 8, 8, 1), np.float32)
     mask[:, 2:5, 2:5] = 1
-    told = conditions.of_labels([3, 5], 10)
+    told = conditions.from_labels([3, 5], 10)
     drawn = editing.draw(trained, editing.inpaint(told, editing.encode(trained, image), mask))
     known = np.broadcast_to(mask == 0, drawn.shape)
     difference = np.abs(drawn.astype(int) - image)
@@ -149,10 +149,10 @@ def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
 
 
 def test_interpolation_ends_at_what_sample_draws(trained):
-    first, second = (conditions.of_labels(5 * [label], 10) for label in (3, 8))
+    first, second = (conditions.from_labels(5 * [label], 10) for label in (3, 8))
     row = editing.draw(trained, editing.interpolate(first, second, (2, 7)))
     assert row.shape == (5, 8, 8, 1)
-    told = conditions.of_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
+    told = conditions.from_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
     arguments = trained.params, told, 0, trained.mesh, trained.to_image
     drawn = generate.generate(trained.make_sample_fn(), *arguments)
     for end, number in ((0, 2), (-1, 7)):
@@ -163,7 +163,7 @@ def test_interpolation_ends_at_what_sample_draws(trained):
 def test_interpolation_between_classes_keeps_one_noise(trained):
     """Its own in every share, in whichever place; x_0, as pixels are black or white."""
     trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
-    told = conditions.of_labels(3 * [3], 10)
+    told = conditions.from_labels(3 * [3], 10)
     row = editing.draw(trained, editing.interpolate(told, told, (2, 2)))
     arguments = trained.params, told, 0, trained.mesh, trained.to_image
     drawn = generate.generate(trained.make_sample_fn(), *arguments)
@@ -171,16 +171,16 @@ def test_interpolation_between_classes_keeps_one_noise(trained):
 
 
 def test_ends_of_an_interpolation(trained):
-    first, last = editing.told_at_ends(trained, 3, "3,8")
+    first, last = editing.parse_ends(trained, 3, "3,8")
     assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
     for labels in ("", "1,2,3", "3,"):
         with pytest.raises(ValueError, match=f"takes one or two of --labels={labels} or --prompt="):
-            editing.told_at_ends(trained, 3, labels)
+            editing.parse_ends(trained, 3, labels)
     with pytest.raises(ValueError, match="--prompt is of a model of captions"):
-        editing.told_at_ends(trained, 3, "3", ["a three"])
+        editing.parse_ends(trained, 3, "3", ["a three"])
     config = trained.config.copy_and_resolve_references()
     config.model.num_classes = 0
-    untold = editing.told_at_ends(dataclasses.replace(trained, config=config), 3)
+    untold = editing.parse_ends(dataclasses.replace(trained, config=config), 3)
     assert [end.cond.tolist() for end in untold] == [[0] * 3] * 2
 
 
@@ -202,7 +202,7 @@ def test_predictions_are_mixed_by_the_share_of_the_second():
 def test_inverted_noise_leads_to_the_image(trained_workdir):
     """And told another class, elsewhere. The image is one that the model draws."""
     trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
-    told = conditions.of_labels([3], 10)
+    told = conditions.from_labels([3], 10)
     arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
     x_0 = generate.generate(trained.make_sample_fn(), *arguments)
     x_T = editing.invert(trained, told, x_0)
@@ -210,7 +210,7 @@ def test_inverted_noise_leads_to_the_image(trained_workdir):
     assert noise.shape == x_T.shape
 
     def again(label):
-        edited = editing.from_noise(conditions.of_labels([label], 10), x_T)
+        edited = editing.from_noise(conditions.from_labels([label], 10), x_T)
         sample = trained.make_sample_fn(edited.edit)
         return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x: x)
 
@@ -222,7 +222,7 @@ def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
     """Random weights lead far beyond pixels: without, the image drawn again is another."""
     workdir = conftest.save_random(tmp_path / "run", smoke_config)
     settings = DDIM | dict(steps=100, cfg_scale=1.0, clip_x_0=True)
-    trained, told = runs.load(workdir, settings=settings), conditions.of_labels([3], 10)
+    trained, told = runs.load(workdir, settings=settings), conditions.from_labels([3], 10)
     sample = trained.make_sample_fn()
 
     def draw(told):
@@ -341,7 +341,7 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 
     def difference(cfg_scale):
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
-        told, _ = editing.told_before_and_after(trained, "3")
+        told, _ = editing.parse_before_and_after(trained, "3")
         x_T = editing.invert(trained, told, editing.encode(trained, image))
         return np.abs(editing.draw(trained, editing.from_noise(told, x_T))[0, ..., 0] - found).max()
 
@@ -362,27 +362,27 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 )
 def test_inversions_that_say_no_class_are_refused(trained, told, message):
     with pytest.raises(ValueError, match=message):
-        editing.told_before_and_after(trained, **told)
+        editing.parse_before_and_after(trained, **told)
 
 
 def test_what_is_told_before_and_after(trained, captioned_workdir):
-    before, after = editing.told_before_and_after(trained, "3", labels_after="8")
+    before, after = editing.parse_before_and_after(trained, "3", labels_after="8")
     assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
-    assert editing.told_before_and_after(trained, "3")[1].cond.tolist() == [3]
+    assert editing.parse_before_and_after(trained, "3")[1].cond.tolist() == [3]
     captioned = runs.load(captioned_workdir)
-    told = editing.told_before_and_after(captioned, "", ["one"], "", "two", "three")
+    told = editing.parse_before_and_after(captioned, "", ["one"], "", "two", "three")
     found = [told[0].cond, told[1].cond, told[1].null]
-    expected = conditions.of_captions(captioned.config, ["one", "two", "three"]).cond
+    expected = conditions.from_captions(captioned.config, ["one", "two", "three"]).cond
     np.testing.assert_array_equal(np.concatenate(found), expected)
     for told, message in (
         (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
         (("", ["one"], "3"), r"--labels_after=3: this model takes --prompt_after"),
     ):
         with pytest.raises(ValueError, match=message):
-            editing.told_before_and_after(captioned, *told)
+            editing.parse_before_and_after(captioned, *told)
     captioned = runs.load(captioned_workdir, settings=DDIM)
     with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
-        editing.told_before_and_after(captioned, prompts=["one"], negative="three")
+        editing.parse_before_and_after(captioned, prompts=["one"], negative="three")
 
 
 @pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])

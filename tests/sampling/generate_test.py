@@ -37,7 +37,7 @@ def _mesh(num_devices):
 
 
 LABELS = np.array([0, 3, 6, 1, 2, 5, 4, 0, 1, 6])
-TOLD = conditions.of_labels(LABELS, 7)
+TOLD = conditions.from_labels(LABELS, 7)
 
 
 def _x_0(model, process, params, num_devices=1, batch_size=None, seed=0, labels=LABELS, **changes):
@@ -46,7 +46,7 @@ def _x_0(model, process, params, num_devices=1, batch_size=None, seed=0, labels=
     return generate.generate(
         sample,
         params,
-        conditions.of_labels(labels, 7),
+        conditions.from_labels(labels, 7),
         seed,
         mesh,
         to_image=lambda x_0: x_0,
@@ -64,7 +64,10 @@ def test_guided_samples_are_the_published_ones(model, process, golden, golden_pa
     settings = _settings(sampler="ddim", steps=10, cfg_scale=1.5)
     arguments = model, settings, process, "eps", _mesh(1)
     sample = generate.make_sample_fn(*arguments, edit=edits.FromNoise())
-    told, index = conditions.of_labels(golden["y"], 7), np.arange(len(golden["y"]), dtype=np.int32)
+    told, index = (
+        conditions.from_labels(golden["y"], 7),
+        np.arange(len(golden["y"]), dtype=np.int32),
+    )
     x_T = jnp.asarray(golden["x_0"])
     x_0, _ = sample(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
     expected = golden["ddim_cfg1.5_sample"]
@@ -122,7 +125,7 @@ workdir, out, *pair = sys.argv[1:]
 if pair:
     jax.distributed.initialize(pair[0], 2, int(pair[1]))
 trained = runs.load(pathlib.Path(workdir))
-told = conditions.of_labels(np.arange(8), 10)
+told = conditions.from_labels(np.arange(8), 10)
 arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
 x_0 = generate.generate(trained.make_sample_fn(), *arguments, batch_size=4)
 if jax.process_index() == 0:
@@ -292,7 +295,7 @@ def test_nan_names_the_step_and_the_images(model, process, golden_params):
     def sample(params, *arguments, **batch):
         return healthy(next(turns), *arguments, **batch)
 
-    told = conditions.of_labels(LABELS[:8], 7)
+    told = conditions.from_labels(LABELS[:8], 7)
     with pytest.raises(FloatingPointError, match="at step 1 of 5, among the images 4 to 7"):
         generate.generate(sample, {}, told, 0, _mesh(1), lambda x_0: x_0, batch_size=4)
 

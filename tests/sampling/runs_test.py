@@ -11,7 +11,7 @@ from dit_jax.data import text
 from dit_jax.sampling import generate, runs
 from dit_jax.training import programs
 
-TOLD = conditions.of_labels(np.arange(10), 10)
+TOLD = conditions.from_labels(np.arange(10), 10)
 
 
 def test_checkpoints_guide_each_other(workdir):

@@ -44,10 +44,10 @@ def test_paths_may_be_given(tmp_path):
 
 def test_a_few_of_many_names_are_shown():
     names = [f"name{i}" for i in range(1000)]
-    assert files.some_of(names) == "name0, name1, name2, name3, name4 and 995 more"
-    assert files.some_of(names[:5]) == "name0, name1, name2, name3, name4"
-    assert files.some_of([]) == "none"
-    assert files.some_of(["a\nb" + "x" * 10_000]) == "a\\nb" + "x" * 197
+    assert files.list_some(names) == "name0, name1, name2, name3, name4 and 995 more"
+    assert files.list_some(names[:5]) == "name0, name1, name2, name3, name4"
+    assert files.list_some([]) == "none"
+    assert files.list_some(["a\nb" + "x" * 10_000]) == "a\\nb" + "x" * 197
 
 
 def test_json_is_read_as_it_was_written(tmp_path):

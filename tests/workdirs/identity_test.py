@@ -194,7 +194,7 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
     assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")} == before
     extractor = references.Extractor("pixels", "float32", "", None, {})
     with pytest.raises(ValueError, match="is not what the run in"):
-        references.of_run(config, None, extractor, workdir=run)
+        references.load_for_run(config, None, extractor, workdir=run)
 
 
 def test_bits_are_of_the_run_s_own_held_out_images(trained):

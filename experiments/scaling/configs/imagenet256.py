@@ -20,7 +20,9 @@ def get_config():
     config = default.get_config(base)
     for name in dit.SIZES:
         config.sizes[name] = {
-            key: value for key, value in dit.named(f"DiT-{name}/2").items() if key != "patch_size"
+            key: value
+            for key, value in dit.parse_name(f"DiT-{name}/2").items()
+            if key != "patch_size"
         }
     config.grids = dict(main=dict(size=tuple(dit.SIZES), model=dict(patch_size=(2, 4, 8))))
     config.steps = (50_000, 100_000, 200_000, 400_000)
