@@ -124,16 +124,17 @@ def _step_window(program, steps, real_data):
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
     batch = next(batches)
     source = sources.open_split(program.config, "train") if real_data else None
-    resident = program.task.load_resident(source)
+    _, frozen = latents.load_frozen(program.config, program.mesh)
+    frozen = frozen.with_records(program.config, program.mesh, source) if source else frozen
     began = time.perf_counter()
-    step = programs.compile_train_step(program).lower(state, batch, key, resident).compile()
+    step = programs.compile_train_step(program).lower(state, batch, key, frozen).compile()
     compile_seconds = time.perf_counter() - began
 
     def window():
         nonlocal state
         began = time.perf_counter()
         for _ in range(steps):
-            state, _ = step(state, next(batches), key, resident)
+            state, _ = step(state, next(batches), key, frozen)
         jax.block_until_ready(state)
         return time.perf_counter() - began
 

@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli, conditions, latents, sharding, workdirs
+from dit_jax import cli, latents, sharding, workdirs
 from dit_jax.data import loader, sources
 from dit_jax.system import files, stopping
 from dit_jax.training import best, initial_state, metric_log, programs, sample_distance
@@ -36,13 +36,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
     sources.check_outside(config, workdir)
     here = files.Directory(workdir) if workdir.is_dir() else None
     train_source = sources.open_split(config, "train")
-    config = latents.resolve(config, train_source.metadata)
-    vae, mesh = None, sharding.make_mesh(config.mesh)
-    config, encoder = conditions.resolve(config, train_source.metadata, mesh)
-    if config.latents.source != "pixels" and config.latents.vae:
-        vae = latents.load_run_vae(config, mesh)
-        if config.latents.source == "images":  # nothing else has recorded which one it is
-            config = latents.resolve(config, dict(vae_digest=vae.digest, published=vae.published))
+    mesh = sharding.make_mesh(config.mesh)
+    config, frozen = latents.load_frozen(config, mesh, train_source.metadata)
     program = programs.make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
@@ -77,24 +72,21 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = loader.TrainIterator(train_source, config, rows, data_state)
         step_fn = programs.compile_train_step(program)
-        resident = program.task.load_resident(train_source, vae, encoder)
-        evaluate = (
-            programs.compile_evaluate(program, eval_source, resident) if eval_source else None
-        )
+        frozen = frozen.with_records(config, mesh, train_source)
+        evaluate = programs.compile_evaluate(program, eval_source, frozen) if eval_source else None
         draw = None
         if config.sample_every_steps:
             source = eval_source or train_source
-            draw = program.task.compile_picture(resident, source, vae, encoder)
+            draw = program.task.compile_picture(frozen, source)
         measured, measured_by = [(evaluate, config.eval_every_steps)] if evaluate else [], {}
         if "fid" in config and config.fid.every_steps:
-            distance, measured_by = sample_distance.compile_distance(program.task, vae, encoder)
+            distance, measured_by = sample_distance.compile_distance(program.task, frozen)
             measured.append((distance, config.fid.every_steps))
             before = (data_state or {}).get("measured_by", {})
             if changes := sample_distance.describe_changes(before, measured_by):
                 name = sample_distance.training_name(config)
                 logger.warning("%s is measured otherwise from here: %s", name, "; ".join(changes))
         keeper = best.Best(workdir, config, data_record, measured_by)
-        del vae, encoder  # who needs them holds them
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step
@@ -119,7 +111,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
             if profile and step == profile[0]:
                 trace.enter_context(jax.profiler.trace(workdir / "profile"))
             state, scalars = step_fn(
-                state, sharding.put_batch(program.mesh, next(batches)), key, resident
+                state, sharding.put_batch(program.mesh, next(batches)), key, frozen
             )
             progress.append(scalars)
             if profile and step == profile[-1]:

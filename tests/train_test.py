@@ -16,7 +16,7 @@ from helpers.close import assert_trees_close
 from PIL import Image
 
 from configs import default, imagenet256, smoke
-from dit_jax import conditions, models, sharding, train
+from dit_jax import conditions, latents, models, sharding, train
 from dit_jax.data import sources
 from dit_jax.models import dit
 from dit_jax.system import files
@@ -57,7 +57,7 @@ def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     program = programs.make_program(smoke_config, jax.devices()[:4])
     source = sources.open_images(smoke_config, "test")
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
-    first = programs.compile_evaluate(program, source, {})(params)
+    first = programs.compile_evaluate(program, source, latents.Frozen())(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
     assert_trees_close(first, {name: recorded[name] for name in first}, 1e-5)
 
@@ -83,7 +83,9 @@ def test_every_batch_and_draw_of_an_evaluation_has_noise_of_its_own(smoke_config
     def evaluate(times, draws):
         smoke_config.eval_draws = draws
         program = programs.make_program(smoke_config, jax.devices()[:1])
-        return programs.compile_evaluate(program, _Repeated(examples, times), {})(params)
+        return programs.compile_evaluate(program, _Repeated(examples, times), latents.Frozen())(
+            params
+        )
 
     source = sources.open_images(smoke_config, "test")
     examples = [source[i] for i in range(16)]
@@ -116,7 +118,7 @@ def stepper(digits_dir):
     key = jax.random.key(0)
     step_fn = programs.compile_train_step(program)
     return lambda: initial_state.new_state(program, key), lambda state: step_fn(
-        state, batch, key, {}
+        state, batch, key, latents.Frozen()
     )
 
 
@@ -172,7 +174,11 @@ def test_imagenet_configs_build_without_allocating(size, patch):
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, scalars = jax.eval_shape(
-        lambda *a: programs.train_step(*a, program=program), program.state, batch, key, {}
+        lambda *a: programs.train_step(*a, program=program),
+        program.state,
+        batch,
+        key,
+        latents.Frozen(),
     )
     assert scalars["loss"].shape == ()
 
@@ -213,17 +219,21 @@ def test_every_config_builds_without_allocating(name):
         "tokens": lambda model: ((model.text_length,), np.int32),
         "context": lambda model: ((77, model.context_size), np.float16),
     }.get(config.model.get("condition"))
-    resident = {}
+    null = None
     if told:
         shapes[config.model.condition] = told(config.model)
-        resident["null"] = jax.ShapeDtypeStruct(*told(config.model))
+        null = jax.ShapeDtypeStruct(*told(config.model))
     batch = {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in shapes.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, scalars = jax.eval_shape(
-        lambda *a: programs.train_step(*a, program=program), program.state, batch, key, resident
+        lambda *a: programs.train_step(*a, program=program),
+        program.state,
+        batch,
+        key,
+        latents.Frozen(null=null),
     )
     assert scalars["loss"].shape == ()
 

@@ -12,12 +12,10 @@ from dit_jax.models import conditioning
 FEATURES = ("label", "tokens", "context")  # of a batch, as model.condition
 
 
-def get_condition(batch: dict, resident: dict) -> jax.Array:
-    """The condition of a batch: its one feature that is one; by 'record' out of `resident`."""
+def get_condition(batch: dict, records: dict | None = None) -> jax.Array:
+    """The batch's context, tokens or label; looked up in records where it holds their numbers."""
     if "record" in batch:
-        return get_condition(
-            {n: a[batch["record"]] for n, a in resident.items() if n in FEATURES}, {}
-        )
+        batch = {name: records[name][batch["record"]] for name in FEATURES if name in records}
     return next(batch[name] for name in reversed(FEATURES) if name in batch)
 
 

@@ -78,9 +78,9 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     """{name: mean} of the bits of `num` images of the source, and their standard error."""
     config, mesh = trained.config, trained.mesh
     bits, available = make_bits_fn(trained, steps), len(source) // source.views
-    resident = {}
+    frozen = latents.Frozen()
     if config.latents.source == "images":
-        resident = {"vae": latents.load_run_vae(config, mesh)}
+        frozen = latents.Frozen(vae=latents.load_run_vae(config, mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
     batch_size = -(-batch_size // shards) * shards
@@ -89,7 +89,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
         index = np.minimum(start + mine, num - 1) * available // num
         batch = loader.with_caption(loader.gather(source, source.views * index))
         batch["index"] = index.astype(np.int32)
-        part = bits(trained.params, resident, key, sharding.put_batch(mesh, batch))
+        part = bits(trained.params, frozen, key, sharding.put_batch(mesh, batch))
         parts.append(jax.tree.map(np.asarray, part))
     name = "bits_per_dim" if config.latents.source == "pixels" else "bits_per_latent_dim"
     values = {part: np.concatenate([p[part] for p in parts])[:num] for part in parts[0]}
@@ -105,13 +105,13 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
 
 
 def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
-    """The jitted `bits(params, resident, key, batch)` per dimension of each image.
+    """The jitted `bits(params, frozen, key, batch)` per dimension of each image.
 
     Args: steps, of a respaced chain whose bound is taken, or of the probability flow, of four
       evaluations, and their derivatives, each.
     Returns:
       bits: of a batch of images or moments, its condition and 'index' [B], the image's number:
-        {'': [B], and of a chain '_prior' and '_first_level'}. resident: as
+        {'': [B], and of a chain '_prior' and '_first_level'}. frozen: as
         `latents.x_0_from_batch`. Image i's randomness depends on key and i alone.
     Raises: ValueError as the process's grid, or for an unknown variance.
     """
@@ -123,9 +123,9 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
     else:
         times = likelihood.ode_times(process, steps)
 
-    def bits(params, resident, key, batch):
+    def bits(params, frozen, key, batch):
         network = models.bind(trained.model, params, mesh)
-        cond = conditions.get_condition(batch, {})
+        cond = conditions.get_condition(batch)
         cond = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
         def predict(x_t, network_time):
@@ -139,7 +139,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
         def draw(distribution, i):
             return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
 
-        x_0 = latents.x_0_from_batch(batch, keys(0), config.latents, resident, mesh)
+        x_0 = latents.x_0_from_batch(batch, keys(0), config.latents, frozen, mesh)
         denoise = samplers.make_denoise(process, prediction, predict, times)
         if config.sample.clip_x_0:
             denoise = samplers.clip_x_0(denoise, process, times)

@@ -20,9 +20,11 @@ from dit_jax.latents.codec import (
     x_0_from_batch,
 )
 from dit_jax.latents.device import load_moments
+from dit_jax.latents.frozen import Frozen, load_frozen
 from dit_jax.latents.loading import check_digest, load_run_vae, load_vae, resolve
 
 __all__ = [
+    "Frozen",
     "Vae",
     "check_digest",
     "decode",
@@ -31,6 +33,7 @@ __all__ = [
     "encode_in_groups",
     "image_from_x_0",
     "images_at_once",
+    "load_frozen",
     "load_moments",
     "load_run_vae",
     "load_vae",

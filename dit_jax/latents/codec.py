@@ -75,17 +75,16 @@ def pixels_from_image(image: jax.Array) -> jax.Array:
 
 
 def x_0_from_batch(
-    batch: dict[str, jax.Array], key: jax.Array, config, resident: dict, mesh: jax.sharding.Mesh
+    batch: dict[str, jax.Array], key: jax.Array, config, frozen, mesh: jax.sharding.Mesh
 ) -> jax.Array:
     """The clean x_0 of a batch by `config.latents`, scaled and shifted here and nowhere else.
 
     Args:
       batch: 'image' [B, H, W, C] uint8, 'moments' [B, h, w, 2C] f16: mean, log-variance,
-        unscaled; or 'record' [B] int32, their places in resident['moments'].
+        unscaled; or 'record' [B] int32, their places in frozen.records['moments'].
       key: draws the posterior sample of moments, afresh for each call; or keys [B], one for each
         image, whose sample is then a function of its own alone.
-      resident: what every step reads and none changes: 'vae', a `Vae`, for images to be encoded;
-        'moments' [N, h, w, 2C] f16.
+      frozen: a `Frozen`, with the VAE of images to be encoded, or the records.
       mesh: that the batch's rows lie on.
     Returns: [B, h, w, C] f32.
     """
@@ -93,9 +92,9 @@ def x_0_from_batch(
         return pixels_from_image(batch["image"])
     if config.source == "images":
         # Rounded as they are stored, so that a run on moments stored in the same dtype is the same.
-        moments = encode_in_groups(resident["vae"], batch["image"], mesh)
+        moments = encode_in_groups(frozen.vae, batch["image"], mesh)
     elif "record" in batch:
-        moments = resident["moments"][batch["record"]]
+        moments = frozen.records["moments"][batch["record"]]
     else:
         moments = batch["moments"]
     mean, log_variance = posterior(moments)

@@ -12,7 +12,7 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import models, sharding, workdirs
+from dit_jax import latents, models, sharding, workdirs
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
 from dit_jax.training import optimizer, tasks
@@ -85,22 +85,22 @@ def begin(tx, params):
 
 
 def train_step(
-    state: TrainState, batch: dict, key: jax.Array, resident: dict, *, program: Program
+    state: TrainState, batch: dict, key: jax.Array, frozen: latents.Frozen, *, program: Program
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a global batch.
 
     Args:
       batch: 'image' or 'moments', and 'label', or 'record'; [B, ...], as `data` yields them.
       key: of the run; this step's is folded from it.
-      resident: of the task's `load_resident`.
+      frozen: of `latents.load_frozen`.
     Returns: the next state, and scalars: loss, its parts, grad_norm, param_norm,
       learning_rate.
     """
     config, task = program.config, program.task
-    examples = task.examples(batch, jax.random.fold_in(key, state.step), resident, dropout=True)
+    examples = task.examples(batch, jax.random.fold_in(key, state.step), frozen, dropout=True)
 
-    def mean_loss(params, *examples):
-        losses = task.losses(params, resident, *examples)
+    def mean_loss(params, examples):
+        losses = task.losses(params, frozen, examples)
         scalars = {name: jnp.mean(loss) for name, loss in losses.items()}
         return scalars["loss"], scalars
 
@@ -118,10 +118,10 @@ def train_step(
 
 
 def _accumulate(program, grad, examples):
-    """The mean of grad(*examples) over config.grad_accumulation_steps micro-batches in turn."""
+    """The mean of grad(examples) over config.grad_accumulation_steps micro-batches in turn."""
     steps = program.config.grad_accumulation_steps
     if steps == 1:
-        return grad(*examples)
+        return grad(examples)
     rows = jax.sharding.PartitionSpec(None, *sharding.BATCH)
 
     def split(a):
@@ -130,21 +130,21 @@ def _accumulate(program, grad, examples):
         return jax.lax.with_sharding_constraint(a, jax.NamedSharding(program.mesh, rows))
 
     def body(total, micro_batch):
-        return jax.tree.map(jnp.add, total, grad(*micro_batch)), None
+        return jax.tree.map(jnp.add, total, grad(micro_batch)), None
 
     micro_batches = jax.tree.map(split, examples)
-    shapes = jax.eval_shape(grad, *jax.tree.map(lambda a: a[0], micro_batches))
+    shapes = jax.eval_shape(grad, jax.tree.map(lambda a: a[0], micro_batches))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     total, _ = jax.lax.scan(body, zeros, micro_batches)
     return jax.tree.map(lambda a: a / steps, total)
 
 
 def eval_step(
-    params, batch: dict, key: jax.Array, resident: dict, *, program: Program
+    params, batch: dict, key: jax.Array, frozen: latents.Frozen, *, program: Program
 ) -> dict[str, jax.Array]:
     """Sums over the batch, weighted by batch['weight']: the loss's parts, and the weight itself."""
-    examples = program.task.examples(batch, key, resident, dropout=False)
-    losses = program.task.losses(params, resident, *examples)
+    examples = program.task.examples(batch, key, frozen, dropout=False)
+    losses = program.task.losses(params, frozen, examples)
     sums = {name: jnp.sum(loss * batch["weight"]) for name, loss in losses.items()}
     return {**sums, "weight": jnp.sum(batch["weight"])}
 
@@ -159,7 +159,7 @@ def compile_train_step(program: Program) -> Callable:
     )
 
 
-def compile_evaluate(program: Program, source: sources.Source, resident: dict) -> Callable:
+def compile_evaluate(program: Program, source: sources.Source, frozen) -> Callable:
     """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call.
 
     Each image counts `config.eval_draws` times, every time with others.
@@ -176,9 +176,7 @@ def compile_evaluate(program: Program, source: sources.Source, resident: dict) -
         total = {}
         passes = (loader.eval_batches(source, batch_size, rows) for _ in range(draws))
         for i, batch in enumerate(itertools.chain.from_iterable(passes)):
-            sums = step(
-                params, sharding.put_batch(program.mesh, batch), jax.random.key(i), resident
-            )
+            sums = step(params, sharding.put_batch(program.mesh, batch), jax.random.key(i), frozen)
             total = {name: total.get(name, 0) + value for name, value in sums.items()}
         weight = float(total.pop("weight"))
         return {f"eval_{name}": float(value) / weight for name, value in total.items()}

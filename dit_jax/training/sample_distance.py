@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, sharding
+from dit_jax import conditions, latents, sharding
 from dit_jax.evaluation import extractors, measures, metrics, references
 from dit_jax.sampling import generate
 from dit_jax.system import files
@@ -17,14 +17,14 @@ from dit_jax.system import files
 logger = logging.getLogger("dit_jax")
 
 
-def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
+def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
     """`distance(params) -> {'fid5k': value}` by `config.fid`, of the same noise at every call.
 
-    Args: task, a `tasks.Denoising`.   vae: as of its `to_image`.   encoder: of captions, if frozen.
+    Args: task, a `tasks.Denoising`.
     Returns: distance; what it is measured by, JSON: values by others do not compare.
     Raises: as `extractors.load`, `references.load_for_run` and `generate.make_sample_fn`.
     """
-    config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(vae)
+    config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(frozen)
     settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
     sample_config.update(steps=settings.steps, cfg_scale=settings.cfg_scale)
     name = settings.extractor or references.default_extractor(settings.reference)
@@ -35,7 +35,7 @@ def compile_distance(task, vae=None, encoder=None) -> tuple[Callable, dict]:
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
     told = conditions.draw(config, "random", settings.num_images, config.seed)
-    sample = functools.partial(sample, encoder=encoder)
+    sample = functools.partial(sample, encoder=frozen.text_encoder)
     extract = extractor.compile(mesh)
 
     def features(x_0):

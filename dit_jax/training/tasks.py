@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,8 +22,6 @@ from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures
-from dit_jax.system import files
-from dit_jax.workdirs import checkpoint
 
 # What a model of each condition is told, in its summary.
 TOLD = {
@@ -30,6 +29,25 @@ TOLD = {
     "tokens": "captions, by an encoder that is trained along",
     "context": "captions, by a frozen encoder",
 }
+
+
+@struct.dataclass
+class NoisyExamples:
+    """Of a batch, all that the loss of a noise predictor takes."""
+
+    x_0: jax.Array  # [B, h, w, C] f32
+    cond: jax.Array  # [B, ...]
+    t: jax.Array  # [B]
+    eps: jax.Array  # like x_0
+    keys: jax.Array | None = None  # [B], where the model has dropout of its own
+
+
+@struct.dataclass
+class ImageExamples:
+    """Of a batch, all that the loss of an autoencoder takes."""
+
+    pixels: jax.Array  # [B, H, W, C] in [-1, 1]
+    eps: jax.Array  # [B, h, w, c], the posterior's noise
 
 
 def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
@@ -108,91 +126,57 @@ class Denoising:
             settings.update(steps=config.fid.steps, cfg_scale=config.fid.cfg_scale)
             generate.make_sample_fn(self.model, settings, *arguments)
 
-    def load_resident(
-        self,
-        source: sources.Source | None,
-        vae: latents.Vae | None = None,
-        encoder: conditions.TextEncoder | None = None,
-    ) -> dict:
-        """What every step reads and none changes, on the devices; {} for pixels and labels.
-
-        Args: vae, encoder, if they lie on the mesh already; else they are loaded where needed.
-        Returns: for latents.source 'images' the 'vae', replicated; for 'device' all of `source`,
-          as `latents.load_moments`; for captions 'null', the empty one as the data have it, and
-          the frozen 'encoder', unless its outputs are stored.
-        Raises: ValueError if the moments do not fit, or as `latents.load_run_vae` and
-          `conditions.load_encoder`.
-        """
-        config, resident = self.config, {}
-        if config.latents.source == "images":
-            resident["vae"] = vae or latents.load_run_vae(config, self.mesh)
-        if config.latents.source == "device" and source:
-            resident |= latents.load_moments(self.mesh, source)
-        if config.model.condition == "label":
-            return resident
-        null = jnp.asarray(conditions.from_captions(config, [""]).cond)  # [1, M]
-        encoder = encoder or conditions.load_encoder(config, self.mesh)
-        if encoder and config.text.stored:
-            null = encoder(null).astype(jnp.float16)  # [1, M, D], as captions are stored
-        elif encoder:
-            resident["encoder"] = encoder
-        return {**resident, "null": jax.device_put(null[0], sharding.replicated(self.mesh))}
-
-    def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
-        """(x_0, cond, t, eps) of a batch; with dropout some conditions are the null one.
-
-        Where the model has dropout of its own, keys [B] follow.
-        """
+    def examples(
+        self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
+    ) -> NoisyExamples:
+        """The examples of a batch; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
-        cond = conditions.get_condition(batch, resident)
+        cond = conditions.get_condition(batch, frozen.records)
         if dropout:
-            null = resident.get("null", self.model.num_classes)
+            null = self.model.num_classes if frozen.null is None else frozen.null
             cond = conditions.drop(drop_key, cond, self.model.class_dropout_prob, null)
-        if "encoder" in resident:
-            cond = resident["encoder"](cond)
-        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, resident, self.mesh)
+        if frozen.text_encoder and not self.config.text.stored:
+            cond = frozen.text_encoder(cond)
+        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, frozen, self.mesh)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
-        examples = x_0, cond.astype(jnp.float32) if cond.ndim == 3 else cond, t, eps
+        keys = None
         if dropout and getattr(self.model, "dropout", 0):
-            return *examples, jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
-        return examples
+            keys = jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
+        cond = cond.astype(jnp.float32) if cond.ndim == 3 else cond  # contexts are stored as f16
+        return NoisyExamples(x_0, cond, t, eps, keys)
 
-    def losses(self, params, resident: dict, x_0, cond, t, eps, keys=None) -> dict[str, jax.Array]:
+    def losses(
+        self, params, frozen: latents.Frozen, examples: NoisyExamples
+    ) -> dict[str, jax.Array]:
         """'loss' and its parts, each [B]."""
         # Of the micro-batch: what is dropped differs between its examples all the same.
-        rngs = None if keys is None else {"dropout": keys[0]}
-
+        rngs = None if examples.keys is None else {"dropout": examples.keys[0]}
         network = models.bind(self.model, params, self.mesh, rngs)
 
         def predict(x_t, network_time):
-            return network(x_t, network_time, cond)
+            return network(x_t, network_time, examples.cond)
 
-        objective = self.config.objective
-        return objectives.denoising_loss(self.process, objective, predict, x_0, t, eps)
+        objective, x_0 = self.config.objective, examples.x_0
+        return objectives.denoising_loss(
+            self.process, objective, predict, x_0, examples.t, examples.eps
+        )
 
-    def to_image(self, vae: latents.Vae | None = None) -> Callable:
-        """x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8; errors as `load_resident`."""
+    def to_image(self, frozen: latents.Frozen) -> Callable:
+        """x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
         if self.config.latents.source == "pixels":
             return latents.image_from_x_0
-        vae = vae or latents.load_run_vae(self.config, self.mesh)
-        return functools.partial(generate.make_decode_fn(self.config.latents, self.mesh), vae)
+        decode = generate.make_decode_fn(self.config.latents, self.mesh)
+        return functools.partial(decode, frozen.vae)
 
-    def compile_picture(
-        self,
-        resident: dict,
-        source: sources.Source,
-        vae: latents.Vae | None = None,
-        encoder: conditions.TextEncoder | None = None,
-    ) -> Callable:
+    def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
         config, num = self.config, self.config.sample_num_images
         prediction = config.objective.prediction
         sample = generate.make_sample_fn(
             self.model, config.sample, self.process, prediction, self.mesh
         )
-        to_image, told = self.to_image(vae), conditions.draw_for_picture(config, num)
-        encoder = encoder or conditions.load_encoder(config, self.mesh)
-        sample = functools.partial(sample, encoder=encoder)
+        to_image, told = self.to_image(frozen), conditions.draw_for_picture(config, num)
+        sample = functools.partial(sample, encoder=frozen.text_encoder)
 
         def draw(params):
             images = generate.generate(sample, params, told, config.seed, self.mesh, to_image)
@@ -256,25 +240,21 @@ class Autoencoding:
             )
         return cls(config, model, mesh)
 
-    def load_resident(self, source: sources.Source | None, vae=None, encoder=None) -> dict:
-        """{'lpips': its parameters} if it has a weight; errors as `checkpoint.load_model`."""
-        loss = self.config.autoencoder
-        if not loss.lpips_weight:
-            return {}
-        workdir = files.to_path(loss.lpips, "autoencoder.lpips")
-        _, params = checkpoint.load_model(workdir, self.mesh, self.model.dtype, "lpips")
-        return {"lpips": params}
-
-    def examples(self, batch: dict, key: jax.Array, resident: dict, dropout: bool) -> tuple:
-        """(pixels [B, H, W, C] in [-1, 1], the posterior's noise [B, h, w, c]) of a batch."""
-        pixels = latents.x_0_from_batch(batch, key, self.config.latents, resident, self.mesh)
+    def examples(
+        self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
+    ) -> ImageExamples:
+        """The pixels of a batch, and the posterior's noise."""
+        pixels = latents.x_0_from_batch(batch, key, self.config.latents, frozen, self.mesh)
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
         shape = (batch_size, height // factor, width // factor, channels)
-        return pixels, jax.random.normal(key, shape)
+        return ImageExamples(pixels, jax.random.normal(key, shape))
 
-    def losses(self, params, resident: dict, pixels, eps) -> dict[str, jax.Array]:
+    def losses(
+        self, params, frozen: latents.Frozen, examples: ImageExamples
+    ) -> dict[str, jax.Array]:
         """'loss', its parts and 'psnr', each [B]."""
+        pixels, eps = examples.pixels, examples.eps
 
         def apply(x, method):
             return self.model.apply({"params": params}, x, method=method)
@@ -292,18 +272,12 @@ class Autoencoding:
         )
         if weights.lpips_weight:
             distance = lpips.LPIPS(self.model.dtype).apply(
-                {"params": resident["lpips"]}, pixels, reconstruction
+                {"params": frozen.lpips}, pixels, reconstruction
             )
             losses |= {"lpips": distance, "loss": losses["loss"] + weights.lpips_weight * distance}
         return losses
 
-    def compile_picture(
-        self,
-        resident: dict,
-        source: sources.Source,
-        vae: latents.Vae | None = None,
-        encoder: conditions.TextEncoder | None = None,
-    ) -> Callable:
+    def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
         num = min(self.config.sample_num_images, len(source))
         images = loader.gather(source, range(num))["image"]

@@ -60,22 +60,25 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     Raises: ValueError or OSError as `sources.open_split` and `programs.make_program`.
     """
     source = sources.open_split(config, "train")
-    program = programs.make_program(latents.resolve(config, source.metadata), jax.devices()[:1])
-    resident = program.task.load_resident(source)
+    devices = jax.devices()[:1]
+    mesh = sharding.make_mesh(config.mesh, devices)
+    config, frozen = latents.load_frozen(config, mesh, source.metadata)
+    program = programs.make_program(config, devices)
+    frozen = frozen.with_records(config, mesh, source)
     step_fn = programs.compile_train_step(program)
     iterator = loader.TrainIterator(
         source, config, sharding.local_rows(program.mesh, config.batch_size)
     )
     *batches, fixed = (sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1))
-    examples = program.task.examples(fixed, jax.random.key(config.seed), resident, dropout=False)
-    activations = compile_activations(program, resident, examples)
+    examples = program.task.examples(fixed, jax.random.key(config.seed), frozen, dropout=False)
+    activations = compile_activations(program, frozen, examples)
     found = []
     for seed in range(seeds):
         key = jax.random.key(seed)
         state = initial_state.new_state(program, key)
         initial = jax.device_get(activations(state.params))
         for step, batch in enumerate(batches, 1):
-            state, _ = step_fn(state, batch, key, resident)
+            state, _ = step_fn(state, batch, key, frozen)
             now = jax.device_get(activations(state.params))
             moved = {name: float(f"{rms(now[name] - initial[name]):.4g}") for name in initial}
             width, scaled = config.model.hidden_size, config.optim.mup_base_width > 0
@@ -88,7 +91,7 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def compile_activations(program: programs.Program, resident: dict, examples: tuple):
+def compile_activations(program: programs.Program, frozen: latents.Frozen, examples):
     """`activations(params) -> {name: array}` for fixed examples; of blocks [L, ...]."""
 
     @jax.jit
@@ -106,7 +109,7 @@ def compile_activations(program: programs.Program, resident: dict, examples: tup
 
         # Without jit lax.scan is a loop in Python, whose body's values can be had.
         with jax.disable_jit(), nn.intercept_methods(intercept):
-            program.task.losses(params, resident, *examples)
+            program.task.losses(params, frozen, examples)
         depth = program.model.depth  # before the loop flax traces its body once: not of this trace
         return {
             name: jnp.stack(values[-depth:] if name.startswith("blocks/") else values)

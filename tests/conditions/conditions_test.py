@@ -14,7 +14,7 @@ from conftest import CAPTIONED, captions_of, random_params
 from helpers.close import assert_close
 from PIL import Image
 
-from dit_jax import conditions, models, sharding, train, workdirs
+from dit_jax import conditions, latents, models, sharding, train, workdirs
 from dit_jax.data import loader, sources, text
 from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
@@ -230,26 +230,25 @@ def test_dropped_captions_are_empty():
 
 def _program(config):
     program = programs.make_program(config, jax.devices()[:1])
-    resident = program.task.load_resident(None)
-    return program, resident
+    return program, latents.load_frozen(config, program.mesh)[1]
 
 
 @pytest.mark.slow
 def test_training_learns_from_captions(config):
     """The text encoder's parameters move too; all dropped, every caption gives the same loss."""
     config.model.class_dropout_prob = 0.5
-    program, resident = _program(config)
-    np.testing.assert_array_equal(resident["null"], np.full(20, text.PAD))
+    program, frozen = _program(config)
+    np.testing.assert_array_equal(frozen.null, np.full(20, text.PAD))
     source = sources.open_split(config, "train")
     batch = next(loader.TrainIterator(source, config, np.arange(16)))
-    examples = program.task.examples(batch, jax.random.key(0), resident, dropout=True)
-    empty = np.all(np.asarray(examples[1]) == text.PAD, axis=1)
+    examples = program.task.examples(batch, jax.random.key(0), frozen, dropout=True)
+    empty = np.all(np.asarray(examples.cond) == text.PAD, axis=1)
     assert 2 <= empty.sum() <= 14
     state = initial_state.new_state(program, jax.random.key(0))
     initial = jax.device_get(state.params)
     step = programs.compile_train_step(program)
     for _ in range(3):  # adaLN's zeros open on the way
-        state, scalars = step(state, batch, jax.random.key(0), resident)
+        state, scalars = step(state, batch, jax.random.key(0), frozen)
     assert np.isfinite(scalars["loss"])
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), initial, jax.device_get(state.params))
     assert all(jax.tree.leaves(moved["text_encoder"]))
@@ -345,18 +344,18 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
 
     def examples(stored):
         stored_config.text.stored = stored
-        program, resident = _program(stored_config)
+        program, frozen = _program(stored_config)
         source = sources.open_split(stored_config, "train")
         assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
         batch = next(loader.TrainIterator(source, stored_config, np.arange(16)))
         key = jax.random.key(0)
-        return batch, *program.task.examples(batch, key, resident, dropout=True)
+        return batch, program.task.examples(batch, key, frozen, dropout=True)
 
     stored, computed = examples(True), examples(False)
     assert stored[0]["context"].shape == (16, 12, 16)
-    for a, b in zip(stored[1:], computed[1:], strict=True):
-        assert_close(a, b, 2e-3)
-    dropped = {bytes(np.asarray(row)) for row in computed[2]}
+    for name in ("x_0", "cond", "t", "eps"):
+        assert_close(getattr(stored[1], name), getattr(computed[1], name), 2e-3)
+    dropped = {bytes(np.asarray(row)) for row in computed[1].cond}
     assert 5 < len(dropped) < 16  # the empty ones are one
 
 
@@ -402,7 +401,7 @@ def test_stored_contexts_are_of_moments_and_a_frozen_encoder(stored_config, chan
             {"model.context_size": 24},
             "is 16 wide, but the model was built for model.context",
         ),
-        ({"text.encoder": "nowhere"}, "no nowhere/tokenizer.json"),
+        ({"text.encoder": "nowhere"}, "no nowhere/config.json"),
         ({"text.encoder": ""}, "text.encoder is empty: model.condition='context' needs the workd"),
         ({"text.encoder_digest": "0123"}, r"has digest \w+, but text.encoder_digest=0123 is of an"),
     ],

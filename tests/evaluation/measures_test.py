@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.close import assert_close
 
-from dit_jax import conditions, train
+from dit_jax import conditions, latents, train
 from dit_jax.evaluation import (
     extractors,
     image_sets,
@@ -115,7 +115,7 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
     program = programs.make_program(smoke_config)
     state = initial_state.new_state(program, train.jax.random.key(0))
-    distance, measured_by = sample_distance.compile_distance(program.task)
+    distance, measured_by = sample_distance.compile_distance(program.task, latents.Frozen())
     row = distance(state.params)
     assert row == distance(state.params)
     assert list(row) == ["fd_pixels_90"] == [sample_distance.training_name(smoke_config)]
@@ -126,14 +126,19 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     )
     told = conditions.draw(smoke_config, "random", 90, smoke_config.seed)
     drawn = generate.generate(
-        sample, state.params, told, smoke_config.seed, program.mesh, program.task.to_image()
+        sample,
+        state.params,
+        told,
+        smoke_config.seed,
+        program.mesh,
+        program.task.to_image(latents.Frozen()),
     )
     real = references.load_for_run(smoke_config, "", extractors.load("pixels"))
     assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
     assert measured_by["reference"] == real.source["digest"]
     assert measured_by["extractor"] == real.extractor
     smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
-    assert sample_distance.compile_distance(program.task)[1] == measured_by
+    assert sample_distance.compile_distance(program.task, latents.Frozen())[1] == measured_by
 
 
 @pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])

@@ -27,7 +27,7 @@ MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.device
 def test_every_pixel_value_survives_the_round_trip():
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     config = ConfigDict(dict(source="pixels", scale=(7.0,), shift=(3.0,)))
-    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, {}, MESH)
+    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, latents.Frozen(), MESH)
     assert (float(x_0.min()), float(x_0.max())) == (-1.0, 1.0)
     np.testing.assert_array_equal(latents.image_from_x_0(x_0), image)
 
@@ -45,11 +45,11 @@ def test_posterior_sample_is_scaled_once(channels):
     moments = np.concatenate([mean, np.full_like(mean, np.log(4.0))], axis=-1).astype(np.float16)
     config = ConfigDict(dict(source="moments", scale=channels * (0.5,), shift=channels * (1.0,)))
     batch = {"moments": jnp.asarray(moments)}
-    x_0 = latents.x_0_from_batch(batch, KEY, config, {}, MESH)
+    x_0 = latents.x_0_from_batch(batch, KEY, config, latents.Frozen(), MESH)
     assert (x_0.shape, x_0.dtype) == ((4, 64, 64, 4), jnp.float32)
     assert float(x_0.mean()) == pytest.approx(2.0, abs=0.02)
     assert float(x_0.std()) == pytest.approx(1.0, rel=0.02)
-    other = latents.x_0_from_batch(batch, jax.random.key(1), config, {}, MESH)
+    other = latents.x_0_from_batch(batch, jax.random.key(1), config, latents.Frozen(), MESH)
     assert not np.array_equal(x_0, other)  # drawn afresh for every key
     assert_close(latents.unscale(config, x_0), 2 * x_0 + 1, 1e-6)
 
@@ -100,7 +100,7 @@ def test_a_key_for_each_image_makes_its_sample_its_own():
 
     def x_0(rows):
         batch = {"moments": moments[rows]}
-        return np.asarray(latents.x_0_from_batch(batch, keys[rows], config, {}, MESH))
+        return np.asarray(latents.x_0_from_batch(batch, keys[rows], config, latents.Frozen(), MESH))
 
     together, alone = x_0(slice(None)), x_0(slice(1, 2))
     np.testing.assert_array_equal(together[1], alone[0])
@@ -115,7 +115,7 @@ def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir
     for source, batch in (("images", {"image": image}), ("moments", {"moments": stored})):
         latent_config.latents.source = source
         of = functools.partial(latents.x_0_from_batch, config=latent_config.latents, mesh=MESH)
-        x_0[source] = jax.jit(of)(batch, KEY, resident={"vae": vae})
+        x_0[source] = jax.jit(of)(batch, KEY, frozen=latents.Frozen(vae=vae))
     np.testing.assert_array_equal(x_0["images"], x_0["moments"])
 
 
@@ -132,7 +132,7 @@ def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkey
         return (
             jax.jit(
                 lambda batch, vae: latents.x_0_from_batch(
-                    batch, KEY, latent_config.latents, {"vae": vae}, mesh
+                    batch, KEY, latent_config.latents, latents.Frozen(vae=vae), mesh
                 )
             )
             .lower(batch, vae)
@@ -154,7 +154,7 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     config = latents.resolve(latent_config, source.metadata)
     batch = loader.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
-    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, {}, MESH)
+    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, latents.Frozen(), MESH)
     assert np.abs(x_0.mean((0, 1, 2))).max() < 0.05
     assert np.abs(x_0.std((0, 1, 2)) - 1).max() < 0.05
     metadata = json.loads((moments_dir / "metadata.json").read_text())
@@ -299,12 +299,12 @@ def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
     monkeypatch.setattr(device, "RECORDS_AT_ONCE", 7)
     mesh, source = sharding.make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))), _Counted(301)
     tracemalloc.start()
-    resident = latents.load_moments(mesh, source)
+    records = latents.load_moments(mesh, source)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert resident["moments"].sharding.spec == resident["label"].sharding.spec == sharding.BATCH
-    np.testing.assert_array_equal(resident["moments"][:301], source.moments)
-    np.testing.assert_array_equal(resident["label"][:301], range(301))
+    assert records["moments"].sharding.spec == records["label"].sharding.spec == sharding.BATCH
+    np.testing.assert_array_equal(records["moments"][:301], source.moments)
+    np.testing.assert_array_equal(records["label"][:301], range(301))
     assert (source.reads[1:-1] == 1).all()
     assert (source.reads[0], source.reads[-1]) == (2, 4)  # for the shape, and to fill the shards
     assert peak < 1.2 * source.moments.nbytes

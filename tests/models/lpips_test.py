@@ -9,7 +9,7 @@ from helpers.close import assert_close
 from ml_collections import ConfigDict
 
 from configs import default
-from dit_jax import convert, models
+from dit_jax import convert, latents, models
 from dit_jax.convert import arrays, lpips
 from dit_jax.training import initial_state, programs
 from dit_jax.workdirs import checkpoint
@@ -76,12 +76,12 @@ def test_vae_s_loss_takes_it_in_with_its_weight(params, tmp_path):
     config.model.update(block_channels=(8, 8), norm_groups=4, layers_per_block=1)
     config.autoencoder.update(lpips_weight=0.5, lpips=str(tmp_path / "lpips"))
     program = programs.make_program(config, jax.devices()[:1])
-    resident = program.task.load_resident(None)
+    _, frozen = latents.load_frozen(config, program.mesh)
     state = initial_state.new_state(program, jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     batch = {"image": image, "label": np.zeros(2, np.int32)}
     step = programs.compile_train_step(program)
-    _, scalars = step(state, batch, jax.random.key(0), resident)
+    _, scalars = step(state, batch, jax.random.key(0), frozen)
     kl = config.autoencoder.kl_weight * scalars["kl"] / image[0].size
     assert scalars["lpips"] > 0.01
     assert_close(scalars["loss"], scalars["reconstruction"] + kl + 0.5 * scalars["lpips"], 1e-5)

@@ -114,7 +114,9 @@ def _two_steps(config, devices=None):
     for _ in range(2):
         image = rng.integers(0, 256, (config.batch_size, 8, 8, 1), np.uint8)
         batch = {"image": image, "label": np.zeros(config.batch_size, np.int32)}
-        state, scalars = step(state, sharding.put_batch(program.mesh, batch), jax.random.key(0), {})
+        state, scalars = step(
+            state, sharding.put_batch(program.mesh, batch), jax.random.key(0), latents.Frozen()
+        )
     return jax.device_get((scalars, state.params))
 
 
@@ -134,9 +136,10 @@ def test_posterior_is_sampled_while_training(vae_config):
     program = programs.make_program(vae_config, jax.devices()[:1])
     params = initial_state.new_state(program, jax.random.key(0)).params
     batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
+    task, frozen = program.task, latents.Frozen()
     one, other = (
-        program.task.losses(params, {}, *program.task.examples(batch, key, {}, dropout=True))
-        for key in (jax.random.key(0), jax.random.key(1))
+        task.losses(params, frozen, task.examples(batch, jax.random.key(i), frozen, dropout=True))
+        for i in range(2)
     )
     assert np.all(one["reconstruction"] != other["reconstruction"])
     np.testing.assert_array_equal(one["kl"], other["kl"])
