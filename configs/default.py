@@ -108,7 +108,8 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.data.data_dir = ""  # TFDS data directory; empty is TFDS's standard one
     config.data.train_split = "train"  # of the images; those of moments are train and eval
     config.data.eval_split = "validation"  # empty: no held-out loss
-    config.data.image_size = 256  # pixels after the ADM crop; at most 8192
+    # Pixels after the ADM crop: one number for a square, or (height, width); at most 8192.
+    config.data.image_size = _size(256)
     config.data.image_channels = 3  # 1 grey, 3 RGB
     # Of images with captions: TFDS's feature, such as caption or captions/text; of image folders
     # the key in metadata.jsonl, mostly text. Empty: none are read.
@@ -142,7 +143,7 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
 def _add_dit(config):
     config.model = ConfigDict()
     config.model.name = "dit"
-    config.model.input_size = 32  # height and width of x_0, latent or pixels
+    config.model.input_size = _size(32)  # of x_0, latent or pixels; or (height, width)
     config.model.patch_size = 2  # divides input_size
     config.model.in_channels = 4  # channels of x_0
     config.model.hidden_size = 1152  # multiple of num_heads and of 4
@@ -163,7 +164,7 @@ def _add_unet(config):
     # models.unet.PRESETS has published combinations of these keys.
     config.model = ConfigDict()
     config.model.name = "unet"
-    config.model.input_size = 32  # height and width of x_0, latent or pixels
+    config.model.input_size = _size(32)  # of x_0, latent or pixels; or (height, width)
     config.model.in_channels = 4  # channels of x_0
     config.model.base_channels = 192  # even
     # Of each level, from the full size inwards, times base_channels; each but the first halves the
@@ -316,3 +317,8 @@ def _add_vae(config):
 
     config.latents = ConfigDict()
     config.latents.source = "pixels"  # what it is trained on
+
+
+def _size(side):
+    """A value that may be set to (height, width) too."""
+    return config_dict.FieldReference(side, field_type=object)

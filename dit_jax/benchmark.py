@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, conditions, latents, models, sharding, train
-from dit_jax.config import ranges
+from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
@@ -183,9 +183,9 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(config.seed))
     vae = latents.Vae(params, model, digest="")
     rows, rng = len(sharding.local_rows(mesh, batch_size)), np.random.default_rng(0)
-    size, channels = config.data.image_size, config.data.image_channels
-    image = rng.integers(0, 256, (rows, size, size, channels), np.uint8)
-    shape = (rows, size // model.factor, size // model.factor, model.latent_channels)
+    height, width, channels = sizes.image_shape(config.data)
+    image = rng.integers(0, 256, (rows, height, width, channels), np.uint8)
+    shape = (rows, height // model.factor, width // model.factor, model.latent_channels)
     batch = sharding.put_batch(
         mesh, {"image": image, "x_0": rng.standard_normal(shape, np.float32)}
     )
@@ -201,12 +201,12 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
             **_speed(seconds, batch_size, 2 * counts[f"{name}_gmacs"], "batch", model.dtype),
             **_identity(mesh, model, config, compile_seconds),
             "batch_size": batch_size,
-            "image_size": size,
+            "image_size": sizes.simplify((height, width)),
         }
     return results
 
 
-def bench_inception(steps: int, batch_size: int, image_size: int, dtype: str) -> dict:
+def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: str) -> dict:
     """Time of one batch's features from random parameters, `steps` batches to a window."""
     config = ConfigDict({"model": {"name": "inception", "dtype": dtype}})
     config.update(batch_size=batch_size, grad_accumulation_steps=1)
@@ -215,7 +215,8 @@ def bench_inception(steps: int, batch_size: int, image_size: int, dtype: str) ->
     sharding.check_batch_size(mesh, batch_size)
     init = functools.partial(models.init_params, model)
     params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
-    shape = (len(sharding.local_rows(mesh, batch_size)), image_size, image_size, 3)
+    rows = len(sharding.local_rows(mesh, batch_size))
+    shape = (rows, *sizes.height_and_width(image_size), 3)
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     image = sharding.put_batch(mesh, {"image": image})["image"]
     extract = jax.jit(lambda params, image: model.apply({"params": params}, image))
@@ -297,12 +298,11 @@ def _synthetic_batches(program):
     rng = np.random.default_rng(0)
     rows = len(sharding.local_rows(program.mesh, config.batch_size))
     if config.latents.source in ("moments", "device"):
-        size, channels = config.model.input_size, config.model.in_channels
-        moments = rng.standard_normal((rows, size, size, 2 * channels)).astype(np.float16)
+        height, width, channels = sizes.input_shape(config.model)
+        moments = rng.standard_normal((rows, height, width, 2 * channels)).astype(np.float16)
         batch = {"moments": moments}
     else:
-        size, channels = config.data.image_size, config.data.image_channels
-        batch = {"image": rng.integers(0, 256, (rows, size, size, channels), np.uint8)}
+        batch = {"image": rng.integers(0, 256, (rows, *sizes.image_shape(config.data)), np.uint8)}
     tokenize = sources.tokenizer(config)
     if tokenize is None:
         batch["label"] = rng.integers(0, config.model.get("num_classes") or 1, rows, np.int32)
@@ -411,8 +411,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 64, "sample, vae, inception: images at a time, all devices.", 1
     )
-    text = "inception: pixels of a side, before its resize."
-    flags.DEFINE_integer("image_size", 256, text, 1, ranges.MOST_IMAGE_SIZE)
+    text = "inception: pixels before its resize, a number or HxW."
+    cli.define_size("image_size", "256", text)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
     flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")

@@ -65,6 +65,11 @@ def define_images(name: str, text: str) -> None:
     flags.DEFINE(arguments.PathParser(name, text=True), name, None, text)
 
 
+def define_size(name: str, default: str | None, text: str) -> None:
+    """A flag whose value is a size: a number, or (height, width)."""
+    flags.DEFINE(arguments.SizeParser(), name, default, text)
+
+
 def define_numbers(name: str, default: str, text: str, kind: type) -> None:
     """A flag whose value is a tuple of numbers, of the type `kind`."""
     flags.DEFINE(arguments.NumbersParser(kind), name, default, text)

@@ -19,7 +19,7 @@ from absl import flags
 from PIL import Image
 
 from dit_jax import cli
-from dit_jax.config import ranges
+from dit_jax.config import ranges, sizes
 from dit_jax.sampling import editing, pictures, runs
 from dit_jax.system import files
 
@@ -47,7 +47,7 @@ def main(words):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
     config, shown = trained.config, []
-    pictures.check_grid(FLAGS.num + 1, config.data.image_size, FLAGS.num + 1)
+    pictures.check_grid(FLAGS.num + 1, sizes.image_shape(config.data), FLAGS.num + 1)
     if task == "interpolate":
         told = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
         ends = editing.parse_ends(trained, FLAGS.num, *told)

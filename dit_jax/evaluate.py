@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from dit_jax import cli, diffusion
-from dit_jax.config import ranges
+from dit_jax.config import ranges, sizes
 from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, samples
 from dit_jax.sampling import runs
 from dit_jax.system import files
@@ -96,10 +96,13 @@ def _evaluate_images(extractor, progress):
     data_dir = str(FLAGS.data_dir or "")
     given = FLAGS.image_size, int(FLAGS.image_channels), data_dir
     found = image_sets.open_images(FLAGS.samples, *given)
-    size, _, channels = found.shape
+    height, width, channels = found.shape
+    size = sizes.simplify((height, width))
     if FLAGS.image_size not in (None, size):
         name = files.printable(found.name)
-        raise ValueError(f"--image_size={FLAGS.image_size}, but {name} has {size} pixels.")
+        raise ValueError(
+            f"--image_size={FLAGS.image_size}, but {name} has images of {height} x {width} pixels."
+        )
     arguments = FLAGS.reference, extractor, size, channels, data_dir, progress
     reference = references.load(*arguments)
     row = samples.evaluate_images(
@@ -183,8 +186,8 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
     )
-    text = "Without --workdir: pixels that a folder or split is cropped to."
-    flags.DEFINE_integer("image_size", None, text, 1, ranges.MOST_IMAGE_SIZE)
+    text = "Without --workdir: pixels that a folder or split is cropped to, a number or HxW."
+    cli.define_size("image_size", None, text)
     flags.DEFINE_enum("image_channels", "3", ["1", "3"], "The same: 1 grey, 3 RGB.")
     cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(

@@ -13,7 +13,6 @@ import pathlib
 from absl import flags
 
 from dit_jax import cli, models
-from dit_jax.config import ranges
 from dit_jax.models import blocks, counts
 
 FLAGS = flags.FLAGS
@@ -55,8 +54,8 @@ def _cell(value):
 
 if __name__ == "__main__":
     cli.define_config(required=False)
-    text = "Of DiTs: pixels, 256; latents are 8 times smaller."
-    flags.DEFINE_integer("image_size", None, text, 1, ranges.MOST_IMAGE_SIZE)
+    text = "Of DiTs: pixels, 256, or HxW; latents are 8 times smaller."
+    cli.define_size("image_size", None, text)
     flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main, "MODEL ...")

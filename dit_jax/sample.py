@@ -13,7 +13,7 @@ from absl import flags
 from PIL import Image
 
 from dit_jax import cli
-from dit_jax.config import ranges
+from dit_jax.config import ranges, sizes
 from dit_jax.sampling import generate, pictures, runs
 from dit_jax.system import files
 
@@ -45,7 +45,7 @@ def main(_):
         raise ValueError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
     trained = runs.load(**cli.get_load_arguments())
     if out.suffix == ".png":
-        pictures.check_grid(num, trained.config.data.image_size, FLAGS.columns)
+        pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
     asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
     images = generate.generate(
         trained.make_sample_fn(),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dit_jax.config import overrides, ranges
+from dit_jax.config import overrides, ranges, sizes
 from dit_jax.system import files
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
@@ -54,6 +54,18 @@ class NumbersParser(flags.ArgumentParser):
         if self.count not in (None, len(numbers)):
             raise ValueError(self.syntactic_help)
         return numbers
+
+
+class SizeParser(flags.ArgumentParser):
+    """Pixels of a square's side, or HEIGHTxWIDTH."""
+
+    syntactic_help = f"a whole number in 1..{ranges.MOST_IMAGE_SIZE}, or two, as 256x384"
+
+    def parse(self, argument: str) -> sizes.Size:
+        size = sizes.parse(argument)
+        if not all(map(ranges.IMAGE_SIZE.holds, sizes.height_and_width(size))):
+            raise ValueError(self.syntactic_help)
+        return size
 
 
 class ConfigFlag(flags.Flag):

@@ -13,6 +13,7 @@ from importlib.machinery import SourceFileLoader
 
 from ml_collections import ConfigDict
 
+from dit_jax.config import sizes
 from dit_jax.system import files
 
 MODULE = "dit_jax_config_file"  # the name that a config file is imported by
@@ -148,7 +149,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         value = _local(text, f"--config.{key}")
     else:
         try:
-            value = _parse(text, before)
+            value = sizes.parse(text) if key in sizes.KEYS else _parse(text, before)
         except ValueError as error:
             raise ValueError(f"--config.{key}={text} must be {error}.") from None
     config.update_from_flattened_dict({key: value})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
+from dit_jax.config import sizes
 from dit_jax.system import forms
 
 
@@ -187,7 +188,10 @@ def _check_value(key, value):
     if value is None and key in OPTIONAL:
         return
     shown = f"{key}={forms.shorten(value)}"
-    numbers = value if key in LISTS else (value,)
+    if key in sizes.KEYS:
+        sizes.check_type(key, value)
+        value = sizes.height_and_width(value)
+    numbers = value if key in LISTS | sizes.KEYS else (value,)
     if not isinstance(numbers, tuple | list):
         raise ValueError(f"{shown} must be a list, and each of its values {RANGES[key]}.")
     if not all(map(RANGES[key].holds, numbers)):

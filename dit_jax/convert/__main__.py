@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from configs import default, dit_xl_2_256_published
 from dit_jax import cli, models, workdirs
-from dit_jax.config import ranges
+from dit_jax.config import ranges, sizes
 from dit_jax.convert import (
     adm,
     arrays,
@@ -100,7 +100,7 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
         source="folder",
         name="",  # none was given
         eval_split="",
-        image_size=config.model.input_size * factor,
+        image_size=sizes.scale(config.model.input_size, factor),
         image_channels=vae_config.model.image_channels,
         caption_feature="text",
     )
@@ -204,7 +204,8 @@ def _default_config(model):
     config = default.get_config()
     with config.unlocked():
         config.model = model
-    config.data.image_size = model.input_size * (8 if model.condition == "context" else 1)
+    factor = 8 if model.condition == "context" else 1
+    config.data.image_size = sizes.scale(model.input_size, factor)
     return config
 
 
@@ -297,7 +298,7 @@ def convert_dit(
 def _published_config(sizes):
     config = dit_xl_2_256_published.get_config()
     config.model.update(sizes)
-    config.data.image_size = 8 * config.model.input_size
+    config.data.image_size = sizes.scale(config.model.input_size, 8)
     return config
 
 

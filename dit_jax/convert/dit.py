@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import flax.traverse_util
 import numpy as np
 
+from dit_jax.config import sizes
 from dit_jax.convert import arrays
 from dit_jax.models import dit, layers
 
@@ -71,7 +72,7 @@ def check_block(model_config) -> None:
 
     Raises: ValueError for others.
     """
-    tokens = (model_config.input_size // model_config.patch_size) ** 2
+    tokens = math.prod(_grid(model_config))
     if tokens * model_config.hidden_size > MOST_POSITIONS:
         raise ValueError(
             f"model.input_size={model_config.input_size}, patch_size={model_config.patch_size} and "
@@ -144,8 +145,13 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
 
 def position_table(model_config) -> np.ndarray:
     """The published pos_embed [1, N, D] f32, to the bit."""
-    grid = model_config.input_size // model_config.patch_size
-    return layers.sincos_position_table(model_config.hidden_size, grid)[None]
+    return layers.sincos_position_table(model_config.hidden_size, *_grid(model_config))[None]
+
+
+def _grid(model_config):
+    """Patches down and across."""
+    height, width, _ = sizes.input_shape(model_config)
+    return height // model_config.patch_size, width // model_config.patch_size
 
 
 def _published_by_path(model_config):

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
+from dit_jax.config import sizes
 from dit_jax.data import png
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -158,24 +159,28 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def adm_crop(image: Image.Image, size: int) -> Image.Image:
-    """Crops the centre as published: halve with BOX, resize the shorter side with BICUBIC, cut.
+def adm_crop(image: Image.Image, size: sizes.Size) -> Image.Image:
+    """Crops the centre as published: halve with BOX, resize with BICUBIC, cut.
+
+    The published size is one number, of a square's side. An image is resized so that it just
+    covers the size.
 
     An image whose enlargement would have more than MAX_ENLARGED pixels is cut before it is
     enlarged. This has the same result, up to rounding, in bounded memory.
     Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
     """
-    if image.size == (size, size):
+    height, width = sizes.height_and_width(size)
+    if image.size == (width, height):
         return image
-    while min(image.size) >= 2 * size:
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = _resize(image, (image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(width / image.width, height / image.height)
     scaled = round(image.width * scale), round(image.height * scale)
     if math.prod(scaled) > MAX_ENLARGED:
-        return _cut_and_resize(image, scaled, size)
+        return _cut_and_resize(image, scaled, (width, height))
     image = _resize(image, scaled, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _resize(image, size, resample):
@@ -184,10 +189,13 @@ def _resize(image, size, resample):
     return image.resize((size[0], image.height), resample).resize(size, resample)
 
 
-def _cut_and_resize(image, scaled, size):
-    """The central square of the image resized to `scaled`, without making the rest of it."""
+def _cut_and_resize(image, scaled, sides):
+    """The centre of the image resized to `scaled`, without making the rest of it.
+
+    Args: sides, (width, height) of the centre.
+    """
     cut, boxes = [], []
-    for side, resized in zip(image.size, scaled, strict=True):
+    for side, resized, size in zip(image.size, scaled, sides, strict=True):
         start = (resized - size) // 2 * (side / resized)  # in pixels of the image
         stop = start + size * (side / resized)
         # BICUBIC reads two pixels to either side, four where it makes an image up to half as large.
@@ -200,5 +208,5 @@ def _cut_and_resize(image, scaled, size):
     image = image.crop((left, top, right, bottom))
     # First the width, as in `_resize`.
     box = (x_0, 0, x_1, image.height)
-    image = image.resize((size, image.height), Image.Resampling.BICUBIC, box=box)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(0, y_0, size, y_1))
+    image = image.resize((sides[0], image.height), Image.Resampling.BICUBIC, box=box)
+    return image.resize(sides, Image.Resampling.BICUBIC, box=(0, y_0, sides[0], y_1))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dit_jax.config import sizes
 from dit_jax.data import folders, listing, manifest, pixels, text, tfds_data
 from dit_jax.system import files
 
@@ -25,7 +26,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Random access to decoded examples: 'image' [S, S, C] uint8 or 'moments' f16; 'label' int32.
+    """Random access to decoded examples: 'image' [H, W, C] uint8 or 'moments' f16; 'label' int32.
 
     With captions 'tokens' [K, M] int32 too, or 'context' [K, M, D] f16, of K captions each.
     `records[i]` holds encoded image bytes, or moments, and a label; `describe(i)` names it in
@@ -34,8 +35,7 @@ class Source:
 
     records: Sequence
     kind: str  # 'image' or 'moments'
-    image_size: int
-    image_channels: int
+    image_shape: tuple[int, int, int]  # height, width, channels of the images, cropped
     num_classes: int | None = None  # None: labels mean nothing to the model
     origin: str = ""
     views: int = 1  # records of an image in a row: itself, and with 2 its mirror
@@ -53,7 +53,7 @@ class Source:
 
     def __getitem__(self, index: int) -> Batch:
         index = int(index)
-        record = self._record(index)
+        record, (height, width, channels) = self._record(index), self.image_shape
         label = int(record.get("label", 0))  # datasets of captions may have none
         if self.num_classes is not None and not 0 <= label < self.num_classes:
             raise ValueError(
@@ -76,20 +76,18 @@ class Source:
                     self.describe(index),
                     pixels.ORIENTATION_WAY_OUT,
                 )
-            if min(image.size) < self.image_size:
-                _warn_of_small_images(self.origin, self.image_size)
-            image = pixels.to_channels(image, self.image_channels)
-            image = pixels.adm_crop(image, self.image_size)
+            if image.width < width or image.height < height:
+                _warn_of_small_images(self.origin, sizes.show(self.image_shape[:2]))
+            image = pixels.to_channels(image, channels)
+            image = pixels.adm_crop(image, (height, width))
         except MemoryError as error:  # of the machine, not of the file
-            size = self.image_size
-            text = f"for {self.describe(index)}, cropped to {size} x {size} pixels"
+            text = f"for {self.describe(index)}, cropped to {height} x {width} pixels"
             raise MemoryError(text) from error
         except ValueError as error:
             raise ValueError(
                 f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
             ) from error
-        shape = (self.image_size, self.image_size, self.image_channels)
-        return {"image": np.asarray(image, np.uint8).reshape(shape), **example}
+        return {"image": np.asarray(image, np.uint8).reshape(self.image_shape), **example}
 
     def captions(self, index: int) -> list[str]:
         """The `captions_per_image` captions of an image; one with fewer repeats its own.
@@ -140,7 +138,7 @@ def _is_first(*about):
 @functools.cache  # once for each dataset
 def _warn_of_small_images(origin, image_size):
     logger.warning(
-        "%s: some images are smaller than data.image_size=%d; they are enlarged.",
+        "%s: some images are smaller than data.image_size, %s; they are enlarged.",
         origin,
         image_size,
     )
@@ -198,8 +196,8 @@ def open_images(config, split: str, labels: bool = True) -> Source:
         raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
     if not len(records):
         raise ValueError(f"{origin} is empty.")
-    shape = data.image_size, data.image_channels
-    return Source(records, "image", *shape, origin=origin, class_names=names, **told)
+    shape = sizes.image_shape(data)
+    return Source(records, "image", shape, origin=origin, class_names=names, **told)
 
 
 def check_outside(config, directory: pathlib.Path) -> None:
@@ -335,7 +333,8 @@ def open_moments(config, split: str) -> Source:
         raise ValueError(f"{origin} is empty.")
     features = builder.info.features
     model, shape = config.model, tuple(features["moments"].shape)
-    wanted = (model.input_size, model.input_size, 2 * model.in_channels)
+    height, width, channels = sizes.input_shape(model)
+    wanted = (height, width, 2 * channels)
     if shape != wanted:
         raise ValueError(
             f"{origin} holds moments {shape}, but the model takes {wanted}: [h, w, 2C] by "
@@ -344,7 +343,6 @@ def open_moments(config, split: str) -> Source:
     metadata = dict(builder.info.metadata or {})
     if metadata:
         manifest.check_moments(metadata, model.in_channels, builder.data_dir)
-    size, channels = config.data.image_size, config.data.image_channels
     views = 2 if metadata.get("mirrored") else 1
     told = _told_of_moments(config, builder)
     told |= dict(shards=tuple(shards), version=f"{builder.info.full_name} {split}")
@@ -354,7 +352,13 @@ def open_moments(config, split: str) -> Source:
     if classes and count and len(classes) != count:
         raise ValueError(f"{origin} has {count} classes, but the names of {len(classes)}.")
     source = Source(
-        records, "moments", size, channels, origin=origin, views=views, metadata=metadata, **told
+        records,
+        "moments",
+        sizes.image_shape(config.data),
+        origin=origin,
+        views=views,
+        metadata=metadata,
+        **told,
     )
     if metadata:
         numbers = np.linspace(0, len(source) - 1, min(len(source), 256)).astype(int)

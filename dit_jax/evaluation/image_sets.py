@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
+from dit_jax.config import sizes
 from dit_jax.data import folders, loader, pixels, sources
 from dit_jax.system import files, npz_files
 from dit_jax.workdirs import identity
@@ -47,7 +48,7 @@ class ImageSet:
 
 
 def open_images(
-    spec: str, image_size: int | None = None, channels: int = 3, data_dir: str = ""
+    spec: str, image_size: sizes.Size | None = None, channels: int = 3, data_dir: str = ""
 ) -> ImageSet:
     """The images that `spec` names, one of FORMS.
 
@@ -75,7 +76,7 @@ def open_images(
 
 def from_source(source: sources.Source, name: str) -> ImageSet:
     """The images of a dataset's split, cropped as it is read."""
-    shape = (source.image_size, source.image_size, source.image_channels)
+    shape = source.image_shape
     read = functools.partial(_read_ahead, source.__getitem__, len(source))
     return ImageSet(name, len(source), shape, _digest_files(source), read, source.class_names)
 
@@ -101,8 +102,8 @@ def open_npz(path: pathlib.Path) -> ImageSet:
             f"arr_0 in {name} is {header.dtype}, but images must be uint8, 0 to 255. Of pixels in "
             "[-1, 1] the published samples are (127.5 * x + 128).clip(0, 255).astype('uint8')."
         )
-    if len(shape) != 4 or shape[3] not in (1, 3) or shape[1] != shape[2] or 0 in shape:
-        raise ValueError(f"arr_0 in {name} is {list(shape)}; expected [N, size, size, 1 or 3].")
+    if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+        raise ValueError(f"arr_0 in {name} is {list(shape)}; expected [N, H, W, 1 or 3].")
     if header.fortran_order:
         raise ValueError(f"arr_0 in {name} is in Fortran's order; save np.ascontiguousarray of it.")
     size = math.prod(shape[1:])
@@ -168,34 +169,27 @@ def check_labels(labels: np.ndarray, num: int, name: str) -> None:
 
 def _open_folder(path, image_size, channels):
     folder = folders.open_set(path)
-    sizes = None if image_size else _size(folder, 0)
-    if sizes and sizes[0] != sizes[1]:
-        raise ValueError(
-            f"{files.printable(folder.path(0))} has {sizes[0]}x{sizes[1]} pixels: images must be "
-            "square."
-        )
-    image_size = image_size or sizes[0]
-    source = sources.Source(folder, "image", image_size, channels, origin=str(path))
+    size = sizes.height_and_width(image_size) if image_size else _read_size(folder, 0)
+    shape = (*size, channels)
+    source = sources.Source(folder, "image", shape, origin=str(path))
 
     def load(i):
-        if sizes and (other := _size(folder, i)) != sizes:
+        if not image_size and (other := _read_size(folder, i)) != size:
             raise ValueError(
-                f"{source.describe(i)} has {'x'.join(map(str, other))} pixels, but "
-                f"{source.describe(0)} has {'x'.join(map(str, sizes))}: samples are measured at "
-                "one size, as they are."
+                f"{source.describe(i)} has {sizes.show(other)} pixels, but {source.describe(0)} "
+                f"has {sizes.show(size)}: samples are measured at one size, as they are."
             )
         example = source[i]
         return example if folder.classes else {"image": example["image"]}
 
-    shape = (image_size, image_size, channels)
     read = functools.partial(_read_ahead, load, len(folder))
     return ImageSet(str(path), len(folder), shape, _digest_files(source), read, folder.classes)
 
 
-def _size(folder, i):
-    """(width, height) of an image of a folder.   Raises: ValueError that names the file."""
+def _read_size(folder, i):
+    """(height, width) of an image of a folder.   Raises: ValueError that names the file."""
     try:
-        return pixels.read_size(folder.path(i))
+        return pixels.read_size(folder.path(i))[::-1]
     except (ValueError, OSError) as error:
         raise ValueError(
             f"cannot read the image {files.printable(folder.path(i))}: {error}. Remove or repair "
@@ -219,7 +213,9 @@ def _digest_files(source):
 
     Of large datasets, of which no more than a sample of the contents is read, of the times too.
     """
-    return _digest(identity.identify_contents(source), source.image_size, source.image_channels)
+    height, width, channels = source.image_shape
+    size = sizes.simplify((height, width))
+    return _digest(identity.identify_contents(source), size, channels)
 
 
 def _digest(*parts):

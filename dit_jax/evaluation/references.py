@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import sharding, workdirs
+from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.evaluation import image_progress, image_sets, metrics
 from dit_jax.evaluation.extractors import Extractor
@@ -27,7 +28,12 @@ BATCH_PER_DEVICE = 64
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 METADATA = {  # of our files: what must be there, and its type
     "extractor": {"name": str, "dtype": str},
-    "source": {"name": str, "num_images": int | None, "image_size": int, "image_channels": int},
+    "source": {
+        "name": str,
+        "num_images": int | None,
+        "image_size": int | list,
+        "image_channels": int,
+    },
 }
 EXPECTED = "what --make_reference writes: make the reference again"
 ADM_KEYS = {"arr_0", *(key for keys in MOMENTS.values() for key in keys)}
@@ -47,12 +53,12 @@ class Reference:
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raises: ValueError if samples [height, width, channels] are of another shape."""
         size, channels = self.source["image_size"], self.source["image_channels"]
-        if shape != (size, size, channels):
+        made_of = (*sizes.height_and_width(size), channels)
+        if shape != made_of:
             raise ValueError(
-                f"the samples are {'x'.join(map(str, shape))}, but the reference "
-                f"{files.printable(self.source['name'])} was made of images {size}x{size}x"
-                f"{channels}: make one of the samples' size, with --image_size and "
-                "--image_channels."
+                f"the samples are {sizes.show(shape)}, but the reference "
+                f"{files.printable(self.source['name'])} was made of images {sizes.show(made_of)}: "
+                "make one of the samples' size, with --image_size and --image_channels."
             )
 
     def save(self, path: pathlib.Path) -> None:
@@ -119,7 +125,7 @@ def load_for_run(
                 identity.check(source, recorded, f"the run in {workdir}")
             found = image_sets.from_source(source, f"{keys.name}:{keys.train_split}")
             reference = from_images(found, extractor, progress)
-        reference.check((keys.image_size, keys.image_size, keys.image_channels))
+        reference.check(sizes.image_shape(keys))
         return reference
 
     return sharding.in_every_process(read)
@@ -128,7 +134,7 @@ def load_for_run(
 def load(
     spec: str,
     extractor: Extractor,
-    image_size: int | None = None,
+    image_size: sizes.Size | None = None,
     channels: int = 3,
     data_dir: str = "",
     progress: bool = False,
@@ -300,11 +306,11 @@ def from_images(
             labels.append(block["label"][chosen] if "label" in block else None)
             digest.update(block["image"])
             bar.update(len(numbers))
-    height, _, channels = found.shape
+    height, width, channels = found.shape
     source = {
         "name": found.name,
         "num_images": found.num,
-        "image_size": height,
+        "image_size": sizes.to_json((height, width)),
         "image_channels": channels,
         "crop": "adm",  # of what is not of this size
         "digest": digest.hexdigest()[:16],

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dit_jax import workdirs
+from dit_jax.config import sizes
 from dit_jax.latents import codec
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
@@ -69,20 +70,21 @@ def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> codec.Vae:
     workdir = files.to_path(config.latents.vae, "latents.vae")
     vae = load_vae(workdir, mesh, config.model.dtype)
     check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
-    image_size, image_channels = config.data.image_size, config.data.image_channels
-    encodes = config.latents.source == "images"
-    if image_size % vae.model.factor or (encodes and image_channels != vae.model.image_channels):
+    height, width, image_channels = sizes.image_shape(config.data)
+    factor, encodes = vae.model.factor, config.latents.source == "images"
+    image_size = sizes.simplify((height, width))
+    wrong_channels = encodes and image_channels != vae.model.image_channels
+    if height % factor or width % factor or wrong_channels:
         raise ValueError(
             f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
-            f"and multiples of {vae.model.factor} pixels, not {image_channels=} and {image_size=}."
+            f"and multiples of {factor} pixels, not {image_channels=} and {image_size=}."
         )
-    size, channels = image_size // vae.model.factor, vae.model.latent_channels
-    takes = config.model.input_size, config.model.in_channels
-    if (size, channels) != takes:
+    makes = height // factor, width // factor, vae.model.latent_channels
+    takes = sizes.input_shape(config.model)
+    if makes != takes:
         raise ValueError(
-            f"latents.vae={config.latents.vae} makes latents of size and channels "
-            f"{(size, channels)} of data.image_size={config.data.image_size}, but the model takes "
-            f"{takes}."
+            f"latents.vae={config.latents.vae} makes latents {makes} of {image_size=}, but "
+            f"model.input_size and model.in_channels take {takes}."
         )
     return vae
 

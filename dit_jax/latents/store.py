@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dit_jax import conditions, sharding
+from dit_jax.config import sizes
 from dit_jax.data import sources
 from dit_jax.latents import codec, loading, shards
 from dit_jax.system import files, locks, stopping
@@ -60,7 +61,7 @@ def encode(
         shards.claim(out, made_of, splits)
         features = _features(config, vae)
         # Else the images of a group, and with them the rounding, would depend on the batch.
-        group = codec.images_at_once(config.data.image_size, config.data.image_size)
+        group = codec.images_at_once(*sizes.height_and_width(config.data.image_size))
         batch_size = -(-batch_size // group) * group * mesh.size
         views = 1 + config.data.flip
         encode_batch = _compile_batch(vae, encoder, mesh, config.data.flip, features)
@@ -128,7 +129,7 @@ def _open(config, vae_workdir, shard_images, dtype):
             f"encoder, not {config.model.condition!r}."
         )
     found = {n: sources.open_images(config, split) for n, split in splits.items() if split}
-    shape = (mesh.size, config.data.image_size, config.data.image_size, config.data.image_channels)
+    shape = (mesh.size, *sizes.image_shape(config.data))
     jax.eval_shape(codec.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
     made_of = {
         "record_format": RECORD_FORMAT,
@@ -138,7 +139,7 @@ def _open(config, vae_workdir, shard_images, dtype):
         "num_images": {name: len(source) for name, source in found.items()},
         "dataset": {name: _identify(source) for name, source in found.items()},
         "crop": "adm",
-        "image_size": config.data.image_size,
+        "image_size": sizes.to_json(config.data.image_size),
         "mirrored": config.data.flip,
         "shard_images": shard_images,
         "dtype": dtype,
@@ -186,12 +187,13 @@ def _compile_encoder(encoder, mesh) -> Callable[[np.ndarray], jax.Array]:
 
 def _features(config, vae):
     """What a record holds, in TFDS's terms."""
-    size, count = config.data.image_size // vae.model.factor, config.data.captions_per_image
+    count = config.data.captions_per_image
+    size = (side // vae.model.factor for side in sizes.height_and_width(config.data.image_size))
 
     def numbers(*shape):  # without bytes TFDS stores f32, twice the size and 40 times slower
         return tfds.features.Tensor(shape=shape, dtype=np.float16, encoding="bytes")
 
-    features = {"moments": numbers(size, size, 2 * vae.model.latent_channels)}
+    features = {"moments": numbers(*size, 2 * vae.model.latent_channels)}
     if config.model.num_classes:
         features["label"] = tfds.features.ClassLabel(num_classes=config.model.num_classes)
     if config.data.caption_feature:

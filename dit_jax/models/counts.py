@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import default
+from dit_jax.config import sizes
 from dit_jax.models import dit, registry, unet
 
 CLIP_LENGTH = 77  # tokens that it makes of any caption
@@ -32,7 +33,7 @@ def count(config) -> dict[str, int | float]:
         model_config.scan_unroll = False  # the same products, and one block to trace
     model = registry.build(model_config)
     if model_config.name == "vae":
-        return dict(_count_vae(model, config.data.image_size))
+        return dict(_count_vae(model, *sizes.height_and_width(config.data.image_size)))
     counts = dict(_count_forward(model))
     if model_config.name == "inception":
         del counts["train_gflops_per_image"]  # it is never trained here
@@ -47,17 +48,18 @@ def _count_forward(model):
     params, gmacs = _count_params(model), _gmacs(model, *inputs)
     counts = {"params": params}
     if isinstance(model, dit.DiT):
-        tokens = (model.input_size // model.patch_size) ** 2
+        height, width, _ = sizes.input_shape(model)
+        tokens = height * width // model.patch_size**2
         counts["params_with_pos_embed"] = params + tokens * model.hidden_size
         counts["tokens"] = tokens
     return counts | {"gmacs": gmacs, "gflops": 2 * gmacs, "train_gflops_per_image": 6 * gmacs}
 
 
 @functools.lru_cache(maxsize=256)
-def _count_vae(model, image_size):
-    size = image_size // model.factor
-    image = jnp.zeros((1, image_size, image_size, model.image_channels))
-    latent = jnp.zeros((1, size, size, model.latent_channels))
+def _count_vae(model, height, width):
+    image = jnp.zeros((1, height, width, model.image_channels))
+    factor, channels = model.factor, model.latent_channels
+    latent = jnp.zeros((1, height // factor, width // factor, channels))
     encode_gmacs = _gmacs(model, image, method="encode")
     decode_gmacs = _gmacs(model, latent, method="decode")
     gmacs = encode_gmacs + decode_gmacs
@@ -111,7 +113,7 @@ def _inner_jaxprs(params):
 
 
 def published_config(
-    name: str, image_size: int | None = None, block: str | None = None
+    name: str, image_size: sizes.Size | None = None, block: str | None = None
 ) -> ConfigDict:
     """`config.model` of a DiT of the paper or a preset UNet, as far as its counts depend on it.
 
@@ -134,19 +136,21 @@ def published_config(
             f"{', '.join(unet.PRESETS)}."
         )
     image_size = 256 if image_size is None else image_size
+    height, width = sizes.height_and_width(image_size)
     fields = dit.parse_name(name)
     unit = VAE_FACTOR * fields["patch_size"]
-    if image_size <= 0 or image_size % unit:
+    if min(height, width) <= 0 or height % unit or width % unit:
         raise ValueError(
             f"{image_size=} must be a multiple of {unit}: the VAE's 8 x the patch size."
         )
     model = default.get_config("dit").model.unlock()
-    model.update(input_size=image_size // VAE_FACTOR, block=block or "adaLN-Zero", **fields)
+    input_size = height // VAE_FACTOR, width // VAE_FACTOR
+    model.update(input_size=input_size, block=block or "adaLN-Zero", **fields)
     return model
 
 
 def count_names(
-    names: list[str], image_size: int | None = None, block: str | None = None
+    names: list[str], image_size: sizes.Size | None = None, block: str | None = None
 ) -> dict[str, dict[str, int | float]]:
     """Counts by name, as `published_config`; no names are all of the paper and of the presets.
 

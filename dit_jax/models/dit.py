@@ -4,11 +4,13 @@ Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.config import sizes
 from dit_jax.models import blocks, conditioning, layers
 
 # Hidden size, depth, heads.
@@ -44,12 +46,12 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(batch, -1, p * p * channels)
 
 
-def unpatchify(x: jax.Array, patch_size: int) -> jax.Array:
-    """[B, N, p*p*C] -> [B, H, W, C] for a square image; the inverse of `patchify`."""
-    batch, tokens, size = x.shape
-    p, grid = patch_size, round(tokens**0.5)
-    x = x.reshape(batch, grid, grid, p, p, size // p**2).swapaxes(2, 3)
-    return x.reshape(batch, grid * p, grid * p, size // p**2)
+def unpatchify(x: jax.Array, patch_size: int, grid: tuple[int, int]) -> jax.Array:
+    """[B, N, p*p*C] -> [B, H, W, C], the inverse of `patchify`; grid: patches down and across."""
+    batch, _, size = x.shape
+    p, (rows, columns) = patch_size, grid
+    x = x.reshape(batch, rows, columns, p, p, size // p**2).swapaxes(2, 3)
+    return x.reshape(batch, rows * p, columns * p, size // p**2)
 
 
 class DiT(nn.Module):
@@ -58,7 +60,7 @@ class DiT(nn.Module):
     Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
     """
 
-    input_size: int  # height and width of x_t
+    input_size: sizes.Size  # of x_t: one number for a square, or (height, width)
     patch_size: int
     in_channels: int
     hidden_size: int
@@ -82,7 +84,7 @@ class DiT(nn.Module):
 
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The smallest arguments of `__call__`, for initialisation."""
-        x_t = jnp.zeros((1, self.input_size, self.input_size, self.in_channels))
+        x_t = jnp.zeros((1, *sizes.input_shape(self)))
         return x_t, jnp.zeros(1), conditioning.example(self)
 
     @nn.compact
@@ -91,18 +93,20 @@ class DiT(nn.Module):
 
         Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
         """
-        grid, p = self.input_size // self.patch_size, self.patch_size
-        if x_t.shape[1:] != (self.input_size, self.input_size, self.in_channels):
-            expected = ("B", self.input_size, self.input_size, self.in_channels)
+        height, width, channels = sizes.input_shape(self)
+        p = self.patch_size
+        grid = height // p, width // p
+        if x_t.shape[1:] != (height, width, channels):
+            expected = ("B", height, width, channels)
             raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
-        out_channels = self.in_channels * (2 if self.learn_sigma else 1)
+        out_channels = channels * (2 if self.learn_sigma else 1)
         dense = functools.partial(
             nn.Dense, self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier_uniform
         )
 
         x = patchify(x_t, p)  # [B, N, p*p*C]
         x = dense(name="x_embedder")(x)  # [B, N, D]
-        position = layers.sincos_position_table(self.hidden_size, grid)
+        position = layers.sincos_position_table(self.hidden_size, *grid)
         x = x + position[None].astype(self.dtype)
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
         modulated = self.block in ("adaLN", "adaLN-Zero")
@@ -148,7 +152,7 @@ class DiT(nn.Module):
                 x = jnp.concatenate([x, sequence.astype(self.dtype)], axis=1)  # [B, N + M, D]
             x, _ = stack(x, c)
             x = final_layer(x[:, :tokens], c)
-        return unpatchify(x, p).astype(jnp.float32)  # [B, h, w, C or 2C]
+        return unpatchify(x, p, grid).astype(jnp.float32)  # [B, h, w, C or 2C]
 
 
 def from_config(config) -> DiT:
@@ -160,15 +164,17 @@ def from_config(config) -> DiT:
     hidden_size, num_heads, patch_size = (
         fields[name] for name in ("hidden_size", "num_heads", "patch_size")
     )
-    input_size = fields["input_size"]
+    height, width = sizes.height_and_width(fields["input_size"])
+    fields["input_size"] = input_size = sizes.simplify((height, width))
     if not num_heads or hidden_size % num_heads:
         raise ValueError(f"{num_heads=} must divide {hidden_size=}; DiT-S uses 6 heads for 384.")
     if hidden_size % 4:
         raise ValueError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
-    if input_size % patch_size:
-        divisors = [p for p in range(1, input_size + 1) if input_size % p == 0]
+    if height % patch_size or width % patch_size:
+        common = math.gcd(height, width)
+        divisors = [p for p in range(1, common + 1) if common % p == 0]
         raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
-    if (size := (input_size // patch_size) ** 2 * hidden_size) > MOST_POSITIONS:
+    if (size := height * width // patch_size**2 * hidden_size) > MOST_POSITIONS:
         raise ValueError(
             f"{input_size=} in patches of {patch_size=} with {hidden_size=}: the position table "
             f"would have {size:,} numbers; at most {MOST_POSITIONS:,} fit."

@@ -22,14 +22,14 @@ REMAT_POLICIES = {
 }
 
 
-def sincos_position_table(hidden_size: int, grid_size: int) -> np.ndarray:
-    """The fixed 2-D sin-cos position table [grid_size**2, hidden_size], f32, rows row-major.
+def sincos_position_table(hidden_size: int, height: int, width: int) -> np.ndarray:
+    """The fixed 2-D sin-cos position table [height * width, hidden_size], f32, row-major.
 
     The first half of the channels encodes the column, the second the row; each half is sin
     then cos. Computed in f64.
     """
     frequencies = 10000.0 ** -(np.arange(hidden_size // 4) / (hidden_size / 4))
-    row, column = np.divmod(np.arange(grid_size**2), grid_size)
+    row, column = np.divmod(np.arange(height * width), width)
     angles = [position[:, None] * frequencies[None] for position in (column, row)]
     halves = [np.concatenate([np.sin(a), np.cos(a)], axis=1) for a in angles]
     return np.concatenate(halves, axis=1).astype(np.float32)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax.config import ranges
+from dit_jax.config import ranges, sizes
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 from dit_jax.system import files, forms
 
@@ -59,6 +59,9 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         names = files.list_some(sorted(unknown))
         raise ValueError(f"the model {name!r} does not know {names}.")
     for key, kind in kinds.items():
+        if kind == sizes.Size:
+            sizes.check_type(f"model.{key}", config[key])
+            continue
         many = typing.get_origin(kind) is tuple
         kind = typing.get_args(kind)[0] if many else kind
         # One text chooses the attention of all levels.

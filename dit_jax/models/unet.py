@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.config import sizes
 from dit_jax.models import conditioning, layers, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
@@ -159,7 +160,7 @@ class UNet(nn.Module):
     output is 0 at initialisation. Dropout is active where `apply` has a key 'dropout'.
     """
 
-    input_size: int  # height and width of x_t
+    input_size: sizes.Size  # of x_t: one number for a square, or (height, width)
     in_channels: int
     base_channels: int
     channel_mult: tuple[float, ...]  # channels of each level / base_channels
@@ -189,7 +190,7 @@ class UNet(nn.Module):
 
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The smallest arguments of `__call__`, for initialisation."""
-        x_t = jnp.zeros((1, self.input_size, self.input_size, self.in_channels))
+        x_t = jnp.zeros((1, *sizes.input_shape(self)))
         return x_t, jnp.zeros(1), conditioning.example(self)
 
     @nn.compact
@@ -292,8 +293,8 @@ class UNet(nn.Module):
         return t_emb + embed(cond), None
 
     def _check_inputs(self, x_t, cond):
-        if x_t.shape[1:] != (self.input_size, self.input_size, self.in_channels):
-            expected = ("B", self.input_size, self.input_size, self.in_channels)
+        if x_t.shape[1:] != sizes.input_shape(self):
+            expected = ("B", *sizes.input_shape(self))
             raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         if self.condition == "label" and self.num_classes and cond.ndim != 1:
             raise ValueError(
@@ -307,6 +308,7 @@ def from_config(config) -> UNet:
     Raises: ValueError for sizes that do not fit together, with the values.
     """
     fields = {key: config[key] for key in config if key != "name"}
+    fields["input_size"] = sizes.simplify(fields["input_size"])
     fields["channel_mult"] = tuple(fields["channel_mult"])
     fields["attention_levels"] = tuple(fields["attention_levels"])
     model = UNet(**fields)
@@ -324,7 +326,7 @@ def _check_sizes(model):
     if levels < 1:
         raise ValueError(f"channel_mult={model.channel_mult} needs a number for each level.")
     unit = 2 ** (levels - 1)
-    if input_size < unit or input_size % unit:
+    if any(side < unit or side % unit for side in sizes.height_and_width(input_size)):
         raise ValueError(
             f"{input_size=} must be a multiple of {unit}: each of the {levels} levels of "
             f"channel_mult={model.channel_mult} but the first halves it. Take fewer levels, or "

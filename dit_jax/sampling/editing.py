@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax import conditions, latents, models, sharding
+from dit_jax.config import sizes
 from dit_jax.data import pixels
 from dit_jax.diffusion import edits, samplers
 from dit_jax.sampling import generate, runs
@@ -40,10 +41,10 @@ def read_image(path: pathlib.Path, config) -> np.ndarray:
     Raises: FileNotFoundError; ValueError for a file that is no image, a damaged one, or one with
       transparent pixels.
     """
-    image, size = _open(path, "--image"), config.data.image_size
-    image = pixels.to_channels(image, config.data.image_channels)
-    cropped = np.asarray(pixels.adm_crop(image, size), np.uint8)
-    return cropped.reshape(1, size, size, config.data.image_channels)
+    height, width, channels = sizes.image_shape(config.data)
+    image = pixels.to_channels(_open(path, "--image"), channels)
+    cropped = np.asarray(pixels.adm_crop(image, config.data.image_size), np.uint8)
+    return cropped.reshape(1, height, width, channels)
 
 
 def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarray:
@@ -58,15 +59,16 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
             f"--image={files.printable(image_path)} {image_size[0]} x {image_size[1]}: they must "
             "be of one size."
         )
-    size, cells = config.data.image_size, config.model.input_size
-    new = np.asarray(pixels.adm_crop(pixels.to_channels(mask, 1), size)) >= 128
-    new = new.reshape(cells, size // cells, cells, size // cells).any(axis=(1, 3))
+    height, width, _ = sizes.image_shape(config.data)
+    rows, columns, _ = sizes.input_shape(config.model)
+    new = np.asarray(pixels.adm_crop(pixels.to_channels(mask, 1), config.data.image_size)) >= 128
+    new = new.reshape(rows, height // rows, columns, width // columns).any(axis=(1, 3))
     if new.all() or not new.any():
         raise ValueError(
             f"--mask={files.printable(path)} is {'white' if new.all() else 'black'} all over the "
-            f"crop of {size} pixels; white is drawn anew, black stays."
+            f"crop of {height} x {width} pixels; white is drawn anew, black stays."
         )
-    return new.astype(np.float32).reshape(1, cells, cells, 1)
+    return new.astype(np.float32).reshape(1, rows, columns, 1)
 
 
 def _open(path, flag):

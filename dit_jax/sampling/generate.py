@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dit_jax import conditions, diffusion, latents, models, sharding
+from dit_jax.config import sizes
 from dit_jax.diffusion import edits, guidance, samplers
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
@@ -47,7 +48,7 @@ def make_sample_fn(
     _check_guidance(sample_config, model, guide)
     scale = sample_config.cfg_scale
     options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
-    shape = (model.input_size, model.input_size, model.in_channels)
+    shape = sizes.input_shape(model)
 
     def sample(params, key, index, cond, null, encoder=None, guide_params=None, **arrays):
         if arrays.keys() != set(edit.names):

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dit_jax import conditions, diffusion, latents, models, sharding
+from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
@@ -74,13 +75,12 @@ class Denoising:
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
         """Checks that what the data yields is what the model takes; errors as `build`."""
         data_config, model_config, source = config.data, config.model, config.latents.source
-        pixels = data_config.image_size, data_config.image_channels
-        takes = model_config.input_size, model_config.in_channels
+        pixels, takes = sizes.image_shape(data_config), sizes.input_shape(model_config)
         if source == "pixels" and pixels != takes:
             raise ValueError(
-                f"data.image_size, data.image_channels = {pixels}, but model.input_size, model."
-                f"in_channels = {takes}: a model of pixels needs the same. For latents set "
-                "latents.source."
+                f"data.image_size, data.image_channels make images {pixels}, but model.input_size, "
+                f"model.in_channels take {takes}: a model of pixels needs the same. For latents "
+                "set latents.source."
             )
         draws = config.sample_every_steps or config.fid.every_steps
         if (source == "images" or (source != "pixels" and draws)) and not config.latents.vae:
@@ -120,7 +120,7 @@ class Denoising:
         arguments = self.process, config.objective.prediction, self.mesh
         if config.sample_every_steps:
             generate.make_sample_fn(self.model, config.sample, *arguments)
-            pictures.check_grid(config.sample_num_images, config.data.image_size)
+            pictures.check_grid(config.sample_num_images, sizes.image_shape(config.data))
         if config.fid.every_steps:
             settings = config.sample.copy_and_resolve_references()
             settings.update(steps=config.fid.steps, cfg_scale=config.fid.cfg_scale)
@@ -208,8 +208,9 @@ class Autoencoding:
     @classmethod
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Autoencoding":
         """Checks that the model takes the images; errors as `build`."""
-        size, channels = config.data.image_size, config.data.image_channels
-        if size % model.factor or channels != model.image_channels:
+        height, width, channels = sizes.image_shape(config.data)
+        size = sizes.simplify((height, width))
+        if height % model.factor or width % model.factor or channels != model.image_channels:
             raise ValueError(
                 f"data.image_size={size} must be a multiple of the factor {model.factor}, and "
                 f"data.image_channels={channels} must be model.image_channels="
@@ -231,8 +232,8 @@ class Autoencoding:
                 f"{loss.lpips_weight} must not be negative."
             )
         if config.sample_every_steps:  # each image beside its reconstruction
-            pictures.check_grid(2 * config.sample_num_images, size)
-        if loss.lpips_weight and (not loss.lpips or size < 16):
+            pictures.check_grid(config.sample_num_images, (height, 2 * width))
+        if loss.lpips_weight and (not loss.lpips or min(height, width) < 16):
             raise ValueError(
                 f"autoencoder.lpips_weight={loss.lpips_weight} needs autoencoder.lpips, the "
                 f"workdir that dit_jax.convert lpips writes, and data.image_size={size} of at "

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import models, sharding
-from dit_jax.config import overrides, ranges
+from dit_jax.config import overrides, ranges, sizes
 from dit_jax.system import files, forms, json_files
 from dit_jax.workdirs import older_versions, records
 
@@ -218,6 +218,8 @@ def _check_types(config, example, prefix=""):
             older_versions.check_section(key, config[name])
             if key != "model":
                 _check_types(config[name], value, f"{key}.")
+        elif key in sizes.KEYS:
+            sizes.check_type(key, config[name])
         elif isinstance(value, tuple):
             forms.check_type(key, config[name], float, many=True)
         elif value is not None:

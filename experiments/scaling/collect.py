@@ -292,7 +292,7 @@ def _shown(directory, row):
 
 
 def _read_picture(directory, row, size):
-    """The images [n, size, size, 3] of an evaluation's picture.
+    """The images [n, H, W, 3] of an evaluation's picture.
 
     Raises: ValueError that names the picture and the row's place.
     """

@@ -113,7 +113,7 @@ def test_captions_of_a_tfds_dataset(config, tmp_path):
 
 def test_an_image_without_captions_is_named():
     records = [{"image": b"", "text": []}]
-    source = sources.Source(records, "image", 8, 1, origin="a test", caption_feature="text")
+    source = sources.Source(records, "image", (8, 8, 1), origin="a test", caption_feature="text")
     with pytest.raises(ValueError, match=r"record 0 of a test has no caption; leave it out"):
         source.captions(0)
 

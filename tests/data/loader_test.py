@@ -60,7 +60,7 @@ def test_images_become_the_channels_asked_for(channels):
     file = io.BytesIO()
     image.save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 1}]
-    source = sources.Source(records, "image", 8, channels, 2, "a test")
+    source = sources.Source(records, "image", (8, 8, channels), 2, "a test")
     expected = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     np.testing.assert_array_equal(source[0]["image"], expected.reshape(8, 8, channels))
 
@@ -69,7 +69,7 @@ def test_images_become_the_channels_asked_for(channels):
 def test_records_of_other_formats_are_refused_by_their_number(kind):
     file = io.BytesIO()
     _noise_image(8, 8).save(file, kind)
-    source = sources.Source([{"image": file.getvalue()}], "image", 8, 3, origin="a test")
+    source = sources.Source([{"image": file.getvalue()}], "image", (8, 8, 3), origin="a test")
     with pytest.raises(ValueError, match=f"image of record 0 of a test: it is a {kind} image; PNG"):
         source[0]
 
@@ -78,12 +78,14 @@ def test_images_smaller_than_the_crop_are_enlarged_and_that_is_told_once(caplog)
     file = io.BytesIO()
     _noise_image(12, 5).save(file, "PNG")
     records = 3 * [{"image": file.getvalue(), "label": 1}]
-    source = sources.Source(records, "image", 8, 3, 2, "small images")
+    source = sources.Source(records, "image", (8, 8, 3), 2, "small images")
     with caplog.at_level("WARNING", "dit_jax"):
         images = [source[i]["image"] for i in range(3)]
     expected = _noise_image(12, 5).resize((19, 8), Image.Resampling.BICUBIC).crop((5, 0, 13, 8))
     np.testing.assert_array_equal(images[0], np.asarray(expected))
-    assert caplog.text.count("small images: some images are smaller than data.image_size=8") == 1
+    assert (
+        caplog.text.count("small images: some images are smaller than data.image_size, 8 x 8") == 1
+    )
 
 
 def test_memory_that_is_short_is_no_damage_to_an_image(digits_source, monkeypatch):

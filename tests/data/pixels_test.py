@@ -402,3 +402,28 @@ def test_text_in_png_is_read_as_before():
     info = PngImagePlugin.PngInfo()
     info.add_text("Comment", "a cat")
     assert pixels.decode(_encode(_noise_image(8, 8), "PNG", pnginfo=info)).size == (8, 8)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (15, 16), (400, 15)], ids=str)
+def test_crop_of_another_shape_covers_it_without_stretching(size):
+    """As the published steps, for the side that is relatively shorter."""
+    height, width = 8, 12
+    image = _noise_image(*size)
+    cropped = np.asarray(pixels.adm_crop(image, (height, width)))
+    assert cropped.shape == (height, width, 3)
+    while image.width >= 2 * width and image.height >= 2 * height:
+        half = tuple(side // 2 for side in image.size)
+        image = _resize(image, half, Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    sides = tuple(round(side * scale) for side in image.size)
+    resized = np.asarray(_resize(image, sides, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
+    np.testing.assert_array_equal(cropped, resized[top : top + height, left : left + width])
+
+
+def test_crop_of_a_wide_shape_keeps_circles_round():
+    y, x = np.mgrid[:90, :120]
+    disc = ((x - 59.5) ** 2 + (y - 44.5) ** 2 < 30**2).astype(np.uint8) * 255
+    cropped = np.asarray(pixels.adm_crop(Image.fromarray(disc), (20, 60))) > 127
+    assert cropped[10].sum() == pytest.approx(30, abs=1)  # twice as small: 120 to 60 pixels
+    assert cropped[:, 30].all()  # 60 pixels are 30, of which 20 are left

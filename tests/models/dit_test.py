@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import initial_params, random_params
 from helpers.close import assert_close
+from ml_collections import ConfigDict
 
 from dit_jax import models
 from dit_jax.models import blocks, dit
@@ -121,11 +122,11 @@ def test_blocks_of_a_stack_differ(initial):
 
 
 def test_patches_are_row_major_with_channels_fastest():
-    x = jnp.arange(4 * 4 * 3, dtype=jnp.float32).reshape(1, 4, 4, 3)
+    x = jnp.arange(4 * 6 * 3, dtype=jnp.float32).reshape(1, 4, 6, 3)
     tokens = dit.patchify(x, 2)
-    assert tokens.shape == (1, 4, 12)
-    np.testing.assert_array_equal(tokens[0, 1], x[0, 0:2, 2:4].reshape(-1))  # top right
-    np.testing.assert_array_equal(dit.unpatchify(tokens, 2), x)
+    assert tokens.shape == (1, 6, 12)
+    np.testing.assert_array_equal(tokens[0, 2], x[0, 0:2, 4:6].reshape(-1))  # top right
+    np.testing.assert_array_equal(dit.unpatchify(tokens, 2, (2, 3)), x)
 
 
 def test_names_of_the_paper():
@@ -186,3 +187,19 @@ def test_sizes_that_no_model_has_are_refused(golden_model_config, key, value, me
     config[key] = value
     with pytest.raises(ValueError, match=message):
         models.build(config)
+
+
+def test_images_that_are_no_squares_are_told_from_their_transposes(golden_model_config):
+    config = golden_model_config.copy_and_resolve_references()
+    config.update(depth=1)
+    config = ConfigDict(config.to_dict() | dict(input_size=[8, 12]))
+    model = models.build(config)
+    assert model.input_size == (8, 12)
+    params = random_params(model)
+    x_t = np.random.default_rng(0).standard_normal((1, 8, 12, 4), np.float32)
+    out = model.apply({"params": params}, x_t, jnp.ones(1), jnp.zeros(1, int))
+    assert out.shape == (1, 8, 12, 8)
+    with pytest.raises(ValueError, match=r"takes \('B', 8, 12, 4\)"):
+        model.apply({"params": params}, x_t.swapaxes(1, 2), jnp.ones(1), jnp.zeros(1, int))
+    with pytest.raises(ValueError, match=r"input_size=\(8, 9\); choose one of \[1\]"):
+        models.build(ConfigDict(config.to_dict() | dict(input_size=(8, 9))))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import conditions, models, sharding
+from dit_jax.config import sizes
 from dit_jax.diffusion import edits, grids
 from dit_jax.sampling import generate, pictures
 
@@ -341,13 +342,16 @@ def test_grid_places_images_row_by_row():
     assert (grid[4] == 128).all()
 
 
-@pytest.mark.parametrize(("size", "channels"), [(8, 1), (20, 3), (64, 3)])
+@pytest.mark.parametrize(
+    ("size", "channels"), [(8, 1), (20, 3), (64, 3), ((8, 12), 1), ((64, 40), 3)]
+)
 def test_grid_is_split_into_its_images(size, channels):
-    images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), np.uint8)
+    shape = (5, *sizes.height_and_width(size), channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     grid = pictures.image_grid(images, columns=3)
     split = pictures.split_grid(grid, size)
-    assert split.shape == (6, size, size, 3)
+    assert split.shape == (6, *shape[1:3], 3)
     np.testing.assert_array_equal(split[:5], images.repeat(3 // channels, axis=-1))
     assert (split[5] == 128).all()
-    with pytest.raises(ValueError, match="are no grid of images of 9 pixels"):
+    with pytest.raises(ValueError, match="are no grid of images of 9 x 9 pixels"):
         pictures.split_grid(grid, 9)

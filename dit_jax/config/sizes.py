@@ -1,0 +1,72 @@
+"""Sizes of images and latents in a config: one number for a square, or (height, width)."""
+
+import re
+from collections.abc import Sequence
+
+Size = int | tuple[int, int]  # lists in files
+
+KEYS = frozenset({"data.image_size", "model.input_size"})
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a number, or two of them: its range says more."""
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and all(type(one) in (int, float) for one in value)
+    return type(value) in (int, float)
+
+
+def check_type(key: str, value: object) -> None:
+    """Raises: ValueError with the key and the value, unless it is a size."""
+    if not is_size(value):
+        raise ValueError(f"{key}={value!r} must be a whole number, or (height, width).")
+
+
+def simplify(size: Size | Sequence[int]) -> Size:
+    """Returns a size as one number if it is a square's, else as a tuple."""
+    height, width = height_and_width(size)
+    return height if height == width else (height, width)
+
+
+def height_and_width(size: Size | Sequence[int]) -> tuple[int, int]:
+    """Returns both sides of a size."""
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return height, width
+
+
+def scale(size: Size | Sequence[int], factor: int) -> Size:
+    """Returns a size whose sides are `factor` times as long."""
+    height, width = height_and_width(size)
+    return simplify((height * factor, width * factor))
+
+
+def to_json(size: Size | Sequence[int]) -> int | list[int]:
+    """Returns a size as JSON files hold it."""
+    size = simplify(size)
+    return size if isinstance(size, int) else list(size)
+
+
+def parse(text: str) -> Size:
+    """Reads '256', '256x384', '256,384' or '(256, 384)': height, then width.
+
+    Raises: ValueError for another text.
+    """
+    match = re.fullmatch(r"\(?\s*(-?\d{1,20})(?:\s*[x,]\s*(-?\d{1,20}))?\s*\)?", text)
+    if not match:
+        raise ValueError("a whole number, or height and width, such as 256x384")
+    height, width = match.groups()
+    return simplify((int(height), int(width or height)))
+
+
+def image_shape(data_config) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the images of `config.data`."""
+    return *height_and_width(data_config.image_size), data_config.image_channels
+
+
+def input_shape(model_config) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the x_0 of `config.model`, or of a noise predictor."""
+    return *height_and_width(model_config.input_size), model_config.in_channels
+
+
+def show(shape: Sequence[int]) -> str:
+    """Returns a shape for messages: '256 x 384 x 3'."""
+    return " x ".join(map(str, shape))
