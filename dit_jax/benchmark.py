@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import cli, conditions, latents, models, sharding, train
 from dit_jax.config import sizes
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
@@ -123,7 +123,7 @@ def _step_window(program, steps, real_data):
     state = initial_state.new_state(program, key)
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
     batch = next(batches)
-    source = sources.open_split(program.config, "train") if real_data else None
+    source = latents.open_split(program.config, "train") if real_data else None
     _, frozen = latents.load_frozen(program.config, program.mesh)
     frozen = frozen.with_records(program.config, program.mesh, source) if source else frozen
     began = time.perf_counter()
@@ -154,13 +154,10 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     settings = config.sample, program.task.process, config.objective.prediction
     sample = generate.make_sample_fn(program.model, *settings, program.mesh)
     index = np.arange(batch_size, dtype=np.int32)
-    if config.model.condition == "label":
-        num_classes = config.model.num_classes
-        told = conditions.from_labels(index % (num_classes or 1), num_classes)
-    else:
-        told = conditions.from_captions(config, [f"image {i}" for i in index])
-    batch = sharding.put_batch(program.mesh, {"index": index, **told.rows(index)})
-    encoder = conditions.load_encoder(config, program.mesh)
+    condition = conditions.build(config)
+    rows = {"index": index, **condition.make_example(batch_size).rows(index)}
+    batch = sharding.put_batch(program.mesh, rows)
+    encoder = condition.load_encoder(program.mesh)
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time(sample, arguments)
     passes = generate.forward_passes(*settings)
@@ -192,7 +189,7 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
     functions = {
         "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), batch["image"]),
-        "decode": (generate.make_decode_fn(unscaled, mesh), batch["x_0"]),
+        "decode": (latents.make_decode_fn(unscaled, mesh), batch["x_0"]),
     }
     counts, results = models.count(config), {}
     for name, (function, x) in functions.items():
@@ -297,20 +294,8 @@ def _synthetic_batches(program):
     config = program.config
     rng = np.random.default_rng(0)
     rows = len(sharding.local_rows(program.mesh, config.batch_size))
-    if config.latents.source in ("moments", "device"):
-        height, width, channels = sizes.input_shape(config.model)
-        moments = rng.standard_normal((rows, height, width, 2 * channels)).astype(np.float16)
-        batch = {"moments": moments}
-    else:
-        batch = {"image": rng.integers(0, 256, (rows, *sizes.image_shape(config.data)), np.uint8)}
-    tokenize = sources.tokenizer(config)
-    if tokenize is None:
-        batch["label"] = rng.integers(0, config.model.get("num_classes") or 1, rows, np.int32)
-    elif config.model.condition == "context" and config.text.stored:
-        shape = rows, tokenize.length, config.model.context_size
-        batch["context"] = rng.standard_normal(shape).astype(np.float16)
-    else:
-        batch["tokens"] = tokenize([f"image {i}" for i in range(rows)])
+    batch = latents.build(config).make_batch(rows, rng)
+    batch |= conditions.build(config).make_batch(rows, rng)
     batch = sharding.put_batch(program.mesh, batch)
     while True:
         yield batch
@@ -318,7 +303,7 @@ def _synthetic_batches(program):
 
 def _real_batches(program):
     config = program.config
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     rows = sharding.local_rows(program.mesh, config.batch_size)
     for batch in loader.TrainIterator(source, config, rows):
         yield sharding.put_batch(program.mesh, batch)

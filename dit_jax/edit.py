@@ -49,8 +49,8 @@ def main(words):
     config, shown = trained.config, []
     pictures.check_grid(FLAGS.num + 1, sizes.image_shape(config.data), FLAGS.num + 1)
     if task == "interpolate":
-        told = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-        ends = editing.parse_ends(trained, FLAGS.num, *told)
+        named = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+        ends = editing.parse_ends(trained, FLAGS.num, *named)
         images = editing.draw(
             trained, editing.interpolate(*ends, editing.parse_numbers(FLAGS.numbers)), FLAGS.seed
         )
@@ -71,8 +71,8 @@ def main(words):
             x_T = editing.invert(trained, before, x_0)
             images = editing.draw(trained, editing.from_noise(after, x_T))
         else:
-            asked = (FLAGS.num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
-            arguments = trained.asked(*asked), x_0
+            named = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+            arguments = trained.request(FLAGS.num, *named, FLAGS.seed), x_0
             if task == "inpaint":
                 if not FLAGS.mask:
                     raise ValueError("inpaint needs --mask, white where it draws anew.")

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import cli, latents, sharding
-from dit_jax.data import loader, sources
+from dit_jax import cli, conditions, latents, sharding
+from dit_jax.data import loader
 from dit_jax.diffusion import objectives
 from dit_jax.sampling import pictures
 from dit_jax.system import files
@@ -46,7 +46,7 @@ def reconstruct(
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     vae = latents.load_vae(vae_workdir, mesh, dtype)
     split = config.data.eval_split or config.data.train_split
-    source = sources.open_images(config, split, labels=False)
+    source = conditions.open_images(config, split, labels=False)
     num, batch_size = min(num, len(source)), batch_size * mesh.size
     everywhere = sharding.replicated(mesh)
 

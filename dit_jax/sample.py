@@ -46,7 +46,7 @@ def main(_):
     trained = runs.load(**cli.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
-    asked = trained.asked(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
+    asked = trained.request(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
     images = generate.generate(
         trained.make_sample_fn(),
         trained.params,
@@ -58,7 +58,7 @@ def main(_):
         progress=sys.stderr.isatty(),
     )
     if jax.process_index() == 0:
-        has_classes = trained.model.condition == "label" and trained.model.num_classes
+        has_classes = trained.condition.has_classes
         _write(out, images, {"label": asked.cond} if has_classes else {})
     print(f"{len(images)} samples of step {trained.step}: {out}")
 

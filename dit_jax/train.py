@@ -35,13 +35,13 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
     """
     sources.check_outside(config, workdir)
     here = files.Directory(workdir) if workdir.is_dir() else None
-    train_source = sources.open_split(config, "train")
+    train_source = latents.open_split(config, "train")
     mesh = sharding.make_mesh(config.mesh)
     config, frozen = latents.load_frozen(config, mesh, train_source.metadata)
     program = programs.make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:
-        eval_source = sources.open_split(config, "eval")
+        eval_source = latents.open_split(config, "eval")
     key = jax.random.key(config.seed)
     total_steps = config.total_steps
 

@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 from helpers.close import assert_close
 from ml_collections import ConfigDict
+from PIL import Image
 
-from dit_jax import conditions, evaluate, models, workdirs
-from dit_jax.evaluation import extractors, image_sets, measures, references, rows, samples, spool
+from dit_jax import conditions, models, workdirs
+from dit_jax.evaluation import (
+    extractors,
+    image_sets,
+    measures,
+    metrics,
+    references,
+    rows,
+    samples,
+    spool,
+)
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
@@ -66,7 +76,7 @@ def test_row_is_measured_once_and_read_back(workdir, monkeypatch, clean):
     assert row["picture"].startswith("evaluations/40-")
     assert [path.name for path in (workdir / "evaluations").iterdir()] == [row["picture"][12:]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.generate, "batches", None)  # not needed again
+        patch.setattr(generate, "batches", None)  # not needed again
         assert _evaluate(workdir, {"steps": 4}, num=40) == row
     path = workdir / "evaluations.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
@@ -322,7 +332,7 @@ def test_classes_of_folders_are_compared_by_name(tmp_path):
             for folder in ("real", "samples") if i else ("real",):
                 path = tmp_path / folder / name / f"{j}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                evaluate.Image.fromarray(pixels[..., 0]).save(path)
+                Image.fromarray(pixels[..., 0]).save(path)
     extractor = extractors.load("pixels")
     reference = references.load(str(tmp_path / "real"), extractor, channels=1)
     found = image_sets.open_images(str(tmp_path / "samples"), channels=1)
@@ -338,7 +348,7 @@ def test_samples_replaced_by_others_of_their_size_and_time_are_measured_again(tm
         for i in range(24):
             file = path / f"{i}.bmp"
             pixels = rng.integers(low, low + 9, (4, 4)).astype(np.uint8)
-            evaluate.Image.fromarray(pixels).save(file)
+            Image.fromarray(pixels).save(file)
             os.utime(file, ns=(0, 0))
 
     def measure():
@@ -364,7 +374,7 @@ def test_too_few_for_a_measure_are_refused_before_any_is_drawn(workdir, monkeypa
 
 @pytest.mark.parametrize("order", ["sorted", "grouped", "shuffled", "one split"])
 def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypatch, order):
-    monkeypatch.setattr(evaluate.fid, "SPLIT_SIZE", 100 if order == "one split" else 20)
+    monkeypatch.setattr(metrics, "SPLIT_SIZE", 100 if order == "one split" else 20)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
     labels = np.arange(60) // 10
     if order == "shuffled":
@@ -382,7 +392,7 @@ def test_shown_images_are_ordered_by_class(tmp_path):
     labels = np.arange(100) % 10
     image = np.broadcast_to(labels[:, None, None, None] * 20, (100, 8, 8, 1)).astype(np.uint8)
     samples._write_picture(tmp_path / "grid.png", image, labels)
-    picture = np.asarray(evaluate.Image.open(tmp_path / "grid.png"))
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
     assert picture.shape == (498, 498, 3)
     expected = np.arange(10)[:, None] * 20 + np.zeros((1, 10))
     np.testing.assert_array_equal(picture[24::50, 24::50, 0], expected)

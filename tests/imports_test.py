@@ -18,15 +18,16 @@ IMPORTS = {
     "system": "sharding",
     "config": "system",
     "cli": "config system",
-    "data": "system",
+    "data": "config system",
     "models": "config sharding system",
     "datasets": "cli data system",
     "workdirs": "config data models sharding system",
     "conditions": "data models system workdirs",
     "convert": "cli config data diffusion models system workdirs",
-    "latents": "conditions data sharding system workdirs",
+    "latents": "conditions config data sharding system workdirs",
     "sampling": "conditions config data diffusion latents models sharding system workdirs",
-    "evaluation": "conditions data diffusion latents models sampling sharding system workdirs",
+    "evaluation": "conditions config data diffusion latents models sampling sharding system "
+    "workdirs",
     "training": "conditions config data diffusion evaluation latents models sampling sharding "
     "system workdirs",
     "commands": "cli conditions config data diffusion evaluation latents models sampling sharding "

@@ -9,15 +9,15 @@ import pytest
 from helpers.close import assert_close
 from PIL import Image
 
-from dit_jax import latents, reconstruct
-from dit_jax.data import loader, sources
+from dit_jax import conditions, latents, reconstruct
+from dit_jax.data import loader
 
 
 @pytest.mark.slow
 def test_means_are_of_the_images_asked_for(smoke_config, vae_dir):
     """Of 21 images in batches of 8 and, alone, by the definition."""
     row, picture = reconstruct.reconstruct(smoke_config, vae_dir, num=21, batch_size=1)
-    source = sources.open_images(smoke_config, "test")
+    source = conditions.open_images(smoke_config, "test")
     image = jnp.asarray(loader.gather(source, range(21))["image"])
     mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
     vae = latents.load_vae(vae_dir, mesh, "float32")

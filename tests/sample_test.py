@@ -7,6 +7,7 @@ from PIL import Image
 
 from configs import smoke
 from dit_jax import conditions
+from dit_jax.sampling import requests
 
 
 def test_labels_are_given_in_equal_blocks():
@@ -25,10 +26,10 @@ def test_random_labels_are_the_seed_s_and_uniform():
 def test_labels_are_guided_away_from_the_null_class():
     """Whose index is the number of classes; whether they are listed, drawn or of a picture."""
     config = smoke.get_config()
-    drawn = conditions.draw(config, "balanced", 3), conditions.from_flags(config, 3, "1,2,3")
+    drawn = requests.draw(config, "balanced", 3), conditions.build(config).from_flags(3, "1,2,3")
     for told in (
         *drawn,
-        conditions.draw_for_picture(config, 3),
+        requests.draw_for_picture(config, 3),
         conditions.from_labels([0, 4, 9], 10),
     ):
         assert told.null.tolist() == [10, 10, 10]
@@ -92,7 +93,9 @@ def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
     error = run_command("sample", *flags, "--columns=1000000000", fails=True)
     assert error == "error: --columns=1000000000 must be at most 16, the images of --num.\n"
     error = run_command("sample", *flags, "--num=1000000", fails=True)
-    assert error.startswith("error: a picture of 1,000,000 images of 8 pixels would have 50,000 x ")
+    assert error.startswith(
+        "error: a picture of 1,000,000 images of 8 x 8 pixels would have 50,000 x "
+    )
     flags += ["--image", tmp_path, "--num=1000000000"]
     error = run_command("edit", "image-to-image", *flags, fails=True)
     assert "--num=1000000000 must be an integer in the range [1, 10000]" in error

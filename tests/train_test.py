@@ -17,10 +17,9 @@ from PIL import Image
 
 from configs import default, imagenet256, smoke
 from dit_jax import conditions, latents, models, sharding, train
-from dit_jax.data import sources
 from dit_jax.models import dit
 from dit_jax.system import files
-from dit_jax.training import initial_state, programs
+from dit_jax.training import initial_state, optimizer, programs
 from dit_jax.workdirs import checkpoint
 
 
@@ -55,7 +54,7 @@ def test_model_that_memory_does_not_hold_is_an_error(smoke_config):
 def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     """The same weights on one device more or less give the same held-out loss."""
     program = programs.make_program(smoke_config, jax.devices()[:4])
-    source = sources.open_images(smoke_config, "test")
+    source = conditions.open_images(smoke_config, "test")
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
     first = programs.compile_evaluate(program, source, latents.Frozen())(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
@@ -87,7 +86,7 @@ def test_every_batch_and_draw_of_an_evaluation_has_noise_of_its_own(smoke_config
             params
         )
 
-    source = sources.open_images(smoke_config, "test")
+    source = conditions.open_images(smoke_config, "test")
     examples = [source[i] for i in range(16)]
     params = conftest.random_params(models.build(smoke_config.model))
     once, twice, repeated = evaluate(1, 1), evaluate(1, 2), evaluate(2, 1)
@@ -111,7 +110,7 @@ def stepper(digits_dir):
     config.data.data_dir = str(digits_dir)
     config.optim.ema_decay = 0.75
     program = programs.make_program(config, jax.devices()[:1])
-    source = sources.open_images(config, "train")
+    source = conditions.open_images(config, "train")
     records = [i for i in range(100) if source[i]["label"] < 5][:16]
     batch = {name: np.stack([source[i][name] for i in records]) for name in ("image", "label")}
     batch = sharding.put_batch(program.mesh, batch)
@@ -241,7 +240,7 @@ def test_every_config_builds_without_allocating(name):
 def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypatch):
     """Step 7 makes the weights infinite, between the checkpoints of steps 6 and 8."""
     monkeypatch.setattr(
-        train.optimizer, "schedule", lambda *_: lambda step: jnp.where(step == 6, jnp.inf, 1e-3)
+        optimizer, "schedule", lambda *_: lambda step: jnp.where(step == 6, jnp.inf, 1e-3)
     )
     smoke_config.update(checkpoint_every_steps=2, log_every_steps=5, sample_every_steps=0)
     with pytest.raises(FloatingPointError, match="step 7 is not finite") as error:
@@ -258,7 +257,7 @@ def test_step_that_is_not_finite_stops_the_run(smoke_config, tmp_path, monkeypat
 def test_workdir_that_is_moved_while_the_data_are_opened_is_not_begun_anew(
     workdir, smoke_config, monkeypatch
 ):
-    open_split = train.sources.open_split
+    open_split = train.latents.open_split
 
     def move(config, split):
         if workdir.is_dir():
@@ -266,7 +265,7 @@ def test_workdir_that_is_moved_while_the_data_are_opened_is_not_begun_anew(
         return open_split(config, split)
 
     smoke_config.total_steps = 50
-    monkeypatch.setattr(train.sources, "open_split", move)
+    monkeypatch.setattr(train.latents, "open_split", move)
     with pytest.raises(files.LostError, match=r"run is gone: it was removed or moved"):
         train.train_and_evaluate(smoke_config, workdir)
     assert not workdir.exists()
@@ -310,7 +309,7 @@ def test_profile_of_chosen_steps_is_written(smoke_config, tmp_path):
 
 def test_pixels_of_another_size_than_the_model_s_are_refused(smoke_config):
     smoke_config.data.image_size = 16
-    with pytest.raises(ValueError, match=r"\(16, 1\), but .* = \(8, 1\)"):
+    with pytest.raises(ValueError, match=r"images \(16, 16, 1\), but .* take \(8, 8, 1\)"):
         programs.make_program(smoke_config)
 
 

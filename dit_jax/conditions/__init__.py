@@ -1,34 +1,29 @@
-"""What a network is conditioned on: labels, tokens of captions, or a frozen encoder's context."""
+"""What a network is conditioned on: labels, hashed words of captions, a frozen encoder's context.
 
-from dit_jax.conditions.batch import FEATURES, drop, encode, get_condition
-from dit_jax.conditions.requests import (
-    Conditions,
-    draw,
-    draw_for_picture,
-    draw_labels,
-    from_captions,
-    from_flags,
-    from_labels,
-    parse_label,
-    parse_labels,
-)
-from dit_jax.conditions.text_encoder import TextEncoder, load_encoder, resolve
+`build` makes the condition of a config once. It knows what of a record is read, what a request of
+images is made of, and what a network takes.
+"""
+
+from dit_jax.conditions.captions import Captions
+from dit_jax.conditions.condition import Condition, drop
+from dit_jax.conditions.kinds import KINDS, build, encode, open_images
+from dit_jax.conditions.labels import Labels, draw_labels, from_labels, parse_label, parse_labels
+from dit_jax.conditions.request import Request
+from dit_jax.conditions.text_encoder import TextEncoder
 
 __all__ = [
-    "FEATURES",
-    "Conditions",
+    "KINDS",
+    "Captions",
+    "Condition",
+    "Labels",
+    "Request",
     "TextEncoder",
-    "draw",
-    "draw_for_picture",
+    "build",
     "draw_labels",
     "drop",
     "encode",
-    "from_captions",
-    "from_flags",
     "from_labels",
-    "get_condition",
-    "load_encoder",
+    "open_images",
     "parse_label",
     "parse_labels",
-    "resolve",
 ]

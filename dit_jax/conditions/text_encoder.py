@@ -1,11 +1,13 @@
 """The frozen text encoder of a run, from its workdir."""
 
+import pathlib
+
 import flax.linen as nn
 import jax
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax.data import sources
+from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
 
 
@@ -22,18 +24,24 @@ class TextEncoder:
         return self.model.apply({"params": self.params}, tokens)
 
 
-def load_encoder(
-    config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None
-) -> TextEncoder | None:
-    """The frozen encoder of `config.text`, replicated over the mesh; None if the model needs none.
+def get_workdir(config: ConfigDict) -> pathlib.Path:
+    """Where the frozen text encoder is.   Raises: ValueError if the config does not say."""
+    if not config.text.encoder:
+        raise ValueError(
+            "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
+            "which python -m dit_jax.convert clip writes."
+        )
+    return files.to_path(config.text.encoder, "text.encoder")
+
+
+def load(config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None) -> TextEncoder:
+    """Loads the frozen encoder of `config.text`, replicated over the mesh.
 
     Args: dtype, of its activations; None is the model's.
     Raises: as `checkpoint.load_model`; ValueError for an encoder of another width, or another one
       than `config.text.encoder_digest`, if that says which.
     """
-    if config.model.condition != "context":
-        return None
-    workdir = sources.encoder_workdir(config)
+    workdir = get_workdir(config)
     model, params = checkpoint.load_model(workdir, mesh, dtype or config.model.dtype, "clip")
     if model.hidden_size != config.model.context_size:
         raise ValueError(
@@ -48,21 +56,3 @@ def load_encoder(
             "trained on: give that one."
         )
     return TextEncoder(params, model, digest)
-
-
-def resolve(
-    config: ConfigDict, recorded: dict, mesh: jax.sharding.Mesh
-) -> tuple[ConfigDict, TextEncoder | None]:
-    """The config with the frozen encoder's digest, and the encoder; None if the model needs none.
-
-    Args: recorded, the moments' metadata, which names the encoder of stored captions.
-    Raises: as `load_encoder`, if it is not that one.
-    """
-    if config.model.get("condition") != "context":
-        return config, None
-    config = config.copy_and_resolve_references()
-    if config.text.stored and "text_encoder_digest" in recorded:
-        config.text.encoder_digest = recorded["text_encoder_digest"]
-    encoder = load_encoder(config, mesh)
-    config.text.encoder_digest = encoder.digest
-    return config, encoder

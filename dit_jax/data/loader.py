@@ -152,7 +152,7 @@ class TrainIterator:
                 "encode with data.flip, or set it to False."
             )
         examples = functools.partial(gather, source)
-        if config.latents.source == "device":
+        if source.on_device:
             examples = _records
         elif config.data.cache:
             examples = _Cache(source).gather
@@ -164,7 +164,7 @@ class TrainIterator:
             config.data.flip,
             config.batch_size,
             rows,
-            source.captions_per_image,
+            source.annotations.captions_per_image,
         )
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches

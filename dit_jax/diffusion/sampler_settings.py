@@ -62,15 +62,6 @@ def check_used(config, keys, learn_sigma: bool) -> None:
             raise ValueError(f"{value} does nothing: the model predicts the variance itself.")
 
 
-def check_clip(config) -> None:
-    """Raises: ValueError if a whole config asks for clipped latents, which have no bounds."""
-    if config.sample.clip_x_0 and config.latents.source != "pixels":
-        raise ValueError(
-            f"clip_x_0=True is of pixels, which lie in [-1, 1]; latents.source="
-            f"{config.latents.source!r} has no bounds."
-        )
-
-
 def check(config, process: processes.Process) -> None:
     """Demands a sampler and its settings that the process allows.
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_jax import conditions, diffusion, latents, models, sharding
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
 from dit_jax.diffusion import grids, likelihood, samplers
 from dit_jax.evaluation import rows
 from dit_jax.sampling import generate, runs
@@ -47,7 +47,8 @@ def evaluate(
             f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
-    source = sources.open_split(config, "eval")
+    x_0 = latents.build(config)
+    source = x_0.open_split("eval")
     images = identity.digest(identity.check_splits({"eval": source}, workdir)["eval"])
     available = len(source) // source.views
     num = min(num, available)
@@ -57,7 +58,7 @@ def evaluate(
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
     settings["images"] = images
-    if config.latents.source == "images":
+    if x_0.encodes:
         settings["vae_digest"] = trained.vae_digest
     if chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
@@ -78,9 +79,8 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     """{name: mean} of the bits of `num` images of the source, and their standard error."""
     config, mesh = trained.config, trained.mesh
     bits, available = make_bits_fn(trained, steps), len(source) // source.views
-    frozen = latents.Frozen()
-    if config.latents.source == "images":
-        frozen = latents.Frozen(vae=latents.load_run_vae(config, mesh))
+    x_0 = latents.build(config)
+    frozen = latents.Frozen(vae=x_0.load_vae(mesh) if x_0.encodes else None)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
     batch_size = -(-batch_size // shards) * shards
@@ -91,7 +91,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
         batch["index"] = index.astype(np.int32)
         part = bits(trained.params, frozen, key, sharding.put_batch(mesh, batch))
         parts.append(jax.tree.map(np.asarray, part))
-    name = "bits_per_dim" if config.latents.source == "pixels" else "bits_per_latent_dim"
+    name = "bits_per_latent_dim" if x_0.uses_vae else "bits_per_dim"
     values = {part: np.concatenate([p[part] for p in parts])[:num] for part in parts[0]}
     if not np.isfinite(values[""]).all():
         raise FloatingPointError(
@@ -112,11 +112,12 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
     Returns:
       bits: of a batch of images or moments, its condition and 'index' [B], the image's number:
         {'': [B], and of a chain '_prior' and '_first_level'}. frozen: as
-        `latents.x_0_from_batch`. Image i's randomness depends on key and i alone.
+        `Latents.x_0`. Image i's randomness depends on key and i alone.
     Raises: ValueError as the process's grid, or for an unknown variance.
     """
     config, process, mesh = trained.config, trained.process, trained.mesh
-    prediction, pixels = config.objective.prediction, config.latents.source == "pixels"
+    prediction, data = config.objective.prediction, latents.build(config)
+    pixels = not data.uses_vae
     chain = isinstance(process, diffusion.DiscreteProcess)
     if chain:
         times = grids.build(process, steps, prediction=prediction)
@@ -125,7 +126,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
 
     def bits(params, frozen, key, batch):
         network = models.bind(trained.model, params, mesh)
-        cond = conditions.get_condition(batch)
+        cond = trained.condition.of_batch(batch)
         cond = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
         def predict(x_t, network_time):
@@ -139,7 +140,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
         def draw(distribution, i):
             return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
 
-        x_0 = latents.x_0_from_batch(batch, keys(0), config.latents, frozen, mesh)
+        x_0 = data.x_0(batch, keys(0), frozen, mesh)
         denoise = samplers.make_denoise(process, prediction, predict, times)
         if config.sample.clip_x_0:
             denoise = samplers.clip_x_0(denoise, process, times)

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import sharding, workdirs
+from dit_jax import conditions, sharding, workdirs
 from dit_jax.config import sizes
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
 from dit_jax.evaluation import image_progress, image_sets, metrics
 from dit_jax.evaluation.extractors import Extractor
 from dit_jax.system import files, json_files, npz_files
@@ -119,7 +119,7 @@ def load_for_run(
             given = keys.image_size, keys.image_channels, keys.data_dir
             reference = load(spec, extractor, *given, progress)
         else:
-            source = sources.open_images(config, keys.train_split)
+            source = conditions.open_images(config, keys.train_split)
             if workdir:
                 recorded = identity.get_training_images(workdirs.load_data(workdir))
                 identity.check(source, recorded, f"the run in {workdir}")

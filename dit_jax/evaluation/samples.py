@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dit_jax import conditions, sharding
+from dit_jax import sharding
 from dit_jax.evaluation import (
     extractors,
     image_progress,
@@ -20,7 +20,7 @@ from dit_jax.evaluation import (
     rows,
     spool,
 )
-from dit_jax.sampling import generate, pictures, runs
+from dit_jax.sampling import generate, pictures, requests, runs
 from dit_jax.system import files
 from dit_jax.workdirs import digests, metric_lines
 
@@ -47,18 +47,17 @@ def evaluate(
     that was killed continues.
 
     Args:
-      reference: as `references.load_for_run`.   labels: the kind of `conditions.draw`.
+      reference: as `references.load_for_run`.   labels: the kind of `requests.draw`.
       save_npz: where to write all images as the ADM evaluator reads them, 'arr_0' [N, H, W, C]
         uint8, and 'label' if they have any.
     Raises: ValueError for a reference of other images, or too few samples; FloatingPointError
       where samples or features are not finite; OSError if something cannot be written.
     """
     config, mesh = trained.config, trained.mesh
-    told = conditions.draw(config, labels, num, seed, workdir)
+    request = requests.draw(config, labels, num, seed, workdir)
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
-    if config.model.condition != "label":
-        settings["captions"] = told.digest()
+    settings |= trained.condition.describe(request)
     if guide := trained.guide:
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
         settings["guide_digest"] = digests.digest(guide.params)
@@ -72,10 +71,10 @@ def evaluate(
 
     def batches(wanted):
         sample = trained.make_sample_fn()
-        arguments = trained.params, told, seed, mesh, output, batch_size, wanted
+        arguments = trained.params, request, seed, mesh, output, batch_size, wanted
         for numbers, batch in generate.batches(sample, *arguments):
-            if trained.model.condition == "label" and trained.model.num_classes:
-                label = np.resize(told.cond[numbers], len(batch["image"]))
+            if trained.condition.has_classes:
+                label = np.resize(request.cond[numbers], len(batch["image"]))
                 batch = {**batch, "label": label}
             yield numbers, batch
 

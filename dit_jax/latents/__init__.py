@@ -11,21 +11,24 @@ from dit_jax.latents.codec import (
     encode_in_groups,
     image_from_x_0,
     images_at_once,
+    make_decode_fn,
     pixels_from_image,
     posterior,
     posterior_sample,
     reconstruct,
     scale,
     unscale,
-    x_0_from_batch,
 )
-from dit_jax.latents.device import load_moments
 from dit_jax.latents.frozen import Frozen, load_frozen
-from dit_jax.latents.loading import check_digest, load_run_vae, load_vae, resolve
+from dit_jax.latents.kinds import KINDS, Latents, build, open_split
+from dit_jax.latents.loading import check_digest, load_vae
 
 __all__ = [
+    "KINDS",
     "Frozen",
+    "Latents",
     "Vae",
+    "build",
     "check_digest",
     "decode",
     "decode_in_groups",
@@ -34,15 +37,13 @@ __all__ = [
     "image_from_x_0",
     "images_at_once",
     "load_frozen",
-    "load_moments",
-    "load_run_vae",
     "load_vae",
+    "make_decode_fn",
+    "open_split",
     "pixels_from_image",
     "posterior",
     "posterior_sample",
     "reconstruct",
-    "resolve",
     "scale",
     "unscale",
-    "x_0_from_batch",
 ]

@@ -1,5 +1,7 @@
 """Between stored examples and x_0: pixels, the VAE and its moments, latents, and back."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,14 @@ def decode_in_groups(vae: Vae, config, x_0: jax.Array, mesh: jax.sharding.Mesh) 
     )
 
 
+def make_decode_fn(config, mesh: jax.sharding.Mesh) -> Callable:
+    """The jitted `decode(vae, x_0 [B, h, w, C]) -> [B, H, W, channels] uint8` of latents.
+
+    Args: config, `config.latents`.
+    """
+    return jax.jit(lambda vae, x_0: decode_in_groups(vae, config, x_0, mesh))
+
+
 def reconstruct(vae: Vae, image: jax.Array) -> jax.Array:
     """Images [B, H, W, C] uint8 to the posterior's mean and back to uint8."""
     z, _ = posterior(encode(vae, image))
@@ -72,37 +82,6 @@ def reconstruct(vae: Vae, image: jax.Array) -> jax.Array:
 def pixels_from_image(image: jax.Array) -> jax.Array:
     """uint8 0..255 to f32 in [-1, 1]."""
     return image.astype(jnp.float32) / 127.5 - 1
-
-
-def x_0_from_batch(
-    batch: dict[str, jax.Array], key: jax.Array, config, frozen, mesh: jax.sharding.Mesh
-) -> jax.Array:
-    """The clean x_0 of a batch by `config.latents`, scaled and shifted here and nowhere else.
-
-    Args:
-      batch: 'image' [B, H, W, C] uint8, 'moments' [B, h, w, 2C] f16: mean, log-variance,
-        unscaled; or 'record' [B] int32, their places in frozen.records['moments'].
-      key: draws the posterior sample of moments, afresh for each call; or keys [B], one for each
-        image, whose sample is then a function of its own alone.
-      frozen: a `Frozen`, with the VAE of images to be encoded, or the records.
-      mesh: that the batch's rows lie on.
-    Returns: [B, h, w, C] f32.
-    """
-    if config.source == "pixels":
-        return pixels_from_image(batch["image"])
-    if config.source == "images":
-        # Rounded as they are stored, so that a run on moments stored in the same dtype is the same.
-        moments = encode_in_groups(frozen.vae, batch["image"], mesh)
-    elif "record" in batch:
-        moments = frozen.records["moments"][batch["record"]]
-    else:
-        moments = batch["moments"]
-    mean, log_variance = posterior(moments)
-    if key.ndim:
-        eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(key)
-    else:
-        eps = jax.random.normal(key, mean.shape)
-    return scale(config, posterior_sample(mean, log_variance, eps))
 
 
 def posterior(moments: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -27,9 +27,9 @@ def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, j
             f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free "
             "and training steps need some too: use more devices, or latents.source=moments."
         )
-    if source.captions_per_image > 1:
+    if (captions := source.annotations.captions_per_image) > 1:
         raise ValueError(
-            f"{source.origin} has {source.captions_per_image} captions of each image, but "
+            f"{source.origin} has {captions} captions of each image, but "
             "latents.source=device keeps one: use latents.source=moments."
         )
     numbers = np.minimum(sharding.local_rows(mesh, count), len(source) - 1)

@@ -1,13 +1,12 @@
 """What every training step reads and none changes: frozen networks, and data on the devices."""
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 from ml_collections import ConfigDict
 
 from dit_jax import conditions, sharding
 from dit_jax.data import sources
-from dit_jax.latents import codec, device, loading
+from dit_jax.latents import codec, kinds, loading
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 
@@ -18,20 +17,18 @@ class Frozen:
 
     vae: codec.Vae | None = None  # encodes images in each step, decodes pictures
     text_encoder: conditions.TextEncoder | None = None
-    null: jax.Array | None = None  # the empty caption as the data have it: [M] int32, [M, D] f16
+    null: jax.Array | None = None  # as `Condition.load_null`, such as the empty caption [M]
     lpips: dict | None = None  # its parameters
     records: dict[str, jax.Array] | None = None  # all moments, and their labels or captions
 
     def with_records(
         self, config: ConfigDict, mesh: jax.sharding.Mesh, source: sources.Source
     ) -> "Frozen":
-        """The same with all of a source on the devices, where latents.source is 'device'.
+        """Returns the same with the data that a run keeps on the devices, if any.
 
-        Raises: as `load_moments`, if they do not fit.
+        Raises: as `Latents.load_records`, if they do not fit.
         """
-        if config.latents.source != "device":
-            return self
-        return self.replace(records=device.load_moments(mesh, source))
+        return self.replace(records=kinds.build(config).load_records(source, mesh))
 
 
 def load_frozen(
@@ -41,26 +38,23 @@ def load_frozen(
 
     Each network is read once, and compared with the digest that the config or the data record.
     Args: metadata, of the moments that the run trains on.
-    Raises: as `resolve`, `load_run_vae`, `conditions.resolve` and `checkpoint.load_model`.
+    Raises: as `Latents.resolve` and `load_vae`, `Condition.resolve` and `checkpoint.load_model`.
     """
     metadata = metadata or {}
     draws = config.sample_every_steps or config.get("fid", {}).get("every_steps", 0)
-    config = loading.resolve(config, metadata)
-    config, text_encoder = conditions.resolve(config, metadata, mesh)
-    vae = None
-    if config.latents.source != "pixels" and config.latents.vae:
-        vae = loading.load_run_vae(config, mesh)
-        if config.latents.source == "images":  # nothing else has recorded which one it is
+    config = kinds.build(config).resolve(metadata)
+    config, text_encoder = conditions.build(config).resolve(metadata, mesh)
+    condition, x_0 = conditions.build(config), kinds.build(config)
+    vae = x_0.load_vae(mesh) if x_0.uses_vae and config.latents.vae else None
+    if vae:
+        if x_0.encodes:  # nothing else has recorded which one it is
             recorded = dict(vae_digest=vae.digest, published=vae.published)
             config = loading.resolve(config, recorded)
         elif not draws:  # its digest was asked for, and memory is dear
             vae = None
-    null = None
-    if config.model.get("condition", "label") != "label":
-        null = jnp.asarray(conditions.from_captions(config, [""]).cond)  # [1, M]
-        if config.text.stored:
-            null = text_encoder(null).astype(jnp.float16)  # [1, M, D], as captions are stored
-        null = jax.device_put(null[0], sharding.replicated(mesh))
+    null = condition.load_null(text_encoder)
+    if null is not None:
+        null = jax.device_put(null, sharding.replicated(mesh))
     if config.get("text", {}).get("stored") and not draws:
         text_encoder = None
     lpips = None

@@ -23,8 +23,6 @@ def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
     Raises: ValueError if scale or shift is empty and nothing is recorded, or if the config's
       digest is of another VAE.
     """
-    if config.latents.source == "pixels":
-        return config
     config = config.copy_and_resolve_references()
     latents_config = config.latents
     if "vae_digest" in recorded:
@@ -62,16 +60,17 @@ def check_digest(config: ConfigDict, digest: str, name: str) -> None:
         )
 
 
-def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh) -> codec.Vae:
+def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh, encodes: bool = False) -> codec.Vae:
     """The VAE of `config.latents`, which must be the one that the moments are of.
 
+    Args: encodes, the images of `config.data`, whose channels it must have.
     Raises: ValueError for another one, or one of another factor; as `latents.load_vae`.
     """
     workdir = files.to_path(config.latents.vae, "latents.vae")
     vae = load_vae(workdir, mesh, config.model.dtype)
     check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
     height, width, image_channels = sizes.image_shape(config.data)
-    factor, encodes = vae.model.factor, config.latents.source == "images"
+    factor = vae.model.factor
     image_size = sizes.simplify((height, width))
     wrong_channels = encodes and image_channels != vae.model.image_channels
     if height % factor or width % factor or wrong_channels:

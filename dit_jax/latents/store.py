@@ -121,14 +121,14 @@ def _open(config, vae_workdir, shard_images, dtype):
     if not splits["train"]:
         raise ValueError("data.train_split is empty: there is nothing to encode.")
     mesh = sharding.local_mesh()  # processes work on shards of their own
-    vae = loading.load_vae(vae_workdir, mesh, dtype)
-    encoder = conditions.load_encoder(config, mesh, dtype) if config.text.stored else None
+    vae, condition = loading.load_vae(vae_workdir, mesh, dtype), conditions.build(config)
+    encoder = condition.load_encoder(mesh, dtype) if config.text.stored else None
     if config.text.stored and not encoder:
         raise ValueError(
             f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
             f"encoder, not {config.model.condition!r}."
         )
-    found = {n: sources.open_images(config, split) for n, split in splits.items() if split}
+    found = {n: conditions.open_images(config, split) for n, split in splits.items() if split}
     shape = (mesh.size, *sizes.image_shape(config.data))
     jax.eval_shape(codec.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
     made_of = {
@@ -199,7 +199,7 @@ def _features(config, vae):
     if config.data.caption_feature:
         features["captions"] = tfds.features.Sequence(tfds.features.Text(), length=count)
     if config.text.stored:
-        length = sources.tokenizer(config).length
+        length = conditions.build(config).make_tokenizer().length
         features["context"] = numbers(count, length, config.model.context_size)
     return tfds.features.FeaturesDict(features)
 
@@ -209,7 +209,7 @@ def _batches(source, missing, batch_size, threads):
     filled up. Threads read BATCHES_AHEAD of what is asked for."""
 
     def read(i):
-        captions = {"captions": source.captions(i)} if source.caption_feature else {}
+        captions = {"captions": source.captions(i)} if source.annotations.caption_feature else {}
         return source[i] | captions
 
     wanted = (

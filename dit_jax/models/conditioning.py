@@ -19,10 +19,7 @@ def check(config) -> None:
 
     Raises: ValueError with the values.
     """
-    if config.condition not in CONDITIONS:
-        raise ValueError(
-            f"condition={config.condition!r} is unknown; choose one of {', '.join(CONDITIONS)}."
-        )
+    check_kind(config.condition)
     if config.condition == "label":
         if config.class_dropout_prob and not config.num_classes:
             raise ValueError(
@@ -43,6 +40,12 @@ def check(config) -> None:
             f"text_num_heads={config.text_num_heads} must divide context_size="
             f"{config.context_size}, the width of the text encoder."
         )
+
+
+def check_kind(name: str) -> None:
+    """Raises: ValueError for an unknown condition, with the known ones."""
+    if name not in CONDITIONS:
+        raise ValueError(f"condition={name!r} is unknown; choose one of {', '.join(CONDITIONS)}.")
 
 
 def label_rows(config) -> int:

@@ -24,15 +24,17 @@ logger = logging.getLogger("dit_jax")
 class Edits:
     """An edit of N images: their conditions, and the edit's arrays [N, ...]."""
 
-    told: conditions.Conditions
+    request: conditions.Request
     edit: edits.Edit
     arrays: dict[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.told)
+        return len(self.request)
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        return self.told.rows(index) | {name: array[index] for name, array in self.arrays.items()}
+        return self.request.rows(index) | {
+            name: array[index] for name, array in self.arrays.items()
+        }
 
 
 def read_image(path: pathlib.Path, config) -> np.ndarray:
@@ -152,37 +154,37 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
     )
 
 
-def invert(trained: runs.Trained, told: conditions.Conditions, x_0: np.ndarray) -> np.ndarray:
-    """x_T like x_0 [1, h, w, C], an image that was told so."""
+def invert(trained: runs.Trained, request: conditions.Request, x_0: np.ndarray) -> np.ndarray:
+    """Returns the x_T like x_0 [1, h, w, C] from which the request's image is drawn."""
     rows = sharding.local_rows(trained.mesh, trained.mesh.size)  # every device the same one
-    batch = {"x_0": x_0.repeat(len(rows), 0), "cond": told.cond.repeat(len(rows), 0)}
+    batch = {"x_0": x_0.repeat(len(rows), 0), "cond": request.cond.repeat(len(rows), 0)}
     batch = sharding.put_batch(trained.mesh, batch)
     x_T = make_invert_fn(trained)(trained.params, trained.encoder, **batch)
     return generate.to_host(x_T)[:1]
 
 
-def from_noise(told: conditions.Conditions, x_T: np.ndarray) -> Edits:
+def from_noise(request: conditions.Request, x_T: np.ndarray) -> Edits:
     """Each of the N from its own noise, x_T [N, h, w, C]."""
-    return Edits(told, edits.FromNoise(), {"x_T": x_T})
+    return Edits(request, edits.FromNoise(), {"x_T": x_T})
 
 
-def image_to_image(told: conditions.Conditions, x_0: np.ndarray) -> Edits:
+def image_to_image(request: conditions.Request, x_0: np.ndarray) -> Edits:
     """Every one of the N from the same image, x_0 [1, h, w, C]."""
-    return Edits(told, edits.ImageToImage(), {"known": _repeat(x_0, told)})
+    return Edits(request, edits.ImageToImage(), {"known": _repeat(x_0, request)})
 
 
-def inpaint(told: conditions.Conditions, x_0: np.ndarray, mask: np.ndarray) -> Edits:
+def inpaint(request: conditions.Request, x_0: np.ndarray, mask: np.ndarray) -> Edits:
     """As `image_to_image`, keeping x_0 where the mask [1, h, w, 1] is 0."""
-    arrays = {"known": _repeat(x_0, told), "mask": _repeat(mask, told)}
-    return Edits(told, edits.Inpaint(), arrays)
+    arrays = {"known": _repeat(x_0, request), "mask": _repeat(mask, request)}
+    return Edits(request, edits.Inpaint(), arrays)
 
 
-def _repeat(array, told):
-    return np.broadcast_to(array, (len(told), *array.shape[1:]))
+def _repeat(array, request):
+    return np.broadcast_to(array, (len(request), *array.shape[1:]))
 
 
-def interpolate(first: conditions.Conditions, second: conditions.Conditions, numbers) -> Edits:
-    """From what N images are told first, to second, in N equal shares from 0 to 1.
+def interpolate(first: conditions.Request, second: conditions.Request, numbers) -> Edits:
+    """From the first request to the second, of N images each, in N equal shares from 0 to 1.
 
     Args: numbers, of the two images whose noise is interpolated: the ends are what `sample` draws.
     """
@@ -218,24 +220,19 @@ def parse_ends(
     labels: str = "",
     prompts: Sequence[str] = (),
     negative: str = "",
-) -> tuple[conditions.Conditions, conditions.Conditions]:
-    """What the ends of `num` interpolated images are told, each `num` times; a single one is both.
+) -> tuple[conditions.Request, conditions.Request]:
+    """Returns the requests of the first and the last of `num` interpolated images, `num` of each.
 
-    Raises: ValueError for more than two, or none of a model that is told something; as
-      `Trained.asked`.
+    A single class or prompt is both.
+    Raises: ValueError for more than two, or none of a model that takes some; as `Trained.request`.
     """
-    config = trained.config.model
-    by_label = config.condition == "label"
-    if by_label and not config.num_classes:
-        labels = labels or "0"
-    ends = labels.split(",") if by_label else prompts
-    if not (len(ends) in (1, 2) and all(ends)):
+    ends = trained.condition.split_flags(labels, prompts)
+    if len(ends) not in (1, 2):
         raise ValueError(
             f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
         )
-    asked = [(end, prompts) if by_label else (labels, [end]) for end in (ends[0], ends[-1])]
-    first, second = (trained.asked(num, *end, negative) for end in asked)
-    return first, second
+    first, last = (trained.request(num, *ends[i], negative) for i in (0, -1))
+    return first, last
 
 
 def parse_before_and_after(
@@ -245,28 +242,26 @@ def parse_before_and_after(
     labels_after: str = "",
     prompt_after: str = "",
     negative: str = "",
-) -> tuple[conditions.Conditions, conditions.Conditions]:
-    """What an image is told when it is inverted, and when it is drawn again: by default the same.
+) -> tuple[conditions.Request, conditions.Request]:
+    """Returns the requests of an image to be inverted, and to be drawn again: the same by default.
 
-    Raises: ValueError for no class, of a model with classes, or for several; as `Trained.asked`.
+    Raises: ValueError for no class, of a model with classes, or for several; as `Trained.request`.
     """
-    config = trained.config.model
-    by_label = config.condition == "label"
-    if wrong := prompt_after if by_label else labels_after:
-        flags = "prompt_after", "labels_after"
-        wrong_flag, flag = flags if by_label else flags[::-1]
-        raise ValueError(f"--{wrong_flag}={wrong}: this model takes --{flag}.")
-    if by_label and config.num_classes and not labels:
+    condition, after = trained.condition, {"labels": labels_after, "prompt": prompt_after}
+    for flag, text in after.items():
+        if text and flag != condition.flag:
+            raise ValueError(f"--{flag}_after={text}: this model takes --{condition.flag}_after.")
+    if condition.has_classes and not labels:
         raise ValueError(
-            f"invert needs --labels, the class of the image, in 0..{config.num_classes - 1}: told "
-            "another, it comes from another noise."
+            "invert needs --labels, the class of the image, in "
+            f"0..{trained.config.model.num_classes - 1}: with another it comes from another noise."
         )
     for flag, text in (("labels", labels), ("labels_after", labels_after)):
         if text and not text.isdecimal():
             raise ValueError(f"--{flag}={text}: invert takes one class.")
     if len(prompts) > 1:
         raise ValueError(f"--prompt={prompts}: invert takes one.")
-    before = after = trained.asked(1, labels, prompts, negative)
+    before = after = trained.request(1, labels, prompts, negative)
     if labels_after or prompt_after:
-        after = trained.asked(1, labels_after, [prompt_after] * bool(prompt_after), negative)
+        after = trained.request(1, labels_after, [prompt_after] * bool(prompt_after), negative)
     return before, after

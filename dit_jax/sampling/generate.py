@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dit_jax import conditions, diffusion, latents, models, sharding
+from dit_jax import conditions, diffusion, models, sharding
 from dit_jax.config import sizes
 from dit_jax.diffusion import edits, guidance, samplers
 
@@ -38,7 +38,7 @@ def make_sample_fn(
       strength: of an edit, the share of the steps that is taken.
     Returns:
       sample: index [B] int32, the image's number, cond and null [B, ...] as
-        `conditions.Conditions`, arrays [B, ...] of the edit, all sharded over the batch, to (x_0
+        `conditions.Request`, arrays [B, ...] of the edit, all sharded over the batch, to (x_0
         [B, h, w, C] f32, finite [steps] bool, whether every x_t was). Image i depends on key and i
         alone, not on the others. encoder: of captions, for a model of condition 'context'.
     Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
@@ -118,18 +118,10 @@ def _guided_runs(config, sampler):
     return runs
 
 
-def make_decode_fn(config, mesh: Mesh) -> Callable:
-    """The jitted `decode(vae, x_0 [B, h, w, C]) -> [B, H, W, channels] uint8` of latents.
-
-    Args: config, `config.latents`.
-    """
-    return jax.jit(lambda vae, x_0: latents.decode_in_groups(vae, config, x_0, mesh))
-
-
 def batches(
     sample: Callable,
     params,
-    told: conditions.Conditions,
+    request: conditions.Request,
     seed: int,
     mesh: Mesh,
     output: Callable,
@@ -138,8 +130,9 @@ def batches(
 ) -> Iterator[tuple[range, Any]]:
     """(image numbers, output(x_0) on the devices) of batch after batch.
 
-    Image i is a function of (params, seed, i, told.cond[i], told.null[i]). The last batch repeats
-    its last image; its numbers are those that count. The next is under way when one is yielded.
+    Image i is a function of (params, seed, i, request.cond[i], request.null[i]). The last batch
+    repeats its last image; its numbers are those that count. The next is under way when one is
+    yielded.
 
     Args:
       sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
@@ -148,14 +141,14 @@ def batches(
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(told))
+    batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(request))
     batch_size = -(-batch_size // shards) * shards
     key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
     previous = None
-    wanted = [range(len(told))] if wanted is None else wanted
+    wanted = [range(len(request))] if wanted is None else wanted
     for numbers in _split(wanted, batch_size):
         index = np.minimum(numbers.start + rows, numbers.stop - 1).astype(np.int32)
-        batch = {"index": index, **told.rows(index)}
+        batch = {"index": index, **request.rows(index)}
         x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
         current = numbers, output(x_0), finite
         if previous:
@@ -184,7 +177,7 @@ def _finished(numbers, output, finite):
 def generate(
     sample: Callable,
     params,
-    told: conditions.Conditions,
+    request: conditions.Request,
     seed: int,
     mesh: Mesh,
     to_image: Callable,
@@ -193,8 +186,8 @@ def generate(
 ) -> np.ndarray:
     """All images [N, H, W, C] uint8, in host memory; arguments as `batches`."""
     images = []
-    with tqdm(total=len(told), unit="img", disable=not progress) as bar:
-        for numbers, batch in batches(sample, params, told, seed, mesh, to_image, batch_size):
+    with tqdm(total=len(request), unit="img", disable=not progress) as bar:
+        for numbers, batch in batches(sample, params, request, seed, mesh, to_image, batch_size):
             images.append(to_host(batch)[: len(numbers)])
             bar.update(len(numbers))
     return np.concatenate(images)

@@ -35,6 +35,11 @@ class Trained:
     data: dict = dataclasses.field(default_factory=dict)  # as `workdirs.load_data`
 
     @property
+    def condition(self) -> conditions.Condition:
+        """What the model is conditioned on."""
+        return conditions.build(self.config)
+
+    @property
     def class_names(self) -> list[str] | None:
         """Of the labels in order; None where they have no names."""
         return self.data.get("train", {}).get("classes")
@@ -44,25 +49,26 @@ class Trained:
         """Of the VAE that decodes; '' in pixels."""
         return self.vae.digest if self.vae else ""
 
-    def asked(
+    def request(
         self,
         num: int,
         labels: str = "",
         prompts: Sequence[str] = (),
         negative: str = "",
         seed: int = 0,
-    ) -> conditions.Conditions:
-        """As `conditions.from_flags`; ValueError also for a negative prompt that nothing heeds."""
-        told = conditions.from_flags(
-            self.config, num, labels, prompts, negative, seed, self.class_names
-        )
+    ) -> conditions.Request:
+        """The request of a command's flags; as `Condition.from_flags`.
+
+        Raises: ValueError also for a negative prompt that nothing heeds.
+        """
+        request = self.condition.from_flags(num, labels, prompts, negative, seed, self.class_names)
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
             instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
             raise ValueError(
                 f"--negative_prompt={negative!r} is what --cfg_scale above 1 leads away from, "
                 f"without a guide; here is {instead}."
             )
-        return told
+        return request
 
     def make_sample_fn(self, edit: edits.Edit = generate.PLAIN, strength: float = 1.0) -> Callable:
         """As the function of that name, with guide and text encoder bound."""
@@ -107,23 +113,24 @@ def load(
       encoder, or for a guide of another input, process or prediction.
     """
     config = _load_config(workdir)
-    if vae_workdir and config.latents.source == "pixels":
+    condition, x_0 = conditions.build(config), latents.build(config)
+    if vae_workdir and not x_0.uses_vae:
         raise ValueError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
     if vae_workdir:
         config.latents.vae = str(vae_workdir)
-    if config.latents.source != "pixels" and not config.latents.vae:
+    if x_0.uses_vae and not config.latents.vae:
         raise ValueError(
             f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
             f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
-    if encoder_workdir and config.model.condition != "context":
+    if encoder_workdir and not condition.needs_encoder:
         raise ValueError(
             f"{workdir} holds a model of condition={config.model.condition!r}, which takes no "
             f"--text_encoder={encoder_workdir}."
         )
     if encoder_workdir:
         config.text.encoder = str(encoder_workdir)
-    if config.model.condition == "context" and not config.text.encoder:
+    if condition.needs_encoder and not config.text.encoder:
         raise ValueError(
             f"{workdir} holds a model of a frozen text encoder: give --text_encoder, its workdir, "
             f"with digest {config.text.encoder_digest or 'not recorded'}; python -m "
@@ -132,13 +139,11 @@ def load(
     config.sample.update(settings or {})
     ranges.check(config)
     sampler_settings.check_used(config.sample, settings or {}, config.model.learn_sigma)
-    sampler_settings.check_clip(config)
+    x_0.check_clip()
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
-    to_image, vae = latents.image_from_x_0, None
-    if config.latents.source != "pixels":
-        vae = latents.load_run_vae(config, mesh)
-        to_image = functools.partial(generate.make_decode_fn(config.latents, mesh), vae)
+    vae = x_0.load_vae(mesh)
+    to_image = x_0.make_to_image(vae, mesh)
     guide = None
     if guide_workdir or guide_step is not None:
         guide_workdir = guide_workdir or workdir
@@ -147,7 +152,7 @@ def load(
         loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
         guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
     process = diffusion.build(config.diffusion)
-    encoder = conditions.load_encoder(config, mesh)
+    encoder = condition.load_encoder(mesh)
     data = workdirs.load_data(workdir)
     arguments = config, step, raw, mesh, model, process, params, to_image, vae, guide, encoder, data
     return Trained(*arguments)
@@ -184,9 +189,7 @@ def _load_model(workdir, config, mesh, step, raw):
 
 def _check_guide(guide, config, workdir):
     def of(config):
-        keys = ["input_size", "in_channels", "condition", "num_classes", "context_size"]
-        if config.model.condition == "tokens":  # which both read
-            keys += ["text_vocab_size", "text_length"]
+        keys = ["input_size", "in_channels", *conditions.build(config).shared_keys]
         return {
             **{f"model.{key}": config.model[key] for key in keys},
             "diffusion": config.diffusion.to_dict(),

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, latents, sharding
+from dit_jax import latents, sharding
 from dit_jax.evaluation import extractors, measures, metrics, references
-from dit_jax.sampling import generate
+from dit_jax.sampling import generate, requests
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
@@ -34,7 +34,7 @@ def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
-    told = conditions.draw(config, "random", settings.num_images, config.seed)
+    request = requests.draw(config, "random", settings.num_images, config.seed)
     sample = functools.partial(sample, encoder=frozen.text_encoder)
     extract = extractor.compile(mesh)
 
@@ -43,7 +43,7 @@ def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
 
     def distance(params):
         moments = references.Moments()
-        batches = generate.batches(sample, params, told, config.seed, mesh, features)
+        batches = generate.batches(sample, params, request, config.seed, mesh, features)
         for numbers, batch in batches:
             extracted = {"features": np.asarray(batch)[: len(numbers)]}
             references.check_finite(extracted, numbers)
@@ -65,7 +65,7 @@ def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
     measured_by = {
         "fid": {"steps": settings.steps, "cfg_scale": settings.cfg_scale},
         "sample": drawn,
-        "told": told.digest(),
+        "told": request.digest(),
         "extractor": extractor.identity,
         **({"reference": digest} if digest else {}),  # older files hold none
     }

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
@@ -22,14 +21,7 @@ from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.models import lpips
-from dit_jax.sampling import generate, pictures
-
-# What a model of each condition is told, in its summary.
-TOLD = {
-    "label": "labels",
-    "tokens": "captions, by an encoder that is trained along",
-    "context": "captions, by a frozen encoder",
-}
+from dit_jax.sampling import generate, pictures, requests
 
 
 @struct.dataclass
@@ -56,7 +48,6 @@ def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Auto
 
     Raises: ValueError for values that do not fit together.
     """
-    sources.check_latents(config)
     if config.model.name == "vae":
         return Autoencoding.build(config, model, mesh)
     return Denoising.build(config, model, mesh)
@@ -70,44 +61,24 @@ class Denoising:
     model: nn.Module
     mesh: Mesh
     process: diffusion.Process
+    condition: conditions.Condition
+    latents: latents.Latents
 
     @classmethod
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
         """Checks that what the data yields is what the model takes; errors as `build`."""
-        data_config, model_config, source = config.data, config.model, config.latents.source
-        pixels, takes = sizes.image_shape(data_config), sizes.input_shape(model_config)
-        if source == "pixels" and pixels != takes:
-            raise ValueError(
-                f"data.image_size, data.image_channels make images {pixels}, but model.input_size, "
-                f"model.in_channels take {takes}: a model of pixels needs the same. For latents "
-                "set latents.source."
-            )
-        draws = config.sample_every_steps or config.fid.every_steps
-        if (source == "images" or (source != "pixels" and draws)) and not config.latents.vae:
-            raise ValueError(
-                f"latents.source={source!r} with sample_every_steps={config.sample_every_steps} "
-                f"and fid.every_steps={config.fid.every_steps} needs latents.vae, the workdir of a "
-                "VAE."
-            )
-        for key in ("scale", "shift"):
-            numbers = config.latents[key]
-            if source != "pixels" and len(numbers) not in (1, model_config.in_channels):
-                raise ValueError(
-                    f"latents.{key}={numbers} must be one number, or one for each of "
-                    f"model.in_channels={model_config.in_channels}."
-                )
-        if config.text.stored and (
-            model_config.condition != "context" or source not in ("moments", "device")
-        ):
+        condition, x_0 = conditions.build(config), latents.build(config)
+        x_0.check(draws=bool(config.sample_every_steps or config.fid.every_steps))
+        if config.text.stored and not (condition.needs_encoder and x_0.stored):
             raise ValueError(
                 f"text.stored reads captions' context where dit_jax.encode put it: it needs "
-                f"model.condition='context', not {model_config.condition!r}, and latents.source="
-                f"'moments' or 'device', not {source!r}."
+                f"model.condition='context', not {config.model.condition!r}, and latents.source="
+                f"'moments' or 'device', not {config.latents.source!r}."
             )
-        sampler_settings.check_clip(config)
+        x_0.check_clip()
         process = diffusion.build(config.diffusion)
-        objectives.check(process, config.objective, model_config.learn_sigma)
-        task = cls(config, model, mesh, process)
+        objectives.check(process, config.objective, config.model.learn_sigma)
+        task = cls(config, model, mesh, process, condition, x_0)
         task._check_sampling()
         return task
 
@@ -131,18 +102,16 @@ class Denoising:
     ) -> NoisyExamples:
         """The examples of a batch; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
-        cond = conditions.get_condition(batch, frozen.records)
+        cond = self.condition.of_batch(batch, frozen.records)
         if dropout:
-            null = self.model.num_classes if frozen.null is None else frozen.null
+            null = self.condition.null(frozen.null)
             cond = conditions.drop(drop_key, cond, self.model.class_dropout_prob, null)
-        if frozen.text_encoder and not self.config.text.stored:
-            cond = frozen.text_encoder(cond)
-        x_0 = latents.x_0_from_batch(batch, posterior_key, self.config.latents, frozen, self.mesh)
+        cond = self.condition.apply_frozen(frozen.text_encoder, cond)
+        x_0 = self.latents.x_0(batch, posterior_key, frozen, self.mesh)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
         keys = None
         if dropout and getattr(self.model, "dropout", 0):
             keys = jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
-        cond = cond.astype(jnp.float32) if cond.ndim == 3 else cond  # contexts are stored as f16
         return NoisyExamples(x_0, cond, t, eps, keys)
 
     def losses(
@@ -162,11 +131,8 @@ class Denoising:
         )
 
     def to_image(self, frozen: latents.Frozen) -> Callable:
-        """x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
-        if self.config.latents.source == "pixels":
-            return latents.image_from_x_0
-        decode = generate.make_decode_fn(self.config.latents, self.mesh)
-        return functools.partial(decode, frozen.vae)
+        """Returns the function from x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
+        return self.latents.make_to_image(frozen.vae, self.mesh)
 
     def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
         """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
@@ -175,11 +141,11 @@ class Denoising:
         sample = generate.make_sample_fn(
             self.model, config.sample, self.process, prediction, self.mesh
         )
-        to_image, told = self.to_image(frozen), conditions.draw_for_picture(config, num)
+        to_image, request = self.to_image(frozen), requests.draw_for_picture(config, num)
         sample = functools.partial(sample, encoder=frozen.text_encoder)
 
         def draw(params):
-            images = generate.generate(sample, params, told, config.seed, self.mesh, to_image)
+            images = generate.generate(sample, params, request, config.seed, self.mesh, to_image)
             return pictures.image_grid(images, pictures.grid_columns(num))
 
         return draw
@@ -187,7 +153,7 @@ class Denoising:
     def summary(self) -> str:
         """The model in a line."""
         counts, model = models.count(self.config), self.model
-        kind = f"{self.config.model.name} of {TOLD[model.condition]}"
+        kind = f"{self.config.model.name} of {self.condition.description}"
         if self.config.model.name == "dit":
             how = "unrolled" if model.scan_unroll else "in a loop"
             kind += f", {counts['tokens']} tokens, {model.block} blocks {how}"
@@ -216,7 +182,7 @@ class Autoencoding:
                 f"data.image_channels={channels} must be model.image_channels="
                 f"{model.image_channels}."
             )
-        if config.latents.source != "pixels":
+        if latents.build(config).uses_vae:
             raise ValueError(
                 f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
             )
@@ -245,7 +211,7 @@ class Autoencoding:
         self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
     ) -> ImageExamples:
         """The pixels of a batch, and the posterior's noise."""
-        pixels = latents.x_0_from_batch(batch, key, self.config.latents, frozen, self.mesh)
+        pixels = latents.pixels_from_image(batch["image"])
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
         shape = (batch_size, height // factor, width // factor, channels)

@@ -18,7 +18,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, latents, sharding, train, workdirs
-from dit_jax.data import sources
 from dit_jax.evaluation import extractors, references, rows, samples
 from dit_jax.sampling import runs
 from dit_jax.system import files, locks, stopping
@@ -53,7 +52,7 @@ def run(
             return
         if lost := _lost(_read(directory), directory):
             logger.warning("%s has lost %s: it is measured again.", cell.name, ", ".join(lost))
-        check(cell, directory, sources.open_split(cell.config, "train").metadata)
+        check(cell, directory, latents.open_split(cell.config, "train").metadata)
         began = time.monotonic()
         # Of the parts of this run that came to an end; those that were killed are not known.
         before = _read(directory).get("wall_seconds", 0)
@@ -88,7 +87,7 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
     Args: metadata, of the data that it trains on.
     Raises: ValueError with the keys that differ, or the compute points that are gone.
     """
-    workdirs.check_config(directory, latents.resolve(cell.config, metadata))
+    workdirs.check_config(directory, latents.build(cell.config).resolve(metadata))
     saved = workdirs.saved_steps(directory)
     gone = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
     if gone:

@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, latents, sharding
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
 from dit_jax.evaluation import plot_style
 from dit_jax.system import files
 from dit_jax.training import initial_state, programs
@@ -57,9 +57,9 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     """Rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}} of a config of `of_width`.
 
     A seed is of parameters, times, noise and dropped labels; the images are those of config.seed.
-    Raises: ValueError or OSError as `sources.open_split` and `programs.make_program`.
+    Raises: ValueError or OSError as `latents.open_split` and `programs.make_program`.
     """
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     devices = jax.devices()[:1]
     mesh = sharding.make_mesh(config.mesh, devices)
     config, frozen = latents.load_frozen(config, mesh, source.metadata)

@@ -21,8 +21,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from dit_jax import cli
-from dit_jax.data import sources
+from dit_jax import cli, latents
 from dit_jax.system import files, json_files, stopping
 from experiments.scaling import cell, collect, executors, grid
 
@@ -44,7 +43,7 @@ def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path)
     """Opens what the cells train on and are measured by, and demands that directories are theirs.
 
     Args: evaluation, `config.evaluate` of the sweep.
-    Raises: as `sources.open_split` and `cell.load_extractor`; ValueError that lists the cells whose
+    Raises: as `latents.open_split` and `cell.load_extractor`; ValueError that lists the cells whose
       directories are not theirs.
     """
     if evaluation.num and cells:
@@ -53,7 +52,7 @@ def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path)
     for one in cells:
         keys = json.dumps([one.config.data.to_dict(), one.config.latents.to_dict()])
         if keys not in metadata:
-            metadata[keys] = sources.open_split(one.config, "train").metadata
+            metadata[keys] = latents.open_split(one.config, "train").metadata
         try:
             cell.check(one, workdir / one.name, metadata[keys])
         except ValueError as error:

@@ -15,7 +15,6 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli, conditions, latents, models
-from dit_jax.data import sources
 from dit_jax.diffusion import objectives
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import runs
@@ -36,7 +35,7 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
     """
     trained = runs.load(workdir)
     config, mesh = trained.config, trained.mesh
-    if config.latents.source != "pixels":
+    if latents.build(config).uses_vae:
         raise ValueError(f"{workdir} is a model of latents; this takes models of pixels.")
     process, objective = trained.process, config.objective
 
@@ -54,11 +53,11 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
 
     found = {}
     for name, split in (("trained", config.data.train_split), ("held out", config.data.eval_split)):
-        source = sources.open_images(config, split)
+        source = conditions.open_images(config, split)
         numbers = range(min(len(source), MOST))
         x_0 = latents.pixels_from_image(jnp.stack([source[i]["image"] for i in numbers]))
-        told = conditions.from_captions(config, [source.captions(i)[0] for i in numbers])
-        conds = told.cond, np.roll(told.cond, 1, axis=0), told.null
+        request = conditions.build(config).request([source.captions(i)[0] for i in numbers])
+        conds = request.cond, np.roll(request.cond, 1, axis=0), request.null
         keys = jax.random.split(jax.random.key(0), draws)
         found[name] = np.array(
             [

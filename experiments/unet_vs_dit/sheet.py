@@ -16,7 +16,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, conditions
-from dit_jax.data import sources
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import generate, pictures, runs
 
@@ -29,7 +28,7 @@ def real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.
     """{prompt: ('trained' or 'held out', image [H, W, 3] uint8)} of those that the data have."""
     found = {}
     for name, split in (("trained", config.data.train_split), ("held out", config.data.eval_split)):
-        source = sources.open_images(config, split) if split else ()
+        source = conditions.open_images(config, split) if split else ()
         for i in range(len(source)):
             for caption in set(source.captions(i)) & set(prompts):
                 found.setdefault(caption, (name, source[i]["image"]))
@@ -47,7 +46,7 @@ def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, set
         generate.generate(
             sample,
             trained.params,
-            conditions.from_captions(trained.config, [prompt] * num),
+            trained.condition.request([prompt] * num),
             seed,
             trained.mesh,
             trained.to_image,

@@ -16,9 +16,10 @@ from PIL import Image
 
 from dit_jax import conditions, latents, models, sharding, train, workdirs
 from dit_jax.data import loader, sources, text
+from dit_jax.data.annotations import Annotations
 from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
-from dit_jax.sampling import generate
+from dit_jax.sampling import generate, requests
 from dit_jax.system import json_files
 from dit_jax.training import initial_state, programs
 
@@ -41,7 +42,7 @@ def _read(tokens):
 def test_every_image_has_its_captions(config, cache):
     """And over the epochs each of them."""
     config.data.cache = cache
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     assert source.captions(3) == ["a three", "the digit three"]
     assert source.captions(4) == ["a four", "a four"]
     batches = loader.TrainIterator(source, config, np.arange(16))
@@ -55,7 +56,7 @@ def test_every_image_has_its_captions(config, cache):
 
 
 def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     one, many = (loader.TrainIterator(source, config, np.arange(16)) for _ in range(2))
     for _ in range(4):
         state = many.state()
@@ -66,7 +67,7 @@ def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
 
 
 def test_held_out_loss_is_of_the_first_caption(config):
-    (batch, *_) = loader.eval_batches(sources.open_split(config, "eval"), 16, np.arange(16))
+    (batch, *_) = loader.eval_batches(latents.open_split(config, "eval"), 16, np.arange(16))
     assert [_read(tokens) for tokens in batch["tokens"][:4]] == [
         captions_of(i)[0] for i in range(4)
     ]
@@ -98,22 +99,23 @@ def test_captions_of_a_tfds_dataset(config, tmp_path):
     builder = Captioned(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     config.data.update(source="tfds", name=str(builder.data_dir), caption_feature="captions/text")
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     number = int(source[1]["image"][0, 0, 0])
     assert source.captions(1) == [f"caption {j} of {number}" for j in range(2)]
     assert _read(source[1]["tokens"][1]) == f"caption 1 of {number}"
     config.data.caption_feature = "captions/words"
     with pytest.raises(ValueError, match=r"no feature data.caption_feature='captions/words'; it"):
-        sources.open_split(config, "train")
+        latents.open_split(config, "train")
     config.data.caption_feature = ""
     config.model.condition = "label"
     with pytest.raises(ValueError, match=r"has no labels, only captions, image: set model.cond"):
-        sources.open_split(config, "train")
+        latents.open_split(config, "train")
 
 
 def test_an_image_without_captions_is_named():
     records = [{"image": b"", "text": []}]
-    source = sources.Source(records, "image", (8, 8, 1), origin="a test", caption_feature="text")
+    annotations = Annotations(caption_feature="text")
+    source = sources.Source(records, "image", (8, 8, 1), annotations, origin="a test")
     with pytest.raises(ValueError, match=r"record 0 of a test has no caption; leave it out"):
         source.captions(0)
 
@@ -121,7 +123,7 @@ def test_an_image_without_captions_is_named():
 def test_captions_without_their_name_are_refused(config):
     config.data.caption_feature = ""
     with pytest.raises(ValueError, match=r"model.condition='tokens' needs data.caption_feature"):
-        sources.open_split(config, "train")
+        latents.open_split(config, "train")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
     params = random_params(model)
-    told = conditions.from_captions(config, ["a two", "a three"])
+    told = conditions.build(config).request(["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
     whole = apply(jnp.asarray(told.cond))
@@ -239,7 +241,7 @@ def test_training_learns_from_captions(config):
     config.model.class_dropout_prob = 0.5
     program, frozen = _program(config)
     np.testing.assert_array_equal(frozen.null, np.full(20, text.PAD))
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     batch = next(loader.TrainIterator(source, config, np.arange(16)))
     examples = program.task.examples(batch, jax.random.key(0), frozen, dropout=True)
     empty = np.all(np.asarray(examples.cond) == text.PAD, axis=1)
@@ -266,10 +268,10 @@ def test_prompts_and_negative_prompts(config):
     """Away from the prompt itself is no guidance; away from another one is another image."""
     params = random_params(models.build(config.model))
     prompts = ["a two", "a three"]
-    plain = _sample(config, conditions.from_captions(config, prompts), params, cfg_scale=1.0)
+    plain = _sample(config, conditions.build(config).request(prompts), params, cfg_scale=1.0)
 
     def guided(prompts, negative=""):
-        told = conditions.from_captions(config, prompts, negative)
+        told = conditions.build(config).request(prompts, negative)
         return _sample(config, told, params, cfg_scale=4.0)
 
     same = guided(["a two", "a two"], "a two")
@@ -280,36 +282,38 @@ def test_prompts_and_negative_prompts(config):
 
 
 def test_prompts_are_asked_for_in_blocks(config):
-    asked = conditions.from_flags(config, 5, prompts=["a two", "a three"], negative="the digit")
+    asked = conditions.build(config).from_flags(
+        5, prompts=["a two", "a three"], negative="the digit"
+    )
     assert [_read(tokens) for tokens in asked.cond] == ["a two"] * 3 + ["a three"] * 2
     assert [_read(tokens) for tokens in asked.null] == ["the digit"] * 5
 
 
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
     with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
-        conditions.from_captions(smoke_config, ["a two"])
+        conditions.build(smoke_config).request(["a two"])
 
 
 def test_captioned_folders_have_no_classes(config):
     """Else all of its images would be of the class 0."""
     config.model.update(condition="label", num_classes=10)
     with pytest.raises(ValueError, match=r"='text': an image folder with captions has no classes"):
-        sources.open_split(config, "train")
+        latents.open_split(config, "train")
     config.model.update(num_classes=0, class_dropout_prob=0.0)
-    assert sources.open_split(config, "train")[3]["label"] == 0
+    assert latents.open_split(config, "train")[3]["label"] == 0
 
 
 def test_conditions_are_drawn_from_the_data(config):
     """Each once before any twice; in order for pictures."""
-    drawn = conditions.draw(config, "random", 2 * CAPTIONED, seed=1)
+    drawn = requests.draw(config, "random", 2 * CAPTIONED, seed=1)
     told = [_read(tokens) for tokens in drawn.cond]
     firsts = sorted(captions_of(i)[0] for i in range(CAPTIONED))
     assert sorted(told[:CAPTIONED]) == sorted(told[CAPTIONED:]) == firsts
     assert told[:CAPTIONED] != told[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
     with pytest.raises(ValueError, match="unknown labels 'even'; choose random or balanced"):
-        conditions.draw(config, "even", 2)
-    assert [_read(t) for t in conditions.draw_for_picture(config, 3).cond] == [
+        requests.draw(config, "even", 2)
+    assert [_read(t) for t in requests.draw_for_picture(config, 3).cond] == [
         "a zero",
         "a one",
         "a two",
@@ -345,7 +349,7 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
     def examples(stored):
         stored_config.text.stored = stored
         program, frozen = _program(stored_config)
-        source = sources.open_split(stored_config, "train")
+        source = latents.open_split(stored_config, "train")
         assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
         batch = next(loader.TrainIterator(source, stored_config, np.arange(16)))
         key = jax.random.key(0)
@@ -361,27 +365,27 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
 
 def test_captions_are_drawn_from_stored_ones(stored_config):
     """Whose records are the images and their mirrors, two of each caption."""
-    drawn = conditions.draw(stored_config, "balanced", 5)
-    told = conditions.from_captions(stored_config, [captions_of(i)[0] for i in range(5)])
+    drawn = requests.draw(stored_config, "balanced", 5)
+    told = conditions.build(stored_config).request([captions_of(i)[0] for i in range(5)])
     np.testing.assert_array_equal(drawn.cond, told.cond)
 
 
 def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):
     """By its parameters, whatever their place and shape."""
     mesh = sharding.make_mesh(stored_config.mesh)
-    recorded = sources.open_split(stored_config, "train").metadata
-    resolved, encoder = conditions.resolve(stored_config, recorded, mesh)
+    recorded = latents.open_split(stored_config, "train").metadata
+    resolved, encoder = conditions.build(stored_config).resolve(recorded, mesh)
     digest = resolved.text.encoder_digest
     assert digest == encoder.digest == recorded["text_encoder_digest"]
     stored_config.text.encoder = str(conftest.save_clip(tmp_path / "other", seed=1))
-    other = conditions.load_encoder(stored_config, mesh).digest
+    other = conditions.build(stored_config).load_encoder(mesh).digest
     with pytest.raises(ValueError, match=rf"digest {other}, but text.encoder_digest={digest} is"):
-        conditions.resolve(stored_config, recorded, mesh)
+        conditions.build(stored_config).resolve(recorded, mesh)
     stored_config.text.encoder_digest = other
     with pytest.raises(ValueError, match=rf"encoder with digest {digest}, but .*digest={other} is"):
-        sources.open_split(stored_config, "train")
+        latents.open_split(stored_config, "train")
     stored_config.text.stored = False  # the captions alone
-    assert conditions.resolve(stored_config, recorded, mesh)[0].text.encoder_digest == other
+    assert conditions.build(stored_config).resolve(recorded, mesh)[0].text.encoder_digest == other
 
 
 @pytest.mark.parametrize("changes", [dict(condition="tokens"), dict(source="images")])
@@ -436,7 +440,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stored_config, tmp_path, co
     losses = [[line["loss"] for line in of_run if line["step"] > 2] for of_run in lines]
     assert losses[0] == losses[1]
     digest = workdirs.load_config(tmp_path / "broken").text.encoder_digest
-    recorded = sources.open_split(config, "train").metadata["text_encoder_digest"]
+    recorded = latents.open_split(config, "train").metadata["text_encoder_digest"]
     assert digest == {"tokens": "", "context": recorded}[condition]
 
 

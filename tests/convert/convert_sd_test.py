@@ -17,8 +17,7 @@ from configs import default, sd_finetune
 from dit_jax import conditions, convert, workdirs
 from dit_jax.convert import stable_diffusion
 from dit_jax.convert.__main__ import convert_sd
-from dit_jax.data import sources
-from dit_jax.sampling import generate, runs
+from dit_jax.sampling import generate, requests, runs
 from dit_jax.workdirs import checkpoint
 
 ZERO_SNR = dict(rescale_betas_zero_snr=True)
@@ -132,7 +131,7 @@ def test_parts_are_those_of_the_folder(converted):
         (trained.encoder.params, "clip", _golden("clip"), published_configs.CLIP_CONFIG),
     ):
         jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, found, config))
-    told = conditions.from_captions(trained.config, ["the cat's on"])
+    told = conditions.build(trained.config).request(["the cat's on"])
     np.testing.assert_array_equal(told.null[0], [533, 534] + [0] * 10)  # "!" pads
 
 
@@ -143,7 +142,7 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     sample = trained.make_sample_fn()
 
     def draw(negative):
-        told = conditions.from_captions(trained.config, ["the cat"], negative)
+        told = conditions.build(trained.config).request(["the cat"], negative)
         arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
         return generate.generate(*arguments).astype(int)
 
@@ -207,9 +206,9 @@ def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
 def test_no_data_to_draw_captions_from(converted):
     config = runs.load(converted).config
     with pytest.raises(ValueError, match=r"data.name is empty: this config names no images"):
-        conditions.draw(config, "random", 2)
+        requests.draw(config, "random", 2)
     with pytest.raises(ValueError, match=r"data.name is empty"):
-        sources.open_images(config, config.data.train_split)
+        conditions.open_images(config, config.data.train_split)
 
 
 @pytest.mark.parametrize(

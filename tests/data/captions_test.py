@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from dit_jax.data import captions, sources
+from dit_jax import latents
+from dit_jax.data import captions
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ CAPTION = "JSON with text, a caption or a list of captions, at least one, not '{
 )
 def test_damaged_metadata_is_refused(config, tmp_path, contents, message):
     with pytest.raises((ValueError, OSError), match=message):
-        sources.open_split(_metadata(config, tmp_path, contents), "train")
+        latents.open_split(_metadata(config, tmp_path, contents), "train")
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n"], ids=str)
@@ -60,7 +61,7 @@ def test_metadata_of_other_editors(config, tmp_path, end):
     """A byte order mark, blank lines, and what Python takes for the end of a line in a caption."""
     first = ONE.replace(b"a zero", "a\u2028z\u00e9ro\x85".encode())
     contents = b"\xef\xbb\xbf" + first + end + b"  " + end + TWO + end
-    source = sources.open_split(_metadata(config, tmp_path, contents), "train")
+    source = latents.open_split(_metadata(config, tmp_path, contents), "train")
     assert [source.captions(i) for i in range(2)] == [2 * ["a\u2028z\u00e9ro\x85"], 2 * ["one"]]
 
 
@@ -134,7 +135,7 @@ def test_all_lines_that_are_wrong_are_listed_with_their_numbers(tmp_path):
 
 def test_captions_that_are_too_long_together_are_refused(tmp_path, monkeypatch):
     rows = [{"file_name": name, "text": "x" * 900} for name in ("0.png", "sub/1.png")]
-    monkeypatch.setattr(captions.files, "MOST_JSON_BYTES", 1000)
+    monkeypatch.setattr(captions.json_files, "MOST_JSON_BYTES", 1000)
     monkeypatch.setattr(captions, "MOST_BYTES", 500)
     assert _read(tmp_path, rows)[1] == ["x" * 900] * 2
     monkeypatch.setattr(captions, "MOST_BYTES", 400)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import default
+from dit_jax import conditions
 from dit_jax.data import folders, sources
 from dit_jax.evaluation import image_sets
 
@@ -50,12 +51,12 @@ def _unlabelled(config):
 
 
 def _labels(config, split="train"):
-    source = sources.open_images(config, split)
+    source = conditions.open_images(config, split)
     return [int(source[i]["label"]) for i in range(len(source))]
 
 
 def test_a_class_per_folder_in_sorted_order(config, root):
-    source = sources.open_images(config, "train")
+    source = conditions.open_images(config, "train")
     assert source.class_names == source.records.classes == ("ant", "bee")
     assert source.records.files[3] == "bee/0.png"
     assert source.records.sizes[3] == (root / "train" / "bee" / "0.png").stat().st_size
@@ -66,7 +67,7 @@ def test_a_class_per_folder_in_sorted_order(config, root):
 
 
 def test_a_folder_goes_to_worker_processes(config):
-    source = pickle.loads(pickle.dumps(sources.open_images(config, "train")))
+    source = pickle.loads(pickle.dumps(conditions.open_images(config, "train")))
     np.testing.assert_array_equal(source[5]["label"], 1)
 
 
@@ -104,15 +105,15 @@ def test_other_splits_have_the_classes_of_the_training_split(config, root, caplo
     config.model.num_classes = 3
     with caplog.at_level("WARNING", "dit_jax"):
         assert _labels(config, "val") == [1, 1, 1, 2, 2, 2]
-    assert sources.open_images(config, "val").class_names == ("ant", "bee", "cat")
+    assert conditions.open_images(config, "val").class_names == ("ant", "bee", "cat")
     assert f"{root / 'val'} has no images of 1 of the 3 classes: ant" in caplog.text
     _classes(root / "val", ("dog",))
     message = r"val has folders that are no classes of image folder .*train: dog\. Rename or rem"
     with pytest.raises(ValueError, match=message):
-        sources.open_images(config, "val")
+        conditions.open_images(config, "val")
     (root / "train").rename(root / "learn")
     with pytest.raises(FileNotFoundError, match=r"no image folder .*/train: data.name is the root"):
-        sources.open_images(config, "val")
+        conditions.open_images(config, "val")
 
 
 def test_names_of_classes_are_compared_in_one_spelling(config, root):
@@ -127,7 +128,7 @@ def test_names_of_classes_are_compared_in_one_spelling(config, root):
     with pytest.raises(
         ValueError, match=r"two folders of one name in two spellings of Unicode, 'e"
     ):
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -139,13 +140,13 @@ def test_a_class_without_images_is_refused(config, root, split):
     with pytest.raises(
         ValueError, match=rf"{split} has folders without images: bee\. Every folder"
     ):
-        sources.open_images(config, split)
+        conditions.open_images(config, split)
 
 
 def test_a_class_of_gifs_is_refused_and_they_are_counted(config, root, caplog):
     _save(root / "train" / "cow" / "0.gif")
     with pytest.raises(ValueError, match=r"has folders without images: cow \(but 1 \.gif\)"):
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
     assert "1 image of other kinds left out: 1 .gif. Convert them; PNG, JPEG, WEBP" in caplog.text
 
 
@@ -162,14 +163,14 @@ def test_a_model_of_another_number_of_classes_is_refused(config, num_classes):
     config.model.num_classes = num_classes
     message = rf"num_classes={num_classes}, but .*train has 2 classes: ant, bee\. Set model\.num_"
     with pytest.raises(ValueError, match=message):
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
 
 
 def test_images_beside_class_folders_are_refused(config, root):
     _save(root / "train" / "stray.png")
     message = r"has 1 image beside its folders of classes, so of no class: stray\.png\. Move or"
     with pytest.raises(ValueError, match=message):
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
 
 
 def test_images_without_class_folders_are_trained_on_without_labels(config, root):
@@ -180,13 +181,13 @@ def test_images_without_class_folders_are_trained_on_without_labels(config, root
         r"or train without labels: model\.num_classes=0, model\.class_dropout_prob=0, sample\."
     )
     with pytest.raises(ValueError, match=message):
-        sources.open_images(config, "flat")
+        conditions.open_images(config, "flat")
     _unlabelled(config)
     assert _labels(config, "flat") == [0, 0, 0]
-    assert sources.open_images(config, "flat").class_names is None
+    assert conditions.open_images(config, "flat").class_names is None
     _save(root / "train" / "stray.png")
     (root / "train" / "empty").mkdir()
-    files = sources.open_images(config, "train").records.files
+    files = conditions.open_images(config, "train").records.files
     assert [*files] == [*(f"{c}/{j}.png" for c in ("ant", "bee") for j in range(3)), "stray.png"]
 
 
@@ -194,9 +195,9 @@ def test_images_alone_need_no_classes(config, root):
     """As for a VAE: --config configs/imagenet256.py, and a folder of any images."""
     _save(root / "val" / "all" / "0.png")
     config.model.num_classes = 1000
-    assert len(sources.open_images(config, "val", labels=False)) == 1
+    assert len(conditions.open_images(config, "val", labels=False)) == 1
     with pytest.raises(ValueError, match=r"val has folders that are no classes of .*: all"):
-        sources.open_images(config, "val")
+        conditions.open_images(config, "val")
 
 
 def test_links_are_refused_together_with_what_to_do(config, root, tmp_path_factory):
@@ -207,7 +208,7 @@ def test_links_are_refused_together_with_what_to_do(config, root, tmp_path_facto
     (root / "train" / "ant" / "more").symlink_to(other, target_is_directory=True)
     (root / "train" / "ant" / "broken.png").symlink_to("/nowhere.png")
     with pytest.raises(ValueError, match="has 3 faults:") as error:
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
     assert str(error.value).splitlines()[1:4] == [
         "  ant/broken.png: a link that leads nowhere, to /nowhere.png",
         f"  ant/more: a link that leads outside, to {other}",
@@ -215,14 +216,14 @@ def test_links_are_refused_together_with_what_to_do(config, root, tmp_path_facto
     ]
     _classes(root / "val", ("ant", "bee"))
     with pytest.raises(ValueError, match="fly: a link that leads outside"):  # it would be a class
-        sources.open_images(config, "val")
+        conditions.open_images(config, "val")
 
 
 def test_links_inside_the_root_are_images_of_their_class(config, root):
     _save(root / "pool" / "0.png")
     (root / "train" / "ant" / "more").symlink_to("../../pool", target_is_directory=True)
     (root / "train" / "bee" / "9.png").symlink_to("../ant/0.png")
-    source = sources.open_images(config, "train")
+    source = conditions.open_images(config, "train")
     assert [*source.records.files] == [
         *("ant/0.png", "ant/1.png", "ant/2.png", "ant/more/0.png"),
         *("bee/0.png", "bee/1.png", "bee/2.png", "bee/9.png"),
@@ -245,7 +246,7 @@ def test_a_split_is_a_folder_of_the_root(config, split):
     with pytest.raises(
         ValueError, match=r"leads out of data\.name=.*: it must be the name of a fo"
     ):
-        sources.open_images(config, split)
+        conditions.open_images(config, split)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "renamed"])
@@ -257,7 +258,7 @@ def test_damaged_images_are_named_when_they_are_read(config, root, damage):
         Image.new("RGB", (8, 8)).save(path, "TIFF")
     else:
         path.write_bytes(path.read_bytes()[: {"empty": 0, "cut": 5000}[damage]])
-    source = sources.open_images(config, "train")
+    source = conditions.open_images(config, "train")
     assert source[0]["image"].shape == (8, 8, 3)
     reason = {"empty": "it is empty", "cut": "truncated", "renamed": "it is a TIFF image"}[damage]
     with pytest.raises(ValueError, match=rf"cannot read the image of {path}: .*{reason}"):
@@ -270,7 +271,7 @@ def test_damaged_images_are_named_when_they_are_read(config, root, damage):
 @pytest.mark.parametrize("size", [(1, 5000), (30_000, 2), (1, 20_000)])
 def test_long_images_are_cropped_too(config, root, size):
     _save(root / "train" / "ant" / "0.png", (5, 6, 7), size)
-    assert (sources.open_images(config, "train")[0]["image"] == (5, 6, 7)).all()
+    assert (conditions.open_images(config, "train")[0]["image"] == (5, 6, 7)).all()
 
 
 def test_orientation_is_not_applied_and_said_once(config, root, caplog):
@@ -281,7 +282,7 @@ def test_orientation_is_not_applied_and_said_once(config, root, caplog):
     exif[0x0112] = 6
     for i in range(2):
         Image.fromarray(pixels).save(root / "train" / "ant" / f"{i}.jpg", quality=95, exif=exif)
-    source = sources.open_images(config, "train")
+    source = conditions.open_images(config, "train")
     files = [*source.records.files]
     for i in range(2):
         image = source[files.index(f"ant/{i}.jpg")]["image"]
@@ -301,14 +302,14 @@ def test_strange_names_are_read_and_escaped(tmp_path, config, root):
     config.data.name = str(root)
     config.model.num_classes = 4
     assert _labels(config) == 3 * [0] + 3 * [1] + 3 * [2] + 3 * [3]
-    source = sources.open_images(config, "train")
+    source = conditions.open_images(config, "train")
     assert source.class_names == tuple(sorted(names))
     shown = [source.describe(i) for i in range(len(source))]
     assert sum("x\\x1b[31m\\n" in text for text in shown) == 3
     assert sum("\\udce9t\\udce9" in text for text in shown) == 3
     config.model.num_classes = 3
     with pytest.raises(ValueError, match="has 4 classes: ") as error:
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
     assert "\x1b" not in str(error.value)
 
 
@@ -316,7 +317,7 @@ def _captioned(config, root, lines):
     config.data.update(caption_feature="text")
     _unlabelled(config)
     (root / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return sources.open_images(config, "train")
+    return conditions.open_images(config, "train")
 
 
 def test_captions_are_of_the_listed_images_and_the_others_are_counted(config, root, caplog):
@@ -355,7 +356,7 @@ def test_links_are_refused_with_captions_too(config, root, tmp_path_factory):
     (root / "train" / "metadata.jsonl").rename(other / "metadata.jsonl")
     (root / "train" / "metadata.jsonl").symlink_to(other / "metadata.jsonl")
     with pytest.raises(ValueError, match=r"metadata\.jsonl: a link that leads outside"):
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")
 
 
 def test_samples_in_folders_have_their_classes(root, caplog):

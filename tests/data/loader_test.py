@@ -10,7 +10,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import default
+from dit_jax import conditions, latents
 from dit_jax.data import loader, sources
+from dit_jax.data.annotations import Annotations
 
 
 def _noise_image(width, height):
@@ -43,11 +45,11 @@ def folder_config(folder):
 
 @pytest.fixture
 def digits_source(smoke_config):
-    return sources.open_images(smoke_config, "train")
+    return conditions.open_images(smoke_config, "train")
 
 
 def test_folder_gives_a_class_per_sub_folder(folder_config):
-    source = sources.open_images(folder_config, "train")
+    source = conditions.open_images(folder_config, "train")
     assert [int(source[i]["label"]) for i in range(len(source))] == [0, 0, 0, 1, 1]
     assert source[4]["image"].shape == (8, 8, 3)
     assert source[0]["image"].dtype == np.uint8
@@ -60,7 +62,7 @@ def test_images_become_the_channels_asked_for(channels):
     file = io.BytesIO()
     image.save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 1}]
-    source = sources.Source(records, "image", (8, 8, channels), 2, "a test")
+    source = sources.Source(records, "image", (8, 8, channels), origin="a test")
     expected = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     np.testing.assert_array_equal(source[0]["image"], expected.reshape(8, 8, channels))
 
@@ -78,7 +80,7 @@ def test_images_smaller_than_the_crop_are_enlarged_and_that_is_told_once(caplog)
     file = io.BytesIO()
     _noise_image(12, 5).save(file, "PNG")
     records = 3 * [{"image": file.getvalue(), "label": 1}]
-    source = sources.Source(records, "image", (8, 8, 3), 2, "small images")
+    source = sources.Source(records, "image", (8, 8, 3), origin="small images")
     with caplog.at_level("WARNING", "dit_jax"):
         images = [source[i]["image"] for i in range(3)]
     expected = _noise_image(12, 5).resize((19, 8), Image.Resampling.BICUBIC).crop((5, 0, 13, 8))
@@ -98,7 +100,7 @@ def test_memory_that_is_short_is_no_damage_to_an_image(digits_source, monkeypatc
 
 
 def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
-    test = sources.open_images(smoke_config, "test")
+    test = conditions.open_images(smoke_config, "test")
     assert (len(digits_source), len(test)) == (1617, 180)
     everything = np.concatenate(
         [np.stack([s[i]["image"] for i in range(len(s))]) for s in (digits_source, test)]
@@ -113,7 +115,8 @@ def test_digits_have_the_test_split_taken_out(smoke_config, digits_source):
 class _Numbered:
     """A source whose image is its own index, to see what was read."""
 
-    origin, kind, views, captions_per_image = "numbers", "image", 1, 1
+    origin, kind, views, on_device = "numbers", "image", 1, False
+    annotations = Annotations()
 
     def __init__(self, size):
         self.size = size
@@ -300,7 +303,7 @@ def moments_config(config, moments_dir):
 
 
 def test_moments_are_read_from_the_directory_of_a_dataset(moments_config):
-    source = sources.open_split(moments_config, "train")
+    source = latents.open_split(moments_config, "train")
     iterator = loader.TrainIterator(source, moments_config, np.arange(4))
     batch = next(iterator)
     assert batch["moments"].shape == (4, 4, 4, 8)
@@ -311,7 +314,7 @@ def test_moments_are_read_from_the_directory_of_a_dataset(moments_config):
 
 def test_mirroring_moments_without_mirrors_is_refused(moments_config):
     moments_config.data.flip = True
-    source = sources.open_split(moments_config, "train")
+    source = latents.open_split(moments_config, "train")
     with pytest.raises(
         ValueError, match=r"data\.flip mirrors images before the VAE, but .* no mirr"
     ):
@@ -343,22 +346,22 @@ def test_mirror_of_moments_is_the_next_record(config):
 def test_moments_of_another_shape_than_the_model_takes_are_refused(moments_config):
     moments_config.model.input_size = 8
     with pytest.raises(ValueError, match=r"moments \(4, 4, 8\), but the model takes \(8, 8, 8\)"):
-        sources.open_split(moments_config, "train")
+        latents.open_split(moments_config, "train")
 
 
 def test_missing_dataset_says_how_to_build_it(smoke_config, tmp_path):
     smoke_config.data.data_dir = str(tmp_path)
     command = rf"python -m dit_jax\.datasets\.digits --data_dir {tmp_path}"
     with pytest.raises(FileNotFoundError, match=command):
-        sources.open_images(smoke_config, "train")
+        conditions.open_images(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
     smoke_config.data.name = "mnist"
     build = rf"tfds build mnist --file_format=array_record --data_dir={tmp_path}"
     with pytest.raises(FileNotFoundError, match=build):
-        sources.open_images(smoke_config, "train")
+        conditions.open_images(smoke_config, "train")
     smoke_config.data.name = "no_such_dataset"
     with pytest.raises(FileNotFoundError, match=r"no_such_dataset.*\. Set data\.data_dir"):
-        sources.open_images(smoke_config, "train")
+        conditions.open_images(smoke_config, "train")
 
 
 def test_dataset_in_another_file_format_says_how_to_build_it_again(
@@ -369,32 +372,32 @@ def test_dataset_in_another_file_format_says_how_to_build_it_again(
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     smoke_config.data.name = str(directory)
     with pytest.raises(ValueError, match=r"the format tfrecord.*--file_format=array_record"):
-        sources.open_images(smoke_config, "train")
+        conditions.open_images(smoke_config, "train")
 
 
 def test_unknown_split_and_feature_list_the_known_ones(smoke_config):
     with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
-        sources.open_images(smoke_config, "validation")
+        conditions.open_images(smoke_config, "validation")
     with pytest.raises(ValueError, match=r"no split 'train\[:x\]'; it has train, test, and slices"):
-        sources.open_images(smoke_config, "train[:x]")
+        conditions.open_images(smoke_config, "train[:x]")
     smoke_config.latents.update(source="moments", moments=smoke_config.data.name)
     with pytest.raises(ValueError, match="no feature 'moments', only image, label"):
-        sources.open_split(smoke_config, "train")
+        latents.open_split(smoke_config, "train")
 
 
 def test_empty_split_is_refused(smoke_config, folder_config, folder):
     with pytest.raises(ValueError, match=r"'train\[:0\]'.* is empty"):
-        sources.open_images(smoke_config, "train[:0]")
+        conditions.open_images(smoke_config, "train[:0]")
     (folder / "val").mkdir()
     with pytest.raises(ValueError, match="val is empty"):
-        sources.open_images(folder_config, "val")
+        conditions.open_images(folder_config, "val")
     with pytest.raises(FileNotFoundError, match="one folder per split"):
-        sources.open_images(folder_config, "test")
+        conditions.open_images(folder_config, "test")
 
 
 def test_label_beyond_the_classes_names_the_record(smoke_config):
     smoke_config.model.num_classes = 5
-    source = sources.open_images(smoke_config, "train")
+    source = conditions.open_images(smoke_config, "train")
     with pytest.raises(ValueError, match=r"label \d of record \d+ of split 'train'.*0\.\.4"):
         next(loader.TrainIterator(source, smoke_config, np.arange(16)))
 
@@ -411,7 +414,7 @@ def test_unreadable_image_names_the_file(folder_config, tmp_path, damage, num_wo
     folder_config.data.update(name=str(tmp_path), num_workers=num_workers)
     folder_config.model.num_classes = 1
     iterator = loader.TrainIterator(
-        sources.open_images(folder_config, "train"), folder_config, np.arange(2)
+        conditions.open_images(folder_config, "train"), folder_config, np.arange(2)
     )
     with pytest.raises(Exception, match=r"cannot read the image of .*train/a/cut\.png") as error:
         next(iterator)  # a batch of both
@@ -434,4 +437,4 @@ def test_dataset_that_changed_under_a_run_is_refused(config):
 def test_unknown_data_settings_list_the_known_ones(config, change, message):
     config.data.update(change)
     with pytest.raises(ValueError, match=message):
-        sources.open_images(config, "train")
+        conditions.open_images(config, "train")

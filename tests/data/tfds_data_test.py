@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from dit_jax.data import sources, tfds_data
+from dit_jax import latents
+from dit_jax.data import tfds_data
 
 EVIL = "evil_module.Evil"
 
@@ -175,12 +176,12 @@ def test_lost_and_cut_shards_are_named(directory, smoke_config):
     with pytest.raises(
         ValueError, match=r"cannot read .*/digits-train.*If a shard was cut, remove it"
     ):
-        sources.open_split(smoke_config, "train")
+        latents.open_split(smoke_config, "train")
     path.unlink()
     with pytest.raises(
         FileNotFoundError, match=r"1 of 1 files of .* are not there, such as digits"
     ):
-        sources.open_split(smoke_config, "train")
+        latents.open_split(smoke_config, "train")
 
 
 def test_slices_take_their_records_of_their_files(directory):
@@ -193,4 +194,4 @@ def test_slices_take_their_records_of_their_files(directory):
 def test_slice_that_ends_before_it_begins_is_empty(smoke_config):
     smoke_config.data.train_split = "train[5:2]"
     with pytest.raises(ValueError, match="is empty"):
-        sources.open_split(smoke_config, "train")
+        latents.open_split(smoke_config, "train")

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import default
-from dit_jax.data import sources
+from dit_jax import conditions
 from dit_jax.datasets import openmoji
 
 COUNTS = {
@@ -147,7 +147,7 @@ def test_opened_through_a_config(data_dir, splits):
     config = default.get_config()
     config.data.update(name="openmoji/32", data_dir=str(data_dir), image_size=32)
     config.model.num_classes = len(COUNTS)
-    source = sources.open_images(config, "test")
+    source = conditions.open_images(config, "test")
     assert len(source) == 136
     for i in (0, 135):
         record = splits["test"][i]
@@ -162,9 +162,9 @@ def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
         from dit_jax.data import sources
         config = default.get_config()
         config.data.update(name="openmoji/32", data_dir={str(data_dir)!r})
-        print(len(sources.open_images(config, "train")))
+        print(len(conditions.open_images(config, "train")))
         config.data.name = "openmoji/48"
-        sources.open_images(config, "train")"""
+        conditions.open_images(config, "train")"""
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert process.stdout == "1221\n"
     build = f"python -m dit_jax.datasets.openmoji --size 48 --data_dir {data_dir}"

@@ -11,8 +11,8 @@ import pytest
 from conftest import random_params
 from helpers.close import assert_close
 
-from dit_jax import diffusion, models, sharding
-from dit_jax.data import loader, sources
+from dit_jax import diffusion, latents, models, sharding
+from dit_jax.data import loader
 from dit_jax.diffusion import samplers
 from dit_jax.evaluation import bits_per_dim, rows
 from dit_jax.sampling import runs
@@ -138,7 +138,7 @@ def bound_in_numpy(images, x_ts, outputs, alpha_bars, clip):
 def test_bound_is_guided_diffusion_s_clipped_as_the_config_says(smoke_config, clip):
     smoke_config.sample.clip_x_0 = clip
     trained = some_model(smoke_config, 1)
-    source = sources.open_split(smoke_config, "eval")
+    source = latents.open_split(smoke_config, "eval")
     batch = loader.gather(source, [0, 1, 2]) | {"index": np.arange(3, dtype=np.int32)}
     key = jax.random.key(5)
     times = samplers.grids.build(trained.process, 4)
@@ -336,7 +336,7 @@ def test_flow_without_a_word_of_the_data_has_the_bits_of_its_prior(smoke_config,
     zeros = jax.tree.map(jnp.zeros_like, trained.params["final_layer"])
     trained.params["final_layer"] = zeros  # u = 0: x_t stands still, from N(0, 1)
     row, found = bits_of_images(trained, 12, steps=20)
-    images = loader.gather(sources.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
+    images = loader.gather(latents.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
     nats = 0.5 * np.log(2 * np.pi) + 0.5 * (images / 127.5 - 1) ** 2  # of N(0, 1)
     expected = nats.mean() / math.log(2) + math.log2(255 / 2)
     assert row["bits_per_dim"] == pytest.approx(expected, abs=0.02)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.close import assert_close
 
-from dit_jax import conditions, latents, train
+from dit_jax import latents, train
 from dit_jax.evaluation import (
     extractors,
     image_sets,
@@ -15,7 +15,7 @@ from dit_jax.evaluation import (
     precision_recall,
     references,
 )
-from dit_jax.sampling import generate
+from dit_jax.sampling import generate, requests
 from dit_jax.training import initial_state, programs, sample_distance, tasks
 
 
@@ -124,7 +124,7 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     sample = generate.make_sample_fn(
         program.model, smoke_config.sample, program.task.process, "eps", program.mesh
     )
-    told = conditions.draw(smoke_config, "random", 90, smoke_config.seed)
+    told = requests.draw(smoke_config, "random", 90, smoke_config.seed)
     drawn = generate.generate(
         sample,
         state.params,

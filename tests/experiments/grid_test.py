@@ -6,7 +6,7 @@ import pytest
 
 from configs import smoke
 from dit_jax import latents
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
 from dit_jax.training import programs
 from experiments.scaling import grid
 from experiments.scaling.configs import default
@@ -112,7 +112,7 @@ def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
         config = cell.config
         program = programs.make_program(config, jax.devices()[:1])
         batches = loader.TrainIterator(
-            sources.open_split(config, "train"), config, np.arange(16), None
+            latents.open_split(config, "train"), config, np.arange(16), None
         )
         key = jax.random.fold_in(jax.random.key(config.seed), 5)
         return jax.device_get(

@@ -15,7 +15,8 @@ from helpers.close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import latents, sharding, train, workdirs
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
+from dit_jax.data.annotations import Annotations
 from dit_jax.latents import codec, device, loading
 from dit_jax.sampling import runs
 from dit_jax.training import programs
@@ -24,10 +25,16 @@ KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
 
 
+def _x_0(batch, key, config, frozen=None, mesh=MESH):
+    """Of a batch, by config.latents."""
+    x_0 = latents.build(ConfigDict(dict(latents=config)))
+    return x_0.x_0(batch, key, frozen or latents.Frozen(), mesh)
+
+
 def test_every_pixel_value_survives_the_round_trip():
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     config = ConfigDict(dict(source="pixels", scale=(7.0,), shift=(3.0,)))
-    x_0 = latents.x_0_from_batch({"image": jnp.asarray(image)}, KEY, config, latents.Frozen(), MESH)
+    x_0 = _x_0({"image": jnp.asarray(image)}, KEY, config)
     assert (float(x_0.min()), float(x_0.max())) == (-1.0, 1.0)
     np.testing.assert_array_equal(latents.image_from_x_0(x_0), image)
 
@@ -45,11 +52,11 @@ def test_posterior_sample_is_scaled_once(channels):
     moments = np.concatenate([mean, np.full_like(mean, np.log(4.0))], axis=-1).astype(np.float16)
     config = ConfigDict(dict(source="moments", scale=channels * (0.5,), shift=channels * (1.0,)))
     batch = {"moments": jnp.asarray(moments)}
-    x_0 = latents.x_0_from_batch(batch, KEY, config, latents.Frozen(), MESH)
+    x_0 = _x_0(batch, KEY, config)
     assert (x_0.shape, x_0.dtype) == ((4, 64, 64, 4), jnp.float32)
     assert float(x_0.mean()) == pytest.approx(2.0, abs=0.02)
     assert float(x_0.std()) == pytest.approx(1.0, rel=0.02)
-    other = latents.x_0_from_batch(batch, jax.random.key(1), config, latents.Frozen(), MESH)
+    other = _x_0(batch, jax.random.key(1), config)
     assert not np.array_equal(x_0, other)  # drawn afresh for every key
     assert_close(latents.unscale(config, x_0), 2 * x_0 + 1, 1e-6)
 
@@ -100,7 +107,7 @@ def test_a_key_for_each_image_makes_its_sample_its_own():
 
     def x_0(rows):
         batch = {"moments": moments[rows]}
-        return np.asarray(latents.x_0_from_batch(batch, keys[rows], config, latents.Frozen(), MESH))
+        return np.asarray(_x_0(batch, keys[rows], config))
 
     together, alone = x_0(slice(None)), x_0(slice(1, 2))
     np.testing.assert_array_equal(together[1], alone[0])
@@ -114,7 +121,7 @@ def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir
     x_0 = {}
     for source, batch in (("images", {"image": image}), ("moments", {"moments": stored})):
         latent_config.latents.source = source
-        of = functools.partial(latents.x_0_from_batch, config=latent_config.latents, mesh=MESH)
+        of = functools.partial(_x_0, config=latent_config.latents)
         x_0[source] = jax.jit(of)(batch, KEY, frozen=latents.Frozen(vae=vae))
     np.testing.assert_array_equal(x_0["images"], x_0["moments"])
 
@@ -131,7 +138,7 @@ def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkey
         monkeypatch.setattr(codec, "PIXELS_PER_DEVICE", images_at_once * 64)
         return (
             jax.jit(
-                lambda batch, vae: latents.x_0_from_batch(
+                lambda batch, vae: _x_0(
                     batch, KEY, latent_config.latents, latents.Frozen(vae=vae), mesh
                 )
             )
@@ -150,11 +157,11 @@ def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkey
 
 def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
     latent_config.latents.update(scale=(), shift=())
-    source = sources.open_split(latent_config, "train")
-    config = latents.resolve(latent_config, source.metadata)
+    source = latents.open_split(latent_config, "train")
+    config = latents.build(latent_config).resolve(source.metadata)
     batch = loader.gather(source, range(len(source)))
     batch = {"moments": jnp.asarray(batch["moments"])}
-    x_0 = latents.x_0_from_batch(batch, KEY, config.latents, latents.Frozen(), MESH)
+    x_0 = _x_0(batch, KEY, config.latents)
     assert np.abs(x_0.mean((0, 1, 2))).max() < 0.05
     assert np.abs(x_0.std((0, 1, 2)) - 1).max() < 0.05
     metadata = json.loads((moments_dir / "metadata.json").read_text())
@@ -163,16 +170,16 @@ def test_empty_scale_is_what_the_moments_record(latent_config, moments_dir):
 
 
 def test_scale_that_is_not_the_publisher_s_is_told(latent_config, caplog):
-    source = sources.open_split(latent_config, "train")
+    source = latents.open_split(latent_config, "train")
     source = dataclasses.replace(source, metadata=source.metadata | {"published": [0.25, 0.5]})
     with caplog.at_level("WARNING", "dit_jax"):
         latent_config.latents.update(scale=(0.25,), shift=(0.5,))
-        latents.resolve(latent_config, source.metadata)
+        latents.build(latent_config).resolve(source.metadata)
         latent_config.latents.update(scale=(), shift=())  # each channel's own: a choice
-        latents.resolve(latent_config, source.metadata)
+        latents.build(latent_config).resolve(source.metadata)
         assert not caplog.text
         latent_config.latents.update(scale=(0.18215,), shift=(0.5,))
-        latents.resolve(latent_config, source.metadata)
+        latents.build(latent_config).resolve(source.metadata)
     assert (
         "latents.scale=(0.18215,), latents.shift=(0.5,), but this VAE's publisher uses (0.25,)"
         in (caplog.text)
@@ -225,7 +232,7 @@ def test_what_is_no_vae_is_refused(latent_config, trained_workdir):
     mesh = sharding.make_mesh(latent_config.mesh)
     latent_config.latents.update(source="images", vae=str(trained_workdir))
     with pytest.raises(ValueError, match=r"smoke holds a 'dit', not a 'vae'"):
-        latents.load_run_vae(latent_config, mesh)
+        latents.build(latent_config).load_vae(mesh)
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 9), ("image_channels", 3)])
@@ -234,15 +241,15 @@ def test_images_that_the_vae_does_not_take_are_refused(latent_config, key, value
     latent_config.data[key] = value
     message = rf"takes images of 1 channels and multiples of 2 pixels, not .*{key}={value}"
     with pytest.raises(ValueError, match=message):
-        latents.load_run_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+        latents.build(latent_config).load_vae(sharding.make_mesh(latent_config.mesh))
 
 
 @pytest.mark.parametrize(("key", "value"), [("input_size", 8), ("in_channels", 4)])
 def test_vae_of_another_size_is_refused(latent_config, key, value):
     latent_config.latents.source = "images"
     latent_config.model[key] = value
-    with pytest.raises(ValueError, match=r"makes latents of size and channels \(4, 2\)"):
-        latents.load_run_vae(latent_config, sharding.make_mesh(latent_config.mesh))
+    with pytest.raises(ValueError, match=r"makes latents \(4, 4, 2\) of image_size=8, but"):
+        latents.build(latent_config).load_vae(sharding.make_mesh(latent_config.mesh))
 
 
 @pytest.mark.slow
@@ -269,18 +276,20 @@ def test_scaled_moments_and_cut_shards_are_refused(latent_config, moments_dir, t
     metadata["mean_absolute"] *= 1.5  # as by the scale of Stable Diffusion 3
     (copy / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="they may have been scaled already"):
-        sources.open_split(latent_config, "train")
+        latents.open_split(latent_config, "train")
     shutil.copy(moments_dir / "metadata.json", copy)
     shard = copy / "moments-train.array_record-00001-of-00003"
     shard.write_bytes(shard.read_bytes()[:70_000])
     with pytest.raises(ValueError, match=r"cannot read .*If a shard was cut, remove it"):
-        sources.open_split(latent_config, "train")
+        latents.open_split(latent_config, "train")
 
 
 class _Counted:
     """Records of random moments that count their readings."""
 
     origin, captions_per_image = "counted", 1
+
+    annotations = Annotations()
 
     def __init__(self, size):
         rng = np.random.default_rng(0)
@@ -299,7 +308,7 @@ def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
     monkeypatch.setattr(device, "RECORDS_AT_ONCE", 7)
     mesh, source = sharding.make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))), _Counted(301)
     tracemalloc.start()
-    records = latents.load_moments(mesh, source)
+    records = device.load_moments(mesh, source)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert records["moments"].sharding.spec == records["label"].sharding.spec == sharding.BATCH

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import latents
-from dit_jax.data import loader, sources
+from dit_jax import conditions, latents
+from dit_jax.data import loader
 from dit_jax.latents import codec, store
 from dit_jax.system import locks
 from dit_jax.workdirs import checkpoint
@@ -51,7 +51,7 @@ def test_records_are_the_moments_of_the_images_and_of_their_mirrors(config, vae_
     assert len(list(tmp_path.glob("moments-train.array_record-*-of-00003"))) == 3
     moments, labels = _read(tmp_path)
     assert (moments.shape, moments.dtype) == ((140, 4, 4, 4), np.float16)
-    source = sources.open_images(config, "train[:70]")
+    source = conditions.open_images(config, "train[:70]")
     batch = loader.gather(source, range(70))
     np.testing.assert_array_equal(labels, batch["label"].repeat(2))
     vae = latents.load_vae(vae_dir, jax.make_mesh((1,), ("data",)), "float32")
@@ -179,10 +179,10 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
     config.model.update(num_classes=0, input_size=4, in_channels=2, class_dropout_prob=0.0)
     config.latents.update(source="moments", moments=str(tmp_path / "out"), scale=(), shift=())
     store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     assert [int(source[i]["label"]) for i in range(8)] == [0] * 8
     config.model.update(condition="tokens", context_size=8)
-    assert [sources.open_split(config, "train").captions(i) for i in (0, 7)] == [
+    assert [latents.open_split(config, "train").captions(i) for i in (0, 7)] == [
         ["image 0"],
         ["image 7"],
     ]
@@ -192,7 +192,7 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
         store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     config.model.num_classes = 10
     with pytest.raises(ValueError, match=r"holds no labels, which model.num_classes=10 needs"):
-        sources.open_split(config, "train")
+        latents.open_split(config, "train")
 
 
 @pytest.mark.slow

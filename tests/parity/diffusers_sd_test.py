@@ -112,7 +112,7 @@ def _initial():
 
 
 def _ours(trained, negative):
-    told = conditions.from_captions(trained.config, PROMPTS, negative)
+    told = conditions.build(trained.config).request(PROMPTS, negative)
     edits = editing.from_noise(told, _initial())
     sample = trained.make_sample_fn(edits.edit)
     return generate.generate(sample, trained.params, edits, 0, trained.mesh, lambda x_0: x_0)

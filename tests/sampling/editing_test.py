@@ -15,7 +15,6 @@ from PIL import Image
 
 from configs import default, smoke
 from dit_jax import conditions, latents
-from dit_jax.data import sources
 from dit_jax.diffusion import edits, grids, samplers
 from dit_jax.sampling import editing, generate, runs
 
@@ -260,7 +259,7 @@ def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.zeros((8, 8)), "m.png is black all over the crop of 8 pixels"),
+        (np.zeros((8, 8)), "m.png is black all over the crop of 8 x 8 pixels"),
         (np.full((8, 8), 255), "m.png is white all over"),
         (np.zeros((6, 8)), r"m.png has 8 x 6 pixels, but --image=\S+a.png 8 x 8: they must be"),
     ],
@@ -297,7 +296,7 @@ def test_an_image_has_the_pixels_of_training(trained, tmp_path, caplog):
     Image.fromarray(noise).save(path, exif=exif)
     config = trained.config.copy_and_resolve_references()
     config.data.update(source="folder", name=str(tmp_path))
-    example = sources.open_images(config, "train", labels=False)[0]
+    example = conditions.open_images(config, "train", labels=False)[0]
     read = editing.read_image(path, trained.config)
     np.testing.assert_array_equal(read[0], example["image"])
     assert f"--image={path} has EXIF orientation 6, which is not applied, as in t" in caplog.text
@@ -352,7 +351,7 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({}, r"invert needs --labels, the class of the image, in 0..9: told another, it comes"),
+        ({}, r"invert needs --labels, the class of the image, in 0..9: with another it comes"),
         (dict(labels="random"), "--labels=random: invert takes one class"),
         (dict(labels="3", labels_after="8,9"), "--labels_after=8,9: invert takes one class"),
         (dict(labels="3", prompt_after="a cat"), "--prompt_after=a cat: this model takes --labels"),
@@ -372,7 +371,7 @@ def test_what_is_told_before_and_after(trained, captioned_workdir):
     captioned = runs.load(captioned_workdir)
     told = editing.parse_before_and_after(captioned, "", ["one"], "", "two", "three")
     found = [told[0].cond, told[1].cond, told[1].null]
-    expected = conditions.from_captions(captioned.config, ["one", "two", "three"]).cond
+    expected = conditions.build(captioned.config).request(["one", "two", "three"]).cond
     np.testing.assert_array_equal(np.concatenate(found), expected)
     for told, message in (
         (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),

@@ -114,16 +114,16 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
 
 def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
     told = dict(num=2, prompts=["a two"], negative="a red cat")
-    asked = runs.load(captioned_workdir).asked(**told)  # the run's cfg_scale is 1.5
+    asked = runs.load(captioned_workdir).request(**told)  # the run's cfg_scale is 1.5
     assert asked.cond.shape == asked.null.shape == (2, 20)
     tokenize = text.WordTokenizer(20, 4096)
     np.testing.assert_array_equal(asked.null, tokenize(["a red cat"] * 2))
     unguided = runs.load(captioned_workdir, settings=dict(cfg_scale=1.0))
     with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
-        unguided.asked(**told)
-    assert len(unguided.asked(**told | dict(negative=""))) == 2
+        unguided.request(**told)
+    assert len(unguided.request(**told | dict(negative=""))) == 2
     by_other = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
     with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
-        by_other.asked(**told)
+        by_other.request(**told)
     with pytest.raises(ValueError, match=r"^--negative_prompt is of a model of captions; this one"):
-        runs.load(trained_workdir).asked(2, negative="a red cat")
+        runs.load(trained_workdir).request(2, negative="a red cat")

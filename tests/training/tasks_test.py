@@ -11,8 +11,8 @@ from helpers.close import assert_trees_close
 from PIL import Image
 
 from configs import vae_digits
-from dit_jax import latents, sharding, train, workdirs
-from dit_jax.data import loader, sources
+from dit_jax import conditions, latents, sharding, train, workdirs
+from dit_jax.data import loader
 from dit_jax.latents import store
 from dit_jax.training import initial_state, programs
 from dit_jax.workdirs import checkpoint
@@ -74,7 +74,7 @@ def test_vae_begins_with_the_weights_of_another(vae_workdir, vae_config):
 @pytest.mark.slow
 def test_picture_shows_images_beside_their_reconstructions(vae_workdir, vae_config):
     program = programs.make_program(vae_config, jax.devices()[:1])
-    source = sources.open_images(vae_config, "test[:20]")
+    source = conditions.open_images(vae_config, "test[:20]")
     params, _ = checkpoint.restore_params(vae_workdir, program.state.params)
     picture = program.task.compile_picture({}, source)(params)
     vae = latents.Vae(params, program.model, digest="")

@@ -8,7 +8,7 @@ from helpers.close import assert_close
 
 from configs import default
 from dit_jax import latents, sharding, train
-from dit_jax.data import loader, sources
+from dit_jax.data import loader
 from dit_jax.models import unet
 from dit_jax.system import json_files
 from dit_jax.training import initial_state, programs, tasks
@@ -55,7 +55,7 @@ def _losses(config, devices=1):
     program = programs.make_program(config, jax.devices()[:devices])
     state = initial_state.new_state(program, jax.random.key(config.seed))
     rows = np.arange(config.batch_size)
-    batches = loader.TrainIterator(sources.open_split(config, "train"), config, rows)
+    batches = loader.TrainIterator(latents.open_split(config, "train"), config, rows)
     step, losses = programs.compile_train_step(program), []
     for _ in range(config.total_steps):
         batch = sharding.put_batch(program.mesh, next(batches))
@@ -88,7 +88,7 @@ def test_it_learns_16_images(config):
 def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
     """And not while evaluating."""
     program = programs.make_program(config, jax.devices()[:1])
-    batch = next(loader.TrainIterator(sources.open_split(config, "train"), config, np.arange(16)))
+    batch = next(loader.TrainIterator(latents.open_split(config, "train"), config, np.arange(16)))
     frozen = latents.Frozen()
 
     def examples(i, dropout):
@@ -120,7 +120,7 @@ def test_posterior_noise_and_both_dropouts_have_keys_of_their_own(config, monkey
 
         monkeypatch.setattr(module, name, call)
 
-    record(tasks.latents, "x_0_from_batch", 1)
+    record(tasks.latents.KINDS["pixels"], "x_0", 2)
     record(tasks.objectives, "draw", 2)
     record(tasks.conditions, "drop", 0)
     program = programs.make_program(config, jax.devices()[:1])

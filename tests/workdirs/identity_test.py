@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from dit_jax import conditions, train, workdirs
-from dit_jax.data import sources
+from dit_jax import latents, train, workdirs
 from dit_jax.evaluation import bits_per_dim, references
 from dit_jax.latents import shards, store
-from dit_jax.sampling import runs
+from dit_jax.sampling import requests, runs
 from dit_jax.workdirs import identity, records
 
 
@@ -73,7 +72,7 @@ def trained(finished):
 
 
 def _identify(config, recorded=None):
-    return identity.identify(sources.open_split(config, "train"), recorded)
+    return identity.identify(latents.open_split(config, "train"), recorded)
 
 
 def _replace(root):
@@ -181,7 +180,7 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
     data = workdirs.load_data(run)
     assert data["train"]["classes"] == ["ant", "bee"]
     assert data["eval"]["num_examples"] == 4
-    assert runs.load(run).asked(2, "bee,ant").cond.tolist() == [1, 0]
+    assert runs.load(run).request(2, "bee,ant").cond.tolist() == [1, 0]
     change(folder)
     config.total_steps = 3
     message = rf"image folder .*train is not what the run in {run} was begun with:\n  .*differ"
@@ -209,7 +208,7 @@ def test_record_of_a_split_stays_while_the_run_does_not_read_it(trained):
     """As with eval_every_steps=0: the held-out images are compared when they are read again."""
     _, config, run = trained
     recorded = workdirs.load_data(run)
-    now = identity.check_splits({"train": sources.open_split(config, "train")}, run)
+    now = identity.check_splits({"train": latents.open_split(config, "train")}, run)
     assert now["eval"] == recorded["eval"]
 
 
@@ -225,15 +224,15 @@ def test_a_run_goes_on_with_data_that_were_moved(trained):
 
 def test_before_the_first_checkpoint_other_data_are_no_error(folder, config, tmp_path):
     """Such as those from which a damaged image was removed."""
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     workdirs.write_data(tmp_path, identity.check_splits({"train": source}, tmp_path))
     (folder / "train" / "ant" / "3.bmp").unlink()
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     assert identity.check_splits({"train": source}, tmp_path)["train"]["num_examples"] == 15
 
 
 def test_names_of_classes_that_come_or_go_are_said(config, caplog):
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     recorded = identity.identify(source)
     nameless = dataclasses.replace(source, class_names=None)
     assert identity.check(nameless, recorded, "the run")["classes"] == ["ant", "bee"]
@@ -246,9 +245,9 @@ def test_names_of_classes_that_come_or_go_are_said(config, caplog):
 def test_labels_of_the_same_files_count_where_names_of_classes_are_not_known(folder, config):
     """Held-out bees were class 1 after ant; they are class 0 before cat."""
     shutil.rmtree(folder / "val" / "ant")
-    recorded = identity.identify(sources.open_split(config, "eval")) | {"classes": None}
+    recorded = identity.identify(latents.open_split(config, "eval")) | {"classes": None}
     (folder / "train" / "ant").rename(folder / "train" / "cat")
-    source = sources.open_split(config, "eval")
+    source = latents.open_split(config, "eval")
     changes = identity.describe_changes(recorded, identity.identify(source))
     assert changes == ["labels of images differ"]
     with pytest.raises(ValueError, match="is not what the run was begun with:\n  labels of images"):
@@ -258,13 +257,13 @@ def test_labels_of_the_same_files_count_where_names_of_classes_are_not_known(fol
 def test_what_a_sample_of_the_contents_does_not_show_is_said(folder, config, monkeypatch, caplog):
     monkeypatch.setattr(identity, "READ_WHOLE_BYTES", 100)
     monkeypatch.setattr(identity, "MAX_FILES", 2)
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     recorded = identity.identify(source)
     identity.check(source, recorded, "the run")
     assert not caplog.text
     path = folder / "train" / "ant" / "3.bmp"  # not one of the two
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    identity.check(sources.open_split(config, "train"), recorded, "the run")
+    identity.check(latents.open_split(config, "train"), recorded, "the run")
     assert "were copied or changed since the run was begun" in caplog.text
 
 
@@ -299,7 +298,7 @@ def test_moments_are_of_their_images(folder, config, vae_dir, tmp_path):
     (tmp_path / "out").mkdir()
     shards.claim(tmp_path / "out", {"dataset": "another"}, {})  # and stopped before a shard
     store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
-    source = sources.open_split(config, "train")
+    source = latents.open_split(config, "train")
     assert source.class_names == ("ant", "bee")
     config.data.name = str(folder.rename(folder.with_name("moved")))
     folder = folder.with_name("moved")
@@ -318,12 +317,12 @@ def test_captions_are_drawn_of_the_run_s_own_data(captioned_config, captioned_di
     root = shutil.copytree(captioned_dir, tmp_path / "images")
     captioned_config.data.update(name=str(root), eval_split="test")
     run = tmp_path / "run"
-    splits = {"eval": sources.open_split(captioned_config, "eval")}
+    splits = {"eval": latents.open_split(captioned_config, "eval")}
     run.mkdir()
     workdirs.write_data(run, identity.check_splits(splits, run))
     (run / "checkpoints" / "1").mkdir(parents=True)  # it is trained
-    conditions.draw(captioned_config, "random", 4, workdir=run)
+    requests.draw(captioned_config, "random", 4, workdir=run)
     path = root / "test" / "metadata.jsonl"
     path.write_text(path.read_text().replace("a one", "a two"))
     with pytest.raises(ValueError, match="captions of images differ"):
-        conditions.draw(captioned_config, "random", 4, workdir=run)
+        requests.draw(captioned_config, "random", 4, workdir=run)

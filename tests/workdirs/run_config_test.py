@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 from configs import default
-from dit_jax import train, workdirs
-from dit_jax.data import sources
+from dit_jax import latents, train, workdirs
 from dit_jax.datasets import digits, writing
 from dit_jax.latents import store
 from dit_jax.sampling import runs
@@ -198,7 +197,7 @@ def test_directories_that_libraries_cannot_write_to_are_refused_first(
         store.encode(smoke_config, workdir, name / "moments")
     smoke_config.data.data_dir = str(name)
     with pytest.raises(ValueError, match=message):
-        sources.open_split(smoke_config, "train")
+        latents.open_split(smoke_config, "train")
 
 
 def test_directories_of_other_names_are_no_checkpoints(workdir, smoke_config):

@@ -1,0 +1,185 @@
+"""Captions: hashed words that the model's own encoder reads, or a frozen encoder's context."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax import models
+from dit_jax.conditions import text_encoder
+from dit_jax.conditions.condition import Condition
+from dit_jax.conditions.labels import count_captions
+from dit_jax.conditions.request import Request
+from dit_jax.data import text
+from dit_jax.data.annotations import Annotations
+from dit_jax.models import conditioning
+
+
+class Captions(Condition):
+    """A caption of each image, as token ids [M] int32."""
+
+    flag = "prompt"
+    feature = "tokens"
+
+    def make_tokenizer(self) -> Callable[[Sequence[str]], np.ndarray]:
+        """Returns the function from captions to the ids [n, M] int32 that the model reads."""
+        raise NotImplementedError
+
+    def annotations(self):
+        tokenize, feature = self.make_tokenizer(), self.config.data.caption_feature
+        if not feature:
+            raise ValueError(
+                f"model.condition={self.config.model.condition!r} needs data.caption_feature, the "
+                "name of the captions in the dataset: caption, captions/text, or text of an image "
+                "folder."
+            )
+        return Annotations(None, feature, count_captions(self.config), tokenize)
+
+    def stored_annotations(self, features, metadata, place):
+        count = self._count_stored(features, place)
+        return Annotations(None, "captions", count, self.make_tokenizer())
+
+    def _count_stored(self, features, place):
+        """The captions of each record of moments.   Raises: ValueError if there are none."""
+        if "captions" not in features:
+            raise ValueError(
+                f"{place} holds no captions, which model.condition="
+                f"{self.config.model.condition!r} needs: encode the images with "
+                "data.caption_feature set."
+            )
+        return features["captions"].shape[0]
+
+    def load_null(self, encoder):
+        return self.request([""]).cond[0]
+
+    def null(self, kept):
+        return kept
+
+    def request(self, captions, negative=""):
+        tokenize = self.make_tokenizer()
+        cond = tokenize(captions)
+        return Request(cond, np.broadcast_to(tokenize([negative]), cond.shape))
+
+    def from_flags(self, num, labels="", prompts=(), negative="", seed=0, names=None):
+        if labels:
+            raise ValueError(f"--labels={labels}: this model takes captions, as --prompt.")
+        prompts = list(prompts) or [""]
+        if num < len(prompts):
+            raise ValueError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
+        return self.request([prompts[i * len(prompts) // num] for i in range(num)], negative)
+
+    def split_flags(self, labels, prompts):
+        return [(labels, [prompt]) for prompt in prompts if prompt]
+
+    def draw(self, kind, num, seed, open_source):
+        """Drawn without repetition as long as there are enough; 'balanced' ones are the first."""
+        source = open_source()
+        count = len(source) // source.views
+        index = np.arange(num) % count
+        if kind == "random":
+            rng = np.random.default_rng(seed)
+            index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
+        return self.request([source.captions(source.views * i)[0] for i in index])
+
+    def draw_for_picture(self, num, open_source):
+        return self.draw("balanced", num, 0, open_source)
+
+    def describe(self, request):
+        return {"captions": request.digest()}
+
+    def make_example(self, num):
+        return self.request([f"image {i}" for i in range(num)])
+
+    def make_batch(self, rows, rng):
+        return {"tokens": self.make_example(rows).cond}
+
+
+class Tokens(Captions):
+    """Hashed words, which a text encoder of the model's own reads; it is trained along."""
+
+    description = "captions, by an encoder that is trained along"
+    shared_keys = (*Condition.shared_keys, "text_vocab_size", "text_length")
+
+    def make_tokenizer(self):
+        model = self.config.model
+        return text.WordTokenizer(model.text_length, model.text_vocab_size)
+
+    @staticmethod
+    def encode(model, params, encoder, cond, mesh):
+        if cond.ndim == 3:
+            return cond
+        return models.bind(conditioning.encoder(model), params["text_encoder"], mesh)(cond)
+
+
+class Context(Captions):
+    """What the frozen text encoder of `config.text` makes of a caption, [M, D].
+
+    With `config.text.stored` it is read from the records of moments, f16.
+    """
+
+    description = "captions, by a frozen encoder"
+    needs_encoder = True
+
+    @property
+    def stored(self) -> bool:
+        return self.config.text.stored
+
+    @property
+    def feature(self) -> str:
+        return "context" if self.stored else "tokens"
+
+    def make_tokenizer(self):
+        return text.load_tokenizer(text_encoder.get_workdir(self.config))
+
+    def stored_annotations(self, features, metadata, place):
+        if not self.stored:
+            return super().stored_annotations(features, metadata, place)
+        count = self._count_stored(features, place)
+        if "context" not in features:
+            raise ValueError(
+                f"{place} holds no text encoder's outputs: encode with text.stored, or set "
+                "it to False."
+            )
+        recorded = metadata.get("text_encoder_digest", "")
+        digest, size = self.config.text.encoder_digest, self.config.model.context_size
+        if recorded and digest not in ("", recorded):
+            raise ValueError(
+                f"{place} holds outputs of a text encoder with digest {recorded}, but text."
+                f"encoder_digest={digest} is of another: encode the images again."
+            )
+        shape = tuple(features["context"].shape)
+        if shape[-1] != size:
+            raise ValueError(
+                f"{place} holds context {shape} of each image, but the model was built for "
+                f"model.context_size={size}."
+            )
+        return Annotations(None, "captions", count, context=True)
+
+    def load_encoder(self, mesh, dtype=None):
+        return text_encoder.load(self.config, mesh, dtype)
+
+    def resolve(self, recorded, mesh):
+        config = self.config.copy_and_resolve_references()
+        if self.stored and "text_encoder_digest" in recorded:
+            config.text.encoder_digest = recorded["text_encoder_digest"]
+        encoder = text_encoder.load(config, mesh)
+        config.text.encoder_digest = encoder.digest
+        return config, encoder
+
+    def load_null(self, encoder):
+        null = super().load_null(encoder)
+        return encoder(null[None]).astype(jnp.float16)[0] if self.stored else null
+
+    def apply_frozen(self, encoder, cond):
+        # Stored in f16, as the null condition is that replaces some of them.
+        return cond.astype(jnp.float32) if self.stored else encoder(cond)
+
+    @staticmethod
+    def encode(model, params, encoder, cond, mesh):
+        return cond if cond.ndim == 3 else encoder(cond)
+
+    def make_batch(self, rows, rng):
+        if not self.stored:
+            return super().make_batch(rows, rng)
+        shape = rows, self.make_tokenizer().length, self.config.model.context_size
+        return {"context": rng.standard_normal(shape).astype(np.float16)}

@@ -1,0 +1,49 @@
+"""The condition of a config: `build` makes it, once."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from dit_jax.conditions.captions import Context, Tokens
+from dit_jax.conditions.condition import Condition
+from dit_jax.conditions.labels import Labels
+from dit_jax.conditions.text_encoder import TextEncoder
+from dit_jax.data import sources
+from dit_jax.models import conditioning
+
+KINDS: dict[str, type[Condition]] = {"label": Labels, "tokens": Tokens, "context": Context}
+
+
+def build(config: ConfigDict) -> Condition:
+    """Returns the condition of a config's model; of a VAE, which has none, `Labels`.
+
+    Raises: ValueError for an unknown `config.model.condition`.
+    """
+    name = config.model.get("condition", "label")
+    conditioning.check_kind(name)
+    return KINDS[name](config)
+
+
+def encode(
+    model: nn.Module,
+    params: dict,
+    encoder: TextEncoder | None,
+    cond: jax.Array,
+    mesh: jax.sharding.Mesh,
+) -> jax.Array:
+    """Returns a condition [B, ...] as the model takes it, computed once for all its calls."""
+    return KINDS[model.condition].encode(model, params, encoder, cond, mesh)
+
+
+def open_images(config: ConfigDict, split: str, labels: bool = True) -> sources.Source:
+    """Opens the images of one split of `config.data`, with the conditions of the config's model.
+
+    Args: labels, False for images without classes, whatever the config's model takes.
+    Raises: as `sources.open_images` and `Condition.annotations`.
+    """
+    annotations = build(config).annotations()
+    if not labels:
+        annotations = dataclasses.replace(annotations, num_classes=None)
+    return sources.open_images(config, split, annotations)

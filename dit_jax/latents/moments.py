@@ -1,0 +1,76 @@
+"""Moments that `dit_jax.encode` wrote, as a source of examples."""
+
+import numpy as np
+
+from dit_jax import conditions
+from dit_jax.config import sizes
+from dit_jax.data import manifest, sources, tfds_data
+
+MOST_CHECKED = 256  # records whose size is compared with what was recorded
+
+
+def open_split(config, split: str) -> sources.Source:
+    """Opens the moments of one split, 'train' or 'eval'.
+
+    Raises: FileNotFoundError if there is no such dataset; ValueError for an empty split, moments
+      of another shape than the model takes, or moments that something has scaled.
+    """
+    name = config.latents.moments
+    build = "python -m dit_jax.encode --config ... --vae ... --out ..."
+    builder = tfds_data.open_builder(name, config.data.data_dir, "moments", build)
+    records, origin, shards = tfds_data.read_split(builder, split, "moments", build)
+    if not len(records):
+        raise ValueError(f"{origin} is empty.")
+    features, model = builder.info.features, config.model
+    _check_shape(features, model, origin)
+    metadata = dict(builder.info.metadata or {})
+    if metadata:
+        manifest.check_moments(metadata, model.in_channels, builder.data_dir)
+    condition = conditions.build(config)
+    annotations = condition.stored_annotations(features, metadata, builder.data_dir)
+    classes = metadata.get("dataset", {}).get("train", {}).get("classes")
+    count = getattr(features["label"], "num_classes", None) if "label" in features else None
+    if classes and count and len(classes) != count:
+        raise ValueError(f"{origin} has {count} classes, but the names of {len(classes)}.")
+    if classes:
+        names = tuple(classes)
+    else:
+        names = sources.read_class_names(builder, annotations.num_classes)
+    source = sources.Source(
+        records,
+        "moments",
+        sizes.image_shape(config.data),
+        annotations,
+        origin,
+        views=2 if metadata.get("mirrored") else 1,
+        metadata=metadata,
+        class_names=names,
+        shards=tuple(shards),
+        version=f"{builder.info.full_name} {split}",
+    )
+    if metadata:
+        _check_scale(source, model.in_channels)
+    return source
+
+
+def _check_shape(features, model, origin):
+    shape = tuple(features["moments"].shape)
+    height, width, channels = sizes.input_shape(model)
+    takes = (height, width, 2 * channels)
+    if shape != takes:
+        raise ValueError(
+            f"{origin} holds moments {shape}, but the model takes {takes}: [h, w, 2C] by "
+            f"model.input_size={model.input_size}, model.in_channels={model.in_channels}."
+        )
+
+
+def _check_scale(source, channels):
+    """Demands means as large as `dit_jax.encode` recorded them: others may have been scaled."""
+    numbers = np.linspace(0, len(source) - 1, min(len(source), MOST_CHECKED)).astype(int)
+    means = np.stack([source[i]["moments"] for i in numbers])[..., :channels]
+    size, recorded = float(np.abs(means).mean(dtype=np.float64)), source.metadata["mean_absolute"]
+    if not recorded / 1.25 < size < recorded * 1.25:
+        raise ValueError(
+            f"the means in {source.origin} are {size:.3g} large on average, but were written as "
+            f"{recorded:.3g}: they may have been scaled already. Encode the images again."
+        )
