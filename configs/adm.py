@@ -27,7 +27,7 @@ def get_config(name: str = "imagenet64"):
         raise ValueError(f"unknown dataset {name!r}; choose {' or '.join(RUNS)}.")
     run = RUNS[name]
     config = default.get_config("unet")
-    config.model.update(unet.get_preset(f"adm-{name}") | dict(class_dropout_prob=0.1))
+    config.model.update(unet.get_preset(f"adm-{name}") | dict(null_condition=True))
     config.model.dtype = "bfloat16"
     config.update(total_steps=run["steps"], batch_size=run["batch"])
     config.optim.learning_rate = run["learning_rate"]

@@ -193,8 +193,10 @@ def _add_condition(config):
     # What tells one image from another: label; tokens, a caption's words, which an encoder reads
     # that is trained along; context, a caption as the frozen encoder text.encoder puts it.
     config.model.condition = "label"
-    config.model.num_classes = 1000  # label: the null class has this index
-    config.model.class_dropout_prob = 0.1  # of labels or captions, in [0, 1); 0: no null class
+    config.model.num_classes = 1000
+    # Guidance leads away from it: class num_classes, or the empty caption. Trained by
+    # objective.condition_dropout; without it the model is never guided.
+    config.model.null_condition = True
     config.model.context_size = 0  # tokens, context: width of the encoder
     config.model.text_vocab_size = 4096  # tokens: ids that words are hashed to
     config.model.text_length = 32  # tokens: words of a caption; longer ones are cut
@@ -234,6 +236,7 @@ def _add_diffusion(config):
     config.objective.t_mean = 0.0  # logit_normal: of logit(t); log_normal: of log(sigma / alpha)
     config.objective.t_std = 1.0  # its deviation
     config.objective.low_discrepancy = False  # t spread evenly over the global batch
+    config.objective.condition_dropout = 0.1  # share that the null condition replaces, below 1
     config.objective.min_t = 1e-5  # of continuous processes: no smaller t is drawn
 
     config.latents = ConfigDict()

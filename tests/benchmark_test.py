@@ -56,7 +56,7 @@ def test_models_without_classes_are_timed(smoke_config):
     config.model = default.get_config("unet").model
     config.model.update(input_size=8, in_channels=1, base_channels=8, norm_groups=4, head_dim=8)
     config.model.update(channel_mult=(1,), blocks_per_level=1, attention_levels=())
-    config.model.update(num_classes=0, class_dropout_prob=0.0)
+    config.model.update(num_classes=0, null_condition=False)
     config.sample.cfg_scale = 1.0
     program = programs.make_program(config)
     batch = next(benchmark._synthetic_batches(program))

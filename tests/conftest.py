@@ -101,7 +101,7 @@ def golden_model_config():
             block="adaLN-Zero",
             condition="label",
             num_classes=7,
-            class_dropout_prob=0.1,
+            null_condition=True,
             context_size=0,
             text_vocab_size=4096,
             text_length=32,

@@ -140,7 +140,7 @@ def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
 
 def test_models_without_classes_have_no_label_accuracy(smoke_config, tmp_path):
     """Though the reference has labels: theirs are none."""
-    smoke_config.model.update(num_classes=0, class_dropout_prob=0.0)
+    smoke_config.model.update(num_classes=0, null_condition=False)
     smoke_config.sample.cfg_scale = 1.0
     row = _evaluate(conftest.save_random(tmp_path, smoke_config), {"steps": 2}, num=16)
     assert "label_accuracy" not in row

@@ -126,7 +126,7 @@ def test_sample_writes_npz_and_grid(run_command, workdir, tmp_path):
 
 
 def test_samples_of_a_model_without_classes_have_no_labels(run_command, smoke_config, tmp_path):
-    smoke_config.model.update(num_classes=0, class_dropout_prob=0.0)
+    smoke_config.model.update(num_classes=0, null_condition=False)
     smoke_config.sample.cfg_scale = 1.0
     workdir = conftest.save_random(tmp_path / "run", smoke_config)
     flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out", tmp_path / "x.npz"]

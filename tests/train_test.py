@@ -341,10 +341,18 @@ def test_accumulation_that_does_not_divide_is_refused(smoke_config):
         programs.make_program(smoke_config)
 
 
+def test_null_condition_that_nothing_trains_is_refused(smoke_config):
+    smoke_config.objective.condition_dropout = 0.0
+    with pytest.raises(ValueError, match="condition_dropout=0 with model.null_condition=True"):
+        programs.make_program(smoke_config, jax.devices()[:1])
+    smoke_config.init_from = "runs/that_trained_it"
+    programs.make_program(smoke_config, jax.devices()[:1])
+
+
 def test_null_class_follows_the_number_of_classes(smoke_config):
     params = programs.make_program(smoke_config).state.params
     assert params["y_embedder"]["embedding"].shape == (11, 32)
-    smoke_config.model.class_dropout_prob = 0.0
+    smoke_config.model.null_condition = False
     model = models.build(smoke_config.model)
     shapes = models.param_shapes(model)
     assert shapes["y_embedder"]["embedding"].shape == (10, 32)
@@ -382,11 +390,11 @@ def test_a_run_begins_with_the_weights_of_another(smoke_config, trained_workdir)
         ),
         (
             {
-                "model.class_dropout_prob": 0.0,
+                "model.null_condition": False,
                 "model.num_classes": 9,
                 "sample.cfg_scale": 1.0,
             },
-            ["model.num_classes: there 10, here 9", "class_dropout_prob > 0: there True, here Fal"],
+            ["model.num_classes: there 10, here 9", "model.null_condition: there True, here Fals"],
         ),
     ],
     ids=str,
@@ -419,7 +427,7 @@ def test_a_beginning_told_otherwise_is_warned_of(smoke_config, trained_workdir, 
 def test_a_beginning_may_differ_in_what_the_weights_do_not_mean(smoke_config, trained_workdir):
     smoke_config.init_from = str(trained_workdir)
     smoke_config.model.update(dtype="bfloat16", remat="full", scan_unroll=False, input_size=12)
-    smoke_config.model.class_dropout_prob = 0.3
+    smoke_config.objective.condition_dropout = 0.3
     smoke_config.data.image_size = 12
     smoke_config.sample.cfg_scale = 2.0
     initial_state.new_state(

@@ -195,7 +195,7 @@ def test_folders_that_lead_elsewhere(refuse, image_folder, folder_flags, tmp_pat
     link.unlink()
     train = [flag for flag in train if "num_classes" not in str(flag)]
     captions = ["--config.data.caption_feature=text", "--config.model.num_classes=0"]
-    captions += ["--config.model.class_dropout_prob=0", "--config.sample.cfg_scale=1"]
+    captions += ["--config.model.null_condition=false", "--config.sample.cfg_scale=1"]
     for name in ("../../secret.png", str(secret), "..\\..\\secret.png"):
         line = json.dumps({"file_name": name, "text": "a"})
         (image_folder / "train" / "metadata.jsonl").write_text(line + "\n")
@@ -331,7 +331,7 @@ def test_lines_without_an_end(refuse, image_folder, folder_flags, tmp_path):
     _make_sparse(image_folder / "train" / "metadata.jsonl")
     train = [flag for flag in folder_flags if "num_classes" not in str(flag)]
     train += ["--config.data.caption_feature=text", "--config.model.num_classes=0"]
-    train += ["--config.model.class_dropout_prob=0", "--config.sample.cfg_scale=1"]
+    train += ["--config.model.null_condition=false", "--config.sample.cfg_scale=1"]
     assert "metadata.jsonl" in refuse("train", *train, "--workdir", tmp_path / "run")
 
 

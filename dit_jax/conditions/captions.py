@@ -20,6 +20,7 @@ class Captions(Condition):
 
     flag = "prompt"
     feature = "tokens"
+    unused_keys = ("num_classes", "null_condition")
 
     def make_tokenizer(self) -> Callable[[Sequence[str]], np.ndarray]:
         """Returns the function from captions to the ids [n, M] int32 that the model reads."""

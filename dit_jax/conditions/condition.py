@@ -30,6 +30,9 @@ class Condition(abc.ABC):
     # Keys of config.model that two models must share to take the same arrays.
     shared_keys: ClassVar[tuple[str, ...]] = ("condition", "num_classes", "context_size")
 
+    # Keys of config.model that have no part in what the network computes.
+    unused_keys: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, config: ConfigDict):
         self.config = config
 

@@ -102,7 +102,6 @@ RANGES = {
     "model.head_dim": SIZE_OR_0,
     "model.mlp_ratio": Range(0, 100, without_low=True),
     "model.num_classes": Range(0, 2**24, whole=True),
-    "model.class_dropout_prob": BELOW_1,
     "model.context_size": SIZE_OR_0,
     "model.text_vocab_size": Range(2, 2**24, whole=True),  # padding and one word
     "model.text_length": SIZE,
@@ -136,6 +135,7 @@ RANGES = {
     "objective.t_mean": Range(-100, 100),
     "objective.t_std": Range(0, 100, without_low=True),
     "objective.min_t": BELOW_1,
+    "objective.condition_dropout": BELOW_1,
     "latents.scale": POSITIVE,
     "latents.shift": ANY,
     "sample.steps": Range(1, 10**6, whole=True),

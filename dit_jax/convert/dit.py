@@ -130,7 +130,7 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
         learn_sigma=shapes["output"][0] == 2 * patch_size**2 * in_channels,
     )
     if shapes["labels"][0] == NUM_CLASSES:
-        sizes["class_dropout_prob"] = 0.0
+        sizes["null_condition"] = False
     else:
         sizes["num_classes"] = shapes["labels"][0] - 1
     named = {size[:2]: size[2] for size in dit.SIZES.values()}

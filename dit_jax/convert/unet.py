@@ -156,7 +156,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             dropout=float(theirs["dropout"]),
             condition="context",
             num_classes=0,
-            class_dropout_prob=0.1,
+            null_condition=True,
             **unet.NO_TOKENS,
             learn_sigma=theirs["out_channels"] != theirs["in_channels"],
             dtype="float32",

@@ -85,7 +85,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
                 f"{origin} has {listing.count(len(listed.names), 'image')} and no folders of "
                 f"classes, which model.num_classes={num_classes} needs. Move the images of each "
                 "class into a folder of its own, or train without labels: model.num_classes=0, "
-                "model.class_dropout_prob=0, sample.cfg_scale=1."
+                "model.null_condition=False, sample.cfg_scale=1."
             )
         return _folder(listed)
     training, training_origin = listed.folders, origin

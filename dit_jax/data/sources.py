@@ -177,7 +177,7 @@ def _open_folder(data, split, shape, annotations):
             f"data.caption_feature={data.caption_feature!r}: an image folder with captions has "
             f"no classes, which model.num_classes={num_classes} needs. Leave it "
             "empty for classes by folder; for captions set model.condition, or model."
-            "num_classes=0 with model.class_dropout_prob=0."
+            "num_classes=0 with model.null_condition=False."
         )
     if annotations.caption_feature:
         folder = folders.open_captions(root, split, annotations.caption_feature)

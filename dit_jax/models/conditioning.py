@@ -21,11 +21,10 @@ def check(config) -> None:
     """
     check_kind(config.condition)
     if config.condition == "label":
-        if config.class_dropout_prob and not config.num_classes:
+        if config.null_condition and not config.num_classes:
             raise ValueError(
-                f"class_dropout_prob={config.class_dropout_prob} with num_classes="
-                f"{config.num_classes}: there are no labels to drop; set it to 0, or num_classes "
-                "to their number."
+                f"null_condition=True with num_classes={config.num_classes}: there are no labels "
+                "to drop; set it to False, or num_classes to their number."
             )
         return
     if config.context_size < 1:
@@ -50,7 +49,7 @@ def check_kind(name: str) -> None:
 
 def label_rows(config) -> int:
     """Embeddings of labels: one for each class, the null class among them, and 1 without any."""
-    return max(config.num_classes + (config.class_dropout_prob > 0), 1)
+    return max(config.num_classes + config.null_condition, 1)
 
 
 def example(model) -> jax.Array:

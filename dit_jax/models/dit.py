@@ -70,7 +70,7 @@ class DiT(nn.Module):
     block: str  # how time and condition come in, a name of blocks.BLOCKS
     condition: str  # 'label', 'tokens' or 'context': see `conditioning`
     num_classes: int  # 0: every label is 0
-    class_dropout_prob: float  # > 0 adds the null class, index num_classes
+    null_condition: bool  # trained along, for guidance; of labels it is class num_classes
     context_size: int  # of the sequence that a caption becomes
     text_vocab_size: int  # tokens: their ids; these four are of their encoder
     text_length: int

@@ -32,7 +32,7 @@ _LATENT = dict(
     dropout=0.0,
     condition="context",
     num_classes=0,
-    class_dropout_prob=0.1,
+    null_condition=True,
     learn_sigma=False,
 )
 _ADM = dict(
@@ -47,7 +47,7 @@ _ADM = dict(
     norm_epsilon=1e-5,
     condition="label",
     num_classes=1000,
-    class_dropout_prob=0.0,
+    null_condition=False,
     learn_sigma=True,
 )
 # Fields of `config.model` but for dtype, attention and remat.
@@ -72,7 +72,7 @@ PRESETS = {
         dropout=0.1,
         condition="label",
         num_classes=0,
-        class_dropout_prob=0.0,
+        null_condition=False,
         learn_sigma=False,
     ),
     # Dhariwal & Nichol 2021, table 11, and the flags of the published checkpoints: 295,904,454.
@@ -132,7 +132,7 @@ PRESETS = {
         dropout=0.0,
         condition="label",
         num_classes=10,
-        class_dropout_prob=0.1,
+        null_condition=True,
         learn_sigma=False,
     ),
 }
@@ -177,7 +177,7 @@ class UNet(nn.Module):
     dropout: float  # of residual blocks
     condition: str  # 'label', 'tokens' or 'context': see `conditioning`
     num_classes: int  # 0: labels are ignored
-    class_dropout_prob: float  # > 0 adds the null class, index num_classes
+    null_condition: bool  # trained along, for guidance; of labels it is class num_classes
     text_vocab_size: int  # tokens: their ids; these four are of their encoder
     text_length: int
     text_depth: int
@@ -283,7 +283,7 @@ class UNet(nn.Module):
         if self.num_classes == 0:
             return t_emb, None
         embed = nn.Embed(
-            self.num_classes + (self.class_dropout_prob > 0),
+            self.num_classes + self.null_condition,
             self.context_size if self.transformer_depth else t_emb.shape[-1],
             embedding_init=nn.initializers.normal(1.0),  # as ADM and latent diffusion
             name="class_embedding",

@@ -204,10 +204,10 @@ def _check_guidance(config, model, guide):
         )
     if not 0 <= config.cfg_rescale <= 1:
         raise ValueError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
-    if config.cfg_scale != 1 and guide is None and not model.class_dropout_prob:
+    if config.cfg_scale != 1 and guide is None and not model.null_condition:
         raise ValueError(
             f"cfg_scale={config.cfg_scale} needs a null class or empty captions, but the model was "
-            "trained with class_dropout_prob=0; use cfg_scale 1, or --guide with a worse model."
+            "trained with null_condition=False; use cfg_scale 1, or --guide with a worse model."
         )
     if guide is not None and config.cfg_scale == 1:
         raise ValueError("a guide without --cfg_scale above 1 changes nothing.")

@@ -6,7 +6,7 @@ import logging
 
 import jax
 
-from dit_jax import workdirs
+from dit_jax import conditions, workdirs
 from dit_jax.system import files
 from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint
@@ -67,9 +67,6 @@ def _meaning(config):
     }
     for name in MAY_DIFFER:
         kept.pop(f"model.{name}", None)
-    dropout = kept.pop("model.class_dropout_prob", 0)
-    if config.model.get("condition") == "label":
-        kept["model.class_dropout_prob > 0"] = dropout > 0  # there is a null class
-    else:
-        kept.pop("model.num_classes", None)
+    for name in conditions.build(config).unused_keys:
+        kept.pop(f"model.{name}", None)
     return json.loads(json.dumps(kept))  # tuples are lists in a workdir

@@ -76,6 +76,13 @@ class Denoising:
                 f"'moments' or 'device', not {config.latents.source!r}."
             )
         x_0.check_clip()
+        if config.model.null_condition and not (
+            config.objective.condition_dropout or config.init_from
+        ):
+            raise ValueError(
+                "objective.condition_dropout=0 with model.null_condition=True: nothing would train "
+                "what guidance leads away from. Set model.null_condition=False."
+            )
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, config.model.learn_sigma)
         task = cls(config, model, mesh, process, condition, x_0)
@@ -103,9 +110,9 @@ class Denoising:
         """The examples of a batch; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
         cond = self.condition.of_batch(batch, frozen.records)
-        if dropout:
-            null = self.condition.null(frozen.null)
-            cond = conditions.drop(drop_key, cond, self.model.class_dropout_prob, null)
+        if dropout and self.model.null_condition:
+            null, prob = self.condition.null(frozen.null), self.config.objective.condition_dropout
+            cond = conditions.drop(drop_key, cond, prob, null)
         cond = self.condition.apply_frozen(frozen.text_encoder, cond)
         x_0 = self.latents.x_0(batch, posterior_key, frozen, self.mesh)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)

@@ -2,6 +2,7 @@
 
 from dit_jax.system import forms
 
+CONDITION_DROPOUT = 0.1
 # Keys that older versions did not have, with the value that means what those versions did.
 AS_BEFORE = {
     "init_from": "",
@@ -39,6 +40,7 @@ AS_BEFORE_OF_PREDICTOR = {
     "objective.t_std": 1.0,
     "objective.low_discrepancy": False,
     "objective.min_t": 1e-5,
+    "objective.condition_dropout": CONDITION_DROPOUT,
     "sample.grid": "uniform",
     "sample.rho": 7.0,
     "sample.shift": 3.0,
@@ -83,6 +85,8 @@ def complete(config: dict) -> dict:
     older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
     if name == "dit":
         older = older | AS_BEFORE_OF_DIT
+    if name != "vae":
+        _split_dropout(config)
     if "sample" in config:
         config["sample"] = upgrade_sample(config["sample"])
     latents = config.get("latents")
@@ -95,6 +99,19 @@ def complete(config: dict) -> dict:
             section = section.setdefault(part, {})
         section.setdefault(names[-1], value)
     return config
+
+
+def _split_dropout(config):
+    """Makes of `model.class_dropout_prob` a key of the model and one of training.
+
+    It was 0 without a null class. The dropout then means nothing: it gets the default.
+    """
+    if "class_dropout_prob" in config["model"]:
+        prob = config["model"].pop("class_dropout_prob")
+        forms.check_type("model.class_dropout_prob", prob, float)
+        config["model"].setdefault("null_condition", prob > 0)
+        if prob > 0:
+            config.setdefault("objective", {}).setdefault("condition_dropout", prob)
 
 
 def upgrade_sample(sample: dict) -> dict:

@@ -238,7 +238,7 @@ def _program(config):
 @pytest.mark.slow
 def test_training_learns_from_captions(config):
     """The text encoder's parameters move too; all dropped, every caption gives the same loss."""
-    config.model.class_dropout_prob = 0.5
+    config.objective.condition_dropout = 0.5
     program, frozen = _program(config)
     np.testing.assert_array_equal(frozen.null, np.full(20, text.PAD))
     source = latents.open_split(config, "train")
@@ -299,7 +299,7 @@ def test_captioned_folders_have_no_classes(config):
     config.model.update(condition="label", num_classes=10)
     with pytest.raises(ValueError, match=r"='text': an image folder with captions has no classes"):
         latents.open_split(config, "train")
-    config.model.update(num_classes=0, class_dropout_prob=0.0)
+    config.model.update(num_classes=0, null_condition=False)
     assert latents.open_split(config, "train")[3]["label"] == 0
 
 
@@ -344,7 +344,7 @@ def stored_config(config, stored_dir, clip_dir, vae_dir):
 
 def test_stored_contexts_are_those_of_the_encoder(stored_config):
     """Rounded to f16; dropped, the empty caption's. Captions alone are stored too."""
-    stored_config.model.class_dropout_prob = 0.5
+    stored_config.objective.condition_dropout = 0.5
 
     def examples(stored):
         stored_config.text.stored = stored

@@ -137,7 +137,7 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     monkeypatch.setitem(dit.SIZES, "tiny", (48, 3, 4))
     sizes = convert.dit.read_sizes(published)
     assert sizes == {name: golden_model_config[name] for name in sizes}
-    others = {"name", "class_dropout_prob", "block", "dtype", "attention", "remat"}
+    others = {"name", "null_condition", "block", "dtype", "attention", "remat"}
     others |= {"scan_unroll", "condition", "context_size"}
     others |= {"text_vocab_size", "text_length", "text_depth", "text_num_heads"}
     assert golden_model_config.keys() - sizes.keys() == others
@@ -145,7 +145,7 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     published["y_embedder.embedding_table.weight"] = np.zeros((1000, 48), np.float32)
     published["pos_embed"] = np.zeros((1, 64, 48), np.float32)
     published["blocks.0.mlp.fc1.weight"] = np.zeros((96, 48), np.float32)
-    changed = dict(learn_sigma=False, num_classes=1000, class_dropout_prob=0.0)
+    changed = dict(learn_sigma=False, num_classes=1000, null_condition=False)
     changed |= dict(input_size=16, mlp_ratio=2.0)
     assert convert.dit.read_sizes(published) == sizes | changed
 

@@ -112,7 +112,7 @@ def test_config_says_what_the_files_say(converted):
     assert (config.latents.vae, config.text.encoder) == ("vae", "text_encoder")
     assert (config.latents.scale, config.latents.shift) == ([0.5], [0.1])
     assert (config.data.image_size, config.data.image_channels) == (16, 3)  # this VAE halves once
-    assert (config.model.condition, config.model.class_dropout_prob) == ("context", 0.1)
+    assert (config.model.condition, config.model.null_condition) == ("context", True)
     sample = {key: config.sample[key] for key in ("sampler", "grid", "steps", "cfg_scale")}
     assert sample == dict(sampler="ddim_level1", grid="leading", steps=50, cfg_scale=7.5)
 

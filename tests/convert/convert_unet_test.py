@@ -261,7 +261,7 @@ ADM = dict(
     dropout=0.0,
     condition="label",
     num_classes=CLASSES,
-    class_dropout_prob=0.0,
+    null_condition=False,
     **unet.NO_TOKENS,
     learn_sigma=True,
 )

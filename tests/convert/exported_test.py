@@ -85,7 +85,7 @@ def test_exported_config_of_other_values_is_refused(
         ("objective", "min_t", -1.0, r"objective\.min_t=-1\.0 must be"),
         ("latents", "scale", [1.0, float("nan")], r"latents\.scale=\[1\.0, nan\] must be"),
         ("sample", "cfg_scale", 0.5, r"sample\.cfg_scale=0\.5 must be"),
-        ("model", "class_dropout_prob", 2.0, r"model\.class_dropout_prob=2\.0 must be"),
+        ("objective", "condition_dropout", 2.0, r"condition_dropout=2\.0 must be"),
         ("optim", "ema_decay", float("nan"), r"optim\.ema_decay=nan must be"),
     ],
 )

@@ -46,7 +46,7 @@ def config(root):
 
 
 def _unlabelled(config):
-    config.model.update(num_classes=0, class_dropout_prob=0.0)
+    config.model.update(num_classes=0, null_condition=False)
     return config
 
 
@@ -178,7 +178,7 @@ def test_images_without_class_folders_are_trained_on_without_labels(config, root
         _save(root / "flat" / f"{j}.png")
     message = (
         r"flat has 3 images and no folders of classes, which model\.num_classes=2 needs\. Move .* "
-        r"or train without labels: model\.num_classes=0, model\.class_dropout_prob=0, sample\."
+        r"or train without labels: model\.num_classes=0, model\.null_condition=False, sample\."
     )
     with pytest.raises(ValueError, match=message):
         conditions.open_images(config, "flat")

@@ -176,7 +176,7 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
     (image_folder / "train" / "metadata.jsonl").write_text("\n".join(lines))
     config.data.update(source="folder", name=str(image_folder), train_split="train", eval_split="")
     config.data.update(caption_feature="text", flip=False)
-    config.model.update(num_classes=0, input_size=4, in_channels=2, class_dropout_prob=0.0)
+    config.model.update(num_classes=0, input_size=4, in_channels=2, null_condition=False)
     config.latents.update(source="moments", moments=str(tmp_path / "out"), scale=(), shift=())
     store.encode(config, vae_dir, tmp_path / "out", shard_images=8)
     source = latents.open_split(config, "train")

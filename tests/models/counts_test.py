@@ -182,7 +182,7 @@ UNET = dict(
     dropout=0.0,
     condition="label",
     num_classes=10,
-    class_dropout_prob=0.1,
+    null_condition=True,
     **unet.NO_TOKENS,
     learn_sigma=True,
     dtype="float32",
@@ -226,7 +226,7 @@ def _padding(jaxpr):
             marks=pytest.mark.slow,
         ),
         LATENT | TOKENS,
-        dict(resample="conv", num_classes=0, class_dropout_prob=0.0, channel_mult=(1, 1.5, 2)),
+        dict(resample="conv", num_classes=0, null_condition=False, channel_mult=(1, 1.5, 2)),
     ],
     ids=["adm", "label", "context", "tokens", "conv"],
 )

@@ -34,7 +34,7 @@ def test_bfloat16_returns_f32_near_the_f32_output(golden, golden_model_config, g
 @pytest.mark.parametrize("block", blocks.BLOCKS)
 def test_without_classes_every_label_is_one(golden_model_config, block):
     config = golden_model_config.copy_and_resolve_references()
-    config.update(num_classes=0, class_dropout_prob=0.0, depth=1, block=block)
+    config.update(num_classes=0, null_condition=False, depth=1, block=block)
     model = models.build(config)
     params = random_params(model)
     assert params["y_embedder"]["embedding"].shape == (1, config.hidden_size)
@@ -46,9 +46,8 @@ def test_without_classes_every_label_is_one(golden_model_config, block):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(num_classes=0), "class_dropout_prob=0.1 with num_classes=0: there are no labels"),
-        (dict(num_classes=-1, class_dropout_prob=0.0), "num_classes=-1"),
-        (dict(class_dropout_prob=1.0), r"class_dropout_prob=1.0 must be a number in \[0, 1\)"),
+        (dict(num_classes=0), "null_condition=True with num_classes=0: there are no labels"),
+        (dict(num_classes=-1, null_condition=False), "num_classes=-1"),
     ],
     ids=str,
 )
@@ -153,7 +152,7 @@ def test_unknown_names_list_the_known_ones(name):
         (dict(dtype="float8"), "dtype='float8'.*bfloat16"),
         (dict(attention="flash"), "attention='flash'.*auto, xla, cudnn"),
         (dict(attention="cudnn"), "cudnn.*not an NVIDIA GPU"),
-        (dict(class_dropout_prob=1.0), "class_dropout_prob=1.0"),
+        (dict(null_condition=1.0), "null_condition=1.0 must be a bool"),
         (dict(name="gan"), "unknown model name 'gan'; known: dit"),
     ],
     ids=str,

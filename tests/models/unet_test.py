@@ -35,7 +35,7 @@ TINY = dict(
     dropout=0.0,
     condition="context",
     num_classes=0,
-    class_dropout_prob=0.1,
+    null_condition=True,
     **unet.NO_TOKENS,
     learn_sigma=False,
     **RUNTIME,
@@ -49,7 +49,7 @@ ADM = TINY | dict(
     resample="resnet",
     condition="label",
     num_classes=5,
-    class_dropout_prob=0.0,
+    null_condition=False,
     learn_sigma=True,
 )
 LABELLED = TINY | dict(condition="label", num_classes=5)  # a label is the context
@@ -205,10 +205,10 @@ def test_unconditional_model_ignores_labels():
     assert id(cond) not in used
 
 
-@pytest.mark.parametrize(("prob", "rows"), [(0.0, 1000), (0.1, 1001)])
-def test_null_class_has_a_row_if_labels_are_dropped(prob, rows):
+@pytest.mark.parametrize(("null_condition", "rows"), [(False, 1000), (True, 1001)])
+def test_null_class_has_a_row(null_condition, rows):
     for fields, width in ((ADM, 4 * 16), (LABELLED, 12)):
-        model = _build(fields, num_classes=1000, class_dropout_prob=prob)
+        model = _build(fields, num_classes=1000, null_condition=null_condition)
         assert _shapes(model)["class_embedding"]["embedding"].shape == (rows, width)
 
 
@@ -348,12 +348,12 @@ def test_names_of_presets():
         (dict(condition="label"), "transformer_depth=1 with condition='label' needs num_classes"),
         (
             dict(condition="label", transformer_depth=0, context_size=0),
-            "class_dropout_prob=0.1 with num_classes=0",
+            "null_condition=True with num_classes=0",
         ),
         (dict(remat="some"), "remat='some'.*none, dots, full"),
         (dict(dtype="float8"), "dtype='float8'.*bfloat16"),
         (dict(dropout=1.0), r"dropout=1.0 must be a number in \[0, 1\)"),
-        (dict(class_dropout_prob=-0.1), "class_dropout_prob=-0.1 must be a number in"),
+        (dict(null_condition=0.1), "null_condition=0.1 must be a bool"),
         (dict(attention="flash"), "attention='flash'.*auto, xla, cudnn"),
         (dict(attention="cudnn"), "cudnn.*not an NVIDIA GPU"),
     ],

@@ -321,9 +321,9 @@ def test_settings_out_of_range_are_refused(model, process, change, message):
 
 
 def test_guidance_without_a_null_class_is_refused(model, process):
-    model = model.clone(class_dropout_prob=0.0)
+    model = model.clone(null_condition=False)
     arguments = process, "eps", _mesh(1)
-    with pytest.raises(ValueError, match="trained with class_dropout_prob=0"):
+    with pytest.raises(ValueError, match="trained with null_condition=False"):
         generate.make_sample_fn(model, _settings(), *arguments)
     generate.make_sample_fn(model, _settings(cfg_scale=1.0), *arguments)
     generate.make_sample_fn(model, _settings(), *arguments, guide=model)

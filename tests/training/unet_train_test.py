@@ -76,7 +76,7 @@ def test_meshes_train_alike(config):
 @pytest.mark.slow
 def test_it_learns_16_images(config):
     """The noise of images seen often enough is told far better than by their mean."""
-    config.model.update(dropout=0.0, class_dropout_prob=0.0, learn_sigma=False, base_channels=16)
+    config.model.update(dropout=0.0, null_condition=False, learn_sigma=False, base_channels=16)
     config.data.train_split = "train[:16]"
     config.total_steps = 400
     config.optim.update(learning_rate=3e-3, warmup_steps=20)

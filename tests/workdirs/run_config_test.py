@@ -107,6 +107,8 @@ def test_configs_of_an_older_version_are_read_as_it_meant_them(workdir, smoke_co
         config = json.loads(path.read_text())
         del config["sample"]["last_step_t"]
         config["sample"]["last_step_size"] = 0.0
+        del config["model"]["null_condition"]
+        config["model"]["class_dropout_prob"] = config["objective"].pop("condition_dropout")
         path.write_text(json.dumps(config))
     if lost:
         (workdir / "config.json").unlink()
@@ -116,6 +118,15 @@ def test_configs_of_an_older_version_are_read_as_it_meant_them(workdir, smoke_co
     loaded.sample.update(last_step_t=0.0)
     assert loaded.sample.last_step_t == 0.0
     workdirs.check_config(workdir, smoke_config)
+
+
+def test_model_of_an_older_version_without_a_null_class_has_no_null_condition(smoke_config):
+    smoke_config.model.null_condition = False
+    config = json.loads(json.dumps(smoke_config.to_dict()))
+    del config["model"]["null_condition"], config["objective"]["condition_dropout"]
+    config["model"]["class_dropout_prob"] = 0.0
+    loaded = workdirs.read_config(json.dumps(config), "a test")
+    assert loaded.to_dict() == _as_json(smoke_config)
 
 
 def test_checkpoint_of_another_config_is_not_taken_for_the_run_s(workdir, smoke_config, caplog):
