@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from dit_jax import cli, conditions, latents, models, sharding, train
 from dit_jax.config import sizes
 from dit_jax.data import loader
+from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
@@ -343,12 +344,12 @@ def _identity(mesh, model, config, compile_seconds):
 
 def _bench_config(name, config, steps, batch_size):
     if config is None:
-        raise ValueError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
+        raise UserError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
     if not config.latents.get("scale", True):  # the data's, which make no difference to speed
         config.latents.update(scale=(1.0,), shift=(0.0,))
     config.init_from = ""  # any weights take as long
     if (config.model.name == "vae") != (name == "vae") and name != "train":
-        raise ValueError(f"{name} does not measure the model {config.model.name!r} of --config.")
+        raise UserError(f"{name} does not measure the model {config.model.name!r} of --config.")
     if name == "train":
         return bench_train(config, steps, FLAGS.data)
     if name == "loop":
@@ -358,16 +359,16 @@ def _bench_config(name, config, steps, batch_size):
 
 def main(words):
     if not words or words[0] not in NAMES:
-        raise ValueError(f"say what to measure: one of {', '.join(NAMES)}, not {words}.")
+        raise UserError(f"say what to measure: one of {', '.join(NAMES)}, not {words}.")
     name = words[0]
     others = {flag for flags_of in NAMES.values() for flag in flags_of} - {*NAMES[name]}
     if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
-        raise ValueError(
+        raise UserError(
             f"{name} takes no {', '.join(useless)}; of a --config set --config.KEY instead."
         )
     config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
     if name in ("inception", "metrics") and config is not None:
-        raise ValueError(f"{name} takes no --config: see --help for its flags.")
+        raise UserError(f"{name} takes no --config: see --help for its flags.")
     if name == "inception":
         row = bench_inception(steps, batch_size, FLAGS.image_size, FLAGS.dtype)
     elif name == "metrics":

@@ -13,7 +13,6 @@ import pathlib
 import re
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ import jax
 from absl import app, flags
 
 from dit_jax.config import arguments, ranges
+from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import compilation_cache, files, stopping, terminal
 
 logger = logging.getLogger("dit_jax")
@@ -36,6 +36,8 @@ SETTINGS = {
     "jax_random_seed_offset": 0,
     "jax_enable_x64": False,
 }
+FOR_THE_USER = (UserError, UserFileError, FloatingPointError)
+OF_PROJECT = ("configs", "experiments")  # packages beside this one, which installing it adds
 TOGETHER = 10.0  # seconds that a process which failed waits for the others to end with it
 SMALLER = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
@@ -85,91 +87,6 @@ def define_seed(text: str) -> None:
     flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.SEEDS)
 
 
-# Keys of config.sample: the type of a flag's value (a tuple is two floats), and its help.
-SAMPLING = {
-    "sampler": (
-        str,
-        "ddpm, ddim, ddim_level1, dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4 or "
-        "euler_maruyama.",
-    ),
-    "steps": (int, "Sampling steps."),
-    "grid": (str, "uniform, quadratic, karras, shifted; ddpm: more, see configs/default.py."),
-    "rho": (float, "grid karras: its exponent."),
-    "shift": (float, "grid shifted: its factor."),
-    "variance": (str, "sampler ddpm, without a learned one: large or small."),
-    "eta": (float, "sampler ddim, ddim_level1: 0 deterministic, 1 DDPM's variance."),
-    "churn": (float, "sampler heun: S_churn of EDM."),
-    "churn_range": (tuple, "LOW,HIGH of sigma / alpha where it churns."),
-    "churn_noise": (float, "Deviation of that noise."),
-    "sde_diffusion": (str, "sampler euler_maruyama: sigma or sbdm."),
-    "last_step": (str, "sampler euler_maruyama: mean, euler, tweedie or none."),
-    "last_step_t": (
-        float,
-        "Time at which that step begins; with none, at which sampling ends; 0 leaves it out.",
-    ),
-    "clip_x_0": (bool, "Of pixels, keep x_0 in [-1, 1] in every step."),
-    "cfg_scale": (float, "Guidance; 1 is none."),
-    "cfg_channels": (int, "Guided channels; 0 all, the paper's samples use 3."),
-    "cfg_interval": (
-        tuple,
-        "LOW,HIGH of the times t that are guided; of process edm t = sigma / sigma_max.",
-    ),
-    "cfg_rescale": (float, "0..1: how far guided outputs keep the deviation of unguided ones."),
-}
-PARSERS = {
-    str: flags.ArgumentParser(),
-    int: flags.IntegerParser(),
-    float: flags.FloatParser(),
-    tuple: arguments.NumbersParser(float, 2),
-}
-
-
-def define_sampling(required: bool = True) -> None:
-    """--workdir and which checkpoint, seed and sampler to use there."""
-    define_path("workdir", None, "Directory of a training run.", required)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", 0)
-    define_path("vae", None, "Workdir of the VAE that decodes; the run's by default.")
-    define_path(
-        "text_encoder", None, "Workdir of the frozen encoder of captions; the run's by default."
-    )
-    flags.DEFINE_bool("raw", False, "The trained parameters instead of their EMA.")
-    define_path("guide", None, "Workdir of a worse model that guides: autoguidance.")
-    flags.DEFINE_integer(
-        "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it.", 0
-    )
-    define_seed("Image i is a function of the model, the seed, i and its label.")
-    for name, (kind, text) in SAMPLING.items():
-        text = f"{text} By default the run's."
-        if kind is bool:
-            flags.DEFINE_bool(name, None, text)
-        else:
-            flags.DEFINE(PARSERS[kind], name, None, text)
-
-
-def define_conditions() -> None:
-    """What the images are told: labels or prompts, and what guidance leads away from."""
-    flags.DEFINE_string(
-        "labels", "", "Comma-separated classes in equal shares; empty is all; or random."
-    )
-    flags.DEFINE_multi_string("prompt", [], "Caption, of a model of captions; may be repeated.")
-    flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
-
-
-def get_load_arguments() -> dict:
-    """The arguments of `runs.load` that the flags ask for."""
-    settings = {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
-    return dict(
-        workdir=FLAGS.workdir,
-        step=FLAGS.step,
-        raw=FLAGS.raw,
-        vae_workdir=FLAGS.vae,
-        encoder_workdir=FLAGS.text_encoder,
-        settings=settings,
-        guide_workdir=FLAGS.guide,
-        guide_step=FLAGS.guide_step,
-    )
-
-
 def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
     """Demands now, rather than after the work, that --out can be written, and is no input.
 
@@ -177,26 +94,26 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
       for a name too long for the temporary file of `files.replace`.
     """
     if out.suffix not in suffixes:
-        raise ValueError(f"{name}{out} must end in {' or '.join(suffixes)}.")
+        raise UserError(f"{name}{out} must end in {' or '.join(suffixes)}.")
     for flag, value in FLAGS.flag_values_dict().items():
         if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, arguments.PathParser):
             continue
         for path in value if isinstance(value, list) else [value]:
             if path and out.exists() and os.path.exists(path) and os.path.samefile(out, path):
-                raise ValueError(
+                raise UserError(
                     f"{name}{out} is the file of --{flag}, which would be lost: choose another."
                 )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
-            raise OSError("no permission, or a directory")
+            raise UserFileError("no permission, or a directory")
         with contextlib.suppress(FileNotFoundError):
             os.lstat(files.temporary(out))
     except OSError as error:
         reason = error
         if error.errno == errno.ENAMETOOLONG:
             reason = "the name is too long, with the .tmp that it ends in until it is whole"
-        raise OSError(f"cannot write {name}{_shorten(out)}: {reason}") from error
+        raise UserFileError(f"cannot write {name}{_shorten(out)}: {reason}") from error
 
 
 def run(
@@ -217,17 +134,17 @@ def run(
       saves: main trains; several processes agree on the step where SIGTERM ends it.
       on_cpu: leaves the accelerators to the processes that main starts.
 
-    An error that this package, configs or experiments raise is a message to the user and ends the
-    command as such, and so is an error of the operating system that names a file. Any other keeps
-    its traceback.
+    An error of `dit_jax.errors` ends the command with its message, and so does one of the operating
+    system that names a file. Any other keeps its traceback.
     """
     terminal.open_streams()
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     if not on_cpu:
         _define_processes()
     # --help shows the flags of the command's own module only, unless told that these are its too.
-    for flag in FLAGS.flags_by_module_dict()[__name__]:
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.startswith("dit_jax.") else ():
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.unraisablehook = _report_unraisable
     with stopping.Raising() as signals:
 
@@ -323,7 +240,7 @@ def _explain_errors(start, words, kept, passing_status=1):
         message = f"{first}\nAnother process may have ended first: see its output. {TRACEBACK}"
         _fail(message + _way_on(kept()))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        if FLAGS.traceback or not (_is_ours(error) or _is_of_a_file(error)):
+        if FLAGS.traceback or not _is_for_the_user(error):
             raise
         message = _message(error)
         if getattr(error, "filename", None) == "<stdout>":
@@ -366,7 +283,7 @@ def _command():
 
 def _message(error):
     """An error's text; of the operating system's ones without their number."""
-    if isinstance(error, ModuleNotFoundError) and error.name in ("configs", "experiments"):
+    if isinstance(error, ModuleNotFoundError):
         return f"{error}: install the project again, pip install -e DIRECTORY of pyproject.toml."
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
@@ -401,11 +318,11 @@ def _is_lost(error):
     return error is not None
 
 
-def _is_ours(error):
-    """Whether this code raised it, with a message for users; not a library that it calls."""
-    raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    root = pathlib.Path(__file__).parents[1]
-    return any(root / name in raised_in.parents for name in ("dit_jax", "configs", "experiments"))
+def _is_for_the_user(error):
+    """Whether its message says all that there is to do; a bug of ours or of a library does not."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name in OF_PROJECT
+    return isinstance(error, FOR_THE_USER) or _is_of_a_file(error)
 
 
 def _start_log():
@@ -455,7 +372,7 @@ def _start_jax(on_cpu):
     if FLAGS.distributed or FLAGS.coordinator_address:
         _connect()
     elif given := [f"--{name}" for name in names if FLAGS[name].value is not None]:
-        raise ValueError(f"{', '.join(given)}: say --coordinator_address or --distributed too.")
+        raise UserError(f"{', '.join(given)}: say --coordinator_address or --distributed too.")
     compilation_cache.enable()
     _check_accelerator()
     if jax.process_index():  # the first process speaks for all
@@ -472,15 +389,15 @@ def _connect():
     num, process = FLAGS.num_processes, FLAGS.process_id
     for name, text in (("coordinator_address", address), ("coordinator_bind_address", bind)):
         if text is not None and not re.fullmatch(r".+:\d+", text):
-            raise ValueError(f"--{name}={text} must be HOST:PORT.")
+            raise UserError(f"--{name}={text} must be HOST:PORT.")
     if address and (num is None) != (process is None):
-        raise ValueError("--coordinator_address needs both --num_processes and --process_id.")
+        raise UserError("--coordinator_address needs both --num_processes and --process_id.")
     if None not in (num, process) and process >= num:
-        raise ValueError(f"--process_id={process} must be below --num_processes={num}.")
+        raise UserError(f"--process_id={process} must be below --num_processes={num}.")
     try:
         jax.distributed.initialize(address, num, process, coordinator_bind_address=bind)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"cannot connect the processes: {str(error).splitlines()[0]}\nWhere no cluster is "
             "found, give --coordinator_address, --num_processes and --process_id."
         ) from error

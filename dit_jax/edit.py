@@ -20,7 +20,8 @@ from PIL import Image
 
 from dit_jax import cli
 from dit_jax.config import ranges, sizes
-from dit_jax.sampling import editing, pictures, runs
+from dit_jax.errors import UserError
+from dit_jax.sampling import editing, pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -36,13 +37,13 @@ TASKS = {
 
 def main(words):
     if not words or words[0] not in TASKS:
-        raise ValueError(f"say which of {', '.join(TASKS)}, not {' '.join(words) or 'nothing'}.")
+        raise UserError(f"say which of {', '.join(TASKS)}, not {' '.join(words) or 'nothing'}.")
     task, out = words[0], FLAGS.out
     cli.check_out(out, (".png",))
     others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
-        raise ValueError(f"{task} takes no {', '.join(useless)}.")
-    loading = cli.get_load_arguments()
+        raise UserError(f"{task} takes no {', '.join(useless)}.")
+    loading = sampling_flags.get_load_arguments()
     if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
@@ -56,7 +57,7 @@ def main(words):
         )
     else:
         if not FLAGS.image:
-            raise ValueError(f"{task} needs --image.")
+            raise UserError(f"{task} needs --image.")
         image = editing.read_image(FLAGS.image, config)
         x_0, shown = editing.encode(trained, image), [image]
         if task == "invert":
@@ -75,7 +76,7 @@ def main(words):
             arguments = trained.request(FLAGS.num, *named, FLAGS.seed), x_0
             if task == "inpaint":
                 if not FLAGS.mask:
-                    raise ValueError("inpaint needs --mask, white where it draws anew.")
+                    raise UserError("inpaint needs --mask, white where it draws anew.")
                 mask = editing.read_mask(FLAGS.mask, FLAGS.image, config)
                 edited = editing.inpaint(*arguments, mask)
             else:
@@ -89,8 +90,8 @@ def main(words):
 
 
 if __name__ == "__main__":
-    cli.define_sampling()
-    cli.define_conditions()
+    sampling_flags.define_sampling()
+    sampling_flags.define_conditions()
     cli.define_path("image", None, "Image file, cropped as the model's data are.")
     cli.define_path("mask", None, "inpaint: image of the same size, white where it draws anew.")
     flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].", 0, 1)

@@ -22,8 +22,10 @@ from absl import flags
 
 from dit_jax import cli, diffusion
 from dit_jax.config import ranges, sizes
+from dit_jax.diffusion import sampler_settings
+from dit_jax.errors import UserError
 from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, samples
-from dit_jax.sampling import runs
+from dit_jax.sampling import runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -34,12 +36,12 @@ def main(_):
     progress = sys.stderr.isatty() and jax.process_index() == 0
     _check_flags()
     if FLAGS.bpd:
-        _print_bpd(workdir, cli.get_load_arguments(), progress)
+        _print_bpd(workdir, sampling_flags.get_load_arguments(), progress)
         return
     if FLAGS.bpd_steps:
-        raise ValueError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
+        raise UserError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
     if not FLAGS.workdir and not FLAGS.reference:
-        raise ValueError(f"--reference is missing: {references.FORMS}.")
+        raise UserError(f"--reference is missing: {references.FORMS}.")
     default = references.default_extractor(FLAGS.reference)
     extractor = extractors.load(FLAGS.extractor or default, FLAGS.weights, FLAGS.extractor_dtype)
     if FLAGS.make_reference:
@@ -60,8 +62,17 @@ def _check_flags():
     """Demands one thing to do, and no flag of another.   Raises: ValueError."""
     given = [name for name in ("workdir", "samples", "make_reference") if FLAGS[name].value]
     if len(given) != 1:
-        raise ValueError("give one of --workdir, --samples and --make_reference.")
-    of_samples = {*cli.SAMPLING, "step", "vae", "raw", "guide", "guide_step", "seed", "labels"}
+        raise UserError("give one of --workdir, --samples and --make_reference.")
+    of_samples = {
+        *sampler_settings.SETTINGS,
+        "step",
+        "vae",
+        "raw",
+        "guide",
+        "guide_step",
+        "seed",
+        "labels",
+    }
     of_samples |= {"save_npz"}
     of_reference = {"reference", "extractor", "weights", "extractor_dtype"}
     of_images = {"image_size", "image_channels", "data_dir"}
@@ -75,12 +86,12 @@ def _check_flags():
         others = of_images | of_reference | {"labels", "save_npz"}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
         mode = "bpd" if FLAGS.bpd and FLAGS.workdir else given[0]
-        raise ValueError(f"--{mode} takes no {', '.join(useless)}.")
+        raise UserError(f"--{mode} takes no {', '.join(useless)}.")
 
 
 def _make_reference(extractor, progress):
     if jax.process_count() > 1:
-        raise ValueError("--make_reference is done by one process: start the command alone.")
+        raise UserError("--make_reference is done by one process: start the command alone.")
     out = FLAGS.make_reference
     cli.check_out(out, (".npz",), "--make_reference=")
     given = FLAGS.image_size, int(FLAGS.image_channels), str(FLAGS.data_dir or "")
@@ -92,7 +103,7 @@ def _make_reference(extractor, progress):
 def _evaluate_images(extractor, progress):
     """(row, the directory that its picture is relative to)."""
     if jax.process_count() > 1:
-        raise ValueError("--samples are measured by one process: start the command alone.")
+        raise UserError("--samples are measured by one process: start the command alone.")
     data_dir = str(FLAGS.data_dir or "")
     given = FLAGS.image_size, int(FLAGS.image_channels), data_dir
     found = image_sets.open_images(FLAGS.samples, *given)
@@ -100,7 +111,7 @@ def _evaluate_images(extractor, progress):
     size = sizes.simplify((height, width))
     if FLAGS.image_size not in (None, size):
         name = files.printable(found.name)
-        raise ValueError(
+        raise UserError(
             f"--image_size={FLAGS.image_size}, but {name} has images of {height} x {width} pixels."
         )
     arguments = FLAGS.reference, extractor, size, channels, data_dir, progress
@@ -114,7 +125,7 @@ def _evaluate_images(extractor, progress):
 def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:
         cli.check_out(FLAGS.save_npz, (".npz",), "--save_npz=")
-    trained = runs.load(**cli.get_load_arguments())
+    trained = runs.load(**sampling_flags.get_load_arguments())
     reference = references.load_for_run(
         trained.config, FLAGS.reference, extractor, progress, workdir
     )
@@ -149,11 +160,11 @@ def _print_bpd(workdir, loading, progress):
     if loading["guide_workdir"] or loading["guide_step"] is not None:
         others.append("--guide or --guide_step")
     if others:
-        raise ValueError(f"--bpd draws no samples, so it takes no {', '.join(others)}.")
+        raise UserError(f"--bpd draws no samples, so it takes no {', '.join(others)}.")
     trained = runs.load(**loading)
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     if variance and (not chain or trained.model.learn_sigma):
-        raise ValueError(f"--variance={variance} is of process ddpm without a learned variance.")
+        raise UserError(f"--variance={variance} is of process ddpm without a learned variance.")
     trained.config.sample.variance = variance or trained.config.sample.variance
     row = bits_per_dim.evaluate(
         trained,
@@ -171,7 +182,7 @@ def _print_bpd(workdir, loading, progress):
 
 
 if __name__ == "__main__":
-    cli.define_sampling(required=False)
+    sampling_flags.define_sampling(required=False)
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     cli.define_images("samples", "Images to measure: an .npz or a folder.")
     cli.define_images("reference", f"{references.FORMS}. Default: the training images.")

@@ -13,6 +13,7 @@ import pathlib
 from absl import flags
 
 from dit_jax import cli, models
+from dit_jax.errors import UserError
 from dit_jax.models import blocks, counts
 
 FLAGS = flags.FLAGS
@@ -20,12 +21,10 @@ FLAGS = flags.FLAGS
 
 def main(names):
     if FLAGS.config is not None and names:
-        raise ValueError(f"give a model name or --config, not both: {' '.join(names)}.")
+        raise UserError(f"give a model name or --config, not both: {' '.join(names)}.")
     for flag, key in (("block", "block"), ("image_size", "input_size")):
         if FLAGS.config is not None and FLAGS[flag].present:
-            raise ValueError(
-                f"--{flag} is of a model name; of a --config set --config.model.{key}."
-            )
+            raise UserError(f"--{flag} is of a model name; of a --config set --config.model.{key}.")
     if FLAGS.config is not None:
         path, _, argument = FLAGS["config"].spec.partition(":")
         name = pathlib.Path(path).name + (argument and f":{argument}")

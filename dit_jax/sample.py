@@ -14,7 +14,8 @@ from PIL import Image
 
 from dit_jax import cli
 from dit_jax.config import ranges, sizes
-from dit_jax.sampling import generate, pictures, runs
+from dit_jax.errors import UserError, UserFileError
+from dit_jax.sampling import generate, pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -32,18 +33,18 @@ def _write(out, images, labels):
     try:
         files.replace(out, write)
     except OSError as error:
-        raise OSError(f"cannot write --out={out}: {error}") from error
+        raise UserFileError(f"cannot write --out={out}: {error}") from error
 
 
 def main(_):
     out = FLAGS.out
     cli.check_out(out, (".png", ".npz"))
     if FLAGS.columns and out.suffix == ".npz":
-        raise ValueError(f"--columns is of a .png; --out={out} has no grid.")
+        raise UserError(f"--columns is of a .png; --out={out} has no grid.")
     num = FLAGS.num or len(FLAGS.prompt) or NUM
     if FLAGS.columns > num:
-        raise ValueError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
-    trained = runs.load(**cli.get_load_arguments())
+        raise UserError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
+    trained = runs.load(**sampling_flags.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
     asked = trained.request(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
@@ -64,9 +65,9 @@ def main(_):
 
 
 if __name__ == "__main__":
-    cli.define_sampling()
+    sampling_flags.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
-    cli.define_conditions()
+    sampling_flags.define_conditions()
     text = f"Images; by default one of each --prompt, else {NUM}."
     flags.DEFINE_integer("num", None, text, 1, ranges.MOST)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")

@@ -20,6 +20,7 @@ import setuptools
 from helpers.xla_flags import ONE_DEVICE
 
 from dit_jax import cli
+from dit_jax.errors import UserFileError
 from dit_jax.system import files, stopping
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -259,7 +260,7 @@ def _with_kept(error, text):
             "error: runs/a is gone.\nNothing more is written. To go on, run: python -m a 'b c'\n",
         ),
         (
-            _with_kept(OSError("cannot read a.png: it is empty."), "step 3 is kept"),
+            _with_kept(UserFileError("cannot read a.png: it is empty."), "step 3 is kept"),
             "error: cannot read a.png: it is empty.\nStep 3 is kept. To go on, run: python -m a ",
         ),
         (
@@ -277,7 +278,6 @@ def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, erro
         raise error
 
     monkeypatch.setattr(cli, "FLAGS", types.SimpleNamespace(traceback=False))
-    monkeypatch.setattr(cli, "_is_ours", lambda _: True)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "a", "b c"])
     with pytest.raises(SystemExit if message else type(error)):
         cli._explain_errors(start, [], lambda: "nothing is kept")

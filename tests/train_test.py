@@ -343,7 +343,7 @@ def test_accumulation_that_does_not_divide_is_refused(smoke_config):
 
 def test_null_condition_that_nothing_trains_is_refused(smoke_config):
     smoke_config.objective.condition_dropout = 0.0
-    with pytest.raises(ValueError, match="condition_dropout=0 with model.null_condition=True"):
+    with pytest.raises(ValueError, match=r"condition_dropout=0 with model.null_condition=True"):
         programs.make_program(smoke_config, jax.devices()[:1])
     smoke_config.init_from = "runs/that_trained_it"
     programs.make_program(smoke_config, jax.devices()[:1])

@@ -12,6 +12,7 @@ from dit_jax.conditions.labels import count_captions
 from dit_jax.conditions.request import Request
 from dit_jax.data import text
 from dit_jax.data.annotations import Annotations
+from dit_jax.errors import UserError
 from dit_jax.models import conditioning
 
 
@@ -29,7 +30,7 @@ class Captions(Condition):
     def annotations(self):
         tokenize, feature = self.make_tokenizer(), self.config.data.caption_feature
         if not feature:
-            raise ValueError(
+            raise UserError(
                 f"model.condition={self.config.model.condition!r} needs data.caption_feature, the "
                 "name of the captions in the dataset: caption, captions/text, or text of an image "
                 "folder."
@@ -43,7 +44,7 @@ class Captions(Condition):
     def _count_stored(self, features, place):
         """The captions of each record of moments.   Raises: ValueError if there are none."""
         if "captions" not in features:
-            raise ValueError(
+            raise UserError(
                 f"{place} holds no captions, which model.condition="
                 f"{self.config.model.condition!r} needs: encode the images with "
                 "data.caption_feature set."
@@ -63,10 +64,10 @@ class Captions(Condition):
 
     def from_flags(self, num, labels="", prompts=(), negative="", seed=0, names=None):
         if labels:
-            raise ValueError(f"--labels={labels}: this model takes captions, as --prompt.")
+            raise UserError(f"--labels={labels}: this model takes captions, as --prompt.")
         prompts = list(prompts) or [""]
         if num < len(prompts):
-            raise ValueError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
+            raise UserError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
         return self.request([prompts[i * len(prompts) // num] for i in range(num)], negative)
 
     def split_flags(self, labels, prompts):
@@ -137,20 +138,20 @@ class Context(Captions):
             return super().stored_annotations(features, metadata, place)
         count = self._count_stored(features, place)
         if "context" not in features:
-            raise ValueError(
+            raise UserError(
                 f"{place} holds no text encoder's outputs: encode with text.stored, or set "
                 "it to False."
             )
         recorded = metadata.get("text_encoder_digest", "")
         digest, size = self.config.text.encoder_digest, self.config.model.context_size
         if recorded and digest not in ("", recorded):
-            raise ValueError(
+            raise UserError(
                 f"{place} holds outputs of a text encoder with digest {recorded}, but text."
                 f"encoder_digest={digest} is of another: encode the images again."
             )
         shape = tuple(features["context"].shape)
         if shape[-1] != size:
-            raise ValueError(
+            raise UserError(
                 f"{place} holds context {shape} of each image, but the model was built for "
                 f"model.context_size={size}."
             )

@@ -7,6 +7,7 @@ import numpy as np
 from dit_jax.conditions.condition import Condition
 from dit_jax.conditions.request import Request
 from dit_jax.data.annotations import Annotations
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 
@@ -35,7 +36,7 @@ class Labels(Condition):
 
     def stored_annotations(self, features, metadata, place):
         if self.num_classes and "label" not in features:
-            raise ValueError(
+            raise UserError(
                 f"{place} holds no labels, which model.num_classes={self.num_classes} "
                 "needs: encode the images of a config with as many classes."
             )
@@ -49,12 +50,12 @@ class Labels(Condition):
         return cond
 
     def request(self, captions, negative=""):
-        raise ValueError("model.condition='label': this model takes labels, not captions.")
+        raise UserError("model.condition='label': this model takes labels, not captions.")
 
     def from_flags(self, num, labels="", prompts=(), negative="", seed=0, names=None):
         if prompts or negative:
             flag = "--prompt" if prompts else "--negative_prompt"
-            raise ValueError(f"{flag} is of a model of captions; this one takes --labels.")
+            raise UserError(f"{flag} is of a model of captions; this one takes --labels.")
         parsed = parse_labels(labels, num, self.num_classes, seed, names)
         return from_labels(parsed, self.num_classes)
 
@@ -80,7 +81,7 @@ def count_captions(config) -> int:
     """Returns `data.captions_per_image`.   Raises: ValueError below 1."""
     count = config.data.captions_per_image
     if count < 1:
-        raise ValueError(f"data.captions_per_image={count} must be at least 1.")
+        raise UserError(f"data.captions_per_image={count} must be at least 1.")
     return count
 
 
@@ -112,7 +113,7 @@ def parse_labels(
     """
     names, count = list(names or ()), num_classes or 1
     if text == "random" and text in names:
-        raise ValueError(
+        raise UserError(
             f"--labels: random is the name of class {names.index(text)}: write name:random. Labels "
             "drawn at random have no other name."
         )
@@ -122,7 +123,7 @@ def parse_labels(
     labels = [parse_label(part, count, names) for part in parts] if text else range(count)
     if num < 1 or (text and num < len(labels)):
         shown = text or f"all {count}"
-        raise ValueError(f"--num={num} must be at least {len(labels) if text else 1}: {shown}.")
+        raise UserError(f"--num={num} must be at least {len(labels) if text else 1}: {shown}.")
     return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
 
 
@@ -144,12 +145,12 @@ def parse_label(text: str, num_classes: int, names: Sequence[str] | None = None)
         return next(iter(found.values()))
     shown = files.printable(text)
     if found:
-        raise ValueError(
+        raise UserError(
             f"--labels: {shown} is the name of class {found['name']}, and the number of the class "
             f"'{files.printable(names[number])}': write name:{shown} or number:{shown}."
         )
     known = f", named {files.list_some(names)}" if names else ""
-    raise ValueError(
+    raise UserError(
         f"--labels: '{shown}' is no class; the model's are 0 to {num_classes - 1}{known}. Give "
         "them with commas, or random."
     )

@@ -7,6 +7,7 @@ import jax
 from flax import struct
 from ml_collections import ConfigDict
 
+from dit_jax.errors import UserError
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
 
@@ -27,7 +28,7 @@ class TextEncoder:
 def get_workdir(config: ConfigDict) -> pathlib.Path:
     """Where the frozen text encoder is.   Raises: ValueError if the config does not say."""
     if not config.text.encoder:
-        raise ValueError(
+        raise UserError(
             "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
             "which python -m dit_jax.convert clip writes."
         )
@@ -44,13 +45,13 @@ def load(config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None) 
     workdir = get_workdir(config)
     model, params = checkpoint.load_model(workdir, mesh, dtype or config.model.dtype, "clip")
     if model.hidden_size != config.model.context_size:
-        raise ValueError(
+        raise UserError(
             f"text.encoder={workdir} is {model.hidden_size} wide, but the model was built for "
             f"model.context_size={config.model.context_size}."
         )
     digest = digests.digest(params)
     if config.text.encoder_digest not in ("", digest):
-        raise ValueError(
+        raise UserError(
             f"text.encoder={workdir} has digest {digest}, but text.encoder_digest="
             f"{config.text.encoder_digest} is of another text encoder, whose outputs the model is "
             "trained on: give that one."

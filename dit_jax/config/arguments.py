@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dit_jax.config import overrides, ranges, sizes
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
@@ -52,7 +53,7 @@ class NumbersParser(flags.ArgumentParser):
         parse = overrides.parse_float if self.kind is float else overrides.parse_int
         numbers = tuple(parse(part) for part in argument.split(","))
         if self.count not in (None, len(numbers)):
-            raise ValueError(self.syntactic_help)
+            raise UserError(self.syntactic_help)
         return numbers
 
 
@@ -64,7 +65,7 @@ class SizeParser(flags.ArgumentParser):
     def parse(self, argument: str) -> sizes.Size:
         size = sizes.parse(argument)
         if not all(map(ranges.IMAGE_SIZE.holds, sizes.height_and_width(size))):
-            raise ValueError(self.syntactic_help)
+            raise UserError(self.syntactic_help)
         return size
 
 
@@ -81,7 +82,7 @@ class ConfigFlag(flags.Flag):
         """Raises: as `overrides.load`; ValueError for a config of another kind."""
         config = overrides.load(spec)
         if self.key not in config:
-            raise ValueError(
+            raise UserError(
                 f"--config={spec} has no config.{self.key}: a sweep's has config.grids, a run's "
                 "config.model, and each has its commands."
             )
@@ -124,7 +125,7 @@ def parse(
     checked = []
     for name, texts in given.items():
         if len(set(texts)) > 1 and not _may_repeat(name, values):
-            raise ValueError(
+            raise UserError(
                 f"--{name} is given {len(texts)} times, as {' and '.join(texts)}: leave one of "
                 "them. A list is one word with commas."
             )
@@ -156,17 +157,17 @@ def _split(words, values):
         boolean = _is_boolean(name, values)
         if boolean is None and name.startswith("no") and _is_boolean(name[2:], values):
             if equals:
-                raise ValueError(f"{word} is given a value: write --{name[2:]}={text}.")
+                raise UserError(f"{word} is given a value: write --{name[2:]}={text}.")
             name, text = name[2:], "false"
         elif boolean is None:
-            raise ValueError(f"unknown flag --{name}.{_near(name, values)} --help lists them.")
+            raise UserError(f"unknown flag --{name}.{_near(name, values)} --help lists them.")
         elif boolean and not equals:
             follows = left and left[0].lower() in ("true", "false")
             text = left.popleft() if follows else "true"
         elif not equals:
             if not left or (left[0].startswith("-") and not NUMBER.match(left[0])):
                 hint = f"; if {left[0]} is its value, write --{name}={left[0]}" if left else ""
-                raise ValueError(f"--{name} has no value{hint}.")
+                raise UserError(f"--{name} has no value{hint}.")
             text = left.popleft()
         before = f"--{name}={text}"
         given.setdefault(name, []).append(text.lower() if boolean else text)
@@ -187,7 +188,7 @@ def _is_boolean(name, values):
     if name.startswith("config.") and "config" in values:
         config = values["config"].value
         if config is None:
-            raise ValueError(f"--{name} sets a key of --config, which is missing.")
+            raise UserError(f"--{name} sets a key of --config, which is missing.")
         return isinstance(overrides.get_value(config, name.removeprefix("config.")), bool)
     return bool(values[name].boolean) if _is_defined(name, values) else None
 
@@ -230,7 +231,7 @@ def _check_positionals(others, names, values):
         hint += "." if boolean else f", {flag}='{text} {word}' for a text with spaces."
     else:
         hint = ""
-    raise ValueError(f"{word!r} is not understood: the command {takes}.{hint}")
+    raise UserError(f"{word!r} is not understood: the command {takes}.{hint}")
 
 
 def _check(name, text, parser):
@@ -247,7 +248,7 @@ def _check(name, text, parser):
             kind = "true or false"
         elif isinstance(parser, flags.EnumParser):
             kind = f"one of {', '.join(parser.enum_values)}"
-        raise ValueError(f"--{name}={text} must be {kind or error}.") from None
+        raise UserError(f"--{name}={text} must be {kind or error}.") from None
     return f"--{name}={text}"
 
 
@@ -260,4 +261,4 @@ def _parse_checked(argv, values):
         if not missing:
             raise
         names, verb = " and ".join(missing), "is" if len(missing) == 1 else "are"
-        raise ValueError(f"{names} {verb} missing; --help lists the flags.") from None
+        raise UserError(f"{names} {verb} missing; --help lists the flags.") from None

@@ -14,6 +14,7 @@ from importlib.machinery import SourceFileLoader
 from ml_collections import ConfigDict
 
 from dit_jax.config import sizes
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
 MODULE = "dit_jax_config_file"  # the name that a config file is imported by
@@ -31,9 +32,9 @@ def load(spec: str) -> ConfigDict:
     path = files.to_path(name, "--config")
     if not path.is_file():
         reason = "is a directory" if path.is_dir() else "is not there"
-        raise FileNotFoundError(f"cannot load --config={name}: {path.absolute()} {reason}.")
+        raise MissingFileError(f"cannot load --config={name}: {path.absolute()} {reason}.")
     if path.suffix != ".py":
-        raise ValueError(
+        raise UserError(
             f"--config={name} must be a Python file with a function get_config, such as "
             "configs/default.py. A run's config.json is none: its command has the config."
         )
@@ -45,7 +46,7 @@ def load(spec: str) -> ConfigDict:
     except (SyntaxError, ImportError, LookupError, AttributeError, TypeError) as error:
         raise _explained(error, path, argument) from error
     if not isinstance(config, ConfigDict):
-        raise ValueError(
+        raise UserError(
             f"get_config of --config={spec} returns a {type(config).__name__}; it must return a "
             "ConfigDict, such as that of configs/default.py."
         )
@@ -61,7 +62,7 @@ def _import(path):
     sys.modules[MODULE] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
-        raise ValueError(f"--config={path} has no function get_config: is it a config?")
+        raise UserError(f"--config={path} has no function get_config: is it a config?")
     return module
 
 
@@ -73,29 +74,29 @@ def _check_signature(name, get_config, arguments):
     except TypeError:
         given = f"takes no argument {arguments[0]!r}" if arguments else "needs an argument"
         way_out = f"--config={name}" + ("" if arguments else ":ARG")
-        raise ValueError(f"get_config{signature} of {name} {given}: write {way_out}.") from None
+        raise UserError(f"get_config{signature} of {name} {given}: write {way_out}.") from None
 
 
 def _explained(error, path, argument):
     """The error of a config file as a message with its line; itself, if it is another bug."""
     if isinstance(error, SyntaxError):
-        return ValueError(f"{error.filename}:{error.lineno}: {error.msg}.")
+        return UserError(f"{error.filename}:{error.lineno}: {error.msg}.")
     frames = traceback.extract_tb(error.__traceback__)
     line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), 0)
     if isinstance(error, ImportError):
-        return ValueError(
+        return UserError(
             f"{path}:{line}: {error}. If that is a part of this project, install it: pip install "
             "-e DIRECTORY, where DIRECTORY has its pyproject.toml."
         )
     if isinstance(error, KeyError) and error.args == (argument,):
-        return ValueError(f"--config={path} does not know the argument {argument!r}.")
+        return UserError(f"--config={path} does not know the argument {argument!r}.")
     if "ml_collections" not in pathlib.Path(frames[-1].filename).parts:
         return error
     while isinstance(error.args[0], Exception):
         error = error.args[0]
     first, _, rest = str(error.args[0]).partition(" Other fields present")  # all; then near ones
     hint = rest.strip().splitlines()[-1:] if "Did you mean" in rest else []
-    return ValueError("\n".join([f"{path}:{line}: {first}", *hint]))
+    return UserError("\n".join([f"{path}:{line}: {first}", *hint]))
 
 
 def expand_paths(config: ConfigDict, prefix: str = "config.") -> None:
@@ -129,13 +130,13 @@ def get_value(config: ConfigDict, key: str):
         except (KeyError, TypeError) as error:  # the latter of a value that is no group
             hint = str(error.args[0]).rpartition("\n")[2]
             hint = f" {hint}" if "Did you mean" in hint else ""
-            raise ValueError(
+            raise UserError(
                 f"unknown config key {'.'.join(key.split('.')[: i + 1])!r} in --config.{key}."
                 f"{hint}\nAll keys are in configs/default.py."
             ) from None
     if isinstance(value, ConfigDict):
         keys = ", ".join(f"--config.{key}.{name}" for name in list(value)[:3])
-        raise ValueError(f"--config.{key} is a group of keys: set one of them, such as {keys}.")
+        raise UserError(f"--config.{key} is a group of keys: set one of them, such as {keys}.")
     return value
 
 
@@ -151,7 +152,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         try:
             value = sizes.parse(text) if key in sizes.KEYS else _parse(text, before)
         except ValueError as error:
-            raise ValueError(f"--config.{key}={text} must be {error}.") from None
+            raise UserError(f"--config.{key}={text} must be {error}.") from None
     config.update_from_flattened_dict({key: value})
 
 
@@ -173,13 +174,13 @@ def _parse(text, example):
         return parse_float(text)
     if isinstance(example, tuple | list):
         return _parse_list(text, example)
-    raise ValueError(f"set in a file: it is a {type(example).__name__}")
+    raise UserError(f"set in a file: it is a {type(example).__name__}")
 
 
 def parse_bool(text: str) -> bool:
     """Raises: ValueError for a text that is neither true nor false."""
     if text.lower() not in ("true", "t", "1", "false", "f", "0"):
-        raise ValueError("true or false")
+        raise UserError("true or false")
     return text.lower() in ("true", "t", "1")
 
 
@@ -188,7 +189,7 @@ def parse_int(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError("a whole number, such as 1000") from None
+        raise UserError("a whole number, such as 1000") from None
 
 
 def parse_float(text: str) -> float:
@@ -198,7 +199,7 @@ def parse_float(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError("a number, such as 0.5 or 1e-4")
+        raise UserError("a number, such as 0.5 or 1e-4")
     return number
 
 
@@ -215,19 +216,19 @@ def _parse_list(text, example):
         return type(example)(_like(value, first, bool(example)) for value in values)
     except ValueError:
         kind = {str: "texts", int: "whole numbers", bool: "true or false"}
-        raise ValueError(f"{kind.get(type(first), 'values')} like {shown}") from None
+        raise UserError(f"{kind.get(type(first), 'values')} like {shown}") from None
 
 
 def _like(value, example, strict):
     """The value in the example's type; where that is a guess any number is as good."""
     if isinstance(example, tuple | list):
         if not isinstance(value, tuple | list):
-            raise ValueError
+            raise UserError
         return tuple(_like(v, example[0] if example else 0.0, bool(example)) for v in value)
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > sys.float_info.max:
-            raise ValueError
+            raise UserError
         return float(value) if strict else value
     if type(value) is not type(example) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError
+        raise UserError
     return value

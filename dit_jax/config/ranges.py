@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.config import sizes
+from dit_jax.errors import UserError
 from dit_jax.system import forms
 
 
@@ -193,10 +194,10 @@ def _check_value(key, value):
         value = sizes.height_and_width(value)
     numbers = value if key in LISTS | sizes.KEYS else (value,)
     if not isinstance(numbers, tuple | list):
-        raise ValueError(f"{shown} must be a list, and each of its values {RANGES[key]}.")
+        raise UserError(f"{shown} must be a list, and each of its values {RANGES[key]}.")
     if not all(map(RANGES[key].holds, numbers)):
-        raise ValueError(f"{shown} must be {RANGES[key]}.")
+        raise UserError(f"{shown} must be {RANGES[key]}.")
     if any(map(RANGES[key].rounds_to_high, numbers)):
-        raise ValueError(f"{shown} is {RANGES[key].high:g} in float32, but must be {RANGES[key]}.")
+        raise UserError(f"{shown} is {RANGES[key].high:g} in float32, but must be {RANGES[key]}.")
     if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
-        raise ValueError(f"{shown} is 0 or infinite in float32.")
+        raise UserError(f"{shown} is 0 or infinite in float32.")

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from dit_jax.errors import UserError
+
 Size = int | tuple[int, int]  # lists in files
 
 KEYS = frozenset({"data.image_size", "model.input_size"})
@@ -18,7 +20,7 @@ def is_size(value: object) -> bool:
 def check_type(key: str, value: object) -> None:
     """Raises: ValueError with the key and the value, unless it is a size."""
     if not is_size(value):
-        raise ValueError(f"{key}={value!r} must be a whole number, or (height, width).")
+        raise UserError(f"{key}={value!r} must be a whole number, or (height, width).")
 
 
 def simplify(size: Size | Sequence[int]) -> Size:
@@ -52,7 +54,7 @@ def parse(text: str) -> Size:
     """
     match = re.fullmatch(r"\(?\s*(-?\d{1,20})(?:\s*[x,]\s*(-?\d{1,20}))?\s*\)?", text)
     if not match:
-        raise ValueError("a whole number, or height and width, such as 256x384")
+        raise UserError("a whole number, or height and width, such as 256x384")
     height, width = match.groups()
     return simplify((int(height), int(width or height)))
 

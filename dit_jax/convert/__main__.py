@@ -51,6 +51,7 @@ from dit_jax.convert import (
     weights,
 )
 from dit_jax.data import text
+from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
 
@@ -194,7 +195,7 @@ def convert_adm(
         config.latents.source = "pixels"
         config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0, clip_x_0=True)
     elif config.model.name != "unet":
-        raise ValueError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
+        raise UserError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
     _save(workdir, config, adm.to_params(found, config.model, new_attention_order))
     return config
 
@@ -279,13 +280,13 @@ def convert_dit(
     if config is None:
         config = own or _published_config(sizes or dit.read_sizes(found))
     elif own and any(config[name] != own[name] for name in ("diffusion", "objective")):
-        raise ValueError(
+        raise UserError(
             f"{shown} was exported with diffusion={fields.show(own.diffusion.to_dict())}, "
             f"objective={fields.show(own.objective.to_dict())}, and --config has others: leave it "
             "out."
         )
     elif is_diffusers and sizes["num_heads"] != config.model.num_heads:
-        raise ValueError(  # no array's shape tells
+        raise UserError(  # no array's shape tells
             f"{shown} has {sizes['num_heads']} heads, but the config's model.num_heads is "
             f"{config.model.num_heads}."
         )
@@ -316,7 +317,7 @@ def export_dit(
     cli.check_out(out, (".safetensors",), "DST=")
     config = workdirs.load_config(workdir)
     if config.model.name != "dit":
-        raise ValueError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
+        raise UserError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
     workdirs.check_draws(workdir, config)
     dit.check_block(config.model)  # before parameters are read
     config.model.attention = "auto"  # the run's device need not be here
@@ -332,18 +333,18 @@ def export_dit(
     try:
         files.replace(out, lambda file: file.write(contents))
     except OSError as error:
-        raise OSError(f"cannot write {out}: {error}") from error
+        raise UserFileError(f"cannot write {out}: {error}") from error
     return step
 
 
 def main(words):
     if len(words) != 3 or words[0] not in COMMANDS:
-        raise ValueError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {words}.")
+        raise UserError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {words}.")
     command, source, target = words
     source, target = files.to_path(source, "SRC"), files.to_path(target, "DST")
     for name in {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}:
         if FLAGS[name].present:
-            raise ValueError(f"`convert {command}` takes no --{name}.")
+            raise UserError(f"`convert {command}` takes no --{name}.")
     if command == "dit-export":
         print(f"{target}: step {export_dit(source, target, FLAGS.step, FLAGS.raw)}")
         return
@@ -353,7 +354,7 @@ def main(words):
         config = convert_clip(source, target, FLAGS.skip_layers)
     elif command == "adm":
         if FLAGS.new_attention_order and FLAGS.config is None:
-            raise ValueError(
+            raise UserError(
                 "--new_attention_order is of a --config; of published models it is known."
             )
         config = convert_adm(source, target, FLAGS.config, FLAGS.new_attention_order)

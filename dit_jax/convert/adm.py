@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays
+from dit_jax.errors import UserError
 from dit_jax.models import unet
 
 # Preset -> betas, and whether the rows of q, k, v are [3, H, D/H], not [H, 3, D/H].
@@ -74,7 +75,7 @@ def published_shapes(model_config) -> dict[str, dict[str, arrays.Shape]]:
     Raises: ValueError for a model with transformer blocks.
     """
     if model_config.transformer_depth:
-        raise ValueError(
+        raise UserError(
             f"model.transformer_depth={model_config.transformer_depth}: ADM's UNet has none, 0; "
             "one of diffusers is converted with `convert unet`."
         )
@@ -95,7 +96,7 @@ def preset(found: Mapping[str, np.ndarray]) -> str:
         published = published_shapes(model_config(name)).values()
         if shapes == {n: shape for part in published for n, shape in part.items()}:
             return name
-    raise ValueError(
+    raise UserError(
         f"the checkpoint's {len(found)} arrays are of none of {', '.join(PUBLISHED)}: give "
         "--config with the model's sizes."
     )

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from dit_jax import models
 from dit_jax.convert import torch_files
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, npz_files
 
 Shape = tuple[int, ...]
@@ -38,7 +39,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     tables = {n: a.dtype for n, a in found.items() if a.dtype.kind in "biu" and a.ndim > 1}
     kinds = [f"{n} ({t})" for n, t in tables.items() if n.rpartition(".")[2] != POSITIONS]
     if kinds:
-        raise ValueError(
+        raise UserError(
             f"{files.printable(path)} has weights that are no floating-point numbers: "
             f"{files.list_some(kinds)}. Those of a quantised model cannot be converted: give the "
             "file in float32, float16 or bfloat16."
@@ -56,14 +57,14 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
     """
     shown = files.printable(path)
     if path.is_dir():
-        raise ValueError(f"{shown} is a directory: give the file in it.")
+        raise UserError(f"{shown} is a directory: give the file in it.")
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {shown}{variants(path)}.")
+        raise MissingFileError(f"no checkpoint file at {shown}{variants(path)}.")
     if path.suffix not in READERS:
-        raise ValueError(f"cannot read {shown}: expected {', '.join(READERS)}.")
+        raise UserError(f"cannot read {shown}: expected {', '.join(READERS)}.")
     shapes = _parse(path, READERS[path.suffix][0])
     if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
-        raise ValueError(f"{shown} has arrays without any number: {files.list_some(empty)}.")
+        raise UserError(f"{shown} has arrays without any number: {files.list_some(empty)}.")
     npz_files.check_bytes(path, 4 * sum(map(math.prod, shapes.values())))
     return shapes
 
@@ -82,7 +83,7 @@ def _parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
     try:
         return npz_files.parse(path, reader)
     except npz_files.DamagedFileError as error:
-        raise ValueError(
+        raise UserError(
             f"{error}\nDownload it again, and compare its size and SHA-256 with docs/weights.md."
         ) from error
 
@@ -118,7 +119,7 @@ def _describe_torch(path):
 def _refuse(others):
     if others:
         kinds = [f"{name} ({dtype})" for name, dtype in others.items()]
-        raise ValueError(f"it holds more than real numbers: {files.list_some(kinds)}")
+        raise UserError(f"it holds more than real numbers: {files.list_some(kinds)}")
 
 
 _TORCH = _describe_torch, torch_files.read
@@ -170,7 +171,7 @@ def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> Non
         if name in shapes and shapes[name] != shape
     ]
     if missing or unexpected or differing:
-        raise ValueError(
+        raise UserError(
             "the checkpoint does not fit the model.\n"
             f"  missing ({len(missing)}): {files.list_some(missing)}\n"
             f"  unexpected ({len(unexpected)}): {files.list_some(unexpected)}\n"
@@ -178,7 +179,7 @@ def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> Non
             "Check the model's sizes in the config, and that the file holds this model."
         )
     if broken := [name for name, array in found.items() if not np.isfinite(array).all()]:
-        raise ValueError(
+        raise UserError(
             f"{len(broken)} of the checkpoint's {len(found)} tensors hold NaN or infinity, such as "
             f"{files.list_some(broken[:3])}.\n"
             "Download it again, and compare its SHA-256 with docs/weights.md; if that is right, "

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays, fields, weights
 from dit_jax.data import text
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.models import clip
 from dit_jax.system import files
 
@@ -55,7 +56,7 @@ def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
     if (epsilon := theirs.get("layer_norm_eps", clip.NORM_EPSILON)) != clip.NORM_EPSILON:
         wrong["layer_norm_eps"] = epsilon
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{files.printable(path)} describes a text model of another kind: "
             f"{fields.show(wrong)}. Needed are sizes above 0, hidden_act "
             f"{' or '.join(clip.ACTIVATIONS)}, layer_norm_eps {clip.NORM_EPSILON}."
@@ -63,7 +64,7 @@ def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
     depth = sizes["depth"]
     if not 0 <= skip_layers < depth:
         shown = files.printable(path)
-        raise ValueError(f"{skip_layers=} must be in 0..{depth - 1}: {shown} has {depth} layers.")
+        raise UserError(f"{skip_layers=} must be in 0..{depth - 1}: {shown} has {depth} layers.")
     sizes["depth"] = depth - skip_layers
     return ConfigDict(dict(name="clip", **sizes, activation=activation, dtype="float32"))
 
@@ -105,13 +106,13 @@ def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
         else:
             continue
         if tokenizer.vocab_size > model_config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer in {files.printable(directory)} has ids up to "
                 f"{tokenizer.vocab_size - 1}, but the text model {model_config.vocab_size} tokens: "
                 "it is another model's."
             )
         return tokenizer
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"no vocab.json with merges.txt, and no {text.FILE}, in "
         f"{' or '.join(map(files.printable, directories))}. {text.SOURCE}"
     )
@@ -141,14 +142,14 @@ def _read_theirs(source):
     shown, kind = files.printable(path), theirs.get("architectures")
     kind = kind[0] if isinstance(kind, list) and kind else None
     if not isinstance(kind, str) or kind not in CLASSES:
-        raise ValueError(
+        raise UserError(
             f"{shown} describes transformers' {fields.show(kind)}, but only {', '.join(CLASSES)} "
             "can be converted; of a Stable Diffusion give the folder text_encoder/."
         )
     if kind == "CLIPModel":  # the second, of old files, overrides the first
         parts = [theirs.get(name) or {} for name in ("text_config", "text_config_dict")]
         if not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"{shown} has a text_config that is none: download it again.")
+            raise UserError(f"{shown} has a text_config that is none: download it again.")
         theirs = parts[0] | parts[1]
     return path, kind, theirs
 
@@ -168,7 +169,7 @@ def _read_padding(directory):
     pad = pad.get("content") if isinstance(pad, dict) else pad
     if not isinstance(pad, str):
         shown = files.printable(directory)
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {shown} has a pad_token that is no text: {fields.show(pad)}."
         )
     return pad

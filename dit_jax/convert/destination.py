@@ -8,6 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
@@ -21,12 +22,12 @@ def check(workdir: pathlib.Path) -> None:
     """
     shown = files.printable(workdir)
     if workdir.is_dir() and any(workdir.iterdir()):
-        raise ValueError(f"{shown} is not empty: choose a new directory, or remove it.")
+        raise UserError(f"{shown} is not empty: choose a new directory, or remove it.")
     if os.path.lexists(workdir) and not workdir.is_dir():
-        raise ValueError(f"{shown} is no directory: choose a new one.")
+        raise UserError(f"{shown} is no directory: choose a new one.")
     parent = next(path for path in workdir.absolute().parents if os.path.lexists(path))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OSError(
+        raise UserFileError(
             f"cannot write to {shown}: {files.printable(parent)} is no directory, or may not be "
             "written to. Choose another place."
         )
@@ -45,12 +46,12 @@ def fill(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
     shown, workdir = files.printable(workdir), pathlib.Path(os.path.realpath(workdir))
     partial = workdir.with_name(f".{workdir.name}.partial")
     if partial.is_symlink():
-        raise OSError(f"{files.printable(partial)} is a link: remove it.")
+        raise UserFileError(f"{files.printable(partial)} is a link: remove it.")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         hold = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise OSError(f"cannot write to {shown}: {error.strerror}") from error
+        raise UserFileError(f"cannot write to {shown}: {error.strerror}") from error
     try:
         _hold(hold, shown)
         _empty(partial)
@@ -70,7 +71,7 @@ def _hold(directory, shown):
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if isinstance(error, BlockingIOError):  # others: a file system without locks
-            raise OSError(
+            raise UserFileError(
                 f"another process converts to {shown} now: wait for it, or choose another "
                 "directory."
             ) from error
@@ -90,7 +91,7 @@ def _become(partial, workdir):
     try:
         os.replace(partial, workdir)
     except OSError as error:
-        raise OSError(
+        raise UserFileError(
             f"cannot make {files.printable(workdir)}: {error.strerror}. Choose a directory that is "
             "not there yet."
         ) from error

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dit_jax.convert import arrays, dit, fields
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 # The published module -> diffusers' modules, whose rows it joins; {} is the block's number.
@@ -79,7 +80,7 @@ def read_sizes(directory: pathlib.Path) -> dict:
       is not supported, or as `fields.read`.
     """
     if (directory / "model_index.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{files.printable(directory)} is a whole pipeline: convert the DiT in "
             f"{files.printable(directory / 'transformer')}, and its VAE with `convert vae "
             f"{files.printable(directory / 'vae')}`."
@@ -88,7 +89,7 @@ def read_sizes(directory: pathlib.Path) -> dict:
     theirs = fields.read(path, "the config.json that diffusers writes beside the weights")
     shown, kind = files.printable(path), theirs.get("_class_name")
     if kind not in CLASSES:
-        raise ValueError(
+        raise UserError(
             f"{shown} describes diffusers' {fields.show(kind)}, but only a {CLASSES[0]} can be "
             "converted; docs/weights.md lists one."
         )
@@ -99,7 +100,7 @@ def read_sizes(directory: pathlib.Path) -> dict:
     if not wrong and theirs["out_channels"] not in (None, channels, 2 * channels):
         wrong["out_channels"] = theirs["out_channels"]
     if wrong:
-        raise ValueError(f"{shown} describes a DiT of another kind: {fields.show(wrong)}.")
+        raise UserError(f"{shown} describes a DiT of another kind: {fields.show(wrong)}.")
     return dict(
         input_size=theirs["sample_size"],
         patch_size=theirs["patch_size"],
@@ -136,7 +137,7 @@ def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.
         if not np.array_equal(found[one], found[part])
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{len(differing)} of the blocks' embedders of time and label differ from the first "
             f"block's, such as {', '.join(sorted(differing)[:3])}: a DiT has one for all blocks."
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dit_jax.convert import arrays, fields, weights
+from dit_jax.errors import UserError
 from dit_jax.models import dinov2
 from dit_jax.system import files
 
@@ -57,7 +58,7 @@ def read(source: pathlib.Path) -> dict[str, np.ndarray]:
     if not fields.is_count(heads) or width != heads * HEAD_SIZE:
         other |= {"hidden_size": width, "num_attention_heads": heads}
     if other:
-        raise ValueError(
+        raise UserError(
             f"{files.printable(path)} describes a model of another kind: {fields.show(other)}. "
             f"Needed are {FIXED} and heads of {HEAD_SIZE}: DINOv2 without registers, ViT-S, -B or "
             "-L."
@@ -90,26 +91,26 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
     """
     shape = np.shape(found.get("patch_embed.proj.weight"))
     if len(shape) != 4 or not any(name.startswith("blocks.") for name in found):
-        raise ValueError(
+        raise UserError(
             "the checkpoint is not DINOv2's: patch_embed.proj.weight has shape "
             f"{shape or 'none'}, not [D, 3, 14, 14], among {len(found)} arrays, or there is no "
             "blocks.0. transformers' model is given as the directory that it wrote."
         )
     p, (hidden_size, *_, height, width) = dinov2.PATCH_SIZE, shape
     if (height, width) != (p, p):
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has patches of {height}x{width} pixels, DINOv2 of {p}x{p}: take "
             "dinov2_vitl14_pretrain.pth or dinov2_vitb14_pretrain.pth."
         )
     if "register_tokens" in found:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has register_tokens {np.shape(found['register_tokens'])}, but this "
             "model has none: take the file without _reg4 in its name."
         )
     if "blocks.0.mlp.w12.weight" in found:
-        raise ValueError("the checkpoint has a gated MLP, as ViT-g's: take ViT-L's or ViT-B's.")
+        raise UserError("the checkpoint has a gated MLP, as ViT-g's: take ViT-L's or ViT-B's.")
     if hidden_size % HEAD_SIZE:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has {hidden_size=}, not a multiple of the head size {HEAD_SIZE}."
         )
     return dict(

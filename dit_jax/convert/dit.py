@@ -8,6 +8,7 @@ import numpy as np
 
 from dit_jax.config import sizes
 from dit_jax.convert import arrays
+from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
 # Our module -> the published one; {} is the block's number.
@@ -41,7 +42,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     pos_embed = params.pop("pos_embed")
     if not np.allclose(pos_embed, table, atol=1e-5):
         difference = np.abs(pos_embed - table).max()
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's pos_embed differs from the sin-cos table by {difference:.2g}; it "
             "was trained with another position embedding."
         )
@@ -74,18 +75,18 @@ def check_block(model_config) -> None:
     """
     tokens = math.prod(_grid(model_config))
     if tokens * model_config.hidden_size > MOST_POSITIONS:
-        raise ValueError(
+        raise UserError(
             f"model.input_size={model_config.input_size}, patch_size={model_config.patch_size} and "
             f"hidden_size={model_config.hidden_size} are {tokens:,} tokens, of more than "
             f"{MOST_POSITIONS:,} numbers: no DiT has as many."
         )
     if model_config.block != "adaLN-Zero":
-        raise ValueError(
+        raise UserError(
             f"model.block={model_config.block!r} has no published names or weights; those of "
             "'adaLN-Zero' alone can be converted. Other commands read any workdir as it is."
         )
     if model_config.condition != "label":
-        raise ValueError(
+        raise UserError(
             f"model.condition={model_config.condition!r} has no published names or weights; models "
             "told labels alone can be converted. Other commands read any workdir as it is."
         )
@@ -112,7 +113,7 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
         if name not in found or np.ndim(found[name]) != ranks.get(part, 2)
     }
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint is not a published DiT's: {wrong}. A DiT of diffusers is given as the "
             "directory that it wrote."
         )
@@ -135,7 +136,7 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
         sizes["num_classes"] = shapes["labels"][0] - 1
     named = {size[:2]: size[2] for size in dit.SIZES.values()}
     if (hidden_size, len(blocks)) not in named:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has hidden_size={hidden_size} and depth={len(blocks)}, and does not "
             f"tell its num_heads, which is known of {', '.join(map(str, named))} alone: give "
             "--config with all its sizes."

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from dit_jax import diffusion, workdirs
 from dit_jax.config import ranges
 from dit_jax.convert import fields
+from dit_jax.errors import UserError
 from dit_jax.models import dit
 from dit_jax.system import files, json_files
 from dit_jax.workdirs import older_versions
@@ -61,15 +62,15 @@ def read(path: pathlib.Path) -> ConfigDict | None:
         try:
             config = older_versions.complete(config)
         except ValueError as error:
-            raise ValueError(f"{shown} cannot be read: {error}. It must be {WHAT}.") from error
+            raise UserError(f"{shown} cannot be read: {error}. It must be {WHAT}.") from error
     if wrong := _wrong(config):
-        raise ValueError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
+        raise UserError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
     try:
         workdirs.check_types(config)
         ranges.check(config)
         diffusion.build(ConfigDict(config["diffusion"]))
     except (ValueError, AttributeError) as error:  # the latter without keys
-        raise ValueError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
+        raise UserError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
     return ConfigDict(_without_places(config)).lock()
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from dit_jax.errors import UserError
 from dit_jax.system import files, json_files
 
 MOST = 2**20  # of a size of a model
@@ -17,7 +18,7 @@ def read(path: pathlib.Path, what: str) -> dict:
     """
     found = json_files.read_json(path, what)
     if not isinstance(found, dict):
-        raise ValueError(
+        raise UserError(
             f"cannot read {files.printable(path)}: it holds a {type(found).__name__} instead of "
             f"fields with names. It must be {what}."
         )
@@ -42,7 +43,7 @@ def refuse_pipeline(directory: pathlib.Path, part: str) -> None:
     """
     if (directory / "model_index.json").is_file():
         shown = files.printable(directory)
-        raise ValueError(
+        raise UserError(
             f"{shown} is a whole pipeline: `convert sd {shown} DST` takes all of it, "
             f"`convert {part} {shown}/{part} DST` its {part} alone."
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dit_jax.convert import clip, dinov2, dit, inception, lpips, unet, vae, weights
+from dit_jax.errors import UserError
 
 FORMATS = {
     "dit": dit.to_params,
@@ -37,9 +38,9 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
       finite; FileNotFoundError; OSError.
     """
     if kind not in FORMATS:
-        raise ValueError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
+        raise UserError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
     if model_config.name != kind:
-        raise ValueError(
+        raise UserError(
             f"the config's model is a {model_config.name!r}, but {kind!r} is asked for."
         )
     if not isinstance(source, Mapping):

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
@@ -64,7 +65,7 @@ def refuse(names: Collection[str], kind: str, source: pathlib.Path) -> None:
             "Of Stable Diffusion's give the whole file, of which diffusers makes a directory; "
             "guided-diffusion's is for `convert adm`."
         )
-    raise ValueError(
+    raise UserError(
         f"{files.printable(source)} has {len(names):,} names of the original code of latent "
         f"diffusion, such as {files.list_some([next(filter(None, examples))])}: {what}.\n{way_out}"
     )
@@ -93,13 +94,13 @@ def strip(
     holders.update(*HOLDERS_BY_KIND.values())
     if len(heads) > 1 and (some := [head for head in heads if head in holders]):
         counts = ", ".join(f"{heads[head]:,} with {head}." for head in some)
-        raise ValueError(
+        raise UserError(
             f"{shown} has {len(names):,} names, {counts} before them: it holds more than one "
             "model. Save the arrays of the one that is meant by themselves."
         )
     stripped = dict(zip(map(".".join, names), found.values(), strict=True))
     if len(stripped) < len(found):
-        raise ValueError(
+        raise UserError(
             f"{shown} has {len(found):,} names, but without {', '.join(left_out)} only "
             f"{len(stripped):,} differ: save one model's arrays by themselves."
         )

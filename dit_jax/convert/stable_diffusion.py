@@ -5,6 +5,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from dit_jax.convert import fields, weights
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
 INDEX = "model_index.json"
@@ -56,22 +57,22 @@ def check_parts(source: pathlib.Path) -> None:
     if source.is_file():
         weights.refuse_layout(source, "sd")
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {shown}: give the directory that diffusers wrote, with {', '.join(PARTS)} in it."
         )
     theirs = fields.read(path, "the list of a pipeline's parts that diffusers writes")
     if (found := theirs.get("_class_name")) not in PIPELINES:
-        raise ValueError(
+        raise UserError(
             f"{shown} describes diffusers' {fields.show(found)}, but only {', '.join(PIPELINES)} "
             "can be converted."
         )
     # A part is [library, class]; one that a pipeline may have and this one has not, [null, null].
     parts = {name: v[-1] for name, v in theirs.items() if isinstance(v, list) and v and v[-1]}
     if missing := [name for name in PARTS if name not in parts]:
-        raise ValueError(f"{shown} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
+        raise UserError(f"{shown} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
     if others := sorted(parts.keys() - {*PARTS, *IGNORED}):
         others = files.list_some([f"{name} ({fields.show(parts[name])})" for name in others])
-        raise ValueError(
+        raise UserError(
             f"{shown} has the parts {others}, which are not supported; supported: "
             f"{', '.join(PARTS)}, and without effect {', '.join(IGNORED)}."
         )
@@ -90,7 +91,7 @@ def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
     theirs = DEFAULTS | {"set_alpha_to_one": not is_pndm} | theirs
     if wrong := _not_supported(theirs):
         lines = fields.list_wrong(theirs, wrong)
-        raise ValueError(f"{files.printable(path)} describes a process of another kind:\n{lines}")
+        raise UserError(f"{files.printable(path)} describes a process of another kind:\n{lines}")
     process = dict(
         process="ddpm",
         num_steps=theirs["num_train_timesteps"],
@@ -126,7 +127,7 @@ def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: Con
             f"latent_channels={vae.latent_channels}"
         )
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the parts of {files.printable(source)} are not of one model: {'; '.join(wrong)}."
         )
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 MOST_PICKLE_BYTES = 16 * 2**20  # 10,000 tensors take 2 MiB
@@ -101,7 +102,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         records = {(t.storage.key, t.storage.dtype): t.storage for t in tensors.values()}
         size = sum(s.record_size * s.dtype.itemsize for s in records.values())
         if size > path.stat().st_size:
-            raise ValueError(f"its tensors are {size:,} bytes, more than the file has")
+            raise UserError(f"its tensors are {size:,} bytes, more than the file has")
         arrays = {key: read_record(storage) for key, storage in records.items()}
     return {name: _view(arrays[t.storage.key, t.storage.dtype], t) for name, t in tensors.items()}
 
@@ -124,16 +125,16 @@ def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     try:
         magic, _ = _load(file)
     except ValueError as error:
-        raise ValueError(f"torch.save did not write it: {error}") from error
+        raise UserError(f"torch.save did not write it: {error}") from error
     if magic != MAGIC:
-        raise ValueError("torch.save did not write it")
+        raise UserError("torch.save did not write it")
     (_protocol, _), (system, _), (contents, storages), (keys, _) = (_load(file) for _ in range(4))
     if not dict(system.pairs).get("little_endian"):
-        raise ValueError("its numbers are not in little-endian order")
+        raise UserError("its numbers are not in little-endian order")
     begins, begin = {}, file.tell()
     for key in keys:  # each a number of elements, then these
         if key not in storages:
-            raise ValueError(f"its record {key!r} is of a kind that is not supported")
+            raise UserError(f"its record {key!r} is of a kind that is not supported")
         begins[key] = begin
         begin += 8 + storages[key].record_size * storages[key].dtype.itemsize
 
@@ -141,7 +142,7 @@ def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
         file.seek(begins[storage.key])
         size = int.from_bytes(file.read(8), "little")
         if size != storage.record_size:
-            raise ValueError(f"its record {storage.key!r} has {size:,} numbers, not {storage[3]:,}")
+            raise UserError(f"its record {storage.key!r} has {size:,} numbers, not {storage[3]:,}")
         return np.frombuffer(file.read(size * storage.dtype.itemsize), storage.dtype, size)
 
     return contents, read_record
@@ -152,24 +153,24 @@ def _open_archive(archive):
     members = {member.filename: member for member in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or len(members) != len(archive.infolist()):
-        raise ValueError("it is a zip archive, but torch.save did not write it")
+        raise UserError("it is a zip archive, but torch.save did not write it")
     root = roots[0]
     if f"{root}constants.pkl" in members:
-        raise ValueError("it is a program of TorchScript, not tensors by their names")
+        raise UserError("it is a program of TorchScript, not tensors by their names")
 
     def read(name, size=None):
         if (member := members.get(root + name)) is None:
-            raise ValueError(f"its record {name!r} is not there")
+            raise UserError(f"its record {name!r} is not there")
         if member.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"its record {name!r} is compressed, which torch.save does not do")
+            raise UserError(f"its record {name!r} is compressed, which torch.save does not do")
         if size is not None and member.file_size != size:
-            raise ValueError(f"its record {name!r} has {member.file_size:,} bytes, not {size:,}")
+            raise UserError(f"its record {name!r} has {member.file_size:,} bytes, not {size:,}")
         return archive.read(member)
 
     if f"{root}byteorder" in members and read("byteorder") != b"little":
-        raise ValueError("its numbers are not in little-endian order")
+        raise UserError("its numbers are not in little-endian order")
     if (size := members[f"{root}data.pkl"].file_size) > MOST_PICKLE_BYTES:
-        raise ValueError(f"its pickle has {size:,} bytes, more than {MOST_PICKLE_BYTES:,}")
+        raise UserError(f"its pickle has {size:,} bytes, more than {MOST_PICKLE_BYTES:,}")
     contents, _ = _load(read("data.pkl"))
 
     def read_record(storage):
@@ -185,7 +186,7 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
     for opcode, argument, position in pickletools.genops(pickle):
         begin = position if begin is None else begin
         if position - begin > MOST_PICKLE_BYTES:
-            raise ValueError(f"its pickle has more than {MOST_PICKLE_BYTES:,} bytes")
+            raise UserError(f"its pickle has more than {MOST_PICKLE_BYTES:,} bytes")
         name = opcode.name
         if name in VALUES:
             stack.append(argument)
@@ -231,8 +232,8 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
         elif name == "STOP":
             return stack.pop(), storages
         elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"its pickle has {name}, which those of tensors have not")
-    raise ValueError("its pickle has no end")
+            raise UserError(f"its pickle has {name}, which those of tensors have not")
+    raise UserError("its pickle has no end")
 
 
 def _extend(target, items):
@@ -255,7 +256,7 @@ def _to_storage(identity, storages):
     word, kind, key, _, size, *view = identity
     begin = view[0][1] if view and view[0] else 0
     if word != "storage" or not isinstance(key, str) or not _are_sizes((size, begin)):
-        raise ValueError("its pickle refers to what is no storage")  # and may have no end
+        raise UserError("its pickle refers to what is no storage")  # and may have no end
     if not isinstance(kind, Global) or kind.name not in DTYPES:
         return Call(kind, ())
     storage = Storage(key, DTYPES[kind.name], begin, size)
@@ -266,7 +267,7 @@ def _to_storage(identity, storages):
 def _tensors(contents):
     """{name: Tensor} of what a file holds."""
     if not isinstance(contents, Pairs):
-        raise ValueError(f"it holds a {_kind(contents)} instead of tensors by their names")
+        raise UserError(f"it holds a {_kind(contents)} instead of tensors by their names")
     parts = {name: value for name, value in _items(contents) if name in PARTS}
     parts = [parts[name] for name in PARTS if isinstance(parts.get(name), Pairs)]
     tensors, others = {}, []
@@ -278,14 +279,14 @@ def _tensors(contents):
         else:
             tensors[name] = tensor
     if others:
-        raise ValueError(f"it holds more than tensors: {files.list_some(others)}")
+        raise UserError(f"it holds more than tensors: {files.list_some(others)}")
     return tensors
 
 
 def _items(pairs: Pairs) -> Iterator[tuple[Any, Any]]:
     for pair in pairs.pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError("its pickle has a dict of what are no pairs")
+            raise UserError("its pickle has a dict of what are no pairs")
         yield tuple(pair)
 
 
@@ -303,10 +304,10 @@ def _to_tensor(value):
         return None
     are_tuples = isinstance(shape, tuple) and isinstance(strides, tuple)
     if not are_tuples or not _are_sizes((offset, *shape, *strides)) or len(shape) != len(strides):
-        raise ValueError("a tensor in it has a shape that is none")
+        raise UserError("a tensor in it has a shape that is none")
     last = storage.begin + offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.record_size:
-        raise ValueError(f"a tensor of {shape=}, {strides=} in it has not so many numbers"[:300])
+        raise UserError(f"a tensor of {shape=}, {strides=} in it has not so many numbers"[:300])
     return Tensor(storage, offset, shape, strides)
 
 

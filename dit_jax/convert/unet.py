@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays, fields
+from dit_jax.errors import UserError
 from dit_jax.models import unet
 from dit_jax.system import files
 
@@ -113,7 +114,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     theirs = fields.read(path, "the config.json that diffusers writes beside the weights")
     shown, kind = files.printable(path), theirs.get("_class_name")
     if kind != "UNet2DConditionModel":
-        raise ValueError(
+        raise UserError(
             f"{shown} describes diffusers' {fields.show(kind)}, but only a UNet2DConditionModel "
             "can be converted."
         )
@@ -129,7 +130,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             theirs[name] = values[0]
     if wrong := _not_supported(theirs):
         lines = fields.list_wrong(theirs, wrong)
-        raise ValueError(f"{shown} describes a UNet of another kind:\n{lines}")
+        raise UserError(f"{shown} describes a UNet of another kind:\n{lines}")
     channels = theirs["block_out_channels"]
     num_heads, head_dim = _heads(theirs["attention_head_dim"], channels)
     return ConfigDict(

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays, fields
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
@@ -58,7 +59,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     """Our parameters from the published names, of new or old attention; see `convert.load`."""
     new_names = collections.Counter(map(_new_name, found))
     if twice := [name for name, count in new_names.items() if count > 1]:
-        raise ValueError(f"the checkpoint holds {files.list_some(twice)} under an old name too.")
+        raise UserError(f"the checkpoint holds {files.list_some(twice)} under an old name too.")
     found = {_new_name(name): array for name, array in found.items()}
     shapes = arrays.parameter_shapes(model_config)
     published = {
@@ -77,7 +78,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     what = "the config.json that diffusers writes beside the weights"
     theirs, shown = DEFAULTS | fields.read(path, what), files.printable(path)
     if theirs["_class_name"] != "AutoencoderKL":
-        raise ValueError(
+        raise UserError(
             f"{shown} describes diffusers' {fields.show(theirs['_class_name'])}, but only an "
             "AutoencoderKL can be converted; docs/weights.md lists some."
         )
@@ -85,7 +86,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
         name: theirs.get(name) for name, check in CHECKS.items() if not check(theirs.get(name))
     }
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{shown} has {fields.show(wrong)}: it must be the config.json that diffusers wrote "
             "beside the weights of an AutoencoderKL; docs/weights.md lists some."
         )
@@ -95,7 +96,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     if theirs["in_channels"] != theirs["out_channels"]:
         other["out_channels"] = theirs["out_channels"]
     if other:
-        raise ValueError(f"{shown} describes a VAE of another kind: {fields.show(other)}.")
+        raise UserError(f"{shown} describes a VAE of another kind: {fields.show(other)}.")
     return ConfigDict(
         dict(
             name="vae",

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from dit_jax.convert import arrays, fields, layouts
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
 DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -36,7 +37,7 @@ def read(source: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     for path in paths:
         part = arrays.read(path)
         if twice := [name for name in part if name in found]:
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(path)} and another file of its index both hold "
                 f"{files.list_some(twice)}: remove it from one."
             )
@@ -68,7 +69,7 @@ def find(source: pathlib.Path, kind: str) -> list[pathlib.Path]:
             return _shards(index)
         if (source / name).is_file():
             return [source / name]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"no {' or '.join(names)} in {files.printable(source)}, where {writer} writes weights"
         f"{_variants(source, names)}."
     )
@@ -92,14 +93,14 @@ def _shards(index):
     by_name = fields.read(index, "the index of files that hold weights").get("weight_map")
     names = list(by_name.values()) if isinstance(by_name, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{shown} has no weight_map of names to files: download it again.")
+        raise UserError(f"{shown} has no weight_map of names to files: download it again.")
     suffix = pathlib.Path(index.name.removesuffix(".index.json")).suffix
     shards = []
     for name in dict.fromkeys(names):
         path = index.parent / name
         is_name = len(name) <= MOST_NAME and path.name == name == files.printable(name)
         if not is_name or path.suffix != suffix or not _is_inside(path, index.parent):
-            raise ValueError(
+            raise UserError(
                 f"{shown} names the file {fields.show(name)}: each must be a {suffix} beside it, "
                 "and no link to another place. If it is yours, copy the file there."
             )

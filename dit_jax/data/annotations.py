@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from dit_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
@@ -24,7 +26,7 @@ class Annotations:
         """
         label = int(record.get("label", 0))  # datasets of captions may have none
         if self.num_classes is not None and not 0 <= label < self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"label {label} of {name()} lies outside 0..{self.num_classes - 1}; "
                 "set model.num_classes to the number of classes in the data."
             )
@@ -46,7 +48,7 @@ class Annotations:
         texts = [value] if isinstance(value, str | bytes) else list(value)
         texts = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
         if not texts:
-            raise ValueError(f"{name()} has no caption; leave it out.")
+            raise UserError(f"{name()} has no caption; leave it out.")
         return [texts[i % len(texts)] for i in range(self.captions_per_image)]
 
     def check_features(self, features: Mapping, name: str) -> None:
@@ -55,7 +57,7 @@ class Annotations:
         Raises: ValueError with the features that it has.
         """
         if self.num_classes is not None and "label" not in features:
-            raise ValueError(
+            raise UserError(
                 f"dataset {name!r} has no labels, only {', '.join(sorted(features))}: set "
                 "model.condition for captions."
             )
@@ -63,7 +65,7 @@ class Annotations:
         for part in self.caption_feature.split("/") if self.caption_feature else ():
             value = getattr(value, "feature", value)  # of a sequence
             if part not in value:
-                raise ValueError(
+                raise UserError(
                     f"dataset {name!r} has no feature data.caption_feature="
                     f"{self.caption_feature!r}; it has {', '.join(sorted(features))}."
                 )

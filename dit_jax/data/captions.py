@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator
 
 from dit_jax.data import listing, pixels
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 NAME = "metadata.jsonl"
@@ -32,7 +33,7 @@ def read(
     Raises: FileNotFoundError; ValueError that lists the lines which are wrong.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {files.printable(path)}: with data.caption_feature={feature!r} a folder needs one "
             f'line of JSON for each image there, such as {{"file_name": "a.png", "{feature}": '
             '"a red cat"}.'
@@ -47,7 +48,7 @@ def read(
             name, caption = _parse(line, feature)
             name = _find(name, known, composed)
             if name in lines:
-                raise ValueError(
+                raise UserError(
                     f'lists "{name[:SHOWN]}" again, as line {lines[name]} does; remove one'
                 )
         except ValueError as error:
@@ -57,7 +58,7 @@ def read(
             continue
         kept += len(line)
         if kept > most:
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(path)} has more than {most:,} bytes of captions up to line "
                 f"{number}, the most for a folder of {listing.count(len(known), 'image')}: shorten "
                 "them."
@@ -67,12 +68,12 @@ def read(
         captions.append(caption)
     if num_faults == 1:
         ((number, fault),) = faults
-        raise ValueError(f"line {number} of {files.printable(path)} {files.printable(fault)}.")
+        raise UserError(f"line {number} of {files.printable(path)} {files.printable(fault)}.")
     if faults:
         listed = listing.list_some(
             [f"line {number} {fault}" for number, fault in faults], num_faults
         )
-        raise ValueError(
+        raise UserError(
             f"{num_faults:,} of {len(names) + num_faults:,} lines are wrong in "
             f"{files.printable(path)}:\n{listed}"
         )
@@ -94,7 +95,7 @@ def _parse(line, feature):
         text = line.decode()
     except UnicodeDecodeError as error:
         found = error.object[error.start : error.start + 1]
-        raise ValueError(f"is not in UTF-8: {error.reason}, {found!r}; save it as UTF-8") from None
+        raise UserError(f"is not in UTF-8: {error.reason}, {found!r}; save it as UTF-8") from None
     shown, reason = f"not {text[:SHOWN].strip()!r}", ""
     try:
         row = json_files.parse_json(text, "it", "an object of JSON")
@@ -103,18 +104,16 @@ def _parse(line, feature):
     row = row if isinstance(row, dict) else {}
     name, caption = row.get("file_name"), row.get(feature)
     if not (name and isinstance(name, str)):
-        raise ValueError(f"must be JSON with file_name, a text, {shown}{reason}")
+        raise UserError(f"must be JSON with file_name, a text, {shown}{reason}")
     captions = caption if isinstance(caption, list) else [caption]
     if not captions or not all(isinstance(text, str) for text in captions):
-        raise ValueError(
+        raise UserError(
             f"must be JSON with {feature}, a caption or a list of captions, at least one, {shown}"
         )
     try:
         "".join(captions).encode()
     except UnicodeEncodeError:
-        raise ValueError(
-            f"has a caption with half a character, a lone surrogate: {shown}"
-        ) from None
+        raise UserError(f"has a caption with half a character, a lone surrogate: {shown}") from None
     return name, caption
 
 
@@ -128,7 +127,7 @@ def _find(name, known, composed: Callable[[], dict[str, str]]):
             return plain
         if found := composed().get(_compose(plain)):
             return found
-    raise ValueError(f'names "{name[:SHOWN]}", {_why_not(name)}')
+    raise UserError(f'names "{name[:SHOWN]}", {_why_not(name)}')
 
 
 def _compose(name):

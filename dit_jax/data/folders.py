@@ -29,6 +29,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dit_jax.data import captions, listing, pixels
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
 SHOWN = 10  # names in a message
@@ -81,7 +82,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
     listing.report(listed, origin)
     if not listed.folders:
         if listed.names:
-            raise ValueError(
+            raise UserError(
                 f"{origin} has {listing.count(len(listed.names), 'image')} and no folders of "
                 f"classes, which model.num_classes={num_classes} needs. Move the images of each "
                 "class into a folder of its own, or train without labels: model.num_classes=0, "
@@ -94,7 +95,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
         training = listing.list_folders(folder, root)
     classes, folders = _by_name(training, training_origin), _by_name(listed.folders, origin)
     if others := [name for key, name in folders.items() if key not in classes]:
-        raise ValueError(
+        raise UserError(
             f"{origin} has folders that are no classes of {training_origin}: "
             f"{files.list_some(others, SHOWN)}. Rename or remove them; the classes are those of "
             f"data.train_split={train_split!r}."
@@ -102,7 +103,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
     numbers = {folders[key]: i for i, key in enumerate(classes) if key in folders}
     labels = _label(listed, origin, numbers)
     if len(classes) != num_classes:
-        raise ValueError(
+        raise UserError(
             f"model.num_classes={num_classes}, but {training_origin} has {len(classes)} classes: "
             f"{files.list_some(classes.values(), SHOWN)}. Set model.num_classes={len(classes)}, or "
             "correct the folders: a label without images would be drawn untrained."
@@ -147,7 +148,7 @@ def open_set(path: pathlib.Path) -> Folder:
     listed, origin = _list(path, ".")
     listing.report(listed, origin)
     if not listed.names:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no images in {files.printable(path)}: {', '.join(sorted(pixels.SUFFIXES))}."
         )
     beside = [name for name in listed.names if "/" not in name]
@@ -177,14 +178,14 @@ def _list(root, split):
 def _find(root, split):
     """(the folder of a split, what messages call it)."""
     if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
-        raise ValueError(
+        raise UserError(
             f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
             "name of a folder there."
         )
     folder = root / split
     origin = f"image folder {files.printable(folder)}"
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {origin}: data.name is the root, with one folder per split (data.train_split, "
             "data.eval_split) that holds one folder of images per class."
         )
@@ -196,7 +197,7 @@ def _by_name(names, origin):
     compared = {}
     for name in names:
         if (first := compared.setdefault(same_name(name), name)) != name:
-            raise ValueError(
+            raise UserError(
                 f"{origin} has two folders of one name in two spellings of Unicode, "
                 f"{first!a} and {name!a}: rename one."
             )
@@ -207,14 +208,14 @@ def _label(listed, origin, numbers):
     """[N] int32, by the folder of each image.   Raises: ValueError for images beside the folders,
     and for folders without images."""
     if beside := [name for name in listed.names if "/" not in name]:
-        raise ValueError(
+        raise UserError(
             f"{origin} has {listing.count(len(beside), 'image')} beside its folders of classes, so "
             f"of no class: {files.list_some(beside, SHOWN)}. Move or remove them."
         )
     folders = [name.partition("/")[0] for name in listed.names]
     if empty := sorted(set(numbers) - set(folders)):
         described = [f"{n}{_unread(listed.unread.get(n))}" for n in empty]
-        raise ValueError(
+        raise UserError(
             f"{origin} has folders without images: {files.list_some(described, SHOWN)}. Every "
             f"folder there is a class: add images ({pixels.READ}), or remove it."
         )

@@ -15,6 +15,7 @@ import stat
 import numpy as np
 
 from dit_jax.data import pixels
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
@@ -218,7 +219,7 @@ def _resolve(folder, root):
     """(the root's links, folder without links).   Raises: ValueError for a folder outside."""
     links, start = _Links(root), os.path.realpath(folder)
     if not links.is_inside(start):
-        raise ValueError(
+        raise UserError(
             f"image folder {files.printable(folder)} leads to {files.printable(start)}, outside of "
             f"{files.printable(root)}: only what is inside is read."
         )
@@ -227,7 +228,7 @@ def _resolve(folder, root):
 
 def _check_faults(folder, root, faults):
     if faults:
-        raise ValueError(
+        raise UserError(
             f"image folder {files.printable(folder)} has {count(len(faults), 'fault')}:\n"
             f"{list_some(sorted(faults))}\n"
             f"Nothing outside of {files.printable(root)} is read: copy files there, or choose a "

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax.data import sources
+from dit_jax.errors import UserError
 from dit_jax.system import stopping
 
 Batch = sources.Batch
@@ -140,14 +141,14 @@ class TrainIterator:
         self._next_batch = 0
         if state is not None:
             if state["num_records"] != len(source):
-                raise ValueError(
+                raise UserError(
                     f"{source.origin} has {len(source)} records, but the run began with "
                     f"{state['num_records']}: the data order would differ. Restore the dataset, "
                     "or begin a new workdir."
                 )
             self._next_batch = state["next_batch"]
         if config.data.flip and source.kind == "moments" and source.views == 1:
-            raise ValueError(
+            raise UserError(
                 f"data.flip mirrors images before the VAE, but {source.origin} holds no mirrors: "
                 "encode with data.flip, or set it to False."
             )

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from dit_jax.errors import UserError
 from dit_jax.system import files, forms
 
 
@@ -29,7 +30,7 @@ def without_digest(values: object, name: object) -> dict:
         others = {key: value for key, value in values.items() if key != "digest"}
         if values.get("digest", digest(others)) == digest(others):
             return others
-    raise ValueError(f"{files.printable(name)} is not as it was written")
+    raise UserError(f"{files.printable(name)} is not as it was written")
 
 
 _is_text = forms.optional(forms.is_text)
@@ -65,7 +66,7 @@ def check_identity(value: object, name: object) -> None:
 def check_identities(value: object, name: object) -> None:
     """Demands identities by split; in 'images' of a run on moments again.   Raises: ValueError."""
     if not isinstance(value, dict):
-        raise ValueError(f"{files.printable(name)} holds no identities of datasets")
+        raise UserError(f"{files.printable(name)} holds no identities of datasets")
     for split, one in value.items():
         (check_identities if split == "images" else check_identity)(one, f"{name}: {split}")
 
@@ -88,16 +89,16 @@ def check_moments(metadata: dict, channels: int, name: object) -> None:
     _check(metadata, MOMENTS, {"mirrored"}, problem)
     for key in ("mean", "std"):
         if len(metadata[key]) != channels:
-            raise ValueError(f"{problem}: {key} has {len(metadata[key])} numbers, not {channels}.")
+            raise UserError(f"{problem}: {key} has {len(metadata[key])} numbers, not {channels}.")
     if not isinstance(metadata.get("published"), list | None):
-        raise ValueError(f"{problem}: published.")
+        raise UserError(f"{problem}: published.")
     if not _is_text(metadata.get("text_encoder_digest")):
-        raise ValueError(f"{problem}: text_encoder_digest.")
+        raise UserError(f"{problem}: text_encoder_digest.")
     check_identities(metadata.get("dataset", {}), name)
 
 
 def _check(value, form, optional, problem):
     if not isinstance(value, dict):
-        raise ValueError(f"{problem}.")
+        raise UserError(f"{problem}.")
     if wrong := forms.wrong_keys(value, form, optional):
-        raise ValueError(f"{problem}: {', '.join(wrong)}.")
+        raise UserError(f"{problem}: {', '.join(wrong)}.")

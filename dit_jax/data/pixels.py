@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 from dit_jax.config import sizes
 from dit_jax.data import png
+from dit_jax.errors import UserError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # Pillow's JPEG includes MPO, the pairs that phones write
@@ -59,7 +60,7 @@ def read_file(path: pathlib.Path) -> bytes:
     with path.open("rb") as file:
         contents = file.read(MAX_BYTES + 1)
     if len(contents) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes, the most of an image file")
+        raise UserError(f"it has more than {MAX_BYTES:,} bytes, the most of an image file")
     return contents
 
 
@@ -81,7 +82,7 @@ def decode(contents: bytes) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-        raise ValueError(_reason(error)) from error
+        raise UserError(_reason(error)) from error
     return image
 
 
@@ -89,18 +90,18 @@ def _open(file: BinaryIO) -> Image.Image:
     """The image with its header read."""
     beginning = file.read(64)
     if not beginning:
-        raise ValueError("it is empty, 0 bytes")
+        raise UserError("it is empty, 0 bytes")
     _silence_pillow()
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"it is {_kind(beginning)}; {READ} are read") from error
+        raise UserError(f"it is {_kind(beginning)}; {READ} are read") from error
     except Image.DecompressionBombError as error:  # beyond twice MAX_PIXELS
-        raise ValueError(_too_large()) from error
+        raise UserError(_too_large()) from error
     except Exception as error:
-        raise ValueError(_reason(error)) from error
+        raise UserError(_reason(error)) from error
     if math.prod(image.size) > MAX_PIXELS:
-        raise ValueError(_too_large())
+        raise UserError(_too_large())
     return image
 
 
@@ -155,7 +156,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode!r} has no range of values; save it with 8 bits")
+        raise UserError(f"its mode {image.mode!r} has no range of values; save it with 8 bits")
     return image
 
 

@@ -8,6 +8,8 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
+from dit_jax.errors import UserError
+
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 PALETTE = 3  # the type of colours in a palette, without which Pillow makes all black
 # Of the seven passes of an interlaced image: the first column and row, and the steps to the next.
@@ -27,18 +29,18 @@ def check(contents: bytes) -> None:
     chunks = _chunks(memoryview(contents))
     kind, header = next(chunks)
     if kind != b"IHDR" or len(header) != 13:
-        raise ValueError("it is a damaged PNG, without its header")
+        raise UserError("it is a damaged PNG, without its header")
     expected, kinds = _num_bytes(header), {b"IHDR"}
     for kind, run in itertools.groupby(chunks, lambda chunk: chunk[0]):
         if kind == b"IHDR":
-            raise ValueError("it is a damaged PNG, with two headers")
+            raise UserError("it is a damaged PNG, with two headers")
         if kind == b"IDAT" and kind not in kinds:  # Pillow reads no further run of them
             if header[9] == PALETTE and b"PLTE" not in kinds:
-                raise ValueError("it is a damaged PNG, without the palette of its colours")
+                raise UserError("it is a damaged PNG, without the palette of its colours")
             _check_pixels((data for _, data in run), expected)
         kinds.add(kind)
     if b"IDAT" not in kinds:
-        raise ValueError("it is a damaged PNG, without pixels")
+        raise UserError("it is a damaged PNG, without pixels")
 
 
 def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -46,14 +48,14 @@ def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     start, kind = 8, b""
     while kind != b"IEND":
         if len(contents) < start + 12:
-            raise ValueError("it is a truncated PNG: its end is not there")
+            raise UserError("it is a truncated PNG: its end is not there")
         length, kind = struct.unpack_from(">I4s", contents, start)
         end = start + 8 + length
         if len(contents) < end + 4:
-            raise ValueError("it is a truncated or damaged PNG: a chunk is longer than it")
+            raise UserError("it is a truncated or damaged PNG: a chunk is longer than it")
         if zlib.crc32(contents[start + 4 : end]) != int.from_bytes(contents[end : end + 4]):
             name = kind.decode() if kind.isalpha() else "unknown"
-            raise ValueError(f"it is a damaged PNG: the checksum of its {name} chunk is wrong")
+            raise UserError(f"it is a damaged PNG: the checksum of its {name} chunk is wrong")
         yield kind, contents[start + 8 : end]
         start = end + 4
 
@@ -62,7 +64,7 @@ def _num_bytes(header):
     """How many bytes the pixels have, with one before each row."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if colour not in CHANNELS:
-        raise ValueError(f"it is a damaged PNG: no PNG has colours of type {colour}")
+        raise UserError(f"it is a damaged PNG: no PNG has colours of type {colour}")
     passes = [(width, height)]
     if interlaced:
         passes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in ADAM7]
@@ -82,9 +84,9 @@ def _check_pixels(parts: Iterable[memoryview], expected: int) -> None:
                 piece, count = stream.unconsumed_tail, count + len(block)
                 more = piece or len(block) == BLOCK  # of a full one zlib may keep the rest
     except zlib.error as error:
-        raise ValueError(f"it is a damaged PNG: its pixels cannot be unpacked: {error}") from error
+        raise UserError(f"it is a damaged PNG: its pixels cannot be unpacked: {error}") from error
     if count != expected or not stream.eof:
         number = f"more than {expected:,}" if count > expected else f"{count:,}"
-        raise ValueError(
+        raise UserError(
             f"it is a damaged PNG: its pixels are {number} bytes, not the {expected:,} of its size"
         )

@@ -16,6 +16,7 @@ import numpy as np
 from dit_jax.config import sizes
 from dit_jax.data import folders, listing, pixels, tfds_data
 from dit_jax.data.annotations import Annotations
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
@@ -74,7 +75,7 @@ class Source:
             text = f"for {self.describe(index)}, cropped to {height} x {width} pixels"
             raise MemoryError(text) from error
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
             ) from error
         return np.asarray(image, np.uint8).reshape(self.image_shape)
@@ -97,7 +98,7 @@ class Source:
                 way_out = (
                     "Put the file back as it was: the data order depends on every one of them."
                 )
-            raise ValueError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
+            raise UserError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
         """The file of an image folder, or 'record 3 of <dataset>'."""
@@ -133,22 +134,22 @@ def open_images(config, split: str, annotations: Annotations | None = None) -> S
     """
     data, annotations = config.data, annotations or Annotations()
     if not data.name:
-        raise ValueError(
+        raise UserError(
             "data.name is empty: this config names no images. Set it, for a new run as "
             "--config.data.name=NAME; of a converted model, data.source, data.name and "
             "data.caption_feature in the config.json of its workdir."
         )
     if data.image_channels not in (1, 3):
-        raise ValueError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
+        raise UserError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
     shape = sizes.image_shape(data)
     if data.source == "tfds":
         source = _open_tfds(data, split, shape, annotations)
     elif data.source == "folder":
         source = _open_folder(data, split, shape, annotations)
     else:
-        raise ValueError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
+        raise UserError(f"data.source={data.source!r} is unknown; choose tfds or folder.")
     if not len(source):
-        raise ValueError(f"{source.origin} is empty.")
+        raise UserError(f"{source.origin} is empty.")
     return source
 
 
@@ -173,7 +174,7 @@ def _open_tfds(data, split, shape, annotations):
 def _open_folder(data, split, shape, annotations):
     root, num_classes = files.to_path(data.name, "data.name"), annotations.num_classes
     if annotations.caption_feature and num_classes:
-        raise ValueError(
+        raise UserError(
             f"data.caption_feature={data.caption_feature!r}: an image folder with captions has "
             f"no classes, which model.num_classes={num_classes} needs. Leave it "
             "empty for classes by folder; for captions set model.condition, or model."
@@ -202,7 +203,7 @@ def check_outside(config, directory: pathlib.Path) -> None:
     for split in filter(None, (data.train_split, data.eval_split)):
         within = (root / split).resolve()
         if within in (directory, *directory.parents):
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(directory)} lies in the image folder {files.printable(within)}, "
                 "where it would be a class: choose a directory outside of it."
             )

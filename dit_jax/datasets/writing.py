@@ -10,6 +10,7 @@ import shlex
 import tensorflow_datasets as tfds
 
 from dit_jax.data import tfds_data
+from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import files, locks
 
 logger = logging.getLogger("dit_jax")
@@ -54,7 +55,7 @@ def write(
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own lines, of downloads
                 builder.download_and_prepare()
     except (OSError, RuntimeError) as error:  # the latter is array_record's
-        raise OSError(f"cannot write the dataset {builder.data_dir}: {error}") from error
+        raise UserFileError(f"cannot write the dataset {builder.data_dir}: {error}") from error
     return str(builder.data_dir)
 
 
@@ -76,21 +77,21 @@ def check(directory: pathlib.Path, build: str) -> None:
             message += (
                 f" Remove that directory, if nothing in it is yours, and run again: `{anew}`."
             )
-        raise ValueError(message) from error
+        raise UserError(message) from error
 
 
 def _read(directory, anew):
     """Reads every record of both splits."""
     if lost := [name for name in tfds_data.DESCRIPTIONS if not (directory / name).is_file()]:
-        raise ValueError(f"it has no {' and no '.join(lost)}")
+        raise UserError(f"it has no {' and no '.join(lost)}")
     tfds_data.check_descriptions(directory)
     builder = tfds.builder_from_directory(directory)
     for split in SPLITS:
         records, origin, _ = tfds_data.read_split(builder, split, "image", anew)
         if not len(records):
-            raise ValueError(f"{origin} is empty")
+            raise UserError(f"{origin} is empty")
         for i in range(len(records)):
             try:
                 records[i]
             except Exception as error:
-                raise ValueError(f"record {i} of {origin} cannot be read: {error}") from error
+                raise UserError(f"record {i} of {origin} cannot be read: {error}") from error

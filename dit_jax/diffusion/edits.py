@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.diffusion import objectives, processes, samplers
+from dit_jax.diffusion import objectives, processes, solvers
 
 Arrays = dict[str, jax.Array]  # of an edit, [B, ...], a row for each image
 Draw = Callable[[int, jax.Array], jax.Array]  # noise i of the images of these numbers, N(0, I)
@@ -34,7 +34,7 @@ class Edit:
         """x_t at the first time t."""
         return process.x_T_std * noise(0)
 
-    def wrap(self, denoise: samplers.Denoise, process, times, arrays: Arrays) -> samplers.Denoise:
+    def wrap(self, denoise: solvers.Denoise, process, times, arrays: Arrays) -> solvers.Denoise:
         """The denoiser of each step."""
         return denoise
 
@@ -98,12 +98,12 @@ class Interpolate(Edit):
 
 
 def keep_known(
-    denoise: samplers.Denoise,
+    denoise: solvers.Denoise,
     process: processes.Process,
     times: np.ndarray,
     x_0: jax.Array,
     mask: jax.Array,
-) -> samplers.Denoise:
+) -> solvers.Denoise:
     """Wraps denoise so that where the mask is 0 its x_0 is the given one, and its eps fits x_t.
 
     Any sampler then follows there a path of that process to x_0 itself, and elsewhere fills in what
@@ -112,13 +112,13 @@ def keep_known(
       x_0: like x_t, clean.   mask: [B, h, w, 1] or like x_0, 1 where something new is wanted.
     Source: Wang et al. 2023, "DDNM", eq. 12, where the operator is a mask.
     """
-    eps_of = samplers.make_eps_fn(process, times)
+    eps_of = solvers.make_eps_fn(process, times)
 
     def known(x_t, i):
         here = denoise(x_t, i)
         mixed = mask * here.x_0 + (1 - mask) * x_0
         eps = eps_of(x_t, mixed, i)
-        return samplers.Denoised(mixed, mask * here.eps + (1 - mask) * eps, here.variance)
+        return solvers.Denoised(mixed, mask * here.eps + (1 - mask) * eps, here.variance)
 
     return known
 

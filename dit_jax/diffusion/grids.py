@@ -1,12 +1,13 @@
 """Time grids of samplers, [steps + 1] f64, decreasing from noise to 0, which is data."""
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from dit_jax.diffusion.processes import DiscreteProcess, Process
-
-GRIDS = ("uniform", "quadratic", "karras", "shifted")
+from dit_jax.errors import UserError
 
 
 def build(
@@ -27,33 +28,52 @@ def build(
       dpm_leading, dpm_linspace: diffusers' DPMSolverMultistepScheduler.
     """
     if not (0 < rho < np.inf and 0 < shift < np.inf):
-        raise ValueError(f"{rho=} and {shift=} of a grid must be positive, and finite.")
+        raise UserError(f"{rho=} and {shift=} of a grid must be positive, and finite.")
     if isinstance(process, DiscreteProcess):
         return check(_of_chain(process, steps, kind, prediction, rho, shift))
     if steps < 1:
-        raise ValueError(f"cannot take {steps} sampling steps; choose at least 1.")
+        raise UserError(f"cannot take {steps} sampling steps; choose at least 1.")
     if kind not in GRIDS:
-        raise ValueError(f"grid {kind!r} is none of this process; choose {', '.join(GRIDS)}.")
-    return check(_continuous(process, steps, kind, prediction, rho, shift))
+        raise UserError(f"grid {kind!r} is none of this process; choose {', '.join(GRIDS)}.")
+    return check(GRIDS[kind].make(process, steps, process.first_t(prediction), rho, shift))
 
 
-def _continuous(process, steps, kind, prediction, rho, shift):
-    u, first_t = np.linspace(1, 0, steps + 1), process.first_t(prediction)
-    if kind == "karras":
-        ends = np.array([process.last_t_of_eps, process.smallest_t])
-        high, low = (process.sigma(ends) / process.alpha(ends)) ** (1 / rho)
-        return np.append(process.time_of_ratio(np.linspace(high, low, steps) ** rho), 0.0)
-    if kind == "quadratic":
-        return first_t * u**2
-    if kind == "shifted":
-        return first_t * shift * u / (1 + (shift - 1) * u)
-    return first_t * u
+def from_config(config, process: Process, prediction: str, steps: int | None = None) -> np.ndarray:
+    """Returns the grid of `config.sample`, of its steps or of others; else as `build`."""
+    options = dict(rho=config.rho, shift=config.shift)
+    return build(process, steps or config.steps, config.grid, prediction, **options)
+
+
+def _karras(process, steps, first_t, rho, shift):
+    ends = np.array([process.last_t_of_eps, process.smallest_t])
+    high, low = (process.sigma(ends) / process.alpha(ends)) ** (1 / rho)
+    return np.append(process.time_of_ratio(np.linspace(high, low, steps) ** rho), 0.0)
+
+
+def _shifted(process, steps, first_t, rho, shift):
+    u = np.linspace(1, 0, steps + 1)
+    return first_t * shift * u / (1 + (shift - 1) * u)
+
+
+class Row(NamedTuple):
+    """What is known of a grid."""
+
+    make: Callable[..., np.ndarray]  # (process, steps, first_t, rho, shift) -> [steps + 1] f64
+    options: tuple[str, ...] = ()  # keys of config.sample that no other grid heeds
+
+
+GRIDS: dict[str, Row] = {
+    "uniform": Row(lambda _, steps, first_t, *__: first_t * np.linspace(1, 0, steps + 1)),
+    "quadratic": Row(lambda _, steps, first_t, *__: first_t * np.linspace(1, 0, steps + 1) ** 2),
+    "karras": Row(_karras, ("rho",)),
+    "shifted": Row(_shifted, ("shift",)),
+}
 
 
 def _of_chain(process, steps, kind, prediction, rho, shift):
     num_steps = process.num_steps
     if not 2 <= steps <= num_steps:
-        raise ValueError(
+        raise UserError(
             f"cannot take {steps} sampling steps: the process has {num_steps}, so choose 2 to "
             f"{num_steps}."
         )
@@ -63,16 +83,16 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
     elif kind in OF_CHAIN:
         index = OF_CHAIN[kind](steps, num_steps)
         if index[-1] >= num_steps or index[0] == index[-1]:
-            raise ValueError(f"grid {kind} leaves out level 1: take fewer than {steps} steps.")
+            raise UserError(f"grid {kind} leaves out level 1: take fewer than {steps} steps.")
     elif re.fullmatch(r"\d+(,\d+)*", kind, re.ASCII):
         index = _sections(tuple(map(int, kind.split(","))), num_steps)
         if len(index) != steps:
-            raise ValueError(f"grid={kind} has {len(index)} steps, not {steps=}.")
+            raise UserError(f"grid={kind} has {len(index)} steps, not {steps=}.")
     elif kind in GRIDS:
-        t = _continuous(process, steps, kind, prediction, rho, shift)
+        t = GRIDS[kind].make(process, steps, process.first_t(prediction), rho, shift)
         return process.level(t) / num_steps
     else:
-        raise ValueError(
+        raise UserError(
             f"unknown grid {kind!r}; choose {', '.join([*GRIDS, *OF_CHAIN])}, or counts such as "
             "100,50,50."
         )
@@ -85,7 +105,7 @@ def _sections(counts, num_steps):
     index, start = [], 0
     for count, size in zip(counts, sizes, strict=True):
         if not 1 <= count <= size:
-            raise ValueError(f"cannot retain {count} of the {size} levels of a section: {counts}.")
+            raise UserError(f"cannot retain {count} of the {size} levels of a section: {counts}.")
         stride = (size - 1) / max(count - 1, 1)
         # Added up one by one as published, which rounds otherwise than their product.
         index.append(start + np.rint(np.cumsum([0.0] + [stride] * (count - 1))))
@@ -100,7 +120,7 @@ def _strided(steps, num_steps):
             return index
     counts = sorted({len(range(0, num_steps, stride)) for stride in range(1, num_steps + 1)})
     near = sorted(counts, key=lambda count: abs(count - steps))[:2]
-    raise ValueError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
+    raise UserError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
 
 
 def _trailing(steps, num_steps):
@@ -129,7 +149,7 @@ def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
     Source: the code of Rombach et al. 2022, ddim_alphas_prev; diffusers' set_alpha_to_one=False.
     """
     if process.level(grid[-2]) <= 1:
-        raise ValueError(
+        raise UserError(
             "the last step of this grid begins at level 1, where sampler ddim_level1 ends: choose "
             "grid leading, or sampler ddim."
         )
@@ -143,7 +163,7 @@ def last(grid: np.ndarray, strength: float) -> np.ndarray:
     Source: Meng et al. 2022, "SDEdit", whose t_0 is the first time that is left.
     """
     if not 0 < strength <= 1:
-        raise ValueError(f"{strength=} must lie in (0, 1]; 1 keeps next to nothing of the image.")
+        raise UserError(f"{strength=} must lie in (0, 1]; 1 keeps next to nothing of the image.")
     steps = len(grid) - 1
     return grid[steps - max(round(strength * steps), 1) :]
 
@@ -154,10 +174,10 @@ def check(grid: np.ndarray) -> np.ndarray:
     Raises: ValueError with the first that does not.
     """
     if len(grid) < 2 or grid[-1] != 0:
-        raise ValueError(f"a grid ends on data, t = 0, after at least one step, not {grid[-2:]}.")
+        raise UserError(f"a grid ends on data, t = 0, after at least one step, not {grid[-2:]}.")
     if (wrong := np.flatnonzero(np.diff(grid) >= 0)).size:
         i = int(wrong[0])
-        raise ValueError(
+        raise UserError(
             f"the grid does not decrease: t = {grid[i]:.6g} is followed by {grid[i + 1]:.6g} at "
             f"step {i + 1} of {len(grid) - 1}. Take fewer steps, or another grid."
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import objectives
+from dit_jax.errors import UserError
 
 
 def classifier_free_guidance(
@@ -82,7 +83,7 @@ def check_interval(interval: tuple[float, float]) -> None:
     low, high = interval if len(interval) == 2 else (np.nan, np.nan)
     if not 0 <= low < high <= 1:
         shown = ",".join(map(str, interval))
-        raise ValueError(f"cfg_interval={shown} must be two times 0 <= low < high <= 1.")
+        raise UserError(f"cfg_interval={shown} must be two times 0 <= low < high <= 1.")
 
 
 def _extrapolate(better, worse, scale, channels, rescale):

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.diffusion import objectives, processes, sampler_settings, samplers
+from dit_jax.diffusion import objectives, processes, sampler_settings, solvers
+from dit_jax.errors import UserError
 
 FIRST_RATIO = 0.002  # sigma / alpha at which the density is taken: Karras et al. 2022's least
 BIN = 2 / 255  # the distance of two grey levels
@@ -29,10 +30,10 @@ class Bound(NamedTuple):
 
 def variational_bound(
     process: processes.Process,
-    denoise: samplers.Denoise,
+    denoise: solvers.Denoise,
     x_0: jax.Array,
     grid: np.ndarray,
-    noise: samplers.Noise,
+    noise: solvers.Noise,
     variance: str,
     discretised: bool,
 ) -> Bound:
@@ -48,8 +49,8 @@ def variational_bound(
     Raises: ValueError for an unknown variance.
     Source: Ho et al. 2020, eq. 5 to 8 and 13; its three parts: Kingma et al. 2021, section 3.
     """
-    if variance not in sampler_settings.VARIANCES:
-        raise ValueError(f"unknown {variance=}; choose large or small.")
+    if variance not in sampler_settings.SETTINGS["variance"].choices:
+        raise UserError(f"unknown {variance=}; choose large or small.")
     t, s = grid[:-1], grid[1:]
     posterior = process.posterior(t, s)
     is_small = (s == 0) | (variance == "small")
@@ -90,7 +91,7 @@ def ode_times(process: processes.Process, steps: int) -> np.ndarray:
 
 def ode_log_likelihood(
     process: processes.Process,
-    denoise: samplers.Denoise,
+    denoise: solvers.Denoise,
     x_0: jax.Array,
     times: np.ndarray,
     probe: jax.Array,

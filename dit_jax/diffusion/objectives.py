@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import predictions, processes
+from dit_jax.errors import UserError
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
-WEIGHTS = ("uniform", "min_snr", "p2", "edm", "likelihood")
-T_DISTRIBUTIONS = ("uniform", "logit_normal", "log_normal")
 MIN_T = 1e-5  # the default of configs
 DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # of pixels, for autoencoders
 
@@ -65,37 +64,37 @@ def check(process: processes.Process, config, learn_sigma: bool) -> None:
     predictions.coefficients(process, config.prediction, np.full(1, 0.5))
     process.first_t(config.prediction)
     if config.weight not in WEIGHTS:
-        raise ValueError(
+        raise UserError(
             f"unknown objective.weight={config.weight!r}; choose one of {', '.join(WEIGHTS)}."
         )
     if config.t_distribution not in T_DISTRIBUTIONS:
-        raise ValueError(
+        raise UserError(
             f"unknown objective.t_distribution={config.t_distribution!r}; choose one of "
             f"{', '.join(T_DISTRIBUTIONS)}."
         )
     if not (0 <= config.min_t < 1 and config.t_std > 0):
-        raise ValueError(
+        raise UserError(
             f"objective.min_t={config.min_t} must lie in [0, 1), and objective.t_std="
             f"{config.t_std} be positive."
         )
     if not (config.snr_gamma > 0 and config.p2_gamma >= 0):
-        raise ValueError(
+        raise UserError(
             f"objective.snr_gamma={config.snr_gamma} must be positive, and objective.p2_gamma="
             f"{config.p2_gamma} not negative."
         )
     chain = isinstance(process, processes.DiscreteProcess)
     if chain and config.min_t != MIN_T:
-        raise ValueError(
+        raise UserError(
             f"objective.min_t={config.min_t} is of processes in continuous time; the first level "
             "of diffusion.process=ddpm is the least t there is: leave it out."
         )
     if chain and weight(process, config, jnp.ones(1)) == 0:
-        raise ValueError(
+        raise UserError(
             f"objective.weight={config.weight} with prediction={config.prediction} is 0 at the "
             "last level, where samplers begin: with diffusion.zero_terminal_snr take 'uniform'."
         )
     if learn_sigma and not chain:
-        raise ValueError(
+        raise UserError(
             "a learned variance has a bound for diffusion.process=ddpm only: set "
             "model.learn_sigma=False."
         )
@@ -113,17 +112,27 @@ def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
     """
     if config.weight == "uniform":
         return jnp.ones_like(t)
-    alpha, sigma = process.alpha(t), process.sigma(t)
+    snr = (process.alpha(t) / process.sigma(t)) ** 2
     solution = predictions.solve(process, config.prediction, t)
-    of_x_0, of_eps = solution.x_0_of_output**2, solution.eps_of_output**2
-    snr = (alpha / sigma) ** 2
-    if config.weight == "min_snr":
-        return jnp.minimum(snr, config.snr_gamma) * of_x_0
-    if config.weight == "p2":
-        return (1 + snr) ** -config.p2_gamma * of_eps
-    if config.weight == "edm":
-        return (1 / process.sigma_data**2 + snr) * of_x_0
-    return 0.5 * process.snr_rate(t) * of_x_0
+    squares = solution.x_0_of_output**2, solution.eps_of_output**2
+    return WEIGHTS[config.weight](process, config, t, snr, *squares)
+
+
+# Each (process, config, t, snr, of_x_0, of_eps) -> [B]. The last two are the factors that make a
+# squared error of x_0, or of eps, of one of the prediction.
+WEIGHTS = {
+    "uniform": lambda process, config, t, snr, of_x_0, of_eps: jnp.ones_like(t),
+    "min_snr": lambda _, config, t, snr, of_x_0, of_eps: (
+        jnp.minimum(snr, config.snr_gamma) * of_x_0
+    ),
+    "p2": lambda _, config, t, snr, of_x_0, of_eps: (1 + snr) ** -config.p2_gamma * of_eps,
+    "edm": lambda process, config, t, snr, of_x_0, of_eps: (
+        (1 / process.sigma_data**2 + snr) * of_x_0
+    ),
+    "likelihood": lambda process, config, t, snr, of_x_0, of_eps: (
+        0.5 * process.snr_rate(t) * of_x_0
+    ),
+}
 
 
 def draw(process: processes.Process, config, key: jax.Array, shape) -> tuple[jax.Array, jax.Array]:
@@ -140,16 +149,29 @@ def draw(process: processes.Process, config, key: jax.Array, shape) -> tuple[jax
         u = u % 1
     else:
         u = jax.random.uniform(t_key, shape[:1])
-    if config.t_distribution == "uniform":
-        t = process.from_uniform(u, config.min_t)
-    else:
-        normal = config.t_mean + config.t_std * jax.scipy.special.ndtri(jnp.maximum(u, 2**-24))
-        if config.t_distribution == "logit_normal":
-            t = jax.nn.sigmoid(normal)
-        else:
-            t = process.time_of_ratio(jnp.exp(normal))
-        t = process.nearest(t, config.min_t)
+    t = T_DISTRIBUTIONS[config.t_distribution](process, config, u)
     return t, jax.random.normal(eps_key, shape)
+
+
+def _logit_normal(process, config, u):
+    return process.nearest(jax.nn.sigmoid(_normal(config, u)), config.min_t)
+
+
+def _log_normal(process, config, u):
+    ratio = jnp.exp(_normal(config, u))
+    return process.nearest(process.time_of_ratio(ratio), config.min_t)
+
+
+def _normal(config, u):
+    return config.t_mean + config.t_std * jax.scipy.special.ndtri(jnp.maximum(u, 2**-24))
+
+
+# Each makes t [B] of u [B], uniform in [0, 1).
+T_DISTRIBUTIONS = {
+    "uniform": lambda process, config, u: process.from_uniform(u, config.min_t),
+    "logit_normal": _logit_normal,
+    "log_normal": _log_normal,
+}
 
 
 def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
@@ -158,7 +180,7 @@ def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, j
         return prediction, None
     if prediction.shape[-1] == 2 * channels:
         return prediction[..., :channels], prediction[..., channels:]
-    raise ValueError(
+    raise UserError(
         f"the network returned {prediction.shape[-1]} channels for {channels}: expected "
         f"{channels}, or {2 * channels} with a variance."
     )

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from dit_jax.diffusion import processes
 from dit_jax.diffusion.processes import Process
-
-PREDICTIONS = ("eps", "x_0", "v", "u", "score", "edm")
+from dit_jax.errors import UserError
 
 
 def coefficients(process: Process, prediction: str, t):
@@ -20,25 +19,31 @@ def coefficients(process: Process, prediction: str, t):
     Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
       x_t / alpha and the noise sigma / alpha.
     """
-    xp = processes.get_array_module(t)
-    zero, one = xp.zeros_like(t), xp.ones_like(t)
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    if prediction == "eps":
-        return zero, one
-    if prediction == "x_0":
-        return one, zero
-    if prediction == "v":
-        return -sigma, alpha
-    if prediction == "u":
-        return process.velocity(t)
-    if prediction == "score":
-        return zero, -1 / sigma
-    if prediction == "edm":
-        deviation = xp.sqrt(sigma**2 + (alpha * process.sigma_data) ** 2)
-        return sigma / (process.sigma_data * deviation), -process.sigma_data * alpha / deviation
-    raise ValueError(
-        f"unknown objective.prediction={prediction!r}; choose one of {', '.join(PREDICTIONS)}."
-    )
+    if prediction not in PREDICTIONS:
+        raise UserError(
+            f"unknown objective.prediction={prediction!r}; choose one of {', '.join(PREDICTIONS)}."
+        )
+    return PREDICTIONS[prediction](process, t, process.alpha(t), process.sigma(t))
+
+
+def _fill(t, value):
+    return processes.get_array_module(t).full_like(t, value)
+
+
+def _edm(process, t, alpha, sigma):
+    deviation = processes.get_array_module(t).sqrt(sigma**2 + (alpha * process.sigma_data) ** 2)
+    return sigma / (process.sigma_data * deviation), -process.sigma_data * alpha / deviation
+
+
+# Each (process, t, alpha, sigma) -> (a, b).
+PREDICTIONS = {
+    "eps": lambda process, t, alpha, sigma: (_fill(t, 0.0), _fill(t, 1.0)),
+    "x_0": lambda process, t, alpha, sigma: (_fill(t, 1.0), _fill(t, 0.0)),
+    "v": lambda process, t, alpha, sigma: (-sigma, alpha),
+    "u": lambda process, t, alpha, sigma: process.velocity(t),
+    "score": lambda process, t, alpha, sigma: (_fill(t, 0.0), -1 / sigma),
+    "edm": _edm,
+}
 
 
 class Solution(NamedTuple):

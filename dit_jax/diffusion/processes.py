@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PROCESSES = ("ddpm", "vp", "flow", "gvp", "edm")
-SCHEDULES = ("linear", "scaled_linear", "cosine")
+from dit_jax.diffusion import schedules
+from dit_jax.errors import UserError
+
 # Where x_t shows nothing of x_0 at t = 1, a predicted eps says nothing of it: samplers begin here.
 LAST_T_OF_EPS = 1 - 1e-3
 
@@ -223,7 +224,7 @@ class DiscreteProcess(Process):
 
     def first_t(self, prediction):
         if prediction in ("eps", "score") and self.alpha_bar[-1] == 0:
-            raise ValueError(
+            raise UserError(
                 f"with diffusion.zero_terminal_snr a predicted {prediction} says nothing of x_0 at "
                 "the last level: train with objective.prediction=v, x_0 or u."
             )
@@ -349,68 +350,60 @@ class VarianceExploding(Process):
 
 
 def build(config) -> Process:
-    """The process of `config.diffusion`.
+    """Returns the process of `config.diffusion`.
 
     Raises: ValueError for an unknown process or schedule, and values out of range.
     """
-    start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
-    common = num_steps, config.sigma_data
     if config.process not in PROCESSES:
-        raise ValueError(
+        raise UserError(
             f"unknown diffusion.process={config.process!r}; choose one of {', '.join(PROCESSES)}."
         )
     if config.process != "ddpm" and (config.schedule != "linear" or config.zero_terminal_snr):
-        raise ValueError(
+        raise UserError(
             f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="
             f"{config.zero_terminal_snr} are of diffusion.process=ddpm, not {config.process!r}."
         )
     if not config.sigma_data > 0:
-        raise ValueError(f"diffusion.sigma_data={config.sigma_data} must be positive.")
-    if config.process == "edm":
-        if not 0 < config.sigma_min < config.sigma_max:
-            raise ValueError(
-                f"sigma_min={config.sigma_min}, sigma_max={config.sigma_max}: EDM needs "
-                "0 < sigma_min < sigma_max; the paper's are 0.002 and 80."
-            )
-        return VarianceExploding(*common, config.sigma_min, config.sigma_max)
-    if config.process == "flow":
-        return LinearFlow(*common)
-    if config.process == "gvp":
-        return TrigonometricFlow(*common)
+        raise UserError(f"diffusion.sigma_data={config.sigma_data} must be positive.")
+    return PROCESSES[config.process](config, config.num_steps, config.sigma_data)
+
+
+def _make_ddpm(config, *common):
+    _check_betas(config)
+    return DiscreteProcess(*common, schedules.make_alpha_bar(config))
+
+
+def _make_vp(config, *common):
+    _check_betas(config)
+    num_steps = config.num_steps
+    return VariancePreserving(*common, num_steps * config.beta_start, num_steps * config.beta_end)
+
+
+def _check_betas(config):
+    start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
     if not (0 < start <= end < 1 and num_steps >= 2):
-        raise ValueError(
+        raise UserError(
             f"beta_start={start}, beta_end={end}, num_steps={num_steps}: a DDPM needs "
             "0 < beta_start <= beta_end < 1 and at least 2 steps; the paper's are 1e-4, 0.02, 1000."
         )
-    if config.process == "vp":
-        return VariancePreserving(*common, num_steps * start, num_steps * end)
-    return DiscreteProcess(*common, _alpha_bar(config))
 
 
-def _alpha_bar(config):
-    """alpha^2 of every level, f64.
-
-    Source: scaled_linear: Rombach et al. 2022; cosine: Nichol & Dhariwal 2021, eq. 17; zero
-      terminal SNR: Lin et al. 2023, algorithm 1.
-    """
-    start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
-    if config.schedule == "linear":
-        betas = np.linspace(start, end, num_steps, dtype=np.float64)
-    elif config.schedule == "scaled_linear":
-        betas = np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float64) ** 2
-    elif config.schedule == "cosine":
-        t = np.arange(num_steps + 1) / num_steps
-        squared = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.minimum(1 - squared[1:] / squared[:-1], 0.999)
-    else:
-        raise ValueError(
-            f"unknown diffusion.schedule={config.schedule!r}; choose one of {', '.join(SCHEDULES)}."
+def _make_edm(config, *common):
+    if not 0 < config.sigma_min < config.sigma_max:
+        raise UserError(
+            f"sigma_min={config.sigma_min}, sigma_max={config.sigma_max}: EDM needs "
+            "0 < sigma_min < sigma_max; the paper's are 0.002 and 80."
         )
-    alpha_bar = np.cumprod(1 - betas)
-    if config.zero_terminal_snr:
-        alpha = np.sqrt(alpha_bar)
-        alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-    return np.append(1.0, alpha_bar)
+    return VarianceExploding(*common, config.sigma_min, config.sigma_max)
+
+
+PROCESSES = {
+    "ddpm": _make_ddpm,
+    "vp": _make_vp,
+    "flow": lambda config, *common: LinearFlow(*common),
+    "gvp": lambda config, *common: TrigonometricFlow(*common),
+    "edm": _make_edm,
+}
 
 
 def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
@@ -421,7 +414,7 @@ def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> 
     Raises: ValueError if t is not [B].   Source: Ho et al. 2020, eq. 4.
     """
     if t.shape != x_0.shape[:1]:
-        raise ValueError(f"t has shape {t.shape}, but x_0 {x_0.shape} needs one time per example.")
+        raise UserError(f"t has shape {t.shape}, but x_0 {x_0.shape} needs one time per example.")
     return expand(process.alpha(t), x_0) * x_0 + expand(process.sigma(t), x_0) * eps
 
 

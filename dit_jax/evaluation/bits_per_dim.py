@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from dit_jax import conditions, diffusion, latents, models, sharding
 from dit_jax.data import loader
-from dit_jax.diffusion import grids, likelihood, samplers
+from dit_jax.diffusion import grids, likelihood, solvers
+from dit_jax.errors import UserError
 from dit_jax.evaluation import rows
 from dit_jax.sampling import generate, runs
 from dit_jax.workdirs import identity
@@ -43,7 +44,7 @@ def evaluate(
     """
     config = trained.config
     if not config.data.eval_split:
-        raise ValueError(
+        raise UserError(
             f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
@@ -53,7 +54,7 @@ def evaluate(
     available = len(source) // source.views
     num = min(num, available)
     if num < 2:
-        raise ValueError(f"{num} of {available} held-out images have no standard error; take 2.")
+        raise UserError(f"{num} of {available} held-out images have no standard error; take 2.")
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
@@ -141,9 +142,9 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
             return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
 
         x_0 = data.x_0(batch, keys(0), frozen, mesh)
-        denoise = samplers.make_denoise(process, prediction, predict, times)
+        denoise = solvers.make_denoise(process, prediction, predict, times)
         if config.sample.clip_x_0:
-            denoise = samplers.clip_x_0(denoise, process, times)
+            denoise = solvers.clip_x_0(denoise, process, times)
         if chain:
             bound = likelihood.variational_bound(
                 process,

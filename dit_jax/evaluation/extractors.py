@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dit_jax import sharding
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.workdirs import checkpoint, digests
 
 MAX_PIXEL_VALUES = 4096  # of an image: covariances cost its cube, and mean little beyond
@@ -64,10 +65,10 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
     """
     if name == "pixels":
         if weights or dtype != "float32":
-            raise ValueError("extractor pixels has no weights and is float32.")
+            raise UserError("extractor pixels has no weights and is float32.")
         return Extractor("pixels", "float32", "", _pixels, {})
     if name not in NAMES:
-        raise ValueError(f"unknown extractor {name!r}; choose one of {', '.join(NAMES)}.")
+        raise UserError(f"unknown extractor {name!r}; choose one of {', '.join(NAMES)}.")
     weights = weights or pathlib.Path("runs") / name
     sharding.in_every_process(lambda: _check_weights(name, weights))
     model, params = checkpoint.load_model(weights, sharding.local_mesh(), dtype, name)
@@ -77,7 +78,7 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
 def _check_weights(name, weights):
     if not (weights / "config.json").is_file():
         url = WEIGHTS[name]
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no weights of {name} in {weights}. Two commands get them, see docs/weights.md:\n"
             f"  curl -LO {url}\n"
             f"  python -m dit_jax.convert {name} {url.rpartition('/')[2]} {weights}"
@@ -91,7 +92,7 @@ def _apply(model: nn.Module):
 def _pixels(_, image):
     values = int(np.prod(image.shape[1:]))
     if values > MAX_PIXEL_VALUES:
-        raise ValueError(
+        raise UserError(
             f"extractor pixels is for small images, at most {MAX_PIXEL_VALUES} values; these have "
             f"{values}. Use --extractor inception."
         )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from dit_jax.config import sizes
 from dit_jax.data import folders, loader, pixels, sources
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, npz_files
 from dit_jax.workdirs import identity
 
@@ -58,7 +59,7 @@ def open_images(
       images of several sizes, for a split without image_size, or for other channels.
     """
     if channels not in (1, 3):
-        raise ValueError(f"{channels=} must be 1 (grey) or 3 (RGB).")
+        raise UserError(f"{channels=} must be 1 (grey) or 3 (RGB).")
     path = files.to_path(spec, "images")
     if path.suffix == ".npz":
         return open_npz(path)
@@ -66,9 +67,9 @@ def open_images(
         return _open_folder(path, image_size, channels)
     name, _, split = spec.partition(":")
     if not split:
-        raise FileNotFoundError(f"no images at {files.printable(spec)!r}: it must be {FORMS}.")
+        raise MissingFileError(f"no images at {files.printable(spec)!r}: it must be {FORMS}.")
     if image_size is None:
-        raise ValueError(f"{spec!r} needs --image_size, the pixels that its images are cropped to.")
+        raise UserError(f"{spec!r} needs --image_size, the pixels that its images are cropped to.")
     settings = dict(source="tfds", name=name, data_dir=data_dir)
     settings |= dict(image_size=image_size, image_channels=channels, caption_feature="")
     return from_source(sources.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
@@ -88,27 +89,27 @@ def open_npz(path: pathlib.Path) -> ImageSet:
     Raises: FileNotFoundError; ValueError for other contents.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {files.printable(path)}.")
+        raise MissingFileError(f"no file {files.printable(path)}.")
     name, members = files.printable(path), npz_files.describe_npz(path)
     if "arr_0" not in members:
-        raise ValueError(
+        raise UserError(
             f"{name} is no .npz of images, arr_0 [N, H, W, C] uint8: it holds "
             f"{files.list_some(members)}, and no arr_0."
         )
     header = members["arr_0"]
     shape = header.shape
     if header.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"arr_0 in {name} is {header.dtype}, but images must be uint8, 0 to 255. Of pixels in "
             "[-1, 1] the published samples are (127.5 * x + 128).clip(0, 255).astype('uint8')."
         )
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
-        raise ValueError(f"arr_0 in {name} is {list(shape)}; expected [N, H, W, 1 or 3].")
+        raise UserError(f"arr_0 in {name} is {list(shape)}; expected [N, H, W, 1 or 3].")
     if header.fortran_order:
-        raise ValueError(f"arr_0 in {name} is in Fortran's order; save np.ascontiguousarray of it.")
+        raise UserError(f"arr_0 in {name} is in Fortran's order; save np.ascontiguousarray of it.")
     size = math.prod(shape[1:])
     if size > 3 * pixels.MAX_PIXELS:
-        raise ValueError(
+        raise UserError(
             f"arr_0 in {name} is {list(shape)}: images of {size:,} bytes are too large."
         )
     labels = _read_labels(path, members, shape[0])
@@ -122,9 +123,7 @@ def open_npz(path: pathlib.Path) -> ImageSet:
                         to_skip -= len(array.read(min(to_skip, 2**20))) or to_skip
                     image = np.frombuffer(array.read(size), np.uint8).reshape(shape[1:])
                 except Exception as error:  # of a damaged file zipfile and zlib raise any
-                    raise ValueError(
-                        f"{name} is damaged at image {i} or before: {error}"
-                    ) from error
+                    raise UserError(f"{name} is damaged at image {i} or before: {error}") from error
                 yield {"image": image} | ({} if labels is None else {"label": labels[i]})
 
     digest = _digest(*shape, *(members[name].crc for name in sorted(members)))
@@ -141,7 +140,7 @@ def _read_labels(path, members, num):
     (first, labels), *others = found.items()
     for name, other in others:
         if not np.array_equal(labels, other):
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(path)} holds labels twice, {first} and {name}, which differ: "
                 "remove the wrong ones."
             )
@@ -154,14 +153,14 @@ def check_labels(labels: np.ndarray, num: int, name: str) -> None:
     Raises: ValueError for another shape or type, or for the first value outside 0..MAX_LABEL.
     """
     if labels.shape != (num,) or labels.dtype.kind not in "iu":
-        raise ValueError(
+        raise UserError(
             f"{name} is {labels.dtype} {list(labels.shape)}, but labels of {num} images must be "
             "whole numbers, one for each."
         )
     wrong = (labels < 0) | (labels > MAX_LABEL)
     if wrong.any():
         i = int(wrong.argmax())
-        raise ValueError(
+        raise UserError(
             f"{name} has {np.sum(wrong):,} labels outside 0..{MAX_LABEL}, the first {labels[i]} of "
             f"image {i}. Images without labels are saved without {name.partition(' ')[0]}."
         )
@@ -175,7 +174,7 @@ def _open_folder(path, image_size, channels):
 
     def load(i):
         if not image_size and (other := _read_size(folder, i)) != size:
-            raise ValueError(
+            raise UserError(
                 f"{source.describe(i)} has {sizes.show(other)} pixels, but {source.describe(0)} "
                 f"has {sizes.show(size)}: samples are measured at one size, as they are."
             )
@@ -191,7 +190,7 @@ def _read_size(folder, i):
     try:
         return pixels.read_size(folder.path(i))[::-1]
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"cannot read the image {files.printable(folder.path(i))}: {error}. Remove or repair "
             "it."
         ) from error

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dit_jax.data import folders
+from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall, references
 from dit_jax.system import files
 
@@ -77,7 +78,7 @@ def check_counts(num: int, reference: references.Reference) -> None:
     """
     least = NEIGHBOURS + 1
     if min(num, len(reference.features)) < least:
-        raise ValueError(
+        raise UserError(
             f"{num} samples and {len(reference.features)} images of the reference "
             f"{files.printable(reference.source['name'])}: precision and recall, by the "
             f"{NEIGHBOURS}rd neighbour, need at least {least} of each."

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.evaluation import precision_recall
 
 logger = logging.getLogger("dit_jax")
@@ -52,7 +53,7 @@ class Statistics:
         """Of the features [n, D] of all blocks; many small ones cost no more than a large one."""
         parts = map(cls._of_rows, _collect(blocks, ROWS))
         if (total := next(parts, None)) is None:
-            raise ValueError("there are no features, so they have no mean: give one block or more.")
+            raise UserError("there are no features, so they have no mean: give one block or more.")
         return functools.reduce(cls.merge, parts, total)
 
     @classmethod
@@ -65,7 +66,7 @@ class Statistics:
     def covariance(self) -> np.ndarray:
         """[D, D], the unbiased estimate.   Raises: ValueError for a single sample."""
         if self.n < 2:
-            raise ValueError(f"{self.n} sample has no covariance; take 2 or more.")
+            raise UserError(f"{self.n} sample has no covariance; take 2 or more.")
         return self.scatter / (self.n - 1)
 
     @property
@@ -89,7 +90,7 @@ def _collect(blocks, rows):
     held, count = [], 0
     for block in blocks:
         if np.ndim(block) != 2:
-            raise ValueError(f"features must be [N, D], not {list(np.shape(block))}.")
+            raise UserError(f"features must be [N, D], not {list(np.shape(block))}.")
         for start in range(0, len(block), rows):
             held.append(np.array(block[start : start + rows], np.float64))
             count += len(held[-1])
@@ -108,7 +109,7 @@ def check_covariance(covariance: np.ndarray) -> None:
     largest = np.abs(covariance).max()
     asymmetry = np.abs(covariance - covariance.T).max()
     if asymmetry > COVARIANCE_ROUNDING * largest:
-        raise ValueError(
+        raise UserError(
             f"the covariance is not symmetric: two values that must be equal differ by "
             f"{asymmetry:.3g}, the largest is {largest:.3g}"
         )
@@ -123,7 +124,7 @@ def check_covariance(covariance: np.ndarray) -> None:
             pass
     values = np.linalg.eigvalsh(covariance)
     if values[0] < -COVARIANCE_ROUNDING * values[-1]:
-        raise ValueError(
+        raise UserError(
             f"the covariance has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, but "
             "variances are not negative"
         )
@@ -141,7 +142,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     dim = len(a.mean)
     shapes = [np.shape(array) for g in (a, b) for array in (g.mean, g.covariance)]
     if shapes != [(dim,), (dim, dim)] * 2:
-        raise ValueError(
+        raise UserError(
             f"means and covariances of shapes {shapes} do not fit: both sets need features of the "
             "same layer."
         )
@@ -186,7 +187,7 @@ def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> 
     Source: Salimans et al. 2016, sec. 4.
     """
     if np.ndim(probabilities) != 2 or not len(probabilities):
-        raise ValueError(f"probabilities must be [N, K], not {list(np.shape(probabilities))}.")
+        raise UserError(f"probabilities must be [N, K], not {list(np.shape(probabilities))}.")
     scores = []
     for start in range(0, len(probabilities), split_size):
         p = np.asarray(probabilities[start : start + split_size], np.float64)
@@ -194,7 +195,7 @@ def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> 
         if not np.isfinite(sums).all():
             raise FloatingPointError("a probability is NaN or infinite: are the images finite?")
         if p.min() < 0 or np.abs(sums - 1).max() > 1e-3:
-            raise ValueError(
+            raise UserError(
                 f"probabilities from {p.min():.4g}, whose rows sum to {sums.min():.4g}.."
                 f"{sums.max():.4g}, are none: apply softmax to logits first."
             )
@@ -223,7 +224,7 @@ def kernel_distance(
     """
     precision_recall.check_pair(samples, reference)
     if min(len(samples), len(reference)) < subset_size:
-        raise ValueError(
+        raise UserError(
             f"{len(samples)} samples and {len(reference)} reference features do not fill subsets "
             f"of {subset_size}: take more, or a smaller subset_size."
         )

@@ -12,7 +12,8 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 
 from dit_jax import workdirs
-from dit_jax.diffusion import sampler_settings
+from dit_jax.diffusion import samplers
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.system import forms, json_files
 
@@ -69,7 +70,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
         literal = pathlib.Path(pattern).is_file()
         found = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no file {pattern}: python -m dit_jax.evaluate --workdir DIR writes "
                 "DIR/evaluations.jsonl."
             )
@@ -120,12 +121,9 @@ def settings(row: dict) -> dict:
         likelihood = row.get("likelihood", {})
         return likelihood and {"clip_x_0": False, **likelihood}  # older rows do not say so
     found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
-    for of, chosen in (
-        (sampler_settings.OF_SAMPLERS, "sampler"),
-        (sampler_settings.OF_GRIDS, "grid"),
-    ):
-        for key in of:
-            if found.get(chosen) not in of[key]:
+    for key in list(found):
+        for chosen, owners in samplers.get_owners(key).items():
+            if found.get(chosen) not in owners:
                 found.pop(key, None)
     return found
 
@@ -138,13 +136,13 @@ def where(rows: list[dict], condition: str) -> list[dict]:
     for part in re.split(r",(?=[\w.]+=)", condition):
         name, equals, wanted = part.partition("=")
         if not equals:
-            raise ValueError(f"--where={condition}: {part!r} is no NAME=VALUE.")
+            raise UserError(f"--where={condition}: {part!r} is no NAME=VALUE.")
         found = {_text(value(row, name)): None for row in rows}
         if set(found) == {"none"}:
-            raise ValueError(f"no row has {name!r} of --where. They have {_names(rows)}.")
+            raise UserError(f"no row has {name!r} of --where. They have {_names(rows)}.")
         rows = [row for row in rows if _matches(value(row, name), wanted)]
         if not rows:
-            raise ValueError(f"no row has {part}: the rows have {name} {', '.join(found)}.")
+            raise UserError(f"no row has {part}: the rows have {name} {', '.join(found)}.")
     return rows
 
 
@@ -184,12 +182,12 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
     if not complete:
         missing = [n for n in (x, y) if all(value(row, n) is None for row in rows)]
         what = " and no row has ".join(missing) or f"both {x} and {y}"
-        raise ValueError(f"no row has {what}. The rows have {_names(rows) or 'nothing'}.")
+        raise UserError(f"no row has {what}. The rows have {_names(rows) or 'nothing'}.")
     if len(complete) < len(rows):
         missing = len(rows) - len(complete)
         logger.info("%d of %d rows lack %s or %s: left out.", missing, len(rows), x, y)
     if text := next((v for row in complete if isinstance(v := value(row, y), str | list)), None):
-        raise ValueError(f"{y} is no number, but {text!r}: it can only be --x.")
+        raise UserError(f"{y} is no number, but {text!r}: it can only be --x.")
     _check_kinds(complete, x)
     for row in complete:
         check_drawable(row.get("place", "a row"), {name: value(row, name) for name in (x, y)})
@@ -229,7 +227,7 @@ def _check_kinds(rows, x):
         place = row.get("place", "a row")
         places.setdefault(_is_number(value(row, x)), f"{value(row, x)!r} in {place}")
     if len(places) > 1:
-        raise ValueError(
+        raise UserError(
             f"{x} is a number in some rows and none in others: {places[True]}, {places[False]}. "
             "Keep those of one kind with --where, or mend the file."
         )
@@ -242,7 +240,7 @@ def check_drawable(place: str, values: dict) -> None:
     """
     for name, found in values.items():
         if _is_number(found) and (abs(found) > MOST or 0 < abs(found) < LEAST):
-            raise ValueError(
+            raise UserError(
                 f"{place} has {name}={forms.shorten(found)}, "
                 f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
                 "Leave the row out, or mend the file."
@@ -272,7 +270,7 @@ def _check_comparable(rows, x):
     common = collections.Counter(tuple(_text(value(row, name)) for name in found) for row in rows)
     kind, _ = common.most_common(1)[0]
     way = ",".join(f"{name}={text}" for name, text in zip(found, kind, strict=True))
-    raise ValueError(
+    raise UserError(
         "these rows cannot be compared in one plot, they differ in what they measure:\n"
         + "\n".join(lines)
         + f"\nKeep those of one kind, such as --where {way}"

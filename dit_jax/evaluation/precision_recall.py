@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from dit_jax.errors import UserError
+
 BLOCK = 2048  # points whose distances to as many others are in memory at a time
 # An f32 squared distance over |x|^2 + |y|^2 was off by 8e-7 at most, in 2048 dimensions.
 ROUNDING = 2e-6
@@ -152,7 +154,7 @@ def compute(
     """
     check_pair(samples, reference)
     if min(len(samples), len(reference)) < neighbours + 1:
-        raise ValueError(
+        raise UserError(
             f"{len(samples)} samples and {len(reference)} reference features are too few for "
             f"{neighbours=}: a point needs that many others, so take {neighbours + 1} of each."
         )
@@ -163,4 +165,4 @@ def compute(
 def check_pair(samples, reference):
     shapes = np.shape(samples), np.shape(reference)
     if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
-        raise ValueError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")
+        raise UserError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dit_jax import conditions, sharding, workdirs
 from dit_jax.config import sizes
 from dit_jax.data import loader
+from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.evaluation import image_progress, image_sets, metrics
 from dit_jax.evaluation.extractors import Extractor
 from dit_jax.system import files, json_files, npz_files
@@ -55,7 +56,7 @@ class Reference:
         size, channels = self.source["image_size"], self.source["image_channels"]
         made_of = (*sizes.height_and_width(size), channels)
         if shape != made_of:
-            raise ValueError(
+            raise UserError(
                 f"the samples are {sizes.show(shape)}, but the reference "
                 f"{files.printable(self.source['name'])} was made of images {sizes.show(made_of)}: "
                 "make one of the samples' size, with --image_size and --image_channels."
@@ -76,7 +77,7 @@ class Reference:
         try:
             files.replace(path, lambda file: np.savez(file, **arrays))
         except OSError as error:
-            raise OSError(f"cannot write {files.printable(path)}: {error}") from error
+            raise UserFileError(f"cannot write {files.printable(path)}: {error}") from error
 
 
 def default_extractor(spec: str | None) -> str:
@@ -91,7 +92,7 @@ def default_extractor(spec: str | None) -> str:
             _, metadata = _open(path)
             return metadata["extractor"]["name"] if metadata else "inception"
         if not path.is_dir() and ":" not in spec:
-            raise FileNotFoundError(f"no reference {files.printable(spec)!r}: it must be {FORMS}.")
+            raise MissingFileError(f"no reference {files.printable(spec)!r}: it must be {FORMS}.")
         return "inception"
 
     return sharding.in_every_process(read) if spec else "pixels"
@@ -162,7 +163,7 @@ def load(
 def _open(path):
     """(the arrays in an .npz, our metadata or None)."""
     if not path.is_file():
-        raise FileNotFoundError(f"no reference {files.printable(path)}.")
+        raise MissingFileError(f"no reference {files.printable(path)}.")
     members = npz_files.describe_npz(path)
     if "metadata" not in members:
         return members, None
@@ -173,7 +174,7 @@ def _open(path):
     tables = metadata if isinstance(metadata, dict) else {}
     values = [(tables.get(table), *key) for table, keys in METADATA.items() for key in keys.items()]
     if not all(isinstance(t, dict) and isinstance(t.get(key, t), kind) for t, key, kind in values):
-        raise ValueError(
+        raise UserError(
             f"the metadata in {files.printable(path)} lack values or have others. It must be "
             f"{EXPECTED}."
         )
@@ -184,18 +185,18 @@ def _read(path, members, metadata, extractor):
     """The reference in a file that `Reference.save` wrote."""
     name = files.printable(path)
     if metadata["extractor"] != extractor.identity:
-        raise ValueError(
+        raise UserError(
             f"{name} is of another extractor than the samples': it has {metadata['extractor']}, "
             f"the samples' is {extractor.identity}. Make the reference again with --make_reference."
         )
     if lost := [key for key in ("features", *MOMENTS["features"]) if key not in members]:
-        raise ValueError(
+        raise UserError(
             f"{name} has lost its {', '.join(lost)}: make it again with --make_reference."
         )
     arrays = npz_files.read_npz(path, members.keys() & {"features", "labels"})
     features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
-        raise ValueError(
+        raise UserError(
             f"features in {name} are {features.dtype} {list(features.shape)}, and must be finite "
             "numbers [M, D]: make it again with --make_reference."
         )
@@ -215,13 +216,13 @@ def _read_adm(path, members, extractor, progress):
     """The reference in a file of the ADM evaluator: moments, and some of their images."""
     name = files.printable(path)
     if not members.keys() >= ADM_KEYS:
-        raise ValueError(
+        raise UserError(
             f"{name} holds {files.list_some(sorted(members))}. A reference is the "
             f"ADM evaluator's, with {', '.join(sorted(ADM_KEYS))}, or one that --make_reference "
             "wrote of the images: moments alone do not tell how images were resized for them."
         )
     if extractor.name != "inception" or extractor.dtype != "float32":
-        raise ValueError(
+        raise UserError(
             f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
             f"compared with features of {extractor.name} in {extractor.dtype}."
         )
@@ -252,7 +253,7 @@ def _read_gaussians(path, members, dims, extractor, num_images):
             wrong = "" if finite else "with values that are NaN or infinite, "
             if not real:
                 wrong = f"of {mean.dtype} and {covariance.dtype} instead of real numbers, "
-            raise ValueError(
+            raise UserError(
                 f"{where} are {mean.shape} and {covariance.shape}, {wrong}but {kind} of "
                 f"{extractor.name} have {dim} dimensions. Get or make it again."
             )
@@ -260,7 +261,7 @@ def _read_gaussians(path, members, dims, extractor, num_images):
         try:
             metrics.check_covariance(covariance)
         except ValueError as error:
-            raise ValueError(f"{where} are no moments: {error}. Get or make it again.") from error
+            raise UserError(f"{where} are no moments: {error}. Get or make it again.") from error
         gaussians[kind] = metrics.Gaussian(np.asarray(mean, np.float64), covariance, num_images)
     return gaussians
 
@@ -275,7 +276,7 @@ def _check_sample(path, gaussians, means, num):
         shifts = np.abs(mean - gaussians[kind].mean)[varies] / deviation[varies]
         # A sample's mean is 0.8 / sqrt(num) deviations from that of all, on average.
         if shifts.mean() > 0.25 + 2 / np.sqrt(num):
-            raise ValueError(
+            raise UserError(
                 f"{MOMENTS[kind][0]} in {files.printable(path)} is {shifts.mean():.2f} deviations "
                 f"from the mean of {num:,} of its images, on average over the {kind}: the moments "
                 "are of other images or of another extractor. Get or make it again."

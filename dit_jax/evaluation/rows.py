@@ -13,6 +13,7 @@ import subprocess
 import jax
 
 from dit_jax import models, sharding
+from dit_jax.errors import UserFileError
 from dit_jax.sampling import runs
 from dit_jax.system import files, forms, json_files, locks
 from dit_jax.workdirs import digests
@@ -69,7 +70,9 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
         raise files.LostError.of(path.parent)
     for one in (path, directory):
         if one.is_symlink():
-            raise OSError(f"{files.printable(one)} is a link, which is not written to: remove it.")
+            raise UserFileError(
+                f"{files.printable(one)} is a link, which is not written to: remove it."
+            )
     return locks.hold(directory / f"{get_name(row)}.lock")
 
 
@@ -130,7 +133,7 @@ def append(path: pathlib.Path, row: dict) -> None:
             file.flush()
             os.fsync(file.fileno())  # what it was measured from may go now
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
+        raise UserFileError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
 
 
 def git_revision() -> str:
@@ -145,7 +148,7 @@ def git_revision() -> str:
     def git(*arguments):
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True)
         if done.returncode:
-            raise OSError(
+            raise UserFileError(
                 f"git {arguments[0]} in {root} failed, so that rows cannot say which code they are "
                 f"of: {done.stderr.decode().strip()}"
             )

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dit_jax import sharding
+from dit_jax.errors import UserError
 from dit_jax.evaluation import (
     extractors,
     image_progress,
@@ -100,7 +101,7 @@ def evaluate_images(
     num = num or found.num
     if num > found.num:
         name = files.printable(found.name)
-        raise ValueError(f"{name} has {found.num} images, fewer than --num={num}.")
+        raise UserError(f"{name} has {found.num} images, fewer than --num={num}.")
     samples = {"name": found.name, "num": num, "digest": found.digest}
     row = {"samples": samples, **rows.describe_code()}
     reference.check(found.shape)

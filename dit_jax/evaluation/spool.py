@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import files, npz_files
 
 logger = logging.getLogger("dit_jax")
@@ -49,7 +50,7 @@ class Spool:
         try:
             self.directory.mkdir(exist_ok=True)
         except OSError as error:
-            raise OSError(f"cannot write to {self.directory}: {error}") from error
+            raise UserFileError(f"cannot write to {self.directory}: {error}") from error
         missing, done = [], 0
         for numbers, path in self._files():
             within = done <= numbers.start and numbers.stop <= num_images
@@ -84,7 +85,7 @@ class Spool:
             return False
         self._form |= form
         if begun != self.revision:
-            raise ValueError(
+            raise UserError(
                 f"{self.directory} was begun by other code, revision {begun}, now {self.revision}: "
                 "their samples may differ. Go on with that code, or remove the directory to begin "
                 "again."
@@ -98,7 +99,7 @@ class Spool:
         """
         form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
         if not self._has_form(form):
-            raise ValueError(
+            raise UserError(
                 f"{self.directory} holds batches of other arrays than this command makes: "
                 f"{self._form}, not {form}. Remove the directory, then run the same command."
             )
@@ -110,7 +111,7 @@ class Spool:
         try:
             files.replace(path, lambda file: file.write(contents.getbuffer()))
         except OSError as error:
-            raise OSError(
+            raise UserFileError(
                 f"cannot write {path}: {error}\nFree space there, then run the same command: it "
                 f"goes on with image {numbers.start}."
             ) from error
@@ -158,7 +159,7 @@ class Spool:
         try:
             files.replace(out, write)
         except OSError as error:
-            raise OSError(
+            raise UserFileError(
                 f"cannot write {out}: {error}\nFree space there, then run the same command."
             ) from error
 
@@ -194,5 +195,5 @@ def _read_text(path, name):
     """A short text in an .npz.   Raises: OSError; ValueError for anything else."""
     text = npz_files.describe_npz(path).get(name)
     if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MOST_TEXT_BYTES:
-        raise ValueError(f"{files.printable(path)} holds no text {name!r}")
+        raise UserError(f"{files.printable(path)} holds no text {name!r}")
     return str(npz_files.read_npz(path, [name])[name])

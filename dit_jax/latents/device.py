@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from dit_jax import sharding
 from dit_jax.data import loader, sources
+from dit_jax.errors import UserError
 
 RECORDS_AT_ONCE = 1024  # that are read before they are copied into their place
 
@@ -23,12 +24,12 @@ def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, j
     needed = count // shards * sum(a.nbytes for a in example.values())
     free = _free_bytes(mesh.local_devices[0])
     if free is not None and needed > free:
-        raise ValueError(
+        raise UserError(
             f"{source.origin} needs {needed:,} bytes on each device, where {free:,} are free "
             "and training steps need some too: use more devices, or latents.source=moments."
         )
     if (captions := source.annotations.captions_per_image) > 1:
-        raise ValueError(
+        raise UserError(
             f"{source.origin} has {captions} captions of each image, but "
             "latents.source=device keeps one: use latents.source=moments."
         )

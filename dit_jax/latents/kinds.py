@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from dit_jax import conditions
 from dit_jax.config import sizes
 from dit_jax.data import sources
+from dit_jax.errors import UserError
 from dit_jax.latents import codec, device, loading, moments
 
 
@@ -33,7 +34,7 @@ class Latents(abc.ABC):
         """Demands what a run needs.   Args: draws, images while it trains.   Raises: ValueError."""
         config = self.config
         if (self.encodes or draws) and not config.latents.vae:
-            raise ValueError(
+            raise UserError(
                 f"latents.source={config.latents.source!r} with sample_every_steps="
                 f"{config.sample_every_steps} and fid.every_steps={config.fid.every_steps} needs "
                 "latents.vae, the workdir of a VAE."
@@ -41,7 +42,7 @@ class Latents(abc.ABC):
         for key in ("scale", "shift"):
             numbers = config.latents[key]
             if len(numbers) not in (1, config.model.in_channels):
-                raise ValueError(
+                raise UserError(
                     f"latents.{key}={numbers} must be one number, or one for each of "
                     f"model.in_channels={config.model.in_channels}."
                 )
@@ -49,7 +50,7 @@ class Latents(abc.ABC):
     def check_clip(self) -> None:
         """Raises: ValueError if x_0 is to be clipped in sampling and has no bounds."""
         if self.uses_vae and self.config.sample.clip_x_0:
-            raise ValueError(
+            raise UserError(
                 f"clip_x_0=True is of pixels, which lie in [-1, 1]; latents.source="
                 f"{self.config.latents.source!r} has no bounds."
             )
@@ -120,7 +121,7 @@ class Pixels(Latents):
         config = self.config
         pixels, takes = sizes.image_shape(config.data), sizes.input_shape(config.model)
         if pixels != takes:
-            raise ValueError(
+            raise UserError(
                 f"data.image_size, data.image_channels make images {pixels}, but model.input_size, "
                 f"model.in_channels take {takes}: a model of pixels needs the same. For latents "
                 "set latents.source."
@@ -216,7 +217,7 @@ def build(config: ConfigDict) -> Latents:
     """Returns what x_0 is of a config.   Raises: ValueError for an unknown `latents.source`."""
     name = config.latents.source
     if name not in KINDS:
-        raise ValueError(f"latents.source={name!r} is unknown; choose one of {', '.join(KINDS)}.")
+        raise UserError(f"latents.source={name!r} is unknown; choose one of {', '.join(KINDS)}.")
     return KINDS[name](config)
 
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import workdirs
 from dit_jax.config import sizes
+from dit_jax.errors import UserError
 from dit_jax.latents import codec
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
@@ -39,7 +40,7 @@ def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
     if all(used):
         return config
     if "std" not in recorded:
-        raise ValueError(
+        raise UserError(
             f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
             "ones are taken from what dit_jax.encode records, but these data have no record."
         )
@@ -54,7 +55,7 @@ def check_digest(config: ConfigDict, digest: str, name: str) -> None:
     Raises: ValueError with both digests.
     """
     if config.latents.vae_digest not in ("", digest):
-        raise ValueError(
+        raise UserError(
             f"{name} has digest {digest}, but latents.vae_digest={config.latents.vae_digest} is of "
             "another VAE: give that one, or moments that it encoded."
         )
@@ -74,14 +75,14 @@ def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh, encodes: bool = Fa
     image_size = sizes.simplify((height, width))
     wrong_channels = encodes and image_channels != vae.model.image_channels
     if height % factor or width % factor or wrong_channels:
-        raise ValueError(
+        raise UserError(
             f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
             f"and multiples of {factor} pixels, not {image_channels=} and {image_size=}."
         )
     makes = height // factor, width // factor, vae.model.latent_channels
     takes = sizes.input_shape(config.model)
     if makes != takes:
-        raise ValueError(
+        raise UserError(
             f"latents.vae={config.latents.vae} makes latents {makes} of {image_size=}, but "
             f"model.input_size and model.in_channels take {takes}."
         )

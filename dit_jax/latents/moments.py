@@ -5,6 +5,7 @@ import numpy as np
 from dit_jax import conditions
 from dit_jax.config import sizes
 from dit_jax.data import manifest, sources, tfds_data
+from dit_jax.errors import UserError
 
 MOST_CHECKED = 256  # records whose size is compared with what was recorded
 
@@ -20,7 +21,7 @@ def open_split(config, split: str) -> sources.Source:
     builder = tfds_data.open_builder(name, config.data.data_dir, "moments", build)
     records, origin, shards = tfds_data.read_split(builder, split, "moments", build)
     if not len(records):
-        raise ValueError(f"{origin} is empty.")
+        raise UserError(f"{origin} is empty.")
     features, model = builder.info.features, config.model
     _check_shape(features, model, origin)
     metadata = dict(builder.info.metadata or {})
@@ -31,7 +32,7 @@ def open_split(config, split: str) -> sources.Source:
     classes = metadata.get("dataset", {}).get("train", {}).get("classes")
     count = getattr(features["label"], "num_classes", None) if "label" in features else None
     if classes and count and len(classes) != count:
-        raise ValueError(f"{origin} has {count} classes, but the names of {len(classes)}.")
+        raise UserError(f"{origin} has {count} classes, but the names of {len(classes)}.")
     if classes:
         names = tuple(classes)
     else:
@@ -58,7 +59,7 @@ def _check_shape(features, model, origin):
     height, width, channels = sizes.input_shape(model)
     takes = (height, width, 2 * channels)
     if shape != takes:
-        raise ValueError(
+        raise UserError(
             f"{origin} holds moments {shape}, but the model takes {takes}: [h, w, 2C] by "
             f"model.input_size={model.input_size}, model.in_channels={model.in_channels}."
         )
@@ -70,7 +71,7 @@ def _check_scale(source, channels):
     means = np.stack([source[i]["moments"] for i in numbers])[..., :channels]
     size, recorded = float(np.abs(means).mean(dtype=np.float64)), source.metadata["mean_absolute"]
     if not recorded / 1.25 < size < recorded * 1.25:
-        raise ValueError(
+        raise UserError(
             f"the means in {source.origin} are {size:.3g} large on average, but were written as "
             f"{recorded:.3g}: they may have been scaled already. Encode the images again."
         )

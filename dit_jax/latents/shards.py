@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dit_jax import sharding
 from dit_jax.data import manifest
+from dit_jax.errors import UserError, UserFileError
 from dit_jax.latents import codec
 from dit_jax.system import files, json_files
 
@@ -64,7 +65,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
         if problem:
             problem += "\nChoose another --out, or restore what it was made of."
     if problem := sharding.from_first_process(problem):
-        raise ValueError(problem)
+        raise UserError(problem)
     text = json.dumps(manifest.with_digest(identity), indent=2)
     sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
 
@@ -190,7 +191,7 @@ def write_shard(
     except (OSError, RuntimeError) as error:  # the latter is array_record's
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise
-        raise OSError(
+        raise UserFileError(
             f"cannot write {path}: {error}\nOther shards are complete. If space is what is missing "
             "there, free some; then run the same command."
         ) from error
@@ -200,7 +201,7 @@ def write_shard(
 
 def _check_finite(path, array, name):
     if not np.isfinite(array).all():
-        raise ValueError(
+        raise UserError(
             f"{name} in {path.name} are not finite in float16: is this VAE, or this text encoder, "
             "in this --dtype, for these images?"
         )
@@ -244,7 +245,7 @@ def _read_sums(path):
     sums_path = _sums_path(path)
     sums = json_files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
-        raise ValueError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
+        raise UserError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
     return manifest.without_digest(sums, sums_path)
 
 

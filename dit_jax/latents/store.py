@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dit_jax import conditions, sharding
 from dit_jax.config import sizes
 from dit_jax.data import sources
+from dit_jax.errors import UserError
 from dit_jax.latents import codec, loading, shards
 from dit_jax.system import files, locks, stopping
 from dit_jax.workdirs import identity
@@ -113,18 +114,18 @@ def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
 def _open(config, vae_workdir, shard_images, dtype):
     """(mesh, VAE, text encoder, split -> images, all that decides the bytes); raises at once."""
     if "num_classes" not in config.model:
-        raise ValueError(
+        raise UserError(
             f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
             "give the config of what will train on the moments, such as configs/digits_latents.py."
         )
     splits = {"train": config.data.train_split, "eval": config.data.eval_split}
     if not splits["train"]:
-        raise ValueError("data.train_split is empty: there is nothing to encode.")
+        raise UserError("data.train_split is empty: there is nothing to encode.")
     mesh = sharding.local_mesh()  # processes work on shards of their own
     vae, condition = loading.load_vae(vae_workdir, mesh, dtype), conditions.build(config)
     encoder = condition.load_encoder(mesh, dtype) if config.text.stored else None
     if config.text.stored and not encoder:
-        raise ValueError(
+        raise UserError(
             f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
             f"encoder, not {config.model.condition!r}."
         )

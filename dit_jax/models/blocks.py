@@ -8,6 +8,7 @@ import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from dit_jax import sharding
+from dit_jax.errors import UserError
 from dit_jax.models import layers
 
 
@@ -99,14 +100,14 @@ def check(name: str) -> None:
     Raises: ValueError that lists the four.
     """
     if name not in BLOCKS:
-        raise ValueError(f"block={name!r} is unknown; choose one of {', '.join(BLOCKS)}.")
+        raise UserError(f"block={name!r} is unknown; choose one of {', '.join(BLOCKS)}.")
 
 
 def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
     """The channels of a block's MLP.   Raises: ValueError if there is none."""
     size = int(hidden_size * mlp_ratio)
     if size < 1:
-        raise ValueError(
+        raise UserError(
             f"{mlp_ratio=} of {hidden_size=} is an MLP without a channel: it must be at least "
             f"1 / {hidden_size}; DiT takes 4."
         )

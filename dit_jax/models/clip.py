@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.errors import UserError
 from dit_jax.models import layers
 
 NORM_EPSILON = 1e-5
@@ -124,7 +125,7 @@ class ClipText(nn.Module):
         Raises: ValueError for more tokens, or of another rank or dtype.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or tokens.dtype != jnp.int32:
-            raise ValueError(
+            raise UserError(
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; this CLIP takes "
                 f"[B, M] of int32, M up to {self.length}."
             )
@@ -173,8 +174,8 @@ def from_config(config) -> ClipText:
         fields[name] for name in ("hidden_size", "num_heads", "activation")
     )
     if not num_heads or hidden_size % num_heads:
-        raise ValueError(f"{num_heads=} must divide {hidden_size=}; ViT-L/14's has 12 for 768.")
+        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L/14's has 12 for 768.")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
     layers.check_dtype(fields["dtype"])
     return ClipText(**fields)

@@ -9,6 +9,7 @@ context  [B, M, context_size] f32, what a frozen encoder has made of a caption, 
 import jax
 import jax.numpy as jnp
 
+from dit_jax.errors import UserError
 from dit_jax.models import text_encoder
 
 CONDITIONS = ("label", "tokens", "context")
@@ -22,20 +23,20 @@ def check(config) -> None:
     check_kind(config.condition)
     if config.condition == "label":
         if config.null_condition and not config.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"null_condition=True with num_classes={config.num_classes}: there are no labels "
                 "to drop; set it to False, or num_classes to their number."
             )
         return
     if config.context_size < 1:
-        raise ValueError(
+        raise UserError(
             f"condition={config.condition!r} needs context_size={config.context_size} above 0: the "
             "width of the text encoder, which is 768 for Stable Diffusion 1's."
         )
     if config.condition != "tokens":
         return
     if config.context_size % config.text_num_heads:
-        raise ValueError(
+        raise UserError(
             f"text_num_heads={config.text_num_heads} must divide context_size="
             f"{config.context_size}, the width of the text encoder."
         )
@@ -44,7 +45,7 @@ def check(config) -> None:
 def check_kind(name: str) -> None:
     """Raises: ValueError for an unknown condition, with the known ones."""
     if name not in CONDITIONS:
-        raise ValueError(f"condition={name!r} is unknown; choose one of {', '.join(CONDITIONS)}.")
+        raise UserError(f"condition={name!r} is unknown; choose one of {', '.join(CONDITIONS)}.")
 
 
 def label_rows(config) -> int:
@@ -82,7 +83,7 @@ def read(model, cond: jax.Array) -> jax.Array:
     if model.condition == "tokens" and cond.ndim == 2:
         cond = encoder(model)(cond)
     if cond.ndim != 3 or cond.shape[-1] != model.context_size:
-        raise ValueError(
+        raise UserError(
             f"the condition has shape {cond.shape}; a model of condition={model.condition!r} with "
             f"context_size={model.context_size} takes ('B', 'M', {model.context_size})."
         )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax.config import sizes
+from dit_jax.errors import UserError
 from dit_jax.models import dit, registry, unet
 
 CLIP_LENGTH = 77  # tokens that it makes of any caption
@@ -123,7 +124,7 @@ def published_config(
     """
     if name in unet.PRESETS:
         if image_size is not None or block is not None:
-            raise ValueError(
+            raise UserError(
                 f"{name} is a UNet, of the one size that its name says: image_size={image_size}, "
                 f"block={block} are of a DiT. For another UNet give --config."
             )
@@ -131,7 +132,7 @@ def published_config(
         model.update(unet.get_preset(name))
         return model
     if not name.startswith("DiT-"):
-        raise ValueError(
+        raise UserError(
             f"unknown model {name!r}; the names are DiT-{{{','.join(dit.SIZES)}}}/PATCH, "
             f"{', '.join(unet.PRESETS)}."
         )
@@ -140,7 +141,7 @@ def published_config(
     fields = dit.parse_name(name)
     unit = VAE_FACTOR * fields["patch_size"]
     if min(height, width) <= 0 or height % unit or width % unit:
-        raise ValueError(
+        raise UserError(
             f"{image_size=} must be a multiple of {unit}: the VAE's 8 x the patch size."
         )
     model = default.get_config("dit").model.unlock()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
 IMAGE_SIZE, PATCH_SIZE = 224, 14
@@ -131,7 +132,7 @@ class DinoV2(nn.Module):
         Raises: ValueError for an image of other channels or another dtype.
         """
         if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
-            raise ValueError(
+            raise UserError(
                 f"image has shape {image.shape} and dtype {image.dtype}; DINOv2 takes "
                 "[B, H, W, 3] or [B, H, W, 1] of uint8."
             )
@@ -166,6 +167,6 @@ def from_config(config) -> DinoV2:
     """
     hidden_size, num_heads, dtype = config.hidden_size, config.num_heads, config.dtype
     if hidden_size % num_heads:
-        raise ValueError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
+        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
     layers.check_dtype(dtype)
     return DinoV2(hidden_size, config.depth, num_heads, dtype)

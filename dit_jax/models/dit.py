@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.config import sizes
+from dit_jax.errors import UserError
 from dit_jax.models import blocks, conditioning, layers
 
 # Hidden size, depth, heads.
@@ -25,7 +26,7 @@ def parse_name(name: str) -> dict[str, int]:
     """
     size, _, patch = name.removeprefix("DiT-").partition("/")
     if not name.startswith("DiT-") or size not in SIZES or not patch.isdecimal() or not int(patch):
-        raise ValueError(
+        raise UserError(
             f"unknown model {name!r}; the names are DiT-{{{','.join(SIZES)}}}/PATCH, "
             "for example DiT-XL/2."
         )
@@ -98,7 +99,7 @@ class DiT(nn.Module):
         grid = height // p, width // p
         if x_t.shape[1:] != (height, width, channels):
             expected = ("B", height, width, channels)
-            raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
+            raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         out_channels = channels * (2 if self.learn_sigma else 1)
         dense = functools.partial(
             nn.Dense, self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier_uniform
@@ -167,15 +168,15 @@ def from_config(config) -> DiT:
     height, width = sizes.height_and_width(fields["input_size"])
     fields["input_size"] = input_size = sizes.simplify((height, width))
     if not num_heads or hidden_size % num_heads:
-        raise ValueError(f"{num_heads=} must divide {hidden_size=}; DiT-S uses 6 heads for 384.")
+        raise UserError(f"{num_heads=} must divide {hidden_size=}; DiT-S uses 6 heads for 384.")
     if hidden_size % 4:
-        raise ValueError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
+        raise UserError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
     if height % patch_size or width % patch_size:
         common = math.gcd(height, width)
         divisors = [p for p in range(1, common + 1) if common % p == 0]
-        raise ValueError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
+        raise UserError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
     if (size := height * width // patch_size**2 * hidden_size) > MOST_POSITIONS:
-        raise ValueError(
+        raise UserError(
             f"{input_size=} in patches of {patch_size=} with {hidden_size=}: the position table "
             f"would have {size:,} numbers; at most {MOST_POSITIONS:,} fit."
         )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.models import layers
 
 SIZE = 299  # pixels of a side, after the resize
@@ -128,7 +129,7 @@ class Inception(nn.Module):
         Raises: ValueError for another shape or dtype.
         """
         if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
-            raise ValueError(
+            raise UserError(
                 f"images are {image.dtype} {image.shape}; Inception reads uint8 [B, H, W, 3] or "
                 "[B, H, W, 1], 0..255."
             )

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.errors import UserError
+
 logger = logging.getLogger("dit_jax")
 
 LAYER_NORM_EPS = 1e-6
@@ -111,13 +113,13 @@ gelu.defvjp(lambda h: (gelu(h), h), _gelu_bwd)
 def check_dtype(dtype: str) -> None:
     """Raises: ValueError for an unknown dtype of activations."""
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"{dtype=} is unknown; choose float32 or bfloat16.")
+        raise UserError(f"{dtype=} is unknown; choose float32 or bfloat16.")
 
 
 def check_remat(remat: str) -> None:
     """Raises: ValueError for an unknown rule of what is recomputed."""
     if remat not in REMAT_POLICIES:
-        raise ValueError(f"{remat=} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
+        raise UserError(f"{remat=} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
 
 
 def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
@@ -129,7 +131,7 @@ def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
     Raises: ValueError if cuDNN is demanded where it cannot run, or the name is unknown.
     """
     if choice not in ("auto", "xla", "cudnn"):
-        raise ValueError(f"attention={choice!r} is unknown; choose one of auto, xla, cudnn.")
+        raise UserError(f"attention={choice!r} is unknown; choose one of auto, xla, cudnn.")
     if choice == "xla":
         return "xla"
     if jax.default_backend() != "gpu":
@@ -143,7 +145,7 @@ def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
     if reason is None:
         return "cudnn"
     if choice == "cudnn":
-        raise ValueError(f"attention='cudnn' cannot run: {reason}. Use attention='auto' or 'xla'.")
+        raise UserError(f"attention='cudnn' cannot run: {reason}. Use attention='auto' or 'xla'.")
     if jax.default_backend() == "gpu":
         logger.info("attention: xla (%s)", reason)
     return "xla"

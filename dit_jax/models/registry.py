@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dit_jax.config import ranges, sizes
+from dit_jax.errors import UserError
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 from dit_jax.system import files, forms
 
@@ -46,18 +47,18 @@ def check_keys(config: ConfigDict | Mapping) -> None:
     name = config["name"]
     if name not in list(BUILDERS):  # a list compares what has no hash
         known = ", ".join(BUILDERS)
-        raise ValueError(f"unknown model name {forms.shorten(name)}; known: {known}.")
+        raise UserError(f"unknown model name {forms.shorten(name)}; known: {known}.")
     module = typing.get_type_hints(BUILDERS[name])["return"]
     kinds = typing.get_type_hints(module)
     kinds = {field.name: kinds[field.name] for field in dataclasses.fields(module)}
     del kinds["parent"], kinds["name"]  # flax's own
     given = set(config) - {"name"}
     if missing := kinds.keys() - given:
-        raise ValueError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
+        raise UserError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
     kinds |= {key: float for key in BESIDE.get(name, ()) if key in given}
     if unknown := given - kinds.keys():
         names = files.list_some(sorted(unknown))
-        raise ValueError(f"the model {name!r} does not know {names}.")
+        raise UserError(f"the model {name!r} does not know {names}.")
     for key, kind in kinds.items():
         if kind == sizes.Size:
             sizes.check_type(f"model.{key}", config[key])

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.errors import UserError
 from dit_jax.models import blocks, layers
 
 
@@ -24,7 +25,7 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Token ids [B, M] int32 to [B, M, hidden_size] f32."""
         if tokens.shape[1:] != (self.length,):
-            raise ValueError(f"captions have {tokens.shape[1:]} tokens; the model: {self.length}.")
+            raise UserError(f"captions have {tokens.shape[1:]} tokens; the model: {self.length}.")
         embed = nn.Embed(
             self.vocab_size,
             self.hidden_size,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.config import sizes
+from dit_jax.errors import UserError
 from dit_jax.models import conditioning, layers, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
@@ -144,7 +145,7 @@ def get_preset(name: str) -> dict:
     Raises: ValueError for an unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown model {name!r}; the names are {', '.join(PRESETS)}.")
+        raise UserError(f"unknown model {name!r}; the names are {', '.join(PRESETS)}.")
     return NO_TOKENS | PRESETS[name]
 
 
@@ -295,9 +296,9 @@ class UNet(nn.Module):
     def _check_inputs(self, x_t, cond):
         if x_t.shape[1:] != sizes.input_shape(self):
             expected = ("B", *sizes.input_shape(self))
-            raise ValueError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
+            raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         if self.condition == "label" and self.num_classes and cond.ndim != 1:
-            raise ValueError(
+            raise UserError(
                 f"cond has shape {cond.shape}; a model of condition='label' takes ('B',)."
             )
 
@@ -324,39 +325,39 @@ def _check_sizes(model):
     channels, levels = get_widths(model), len(model.channel_mult)
     input_size, groups = model.input_size, model.norm_groups
     if levels < 1:
-        raise ValueError(f"channel_mult={model.channel_mult} needs a number for each level.")
+        raise UserError(f"channel_mult={model.channel_mult} needs a number for each level.")
     unit = 2 ** (levels - 1)
     if any(side < unit or side % unit for side in sizes.height_and_width(input_size)):
-        raise ValueError(
+        raise UserError(
             f"{input_size=} must be a multiple of {unit}: each of the {levels} levels of "
             f"channel_mult={model.channel_mult} but the first halves it. Take fewer levels, or "
             "another size."
         )
     if model.base_channels % 2:
-        raise ValueError(f"base_channels={model.base_channels} must be even for the sinusoids.")
+        raise UserError(f"base_channels={model.base_channels} must be even for the sinusoids.")
     if wrong := [c for c in channels if groups < 1 or c < 1 or c % groups]:
-        raise ValueError(
+        raise UserError(
             f"norm_groups={groups} must divide the channels of all levels, not {wrong}; all are "
             f"base_channels={model.base_channels} x channel_mult={model.channel_mult}."
         )
     if strange := [level for level in model.attention_levels if level not in range(levels)]:
-        raise ValueError(
+        raise UserError(
             f"attention_levels={model.attention_levels} has {strange}; the levels are "
             f"0..{levels - 1}, 0 the full size."
         )
     if (model.num_heads > 0) == (model.head_dim > 0) or min(model.num_heads, model.head_dim) < 0:
-        raise ValueError(
+        raise UserError(
             f"num_heads={model.num_heads}, head_dim={model.head_dim}: exactly one must not be 0; "
             "the other follows from the channels."
         )
     attended = [channels[level] for level in {*model.attention_levels, levels - 1}]
     if wrong := [c for c in attended if c % (model.num_heads or model.head_dim)]:
-        raise ValueError(
+        raise UserError(
             f"num_heads={model.num_heads}, head_dim={model.head_dim} must divide the channels of "
             f"the levels with attention and of the middle, not {sorted(wrong)}."
         )
     if model.resample not in RESAMPLE:
-        raise ValueError(
+        raise UserError(
             f"resample={model.resample!r} is unknown; choose one of {', '.join(RESAMPLE)}."
         )
 
@@ -364,17 +365,17 @@ def _check_sizes(model):
 def _check_condition(model):
     depth, size = model.transformer_depth, model.context_size
     if depth == 0 and (size or model.condition != "label"):
-        raise ValueError(
+        raise UserError(
             f"condition={model.condition!r}, context_size={size}: with transformer_depth=0 nothing "
             "attends to a context. Set transformer_depth, or condition='label' and context_size=0."
         )
     if depth and size < 1:
-        raise ValueError(
+        raise UserError(
             f"transformer_depth={depth} needs context_size, the width of what its blocks attend "
             f"to, not {size}: 768 for Stable Diffusion 1."
         )
     if depth and model.condition == "label" and model.num_classes < 1:
-        raise ValueError(
+        raise UserError(
             f"transformer_depth={depth} with condition='label' needs num_classes for the context, "
             f"not {model.num_classes}; without labels set transformer_depth=0."
         )

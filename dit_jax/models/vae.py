@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.errors import UserError
 from dit_jax.models import layers
 
 NORM_EPSILON = 1e-6
@@ -55,7 +56,7 @@ class AutoencoderKL(nn.Module):
         """
         _, height, width, channels = image.shape
         if height % self.factor or width % self.factor or channels != self.image_channels:
-            raise ValueError(
+            raise UserError(
                 f"image has shape {image.shape}; height and width must be multiples of the VAE's "
                 f"factor {self.factor}, with {self.image_channels} channels: data.image_size and "
                 "data.image_channels are what images are read as."
@@ -66,7 +67,7 @@ class AutoencoderKL(nn.Module):
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents [B, h, w, C] f32, unscaled, to an image [B, H, W, image_channels] f32."""
         if z.shape[-1] != self.latent_channels:
-            raise ValueError(f"z has shape {z.shape}; the VAE has {self.latent_channels} channels.")
+            raise UserError(f"z has shape {z.shape}; the VAE has {self.latent_channels} channels.")
         z = self.post_quant_conv(z) if self.use_quant_conv else z
         return self.decoder(z).astype(jnp.float32)
 
@@ -229,8 +230,8 @@ def from_config(config) -> AutoencoderKL:
     fields["block_channels"] = tuple(fields["block_channels"])
     channels, groups = fields["block_channels"], fields["norm_groups"]
     if not channels:
-        raise ValueError("block_channels=() needs a number for each level.")
+        raise UserError("block_channels=() needs a number for each level.")
     if wrong := [c for c in channels if c < 1 or c % groups]:
-        raise ValueError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
+        raise UserError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
     layers.check_dtype(fields["dtype"])
     return AutoencoderKL(**fields)

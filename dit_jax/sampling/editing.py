@@ -13,7 +13,8 @@ import numpy as np
 from dit_jax import conditions, latents, models, sharding
 from dit_jax.config import sizes
 from dit_jax.data import pixels
-from dit_jax.diffusion import edits, samplers
+from dit_jax.diffusion import edits, samplers, solvers
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 
@@ -56,7 +57,7 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
     """
     mask, image_size = _open(path, "--mask"), _read(image_path, "--image", pixels.read_size)
     if mask.size != image_size:
-        raise ValueError(
+        raise UserError(
             f"--mask={files.printable(path)} has {mask.size[0]} x {mask.size[1]} pixels, but "
             f"--image={files.printable(image_path)} {image_size[0]} x {image_size[1]}: they must "
             "be of one size."
@@ -66,7 +67,7 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
     new = np.asarray(pixels.adm_crop(pixels.to_channels(mask, 1), config.data.image_size)) >= 128
     new = new.reshape(rows, height // rows, columns, width // columns).any(axis=(1, 3))
     if new.all() or not new.any():
-        raise ValueError(
+        raise UserError(
             f"--mask={files.printable(path)} is {'white' if new.all() else 'black'} all over the "
             f"crop of {height} x {width} pixels; white is drawn anew, black stays."
         )
@@ -78,7 +79,7 @@ def _open(path, flag):
     image, opaque, orientation = _read(path, flag, _decode)
     name = f"{flag}={files.printable(path)}"
     if not opaque:
-        raise ValueError(
+        raise UserError(
             f"{name} has transparent pixels, which are of no colour here: save it on a ground of "
             "one, a mask in black and white."
         )
@@ -102,11 +103,11 @@ def _read(path, flag, read):
     """read(path) of a file.   Raises: FileNotFoundError; ValueError that names the file."""
     name = f"{flag}={files.printable(path)}"
     if not path.is_file():
-        raise FileNotFoundError(f"no file {name}.")
+        raise MissingFileError(f"no file {name}.")
     try:
         return read(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"cannot read the image {name}: {error}.") from error
+        raise UserError(f"cannot read the image {name}: {error}.") from error
 
 
 def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
@@ -126,7 +127,7 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
     settings, process = trained.config.sample, trained.process
     prediction, mesh = trained.config.objective.prediction, trained.mesh
     if not settings.sampler.startswith("ddim") or settings.eta:
-        raise ValueError(
+        raise UserError(
             f"sampler={settings.sampler!r} with eta={settings.eta} is not inverted; take --sampler "
             "ddim --eta 0."
         )
@@ -139,12 +140,12 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
         def predict(x_t, network_time):
             return network(x_t, network_time, encoded)
 
-        denoise = samplers.make_denoise(process, prediction, predict, sampler.times)
+        denoise = solvers.make_denoise(process, prediction, predict, sampler.times)
         if settings.clip_x_0:
-            denoise = samplers.clip_x_0(denoise, process, sampler.times)
+            denoise = solvers.clip_x_0(denoise, process, sampler.times)
         parts = [(denoise, len(sampler.grid) - 1)]
-        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
-        x_T, _ = samplers.invert_ddim(problem, x_0)
+        problem = solvers.Problem(process, sampler.grid, parts, noise=None)
+        x_T, _ = solvers.invert_ddim(problem, x_0)
         return x_T
 
     return jax.jit(
@@ -208,7 +209,7 @@ def draw(trained: runs.Trained, edited: Edits, seed: int = 0, strength: float = 
 def parse_numbers(texts: Sequence[str]) -> list[int]:
     """The numbers of two images whose noise is interpolated.   Raises: ValueError for others."""
     if len(texts) != 2 or not all(text.isdecimal() and int(text) < 2**31 for text in texts):
-        raise ValueError(
+        raise UserError(
             f"--numbers={','.join(texts)} must be two whole numbers below 2^31, such as 0,1."
         )
     return [int(text) for text in texts]
@@ -228,7 +229,7 @@ def parse_ends(
     """
     ends = trained.condition.split_flags(labels, prompts)
     if len(ends) not in (1, 2):
-        raise ValueError(
+        raise UserError(
             f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
         )
     first, last = (trained.request(num, *ends[i], negative) for i in (0, -1))
@@ -250,17 +251,17 @@ def parse_before_and_after(
     condition, after = trained.condition, {"labels": labels_after, "prompt": prompt_after}
     for flag, text in after.items():
         if text and flag != condition.flag:
-            raise ValueError(f"--{flag}_after={text}: this model takes --{condition.flag}_after.")
+            raise UserError(f"--{flag}_after={text}: this model takes --{condition.flag}_after.")
     if condition.has_classes and not labels:
-        raise ValueError(
+        raise UserError(
             "invert needs --labels, the class of the image, in "
             f"0..{trained.config.model.num_classes - 1}: with another it comes from another noise."
         )
     for flag, text in (("labels", labels), ("labels_after", labels_after)):
         if text and not text.isdecimal():
-            raise ValueError(f"--{flag}={text}: invert takes one class.")
+            raise UserError(f"--{flag}={text}: invert takes one class.")
     if len(prompts) > 1:
-        raise ValueError(f"--prompt={prompts}: invert takes one.")
+        raise UserError(f"--prompt={prompts}: invert takes one.")
     before = after = trained.request(1, labels, prompts, negative)
     if labels_after or prompt_after:
         after = trained.request(1, labels_after, [prompt_after] * bool(prompt_after), negative)

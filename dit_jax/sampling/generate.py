@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from dit_jax import conditions, diffusion, models, sharding
 from dit_jax.config import sizes
-from dit_jax.diffusion import edits, guidance, samplers
+from dit_jax.diffusion import edits, guidance, samplers, solvers
+from dit_jax.errors import UserError
 
 # Images per device and call; a device's share of a batch does not change what is drawn.
 BATCH_PER_DEVICE = 64
@@ -52,7 +53,7 @@ def make_sample_fn(
 
     def sample(params, key, index, cond, null, encoder=None, guide_params=None, **arrays):
         if arrays.keys() != set(edit.names):
-            raise ValueError(f"the edit takes arrays {edit.names}, not {tuple(arrays)}.")
+            raise UserError(f"the edit takes arrays {edit.names}, not {tuple(arrays)}.")
 
         def draw(i, index):
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
@@ -78,12 +79,12 @@ def make_sample_fn(
 
         predict, parts = edit.predict(networks, cond, arrays), []
         for guided, count in runs:
-            denoise = samplers.make_denoise(process, prediction, predict[guided], sampler.times)
+            denoise = solvers.make_denoise(process, prediction, predict[guided], sampler.times)
             if sample_config.clip_x_0:
-                denoise = samplers.clip_x_0(denoise, process, sampler.times)
+                denoise = solvers.clip_x_0(denoise, process, sampler.times)
             parts.append((edit.wrap(denoise, process, sampler.times, arrays), count))
         noise = edit.noise(draw, index, arrays)
-        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
+        problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
         x_T = edit.begin(process, sampler.grid[0], noise, arrays)
         x_0, finite = sampler.solve(problem, x_T)
         return edit.finish(x_0, arrays), finite
@@ -111,7 +112,7 @@ def _guided_runs(config, sampler):
         return [(False, len(steps))]
     if not any(guided for guided, _ in runs):
         shown = ", ".join(f"{t:.3g}" for t in steps)
-        raise ValueError(
+        raise UserError(
             f"cfg_scale={config.cfg_scale} guides no step: none of their times lies in "
             f"cfg_interval={','.join(map(str, config.cfg_interval))}; they are {shown}."
         )
@@ -195,22 +196,22 @@ def generate(
 
 def _check_guidance(config, model, guide):
     if not 1 <= config.cfg_scale < np.inf:
-        raise ValueError(
+        raise UserError(
             f"cfg_scale={config.cfg_scale} must be a number of at least 1 (no guidance)."
         )
     if not 0 <= config.cfg_channels <= model.in_channels:
-        raise ValueError(
+        raise UserError(
             f"cfg_channels={config.cfg_channels} must lie in 0 (all) .. {model.in_channels}."
         )
     if not 0 <= config.cfg_rescale <= 1:
-        raise ValueError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
+        raise UserError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
     if config.cfg_scale != 1 and guide is None and not model.null_condition:
-        raise ValueError(
+        raise UserError(
             f"cfg_scale={config.cfg_scale} needs a null class or empty captions, but the model was "
             "trained with null_condition=False; use cfg_scale 1, or --guide with a worse model."
         )
     if guide is not None and config.cfg_scale == 1:
-        raise ValueError("a guide without --cfg_scale above 1 changes nothing.")
+        raise UserError("a guide without --cfg_scale above 1 changes nothing.")
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dit_jax.config import sizes
+from dit_jax.errors import UserError
 
 CELL, GAP = 48, 2  # pixels
 MOST_PIXELS = 2**30  # of a picture: 3 GiB
@@ -28,7 +29,7 @@ def check_grid(count: int, shape: Sequence[int], columns: int = 0) -> None:
     cell_height, cell_width = (side * factor + GAP for side in shape[:2])
     height, width = -(-count // columns) * cell_height, columns * cell_width
     if height * width > MOST_PIXELS:
-        raise ValueError(
+        raise UserError(
             f"a picture of {count:,} images of {shape[0]} x {shape[1]} pixels would have {width:,} "
             f"x {height:,} pixels, but at most {MOST_PIXELS:,} are drawn: take fewer images."
         )
@@ -61,7 +62,7 @@ def split_grid(grid: np.ndarray, size: sizes.Size) -> np.ndarray:
     cell = height * factor + GAP, width * factor + GAP
     rows, columns = (grid.shape[i] // cell[i] + 1 for i in range(2))
     if (rows * cell[0] - GAP, columns * cell[1] - GAP) != grid.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"{grid.shape[:2]} pixels are no grid of images of {height} x {width} pixels."
         )
     grid = np.pad(grid, ((0, GAP), (0, GAP), (0, 0)))

@@ -5,6 +5,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from dit_jax import conditions, latents
+from dit_jax.errors import UserError
 from dit_jax.workdirs import identity
 
 KINDS = ("random", "balanced")
@@ -21,7 +22,7 @@ def draw(
     Raises: ValueError for another kind; as `latents.open_split` and `identity.check_splits`.
     """
     if kind not in KINDS:
-        raise ValueError(f"unknown labels {kind!r}; choose {' or '.join(KINDS)}.")
+        raise UserError(f"unknown labels {kind!r}; choose {' or '.join(KINDS)}.")
     return conditions.build(config).draw(kind, num, seed, lambda: _open(config, workdir))
 
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from dit_jax import conditions, diffusion, latents, models, sharding, workdirs
 from dit_jax.config import ranges
-from dit_jax.diffusion import edits, sampler_settings
+from dit_jax.diffusion import edits, samplers
+from dit_jax.errors import UserError
 from dit_jax.sampling import generate
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
@@ -64,7 +65,7 @@ class Trained:
         request = self.condition.from_flags(num, labels, prompts, negative, seed, self.class_names)
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
             instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
-            raise ValueError(
+            raise UserError(
                 f"--negative_prompt={negative!r} is what --cfg_scale above 1 leads away from, "
                 f"without a guide; here is {instead}."
             )
@@ -115,30 +116,30 @@ def load(
     config = _load_config(workdir)
     condition, x_0 = conditions.build(config), latents.build(config)
     if vae_workdir and not x_0.uses_vae:
-        raise ValueError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
+        raise UserError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
     if vae_workdir:
         config.latents.vae = str(vae_workdir)
     if x_0.uses_vae and not config.latents.vae:
-        raise ValueError(
+        raise UserError(
             f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
             f"them, with digest {config.latents.vae_digest or 'not recorded'}."
         )
     if encoder_workdir and not condition.needs_encoder:
-        raise ValueError(
+        raise UserError(
             f"{workdir} holds a model of condition={config.model.condition!r}, which takes no "
             f"--text_encoder={encoder_workdir}."
         )
     if encoder_workdir:
         config.text.encoder = str(encoder_workdir)
     if condition.needs_encoder and not config.text.encoder:
-        raise ValueError(
+        raise UserError(
             f"{workdir} holds a model of a frozen text encoder: give --text_encoder, its workdir, "
             f"with digest {config.text.encoder_digest or 'not recorded'}; python -m "
             "dit_jax.convert clip writes one."
         )
     config.sample.update(settings or {})
     ranges.check(config)
-    sampler_settings.check_used(config.sample, settings or {}, config.model.learn_sigma)
+    samplers.check_used(config.sample, settings or {}, config.model.learn_sigma)
     x_0.check_clip()
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
@@ -203,7 +204,7 @@ def _check_guide(guide, config, workdir):
         theirs["text.encoder_digest"], ours["text.encoder_digest"] = digests
     if differing := [key for key in ours if theirs[key] != ours[key]]:
         lines = [f"  {key}: guide {theirs[key]!r}, model {ours[key]!r}" for key in differing]
-        raise ValueError(
+        raise UserError(
             f"--guide={workdir} must be a model of the same inputs and outputs; these differ:\n"
             + "\n".join(lines)
         )

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dit_jax.errors import UserFileError
+
 
 def in_every_process(f: Callable):
     """f() in every process; where it raises in one it ends all: they would wait for that one.
@@ -53,4 +55,4 @@ def in_first_process(act: Callable[[], None], message: str) -> None:
         except OSError as error:
             problem, failure = f"{message}: {error}", error
     if problem := from_first_process(problem):
-        raise OSError(problem) from failure
+        raise UserFileError(problem) from failure

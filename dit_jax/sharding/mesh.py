@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dit_jax.errors import UserError
 from dit_jax.sharding import axes
 
 logger = logging.getLogger("dit_jax")
@@ -28,7 +29,7 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = num_devices // known
     if min(sizes) < 1 or np.prod(sizes) != num_devices:
         wanted = ", ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
-        raise ValueError(
+        raise UserError(
             f"{wanted} do not multiply to the {num_devices} devices; set at most one of them to -1 "
             "(the rest of the devices)."
         )
@@ -118,7 +119,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int =
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shards * grad_accumulation_steps
     if grad_accumulation_steps < 1 or batch_size < unit or batch_size % unit:
-        raise ValueError(
+        raise UserError(
             f"{batch_size=} must be a multiple of {unit}: {shards} batch shards (mesh.data x "
             f"mesh.fsdp) x {grad_accumulation_steps=}."
         )

@@ -10,6 +10,8 @@ import warnings
 
 import jax
 
+from dit_jax.errors import UserFileError
+
 logger = logging.getLogger("dit_jax")
 
 MAX_BYTES = 8 * 2**30  # the programs used longest ago go first
@@ -50,7 +52,7 @@ def make_directory() -> pathlib.Path:
         status = path.lstat()
         shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or shared:
-            raise OSError(
+            raise UserFileError(
                 f"{path} belongs to another user, is a link, or others may write there: remove it, "
                 "or set JAX_COMPILATION_CACHE_DIR."
             )

@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Callable, Collection
 from typing import IO, BinaryIO
 
+from dit_jax.errors import UserError, UserFileError
+
 # Unicode's categories of characters that a terminal obeys or hides: controls, formats such as the
 # bidirectional and zero-width ones, surrogates, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -48,18 +50,18 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
     text = os.fspath(text)
     shown = f"{name}={printable(text)}"
     if not text:
-        raise ValueError(f"{name} is empty: give a path, or leave it out.")
+        raise UserError(f"{name} is empty: give a path, or leave it out.")
     if "\0" in text:
-        raise ValueError(f"{shown} has a NUL character, which no path can have.")
+        raise UserError(f"{shown} has a NUL character, which no path can have.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(
+        raise UserError(
             f"{shown}: remote paths are not read or written yet; mount it, or take a local path."
         )
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError:  # pathlib's, which names no user
         user = text.partition("/")[0]
-        raise ValueError(
+        raise UserError(
             f"{shown}: {printable(user)} has no home directory; write ./{printable(text)} if that "
             "is its name."
         ) from None
@@ -73,13 +75,13 @@ def check_utf8(directory: pathlib.Path) -> None:
     try:
         str(directory.absolute()).encode()
     except UnicodeEncodeError:
-        raise ValueError(
+        raise UserError(
             f"{printable(directory)} is not in UTF-8, but checkpoints and datasets can lie in such "
             "directories only: choose another name."
         ) from None
 
 
-class LostError(OSError):
+class LostError(UserFileError):
     """The directory or the lock went away while a command ran; what is kept is told."""
 
     @classmethod
@@ -218,7 +220,7 @@ def open_to_write(path: pathlib.Path, mode: str) -> IO:
 
 
 def _no_file(path):
-    return OSError(
+    return UserFileError(
         f"{printable(path)} is a link, pipe or device, which is not written to: remove it, or put "
         "a file in its place."
     )
@@ -227,7 +229,7 @@ def _no_file(path):
 def refuse_link(path: str | os.PathLike) -> None:
     """Raises: OSError if a path, in a directory that is written to, is a link."""
     if os.path.islink(path):
-        raise OSError(
+        raise UserFileError(
             f"{printable(path)} is a link: what is written there would go elsewhere. Put what it "
             "leads to in its place; the whole directory may be a link."
         )
@@ -260,7 +262,7 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
                         waiting.append(entry.path)
                     seen.add((status.st_dev, status.st_ino))
                 elif not stat.S_ISREG(status.st_mode):
-                    raise OSError(
+                    raise UserFileError(
                         f"{printable(entry.path)} is no file, but a pipe, socket or device: remove "
                         "it."
                     )

@@ -7,6 +7,8 @@ and leaves the object out or refuses it, before any other code meets the values.
 import sys
 from collections.abc import Callable, Collection, Mapping
 
+from dit_jax.errors import UserError
+
 Holds = Callable[[object], bool]
 
 
@@ -99,7 +101,7 @@ def check_type(key: str, value: object, kind: type, many: bool = False) -> None:
         return
     if many or type(value) not in types:
         wanted = "a list of numbers" if many else TYPES[kind]
-        raise ValueError(f"{key}={shorten(value)} must be {wanted}.")
+        raise UserError(f"{key}={shorten(value)} must be {wanted}.")
 
 
 def shorten(value: object) -> str:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
@@ -20,7 +21,7 @@ def read_bytes(path: pathlib.Path, most: int = MOST_JSON_BYTES) -> bytes:
     Raises: OSError; FileNotFoundError for a pipe or a device too, which may have no end.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {files.printable(path)}.")
+        raise MissingFileError(f"no file {files.printable(path)}.")
     with path.open("rb") as file:
         return file.read(most)
 
@@ -32,7 +33,7 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     Raises: FileNotFoundError; OSError; ValueError as `parse_json`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no {files.printable(path)}: it must be {what}.")
+        raise MissingFileError(f"no {files.printable(path)}: it must be {what}.")
 
     def read(path):
         with path.open("rb") as file:
@@ -75,7 +76,7 @@ def read_json_lines(
         try:
             row = parse_json(line.removesuffix(b"\n"), "", "")
             if not isinstance(row, dict):
-                raise ValueError
+                raise UserError
         except ValueError:
             if not line.strip() or not is_whole:
                 continue
@@ -89,7 +90,7 @@ def read_json_lines(
         rows.append(row)
         kept += max(len(line), 64)  # {} takes as many in memory
         if kept > MOST_JSON_LINES_BYTES:
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(path)} has more than {MOST_JSON_LINES_BYTES // 2**20} MiB of "
                 f"lines, the most that are read; line {number} goes beyond. Keep the lines you "
                 "need."
@@ -113,7 +114,7 @@ def parse_json(contents: bytes | str, name: str, what: str) -> Any:
     """
     try:
         if len(contents) > MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {MOST_JSON_BYTES // 2**20} MiB")
+            raise UserError(f"it has more than {MOST_JSON_BYTES // 2**20} MiB")
         text = contents if isinstance(contents, str) else contents.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_to_dict)
         if isinstance(value, dict | list) and _is_deeper(value, MOST_JSON_DEPTH):
@@ -130,7 +131,7 @@ def parse_json(contents: bytes | str, name: str, what: str) -> Any:
         reason = f"it is nested more than {MOST_JSON_DEPTH} deep"
     except ValueError as error:  # ours above, or a number of more digits than Python takes
         reason = str(error).partition(";")[0]
-    raise ValueError(f"cannot read {name}: {reason}. It must be {what}.")
+    raise UserError(f"cannot read {name}: {reason}. It must be {what}.")
 
 
 def _to_dict(pairs):
@@ -138,7 +139,7 @@ def _to_dict(pairs):
     if len(value) < len(pairs):
         seen = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the key {twice[:100]!r} is in one object twice")
+        raise UserError(f"the key {twice[:100]!r} is in one object twice")
     return value
 
 

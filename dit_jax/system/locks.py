@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from dit_jax import sharding
+from dit_jax.errors import UserFileError
 from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
@@ -112,13 +113,15 @@ def _take(path, wait):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise OSError(f"{path.parent} is, or lies in, a file: choose another directory.") from None
+        raise UserFileError(
+            f"{path.parent} is, or lies in, a file: choose another directory."
+        ) from None
     while True:
         file = files.open_to_write(path, "a+")
         try:
             if not _try_lock(file):
                 if not wait:
-                    raise OSError(f"{_describe_holder(path)} writes into it.\n{WAY_OUT}")
+                    raise UserFileError(f"{_describe_holder(path)} writes into it.\n{WAY_OUT}")
                 logger.warning("waiting for another command: %s", _describe_holder(path))
                 fcntl.flock(file, fcntl.LOCK_EX)
         except BaseException as error:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the header
@@ -18,7 +19,7 @@ MOST_GROWTH = 16
 FREE_BYTES = 2**30
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(UserError):
     """A file that its reader cannot read."""
 
 
@@ -50,7 +51,7 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     described = describe_npz(path)
     names = list(described) if names is None else list(names)
     if missing := [name for name in names if name not in described]:
-        raise ValueError(
+        raise UserError(
             f"{files.printable(path)} has no {' or '.join(missing)}; it holds "
             f"{files.list_some(described)}."
         )
@@ -75,7 +76,7 @@ def check_bytes(path: pathlib.Path, size: int) -> None:
     Raises: ValueError with both sizes.
     """
     if size > most_bytes(path):
-        raise ValueError(
+        raise UserError(
             f"the arrays in {files.printable(path)} would take {_bytes(size)}, but the file has "
             f"{path.stat().st_size:,}: that is more than {MOST_GROWTH} times as many and 1 GiB, as "
             "no real file has. Get it from another place."
@@ -120,9 +121,9 @@ def _describe_npz(path):
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename:
-                raise ValueError(f"{name[:200]!r} in it is no .npy")
+                raise UserError(f"{name[:200]!r} in it is no .npy")
             if name in described:
-                raise ValueError(f"{name[:200]!r} is in it twice")
+                raise UserError(f"{name[:200]!r} is in it twice")
             described[name] = _describe_npy(archive, member)
     return described
 
@@ -131,7 +132,7 @@ def _describe_npy(archive, member):
     name = member.filename[:200]
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile inflates these in steps without a bound.
-        raise ValueError(f"{name!r} in it is compressed in a way that NumPy does not write")
+        raise UserError(f"{name!r} in it is compressed in a way that NumPy does not write")
     with archive.open(member) as file:
         beginning = io.BytesIO(file.read(MOST_NPY_HEADER_BYTES))
     version = np.lib.format.read_magic(beginning)
@@ -140,16 +141,16 @@ def _describe_npy(archive, member):
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise ValueError(f"{name!r} in it has version {version}")
+        raise UserError(f"{name!r} in it has version {version}")
     try:
         shape, fortran_order, dtype = readers[version](beginning)
     except (MemoryError, RecursionError) as error:  # of Python's parser, within 10 kB
-        raise ValueError(f"{name!r} in it has a header that is no header") from error
+        raise UserError(f"{name!r} in it has a header that is no header") from error
     if dtype.hasobject:
-        raise ValueError(f"{name!r} in it holds Python objects, which could run code")
+        raise UserError(f"{name!r} in it holds Python objects, which could run code")
     offset, size = beginning.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or not dtype.itemsize or offset + size != member.file_size:
-        raise ValueError(
+        raise UserError(
             f"{name!r} in it has {member.file_size:,} bytes, which are not those of a {dtype} of "
             f"shape {str(shape)[:200]}"
         )

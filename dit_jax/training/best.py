@@ -7,6 +7,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from dit_jax import workdirs
+from dit_jax.errors import UserError
 from dit_jax.system import forms
 from dit_jax.training import sample_distance
 from dit_jax.workdirs import checkpoint
@@ -80,7 +81,7 @@ def _check(config):
     if config.eval_every_steps and config.data.eval_split:
         known += held_out
     if metric not in known:
-        raise ValueError(
+        raise UserError(
             f"checkpoint_best_metric={metric!r} is not measured in this run, but "
             f"{' and '.join(known) or 'nothing'}: {' and '.join(held_out)} with eval_every_steps "
             "and data.eval_split, and with fid.every_steps a distance such as fid5k."

@@ -7,6 +7,7 @@ import logging
 import jax
 
 from dit_jax import conditions, workdirs
+from dit_jax.errors import UserError
 from dit_jax.system import files
 from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint
@@ -52,7 +53,7 @@ def _check_weights(config, workdir):
     theirs, ours = (_meaning(c) for c in (their_config, config))
     if differing := [key for key in ours if theirs.get(key) != ours[key]]:
         lines = [f"  {key}: there {theirs.get(key)!r}, here {ours[key]!r}" for key in differing]
-        raise ValueError(
+        raise UserError(
             f"init_from={workdir} holds weights of another model, process or prediction; these "
             "differ:\n" + "\n".join(lines) + "\nSet them as there, or init_from to another workdir."
         )

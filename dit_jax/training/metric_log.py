@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dit_jax import sharding
+from dit_jax.errors import UserFileError
 from dit_jax.system import files
 from dit_jax.workdirs import metric_lines
 
@@ -89,7 +90,7 @@ class MetricWriter:
         except files.LostError:
             raise
         except OSError as error:
-            raise OSError(
+            raise UserFileError(
                 f"cannot write metrics to {self._workdir}: {error}\n"
                 "Free space or give permission there, then run the same command."
             ) from error

@@ -4,6 +4,7 @@ import jax
 import optax
 
 from dit_jax.config import ranges
+from dit_jax.errors import UserError
 
 # Where the input is no wider in a wider model: pixels of a patch, sinusoids of the time, what the
 # encoder of captions makes of them and, if it is trained along, all of its own.
@@ -15,24 +16,28 @@ FIXED_INPUT = (
     "text_encoder/",
 )
 
+SCHEDULES = {  # after the warm-up: of (peak, steps)
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "cosine": optax.cosine_decay_schedule,
+}
+
 
 def schedule(config, total_steps: int) -> optax.Schedule:
     """The learning rate of `config.optim` by step: linear warm-up, then constant or cosine to 0.
 
     Raises: ValueError for an unknown schedule, or a warm-up that does not end.
     """
-    if config.schedule not in ("constant", "cosine"):
-        raise ValueError(f"optim.schedule={config.schedule!r}: choose constant or cosine.")
+    if config.schedule not in SCHEDULES:
+        raise UserError(
+            f"unknown optim.schedule={config.schedule!r}; choose one of {', '.join(SCHEDULES)}."
+        )
     warmup = config.warmup_steps
     if not 0 <= warmup < total_steps:
-        raise ValueError(
+        raise UserError(
             f"optim.warmup_steps={warmup} must lie in 0..{total_steps - 1}: the warm-up must end "
             f"before {total_steps=}. Set it lower."
         )
-    if config.schedule == "constant":
-        after = optax.constant_schedule(config.learning_rate)
-    else:
-        after = optax.cosine_decay_schedule(config.learning_rate, total_steps - warmup)
+    after = SCHEDULES[config.schedule](config.learning_rate, total_steps - warmup)
     if not warmup:
         return after
     # The first step moves already: (step + 1) / warmup of the peak.
@@ -50,19 +55,19 @@ def make_optimizer(
     """
     ranges.check(config, "optim")
     if not config.eps:
-        raise ValueError(
+        raise UserError(
             "optim.eps=0 makes NaN of what has no gradient at first, as all behind the zeros of "
             "adaLN-Zero; take 1e-8."
         )
     if config.learning_rate * config.weight_decay >= 1:
-        raise ValueError(
+        raise UserError(
             f"optim.learning_rate={config.learning_rate} times optim.weight_decay="
             f"{config.weight_decay} must be below 1: it is the share of every parameter that a "
             "step takes away."
         )
     base_width = config.mup_base_width
     if base_width and hidden_size is None:
-        raise ValueError(
+        raise UserError(
             f"optim.mup_base_width={base_width} scales learning rates by model.hidden_size, which "
             "this model has not; set it to 0."
         )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dit_jax import latents, models, sharding, workdirs
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
+from dit_jax.errors import UserError
 from dit_jax.training import optimizer, tasks
 
 
@@ -52,7 +53,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     _check_keys(config)
     ranges.check(config)
     if config.profile_start_step >= config.total_steps:
-        raise ValueError(
+        raise UserError(
             f"profile_start_step={config.profile_start_step} must be below "
             f"total_steps={config.total_steps}; 0 is no profile."
         )
@@ -72,7 +73,7 @@ def _check_keys(config):
     try:
         workdirs.check_types(config.to_dict())
     except ValueError as error:
-        raise ValueError(f"the config has other keys than configs/default.py: {error}") from None
+        raise UserError(f"the config has other keys than configs/default.py: {error}") from None
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:

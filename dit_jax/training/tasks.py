@@ -20,6 +20,7 @@ from dit_jax import conditions, diffusion, latents, models, sharding
 from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import guidance, objectives, sampler_settings
+from dit_jax.errors import UserError
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures, requests
 
@@ -70,7 +71,7 @@ class Denoising:
         condition, x_0 = conditions.build(config), latents.build(config)
         x_0.check(draws=bool(config.sample_every_steps or config.fid.every_steps))
         if config.text.stored and not (condition.needs_encoder and x_0.stored):
-            raise ValueError(
+            raise UserError(
                 f"text.stored reads captions' context where dit_jax.encode put it: it needs "
                 f"model.condition='context', not {config.model.condition!r}, and latents.source="
                 f"'moments' or 'device', not {config.latents.source!r}."
@@ -79,7 +80,7 @@ class Denoising:
         if config.model.null_condition and not (
             config.objective.condition_dropout or config.init_from
         ):
-            raise ValueError(
+            raise UserError(
                 "objective.condition_dropout=0 with model.null_condition=True: nothing would train "
                 "what guidance leads away from. Set model.null_condition=False."
             )
@@ -184,30 +185,30 @@ class Autoencoding:
         height, width, channels = sizes.image_shape(config.data)
         size = sizes.simplify((height, width))
         if height % model.factor or width % model.factor or channels != model.image_channels:
-            raise ValueError(
+            raise UserError(
                 f"data.image_size={size} must be a multiple of the factor {model.factor}, and "
                 f"data.image_channels={channels} must be model.image_channels="
                 f"{model.image_channels}."
             )
         if latents.build(config).uses_vae:
-            raise ValueError(
+            raise UserError(
                 f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
             )
         loss = config.autoencoder
         if loss.distance not in objectives.DISTANCES:
-            raise ValueError(
+            raise UserError(
                 f"autoencoder.distance={loss.distance!r} is unknown; choose one of "
                 f"{', '.join(objectives.DISTANCES)}."
             )
         if min(loss.kl_weight, loss.lpips_weight) < 0:
-            raise ValueError(
+            raise UserError(
                 f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="
                 f"{loss.lpips_weight} must not be negative."
             )
         if config.sample_every_steps:  # each image beside its reconstruction
             pictures.check_grid(config.sample_num_images, (height, 2 * width))
         if loss.lpips_weight and (not loss.lpips or min(height, width) < 16):
-            raise ValueError(
+            raise UserError(
                 f"autoencoder.lpips_weight={loss.lpips_weight} needs autoencoder.lpips, the "
                 f"workdir that dit_jax.convert lpips writes, and data.image_size={size} of at "
                 "least 16."

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding
+from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.system import files, json_files, stopping
 from dit_jax.workdirs import claims, digests, records, run_config
 
@@ -82,7 +83,7 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
     except Exception as error:
         raise _write_error(manager, error) from error
     if not begun:
-        raise OSError(
+        raise UserFileError(
             f"checkpoint {step} was not written: {manager.directory} holds {manager.all_steps()}. "
             "Does another process train in this workdir?"
         )
@@ -94,7 +95,7 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
     Raises: ValueError if there are checkpoints in it already; OSError if it cannot be written.
     """
     if steps := records.saved_steps(workdir):
-        raise ValueError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
+        raise UserError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
     with claims.claim(workdir, config):
         _write_params(workdir, config, params, 0, {})
 
@@ -149,7 +150,7 @@ def _write_params(workdir, config, params, step, values):
         stopping.raise_wrapped(error)
         if not isinstance(error, Exception):
             raise
-        raise OSError(f"cannot write {workdir}: {type(error).__name__}: {error}") from error
+        raise UserFileError(f"cannot write {workdir}: {type(error).__name__}: {error}") from error
 
 
 def check_for_errors(manager: ocp.CheckpointManager) -> None:
@@ -165,7 +166,7 @@ def _write_error(manager, error):
     kept = (
         f"the last complete one is step {complete[-1]}" if complete else "there is no earlier one"
     )
-    return OSError(
+    return UserFileError(
         f"cannot write a checkpoint to {manager.directory}: {type(error).__name__}: {error}\n"
         f"Training stops; {kept}. If space or permission is what is missing there, mend that; then "
         "run the same command."
@@ -218,14 +219,14 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
     with files.Directory(workdir):  # it was there when its config was read
         steps = records.saved_steps(workdir)
         if not steps or step not in (None, *steps):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
                 f"there are: {', '.join(map(str, steps)) or 'none'}."
             )
         item = "params" if raw else "ema_params"
         candidates = steps[::-1] if step is None else [step]
         if raw and not (directory / str(steps[-1]) / item).is_dir():
-            raise ValueError(f"{workdir} holds EMA parameters alone: leave out --raw.")
+            raise UserError(f"{workdir} holds EMA parameters alone: leave out --raw.")
         step, loaded, _ = _restore_newest(directory, candidates, {item: params})
     return loaded[item], step
 
@@ -238,7 +239,7 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
     """
     config = run_config.load_config(workdir)
     if config.model.name != name:
-        raise ValueError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
+        raise UserError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
     model = models.build(config.model)
     shapes = models.param_shapes(model)
@@ -263,7 +264,7 @@ def _restore_newest(directory, steps, trees):
             logger.warning("checkpoint %d cannot be read: %s", step, error)
     others = sorted(set(records.saved_steps(directory.parent)) - set(steps))
     way_out = f"choose another step: {others}" if others else "restore one from a copy"
-    raise OSError(
+    raise UserFileError(
         f"no checkpoint in {directory} can be read:\n"
         + "\n".join(errors)
         + f"\nTo go on, {way_out}, or begin a new workdir."
@@ -298,21 +299,21 @@ def _restore(directory, step, trees):
         stopping.raise_wrapped(error)
         for number in NO_DAMAGE:
             if (text := os.strerror(number)) in str(error):
-                raise OSError(number, text, str(directory / str(step))) from error
+                raise UserFileError(number, text, str(directory / str(step))) from error
         if stopping.is_out_of_memory(error):
             raise  # no damage
         ours = isinstance(error, OSError) and error.errno is None
         problem = "" if ours else f"{type(error).__name__}: "
         problem += (str(error).splitlines() or [""])[0][:300]
     if not sharding.all_processes(not problem):
-        raise OSError(problem or "another process cannot read its part")
+        raise UserFileError(problem or "another process cannot read its part")
     loaded = {name: restored[name] for name in trees}
     saved, computed = restored["digest"], digests.digest_items(loaded, step, restored["data"])
     if not isinstance(saved, dict):
-        raise OSError("its digest is not what was saved")
+        raise UserFileError("its digest is not what was saved")
     changed = [path for path, digest in computed.items() if saved.get(path) != digest]
     if changed:
-        raise OSError(
+        raise UserFileError(
             f"{len(changed)} of {len(computed)} arrays are not what was saved, such as {changed[0]}"
         )
     return loaded, restored["data"]

@@ -17,6 +17,7 @@ import numpy as np
 
 from dit_jax import sharding
 from dit_jax.data import folders, manifest, sources
+from dit_jax.errors import UserError
 from dit_jax.system import files
 from dit_jax.workdirs import records
 
@@ -127,7 +128,7 @@ def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
     if not recorded:
         return now
     if changes := describe_changes(recorded, now):
-        raise ValueError(
+        raise UserError(
             f"{source.origin} is not what {owner} was begun with:\n"
             + "".join(f"  {change}\n" for change in changes)
             + "Restore it as it was, or begin anew in another directory."

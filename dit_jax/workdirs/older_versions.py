@@ -1,5 +1,6 @@
 """Configs that older versions wrote, completed with the keys of today."""
 
+from dit_jax.errors import UserError
 from dit_jax.system import forms
 
 CONDITION_DROPOUT = 0.1
@@ -66,7 +67,7 @@ AS_BEFORE_OF_PREDICTOR = {
 
 def check_section(key, value):
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"{key}={forms.shorten(value)} must be an object of keys.")
+        raise UserError(f"{key}={forms.shorten(value)} must be an object of keys.")
 
 
 def complete(config: dict) -> dict:

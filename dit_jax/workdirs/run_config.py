@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dit_jax import models, sharding
 from dit_jax.config import overrides, ranges, sizes
+from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.system import files, forms, json_files
 from dit_jax.workdirs import older_versions, records
 
@@ -66,7 +67,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         name = () if records.load_data(workdir) else ("data.name",)
         if differing := _differing(saved, wanted, name):
             lines = [f"  {key}: workdir {before!r}, now {now!r}" for key, before, now in differing]
-            raise ValueError(
+            raise UserError(
                 f"{workdir} belongs to a run with another config:\n"
                 + "\n".join(lines)
                 + "\nChoose another --workdir, or restore these values."
@@ -89,7 +90,7 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
     differing = [one for one in differing if not (one[0].endswith("_digest") and "" in one[1:])]
     if differing:
         keys = [f"{key} {before!r}, now {now!r}" for key, before, now in differing]
-        raise OSError(f"it is of another config than config.json: {'; '.join(keys[:5])}")
+        raise UserFileError(f"it is of another config than config.json: {'; '.join(keys[:5])}")
 
 
 def _differing(saved, wanted, fixed=()):
@@ -129,7 +130,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     path = workdir / "config.json"
     saved = records.newest_first(workdir, "config")
     if not path.is_file() and not saved:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
             "dit_jax.convert."
         )
@@ -143,7 +144,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
             continue
         _check_ranges(config, candidate)
         return config
-    raise ValueError(
+    raise UserError(
         f"no config in {workdir} can be read; restore config.json from a copy. {problems[0]}"
     )
 
@@ -152,9 +153,9 @@ def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Demands the config of a run that trains a noise predictor.   Raises: ValueError."""
     name = config.model.name
     if name == "vae":
-        raise ValueError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+        raise UserError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
     if set(config) == {"model"}:
-        raise ValueError(f"{workdir} holds a converted {name!r} alone, which draws no images.")
+        raise UserError(f"{workdir} holds a converted {name!r} alone, which draws no images.")
 
 
 def read_config(text: bytes | str, name: str) -> ConfigDict:
@@ -166,13 +167,13 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     config = json_files.parse_json(text, name, "the config of a run")
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-        raise ValueError(f"{files.printable(name)} is no config: it has no model with a name.")
+        raise UserError(f"{files.printable(name)} is no config: it has no model with a name.")
     config = older_versions.complete(config)
     check_types(config)
     try:
         return ConfigDict(config).lock()
     except (AttributeError, KeyError, TypeError) as error:  # an unknown key that is a method's name
-        raise ValueError(f"{files.printable(name)} is no config: {error.args[0]}") from None
+        raise UserError(f"{files.printable(name)} is no config: {error.args[0]}") from None
 
 
 def _check_ranges(config, path):
@@ -180,7 +181,7 @@ def _check_ranges(config, path):
     try:
         ranges.check(config)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: {str(error).rstrip('.')}. Mend it; if config.json is damaged, remove it: a "
             "checkpoint that was trained here holds a copy."
         ) from None
@@ -196,7 +197,7 @@ def check_types(config: dict) -> None:
     if config.keys() == {"model"}:  # a converted network's
         return
     if name not in TRAINED:
-        raise ValueError(f"a run trains {', '.join(TRAINED)}, no {name!r}.")
+        raise UserError(f"a run trains {', '.join(TRAINED)}, no {name!r}.")
     _check_types(config, default.get_config(name).to_dict())
 
 
@@ -206,14 +207,14 @@ def _check_types(config, example, prefix=""):
     Raises: ValueError with the key.
     """
     if unknown := [f"{prefix}{name}" for name in config if name not in example]:
-        raise ValueError(
+        raise UserError(
             f"it has {files.list_some(unknown)}, which this version does not know: take the one "
             "that wrote it."
         )
     for name, value in example.items():
         key = f"{prefix}{name}"
         if name not in config:
-            raise ValueError(f"it has no {key}.")
+            raise UserError(f"it has no {key}.")
         elif isinstance(value, dict):
             older_versions.check_section(key, config[name])
             if key != "model":

@@ -21,6 +21,7 @@ from absl import flags
 from configs import digits_latents
 from dit_jax import benchmark, cli, diffusion, train
 from dit_jax.config import ranges
+from dit_jax.errors import UserError
 from dit_jax.evaluation import extractors, references, samples
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
@@ -106,7 +107,7 @@ def measure(demo: pathlib.Path, num: int) -> Iterator[dict]:
     Raises: ValueError without the demo's VAE and moments.
     """
     if not (demo / "vae").is_dir() or not (demo / "moments").is_dir():
-        raise ValueError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
+        raise UserError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
     workdirs = {process: train_process(demo, process) for process in ("ddpm", "flow", "edm")}
     for row, cfg_scale in itertools.product(ROWS, GUIDANCE):
         settings = settings_of(row, cfg_scale)
@@ -122,7 +123,7 @@ def measure_speeds(lines: list[dict]) -> Iterator[dict]:
     for line, (row, cfg_scale) in zip(lines, itertools.product(ROWS, GUIDANCE), strict=True):
         settings = settings_of(row, cfg_scale)
         if line != line | {"process": row[0], **settings}:
-            raise ValueError(f"--out has {line} where {row[0]}, {settings} is expected.")
+            raise UserError(f"--out has {line} where {row[0]}, {settings} is expected.")
         yield line | (speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {})
 
 

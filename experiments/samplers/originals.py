@@ -21,7 +21,7 @@ from absl import flags
 
 from configs import default
 from dit_jax import cli, diffusion
-from dit_jax.diffusion import samplers
+from dit_jax.diffusion import samplers, solvers
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -135,11 +135,11 @@ def _run(process, config):
 
     def network(x_t, i):
         x_0 = denoise(jnp, x_t, alphas[i], sigmas[i])
-        return samplers.Denoised(x_0, (x_t - alphas[i] * x_0) / sigmas[i], None)
+        return solvers.Denoised(x_0, (x_t - alphas[i] * x_0) / sigmas[i], None)
 
     x_T = process.x_T_std * X_T
     parts = [(network, len(sampler.grid) - 1)]
-    problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+    problem = solvers.Problem(process, sampler.grid, parts, noise=None)
     x_0, _ = jax.jit(lambda x_T: sampler.solve(problem, x_T))(jnp.asarray(x_T))
     return np.asarray(x_0), sampler.grid, x_T
 

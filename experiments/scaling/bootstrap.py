@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dit_jax.errors import UserError
 from experiments.scaling import laws
 
 LEVEL = 0.95
@@ -165,7 +166,7 @@ def _cells(cells, level):
     _, index = np.unique([str(cell) for cell in cells], return_inverse=True)
     need = int(np.ceil(1 - np.log2(1 - level)))  # of 5 there are 16 ways to set signs
     if (found := index.max() + 1) < need:
-        raise ValueError(
+        raise UserError(
             f"an interval of {level:.0%} needs {need} cells or more (models, whatever their "
             f"seeds); here are {found}."
         )

@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, latents, sharding, train, workdirs
+from dit_jax.errors import UserError
 from dit_jax.evaluation import extractors, references, rows, samples
 from dit_jax.sampling import runs
 from dit_jax.system import files, locks, stopping
@@ -91,7 +92,7 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
     saved = workdirs.saved_steps(directory)
     gone = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
     if gone:
-        raise ValueError(
+        raise UserError(
             f"{directory} is trained to step {saved[-1]} and has kept {saved}, not the compute "
             f"points {gone}. Take steps among these and beyond the last, or another --workdir."
         )

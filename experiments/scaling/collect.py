@@ -20,6 +20,7 @@ from absl import flags
 
 from dit_jax import cli, conditions, models, workdirs
 from dit_jax.data import pixels
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.evaluation import plots, rows
 from dit_jax.sampling import pictures
 from dit_jax.system import files, forms, json_files
@@ -70,7 +71,7 @@ def _points(workdir, where, cells=None):
         (line, row) for path in found for line, row in _of_cell(path, last) if row or not where
     ]
     if not points:
-        raise FileNotFoundError(f"no cell in {workdir} has reached a compute point yet.")
+        raise MissingFileError(f"no cell in {workdir} has reached a compute point yet.")
     return sorted(points, key=lambda point: [point[0][key] for key in ("gmacs", "cell", "step")])
 
 
@@ -78,7 +79,7 @@ def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Those of the cells that have begun.   Raises: FileNotFoundError if none has."""
     found = sorted(path.parent for path in workdir.glob(f"*/{record.FILE}"))
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{workdir} holds no cells: python -m experiments.scaling.sweep runs them there."
         )
     return found
@@ -89,7 +90,7 @@ def _check_names(found):
     for path in found:
         if path.name != (name := _record(path)["name"]):
             shown = files.printable(path.parent / name)
-            raise ValueError(
+            raise UserError(
                 f"{files.printable(path)} holds the cell of {shown}: a cell has one directory, "
                 f"which bears its name. Move a copy out of {path.parent}; name the cell's own as "
                 "it was."
@@ -125,7 +126,7 @@ def _record(directory):
     try:
         return record.read(directory)
     except ValueError as error:
-        raise ValueError(f"{error}. The sweep, run again, writes it anew.") from None
+        raise UserError(f"{error}. The sweep, run again, writes it anew.") from None
 
 
 def _check_alike(found):
@@ -149,7 +150,7 @@ def _check_alike(found):
             values = ", ".join(f"{value} in {n} rows" for value, n in counts.most_common())
             lines.append(f"  {name}: {values}")
     if lines:
-        raise ValueError(
+        raise UserError(
             "these rows were not measured alike, so that one table cannot hold them:\n"
             + "\n".join(lines)
             + "\nChoose with --where, such as --where num=1000 or --where sample.cfg_scale=1.5."
@@ -255,14 +256,14 @@ def samples(
     """
     points = [(line, row) for line, row in _points(workdir, where, cells) if row]
     if not points:
-        raise ValueError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
+        raise UserError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
     last = {}
     for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
         last.setdefault(selection.model_of(line), (line, row))
     order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
     shown = [_shown(workdir / line["cell"], row) for line, row in order]
     if len(shapes := {image.shape for image, _ in shown}) > 1:
-        raise ValueError(
+        raise UserError(
             f"the samples of the cells in {workdir} have several shapes, {sorted(shapes)}: an "
             "array of them needs one."
         )
@@ -277,7 +278,7 @@ def _shown(directory, row):
     """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
     config, sample = workdirs.load_config(directory), row["sample"]
     if config.model.condition != "label":
-        raise ValueError(
+        raise UserError(
             f"{directory} is told {config.model.condition}: samples side by side are of labels. "
             "dit_jax.sample draws prompts."
         )
@@ -300,13 +301,13 @@ def _read_picture(directory, row, size):
     path = directory / folder / name
     try:
         if folder != "evaluations" or not name or "/" in name or "\0" in name:
-            raise ValueError("it is not in the cell's directory evaluations")
+            raise UserError("it is not in the cell's directory evaluations")
         if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
-            raise ValueError("it is no file there; links, pipes and devices are not read")
+            raise UserError("it is no file there; links, pipes and devices are not read")
         image = pixels.decode(pixels.read_file(path))
         return pictures.split_grid(np.asarray(pixels.to_channels(image, 3)), size)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot read the picture {files.printable(row['picture'])} of "
             f"{files.printable(row['place'])} in {files.printable(directory)}: {error}"
         ) from error

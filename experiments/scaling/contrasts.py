@@ -8,6 +8,7 @@ import itertools
 
 import numpy as np
 
+from dit_jax.errors import UserError
 from experiments.scaling import selection
 
 # What changes with each: the rest of a model is held.
@@ -30,7 +31,7 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
     step = selection.last_step(rows)
     groups = _groups(selection.at_step(rows, step), quality, of)
     if not groups:
-        raise ValueError(
+        raise UserError(
             f"needs 2 models or more that differ in {of} alone; at step {step} there are none."
         )
     by_step = []
@@ -125,7 +126,7 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
             )
         )
     if not found:
-        raise ValueError(
+        raise UserError(
             f"needs 2 models whose {cost} are within {within:.0%} of each other and that differ "
             f"otherwise; at step {step} there are none."
         )

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import cli, latents, sharding
 from dit_jax.data import loader
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.system import files
 from dit_jax.training import initial_state, programs
@@ -46,7 +47,7 @@ def of_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
     size = config.model.hidden_size
     head_size = size // config.model.num_heads
     if width < 1 or width % head_size:
-        raise ValueError(f"{width=} must be a multiple of the config's head size, {head_size}.")
+        raise UserError(f"{width=} must be a multiple of the config's head size, {head_size}.")
     config = config.copy_and_resolve_references()
     config.model.update(hidden_size=width, num_heads=width // head_size)
     config.optim.update(schedule="constant", warmup_steps=0, mup_base_width=size if scaled else 0)
@@ -198,7 +199,7 @@ def main(_):
     cli.check_out(out, (".json",))
     widths = sorted(set(FLAGS.widths))
     if len(widths) < 2:
-        raise ValueError(f"--widths={widths[0]}: an exponent needs two or more.")
+        raise UserError(f"--widths={widths[0]}: an exponent needs two or more.")
     rows = []
     for changed in [of_width(config, width, scaled) for width in widths for scaled in KINDS]:
         rows += movements(changed, FLAGS.steps, FLAGS.seeds)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from dit_jax.errors import UserError
 from dit_jax.system import files, stopping
 
 logger = logging.getLogger("dit_jax")
@@ -120,7 +121,7 @@ def shares(parallel: int) -> list[dict]:
         size = max(1, len(cores) // parallel)
         kind, found = "cores", [{"cores": cores[i : i + size]} for i in range(0, len(cores), size)]
     if parallel > len(found):
-        raise ValueError(f"{parallel=} cells at a time need as many {kind}, not {len(found)}.")
+        raise UserError(f"{parallel=} cells at a time need as many {kind}, not {len(found)}.")
     return found[:parallel]
 
 
@@ -167,9 +168,9 @@ def _executor(folder, cluster):
     try:
         import submitit
     except ImportError as error:
-        raise ValueError("executor slurm needs submitit: pip install -e '.[slurm]'") from error
+        raise UserError("executor slurm needs submitit: pip install -e '.[slurm]'") from error
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
-        raise ValueError(
+        raise UserError(
             "executor slurm needs Slurm's commands on this machine; --executor print prints those "
             "of the cells, for any other scheduler."
         )

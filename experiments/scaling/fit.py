@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plots
 from dit_jax.system import files
 from experiments.scaling import bootstrap, contrasts, laws, selection, summary, table
@@ -48,7 +49,7 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
     found = {name: _or_reason(fit) for name, fit in fits.items()}
     if all("left_out" in fit for fit in found.values()):
         reasons = "\n".join(f"  {name}: {fit['left_out']}" for name, fit in found.items())
-        raise ValueError(f"nothing can be fitted to {len(rows)} rows with {quality}:\n{reasons}")
+        raise UserError(f"nothing can be fitted to {len(rows)} rows with {quality}:\n{reasons}")
     return {
         "quality": quality,
         "rows": len(rows),
@@ -128,7 +129,7 @@ def lines(rows: list[dict], quality: str, seed: int = 0) -> dict:
             )
         )
     if not found:
-        raise ValueError(f"a line needs {laws.MIN_LINE} models of different gmacs at one step.")
+        raise UserError(f"a line needs {laws.MIN_LINE} models of different gmacs at one step.")
     return dict(x="gmacs", steps=found)
 
 
@@ -146,7 +147,7 @@ def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
     held_out = [row for row in rows if selection.model_of(row) == model]
     others = [row for row in rows if selection.model_of(row) != model]
     if not others:
-        raise ValueError("needs other models than the largest.")
+        raise UserError("needs other models than the largest.")
     arguments = _columns(others, "gmacs", quality)
     predicted = float(laws.power_law(*arguments[:2])(most))
     interval = _or_none(bootstrap.prediction_interval, *arguments, most, seed=seed)
@@ -197,7 +198,7 @@ def rolling(rows: list[dict], quality: str) -> dict:
                 )
     if not found:
         need = laws.MIN_POWER
-        raise ValueError(f"needs {need} models that a law fits, and a larger one, at step {step}.")
+        raise UserError(f"needs {need} models that a law fits, and a larger one, at step {step}.")
     return dict(step=step, predictions=found)
 
 
@@ -211,7 +212,7 @@ def within_tokens(rows: list[dict], quality: str, seed: int = 0) -> dict:
     """
     numbers = sorted({row["tokens"] for row in rows if row["tokens"]})
     if len(numbers) < 2:
-        raise ValueError("needs models of several numbers of tokens.")
+        raise UserError("needs models of several numbers of tokens.")
     found = []
     for tokens in numbers:
         alike = [row for row in rows if row["tokens"] == tokens]
@@ -333,7 +334,7 @@ def optima(rows: list[dict], quality: str) -> dict:
     """
     budgets = iso_flop(rows, quality)
     if not budgets:
-        raise ValueError(
+        raise UserError(
             "needs 3 models of equal tokens with several steps each, so that their curves pass "
             "the same compute."
         )

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dit_jax import models
+from dit_jax.errors import UserError
 from dit_jax.sampling import generate
 from dit_jax.training import programs
 
@@ -61,12 +62,12 @@ def cells(sweep: ConfigDict, only: str = "") -> list[Cell]:
             except ValueError as error:
                 problems.append(f"  {name}: {error}")
     if not names:
-        raise ValueError("the sweep has no cells: set config.grids, as configs/default.py tells.")
+        raise UserError("the sweep has no cells: set config.grids, as configs/default.py tells.")
     if only and only not in names:
-        raise ValueError(f"the sweep has no cell {only!r}; it has {', '.join(names)}.")
+        raise UserError(f"the sweep has no cell {only!r}; it has {', '.join(names)}.")
     problems += _duplicates(found)
     if problems:
-        raise ValueError("these cells of the sweep cannot be:\n" + "\n".join(problems))
+        raise UserError("these cells of the sweep cannot be:\n" + "\n".join(problems))
     return sorted(found, key=lambda cell: cell.counts["train_gflops"])
 
 
@@ -82,11 +83,11 @@ def _flatten(axes, prefix=""):
 def _check_axes(sweep, grid, axes):
     for key, values in axes.items():
         if not isinstance(values, tuple | list) or not values:
-            raise ValueError(f"grids.{grid}.{key}={values!r} must be a tuple of values.")
+            raise UserError(f"grids.{grid}.{key}={values!r} must be a tuple of values.")
     unknown = [name for name in axes.get("size", ()) if name not in sweep.sizes]
     if unknown:
         known = ", ".join(sweep.sizes) or "none"
-        raise ValueError(f"grids.{grid}.size has {unknown}; config.sizes has {known}.")
+        raise UserError(f"grids.{grid}.size has {unknown}; config.sizes has {known}.")
 
 
 def _name(chosen):
@@ -105,7 +106,7 @@ def _cell(sweep, name, grid, chosen, axes):
     try:
         config.update_from_flattened_dict(keys)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{keys} does not fit config.base: {error.args[0]}") from error
+        raise UserError(f"{keys} does not fit config.base: {error.args[0]}") from error
     steps = (config.total_steps,) if "total_steps" in chosen else tuple(sorted(sweep.steps))
     _check_steps(steps, config.optim.schedule)
     every = math.gcd(*steps)
@@ -137,7 +138,7 @@ def _size(sweep, model, first):
         if all(model.get(key) == value for key, value in sweep.sizes[name].items()):
             return name
     if model.name != "dit":
-        raise ValueError(f"a {model.name} must be one of config.sizes, so that it has a name.")
+        raise UserError(f"a {model.name} must be one of config.sizes, so that it has a name.")
     return f"{model.hidden_size}x{model.depth}"
 
 
@@ -151,15 +152,15 @@ def _get(config, key):
 def _check_steps(steps, schedule):
     whole = all(isinstance(step, int) for step in steps)
     if not steps or not whole or steps[0] < 1 or len(set(steps)) < len(steps):
-        raise ValueError(f"{steps=} must be different whole numbers of at least 1.")
+        raise UserError(f"{steps=} must be different whole numbers of at least 1.")
     if len(steps) > 1 and schedule != "constant":
-        raise ValueError(
+        raise UserError(
             f"{steps=} of a run with optim.schedule={schedule}: only its last step is a compute "
             "point. Use a constant schedule, or put total_steps into the grid."
         )
     every = math.gcd(*steps)
     if steps[-1] // every > MOST_CHECKPOINTS:
-        raise ValueError(
+        raise UserError(
             f"{steps=} are multiples of {every} only, so that a run would keep "
             f"{steps[-1] // every} checkpoints, more than {MOST_CHECKPOINTS}; take rounder numbers."
         )

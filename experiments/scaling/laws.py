@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from dit_jax.errors import UserError
+
 MIN_POWER, MIN_LINE = 4, 3  # different computes that a curve needs
 # c times the range of log C: from a fall by 1% in all to one by 1e-43, which one point tells of.
 SHORTEST, LONGEST = 0.01, 100.0
@@ -46,13 +48,13 @@ def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
     z, scale = logs(compute)
     a, b, c = best(z, quality)
     if b <= 0:
-        raise ValueError(
+        raise UserError(
             f"quality does not fall with compute: {_ends(compute, quality)}. A power law is of a "
             "loss or a distance, which more compute lowers."
         )
     squares, _, _ = fit(z, quality, np.array([c, exponents(z)[-1]]))
     if squares[1] <= squares[0] * (1 + 1e-6) + 1e-24:
-        raise ValueError(
+        raise UserError(
             f"quality falls at the smallest compute alone, {_ends(compute, quality)}: no exponent "
             "is the best one. Leave that point out or take some near it."
         )
@@ -81,13 +83,13 @@ def points(
     """Both as f64 [n].   Raises: ValueError if they are not what a curve can be fitted to."""
     x, quality = (np.asarray(values, np.float64) for values in (x, quality))
     if x.shape != quality.shape or x.ndim != 1:
-        raise ValueError(f"computes and qualities of shapes {x.shape} and {quality.shape}: [n].")
+        raise UserError(f"computes and qualities of shapes {x.shape} and {quality.shape}: [n].")
     for name, values in (("compute", x), ("quality", quality)):
         bad = values[~(np.isfinite(values) & (values > 0))]
         if len(bad):
-            raise ValueError(f"{name} must be positive and finite, not {', '.join(map(str, bad))}.")
+            raise UserError(f"{name} must be positive and finite, not {', '.join(map(str, bad))}.")
     if (found := len(np.unique(x))) < need:
-        raise ValueError(
+        raise UserError(
             f"{curve} needs points at {need} different computes or more; here are {found}."
         )
     return x, quality

@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style, plots
 from experiments.scaling import selection
 
@@ -20,7 +21,7 @@ EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that 
 LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
 
 
-class LackingError(ValueError):
+class LackingError(UserError):
     """The table has no rows for a figure."""
 
 

@@ -16,6 +16,7 @@ import pathlib
 from absl import flags
 
 from dit_jax import cli
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style, plots
 from dit_jax.system import npz_files
 from experiments.scaling import curves, looks, panels, samples, selection, table
@@ -67,7 +68,7 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
             plot_style.save(figure, out)
             drawn.append(out)
     if not drawn:
-        raise ValueError("nothing to draw:\n  " + "\n  ".join(reasons))
+        raise UserError("nothing to draw:\n  " + "\n  ".join(reasons))
     return drawn
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from dit_jax.errors import UserError
 from dit_jax.system import files, forms, json_files
 from experiments.scaling import table
 
@@ -48,10 +49,10 @@ def read(directory: pathlib.Path) -> dict:
     path = directory / FILE
     record = json_files.read_json(path, "the record of a cell")
     if not isinstance(record, dict):
-        raise ValueError(f"{files.printable(path)} is damaged: it is no record of a cell")
+        raise UserError(f"{files.printable(path)} is damaged: it is no record of a cell")
     done = record.get("state") == "done"
     if wrong := forms.wrong_keys(record, FORM, MAY_LACK - {*OF_RUN} if done else MAY_LACK):
-        raise ValueError(
+        raise UserError(
             f"{files.printable(path)} is damaged: it is no record of a cell, with a wrong "
             f"{files.list_some(wrong)}"
         )

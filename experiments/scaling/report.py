@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from dit_jax import cli
+from dit_jax.errors import UserError
 from dit_jax.system import files, forms, json_files
 from experiments.scaling import contrasts, fit, selection, summary, table
 
@@ -131,7 +132,7 @@ def cost(path: pathlib.Path) -> str:
         return "not measured"
     found = json_files.read_json(path, "the cost of a sweep")
     if not isinstance(found, dict) or forms.wrong_keys(found, COST):
-        raise ValueError(f"{path} is damaged: experiments.scaling.collect writes it again.")
+        raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(found["devices"])
     return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
 
@@ -144,16 +145,16 @@ class _Formatter(string.Formatter):
 
     def get_field(self, field_name, args, kwargs):
         if "." in re.sub(r"\[[^\]]*\]", "", field_name):
-            raise ValueError(f"{field_name!r} is an attribute; write [KEY] of a value in it")
+            raise UserError(f"{field_name!r} is an attribute; write [KEY] of a value in it")
         return super().get_field(field_name, args, kwargs)
 
     def format_field(self, value, format_spec):
         if re.search(r"\d{4}", format_spec):
-            raise ValueError(f"the format {format_spec!r} is wider than 999")
+            raise UserError(f"the format {format_spec!r} is wider than 999")
         text = super().format_field(value, format_spec)
         self._free -= len(text)
         if self._free < 0:
-            raise ValueError(f"its fields have more than {MOST_PAGE_BYTES:,} characters")
+            raise UserError(f"its fields have more than {MOST_PAGE_BYTES:,} characters")
         return text
 
 
@@ -172,14 +173,14 @@ def read_page(path: pathlib.Path) -> tuple[str, set[str]]:
     """
     contents = json_files.read_bytes(path, MOST_PAGE_BYTES + 1)
     if len(contents) > MOST_PAGE_BYTES:
-        raise ValueError(f"{path} has more than {MOST_PAGE_BYTES:,} bytes, the most of a page.")
+        raise UserError(f"{path} has more than {MOST_PAGE_BYTES:,} bytes, the most of a page.")
     try:
         text = contents.decode("utf-8-sig").replace("\r\n", "\n")
         names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8: {error}. Save it as UTF-8.") from error
+        raise UserError(f"{path} is not in UTF-8: {error}. Save it as UTF-8.") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no template: {error}.") from error
+        raise UserError(f"{path} is no template: {error}.") from error
     return text, {re.split(r"[.\[]", name)[0] for name in names}
 
 
@@ -191,12 +192,12 @@ def main(_):
     try:
         text = fill(template, values)
     except (KeyError, IndexError) as error:
-        raise ValueError(
+        raise UserError(
             f"{page} asks for {error}, which {FLAGS.table} does not give; there are "
             f"{', '.join(values)}."
         ) from error
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{page} cannot be filled: {error}.") from error
+        raise UserError(f"{page} cannot be filled: {error}.") from error
     files.replace_text(out, text)
     print(out)
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import pictures
 from experiments.scaling import looks, panels
@@ -119,7 +120,7 @@ def _check(arrays):
         or image.shape[:2] != (len(cell), len(label))
         or image.shape[-1] not in (1, 3)
     ):
-        raise ValueError(
+        raise UserError(
             "samples must be image [models, n, H, W, 1 or 3] uint8, label [n] and cell [models], "
             f"not {shapes}."
         )

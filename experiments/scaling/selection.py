@@ -4,6 +4,8 @@ import collections
 
 import numpy as np
 
+from dit_jax.errors import UserError
+
 # Runs that have these in common are of one model: they differ by their seed.
 MODEL = ("network", "block", "depth", "hidden_size", "num_heads", "patch_size", "params")
 MODEL += ("learning_rate", "batch_size")
@@ -31,13 +33,13 @@ def measured(rows: list[dict], quality: str) -> list[dict]:
       in RANGE.
     """
     if quality.startswith(HIGHER):
-        raise ValueError(f"of {quality} more is better: the fits are of losses and distances.")
+        raise UserError(f"of {quality} more is better: the fits are of losses and distances.")
     kept = comparable(rows, quality)
     low, high = RANGE
     bad = [row for row in kept if not low <= row[quality] <= high]
     if bad:
         values = ", ".join(f"{row[quality]} of {row['cell']} at step {row['step']}" for row in bad)
-        raise ValueError(f"{quality} must be in {low}..{high}, not {values}: leave them out.")
+        raise UserError(f"{quality} must be in {low}..{high}, not {values}: leave them out.")
     return kept
 
 
@@ -54,7 +56,7 @@ def comparable(rows: list[dict], quality: str, across: tuple[str, ...] = ()) -> 
             name for row in rows for name in row if _is_quality(row, name)
         )
         there = ", ".join(f"{name} in {count}" for name, count in numbers.items())
-        raise ValueError(f"none of {len(rows)} rows has {quality!r}; there is {there or 'none'}.")
+        raise UserError(f"none of {len(rows)} rows has {quality!r}; there is {there or 'none'}.")
     alike = ("network", "block", "batch_size")
     alike += HELD_OUT if quality.startswith(LOSSES) else SAMPLING
     for name in alike:
@@ -70,7 +72,7 @@ def comparable(rows: list[dict], quality: str, across: tuple[str, ...] = ()) -> 
         key = (*model_of(row), row.get("seed"), row["step"])
         first = runs.setdefault(key, row)
         if first is not row and first[quality] != row[quality]:  # nan is not itself
-            raise ValueError(
+            raise UserError(
                 f"{quality} is {first[quality]} and {row[quality]} in two rows of one run: "
                 f"{first['cell']} and {row['cell']} at step {row['step']}."
             )
@@ -86,7 +88,7 @@ def _check_one(rows, name, quality):
     counts = collections.Counter(row.get(name) for row in rows)
     if len(counts) > 1:
         found = ", ".join(f"{value} in {count} rows" for value, count in counts.items())
-        raise ValueError(
+        raise UserError(
             f"{quality} cannot be compared across {name}: {found}. Keep the rows of one, such as "
             f"--where {name}={next(iter(counts))}."
         )

@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, latents
+from dit_jax.errors import UserError
 from dit_jax.system import files, json_files, stopping
 from experiments.scaling import cell, collect, executors, grid
 
@@ -58,7 +59,7 @@ def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path)
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 def run(
@@ -144,11 +145,11 @@ def main(_):
     failed = [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) == "failed"]
     if failed:
         lines = [f"  {c.name}: {cell.error(workdir / c.name)}" for c in failed]
-        raise ValueError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
+        raise UserError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
     if unfinished := waiting(sweep, cells, workdir):
         logs = "\n".join(f"  {c.name}: see {workdir / c.name / 'log.txt'}" for c in unfinished)
         with stopping.telling(_tell):
-            raise ValueError(f"these cells were interrupted:\n{logs}")
+            raise UserError(f"these cells were interrupted:\n{logs}")
     rows = collect.write(workdir, workdir / "table.csv", cells=[c.name for c in cells])
     print(f"{workdir / 'table.csv'}: {len(rows)} rows of {len(cells)} cells")
 
@@ -188,7 +189,7 @@ def _read_job(path):
     """The id of a cell's job.   Raises: OSError; ValueError for what is none."""
     text = json_files.read_bytes(path, MOST_JOB_BYTES).decode("ascii", "replace").strip()
     if not re.fullmatch(r"\d{1,20}(_\d{1,20})?", text):
-        raise ValueError(
+        raise UserError(
             f"{path} holds {text!r}, which is no id of a Slurm job: delete it to submit the cell "
             "again."
         )

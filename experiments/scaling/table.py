@@ -20,6 +20,7 @@ import csv
 import io
 import pathlib
 
+from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
@@ -39,18 +40,18 @@ def read(path: pathlib.Path) -> list[dict]:
       fewer than columns.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no table {path}: python -m experiments.scaling.collect makes it.")
+        raise MissingFileError(f"no table {path}: python -m experiments.scaling.collect makes it.")
     try:
         lines = csv.DictReader(
             io.StringIO(json_files.read_bytes(path).decode("utf-8-sig"), newline="")
         )
         columns, rows = lines.fieldnames or (), list(lines)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table: {error}.") from error
+        raise UserError(f"{path} is no table: {error}.") from error
     if missing := [name for name in REQUIRED if name not in columns]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}.")
+        raise UserError(f"{path} has no column {', '.join(missing)}.")
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
-        raise ValueError(f"{path} has two columns of one name: {', '.join(twice)}.")
+        raise UserError(f"{path} has two columns of one name: {', '.join(twice)}.")
     return [_row(line, f"{path}:{number}") for number, line in enumerate(rows, 2)]
 
 
@@ -67,13 +68,13 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
 
 def _row(line, place):
     if None in line or None in line.values():
-        raise ValueError(f"{place}: more cells or fewer than there are columns.")
+        raise UserError(f"{place}: more cells or fewer than there are columns.")
     row = {name: _value(name, text, place) for name, text in line.items()}
     if empty := [name for name in NEEDED if row[name] is None]:
-        raise ValueError(f"{place}: {', '.join(empty)} must not be empty.")
+        raise UserError(f"{place}: {', '.join(empty)} must not be empty.")
     for name in POSITIVE:
         if (value := row.get(name)) is not None and not 0 < value <= MOST:
-            raise ValueError(f"{place}: {name}={value} must be above 0 and at most {MOST}.")
+            raise UserError(f"{place}: {name}={value} must be above 0 and at most {MOST}.")
     return row
 
 
@@ -85,4 +86,4 @@ def _value(name, text, place):
     except ValueError:
         if "." in name:
             return text
-        raise ValueError(f"{place}: {name}={text!r} is no number.") from None
+        raise UserError(f"{place}: {name}={text!r} is no number.") from None

@@ -16,6 +16,7 @@ from absl import flags
 
 from dit_jax import cli, conditions, latents, models
 from dit_jax.diffusion import objectives
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import runs
 from experiments.unet_vs_dit import sheet
@@ -36,7 +37,7 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
     trained = runs.load(workdir)
     config, mesh = trained.config, trained.mesh
     if latents.build(config).uses_vae:
-        raise ValueError(f"{workdir} is a model of latents; this takes models of pixels.")
+        raise UserError(f"{workdir} is a model of latents; this takes models of pixels.")
     process, objective = trained.process, config.objective
 
     @jax.jit

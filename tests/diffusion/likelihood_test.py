@@ -11,7 +11,7 @@ from helpers.close import assert_close, assert_trees_close
 
 from configs import default
 from dit_jax import latents
-from dit_jax.diffusion import grids, likelihood, objectives, samplers
+from dit_jax.diffusion import grids, likelihood, objectives, solvers
 
 CONTINUOUS = ("vp", "flow", "gvp", "edm")
 MEAN, STD = 0.7, 0.5
@@ -25,7 +25,7 @@ def gaussian(process, times, mean, std):
             jnp.asarray(f(times), jnp.float32)[i] for f in (process.alpha, process.sigma)
         )
         error = (x_t - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
-        return samplers.Denoised(mean + alpha * std**2 * error, sigma * error, None)
+        return solvers.Denoised(mean + alpha * std**2 * error, sigma * error, None)
 
     return denoise
 
@@ -93,7 +93,7 @@ def test_steps_of_the_bound_are_those_that_training_minimises(process):
         scale = (1 + time / 1000).reshape(-1, 1, 1, 1)
         return jnp.concatenate([0.9 * x / scale, jnp.sin(3 * x)], -1)
 
-    denoise = samplers.make_denoise(process, "eps", predict, grid)
+    denoise = solvers.make_denoise(process, "eps", predict, grid)
     bound = likelihood.variational_bound(process, denoise, x_0, grid, noise, "large", True)
     for step in (0, 400, 998, 999):
         t = jnp.full(2, grid[step], jnp.float32)
@@ -175,7 +175,7 @@ def test_flow_of_correlated_values_has_its_density_on_average_over_probes(build_
     inverse = jnp.asarray(np.linalg.inv(of_x_t) * sigma[:, None, None], jnp.float32)
 
     def denoise(x_t, i):
-        return samplers.Denoised(None, x_t @ inverse[i], None)
+        return solvers.Denoised(None, x_t @ inverse[i], None)
 
     @jax.jit
     def solve(probe):

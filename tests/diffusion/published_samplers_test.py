@@ -9,7 +9,7 @@ import pytest
 from helpers.close import assert_close
 
 from configs import default
-from dit_jax.diffusion import grids, samplers
+from dit_jax.diffusion import grids, samplers, solvers
 
 STEPS = 8
 NOISE = np.random.default_rng(0).standard_normal((STEPS, 4, 1, 1, 1))
@@ -31,10 +31,10 @@ def solve(process, prediction="u", **settings):
 
         def denoise(x_t, i):
             x_0 = x_0_of(jnp, x_t, alphas[i], sigmas[i])
-            return samplers.Denoised(x_0, (x_t - alphas[i] * x_0) / sigmas[i], None)
+            return solvers.Denoised(x_0, (x_t - alphas[i] * x_0) / sigmas[i], None)
 
         parts, noise = [(denoise, len(sampler.grid) - 1)], jnp.asarray(NOISE)
-        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise[i])
+        problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise[i])
         x_0, finite = sampler.solve(problem, jnp.asarray(process.x_T_std * X_T))
         assert x_0.dtype == jnp.float64
         assert finite.all()

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import default
-from dit_jax.diffusion import sampler_settings, samplers
+from dit_jax.diffusion import samplers
 
 
 def _settings(**changes):
@@ -19,7 +19,7 @@ def _settings(**changes):
         ("ddpm", dict(sampler="euler_maruyama"), "needs a process in continuous time.*choose ddpm"),
         ("ddpm", dict(steps=1001), "cannot take 1001 sampling steps"),
         ("flow", dict(steps=0), "cannot take 0 sampling steps"),
-        ("ddpm", dict(eta=0.5), "eta=0.5 is of sampler ddim; 'ddpm' takes none"),
+        ("ddpm", dict(eta=0.5), "eta=0.5 is of sampler ddim, ddim_level1; 'ddpm' takes"),
         ("edm", dict(sampler="heun", churn=1.0, churn_range=(1.0,)), "churn_range=1.0 must be two"),
         ("edm", dict(sampler="heun", churn=1.0, churn_range=(2.0, 1.0)), "=2.0,1.0 must be two"),
         ("edm", dict(sampler="heun", churn=float("inf")), "churn=inf must not be negative"),
@@ -33,10 +33,14 @@ def _settings(**changes):
             dict(sampler="heun", churn=1.0),
             "churn=1.0 needs diffusion.process=edm or vp",
         ),
-        ("edm", dict(sampler="euler", churn=1.0), "churn=1.0 is of sampler 'heun'; 'euler'"),
+        ("edm", dict(sampler="euler", churn=1.0), "churn=1.0 is of sampler heun; 'euler'"),
         ("edm", dict(sampler="heun", churn=-1.0), "churn=-1.0 must not be negative"),
-        ("flow", dict(sde_diffusion="linear"), "sde_diffusion='linear' must be one of sigma, sbdm"),
-        ("flow", dict(last_step="heun"), "last_step='heun' one of mean, euler"),
+        (
+            "flow",
+            dict(sde_diffusion="linear"),
+            "unknown sde_diffusion='linear'; choose one of sigma, s",
+        ),
+        ("flow", dict(last_step="heun"), "unknown last_step='heun'; choose one of mean, euler"),
         ("flow", dict(sampler="euler_maruyama", last_step_t=1.0), r"last_step_t=1.0 in \["),
         (
             "flow",
@@ -69,13 +73,11 @@ def test_settings_out_of_range_are_refused(build_process, process, change, messa
 )
 def test_keys_that_do_nothing_are_named(change, keys, learn_sigma, message):
     with pytest.raises(ValueError, match=message):
-        sampler_settings.check_used(_settings(**change), keys, learn_sigma)
+        samplers.check_used(_settings(**change), keys, learn_sigma)
 
 
 def test_keys_that_are_heeded_pass():
     config = _settings(sampler="heun", churn=1.0)
     guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
-    sampler_settings.check_used(
-        config, ["churn", "churn_noise", "steps", "sampler", *guidance], True
-    )
-    sampler_settings.check_used(_settings(), ["variance"], False)
+    samplers.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
+    samplers.check_used(_settings(), ["variance"], False)

@@ -12,7 +12,7 @@ from helpers.mixture import NORMAL, TWO, Channels, Mixture
 
 from configs import default
 from dit_jax import diffusion
-from dit_jax.diffusion import grids, guidance, samplers
+from dit_jax.diffusion import grids, guidance, samplers, solvers
 
 
 def _settings(**changes):
@@ -31,7 +31,7 @@ def _solve(process, data, x_T, prediction="u", seed=1, **settings):
     @jax.jit
     def run(x_T, noise):
         parts = [(denoise, steps)]
-        problem = samplers.Problem(process, sampler.grid, parts, lambda i: noise[i])
+        problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise[i])
         return sampler.solve(problem, x_T)
 
     shape = (steps, *x_T.shape) if len(x_T) > 100 else (steps, 1, 1, 1, 1)  # else no one adds any
@@ -48,9 +48,9 @@ def test_samples_equal_the_published_ones(golden, process, golden_predict, name)
     sampler = samplers.build(_settings(sampler=name, steps=10), process, "eps")
     y = jnp.asarray(golden["y"])
     guided = guidance.classifier_free_guidance(golden_predict, y, jnp.full_like(y, 7), 1.5, 3)
-    denoise = samplers.make_denoise(process, "eps", guided, sampler.times)
+    denoise = solvers.make_denoise(process, "eps", guided, sampler.times)
     noise = jnp.asarray(golden["sample_noise"])
-    problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: noise[i])
+    problem = solvers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: noise[i])
     x_0, finite = sampler.solve(problem, jnp.asarray(golden["x_0"]))
     expected = golden[f"{name}_cfg1.5_sample"]
     assert_close(x_0, expected, 2e-5)
@@ -60,7 +60,7 @@ def test_samples_equal_the_published_ones(golden, process, golden_predict, name)
 def test_clipped_x_0_has_an_eps_that_fits(process):
     times = samplers.build(_settings(sampler="ddim", steps=10), process, "eps").times
     denoise = NORMAL.denoise(process, times)
-    clipped = samplers.clip_x_0(denoise, process, times)
+    clipped = solvers.clip_x_0(denoise, process, times)
     x_t = jnp.linspace(-2, 4, 100).reshape(1, 100, 1, 1)
     for i in (5, 9):  # at 0, noise alone, x_0 is the mean
         before, after = denoise(x_t, i), clipped(x_t, i)
@@ -166,14 +166,14 @@ def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
     """Data are 0 and known, so that x keeps its noise: sigma falls in proportion in every step."""
     process, zero = build_process("edm"), jnp.zeros((1, 1, 1, 1))
     grid = np.array([0.5, 0.25, 0.0])
-    noisier = samplers.churn_levels(
+    noisier = solvers.churn_levels(
         process, grid, 0.5, (0.0, 30.0)
     )  # the second step alone: 20 to 25
     assert_close(process.sigma(noisier), [40, 25], 1e-9)
     times = np.append(grid, noisier)
 
     def denoise(x_t, i):
-        return samplers.Denoised(zero, x_t / jnp.asarray(process.sigma(times))[i], None)
+        return solvers.Denoised(zero, x_t / jnp.asarray(process.sigma(times))[i], None)
 
     seen = []
 
@@ -181,9 +181,9 @@ def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
         seen.append(float(np.squeeze(x_t)))
         return denoise(x_t, i)
 
-    problem = samplers.Problem(process, grid, [(recorded, 2)], lambda i: zero + 1)
+    problem = solvers.Problem(process, grid, [(recorded, 2)], lambda i: zero + 1)
     with jax.disable_jit():
-        samplers.heun(problem, zero + 40.0, noisier, noise_scale=1.1)
+        solvers.heun(problem, zero + 40.0, noisier, noise_scale=1.1)
     assert_close(seen, [40, 20, 20 + 1.1 * 15], 4e-6)  # 15 = sqrt(25^2 - 20^2)
 
 
@@ -234,8 +234,8 @@ def test_what_the_network_predicts_makes_no_difference(build_process, process, s
 
         times = built.grid[:-1]
         network_times = process.network_time(times)
-        denoise = samplers.make_denoise(process, prediction, predict, built.times)
-        problem = samplers.Problem(process, built.grid, [(denoise, 8)], noise=None)
+        denoise = solvers.make_denoise(process, prediction, predict, built.times)
+        problem = solvers.Problem(process, built.grid, [(denoise, 8)], noise=None)
         with jax.disable_jit():
             return built.solve(problem, x_T)[0]
 
@@ -250,10 +250,10 @@ def test_learned_variance_is_used(process):
     def run(learned, variance="large"):
         def denoise(x_t, i):
             x_0, eps, _ = NORMAL.denoise(process, sampler.times)(x_t, i)
-            return samplers.Denoised(x_0, eps, learned and jnp.full_like(eps, learned))
+            return solvers.Denoised(x_0, eps, learned and jnp.full_like(eps, learned))
 
-        problem = samplers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: 1 + 0 * x_T)
-        return float(np.squeeze(samplers.ddpm(problem, x_T, variance)[0]))
+        problem = solvers.Problem(process, sampler.grid, [(denoise, 10)], lambda i: 1 + 0 * x_T)
+        return float(np.squeeze(solvers.ddpm(problem, x_T, variance)[0]))
 
     assert_close(run(None), run(1.0, "small"), 1e-6)
     assert_close(run(None, "small"), run(-1.0), 1e-6)
@@ -265,7 +265,7 @@ def test_last_step_adds_no_noise(build_process, name):
     """With noise that is huge at the last step only, a moderate result proves it unused."""
     process, x_T = build_process("vp"), jnp.zeros((1, 1, 1, 1))
     sampler = samplers.build(_settings(sampler=name, steps=5), process, "eps")
-    problem = samplers.Problem(
+    problem = solvers.Problem(
         process,
         sampler.grid,
         [(NORMAL.denoise(process, sampler.times), 5)],
@@ -283,9 +283,9 @@ def test_ddim_may_end_at_the_first_level(process):
     expected = np.prod(0.3 * np.sqrt(alpha_bar) + 0.5 * np.sqrt(1 - alpha_bar))
 
     def denoise(x_t, i):
-        return samplers.Denoised(0.3 * x_t, 0.5 * x_t, None)
+        return solvers.Denoised(0.3 * x_t, 0.5 * x_t, None)
 
-    problem = samplers.Problem(process, sampler.grid, [(denoise, 5)], noise=None)
+    problem = solvers.Problem(process, sampler.grid, [(denoise, 5)], noise=None)
     x, _ = sampler.solve(problem, jnp.ones((1, 1, 1, 1)))
     assert float(x.squeeze()) == pytest.approx(expected, rel=1e-6)
 
@@ -302,8 +302,8 @@ def test_inversion_leads_back(build_process, process, name):
         grid = "leading" if name == "ddim_level1" else "uniform"
         sampler = samplers.build(_settings(sampler=name, steps=steps, grid=grid), process, "eps")
         parts = [(NORMAL.denoise(process, sampler.times), steps)]
-        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
-        x_T, finite = samplers.invert_ddim(problem, x_0)
+        problem = solvers.Problem(process, sampler.grid, parts, noise=None)
+        x_T, finite = solvers.invert_ddim(problem, x_0)
         assert finite.shape == (steps,)
         return float(jnp.abs(sampler.solve(problem, x_T)[0] - x_0).max())
 
@@ -321,12 +321,12 @@ def test_parts_take_turns(process):
         def recorder(which, asked=asked):
             def denoise(x_t, i):
                 asked.append((which, int(i)))
-                return samplers.Denoised(x_t, x_t, None)
+                return solvers.Denoised(x_t, x_t, None)
 
             return denoise
 
         parts = [(recorder("a"), 2), (recorder("b"), 3), (recorder("c"), 1)]
-        problem = samplers.Problem(process, sampler.grid, parts, noise=None)
+        problem = solvers.Problem(process, sampler.grid, parts, noise=None)
         with jax.disable_jit():
             sampler.solve(problem, jnp.zeros((1, 1, 1, 1)))
         which = {"ddim": "aabbbc", "heun": "aaaabbbbbbc"}[name]
@@ -341,9 +341,9 @@ def test_step_with_nan_is_the_first_that_is_not_finite(process):
     def denoise(x_t, i):
         first = jnp.arange(2).reshape(x_t.shape) == 0  # the others stay finite
         value = jnp.where((i == 3) & first, jnp.nan, x_t)
-        return samplers.Denoised(value, value, None)
+        return solvers.Denoised(value, value, None)
 
-    problem = samplers.Problem(process, sampler.grid, [(denoise, 6)], noise=None)
+    problem = solvers.Problem(process, sampler.grid, [(denoise, 6)], noise=None)
     _, finite = sampler.solve(problem, jnp.zeros((2, 1, 1, 1)))
     assert finite.tolist() == [True] * 3 + [False] * 3
 
@@ -352,12 +352,12 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
     process = build_process("edm")
     grid = grids.build(process, 10, "karras")
     sigma = process.sigma(grid[:-1])
-    noisier = process.sigma(samplers.churn_levels(process, grid, 40.0, (0.05, 50.0)))
+    noisier = process.sigma(solvers.churn_levels(process, grid, 40.0, (0.05, 50.0)))
     inside = (sigma >= 0.05) & (sigma <= 50)
     assert 0 < inside.sum() < 9
     expected = np.where(inside, 2**0.5, 1) * sigma
     assert_trees_close(noisier.tolist(), expected.tolist(), 1e-9)
-    few = process.sigma(samplers.churn_levels(process, grid, 1.0, (0.0, 1e9)))
+    few = process.sigma(solvers.churn_levels(process, grid, 1.0, (0.0, 1e9)))
     assert_trees_close(few.tolist(), (1.1 * sigma).tolist(), 1e-9)
 
 

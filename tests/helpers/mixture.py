@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 from dit_jax import diffusion
-from dit_jax.diffusion import samplers
+from dit_jax.diffusion import solvers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Mixture:
         z = (np.asarray(x, np.float64)[..., None] - means) / stds
         return scipy.stats.norm.cdf(z) @ np.array(self.weights)
 
-    def denoise(self, process: diffusion.Process, times: np.ndarray) -> samplers.Denoise:
+    def denoise(self, process: diffusion.Process, times: np.ndarray) -> solvers.Denoise:
         """The exact expectations of x_0 and eps, as `samplers.make_denoise`."""
         alphas, sigmas = process.alpha(times), process.sigma(times)
 
@@ -43,7 +43,7 @@ class Mixture:
             eps = jnp.sum(posterior * sigma * (x - mean) / total, axis=-1)
             means = jnp.asarray(np.array(self.means)).reshape(mean.shape)
             x_0 = jnp.sum(posterior * (alpha * variances * x + sigma**2 * means) / total, axis=-1)
-            return samplers.Denoised(x_0, eps, None)
+            return solvers.Denoised(x_0, eps, None)
 
         return denoise
 
@@ -54,13 +54,13 @@ class Channels:
 
     channels: tuple[Mixture, ...]
 
-    def denoise(self, process: diffusion.Process, times: np.ndarray) -> samplers.Denoise:
+    def denoise(self, process: diffusion.Process, times: np.ndarray) -> solvers.Denoise:
         denoisers = [mixture.denoise(process, times) for mixture in self.channels]
 
         def denoise(x_t, i):
             parts = [f(x_t[..., c : c + 1], i) for c, f in enumerate(denoisers)]
             x_0, eps = (jnp.concatenate([part[j] for part in parts], axis=-1) for j in (0, 1))
-            return samplers.Denoised(x_0, eps, None)
+            return solvers.Denoised(x_0, eps, None)
 
         return denoise
 

@@ -13,7 +13,7 @@ from helpers.close import assert_trees_close
 
 from configs import default
 from dit_jax import diffusion
-from dit_jax.diffusion import samplers
+from dit_jax.diffusion import samplers, solvers
 
 SHAPE = (2, 4, 4, 3)  # [B, h, w, C]
 STEPS = 28  # of 1000 levels every 37th, both ends included, in our uniform grid and their linspace
@@ -65,9 +65,9 @@ class Ours:
             return _network(jnp, x_t, time, variance)
 
         noise = jnp.asarray(self.noise, jnp.float32)
-        denoise = samplers.make_denoise(self.process, prediction, predict, self.sampler.times)
+        denoise = solvers.make_denoise(self.process, prediction, predict, self.sampler.times)
         parts = [(denoise, len(grid) - 1)]
-        self.problem = samplers.Problem(self.process, grid, parts, lambda i: noise[i])
+        self.problem = solvers.Problem(self.process, grid, parts, lambda i: noise[i])
 
     def run(self, solve=None):
         x_0, finite = jax.jit(lambda x: (solve or self.sampler.solve)(self.problem, x))(
@@ -176,7 +176,7 @@ def test_ddim_inversion():
     ours = Ours({"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20})
     theirs = ours.theirs(diffusers.DDIMInverseScheduler, clip_sample=False)
     theirs.set_timesteps(20)
-    _compare(ours.run(samplers.invert_ddim), _run(theirs, ours))
+    _compare(ours.run(solvers.invert_ddim), _run(theirs, ours))
 
 
 DPMPP = [

@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import default, smoke
 from dit_jax import conditions, latents
-from dit_jax.diffusion import edits, grids, samplers
+from dit_jax.diffusion import edits, grids, samplers, solvers
 from dit_jax.sampling import editing, generate, runs
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
@@ -60,7 +60,7 @@ def test_what_is_known_stays(build_process, process, sampler):
 
     denoise = NORMAL.denoise(process, built.times)
     denoise = edits.keep_known(denoise, process, built.times, x_0, mask)
-    problem = samplers.Problem(process, built.grid, [(denoise, 40)], noise)
+    problem = solvers.Problem(process, built.grid, [(denoise, 40)], noise)
     x, _ = built.solve(problem, process.x_T_std * noise(100))
     known = np.asarray(mask) == 0
     assert_close(np.asarray(x)[known], np.asarray(x_0)[known], 5e-4)

@@ -1,0 +1,42 @@
+"""Schedules of the betas of process ddpm."""
+
+import numpy as np
+
+from dit_jax.errors import UserError
+
+
+def _cosine_betas(start, end, num_steps):
+    """Source: Nichol & Dhariwal 2021, eq. 17."""
+    t = np.arange(num_steps + 1) / num_steps
+    squared = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - squared[1:] / squared[:-1], 0.999)
+
+
+# Each makes betas [num_steps] f64 of (beta_start, beta_end, num_steps).
+SCHEDULES = {
+    "linear": lambda start, end, num_steps: np.linspace(start, end, num_steps, dtype=np.float64),
+    # Rombach et al. 2022
+    "scaled_linear": lambda start, end, num_steps: (
+        np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float64) ** 2
+    ),
+    "cosine": _cosine_betas,
+}
+
+
+def make_alpha_bar(config) -> np.ndarray:
+    """Returns alpha^2 [num_steps + 1] f64 of every level of `config.diffusion`, data first.
+
+    Raises: ValueError for an unknown schedule.
+    Source: zero terminal SNR: Lin et al. 2023, algorithm 1.
+    """
+    start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
+    if config.schedule not in SCHEDULES:
+        raise UserError(
+            f"unknown diffusion.schedule={config.schedule!r}; choose one of {', '.join(SCHEDULES)}."
+        )
+    betas = SCHEDULES[config.schedule](start, end, num_steps)
+    alpha_bar = np.cumprod(1 - betas)
+    if config.zero_terminal_snr:
+        alpha = np.sqrt(alpha_bar)
+        alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return np.append(1.0, alpha_bar)

@@ -1,0 +1,356 @@
+"""The steps of samplers, as lax.scan over a time grid.
+
+A solver sees only `denoise(x_t, i)`, which says x_0 and eps at the i-th of its times; never labels
+or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns step i's
+N(0, I) like x_T, so that the caller owns the keys.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.diffusion import objectives, predictions, processes
+
+
+class Denoised(NamedTuple):
+    """What a network says at x_t: x_0 and eps like x_t, and the variance if it predicts one."""
+
+    x_0: jax.Array
+    eps: jax.Array
+    variance: jax.Array | None
+
+
+Denoise = Callable[[jax.Array, jax.Array], Denoised]
+Noise = Callable[[jax.Array], jax.Array]
+
+
+Parts = Sequence[tuple[Denoise, int]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What every solver takes: a process, a grid, the network bound to its times, and noise."""
+
+    process: processes.Process
+    grid: np.ndarray  # [n + 1] f64, decreasing to 0 or, without a last step, near it
+    parts: Parts  # denoisers in turn, each for so many steps; n in all
+    noise: Noise
+
+
+def make_denoise(
+    process: processes.Process, prediction: str, predict: objectives.Predict, times: np.ndarray
+) -> Denoise:
+    """`denoise(x_t, i)` at times[i] of a network that predicts `prediction`; see `objectives`.
+
+    Only the times at which it is called need to be ones where the network is defined.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # at t = 0, where no sampler calls it
+        solution = predictions.solve(process, prediction, times)
+        network_time, scale = process.network_time(times), process.network_scale(times)
+
+    def denoise(x_t, i):
+        at = functools.partial(_at, i=i)
+        time = jnp.broadcast_to(at(network_time), x_t.shape[:1])
+        output = predict(at(scale) * x_t, time)
+        output, variance = objectives.split_prediction(output, x_t.shape[-1])
+        here = predictions.Solution(*map(at, solution))
+        return Denoised(*here.x_0_and_eps(x_t, output), variance)
+
+    return denoise
+
+
+def clip_x_0(denoise: Denoise, process: processes.Process, times: np.ndarray) -> Denoise:
+    """Wraps denoise so that its x_0 lies in [-1, 1], as pixels do, and its eps fits x_t.
+
+    Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn so.
+    """
+    eps_of = make_eps_fn(process, times)
+
+    def clipped(x_t, i):
+        here = denoise(x_t, i)
+        x_0 = jnp.clip(here.x_0, -1, 1)
+        return Denoised(x_0, eps_of(x_t, x_0, i), here.variance)
+
+    return clipped
+
+
+def make_eps_fn(process: processes.Process, times: np.ndarray) -> Callable:
+    """`eps_of(x_t, x_0, i)`, the noise that makes x_t of x_0 at times[i] > 0."""
+    with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
+        alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
+    return lambda x_t, x_0, i: (x_t - _at(alpha, i) * x_0) * _at(reciprocal, i)
+
+
+def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
+    """Ancestral sampling on a respaced chain; no noise in the last step.
+
+    Args:
+      x_T: [B, h, w, C] N(0, x_T_std^2).
+      variance: where the network predicts none, 'large', beta, or 'small', the posterior's; exact
+        for data N(0, I) or for one datum where the process preserves variance. Elsewhere, in few
+        steps, 'large' is too large.
+    Returns: x_0 like x_T, and finite [n] bool, whether x was after each step.
+    Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4.
+    """
+    grid, posterior = problem.grid, problem.process.posterior(problem.grid[:-1], problem.grid[1:])
+    fixed = {"large": posterior.log_beta, "small": posterior.log_variance}[variance]
+
+    def step(denoise, x_t, i, history):
+        at = functools.partial(_at, i=i)
+        x_0, _, learned = denoise(x_t, i)
+        mean = at(posterior.x_0_coef) * x_0 + at(posterior.x_t_coef) * x_t
+        log_variance = at(fixed)
+        if learned is not None:
+            bounds = at(posterior.log_beta), at(posterior.log_variance)
+            log_variance = objectives.learned_log_variance(learned, *bounds)
+        noise = at(grid[1:] > 0) * jnp.exp(0.5 * log_variance) * problem.noise(i)
+        return mean + noise, history
+
+    return _scan(problem.parts, x_T, step)
+
+
+def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
+    """DDIM; eta 0 is deterministic and never calls noise, eta 1 has DDPM's variance.
+
+    Args and returns: as `ddpm`.   Source: Song et al. 2021, eq. 12 and 16.
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    std = eta * np.sqrt(np.exp(process.posterior(t, s).log_beta)) * process.sigma(s)
+    std = std / process.sigma(t)
+    x_0_coef, eps_coef = process.alpha(s), np.sqrt(process.sigma(s) ** 2 - std**2)
+
+    def step(denoise, x_t, i, history):
+        at = functools.partial(_at, i=i)
+        x_0, eps, _ = denoise(x_t, i)
+        x_s = at(x_0_coef) * x_0 + at(eps_coef) * eps
+        return x_s + at(std) * problem.noise(i) if eta else x_s, history
+
+    return _scan(problem.parts, x_T, step)
+
+
+def invert_ddim(problem: Problem, x_0: jax.Array):
+    """The x_T from which `ddim` with eta 0 leads to x_0, to first order in the steps.
+
+    The eps of a step is that of its noisier end, at the x of its other end: the network is not
+    asked at t = 0.
+    Returns: x_T like x_0, and finite [n], noisiest first as in the grid.
+    Source: Song et al. 2021, section 4.3.
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    ratio = process.alpha(t) / process.alpha(s)
+    eps_coef = process.sigma(t) - ratio * process.sigma(s)
+
+    def step(denoise, x_s, i, history):
+        i = len(t) - 1 - i
+        eps = denoise(x_s, i).eps
+        return _at(ratio, i) * x_s + _at(eps_coef, i) * eps, history
+
+    x_T, finite = _scan(problem.parts[::-1], x_0, step)
+    return x_T, finite[::-1]
+
+
+def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
+    """DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), and their stochastic forms.
+
+    The first step and one to t = 0 are of order 1.
+    Args and returns: as `ddpm`.
+    Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and section 5 (SDE).
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    alpha_t, alpha_s, sigma_t, sigma_s = (
+        f(a) for f in (process.alpha, process.sigma) for a in (t, s)
+    )
+    shrink = sigma_s * alpha_t / (alpha_s * sigma_t)  # exp(-h), h = the step in log(alpha / sigma)
+    x_t_coef = sigma_s / sigma_t * (shrink if sde else 1)
+    x_0_coef = alpha_s * (1 - shrink ** (2 if sde else 1))
+    std = sigma_s * np.sqrt(1 - shrink**2) * sde
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = -np.log(shrink)
+        slope = np.append(0.0, 0.5 * h[1:] / h[:-1])  # 1 / (2 r)
+    slope[~np.isfinite(slope)] = 0
+    if order == 1:
+        slope[:] = 0
+
+    def step(denoise, x_t, i, previous):
+        at = functools.partial(_at, i=i)
+        x_0 = denoise(x_t, i).x_0
+        x_s = at(x_t_coef) * x_t + at(x_0_coef) * (x_0 + at(slope) * (x_0 - previous))
+        return x_s + at(std) * problem.noise(i) if sde else x_s, x_0
+
+    return _scan(problem.parts, x_T, step, jnp.zeros_like(x_T))
+
+
+def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
+    """The probability flow by Adams-Bashforth of order 1 (Euler) to 4, for any grid.
+
+    The first steps take as many values as there are. With order 3 and 4 the second corrects the
+    first, an Euler step, by the trapezoidal rule, without which the whole is of order 2.
+    Args and returns: as `ddpm`.   Source: Hairer et al. 1993, section III.1.
+    """
+    ode = problem.process.ode(problem.grid)
+    weights = _adams_bashforth_weights(ode.clock, order)
+
+    def step(denoise, x_t, i, history):
+        rate = _rate(ode, denoise(x_t, i), i)
+        history = jnp.concatenate([rate[None], history[:-1]])  # newest first
+        change = jnp.tensordot(_at(weights, i), history, axes=1)
+        return _at(ode.scale, i + 1) * (x_t / _at(ode.scale, i) + change), history
+
+    return _scan(problem.parts, x_T, step, jnp.zeros((order, *x_T.shape)))
+
+
+def _adams_bashforth_weights(clock, order):
+    """[n, order] f64 weights of the newest and the older rates in the change of each step."""
+    nodes, quadrature = np.polynomial.legendre.leggauss(order)  # exact for these polynomials
+    weights = np.zeros((len(clock) - 1, order))
+    for i in range(len(clock) - 1):
+        known = clock[max(i - order + 1, 0) : i + 1][::-1]
+        half = (clock[i + 1] - clock[i]) / 2
+        points = clock[i] + half * (1 + nodes)
+        for j, node in enumerate(known):
+            others = np.delete(known, j)
+            basis = np.prod((points[:, None] - others) / (node - others), axis=1)
+            weights[i, j] = half * quadrature @ basis
+    if order > 2 and len(weights) > 2:  # a last step is too short for it
+        weights[1, :2] += (clock[1] - clock[0]) / 2 * np.array([1, -1])
+    return weights
+
+
+def churn_levels(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
+    """[n] f64 the noisier times to which `heun` goes back before each step.
+
+    There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in
+    `span`, (low, high). From the grid's first step it lies beyond t = 1.
+    Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
+    """
+    ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
+    gamma = min(churn / len(ratio), 2**0.5 - 1) * ((span[0] <= ratio) & (ratio <= span[1]))
+    return np.where(gamma > 0, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
+
+
+def heun(
+    problem: Problem,
+    x_T: jax.Array,
+    noisier: np.ndarray | None = None,
+    noise_scale: float = 1.0,
+):
+    """The probability flow by Heun's method: two evaluations a step, order 2; the last is Euler's.
+
+    Args:
+      noisier: of `churned`, where noise of deviation noise_scale brings x before each step. The
+        denoiser knows these times as n + 1, n + 2, ...
+    Args and returns else: as `ddpm`.   Source: Karras et al. 2022, algorithms 1 and 2.
+    """
+    process, grid = problem.process, problem.grid
+    from_t = grid[:-1] if noisier is None else noisier
+    ode_from, ode = process.ode(from_t), process.ode(grid)
+    step_of_clock = ode.clock[1:] - ode_from.clock
+
+    def move(x_t, rate, i):
+        change = _at(step_of_clock, i) * rate
+        return _at(ode.scale, i + 1) * (x_t / _at(ode_from.scale, i) + change)
+
+    def start(denoise, x_t, i):
+        if noisier is None:
+            return x_t, _rate(ode, denoise(x_t, i), i)
+        x_t = _at(factor, i) * x_t + noise_scale * _at(std, i) * problem.noise(i)
+        return x_t, _rate(ode_from, denoise(x_t, len(grid) + i), i)
+
+    def step(denoise, x_t, i, history):
+        x_t, rate = start(denoise, x_t, i)
+        next_rate = _rate(ode, denoise(move(x_t, rate, i), i + 1), i + 1)
+        return move(x_t, (rate + next_rate) / 2, i), history
+
+    def last(denoise, x_t, i, history):
+        x_t, rate = start(denoise, x_t, i)
+        return move(x_t, rate, i), history
+
+    if noisier is not None:
+        factor = process.alpha(noisier) / process.alpha(grid[:-1])
+        variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
+        std = np.sqrt(np.maximum(variance, 0))
+    return _scan_but_last(problem.parts, x_T, step, last)
+
+
+def euler_maruyama(
+    problem: Problem,
+    x_T: jax.Array,
+    form: str = "sigma",
+    last_step: str = "mean",
+):
+    """The reverse SDE with the probability flow's marginals, by the Euler-Maruyama method.
+
+    x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
+    Args:
+      form: of w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
+      last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
+        'tweedie', the network's x_0; 'none': the last step is like the others, with its noise.
+    Args and returns else: as `ddpm`.
+    Source: Ma et al. 2024, "SiT", section 2; w and last steps under the names, and 'sigma' with the
+      factor, of its published code.
+    """
+    process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
+    w = 2 * sigma
+    if form == "sbdm":
+        w = w * (d_sigma - d_alpha / alpha * sigma)
+    std = np.sqrt(w * (t - s))
+
+    def moved(denoised, x_t, i, w):
+        at = functools.partial(_at, i=i)
+        u = at(d_alpha) * denoised.x_0 + at(d_sigma) * denoised.eps
+        return x_t - at(t - s) * (u + at(w / (2 * sigma)) * denoised.eps)
+
+    def step(denoise, x_t, i, history):
+        return moved(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
+
+    def last(denoise, x_t, i, history):
+        denoised = denoise(x_t, i)
+        if last_step == "tweedie":
+            return denoised.x_0, history
+        return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
+
+    if last_step == "none":
+        return _scan(problem.parts, x_T, step)
+    return _scan_but_last(problem.parts, x_T, step, last)
+
+
+def _rate(ode, denoised, i):
+    return _at(ode.x_0_coef, i) * denoised.x_0 + _at(ode.eps_coef, i) * denoised.eps
+
+
+def _scan(parts, x, step, history=(), first=0):
+    """Runs step(denoise, x, i, history) -> (x, history) for every step of the parts in turn.
+
+    Returns: x, and finite [n] bool.
+    """
+    carry, finite = (x, history), [jnp.zeros(0, bool)]
+    for denoise, count in parts:
+
+        def body(carry, i, denoise=denoise):
+            x, history = step(denoise, carry[0], i, carry[1])
+            return (x, history), jnp.isfinite(x).all()
+
+        carry, ok = jax.lax.scan(body, carry, first + jnp.arange(count))
+        finite.append(ok)
+        first += count
+    return carry[0], jnp.concatenate(finite)
+
+
+def _scan_but_last(parts, x, step, last):
+    *parts, (denoise, count) = parts
+    before = sum(count for _, count in parts) + count - 1
+    parts = parts if count == 1 else [*parts, (denoise, count - 1)]
+    x, finite = _scan(parts, x, step)
+    x, finite_last = _scan([(denoise, 1)], x, last, first=before)
+    return x, jnp.concatenate([finite, finite_last])
+
+
+def _at(table, i):
+    """table[i] as f32, or f64 where JAX computes in it."""
+    return jnp.asarray(table)[i]
