@@ -40,7 +40,7 @@ from dit_jax.datasets import digits
 from dit_jax.evaluation import extractors
 from dit_jax.latents import store
 from dit_jax.workdirs import checkpoint
-from experiments.scaling import cell, grid
+from experiments.scaling.cells import cell, grid
 from experiments.scaling.configs import smoke as smoke_sweep
 
 # A shell's background jobs ignore it, and so would all processes that tests start and interrupt.

@@ -22,7 +22,7 @@ from helpers import sweep
 from PIL import Image
 
 from dit_jax.system import files
-from experiments.scaling import table
+from experiments.scaling.fits import table
 
 MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
 

@@ -9,67 +9,15 @@ networks_<quality>; and samples, of the arrays of --samples: `image` [models, n,
 says why.
 """
 
-import functools
-import logging
-import pathlib
-
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.errors import UserError
-from dit_jax.evaluation import plot_style, plots
+from dit_jax.evaluation import plots
 from dit_jax.system import npz_files
-from experiments.scaling import curves, looks, panels, samples, selection, table
+from experiments.scaling.figures import plot
+from experiments.scaling.fits import table
 
 FLAGS = flags.FLAGS
-logger = logging.getLogger("dit_jax")
-
-FIGURES = {
-    "gflops": curves.draw_gflops,
-    "compute": curves.draw_compute,
-    "isoflop": curves.draw_isoflop,
-    "tokens_depth": panels.draw_tokens_depth,
-    "extrapolation": curves.draw_extrapolation,
-    "extrapolation_tokens": curves.draw_extrapolation_tokens,
-    "blocks": panels.draw_blocks,
-    "networks": panels.draw_networks,
-}
-
-
-def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
-    """Writes all figures that there are rows for; their paths.
-
-    Args: arrays: of the samples, or None.
-    Raises: ValueError if there is none, or as `selection.comparable`; OSError.
-    """
-    drawn, reasons = [], []
-    for quality in qualities:
-        if missing := sum(row.get(quality) is None for row in rows):
-            logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
-        if missing < len(rows):  # refused before anything is written
-            selection.comparable(rows, quality, across=("network", "block"))
-    todo = {
-        f"{name}_{quality}": functools.partial(draw, rows, quality)
-        for quality in qualities
-        for name, draw in FIGURES.items()
-    }
-    if arrays is not None:
-        todo["samples"] = functools.partial(samples.draw_samples, rows, arrays)
-    for name, draw in todo.items():
-        try:
-            figure = draw()
-        except looks.LackingError as error:
-            reasons.append(f"{name}: {error}")
-            logger.info("no %s: %s.", name, error)
-            continue
-        for suffix in (".png", ".svg"):
-            out = out_dir / (name + suffix)
-            cli.check_out(out, (suffix,))
-            plot_style.save(figure, out)
-            drawn.append(out)
-    if not drawn:
-        raise UserError("nothing to draw:\n  " + "\n  ".join(reasons))
-    return drawn
 
 
 def main(_):
@@ -81,7 +29,7 @@ def main(_):
         rows = plots.where(rows, condition)
     arrays = npz_files.read_npz(FLAGS.samples) if FLAGS.samples else None
     out_dir = FLAGS.out_dir or path.parent / "figures"
-    for out in write(rows, FLAGS.qualities, arrays, out_dir):
+    for out in plot.write(rows, FLAGS.qualities, arrays, out_dir):
         print(out)
 
 

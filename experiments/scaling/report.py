@@ -1,196 +1,30 @@
 """The page of a study, from its table: a template's prose around tables, fits, figures and cost.
 
-  python -m experiments.scaling.report --table experiments/scaling/results/digits.csv \
-      --page experiments/scaling/page.md --out experiments/scaling/README.md
+  python -m experiments.scaling.report --table experiments/depth_width_tokens/results/digits.csv \
+      --page experiments/depth_width_tokens/page.md --out experiments/depth_width_tokens/README.md
 
 A template takes the fields of `fields` in braces, so that no number of the prose is typed:
 {eval_mse[largest][relative_error]:+.1%} is of the fits to eval_mse. It is as for str.format,
 but without attributes; a width has at most three digits.
 """
 
-import collections
-import os
-import pathlib
-import re
-import string
-
-import numpy as np
 from absl import flags
 
 from dit_jax import cli
 from dit_jax.errors import UserError
-from dit_jax.system import files, forms, json_files
-from experiments.scaling import contrasts, fit, selection, summary, table
+from dit_jax.system import files
+from experiments.scaling.fits import report
 
 FLAGS = flags.FLAGS
-MOST_PAGE_BYTES = 16 * 2**20  # of a template; and characters of the page
-COST = {  # as `collect.cost` returns it
-    "cells": forms.is_count,
-    "hours": forms.is_number,
-    "devices": forms.list_of(forms.is_text),
-}
-
-
-def fields(
-    table_path: pathlib.Path, qualities: list[str], out: pathlib.Path, named: set[str]
-) -> dict:
-    """What a template may name.
-
-    Args: named, by the template: fits are made of these qualities alone.
-    Returns: table, at the last step; figures, all that lie in figures/ beside the table, linked
-      from the page `out`; cost, of the table's .cost.json; rows, cells, models, seeds and steps;
-      range, largest gmacs over smallest; of each quality its fits, `fit.study`, and under
-      '<quality>_summary' their text, under '<quality>_networks' that of `contrasts.networks`; of
-      each model at the last step `at[model][quality]`.
-    Raises: FileNotFoundError; ValueError as `fit.study` and `contrasts.networks`.
-    """
-    rows = table.read(table_path)
-    shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
-    at = at_last_step(rows, shown)
-    fits = {name: fit.study(rows, name) for name in shown if {name, f"{name}_summary"} & named}
-    gmacs = [row["gmacs"] for row in rows]
-    return {
-        "table": model_table(at, shown),
-        "figures": figure_list(table_path.parent / "figures", out.parent),
-        "cost": cost(table_path.with_suffix(".cost.json")),
-        "rows": len(rows),
-        "cells": len({row["cell"] for row in rows}),
-        "models": len(at),
-        "seeds": len({row["seed"] for row in rows}),
-        "steps": ", ".join(f"{step:,}" for step in sorted({row["step"] for row in rows})),
-        "range": max(gmacs) / min(gmacs),
-        "at": at,
-        **fits,
-        **{f"{name}_summary": _verbatim(summary.of(found)) for name, found in fits.items()},
-        **{
-            f"{name}_networks": _verbatim(summary.of_networks(contrasts.networks(rows, name), name))
-            for name in shown
-            if f"{name}_networks" in named
-        },
-    }
-
-
-def _verbatim(text):
-    return f"```\n{text}\n```"
-
-
-def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
-    """By model, of the least gmacs first: its row's values, the seeds' mean and deviation.
-
-    A model bears in its name what else differs in the table: 'M/1 in-context learning_rate=0.001'.
-    """
-    rows = selection.at_step(rows, selection.last_step(rows))
-    other = ["learning_rate", "batch_size", *(name for name in rows[0] if "." in name)]
-    other = [name for name in other if len({row[name] for row in rows}) > 1]
-    of_models = collections.defaultdict(list)
-    for row in sorted(rows, key=lambda row: row["gmacs"]):
-        of_models[selection.model_of(row)].append(row)
-    found = {}
-    for alike in of_models.values():
-        row = alike[0]
-        parts = [row["model"]]
-        parts += [row["block"]] if row["block"] not in ("adaLN-Zero", None) else []
-        name = " ".join([*parts, *(f"{n.rpartition('.')[2]}={row[n]}" for n in other)])
-        if name in found:  # sizes of one name in tables joined by hand
-            name += f" {row['hidden_size']}x{row['depth']}"
-        found[name] = dict(row, seeds=len(alike))
-        for quality in qualities:
-            values = [row[quality] for row in alike]
-            found[name][quality] = float(np.mean(values))
-            if len(values) > 1:
-                found[name][f"{quality}_std"] = float(np.std(values, ddof=1))
-    return found
-
-
-def model_table(at: dict[str, dict], qualities: list[str]) -> str:
-    """Markdown: a row for each model, each quality with its deviation between seeds."""
-    names = ["model", "hidden", "depth", "tokens", "params", "gmacs", *qualities]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for name, row in at.items():
-        sizes = (row["hidden_size"], row["depth"], row["tokens"])  # None of a UNet
-        cells = [name, *("" if size is None else size for size in sizes)]
-        cells += [f"{row['params']:,}", f"{row['gmacs']:.3g}"]
-        for quality in qualities:
-            deviation = row.get(f"{quality}_std")
-            more = "" if deviation is None else f" ± {deviation:.2g}"
-            cells.append(f"{row[quality]:.4g}{more}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
-    """Markdown of each PNG by its name, relative to the page."""
-    return {
-        path.stem: f"![{path.stem}]({os.path.relpath(path, page_directory)})"
-        for path in sorted(directory.glob("*.png"))
-    }
-
-
-def cost(path: pathlib.Path) -> str:
-    """'12 cells, 1.5 hours added up, each on 1 x cpu', or that it is not known."""
-    if not path.is_file():
-        return "not measured"
-    found = json_files.read_json(path, "the cost of a sweep")
-    if not isinstance(found, dict) or forms.wrong_keys(found, COST):
-        raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
-    devices = " or ".join(found["devices"])
-    return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
-
-
-class _Formatter(string.Formatter):
-    """Fills a template that a stranger may have written: no attributes, in bounded memory."""
-
-    def __init__(self):
-        self._free = MOST_PAGE_BYTES
-
-    def get_field(self, field_name, args, kwargs):
-        if "." in re.sub(r"\[[^\]]*\]", "", field_name):
-            raise UserError(f"{field_name!r} is an attribute; write [KEY] of a value in it")
-        return super().get_field(field_name, args, kwargs)
-
-    def format_field(self, value, format_spec):
-        if re.search(r"\d{4}", format_spec):
-            raise UserError(f"the format {format_spec!r} is wider than 999")
-        text = super().format_field(value, format_spec)
-        self._free -= len(text)
-        if self._free < 0:
-            raise UserError(f"its fields have more than {MOST_PAGE_BYTES:,} characters")
-        return text
-
-
-def fill(template: str, values: dict) -> str:
-    """A template with the values in place of their names in braces.
-
-    Raises: KeyError, IndexError, TypeError or ValueError for what cannot be filled.
-    """
-    return _Formatter().vformat(template, (), values)
-
-
-def read_page(path: pathlib.Path) -> tuple[str, set[str]]:
-    """A template, and the names of the values that it takes.
-
-    Raises: OSError; ValueError for one that is too large, not in UTF-8, or no template.
-    """
-    contents = json_files.read_bytes(path, MOST_PAGE_BYTES + 1)
-    if len(contents) > MOST_PAGE_BYTES:
-        raise UserError(f"{path} has more than {MOST_PAGE_BYTES:,} bytes, the most of a page.")
-    try:
-        text = contents.decode("utf-8-sig").replace("\r\n", "\n")
-        names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not in UTF-8: {error}. Save it as UTF-8.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no template: {error}.") from error
-    return text, {re.split(r"[.\[]", name)[0] for name in names}
 
 
 def main(_):
     page, out = FLAGS.page, FLAGS.out
     cli.check_out(out, (".md",))
-    template, named = read_page(page)
-    values = fields(FLAGS.table, FLAGS.qualities, out, named)
+    template, named = report.read_page(page)
+    values = report.fields(FLAGS.table, FLAGS.qualities, out, named)
     try:
-        text = fill(template, values)
+        text = report.fill(template, values)
     except (KeyError, IndexError) as error:
         raise UserError(
             f"{page} asks for {error}, which {FLAGS.table} does not give; there are "

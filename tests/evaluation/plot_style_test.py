@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from helpers.sweep import rows_of, samples_of
 
-from experiments.scaling import table
+from experiments.scaling.fits import table
 
 ROOT = pathlib.Path(__file__).parents[2]
 JUPYTER = "module://matplotlib_inline.backend_inline"  # which need not be installed here

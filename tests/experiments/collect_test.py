@@ -16,8 +16,9 @@ from dit_jax import conditions, models
 from dit_jax.conditions import requests
 from dit_jax.sampling import generate, runs
 from dit_jax.system import json_files
-from experiments.scaling import collect, grid, selection, table
+from experiments.scaling.cells import collect, grid
 from experiments.scaling.configs import smoke
+from experiments.scaling.fits import selection, table
 
 
 @pytest.fixture

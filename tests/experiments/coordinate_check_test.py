@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from experiments.scaling import coordinate_check
+from experiments.mup import coordinate_check
 
 pytestmark = pytest.mark.slow
 WIDTHS, STEPS = (16, 64), 4  # of the config 32

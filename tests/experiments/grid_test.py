@@ -8,7 +8,7 @@ from configs import smoke
 from dit_jax import latents
 from dit_jax.data import loader
 from dit_jax.training import programs
-from experiments.scaling import grid
+from experiments.scaling.cells import grid
 from experiments.scaling.configs import default
 from experiments.scaling.configs import smoke as smoke_sweep
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.close import assert_trees_close
 
-from experiments.scaling import bootstrap, laws
+from experiments.scaling.fits import bootstrap, laws
 
 LAWS = [(0.1, 1.0, 0.3), (0.0, 2.0, 0.05), (0.5, 1e6, 1.1), (20.0, 3e3, 0.4)]
 

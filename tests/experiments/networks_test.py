@@ -11,20 +11,10 @@ from PIL import Image
 from configs import default, openmoji32_text, openmoji64_text, smoke
 from dit_jax import models
 from dit_jax.evaluation import plot_style
-from experiments.scaling import (
-    cell,
-    collect,
-    contrasts,
-    fit,
-    grid,
-    looks,
-    panels,
-    plot,
-    report,
-    selection,
-    table,
-)
+from experiments.scaling.cells import cell, collect, grid
 from experiments.scaling.configs import default as sweep_default
+from experiments.scaling.figures import looks, panels, plot
+from experiments.scaling.fits import contrasts, fit, report, selection, table
 from experiments.unet_vs_dit import heed, sheet
 from experiments.unet_vs_dit.configs import emoji
 

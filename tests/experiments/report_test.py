@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from experiments.scaling import report, table
+from experiments.scaling.fits import report, table
 
 
 def _row(size, patch_size, seed, step, eval_mse, block="adaLN-Zero", **more):

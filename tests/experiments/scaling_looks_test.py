@@ -4,7 +4,7 @@ import pytest
 from helpers.sweep import rows_of, study
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling import looks
+from experiments.scaling.figures import looks
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling import curves, fit, laws, looks, panels, plot, table
+from experiments.scaling.figures import curves, looks, panels, plot
+from experiments.scaling.fits import fit, laws, table
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from helpers.sweep import cell_of, samples_of, study
 from PIL import Image
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling import looks, samples
+from experiments.scaling.figures import looks, samples
 
 
 @pytest.fixture(scope="module")

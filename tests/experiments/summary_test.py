@@ -1,6 +1,6 @@
 """The text of a study says what its fits do."""
 
-from experiments.scaling import summary
+from experiments.scaling.fits import summary
 
 LINE = dict(slope=-0.5, slope_interval=(-0.75, -0.25), correlation=-0.9, of_params=-0.8, points=12)
 LARGEST = dict(model="XL/2", gmacs=4.0, reach=2.0, step=1_000, predicted=0.21, measured=0.2)

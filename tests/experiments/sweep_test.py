@@ -18,8 +18,9 @@ from helpers.close import assert_close
 
 from dit_jax.evaluation import rows
 from dit_jax.system import files, json_files, stopping
-from experiments.scaling import cell, collect, executors, grid, sweep, table
+from experiments.scaling.cells import cell, collect, executors, grid, sweep
 from experiments.scaling.configs import smoke
+from experiments.scaling.fits import table
 
 
 @pytest.fixture

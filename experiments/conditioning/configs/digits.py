@@ -7,7 +7,8 @@
 Cost: see experiments/conditioning/README.md.
 """
 
-from experiments.scaling.configs import default, digits
+from experiments.depth_width_tokens.configs import digits
+from experiments.scaling.configs import default
 
 
 def get_config():

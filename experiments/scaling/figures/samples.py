@@ -11,7 +11,7 @@ from PIL import Image
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import pictures
-from experiments.scaling import looks, panels
+from experiments.scaling.figures import looks, panels
 
 LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2  # pixels: of names, between panels, between images
 LARGE = 16  # pixels of an image from which on a column is too narrow

@@ -12,7 +12,7 @@ import numpy as np
 
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style, plots
-from experiments.scaling import selection
+from experiments.scaling.fits import selection
 
 WIDE = 6.8  # inches: both columns
 UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")

@@ -3,7 +3,8 @@
 import logging
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling import looks, selection
+from experiments.scaling.figures import looks
+from experiments.scaling.fits import selection
 
 logger = logging.getLogger("dit_jax")
 

@@ -1,7 +1,7 @@
 """The study of README.md: sizes, patches, depths and seeds on the digits' latents, on a CPU.
 
   make demo     # its VAE and moments, in runs/digits
-  python -m experiments.scaling.sweep --config experiments/scaling/configs/digits.py \
+  python -m experiments.scaling.sweep --config experiments/depth_width_tokens/configs/digits.py \
       --workdir runs/scaling_digits --parallel 2
 
 The learning rate is constant, so that every checkpoint is a run of its own length. All heads have

@@ -1,7 +1,7 @@
 """Does one learning rate serve all widths? How far a few steps move the activations of a DiT.
 
   python -m dit_jax.datasets.digits
-  python -m experiments.scaling.coordinate_check --config configs/digits.py
+  python -m experiments.mup.coordinate_check --config configs/digits.py
 
 DiTs of several widths, with heads as large as the config's, take the same steps at its learning
 rate: the same for all widths, or with `optim.mup_base_width`, here the config's hidden_size.

@@ -5,7 +5,8 @@ import logging
 import numpy as np
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling import bootstrap, fit, laws, looks, selection
+from experiments.scaling.figures import looks
+from experiments.scaling.fits import bootstrap, fit, laws, selection
 
 logger = logging.getLogger("dit_jax")
 

@@ -4,7 +4,7 @@ import pathlib
 
 from dit_jax.errors import UserError
 from dit_jax.system import files, forms, json_files
-from experiments.scaling import table
+from experiments.scaling.fits import table
 
 FILE = "cell.json"
 STATES = ("begun", "failed", "done")

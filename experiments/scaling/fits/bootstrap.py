@@ -25,7 +25,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dit_jax.errors import UserError
-from experiments.scaling import laws
+from experiments.scaling.fits import laws
 
 LEVEL = 0.95
 DRAWS = 499  # of signs; where there are not more ways to set them, all

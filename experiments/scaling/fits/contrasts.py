@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from dit_jax.errors import UserError
-from experiments.scaling import selection
+from experiments.scaling.fits import selection
 
 # What changes with each: the rest of a model is held.
 VARIED = {

@@ -1,0 +1,60 @@
+"""Which figures a study has, and their files."""
+
+import functools
+import logging
+import pathlib
+
+from dit_jax import cli
+from dit_jax.errors import UserError
+from dit_jax.evaluation import plot_style
+from experiments.scaling.figures import curves, looks, panels, samples
+from experiments.scaling.fits import selection
+
+logger = logging.getLogger("dit_jax")
+
+FIGURES = {
+    "gflops": curves.draw_gflops,
+    "compute": curves.draw_compute,
+    "isoflop": curves.draw_isoflop,
+    "tokens_depth": panels.draw_tokens_depth,
+    "extrapolation": curves.draw_extrapolation,
+    "extrapolation_tokens": curves.draw_extrapolation_tokens,
+    "blocks": panels.draw_blocks,
+    "networks": panels.draw_networks,
+}
+
+
+def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
+    """Writes all figures that there are rows for; their paths.
+
+    Args: arrays: of the samples, or None.
+    Raises: ValueError if there is none, or as `selection.comparable`; OSError.
+    """
+    drawn, reasons = [], []
+    for quality in qualities:
+        if missing := sum(row.get(quality) is None for row in rows):
+            logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
+        if missing < len(rows):  # refused before anything is written
+            selection.comparable(rows, quality, across=("network", "block"))
+    todo = {
+        f"{name}_{quality}": functools.partial(draw, rows, quality)
+        for quality in qualities
+        for name, draw in FIGURES.items()
+    }
+    if arrays is not None:
+        todo["samples"] = functools.partial(samples.draw_samples, rows, arrays)
+    for name, draw in todo.items():
+        try:
+            figure = draw()
+        except looks.LackingError as error:
+            reasons.append(f"{name}: {error}")
+            logger.info("no %s: %s.", name, error)
+            continue
+        for suffix in (".png", ".svg"):
+            out = out_dir / (name + suffix)
+            cli.check_out(out, (suffix,))
+            plot_style.save(figure, out)
+            drawn.append(out)
+    if not drawn:
+        raise UserError("nothing to draw:\n  " + "\n  ".join(reasons))
+    return drawn

@@ -1,0 +1,1 @@
+"""A study's table and what it says: laws with their intervals, contrasts, its page."""
