@@ -60,22 +60,43 @@ PROCESSES = {
 
 
 def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
-    """The keys of a run of a noise predictor, 'dit' or 'unet', or of an autoencoder, 'vae'.
+    """Returns all keys of a run of a noise predictor, "dit" or "unet", or of an autoencoder, "vae".
 
     Args: process, of a noise predictor: one of PROCESSES.
     """
     config = ConfigDict()
+    _add_run(config)
+    _add_optim(config)
+    _add_data(config)
+    _add_mesh(config)
+    if model == "vae":
+        _add_vae(config)
+        _add_autoencoder(config)
+        return config.lock()
+    if model not in ("dit", "unet"):
+        raise ValueError(f"unknown {model=}; choose dit, unet or vae.")
+    if process not in PROCESSES:
+        raise ValueError(f"unknown {process=}; choose one of {', '.join(PROCESSES)}.")
+    (_add_dit if model == "dit" else _add_unet)(config)
+    _add_condition(config)
+    _add_diffusion(config)
+    _add_objective(config)
+    _add_latents(config)
+    _add_sample(config)
+    _add_fid(config)
+    config.update_from_flattened_dict(PROCESSES[process])
+    config.model.learn_sigma = process == "ddpm"
+    return config.lock()
+
+
+def _add_run(config):
     config.seed = 0  # of parameters, data order, noise and label dropout
-    config.init_from = (
-        ""  # workdir of the same model whose newest EMA weights a new run begins with
-    )
+    config.init_from = ""  # workdir whose newest EMA weights a new run of that model begins with
     config.total_steps = 400_000  # optimizer steps
     config.batch_size = 256  # examples per optimizer step, over all devices
     config.grad_accumulation_steps = 1  # divides batch_size per device
     config.log_every_steps = 100  # metrics are means over these steps
-    config.eval_every_steps = (
-        10_000  # held-out loss of the EMA weights, also at the end; 0 is never
-    )
+    config.eval_every_steps = 10_000  # held-out loss of the EMA weights, and at the end; 0 is never
     config.eval_draws = 1  # of time and noise for each held-out image, always the same ones
     config.sample_every_steps = 0  # picture by the EMA weights, samples/<step>.png; 0 is never
     config.sample_num_images = 16  # in that picture; at most 10,000
@@ -88,6 +109,8 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.profile_start_step = 0  # first step of a profiler trace; 0 is no trace
     config.profile_num_steps = 5  # length of the trace, steps
 
+
+def _add_optim(config):
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-4  # peak
     config.optim.schedule = "constant"  # constant, cosine (to 0 at total_steps)
@@ -102,6 +125,8 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.optim.mup_base_width = 0
     config.optim.ema_decay = 0.9999  # per step, from the initial weights
 
+
+def _add_data(config):
     config.data = ConfigDict()
     config.data.source = "tfds"  # tfds, folder (docs/data.md)
     config.data.name = "imagenet2012"  # of images: TFDS name or directory, or image folder
@@ -121,23 +146,12 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
     config.data.num_threads = 4  # reading threads per process; 0 reads in the training loop
     config.data.prefetch_batches = 8  # that wait in host memory, per process
 
+
+def _add_mesh(config):
     config.mesh = ConfigDict()  # the product is the number of devices; one may be -1
     config.mesh.data = -1  # copies of the model, each with its share of the batch
     config.mesh.fsdp = 1  # shards of state and batch
     config.mesh.tensor = 1  # shards of heads and MLP width
-
-    if model == "vae":
-        _add_vae(config)
-    elif model in ("dit", "unet"):
-        (_add_dit if model == "dit" else _add_unet)(config)
-        _add_diffusion(config)
-        if process not in PROCESSES:
-            raise ValueError(f"unknown {process=}; choose one of {', '.join(PROCESSES)}.")
-        config.update_from_flattened_dict(PROCESSES[process])
-        config.model.learn_sigma = process == "ddpm"
-    else:
-        raise ValueError(f"unknown {model=}; choose dit, unet or vae.")
-    return config.lock()
 
 
 def _add_dit(config):
@@ -152,7 +166,6 @@ def _add_dit(config):
     config.model.mlp_ratio = 4.0  # MLP width / hidden_size; at most 100
     # How time and label come in: in-context, cross-attention, adaLN, adaLN-Zero.
     config.model.block = "adaLN-Zero"
-    _add_condition(config)
     config.model.learn_sigma = True  # predict the variance too, trained with the hybrid loss
     config.model.dtype = "float32"  # of activations: float32, bfloat16
     config.model.attention = "auto"  # auto, xla, cudnn
@@ -177,7 +190,6 @@ def _add_unet(config):
     config.model.transformer_depth = 0
     config.model.num_heads = 0  # either this or head_dim is 0
     config.model.head_dim = 64  # divides the channels of levels with attention
-    _add_condition(config)
     config.model.time_scale_shift = True  # the time scales and shifts norms (ADM), or is added
     config.model.resample = "resnet"  # resnet, by residual blocks (ADM); conv, by convolutions
     config.model.norm_groups = 32  # divides the channels of all levels
@@ -190,8 +202,8 @@ def _add_unet(config):
 
 
 def _add_condition(config):
-    # What tells one image from another: label; tokens, a caption's words, which an encoder reads
-    # that is trained along; context, a caption as the frozen encoder text.encoder puts it.
+    # label: a class. tokens: the words of a caption, read by a text encoder that is trained along.
+    # context: the outputs of the frozen encoder text.encoder.
     config.model.condition = "label"
     config.model.num_classes = 1000
     # Guidance leads away from it: class num_classes, or the empty caption. Trained by
@@ -226,6 +238,8 @@ def _add_diffusion(config):
     config.diffusion.sigma_max = 80.0  # edm: where they begin
     config.diffusion.sigma_data = 1.0  # of x_0, for prediction and weight edm; about 0.5 for pixels
 
+
+def _add_objective(config):
     config.objective = ConfigDict()
     config.objective.prediction = "eps"  # eps, x_0, v, u (d x_t / dt), score, edm (preconditioned)
     # uniform, min_snr, p2, edm, likelihood (as 1 / t near data: not for prediction x_0)
@@ -239,6 +253,8 @@ def _add_diffusion(config):
     config.objective.condition_dropout = 0.1  # share that the null condition replaces, below 1
     config.objective.min_t = 1e-5  # of continuous processes: no smaller t is drawn
 
+
+def _add_latents(config):
     config.latents = ConfigDict()
     # x_0 is: pixels; images, encoded in every step (in model.dtype); moments, as dit_jax.encode
     # stored them; device, stored moments that are kept in device memory.
@@ -253,6 +269,8 @@ def _add_diffusion(config):
     config.latents.scale = (0.18215,)
     config.latents.shift = (0.0,)
 
+
+def _add_sample(config):
     config.sample = ConfigDict()  # of pictures while training, and the commands' defaults
     # ddpm, ddim, ddim_level1 (of process ddpm; ends at its first level, not on data, as Stable
     # Diffusion's files), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4, euler_maruyama.
@@ -285,8 +303,10 @@ def _add_diffusion(config):
     config.sample.cfg_interval = (0.0, 1.0)  # of t (edm: sigma / sigma_max): these are guided
     config.sample.cfg_rescale = 0.0  # 0..1: how far guided outputs keep unguided ones' deviation
 
-    # Frechet distance of samples by the EMA weights while training, by the name fid5k in
-    # metrics.jsonl; fd_dinov2_5k or fd_pixels_5k by other extractors.
+
+def _add_fid(config):
+    # Frechet distance of samples by the EMA weights while training: fid5k in metrics.jsonl, or
+    # fd_dinov2_5k, fd_pixels_5k by other extractors.
     config.fid = ConfigDict()
     config.fid.every_steps = 0  # 0 is never
     config.fid.num_images = 5_000  # in the name; distances of other numbers are not comparable
@@ -312,7 +332,9 @@ def _add_vae(config):
     config.model.dtype = "float32"  # of activations: float32, bfloat16
     config.model.remat = False  # recompute the residual blocks in the backward pass
 
-    config.autoencoder = ConfigDict()  # its loss
+
+def _add_autoencoder(config):
+    config.autoencoder = ConfigDict()  # the loss
     config.autoencoder.distance = "l1"  # to the reconstruction, per value: l1, l2
     config.autoencoder.kl_weight = 1e-6  # of the KL per value; 1e-6 is latent diffusion's
     config.autoencoder.lpips_weight = 0.0  # of LPIPS; 1 is latent diffusion's
