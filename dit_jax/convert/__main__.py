@@ -296,9 +296,9 @@ def convert_dit(
     return config
 
 
-def _published_config(sizes):
+def _published_config(model_sizes):
     config = dit_xl_2_256_published.get_config()
-    config.model.update(sizes)
+    config.model.update(model_sizes)
     config.data.image_size = sizes.scale(config.model.input_size, 8)
     return config
 

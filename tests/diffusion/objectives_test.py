@@ -119,7 +119,7 @@ def test_a_weighted_error_is_the_same_whatever_is_predicted(build_process, name,
 @pytest.mark.parametrize(
     ("prediction", "weight"),
     [(prediction, "uniform") for prediction in predictions.PREDICTIONS]
-    + [("x_0", weight) for weight in objectives.WEIGHTS[1:]],
+    + [("x_0", weight) for weight in list(objectives.WEIGHTS)[1:]],
 )
 @pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
 def test_every_objective_has_the_same_minimiser(build_process, name, prediction, weight):

@@ -12,7 +12,7 @@ from helpers.mixture import NORMAL, TWO, Channels, Mixture
 
 from configs import default
 from dit_jax import diffusion
-from dit_jax.diffusion import grids, guidance, samplers, solvers
+from dit_jax.diffusion import grids, guidance, predictions, samplers, solvers
 
 
 def _settings(**changes):
@@ -229,7 +229,7 @@ def test_what_the_network_predicts_makes_no_difference(build_process, process, s
             x_t = x / process.network_scale(t)
             variance = alpha**2 * 0.25 + sigma**2
             x_0 = (alpha * 0.25 * x_t + sigma**2 * 0.7) / variance
-            a, b = samplers.predictions.coefficients(process, prediction, t)
+            a, b = predictions.coefficients(process, prediction, t)
             return a * x_0 + b * sigma * (x_t - alpha * 0.7) / variance
 
         times = built.grid[:-1]
