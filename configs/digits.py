@@ -12,10 +12,11 @@ from configs import default
 
 
 def get_config(process: str = "ddpm"):
+    """Returns the config.   Args: process, one of PROCESSES in configs/default.py."""
     config = default.get_config(process=process)
     if process == "ddpm":
         config.sample.steps = 100
-    config.diffusion.sigma_data = 0.5
+    config.diffusion.sigma_data = 0.5  # about the standard deviation of pixels
     config.update(
         total_steps=4_000,
         batch_size=64,
@@ -28,8 +29,7 @@ def get_config(process: str = "ddpm"):
         latents=dict(source="pixels"),
         optim=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995),
     )
-    config.data.update(
-        cache=True, num_threads=0, prefetch_batches=0
-    )  # two cores have other things to do
+    # On two cores reader threads would compete with the training step.
+    config.data.update(cache=True, num_threads=0, prefetch_batches=0)
     config.model.update(hidden_size=64, depth=4, num_heads=2, scan_unroll=True)
     return config

@@ -1,4 +1,4 @@
-"""DiT on the digits in latents of configs/vae_digits.py: the second half of `make demo`.
+"""DiT on latents of the digits, from the VAE of configs/vae_digits.py; second half of `make demo`.
 
   python -m dit_jax.encode --config configs/digits_latents.py --vae runs/digits/vae \
       --out runs/digits/moments
@@ -13,9 +13,11 @@ from configs import digits
 
 
 def get_config(process: str = "ddpm"):
+    """Returns the config.   Args: process, one of PROCESSES in configs/default.py."""
     config = digits.get_config(process)
-    config.diffusion.sigma_data = 1.0
+    config.diffusion.sigma_data = 1.0  # latents are scaled to unit variance
     config.model.update(input_size=4, in_channels=4, patch_size=1)
+    # Empty scale and shift: the values that dit_jax.encode recorded with the moments.
     config.latents.update(
         source="moments", moments="runs/digits/moments", vae="runs/digits/vae", scale=(), shift=()
     )

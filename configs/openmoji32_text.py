@@ -1,4 +1,4 @@
-"""Text to 32x32 emoji in pixels, by a DiT or a UNet of about the same Gflops, on a CPU.
+"""Text to 32x32 emoji in pixels, with a DiT or a UNet of about the same Gflops, on a CPU.
 
   pip install -e '.[openmoji]'
   python -m dit_jax.datasets.openmoji --size 32
@@ -7,19 +7,20 @@
   python -m dit_jax.sample --workdir runs/emoji/dit --prompt "grinning face" --prompt "red heart" \
       --num 8 --out emoji.png
 
-Captions are the emoji's Unicode names; an encoder of their words is trained along. Straight flow.
-Multiply-adds of a pass: 69.8 M (DiT), 70.8 M (UNet). experiments/unet_vs_dit compares them.
+Captions are the emoji's Unicode names. A small text encoder of words is trained with the model.
+The process is the straight flow. Multiply-adds of a forward pass: 69.8 M (DiT), 70.8 M (UNet).
+experiments/unet_vs_dit compares the two.
 
-Cost: 27 (DiT) and 32 minutes (UNet) on one core of two with another run on the other, three
-evaluations of 1,000 samples among them. Result, mean of two seeds: held-out MSE 0.233 (DiT) and
-0.230 (UNet), fd_pixels without guidance 217 and 250.
+Cost: 27 minutes (DiT) and 32 minutes (UNet) on one core, with another run on a second core. This
+includes three evaluations of 1,000 samples. Result, mean of two seeds: held-out MSE 0.233 (DiT)
+and 0.230 (UNet); fd_pixels without guidance 217 (DiT) and 250 (UNet).
 """
 
 from configs import default
 
 
 def get_config(model: str = "dit"):
-    """Args: model, dit or unet."""
+    """Returns the config of one network.   Args: model, dit or unet."""
     config = default.get_config(model, process="flow")
     config.update(
         total_steps=3_000,
@@ -34,7 +35,7 @@ def get_config(model: str = "dit"):
     config.latents.source = "pixels"
     config.model.update(input_size=32, in_channels=3)
     config.model.update(condition="tokens", context_size=96, text_length=12, text_num_heads=3)
-    if model == "dit":  # 64 tokens of the image, 12 of the caption
+    if model == "dit":  # 64 image tokens and 12 caption tokens
         config.model.update(hidden_size=128, depth=4, num_heads=4, patch_size=4)
     else:
         config.model.update(base_channels=16, channel_mult=(1, 2, 2), blocks_per_level=1)

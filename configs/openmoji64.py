@@ -1,10 +1,11 @@
-"""DiT on the OpenMoji emoji at 64x64 pixels in latents of configs/vae_openmoji64.py, one GPU.
+"""DiT on latents of the OpenMoji emoji at 64x64 pixels, on one GPU.
 
   python -m dit_jax.encode --config configs/openmoji64.py --vae runs/openmoji64/vae \
       --out runs/openmoji64/moments
   python -m dit_jax.train --config configs/openmoji64.py:DiT-S/2 --workdir runs/openmoji64/dit-s2
 
-A latent is 16x16x4: 64 tokens with patches of 2. All moments lie in device memory (5 MB).
+The VAE is configs/vae_openmoji64.py. A latent is 16x16x4, which gives 64 tokens at patch size 2.
+All moments are kept in device memory (5 MB).
 
 Cost and result: not measured.
 """
@@ -14,7 +15,11 @@ from dit_jax.models import dit
 
 
 def get_config(name: str = "DiT-S/2"):
-    """Args: name, of the paper; 'DiT-S/2,flow' takes another process of configs/default.py."""
+    """Returns the config of one model.
+
+    Args: name, a size of the paper, such as 'DiT-S/2'; 'DiT-S/2,flow' adds one of PROCESSES in
+      configs/default.py.
+    """
     name, _, process = name.partition(",")
     config = default.get_config(process=process or "ddpm")
     config.update(
@@ -31,6 +36,7 @@ def get_config(name: str = "DiT-S/2"):
     config.latents.update(
         source="device", moments="runs/openmoji64/moments", vae="runs/openmoji64/vae"
     )
-    config.latents.update(scale=(), shift=())  # those that the moments record
+    # Empty: the values that dit_jax.encode recorded with the moments.
+    config.latents.update(scale=(), shift=())
     config.optim.update(learning_rate=3e-4, ema_decay=0.9995)
     return config

@@ -1,4 +1,4 @@
-"""A DiT small enough to train, evaluate, sample and checkpoint in seconds: tests and first tries.
+"""A DiT that trains, evaluates, samples and checkpoints in seconds: for tests and first tries.
 
 python -m dit_jax.train --config configs/smoke.py --workdir runs/smoke
 """
@@ -7,6 +7,7 @@ from configs import digits
 
 
 def get_config():
+    """Returns configs/digits.py with a smaller model and fewer steps."""
     config = digits.get_config()
     config.update(
         total_steps=40,

@@ -1,15 +1,16 @@
-"""A VAE of the OpenMoji emoji at 64x64 pixels with latents of a quarter of their size, one GPU.
+"""A VAE for the OpenMoji emoji at 64x64 pixels, with 16x16 latents, on one GPU.
 
   python -m dit_jax.datasets.openmoji --size 64
   python -m dit_jax.train --config configs/vae_openmoji64.py --workdir runs/openmoji64/vae
 
-Cost on one H100 80GB: about 2,350 img/s, so 9 minutes of steps; result: not measured.
+Cost on one H100 80GB: about 2,350 images/s, so 9 minutes of steps. Result: not measured.
 """
 
 from configs import default
 
 
 def get_config():
+    """Returns the config."""
     config = default.get_config("vae")
     config.update(
         total_steps=20_000,

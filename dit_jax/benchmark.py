@@ -7,10 +7,10 @@
   python -m dit_jax.benchmark inception --batch_size 64 --dtype float32
   python -m dit_jax.benchmark metrics --num 50000
 
-Warm-up, then the median of three windows. The batch is synthetic and stays in device memory;
-with --data `train` reads the config's data. `loop` compares the bare step with the whole of
-`train_and_evaluate`. TFLOP/s and MFU are by the formula of `dit_jax.flops`. `metrics` times each
-measure of ready features once, as FID-50K takes them.
+A time is the median of three windows, after a warm-up. The batch is synthetic and stays in device
+memory; with --data `train` reads the config's data. `loop` compares the bare step with all of
+`train_and_evaluate`. TFLOP/s and MFU use the multiply-adds that `dit_jax.flops` counts. `metrics`
+times each measure once, from ready features, as many as FID-50K takes.
 """
 
 import functools
@@ -40,7 +40,7 @@ from dit_jax.system import stopping
 from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
-# What is measured, and the flags that are not for all.
+# What can be measured, with the flags that not all measurements take.
 NAMES = {
     "train": ("data", "steps"),
     "loop": ("steps",),
@@ -49,10 +49,10 @@ NAMES = {
     "inception": ("steps", "batch_size", "image_size", "dtype"),
     "metrics": ("num",),
 }
-WINDOWS = 3
+WINDOWS = 3  # the median of them counts
 MODEL_SETTINGS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
-LOOP_WINDOWS = 11  # of each kind: the difference is small and machines drift
-REFERENCE_FEATURES = 10_000  # at most, as the ADM evaluator takes for precision and recall
+LOOP_WINDOWS = 11  # of each kind, many because the difference is small and machines drift
+REFERENCE_FEATURES = 10_000  # at most, as the ADM evaluator uses for precision and recall
 
 # Dense bf16 peak by device_kind, TFLOP/s, from the vendors' sheets. Cards of other forms (PCIe,
 # NVL) have other peaks and other names: no MFU is better than a wrong one.
@@ -69,7 +69,7 @@ PEAK_TFLOPS = {
 
 
 def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict:
-    """Time of the jitted optimizer step, `steps` to a window."""
+    """Returns the time of the jitted optimizer step, measured over windows of `steps` steps."""
     program = programs.make_program(config)
     window, compile_seconds = _step_window(program, steps, real_data)
     window()  # warm-up
@@ -83,11 +83,13 @@ def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict
 
 
 def bench_loop(config: ConfigDict, steps: int) -> dict:
-    """The loop's time per step beyond the bare jitted step's, in percent.
+    """Returns the loop's time per step beyond that of the bare jitted step, in percent.
 
-    Windows of the two take turns, so that a machine whose speed drifts slows both; the median of
-    a loop window's ratios to the mean of the bare ones around it counts.
+    Windows of both alternate, so that a machine whose speed drifts slows both. Each window of the
+    loop is divided by the mean of the bare windows around it; the median of these ratios counts.
     """
+    # Evaluation, pictures and checkpoints are left out. total_steps grows with each window below,
+    # so the schedule must not depend on it.
     with config.unlocked():
         config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
         config.update(eval_every_steps=0, sample_every_steps=0)
@@ -99,12 +101,13 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as workdir:
         workdir = pathlib.Path(workdir)
         for i in range(LOOP_WINDOWS):
-            # Resumes, warms up with one window, and the second counts.
+            # The run resumes, warms up with one window, and is measured in the second.
             config.total_steps = 2 * steps * (i + 1)
             try:
                 train.train_and_evaluate(config, workdir)
             except stopping.Stopped as stopped:
-                raise stopping.Stopped(stopped.number) from None  # the workdir goes
+                # Without the loop's message: the workdir that it names is removed.
+                raise stopping.Stopped(stopped.number) from None
             report = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
             loop_ms.append(1e3 * config.batch_size / report["img_per_s"])
             bare_ms.append(1e3 * window() / steps)
@@ -119,7 +122,7 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
 
 
 def _step_window(program, steps, real_data):
-    """(window, compile seconds); window() runs `steps` optimizer steps and returns its seconds."""
+    """Returns (window, compile seconds); window() returns the seconds that `steps` steps take."""
     key = jax.random.key(program.config.seed)
     state = initial_state.new_state(program, key)
     batches = _real_batches(program) if real_data else _synthetic_batches(program)
@@ -127,6 +130,7 @@ def _step_window(program, steps, real_data):
     source = latents.open_split(program.config, "train") if real_data else None
     _, frozen = latents.load_frozen(program.config, program.mesh)
     frozen = frozen.with_records(program.config, program.mesh, source) if source else frozen
+    # Compiled ahead of time, so that no window includes it.
     began = time.perf_counter()
     step = programs.compile_train_step(program).lower(state, batch, key, frozen).compile()
     compile_seconds = time.perf_counter() - began
@@ -136,18 +140,19 @@ def _step_window(program, steps, real_data):
         began = time.perf_counter()
         for _ in range(steps):
             state, _ = step(state, next(batches), key, frozen)
-        jax.block_until_ready(state)
+        jax.block_until_ready(state)  # JAX returns before the devices are done
         return time.perf_counter() - began
 
     return window, compile_seconds
 
 
 def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
-    """Time of drawing one batch with `steps` steps of config.sample's sampler and guidance."""
+    """Returns the time to draw one batch in `steps` steps, with config.sample's other settings."""
     with config.unlocked():
         config.sample.steps = steps
     program = programs.make_program(config)
     sharding.check_batch_size(program.mesh, batch_size)
+    # Sampling needs the parameters alone, without optimizer state and EMA.
     params = jax.jit(
         lambda key: models.init_params(program.model, key),
         out_shardings=program.shardings.params,
@@ -161,6 +166,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     encoder = condition.load_encoder(program.mesh)
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time(sample, arguments)
+    # Guided steps pass through the network twice.
     passes = generate.forward_passes(*settings)
     work = models.count(config)["gflops"] * passes
     return {
@@ -173,13 +179,15 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
 
 
 def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict]:
-    """Time of encoding and of decoding one batch, `steps` to a window."""
+    """Returns the times to encode and to decode one batch, measured over windows of `steps`."""
     program = programs.make_program(config)
     model, mesh = program.model, program.mesh
     sharding.check_batch_size(mesh, batch_size)
+    # Any parameters take as long, so the initial ones are used.
     init = functools.partial(models.init_params, model)
     params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(config.seed))
     vae = latents.Vae(params, model, digest="")
+    # Synthetic images and latents of this process's rows.
     rows, rng = len(sharding.local_rows(mesh, batch_size)), np.random.default_rng(0)
     height, width, channels = sizes.image_shape(config.data)
     image = rng.integers(0, 256, (rows, height, width, channels), np.uint8)
@@ -196,6 +204,7 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     for name, (function, x) in functions.items():
         seconds, compile_seconds = _time(function, (vae, x), steps)
         results[name] = {
+            # A multiply-add is two FLOPs.
             **_speed(seconds, batch_size, 2 * counts[f"{name}_gmacs"], "batch", model.dtype),
             **_identity(mesh, model, config, compile_seconds),
             "batch_size": batch_size,
@@ -205,10 +214,11 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
 
 
 def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: str) -> dict:
-    """Time of one batch's features from random parameters, `steps` batches to a window."""
+    """Returns the time of one batch's features, from random parameters, over windows of `steps`."""
     config = ConfigDict({"model": {"name": "inception", "dtype": dtype}})
     config.update(batch_size=batch_size, grad_accumulation_steps=1)
     model = models.build(config.model)
+    # Every device extracts the features of its own images.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     sharding.check_batch_size(mesh, batch_size)
     init = functools.partial(models.init_params, model)
@@ -230,19 +240,20 @@ def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: 
 
 
 def bench_metrics(num: int) -> dict:
-    """Seconds of each measure of `num` synthetic samples, as FID-50K takes them."""
+    """Returns the seconds of each measure of `num` synthetic samples, as FID-50K takes them."""
     rng = np.random.default_rng(0)
     mix = rng.standard_normal((64, 2048), np.float32) / 8
 
     def draw(n):
-        """[n, 2048] of correlated dimensions, not negative, like Inception's."""
+        """Returns [n, 2048] of correlated values that are not negative, like Inception's."""
         features = rng.standard_normal((n, 2048), np.float32)
-        for block in np.array_split(features, -(-n // 5000)):
+        for block in np.array_split(features, -(-n // 5000)):  # in blocks, to bound the memory
             block += rng.standard_normal((len(block), 64), np.float32) @ mix
             np.maximum(block, 0, out=block)
         return features
 
     samples, reference = draw(num), draw(min(num, REFERENCE_FEATURES))
+    # Sizes matter here, not values: spatial features and probabilities come from the same array.
     spatial = [samples[i : i + 500, :2023] for i in range(0, num, 500)]
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -265,6 +276,7 @@ def bench_metrics(num: int) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         **row,
+        # ru_maxrss is in bytes on macOS and in KiB on Linux.
         "peak_host_memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20),
         "num": num,
         "reference": len(reference),
@@ -274,7 +286,10 @@ def bench_metrics(num: int) -> dict:
 
 
 def _time(function, arguments, calls=1):
-    """(seconds of a call in the median window, seconds of compilation) of a jitted function."""
+    """Returns (seconds of a call, seconds of compilation) of a jitted function.
+
+    The first is of the median window of `calls` calls.
+    """
     began = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
@@ -291,7 +306,7 @@ def _time(function, arguments, calls=1):
 
 
 def _synthetic_batches(program):
-    """One random batch in device memory, again and again."""
+    """Yields the same random batch, in device memory, again and again."""
     config = program.config
     rng = np.random.default_rng(0)
     rows = len(sharding.local_rows(program.mesh, config.batch_size))
@@ -303,6 +318,7 @@ def _synthetic_batches(program):
 
 
 def _real_batches(program):
+    """Yields the config's training batches, on the devices."""
     config = program.config
     source = latents.open_split(config, "train")
     rows = sharding.local_rows(program.mesh, config.batch_size)
@@ -311,6 +327,7 @@ def _real_batches(program):
 
 
 def _speed(seconds, images, gflops_per_image, unit, dtype):
+    """Returns time, rates and MFU; MFU is None if the device's peak in `dtype` is not known."""
     device = jax.devices()[0].device_kind
     peak = PEAK_TFLOPS.get(device) if dtype == "bfloat16" else None
     tflops = images * gflops_per_image / 1e3 / seconds
@@ -323,11 +340,11 @@ def _speed(seconds, images, gflops_per_image, unit, dtype):
 
 
 def _identity(mesh, model, config, compile_seconds):
-    """What a measured number depends on."""
+    """Returns what a measured number depends on: the device, the versions, the model's settings."""
     memory = [device.memory_stats() for device in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in memory if stats]
     return {
-        "peak_memory_gib": max(peaks) / 2**30 if peaks else None,  # CPUs do not say
+        "peak_memory_gib": max(peaks) / 2**30 if peaks else None,  # CPUs have no such statistics
         "compile_seconds": compile_seconds,
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
@@ -343,11 +360,13 @@ def _identity(mesh, model, config, compile_seconds):
 
 
 def _bench_config(name, config, steps, batch_size):
+    """Runs the benchmark `name` of a config's model."""
     if config is None:
         raise UserError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
-    if not config.latents.get("scale", True):  # the data's, which make no difference to speed
+    # Scale and shift from the data make no difference to speed, nor do the weights.
+    if not config.latents.get("scale", True):
         config.latents.update(scale=(1.0,), shift=(0.0,))
-    config.init_from = ""  # any weights take as long
+    config.init_from = ""
     if (config.model.name == "vae") != (name == "vae") and name != "train":
         raise UserError(f"{name} does not measure the model {config.model.name!r} of --config.")
     if name == "train":
@@ -361,6 +380,7 @@ def main(words):
     if not words or words[0] not in NAMES:
         raise UserError(f"say what to measure: one of {', '.join(NAMES)}, not {words}.")
     name = words[0]
+    # A flag of another measurement would silently change nothing.
     others = {flag for flags_of in NAMES.values() for flag in flags_of} - {*NAMES[name]}
     if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
         raise UserError(
@@ -379,7 +399,10 @@ def main(words):
 
 
 def _print_row(row, parts=False):
-    """As JSON with --json, else in lines; with `parts` it is a dict of rows."""
+    """Prints a row as JSON with --json, else in lines.
+
+    Args: parts, whether `row` is a dict of rows.
+    """
     if FLAGS.json:
         print(json.dumps(row))
         return

@@ -1,4 +1,4 @@
-"""What the commands share: their flags, errors, log lines and signals, several processes.
+"""Code that all commands share: flags, error messages, the log, signals, several processes.
 
 Exit statuses: 0, the work is done; 1, an error, with a message; 130 and 143, stopped by Ctrl-C or
 SIGTERM.
@@ -27,9 +27,11 @@ from dit_jax.system import compilation_cache, files, stopping, terminal
 logger = logging.getLogger("dit_jax")
 
 FLAGS = flags.FLAGS
-# Of a disk or a machine, not of the command: once they are mended the same command goes on.
+# Faults of a disk or a machine, not of the command. Once the fault is repaired, the same command
+# continues the work.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
-# Of JAX, which seeds and checkpoints depend on.
+# JAX settings that seeds and checkpoints depend on: with other values the same seed draws other
+# numbers.
 SETTINGS = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
@@ -37,20 +39,21 @@ SETTINGS = {
     "jax_enable_x64": False,
 }
 FOR_THE_USER = (UserError, UserFileError, FloatingPointError)
-OF_PROJECT = ("configs", "experiments")  # packages beside this one, which installing it adds
-TOGETHER = 10.0  # seconds that a process which failed waits for the others to end with it
+OF_PROJECT = ("configs", "experiments")  # the other packages that installing dit_jax adds
+TOGETHER = 10.0  # seconds that a failed process waits for the others to shut down with it
+# What to do when memory runs out.
 SMALLER = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
     "devices."
 )
 TRACEBACK = "--traceback shows where this one stood."
-LONGEST = 300  # characters of a name in a message
+LONGEST = 300  # longest file name in a message, in characters
 
 
 def define_config(required: bool = True, key: str = "model") -> None:
-    """--config FILE[:ARG] and --config.key=value, locked.
+    """Defines --config FILE[:ARG] and --config.key=value; the config is locked.
 
-    Args: key, that a config of this kind has: 'model' a run's, 'grids' a sweep's.
+    Args: key, a key that only this kind of config has: 'model' for a run, 'grids' for a sweep.
     """
     flags.DEFINE_flag(arguments.ConfigFlag(key))
     if required:
@@ -58,40 +61,41 @@ def define_config(required: bool = True, key: str = "model") -> None:
 
 
 def define_path(name: str, default: str | None, text: str, required: bool = False) -> None:
-    """A flag whose value is a pathlib.Path."""
+    """Defines a flag whose value is a pathlib.Path."""
     flags.DEFINE(arguments.PathParser(name), name, default, text, required=required)
 
 
 def define_images(name: str, text: str) -> None:
-    """A flag for images that exist: the text of a path, `~` expanded, or NAME:SPLIT."""
+    """Defines a flag for existing images: a path as text, with `~` expanded, or NAME:SPLIT."""
     flags.DEFINE(arguments.PathParser(name, text=True), name, None, text)
 
 
 def define_size(name: str, default: str | None, text: str) -> None:
-    """A flag whose value is a size: a number, or (height, width)."""
+    """Defines a flag whose value is a size: a number, or (height, width)."""
     flags.DEFINE(arguments.SizeParser(), name, default, text)
 
 
 def define_numbers(name: str, default: str, text: str, kind: type) -> None:
-    """A flag whose value is a tuple of numbers, of the type `kind`."""
+    """Defines a flag whose value is a tuple of numbers of the type `kind`."""
     flags.DEFINE(arguments.NumbersParser(kind), name, default, text)
 
 
 def define_paths(name: str, text: str) -> None:
-    """A required flag that may be repeated, whose value is a list of pathlib.Path."""
+    """Defines a required flag that may be repeated; its value is a list of pathlib.Path."""
     flags.DEFINE_multi(arguments.PathParser(name), None, name, None, text, required=True)
 
 
 def define_seed(text: str) -> None:
-    """--seed, 0 by default."""
+    """Defines --seed, 0 by default."""
     flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.SEEDS)
 
 
 def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
-    """Demands now, rather than after the work, that --out can be written, and is no input.
+    """Checks that --out can be written and is not the file of another flag; creates its directory.
 
-    Raises: ValueError for another suffix, or for the file that another flag names; OSError, also
-      for a name too long for the temporary file of `files.replace`.
+    A command calls this before its work, so that a wrong path does not cost the result.
+    Raises: ValueError for another suffix, or for a file that another flag names; OSError for a file
+      that cannot be written. The name of the temporary file of `files.replace` must fit too.
     """
     if out.suffix not in suffixes:
         raise UserError(f"{name}{out} must end in {' or '.join(suffixes)}.")
@@ -107,6 +111,7 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
             raise UserFileError("no permission, or a directory")
+        # The system refuses a name that is too long even where no such file exists.
         with contextlib.suppress(FileNotFoundError):
             os.lstat(files.temporary(out))
     except OSError as error:
@@ -127,21 +132,22 @@ def run(
     """Parses the flags, connects the processes, starts the log, calls main, ends the process.
 
     Args:
-      main: takes the words without a flag.
-      positionals: the names of these, such as 'KIND SRC DST'; 'MODEL ...' is any number.
-      kept: what is there to go on from when a signal or a full disk has ended the command.
+      main: takes the positional words, which belong to no flag.
+      positionals: names of these words, such as 'KIND SRC DST'; 'MODEL ...' is any number of them.
+      kept: returns the text that says what is saved after a signal or a full disk.
       stopped_status: the exit status after a signal or a full disk, instead of 130, 143 or 1.
-      saves: main trains; several processes agree on the step where SIGTERM ends it.
-      on_cpu: leaves the accelerators to the processes that main starts.
+      saves: main trains, and itself saves at SIGTERM; several processes agree on the step.
+      on_cpu: uses the CPU only, and leaves the accelerators to the processes that main starts.
 
-    An error of `dit_jax.errors` ends the command with its message, and so does one of the operating
-    system that names a file. Any other keeps its traceback.
+    An error of `dit_jax.errors` ends the command with its message, and so does an operating system
+    error that names a file. Any other error keeps its traceback.
     """
     terminal.open_streams()
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     if not on_cpu:
         _define_processes()
-    # --help shows the flags of the command's own module only, unless told that these are its too.
+    # absl's --help shows only the flags of the command's own module. Here the flags that dit_jax
+    # defines elsewhere are registered with that module too.
     for module, defined in FLAGS.flags_by_module_dict().items():
         for flag in defined if module.startswith("dit_jax.") else ():
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -151,7 +157,9 @@ def run(
         def start(words):
             _start_log()
             _start_jax(on_cpu)
-            if not saves:  # of several processes JAX has set its own handler of SIGTERM
+            # When JAX connects several processes, it sets its own handler of SIGTERM. Training
+            # needs that one to agree on a step; other commands set theirs again.
+            if not saves:
                 signals.install()
             try:
                 main(words)
@@ -159,7 +167,8 @@ def run(
                 stopping.raise_wrapped(error)
                 raise
             sys.stdout.flush()
-            if not jax.distributed.is_initialized():  # the others may let this one wait
+            # With several processes the exit may wait for the others, and Ctrl-C must still work.
+            if not jax.distributed.is_initialized():
                 signals.finish()
 
         try:
@@ -171,7 +180,7 @@ def run(
             signals.ignore()
             _end(stopped, kept, stopped_status or stopped.status)
         except BaseException as error:
-            signals.ignore()  # another would end what follows with a traceback
+            signals.ignore()  # a second signal would interrupt the lines below with a traceback
             if jax.distributed.is_initialized() and not _is_success(error):
                 _leave(error)
             raise
@@ -182,9 +191,10 @@ def _is_success(error):
 
 
 def _leave(error):
-    """Ends a process of several that failed, though the others may wait for it in vain.
+    """Ends this process, one of several, after an error; the others then end too.
 
-    They end by its end. JAX would first wait five minutes for them.
+    The others may be waiting for this process. Without this function, JAX would wait five minutes
+    for them at exit.
     """
     if not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
@@ -192,13 +202,15 @@ def _leave(error):
     sys.stderr.flush()
     leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     leaving.start()
-    leaving.join(TOGETHER)  # all of them may have failed alike
+    # If all processes fail with the same error, they shut down together and in order.
+    leaving.join(TOGETHER)
     if leaving.is_alive():
         stopping.end(1)
     sys.exit(1)
 
 
 def _define_processes():
+    """Defines the flags that connect several processes."""
     flags.DEFINE_bool(
         "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
     )
@@ -216,10 +228,10 @@ def _define_processes():
 
 
 def _parse(argv, positionals):
-    """The words without a flag; what is wrong with the others ends the command in a line or two."""
+    """Returns the words without a flag; a wrong flag ends the command with a line or two."""
     try:
         return arguments.parse(argv, positionals)
-    except SystemExit:  # after --help, where absl would report a failure
+    except SystemExit:  # after --help; absl would exit with status 1
         sys.exit(0)
     except (ValueError, OSError, flags.Error) as error:
         if "--traceback" in argv:
@@ -228,12 +240,17 @@ def _parse(argv, positionals):
 
 
 def _explain_errors(start, words, kept, passing_status=1):
+    """Calls start(words); an error that is for the user ends the command with its message.
+
+    Args: kept, as in `run`.   passing_status, the exit status after an error that `is_passing`.
+    """
     try:
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         exhausted = stopping.is_out_of_memory(error)
         if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
+        # XLA's messages may have many lines; the first one is enough.
         first = (str(error).splitlines() or [""])[0]
         if exhausted:
             _fail(f"out of memory: {first}\n{SMALLER} {TRACEBACK}")
@@ -243,9 +260,11 @@ def _explain_errors(start, words, kept, passing_status=1):
         if FLAGS.traceback or not _is_for_the_user(error):
             raise
         message = _message(error)
+        # `terminal.Stream` gives its errors this name; then only printed text is lost.
         if getattr(error, "filename", None) == "<stdout>":
             text = "what the command has written to files is kept"
         else:
+            # `stopping.telling` attaches `kept` to the errors that are raised inside it.
             text = kept() if is_passing(error) else getattr(error, "kept", str)()
         if text or _is_lost(error):
             message += _way_on(text)
@@ -253,36 +272,39 @@ def _explain_errors(start, words, kept, passing_status=1):
 
 
 def _way_on(kept):
-    """What is kept, where something is known of it, and the command that goes on."""
+    """Returns the lines that say what is kept, if anything, and which command continues."""
     sentence = f"\n{kept[0].upper()}{kept[1:]}." if kept else ""
     return f"{sentence} To go on, run: {_command()}"
 
 
 def _fail(message, status=1):
-    """Ends the command with a message."""
+    """Writes an error message and ends the command."""
     sys.stderr.write(terminal.escape(f"error: {message}\n"))
     sys.exit(status)
 
 
 def _end(stopped, kept, status):
-    """Ends the command after a signal: says what is kept, and the command that goes on."""
-    speaks = logger.level <= logging.INFO  # the first process, for all that have saved
-    if speaks or not stopped.kept:
+    """Ends the command after a signal; writes what is kept and which command continues."""
+    is_first_process = logger.level <= logging.INFO  # `_start_jax` raises it in the others
+    # The first process reports for all processes that have saved.
+    if is_first_process or not stopped.kept:
         kept = stopped.kept or (kept() if FLAGS.is_parsed() else "nothing is kept")
         name = stopping.NAMES[stopped.number]
         sys.stderr.write(terminal.escape(f"{name}: {kept}.\nTo go on, run: {_command()}\n"))
     sys.stdout.flush()
     if stopped.kept:
         sys.exit(status)
-    stopping.end(status)  # the signal came anywhere: threads and workers are still busy
+    # The signal may have interrupted anything, so threads and workers are still busy.
+    stopping.end(status)
 
 
 def _command():
+    """Returns the command line of this process."""
     return terminal.command_line(sys.orig_argv)
 
 
 def _message(error):
-    """An error's text; of the operating system's ones without their number."""
+    """Returns an error's text; for an operating system error, without its number."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error}: install the project again, pip install -e DIRECTORY of pyproject.toml."
     if not isinstance(error, OSError) or error.errno is None:
@@ -294,47 +316,52 @@ def _message(error):
 
 
 def _shorten(name):
+    """Returns a file name for a message, printable and with its middle left out if it is long."""
     text = files.printable(os.fsdecode(name) if isinstance(name, bytes) else str(name))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
 
 
 def _is_of_a_file(error):
-    """Whether the operating system refused a file, or has no room for it."""
-    known = isinstance(error, OSError) and error.errno is not None
-    named = isinstance(error, FileNotFoundError) or getattr(error, "filename", None) is not None
-    return known and (named or error.errno in PASSING)
+    """Returns whether an operating system error names a file, or is in PASSING."""
+    has_number = isinstance(error, OSError) and error.errno is not None
+    has_name = isinstance(error, FileNotFoundError) or getattr(error, "filename", None) is not None
+    return has_number and (has_name or error.errno in PASSING)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error is of a full disk or the like: once that is mended, the command goes on."""
-    text = str(error)  # libraries wrap the operating system's errors
+    """Returns whether an error is due to a full disk or another fault in PASSING."""
+    # Libraries wrap the operating system's errors, which leaves only their text.
+    text = str(error)
     return any(os.strerror(number) in text for number in PASSING)
 
 
 def _is_lost(error):
-    """Whether it, or what it was raised from, is a directory or a lock that went away."""
+    """Returns whether an error, or one of its causes, is a `files.LostError`."""
     while error and not isinstance(error, files.LostError):
         error = error.__cause__
     return error is not None
 
 
 def _is_for_the_user(error):
-    """Whether its message says all that there is to do; a bug of ours or of a library does not."""
+    """Returns whether an error's message says what the user must do; a bug's message does not."""
     if isinstance(error, ModuleNotFoundError):
         return error.name in OF_PROJECT
     return isinstance(error, FOR_THE_USER) or _is_of_a_file(error)
 
 
 def _start_log():
-    """Plain lines of this package; of others only warnings."""
+    """Sets up the log: plain lines of this package, and only warnings of libraries."""
     absl.logging.set_verbosity(absl.logging.WARNING)
-    # Orbax reports a full disk once per file, with a traceback each; our error sums it up.
+    # Orbax reports a full disk for every file, each with a traceback. The error that the command
+    # raises replaces these reports.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     absl.logging.get_absl_handler().setFormatter(terminal.Formatter("%(message)s"))
-    # After an array that cannot be read, those behind it are left unread, and Python warns of it.
+    # After an array that cannot be read, the reads of later arrays are abandoned. Python warns
+    # about each of them.
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
-    # Python removes what Grain's workers share with a process that is killed, but warns of it.
+    # When a process is killed, Python frees the memory that it shares with Grain's workers, but
+    # also warns about it.
     sys.warnoptions.append("ignore:resource_tracker")
     handler = logging.StreamHandler()
     handler.setFormatter(terminal.Formatter("%(message)s"))
@@ -344,26 +371,27 @@ def _start_log():
 
 
 def _report_unraisable(unraisable):
-    """Without what is left of Orbax's work after its error, which the command has reported.
+    """Reports an exception that Python cannot raise, unless it follows from an error of Orbax.
 
-    These are tensorstore's threads that end after a write, and the other arrays of a read.
+    The command has reported that error already. Such exceptions come from tensorstore's threads
+    that end after a write, and from the other arrays of a read.
     """
-    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
-    of_orbax = code is not None and "orbax" in pathlib.Path(code.co_filename).parts
-    if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+    code = getattr(unraisable.object, "cr_code", None)  # the code of a coroutine
+    is_orbax = code is not None and "orbax" in pathlib.Path(code.co_filename).parts
+    if not is_orbax and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
 def _fix_settings():
-    """Sets aside what a user's environment says of JAX that would change every random number."""
+    """Undoes JAX settings in the user's environment that would change every random number."""
     for name, value in SETTINGS.items():
-        if (found := getattr(jax.config, name)) != value:
-            logger.warning("%s=%s is not used: results would be others.", name.upper(), found)
+        if (current := getattr(jax.config, name)) != value:
+            logger.warning("%s=%s is not used: results would be others.", name.upper(), current)
             jax.config.update(name, value)
 
 
 def _start_jax(on_cpu):
-    """Connects the processes, if there are several, and finds the devices."""
+    """Connects the processes, if there are several, and starts JAX on the devices."""
     _fix_settings()
     if on_cpu:
         jax.config.update("jax_platforms", "cpu")
@@ -375,7 +403,7 @@ def _start_jax(on_cpu):
         raise UserError(f"{', '.join(given)}: say --coordinator_address or --distributed too.")
     compilation_cache.enable()
     _check_accelerator()
-    if jax.process_index():  # the first process speaks for all
+    if jax.process_index():  # only the first process prints, as all would print the same
         logger.setLevel(logging.WARNING)
         sys.stdout = io.StringIO()
 
@@ -404,11 +432,11 @@ def _connect():
 
 
 def _check_accelerator():
-    """Ends the command if JAX has no wheel for the platform asked for; warns if a GPU lies idle."""
+    """Ends the command if JAX cannot start the requested platform; warns if a GPU is unused."""
     wheels = "make install ACCELERATOR=cuda13 (or cuda12, tpu)"
     try:
         backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter, empty, where the wheel is absent
+    except (RuntimeError, AssertionError) as error:  # AssertionError, empty: no wheel
         platforms = jax.config.jax_platforms
         _fail(
             f"JAX cannot start JAX_PLATFORMS={platforms!r}: {str(error) or 'no wheel'}\n"

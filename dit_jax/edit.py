@@ -1,16 +1,17 @@
-"""Edits of images by a trained model, as a PNG: what is given first, then what was drawn.
+"""Edits of images by a trained model, as a PNG: the given image first, then the drawn ones.
 
   python -m dit_jax.edit image-to-image --workdir W --image a.png --strength 0.6 --labels 3
   python -m dit_jax.edit inpaint --workdir W --image a.png --mask m.png --prompt "a red hat"
   python -m dit_jax.edit interpolate --workdir W --labels 3,8 --numbers 0,1 --num 9
   python -m dit_jax.edit invert --workdir W --image a.png --labels 3 [--labels_after 8]
 
-image-to-image noises an image to where the last share `strength` of the steps begins, and goes on
-from there. inpaint draws anew where the mask is white. interpolate goes from one class or prompt,
-and one noise, to another. invert goes back to the noise from which DDIM leads to the image, and
-draws from it what --labels_after or --prompt_after says, guided as the run samples; without them
-the image again, unguided as the inversion is. --cfg_scale guides either. Of latents, what the mask
-leaves is kept as the VAE decodes it, not to the pixel.
+image-to-image adds noise to an image and draws from there: it takes the last share `strength` of
+the sampling steps. inpaint draws anew where the mask is white. interpolate goes from one class or
+prompt to another, and from one noise to another. invert finds the noise from which DDIM draws the
+image, and draws from this noise again. With --labels_after or --prompt_after the new image is of
+that class or prompt, guided as the run samples. Without them it is the same image, and neither
+the inversion nor the drawing is guided. --cfg_scale sets the guidance in both cases. With a model
+of latents the VAE decodes the whole image, so pixels that the mask keeps may change a little.
 """
 
 import jax
@@ -26,7 +27,7 @@ from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 
-# Of each task, its own flags.
+# The flags of each task that not all tasks take.
 TASKS = {
     "image-to-image": ("image", "strength", "num"),
     "inpaint": ("image", "mask", "strength", "num"),
@@ -40,22 +41,26 @@ def main(words):
         raise UserError(f"say which of {', '.join(TASKS)}, not {' '.join(words) or 'nothing'}.")
     task, out = words[0], FLAGS.out
     cli.check_out(out, (".png",))
+    # A flag of another task would silently change nothing.
     others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
         raise UserError(f"{task} takes no {', '.join(useless)}.")
     loading = sampling_flags.get_load_arguments()
+    # Drawing must not be guided if it is to return the image, because the inversion is not.
     if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
     config, shown = trained.config, []
+    # The picture is one row: the given image, if there is one, then `num` drawn ones.
     pictures.check_grid(FLAGS.num + 1, sizes.image_shape(config.data), FLAGS.num + 1)
     if task == "interpolate":
-        named = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-        ends = editing.parse_ends(trained, FLAGS.num, *named)
+        condition_flags = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+        ends = editing.parse_ends(trained, FLAGS.num, *condition_flags)
         images = editing.draw(
             trained, editing.interpolate(*ends, editing.parse_numbers(FLAGS.numbers)), FLAGS.seed
         )
     else:
+        # All other tasks start from an image, which the picture shows first.
         if not FLAGS.image:
             raise UserError(f"{task} needs --image.")
         image = editing.read_image(FLAGS.image, config)
@@ -70,10 +75,11 @@ def main(words):
                 FLAGS.negative_prompt,
             )
             x_T = editing.invert(trained, before, x_0)
+            # The noise is given, so there is no seed.
             images = editing.draw(trained, editing.from_noise(after, x_T))
         else:
-            named = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-            arguments = trained.request(FLAGS.num, *named, FLAGS.seed), x_0
+            condition_flags = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+            arguments = trained.request(FLAGS.num, *condition_flags, FLAGS.seed), x_0
             if task == "inpaint":
                 if not FLAGS.mask:
                     raise UserError("inpaint needs --mask, white where it draws anew.")
@@ -83,7 +89,7 @@ def main(words):
                 edited = editing.image_to_image(*arguments)
             images = editing.draw(trained, edited, FLAGS.seed, FLAGS.strength)
     images = np.concatenate([*shown, images])
-    if jax.process_index() == 0:
+    if jax.process_index() == 0:  # every process has all images, one writes them
         picture = Image.fromarray(pictures.image_grid(images, len(images)))
         files.replace(out, lambda file: picture.save(file, "PNG"))
     print(f"{task} by step {trained.step}: {out}")

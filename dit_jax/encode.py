@@ -1,13 +1,18 @@
-"""Images to a TFDS dataset of VAE moments, shard by shard.
+"""Encoding of images to a TFDS dataset of VAE moments, shard by shard.
 
   python -m dit_jax.encode --config configs/imagenet256.py --vae runs/vae --out DIR
 
 Reads the images of `config.data`: its train_split becomes 'train', its eval_split 'eval'. A record
-is `moments` [h, w, 2C] f16 (mean and log-variance of the posterior, unscaled); of a model with
-classes `label`; with data.caption_feature `captions`, K of them, and with text.stored `context`
-[K, M, D] f16, what the text encoder makes of them. With data.flip every image is followed by its
-mirror, since the flip comes before the VAE. Killed and run again on the same devices, the command
-goes on with the missing shards and ends with the same bytes. Several processes share the shards.
+holds:
+
+  moments   [h, w, 2C] f16, mean and log-variance of the posterior, unscaled
+  label     for a model with classes
+  captions  K of them, with data.caption_feature
+  context   [K, M, D] f16, the text encoder's outputs for the captions, with text.stored
+
+With data.flip every image is followed by its mirror, because an image is flipped before the VAE
+encodes it. A command that was killed can be run again on the same devices: it writes the missing
+shards, and the result has the same bytes. Several processes share the shards.
 """
 
 import sys

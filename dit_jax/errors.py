@@ -1,12 +1,12 @@
-"""Errors whose message is for the user: a command ends with it, and shows no traceback.
+"""Errors that tell the user what to fix: a command prints only the message, without a traceback.
 
-Their text has the values, and says what to do. Any other error of a command is a bug and keeps its
-traceback, but for those of the operating system that name a file.
+The message contains the values and says what to do. An operating system error that names a file is
+shown in the same way. Any other error is a bug and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """A value that cannot be: of a flag, of the config, or in a file."""
+    """A value that is wrong: of a flag, of a config key, or in a file."""
 
 
 class UserFileError(OSError):
@@ -14,4 +14,4 @@ class UserFileError(OSError):
 
 
 class MissingFileError(UserFileError, FileNotFoundError):
-    """A file or directory that is not there."""
+    """A file or directory that does not exist."""

@@ -8,10 +8,10 @@
   python -m dit_jax.evaluate --workdir runs/dit --bpd --num 100
 
 A reference is the ADM evaluator's .npz, one that --make_reference wrote, a folder of images or a
-TFDS split; by default the run's training images. Images become features on the devices and, but
-for those in the picture, stay there, unless --save_npz wants them. Killed and run again, the
-command continues. With --bpd held-out images are measured: bits per dimension under the model,
-with x_0 clipped as the run samples or as --clip_x_0 says.
+TFDS split; by default the run's training images. The devices turn images into features; images
+leave the devices only for the picture and for --save_npz. A command that was killed continues when
+it is run again. --bpd measures held-out images instead: bits per dimension under the model. x_0 is
+then clipped as when the run samples, or as --clip_x_0 says.
 """
 
 import json
@@ -35,6 +35,7 @@ def main(_):
     workdir = FLAGS.workdir
     progress = sys.stderr.isatty() and jax.process_index() == 0
     _check_flags()
+    # Bits per dimension need no extractor and no reference.
     if FLAGS.bpd:
         _print_bpd(workdir, sampling_flags.get_load_arguments(), progress)
         return
@@ -42,6 +43,7 @@ def main(_):
         raise UserError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
     if not FLAGS.workdir and not FLAGS.reference:
         raise UserError(f"--reference is missing: {references.FORMS}.")
+    # Features of samples and reference must come from the same extractor.
     default = references.default_extractor(FLAGS.reference)
     extractor = extractors.load(FLAGS.extractor or default, FLAGS.weights, FLAGS.extractor_dtype)
     if FLAGS.make_reference:
@@ -53,17 +55,18 @@ def main(_):
 
 
 def _kept():
+    """Returns what is kept of a stopped command, in words for a message."""
     if FLAGS.bpd or not FLAGS.workdir:
         return "nothing is kept"
     return "the batches that are complete are kept"
 
 
 def _check_flags():
-    """Demands one thing to do, and no flag of another.   Raises: ValueError."""
+    """Raises ValueError unless the flags request one thing, and none belongs to another."""
     given = [name for name in ("workdir", "samples", "make_reference") if FLAGS[name].value]
     if len(given) != 1:
         raise UserError("give one of --workdir, --samples and --make_reference.")
-    of_samples = {
+    sample_flags = {
         *sampler_settings.SETTINGS,
         "step",
         "vae",
@@ -73,23 +76,25 @@ def _check_flags():
         "seed",
         "labels",
     }
-    of_samples |= {"save_npz"}
-    of_reference = {"reference", "extractor", "weights", "extractor_dtype"}
-    of_images = {"image_size", "image_channels", "data_dir"}
-    of_bpd = {"bpd", "bpd_steps"}
+    sample_flags |= {"save_npz"}
+    reference_flags = {"reference", "extractor", "weights", "extractor_dtype"}
+    image_flags = {"image_size", "image_channels", "data_dir"}
+    bpd_flags = {"bpd", "bpd_steps"}
+    # A flag that the requested thing does not use would silently change nothing.
     others = {
-        "workdir": of_images,
-        "samples": of_samples | of_bpd,
-        "make_reference": of_samples | of_bpd | {"num", "batch_size"},
+        "workdir": image_flags,
+        "samples": sample_flags | bpd_flags,
+        "make_reference": sample_flags | bpd_flags | {"num", "batch_size"},
     }[given[0]]
     if FLAGS.bpd and FLAGS.workdir:
-        others = of_images | of_reference | {"labels", "save_npz"}
+        others = image_flags | reference_flags | {"labels", "save_npz"}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
         mode = "bpd" if FLAGS.bpd and FLAGS.workdir else given[0]
         raise UserError(f"--{mode} takes no {', '.join(useless)}.")
 
 
 def _make_reference(extractor, progress):
+    """Writes the .npz of the statistics of --reference's images."""
     if jax.process_count() > 1:
         raise UserError("--make_reference is done by one process: start the command alone.")
     out = FLAGS.make_reference
@@ -101,29 +106,31 @@ def _make_reference(extractor, progress):
 
 
 def _evaluate_images(extractor, progress):
-    """(row, the directory that its picture is relative to)."""
+    """Returns (row, the directory that its picture's path is relative to) for --samples."""
     if jax.process_count() > 1:
         raise UserError("--samples are measured by one process: start the command alone.")
     data_dir = str(FLAGS.data_dir or "")
     given = FLAGS.image_size, int(FLAGS.image_channels), data_dir
-    found = image_sets.open_images(FLAGS.samples, *given)
-    height, width, channels = found.shape
+    images = image_sets.open_images(FLAGS.samples, *given)
+    # The reference is made at the size of the images.
+    height, width, channels = images.shape
     size = sizes.simplify((height, width))
     if FLAGS.image_size not in (None, size):
-        name = files.printable(found.name)
+        name = files.printable(images.name)
         raise UserError(
             f"--image_size={FLAGS.image_size}, but {name} has images of {height} x {width} pixels."
         )
     arguments = FLAGS.reference, extractor, size, channels, data_dir, progress
     reference = references.load(*arguments)
     row = samples.evaluate_images(
-        found, extractor, reference, FLAGS.num, FLAGS.batch_size, progress
+        images, extractor, reference, FLAGS.num, FLAGS.batch_size, progress
     )
-    return row, samples.path_beside(found).parent
+    return row, samples.path_beside(images).parent
 
 
 def _evaluate(workdir, extractor, progress):
-    if FLAGS.save_npz:
+    """Returns (row, the directory that its picture's path is relative to) for a run's samples."""
+    if FLAGS.save_npz:  # checked before anything is drawn
         cli.check_out(FLAGS.save_npz, (".npz",), "--save_npz=")
     trained = runs.load(**sampling_flags.get_load_arguments())
     reference = references.load_for_run(
@@ -145,9 +152,10 @@ def _evaluate(workdir, extractor, progress):
 
 
 def _print_row(row, directory):
-    """The row, and for people its picture and measures."""
+    """Prints the row as JSON, then its picture and its measures for people."""
     print(json.dumps(row))
     print(f"picture: {directory / row['picture']}")
+    # The measures follow the picture in a row. Speeds are those of training, not of this command.
     names = list(row)[list(row).index("picture") + 1 :]
     training = {"img_per_s": "training img_per_s", "seconds": "training seconds"}
     known = {training.get(name, name): row[name] for name in names if row[name] is not None}
@@ -155,6 +163,8 @@ def _print_row(row, directory):
 
 
 def _print_bpd(workdir, loading, progress):
+    """Prints the bits per dimension of held-out images."""
+    # Of the sampling settings the bits depend on variance and clip_x_0 alone.
     variance = loading["settings"].pop("variance", None)
     others = [f"--{name}" for name in loading["settings"] if name != "clip_x_0"]
     if loading["guide_workdir"] or loading["guide_step"] is not None:
@@ -162,6 +172,7 @@ def _print_bpd(workdir, loading, progress):
     if others:
         raise UserError(f"--bpd draws no samples, so it takes no {', '.join(others)}.")
     trained = runs.load(**loading)
+    # A chain's bound needs a variance: the model's, if it is learned.
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     if variance and (not chain or trained.model.learn_sigma):
         raise UserError(f"--variance={variance} is of process ddpm without a learned variance.")
@@ -175,6 +186,7 @@ def _print_bpd(workdir, loading, progress):
         FLAGS.batch_size,
         progress,
     )
+    # The bits are named by the model: bits_per_dim of pixels, bits_per_latent_dim of latents.
     name = next(name for name in row if name.startswith("bits_per_"))
     parts = (f"  {key.removeprefix(name + '_')} {row[key]:.4f}" for key in row if name + "_" in key)
     settings = "  ".join(f"{key} {value}" for key, value in row["likelihood"].items())

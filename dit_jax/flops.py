@@ -3,8 +3,8 @@
   python -m dit_jax.flops [DiT-XL/2 --image_size 256 --block adaLN-Zero | --config FILE] [--json]
   python -m dit_jax.flops sd15-unet adm-imagenet256
 
-The names are those of the DiT paper and of models.unet.PRESETS. The paper's "Gflops" are
-multiply-adds of one forward pass: `gmacs` here, gflops = 2 gmacs.
+Model names are the DiT paper's and the keys of models.unet.PRESETS. The paper's "Gflops" are
+multiply-adds of one forward pass. Here these are `gmacs`, and gflops = 2 gmacs.
 """
 
 import json
@@ -22,10 +22,12 @@ FLAGS = flags.FLAGS
 def main(names):
     if FLAGS.config is not None and names:
         raise UserError(f"give a model name or --config, not both: {' '.join(names)}.")
+    # Some flags describe a model by name; a config has keys for the same.
     for flag, key in (("block", "block"), ("image_size", "input_size")):
         if FLAGS.config is not None and FLAGS[flag].present:
             raise UserError(f"--{flag} is of a model name; of a --config set --config.model.{key}.")
     if FLAGS.config is not None:
+        # The row of a config is named by its file and argument.
         path, _, argument = FLAGS["config"].spec.partition(":")
         name = pathlib.Path(path).name + (argument and f":{argument}")
         rows = {name: models.count(FLAGS.config)}
@@ -34,7 +36,8 @@ def main(names):
     if FLAGS.json:
         print(json.dumps(rows if len(rows) > 1 else next(iter(rows.values()))))
         return
-    columns = {name: None for row in rows.values() for name in row}  # in order; not all have all
+    # Models have different counts, so the columns are the union, in order.
+    columns = {name: None for row in rows.values() for name in row}
     width = max(11, *map(len, rows))
     print(
         "  ".join([f"{'model':>{width}}", *(f"{name:>{max(len(name), 11)}}" for name in columns)])
@@ -46,6 +49,7 @@ def main(names):
 
 
 def _cell(value):
+    """Returns a count as text; '-' if a model does not have it."""
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,13 +1,14 @@
-"""A plot of the rows that `dit_jax.evaluate` wrote: curves of one measure, as wide as a column.
+"""A plot of rows that `dit_jax.evaluate` wrote: curves of one measure, as wide as a paper's column.
 
   python -m dit_jax.plot --rows 'runs/*/evaluations.jsonl' --x cfg_scale --y fid --out fid.png
   python -m dit_jax.plot --rows runs/dit/evaluations.jsonl --x steps --y fid --out steps.png
   python -m dit_jax.plot --rows runs/dit/evaluations.jsonl --x recall --y precision --out pr.png
 
 --x, --y and --where take names in a row or in its 'sample': fid, step (of training), steps (of
-sampling), cfg_scale, sampler, and 'workdir'. What else differs between the rows makes curves;
-several seeds are averaged. A measure against a measure is joined in the order of cfg_scale, which
-is written at its points; a measure against gmacs or params has its points named by their workdirs.
+sampling), cfg_scale, sampler, and 'workdir'. Rows that differ in any other value make separate
+curves; several seeds are averaged. A curve of one measure against another joins its points in
+the order of cfg_scale, which is written beside them. In a plot of a measure against gmacs or params
+the points are named by their workdirs.
 """
 
 from absl import flags
@@ -22,6 +23,7 @@ FLAGS = flags.FLAGS
 def main(_):
     out = FLAGS.out
     cli.check_out(out, (".png", ".svg"))
+    # --rows may be repeated, and each may have several patterns.
     patterns = [pattern for text in FLAGS.rows for pattern in text.split(",")]
     rows = plots.read(str(files.to_path(pattern, "--rows")) for pattern in patterns)
     for condition in FLAGS.where or ():

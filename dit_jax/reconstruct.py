@@ -1,8 +1,8 @@
-"""Images through a VAE and back: PSNR and KL, and a picture of both.
+"""Images encoded and decoded by a VAE: PSNR, L1 and KL, and a picture of the images in pairs.
 
   python -m dit_jax.reconstruct --config configs/imagenet256.py --vae runs/vae --num 5000
 
-The images are the first of the config's eval_split; where that is empty, of its train_split.
+The images are the first of the config's eval_split or, if that is empty, of its train_split.
 """
 
 import functools
@@ -24,7 +24,7 @@ from dit_jax.sampling import pictures
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-SHOWN = 16
+SHOWN = 16  # pairs in the picture, at most
 
 
 def reconstruct(
@@ -35,14 +35,17 @@ def reconstruct(
     dtype: str = "float32",
     progress: bool = False,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Means over `num` images, decoded from the posterior's mean, and a picture of the first.
+    """Returns means over `num` images, decoded from the posterior's mean, and a picture.
 
-    Args: batch_size, images at a time, per device.   dtype: of the VAE's activations.
+    Args:
+      batch_size: images at a time, per device.
+      dtype: of the VAE's activations.
     Returns: 'num_images', fewer than `num` if the split has fewer; 'psnr' (dB), 'l1' (pixels in
-      [-1, 1]), 'kl' (nats per image); [height, width, 3] uint8, each image beside its
-      reconstruction.
+      [-1, 1]), 'kl' (nats per image); and the picture [height, width, 3] uint8 of the first
+      images, each beside its reconstruction.
     Raises: ValueError if the VAE does not take the images.
     """
+    # The config's mesh is for training; here each device takes its own images.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     vae = latents.load_vae(vae_workdir, mesh, dtype)
     split = config.data.eval_split or config.data.train_split
@@ -50,17 +53,21 @@ def reconstruct(
     num, batch_size = min(num, len(source)), batch_size * mesh.size
     everywhere = sharding.replicated(mesh)
 
+    # Sums and images are replicated, so that every process has them.
     @functools.partial(jax.jit, out_shardings=everywhere)
     def measure(vae, batch):
         pixels = latents.pixels_from_image(batch["image"])
         mean, log_variance = latents.posterior(latents.encode(vae, batch["image"]))
         decoded = vae.model.apply({"params": vae.params}, mean, method="decode")
+        # Only the parts of the loss are used, so the weight of the KL does not matter.
         losses = objectives.autoencoder_loss(
             pixels, decoded, mean, log_variance, distance="l1", kl_weight=0.0
         )
+        # The last batch may repeat an image, with weight 0.
         sums = {name: jnp.sum(batch["weight"] * loss) for name, loss in losses.items()}
         return sums, latents.image_from_x_0(decoded[:SHOWN])
 
+    # The pictures come from the first batches, the sums from all.
     total, shown = {}, []
     rows = sharding.local_rows(mesh, batch_size)
     batches = loader.eval_batches(source, batch_size, rows, num)
@@ -74,6 +81,7 @@ def reconstruct(
     images = loader.gather(source, range(len(shown)))["image"]
     pairs = np.concatenate([images, shown], axis=2)
     picture = pictures.image_grid(pairs, pictures.grid_columns(len(pairs)))
+    # The loss calls its distance 'reconstruction'; here it is L1.
     row = {"psnr": means["psnr"], "l1": means["reconstruction"], "kl": means["kl"]}
     return {"num_images": num, **row}, picture
 

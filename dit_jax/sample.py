@@ -19,10 +19,12 @@ from dit_jax.sampling import generate, pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-NUM = 16  # images, of labels
+NUM = 16  # images by default, without --prompt
 
 
 def _write(out, images, labels):
+    """Writes the images as a PNG grid, or as an .npz with `labels`."""
+
     def write(file):
         if out.suffix == ".npz":
             np.savez(file, arr_0=images, **labels)
@@ -31,12 +33,13 @@ def _write(out, images, labels):
             Image.fromarray(pictures.image_grid(images, columns)).save(file, "PNG")
 
     try:
-        files.replace(out, write)
+        files.replace(out, write)  # whole or not at all
     except OSError as error:
         raise UserFileError(f"cannot write --out={out}: {error}") from error
 
 
 def main(_):
+    # The flags are checked before the model is loaded, which takes long.
     out = FLAGS.out
     cli.check_out(out, (".png", ".npz"))
     if FLAGS.columns and out.suffix == ".npz":
@@ -47,20 +50,20 @@ def main(_):
     trained = runs.load(**sampling_flags.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
-    asked = trained.request(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
+    request = trained.request(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
     images = generate.generate(
         trained.make_sample_fn(),
         trained.params,
-        asked,
+        request,
         FLAGS.seed,
         trained.mesh,
         trained.to_image,
         batch_size=FLAGS.batch_size,
         progress=sys.stderr.isatty(),
     )
-    if jax.process_index() == 0:
+    if jax.process_index() == 0:  # every process has all images, one writes them
         has_classes = trained.condition.has_classes
-        _write(out, images, {"label": asked.cond} if has_classes else {})
+        _write(out, images, {"label": request.cond} if has_classes else {})
     print(f"{len(images)} samples of step {trained.step}: {out}")
 
 

@@ -1,8 +1,8 @@
-"""Training: one jitted, donated step and one straight loop around it.
+"""Training: one jitted step that donates its state, and a plain loop around it.
 
   python -m dit_jax.train --config configs/digits.py --workdir runs/digits [--config.seed=1]
 
-Run the same command again and it resumes from the newest checkpoint.
+Run the same command again to resume from the newest checkpoint.
 """
 
 import contextlib
@@ -27,14 +27,16 @@ FLAGS = flags.FLAGS
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.TrainState:
-    """Trains to config.total_steps, continuing from the newest checkpoint in the workdir.
+    """Trains to config.total_steps, from the newest checkpoint in the workdir if there is one.
 
-    Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ there.
-    Raises: ValueError, OSError or FloatingPointError with the way out; checkpoints stay intact.
-      stopping.Stopped at SIGTERM or Ctrl-C, after it has saved.
+    Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ there. Returns the last state.
+    Raises: ValueError, OSError or FloatingPointError, with what to do; checkpoints stay intact.
+      stopping.Stopped after SIGTERM or Ctrl-C, once the step is saved.
     """
+    # Output in the run's own image folder would become images of the next run.
     sources.check_outside(config, workdir)
-    here = files.Directory(workdir) if workdir.is_dir() else None
+    directory = files.Directory(workdir) if workdir.is_dir() else None
+    # The data and the frozen networks complete the config, so the program is made after them.
     train_source = latents.open_split(config, "train")
     mesh = sharding.make_mesh(config.mesh)
     config, frozen = latents.load_frozen(config, mesh, train_source.metadata)
@@ -49,13 +51,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         return every and step % every == 0
 
     with contextlib.ExitStack() as stack:
-        # Else a workdir that was moved meanwhile would be begun anew.
-        sharding.in_every_process(lambda: here and here.check())
+        # Opening the data took a while: a workdir that was moved meanwhile must not be made anew.
+        sharding.in_every_process(lambda: directory and directory.check())
         lock = stack.enter_context(workdirs.claim(workdir, config))
-        # Before the manager, so out after it: a second SIGTERM must not end the last checkpoint's
-        # writing.
+        # Entered before the checkpoint manager and so left after it: a second SIGTERM must not
+        # interrupt the writing of the last checkpoint.
         notice = "ending this step, then saving."
         signals = stack.enter_context(stopping.Deferring(notice))
+        # The state comes from the newest checkpoint that can be read, or is new.
         splits = {"train": train_source} | ({"eval": eval_source} if eval_source else {})
         data_record = identity.check_splits(splits, workdir)
         manager = stack.enter_context(checkpoint.open_manager(workdir, config))
@@ -69,6 +72,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
             logger.info("resuming from checkpoint %d", first_step)
         log_summary(program, train_source.class_names)
 
+        # The data go on with the batch after the checkpoint's.
         rows = sharding.local_rows(program.mesh, config.batch_size)
         batches = loader.TrainIterator(train_source, config, rows, data_state)
         step_fn = programs.compile_train_step(program)
@@ -78,6 +82,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         if config.sample_every_steps:
             source = eval_source or train_source
             draw = program.task.compile_picture(frozen, source)
+        # What is measured while training, with its interval. Distances measured with other
+        # settings are not comparable, so a change of settings is logged.
         measured, measured_by = [(evaluate, config.eval_every_steps)] if evaluate else [], {}
         if "fid" in config and config.fid.every_steps:
             distance, measured_by = sample_distance.compile_distance(program.task, frozen)
@@ -87,25 +93,29 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
                 name = sample_distance.training_name(config)
                 logger.warning("%s is measured otherwise from here: %s", name, "; ".join(changes))
         keeper = best.Best(workdir, config, data_record, measured_by)
+        # Only steps that are still to come can be profiled.
         profile = range(0)
         if config.profile_start_step > first_step:
             start = config.profile_start_step
             profile = range(start, start + config.profile_num_steps)
         elif config.profile_start_step:
             logger.warning("step %d is done, so it is not profiled", config.profile_start_step)
-        workdirs.write_config(workdir, config)  # all of it is good: the run begins
+        # Everything has been checked, so the run begins.
+        workdirs.write_config(workdir, config)
         workdirs.write_data(workdir, data_record)
-        trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with all the rest
+        trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with the rest
         writer = stack.enter_context(metric_log.MetricWriter(workdir, first_step))
-        # What a resumed run reports first is the mean of all steps since the report before.
+        # A resumed run's first means include the steps between the last report and the checkpoint.
         window = (data_state or {}).get("window")
         if window is None and first_step % config.log_every_steps:
             logger.info("the next means are of the steps after %d alone", first_step)
         progress = stack.enter_context(
             metric_log.Progress(first_step, total_steps, config.batch_size, window)
         )
+        # An error in the loop then tells what is saved.
         same_data = "a run goes on with the data that it began with"
         stack.enter_context(stopping.telling(lambda: f"{_tell(workdir)}; {same_data}"))
+        # The host runs ahead of the devices: it dispatches steps, and fetches their scalars later.
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
             if profile and step == profile[0]:
@@ -113,14 +123,16 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
             state, scalars = step_fn(
                 state, sharding.put_batch(program.mesh, next(batches)), key, frozen
             )
-            progress.append(scalars)
+            progress.append(scalars)  # raises if an earlier step was not finite
             if profile and step == profile[-1]:
+                # Pausing waits for the steps, so the trace is complete.
                 with progress.paused():
                     trace.close()
             if due(step, config.log_every_steps) or last:
-                lock.check_together()
+                lock.check_together()  # nothing is written if the workdir was moved
                 writer.scalars(step, progress.report())
-                checkpoint.check_for_errors(manager)
+                checkpoint.check_for_errors(manager)  # a checkpoint is written in the background
+            # Measures and pictures use the EMA parameters.
             for measure, every in measured:
                 if not (due(step, every) or last):
                     continue
@@ -135,23 +147,25 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
                     picture = draw(state.ema_params)
                 lock.check_together()
                 writer.image(step, "samples", picture)
+            # Several processes must stop at the same step, so JAX chooses it for all.
             stop = manager.reached_preemption(step) if jax.process_count() > 1 else signals.received
+            # Pausing checks the steps, so a state that is not finite is never saved.
             if due(step, config.checkpoint_every_steps) or last or stop:
-                with progress.paused():  # and checked: a state that is not finite is never saved
+                with progress.paused():
                     lock.check_together()
                     data_state = {**batches.state(), "window": progress.window()}
                     data_state |= {"data": data_record, "measured_by": measured_by}
                     checkpoint.save(manager, step, state, data_state, config)
             if stop:
                 break
-    if step < total_steps:  # and the checkpoint is written
-        number = signals.received or signal.SIGTERM  # that another process has received
+    if step < total_steps:  # stopped; leaving the stack has written the checkpoint
+        number = signals.received or signal.SIGTERM  # None if another process received it
         raise stopping.Stopped(number, f"step {step} is saved in {workdir}")
     return state
 
 
 def log_summary(program: programs.Program, class_names: Sequence[str] | None = None) -> None:
-    """What will run, where: one line each for devices, model, classes with names, batch."""
+    """Logs what will run, and where: a line each for devices, model, classes with names, batch."""
     config, mesh = program.config, program.mesh
     device, processes = mesh.devices.flat[0], jax.process_count()
     logger.info(
@@ -176,7 +190,7 @@ def log_summary(program: programs.Program, class_names: Sequence[str] | None = N
 
 
 def _tell(workdir):
-    """What is kept of a run, in words."""
+    """Returns what is kept of a run, in words for a message."""
     steps = workdirs.saved_steps(workdir)
     return f"step {steps[-1]} is kept in {workdir}" if steps else "no step is saved yet"
 

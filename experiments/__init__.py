@@ -1,1 +1,1 @@
-"""Questions, one folder each, and `experiments.scaling`, the tool that studies of scaling share."""
+"""Experiments, one folder per question, and `scaling`, the tool that scaling studies share."""

@@ -1,7 +1,7 @@
-"""What a network is conditioned on: labels, hashed words of captions, a frozen encoder's context.
+"""Conditions of a network: class labels, hashed words of captions, outputs of a frozen encoder.
 
-`build` makes the condition of a config once. It knows what of a record is read, what a request of
-images is made of, and what a network takes.
+`build` makes the `Condition` of a config. It names the annotations that are read from the data,
+turns flags into a request of images, and encodes the conditions for the network.
 """
 
 from dit_jax.conditions.captions import Captions

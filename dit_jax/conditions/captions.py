@@ -1,4 +1,4 @@
-"""Captions: hashed words that the model's own encoder reads, or a frozen encoder's context."""
+"""Conditions on captions: hashed words for a trained encoder, or outputs of a frozen encoder."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,14 +17,15 @@ from dit_jax.models import conditioning
 
 
 class Captions(Condition):
-    """A caption of each image, as token ids [M] int32."""
+    """A condition on one caption of each image, as token ids [M] int32."""
 
     flag = "prompt"
     feature = "tokens"
+    # Captions need no class embedding, and the empty caption is their null condition.
     unused_keys = ("num_classes", "null_condition")
 
     def make_tokenizer(self) -> Callable[[Sequence[str]], np.ndarray]:
-        """Returns the function from captions to the ids [n, M] int32 that the model reads."""
+        """Returns the tokenizer, a function from n captions to ids [n, M] int32."""
         raise NotImplementedError
 
     def annotations(self):
@@ -42,7 +43,10 @@ class Captions(Condition):
         return Annotations(None, "captions", count, self.make_tokenizer())
 
     def _count_stored(self, features, place):
-        """The captions of each record of moments.   Raises: ValueError if there are none."""
+        """Returns how many captions each record of moments holds.
+
+        Raises: ValueError if the records hold none.
+        """
         if "captions" not in features:
             raise UserError(
                 f"{place} holds no captions, which model.condition="
@@ -52,7 +56,7 @@ class Captions(Condition):
         return features["captions"].shape[0]
 
     def load_null(self, encoder):
-        return self.request([""]).cond[0]
+        return self.request([""]).cond[0]  # the empty caption
 
     def null(self, kept):
         return kept
@@ -65,21 +69,28 @@ class Captions(Condition):
     def from_flags(self, num, labels="", prompts=(), negative="", seed=0, names=None):
         if labels:
             raise UserError(f"--labels={labels}: this model takes captions, as --prompt.")
+        # Without a prompt the images are drawn for the empty caption.
         prompts = list(prompts) or [""]
         if num < len(prompts):
             raise UserError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
+        # The prompts get equal blocks of the images, in their order.
         return self.request([prompts[i * len(prompts) // num] for i in range(num)], negative)
 
     def split_flags(self, labels, prompts):
         return [(labels, [prompt]) for prompt in prompts if prompt]
 
     def draw(self, kind, num, seed, open_source):
-        """Drawn without repetition as long as there are enough; 'balanced' ones are the first."""
+        """Returns the captions of `num` images, drawn by the seed, or with 'balanced' the first.
+
+        An image repeats only after all the others were used.
+        """
         source = open_source()
+        # An image has `views` records in a row: itself first, then perhaps its mirror.
         count = len(source) // source.views
         index = np.arange(num) % count
         if kind == "random":
             rng = np.random.default_rng(seed)
+            # Whole permutations: every image is used once before any is used again.
             index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
         return self.request([source.captions(source.views * i)[0] for i in index])
 
@@ -97,9 +108,10 @@ class Captions(Condition):
 
 
 class Tokens(Captions):
-    """Hashed words, which a text encoder of the model's own reads; it is trained along."""
+    """Hashed words, read by a text encoder that is part of the model and is trained with it."""
 
     description = "captions, by an encoder that is trained along"
+    # Both models must hash words to the same ids, and take rows of the same length.
     shared_keys = (*Condition.shared_keys, "text_vocab_size", "text_length")
 
     def make_tokenizer(self):
@@ -108,15 +120,16 @@ class Tokens(Captions):
 
     @staticmethod
     def encode(model, params, encoder, cond, mesh):
-        if cond.ndim == 3:
+        if cond.ndim == 3:  # [B, M, D]: encoded already
             return cond
         return models.bind(conditioning.encoder(model), params["text_encoder"], mesh)(cond)
 
 
 class Context(Captions):
-    """What the frozen text encoder of `config.text` makes of a caption, [M, D].
+    """The outputs [M, D] of the frozen text encoder of `config.text` for a caption.
 
-    With `config.text.stored` it is read from the records of moments, f16.
+    With `config.text.stored` they are read in f16 from the records of moments. Otherwise each step
+    computes them from token ids.
     """
 
     description = "captions, by a frozen encoder"
@@ -142,6 +155,8 @@ class Context(Captions):
                 f"{place} holds no text encoder's outputs: encode with text.stored, or set "
                 "it to False."
             )
+        # Another encoder's outputs may have the same shape, so digests are compared. An empty one
+        # is not known yet: `resolve` fills it in.
         recorded = metadata.get("text_encoder_digest", "")
         digest, size = self.config.text.encoder_digest, self.config.model.context_size
         if recorded and digest not in ("", recorded):
@@ -155,6 +170,7 @@ class Context(Captions):
                 f"{place} holds context {shape} of each image, but the model was built for "
                 f"model.context_size={size}."
             )
+        # No tokenizer: the stored outputs are read instead of the captions.
         return Annotations(None, "captions", count, context=True)
 
     def load_encoder(self, mesh, dtype=None):
@@ -162,6 +178,7 @@ class Context(Captions):
 
     def resolve(self, recorded, mesh):
         config = self.config.copy_and_resolve_references()
+        # `load` then refuses any encoder but the one whose outputs are stored.
         if self.stored and "text_encoder_digest" in recorded:
             config.text.encoder_digest = recorded["text_encoder_digest"]
         encoder = text_encoder.load(config, mesh)
@@ -170,14 +187,16 @@ class Context(Captions):
 
     def load_null(self, encoder):
         null = super().load_null(encoder)
+        # In f16, like the stored outputs that it replaces at random.
         return encoder(null[None]).astype(jnp.float16)[0] if self.stored else null
 
     def apply_frozen(self, encoder, cond):
-        # Stored in f16, as the null condition is that replaces some of them.
+        # Stored outputs are f16; the network takes f32.
         return cond.astype(jnp.float32) if self.stored else encoder(cond)
 
     @staticmethod
     def encode(model, params, encoder, cond, mesh):
+        # Stored outputs come as [B, M, D], token ids as [B, M].
         return cond if cond.ndim == 3 else encoder(cond)
 
     def make_batch(self, rows, rng):

@@ -1,4 +1,4 @@
-"""What every kind of condition can do, from a record of the data to a network's argument."""
+"""The interface of a condition, from a record of the data to the network's argument."""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -17,20 +17,20 @@ from dit_jax.data.annotations import Annotations
 
 
 class Condition(abc.ABC):
-    """What a noise predictor is conditioned on, by `config.model.condition`.
+    """A kind of condition of a noise predictor, chosen by `config.model.condition`.
 
-    A new kind is a subclass, a row of `conditions.KINDS`, and what the networks make of it in
+    To add a kind, write a subclass, a row of `conditions.KINDS`, and the network's part in
     `models.conditioning`.
     """
 
-    flag: ClassVar[str]  # of commands, that requests it
-    description: ClassVar[str]  # in the summary of a run
-    needs_encoder: ClassVar[bool] = False  # the frozen text encoder of config.text
-    has_classes: bool = False  # images have labels, to be kept with samples
-    # Keys of config.model that two models must share to take the same arrays.
+    flag: ClassVar[str]  # name of the commands' flag for it, without the dashes
+    description: ClassVar[str]  # for the summary in a run's log
+    needs_encoder: ClassVar[bool] = False  # whether it uses the frozen text encoder of config.text
+    has_classes: bool = False  # whether images have class labels, which are saved with samples
+    # Keys of config.model in which two models must agree to take the same arrays.
     shared_keys: ClassVar[tuple[str, ...]] = ("condition", "num_classes", "context_size")
 
-    # Keys of config.model that have no part in what the network computes.
+    # Keys of config.model that do not change what the network computes.
     unused_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigDict):
@@ -39,54 +39,69 @@ class Condition(abc.ABC):
     @property
     @abc.abstractmethod
     def feature(self) -> str:
-        """The name of its array in a batch."""
+        """Name of the condition's array in a batch."""
 
     @abc.abstractmethod
     def annotations(self) -> Annotations:
-        """Returns what is read of the records of images.
+        """Returns the annotations to read from the records of images.
 
-        Raises: ValueError for a config that does not say where it is in the data.
+        Raises: ValueError if the config does not name the feature that holds them, or
+          `data.captions_per_image` is below 1.
         """
 
     @abc.abstractmethod
     def stored_annotations(self, features: Mapping, metadata: dict, place: object) -> Annotations:
-        """Returns what is read of the records of moments.
+        """Returns the annotations to read from the records of moments.
 
-        Args: features, of the TFDS dataset.   metadata: that `dit_jax.encode` recorded.
-          place: of the dataset, for errors.
-        Raises: ValueError if they do not hold it.
+        Args:
+          features: the features of the TFDS dataset.
+          metadata: what `dit_jax.encode` recorded.
+          place: the dataset's directory, for errors.
+        Raises: ValueError if the records lack the annotations, or hold ones that do not fit the
+          config.
         """
 
     def of_batch(self, batch: dict, records: dict | None = None) -> jax.Array:
-        """Returns a batch's conditions [B, ...]; looked up in records by the batch's numbers."""
+        """Returns the conditions [B, ...] of a batch.
+
+        Args: records, all arrays by name, for a batch that holds only numbers of records.
+        """
+        # With latents.source=device a batch holds numbers of records that are on the devices.
         if "record" in batch:
             return records[self.feature][batch["record"]]
         return batch[self.feature]
 
     def load_null(self, encoder: TextEncoder | None) -> np.ndarray | jax.Array | None:
-        """Returns the null condition of a batch, where it is an array that is to be kept."""
+        """Returns the null condition [...] if it is an array to keep on the devices, else None."""
         return None
 
     def load_encoder(self, mesh: jax.sharding.Mesh, dtype: str | None = None) -> TextEncoder | None:
-        """Loads the frozen text encoder, if it needs one.   Raises: as `text_encoder.load`."""
+        """Loads the frozen text encoder; returns None if the condition needs none.
+
+        Args: dtype, of its activations; None is the model's.
+        Raises: as `text_encoder.load`.
+        """
         return None
 
     def resolve(
         self, recorded: dict, mesh: jax.sharding.Mesh
     ) -> tuple[ConfigDict, TextEncoder | None]:
-        """Returns the config with the frozen encoder's digest, and the encoder, if it needs one.
+        """Returns the config completed by the frozen encoder's digest, and the encoder or None.
 
-        Args: recorded, the moments' metadata, which names the encoder of stored captions.
-        Raises: as `text_encoder.load`, if it is not that one.
+        Args: recorded, the moments' metadata, with the digest of the encoder of stored captions.
+        Raises: as `text_encoder.load`, also for an encoder with another digest.
         """
         return self.config, None
 
     @abc.abstractmethod
     def null(self, kept: jax.Array | None) -> jax.Array | int:
-        """Returns the null condition of a batch.   Args: kept, what `load_null` returned."""
+        """Returns the null condition, a class or an array like one row of a batch.
+
+        Args: kept, the result of `load_null`, on the devices.
+        """
 
     def apply_frozen(self, encoder: TextEncoder | None, cond: jax.Array) -> jax.Array:
-        """Returns what a frozen encoder makes of a batch's conditions; without one, themselves."""
+        """Applies the frozen encoder to a batch's conditions; without one returns them as is."""
         return cond
 
     @staticmethod
@@ -98,15 +113,17 @@ class Condition(abc.ABC):
         cond: jax.Array,
         mesh: jax.sharding.Mesh,
     ) -> jax.Array:
-        """Returns a request's conditions as the model takes them, to be computed once for all its
-        calls."""
+        """Returns the conditions of a request [B, ...] encoded for the model.
+
+        A sampler encodes them once and uses the result in all its calls of the network.
+        """
 
     @abc.abstractmethod
     def request(self, captions: Sequence[str], negative: str = "") -> Request:
-        """Returns the request of captions, which guidance leads away from `negative`.
+        """Returns the request for images of these captions; guidance leads away from `negative`.
 
-        Raises: ValueError for a model that takes none; FileNotFoundError without the tokeniser's
-          file.
+        Raises: ValueError if the model takes no captions; FileNotFoundError if the tokenizer's
+          file is missing.
         """
 
     @abc.abstractmethod
@@ -119,44 +136,46 @@ class Condition(abc.ABC):
         seed: int = 0,
         names: Sequence[str] | None = None,
     ) -> Request:
-        """Returns the request of a command's flags, of `num` images.
+        """Returns the request for `num` images that a command's flags describe.
 
-        Args: names, of the classes, where they are known.
-        Raises: ValueError for flags of another condition, or values that it does not know.
+        Args:
+          seed: draws random labels.
+          names: of the classes, if they are known.
+        Raises: ValueError for flags of another condition, or for unknown values.
         """
 
     @abc.abstractmethod
     def split_flags(self, labels: str, prompts: Sequence[str]) -> list[tuple[str, list[str]]]:
-        """Returns the (labels, prompts) of each condition that the flags name."""
+        """Returns a (labels, prompts) pair for each condition that the flags name."""
 
     @abc.abstractmethod
     def draw(
         self, kind: str, num: int, seed: int, open_source: Callable[[], sources.Source]
     ) -> Request:
-        """Returns a request of `num` conditions, 'random' by the seed or 'balanced'.
+        """Returns a request with `num` drawn conditions, 'random' by the seed or 'balanced'.
 
-        Args: open_source() opens the data that captions are of.
+        Args: open_source, which opens the data whose captions are drawn.
         """
 
     @abc.abstractmethod
     def draw_for_picture(self, num: int, open_source: Callable[[], sources.Source]) -> Request:
-        """Returns the request of the picture that is drawn while training."""
+        """Returns the request for the picture that is drawn while training."""
 
     def describe(self, request: Request) -> dict:
-        """Returns what the row of an evaluation says of its request."""
+        """Returns the keys that describe the request in the row of an evaluation."""
         return {}
 
     @abc.abstractmethod
     def make_example(self, num: int) -> Request:
-        """Returns a request of any `num` conditions."""
+        """Returns a request for `num` images with arbitrary conditions."""
 
     @abc.abstractmethod
     def make_batch(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Returns its array in a batch of any conditions."""
+        """Returns the condition's array in a batch with arbitrary conditions."""
 
 
 def drop(key: jax.Array, cond: jax.Array, prob: float, null: jax.Array | int) -> jax.Array:
-    """Replaces rows of cond [B, ...] by null [...], each with the probability."""
+    """Replaces each row of cond [B, ...] by null [...], with probability `prob`."""
     dropped = jax.random.bernoulli(key, prob, cond.shape[:1])
-    dropped = dropped.reshape(-1, *(1,) * (cond.ndim - 1))
+    dropped = dropped.reshape(-1, *(1,) * (cond.ndim - 1))  # [B, 1, ...]: whole rows are replaced
     return jnp.where(dropped, jnp.asarray(null, cond.dtype)[None], cond)

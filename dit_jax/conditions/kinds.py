@@ -1,4 +1,4 @@
-"""The condition of a config: `build` makes it, once."""
+"""The kinds of conditions by name, and the condition of a config."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ KINDS: dict[str, type[Condition]] = {"label": Labels, "tokens": Tokens, "context
 
 
 def build(config: ConfigDict) -> Condition:
-    """Returns the condition of a config's model; of a VAE, which has none, `Labels`.
+    """Returns the condition of a config's model; `Labels` for a VAE, which has no condition.
 
     Raises: ValueError for an unknown `config.model.condition`.
     """
@@ -33,17 +33,18 @@ def encode(
     cond: jax.Array,
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-    """Returns a condition [B, ...] as the model takes it, computed once for all its calls."""
+    """Returns conditions [B, ...] encoded for the model, once for all its calls."""
+    # Callers have the model alone, such as a guide, so its own field decides.
     return KINDS[model.condition].encode(model, params, encoder, cond, mesh)
 
 
 def open_images(config: ConfigDict, split: str, labels: bool = True) -> sources.Source:
-    """Opens the images of one split of `config.data`, with the conditions of the config's model.
+    """Opens the images of one split of `config.data`, with the annotations that the model needs.
 
-    Args: labels, False for images without classes, whatever the config's model takes.
+    Args: labels, False to ignore classes, whatever the config's model takes.
     Raises: as `sources.open_images` and `Condition.annotations`.
     """
     annotations = build(config).annotations()
     if not labels:
-        annotations = dataclasses.replace(annotations, num_classes=None)
+        annotations = dataclasses.replace(annotations, num_classes=None)  # any label is accepted
     return sources.open_images(config, split, annotations)

@@ -1,4 +1,4 @@
-"""Class labels: read from the data, parsed from flags, drawn."""
+"""The condition on class labels: read from the data, parsed from flags, or drawn."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from dit_jax.system import files
 
 
 class Labels(Condition):
-    """A class of each image; without classes every label is 0."""
+    """A condition on the class of each image; without classes every label is 0."""
 
     flag = "labels"
     description = "labels"
@@ -27,7 +27,8 @@ class Labels(Condition):
         return bool(self.num_classes)
 
     def annotations(self):
-        # A VAE has no such key. Captions are stored by dit_jax.encode, for another model.
+        # A VAE's config has no num_classes. Captions are read for dit_jax.encode, which stores
+        # them for another model.
         num_classes = self.config.model.get("num_classes") or None
         feature = self.config.data.caption_feature
         if not feature:
@@ -43,11 +44,11 @@ class Labels(Condition):
         return Annotations(self.num_classes or None)
 
     def null(self, kept):
-        return self.num_classes
+        return self.num_classes  # the class after the last one
 
     @staticmethod
     def encode(model, params, encoder, cond, mesh):
-        return cond
+        return cond  # the network embeds labels itself
 
     def request(self, captions, negative=""):
         raise UserError("model.condition='label': this model takes labels, not captions.")
@@ -60,6 +61,7 @@ class Labels(Condition):
         return from_labels(parsed, self.num_classes)
 
     def split_flags(self, labels, prompts):
+        # Without classes all labels are 0, so no flag is needed.
         labels = labels if labels or self.num_classes else "0"
         return [(label, list(prompts)) for label in labels.split(",") if label]
 
@@ -67,6 +69,7 @@ class Labels(Condition):
         return from_labels(draw_labels(kind, num, self.num_classes, seed), self.num_classes)
 
     def draw_for_picture(self, num, open_source):
+        # Equal blocks, so that images of one class are neighbours in the picture.
         return from_labels(np.arange(num) * self.num_classes // num, self.num_classes)
 
     def make_example(self, num):
@@ -78,7 +81,10 @@ class Labels(Condition):
 
 
 def count_captions(config) -> int:
-    """Returns `data.captions_per_image`.   Raises: ValueError below 1."""
+    """Returns `data.captions_per_image`.
+
+    Raises: ValueError if it is below 1.
+    """
     count = config.data.captions_per_image
     if count < 1:
         raise UserError(f"data.captions_per_image={count} must be at least 1.")
@@ -86,16 +92,16 @@ def count_captions(config) -> int:
 
 
 def from_labels(labels: Sequence[int], num_classes: int) -> Request:
-    """Returns the request of the classes [N], which guidance leads away from the null class."""
+    """Returns the request for images of classes [N]; guidance leads away from the null class."""
     labels = np.asarray(labels, np.int32)
     return Request(labels, np.full_like(labels, num_classes))
 
 
 def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndarray:
-    """[num] int32: 'random' ones by the seed, as published numbers have them, or 'balanced'.
+    """Returns labels [num] int32: 'random' by the seed, or 'balanced'.
 
-    Balanced labels take turns, so that every part of the samples has all classes alike. Without
-    classes all are 0.
+    Published measures use random labels. Balanced labels cycle through the classes, so that every
+    part of the samples has all classes equally often. Without classes all labels are 0.
     """
     if kind == "balanced":
         return (np.arange(num) % (num_classes or 1)).astype(np.int32)
@@ -105,11 +111,11 @@ def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndar
 def parse_labels(
     text: str, num: int, num_classes: int, seed: int = 0, names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """[num] int32 labels: the comma-separated ones, repeated in blocks of equal size.
+    """Returns labels [num] int32 from comma-separated classes, each repeated in an equal block.
 
-    An empty text means all classes; 'random', each uniformly drawn by the seed.
-    Args: names, of the classes, which may stand for their numbers.
-    Raises: ValueError for a label that is no class, or that may be two.
+    An empty text means all classes. 'random' draws each label uniformly by the seed.
+    Args: names, of the classes; a name may stand for its number.
+    Raises: ValueError for a label that is no class, or that could be two.
     """
     names, count = list(names or ()), num_classes or 1
     if text == "random" and text in names:
@@ -119,8 +125,10 @@ def parse_labels(
         )
     if text == "random":
         return draw_labels("random", num, num_classes, seed)
+    # A name may have commas, so a text that is a name is not split.
     parts = [text] if {text, text.removeprefix("name:")} & {*names} else text.split(",")
     labels = [parse_label(part, count, names) for part in parts] if text else range(count)
+    # Classes that are named must all be drawn; of "all classes" some may be left out.
     if num < 1 or (text and num < len(labels)):
         shown = text or f"all {count}"
         raise UserError(f"--num={num} must be at least {len(labels) if text else 1}: {shown}.")
@@ -128,25 +136,29 @@ def parse_labels(
 
 
 def parse_label(text: str, num_classes: int, names: Sequence[str] | None = None) -> int:
-    """The class of a number or, where classes have names, of a name.
+    """Returns the class that a number or, where classes have names, a name stands for.
 
-    Where a text could be both, of two classes, 'name:2' or 'number:2' says which it is.
+    A text may be the name of one class and the number of another. Then 'name:2' or 'number:2'
+    says which class is meant.
     Raises: ValueError for a text that is no class, or that could be two.
     """
     names, (kind, _, rest) = list(names or ()), text.partition(":")
+    # A class may be named 'name:x' itself; then the text is that name.
     kind, text = (kind, rest) if kind in ("name", "number") and text not in names else ("", text)
+    # num_classes stands for "no number"; a number of ten digits or more is no class.
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else num_classes
-    found = {}
+    match = {}
     if kind != "number" and text in names:
-        found["name"] = names.index(text)
+        match["name"] = names.index(text)
     if kind != "name" and number < num_classes:
-        found["number"] = number
-    if len({*found.values()}) == 1:
-        return next(iter(found.values()))
+        match["number"] = number
+    # Name and number may agree, where classes are named by their numbers.
+    if len({*match.values()}) == 1:
+        return next(iter(match.values()))
     shown = files.printable(text)
-    if found:
+    if match:
         raise UserError(
-            f"--labels: {shown} is the name of class {found['name']}, and the number of the class "
+            f"--labels: {shown} is the name of class {match['name']}, and the number of the class "
             f"'{files.printable(names[number])}': write name:{shown} or number:{shown}."
         )
     known = f", named {files.list_some(names)}" if names else ""

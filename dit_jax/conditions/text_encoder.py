@@ -1,4 +1,4 @@
-"""The frozen text encoder of a run, from its workdir."""
+"""The frozen text encoder of a run, loaded from its workdir."""
 
 import pathlib
 
@@ -14,19 +14,22 @@ from dit_jax.workdirs import checkpoint, digests
 
 @struct.dataclass
 class TextEncoder:
-    """A frozen encoder; a tree of its parameters, so that jitted functions take it."""
+    """A frozen text encoder; a pytree of its parameters, so that jitted functions take it."""
 
     params: dict
     model: nn.Module = struct.field(pytree_node=False)
     digest: str = struct.field(pytree_node=False)  # of the parameters
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [B, M] to [B, M, D] f32."""
+        """Encodes token ids [B, M] as [B, M, D] f32."""
         return self.model.apply({"params": self.params}, tokens)
 
 
 def get_workdir(config: ConfigDict) -> pathlib.Path:
-    """Where the frozen text encoder is.   Raises: ValueError if the config does not say."""
+    """Returns the workdir of the frozen text encoder.
+
+    Raises: ValueError if `text.encoder` is empty.
+    """
     if not config.text.encoder:
         raise UserError(
             "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
@@ -39,8 +42,8 @@ def load(config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None) 
     """Loads the frozen encoder of `config.text`, replicated over the mesh.
 
     Args: dtype, of its activations; None is the model's.
-    Raises: as `checkpoint.load_model`; ValueError for an encoder of another width, or another one
-      than `config.text.encoder_digest`, if that says which.
+    Raises: as `checkpoint.load_model`; ValueError for an encoder whose width is not
+      `model.context_size`, or whose digest is not `text.encoder_digest`, if that is set.
     """
     workdir = get_workdir(config)
     model, params = checkpoint.load_model(workdir, mesh, dtype or config.model.dtype, "clip")
@@ -50,6 +53,7 @@ def load(config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None) 
             f"model.context_size={config.model.context_size}."
         )
     digest = digests.digest(params)
+    # An empty digest accepts any encoder: a new run fills it in.
     if config.text.encoder_digest not in ("", digest):
         raise UserError(
             f"text.encoder={workdir} has digest {digest}, but text.encoder_digest="

@@ -1,1 +1,1 @@
-"""A command's words and its config: read strictly, each number held to its range."""
+"""Command-line arguments and configs: parsed strictly, with every number checked for its range."""

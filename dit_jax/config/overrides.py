@@ -1,4 +1,4 @@
-"""The config of a command: the file that --config names, and the keys that the command sets."""
+"""Config of a command: loads the file that --config names and applies --config.KEY=VALUE."""
 
 import ast
 import functools
@@ -17,17 +17,19 @@ from dit_jax.config import sizes
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
-MODULE = "dit_jax_config_file"  # the name that a config file is imported by
+MODULE = "dit_jax_config_file"  # the module name under which a config file is imported
 
 
 def load(spec: str) -> ConfigDict:
-    """Calls `get_config` of a config file, and locks what it returns.
+    """Loads a config: calls `get_config` of a config file and locks the result.
 
-    Args: spec, FILE or FILE:ARG; ARG goes to `get_config`.
-    Raises: OSError without such a file; ValueError for one that is no config, for an argument that
-      it does not take, or as `get_config`. Another bug of the file raises what it raises.
+    Args:
+      spec: FILE or FILE:ARG; ARG is passed to `get_config`.
+    Raises: OSError if the file does not exist; ValueError if it is no config or does not take the
+      argument, or as `get_config`. Other bugs in the file keep their exceptions.
     """
-    files.to_path(spec, "--config")  # a remote one has a colon too
+    # Refuses remote paths; it takes the whole spec because "gs://..." has a colon too.
+    files.to_path(spec, "--config")
     name, colon, argument = spec.partition(":")
     path = files.to_path(name, "--config")
     if not path.is_file():
@@ -38,6 +40,7 @@ def load(spec: str) -> ConfigDict:
             f"--config={name} must be a Python file with a function get_config, such as "
             "configs/default.py. A run's config.json is none: its command has the config."
         )
+    # Typical mistakes in a config raise these exceptions; they get an error without a traceback.
     try:
         get_config = _import(path).get_config
         arguments = [argument] * bool(colon)
@@ -51,15 +54,16 @@ def load(spec: str) -> ConfigDict:
             "ConfigDict, such as that of configs/default.py."
         )
     expand_paths(config)
-    return config.lock()
+    return config.lock()  # so that an unknown key is an error, not a new key
 
 
 def _import(path):
+    """Imports a config file as MODULE.   Raises: ValueError if it has no get_config."""
     spec = importlib.util.spec_from_file_location(
         MODULE, path, loader=SourceFileLoader(MODULE, str(path))
     )
     module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module  # dataclasses look their module up
+    sys.modules[MODULE] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config={path} has no function get_config: is it a config?")
@@ -67,7 +71,13 @@ def _import(path):
 
 
 def _check_signature(name, get_config, arguments):
-    """Raises: ValueError if get_config does not take what follows the colon, or needs it."""
+    """Raises a ValueError if get_config does not take these arguments.
+
+    Args:
+      name: the config file, for the message.
+      arguments: the text after the colon in --config, or nothing.
+    """
+    # Checked before the call, because a TypeError of the call may be a bug inside get_config.
     signature = inspect.signature(get_config)
     try:
         signature.bind(*arguments)
@@ -78,10 +88,17 @@ def _check_signature(name, get_config, arguments):
 
 
 def _explained(error, path, argument):
-    """The error of a config file as a message with its line; itself, if it is another bug."""
+    """Returns the UserError, with file and line, for an exception raised by a config file.
+
+    Other bugs are returned unchanged, so that they keep their traceback.
+
+    Args:
+      argument: the text after the colon in --config.
+    """
     if isinstance(error, SyntaxError):
         return UserError(f"{error.filename}:{error.lineno}: {error.msg}.")
     frames = traceback.extract_tb(error.__traceback__)
+    # The innermost line in the config itself: the frames below it belong to libraries.
     line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), 0)
     if isinstance(error, ImportError):
         return UserError(
@@ -90,18 +107,22 @@ def _explained(error, path, argument):
         )
     if isinstance(error, KeyError) and error.args == (argument,):
         return UserError(f"--config={path} does not know the argument {argument!r}.")
+    # ml_collections raises for an unknown key; its errors may be wrapped in each other.
     if "ml_collections" not in pathlib.Path(frames[-1].filename).parts:
         return error
     while isinstance(error.args[0], Exception):
         error = error.args[0]
-    first, _, rest = str(error.args[0]).partition(" Other fields present")  # all; then near ones
+    # The message lists all fields, then similar ones. Only the similar ones help.
+    first, _, rest = str(error.args[0]).partition(" Other fields present")
     hint = rest.strip().splitlines()[-1:] if "Did you mean" in rest else []
     return UserError("\n".join([f"{path}:{line}: {first}", *hint]))
 
 
 def expand_paths(config: ConfigDict, prefix: str = "config.") -> None:
-    """Expands `~` in the config's texts; none but paths begin with it.
+    """Expands a leading `~` in all strings of a config, in place; only paths begin with `~`.
 
+    Args:
+      prefix: what precedes a key in errors.
     Raises: ValueError for remote paths, as `files.to_path`.
     """
     for name, value in config.items():
@@ -112,22 +133,26 @@ def expand_paths(config: ConfigDict, prefix: str = "config.") -> None:
 
 
 def _local(text, name):
-    """The text, with `~` expanded if it is a path that needs that."""
+    """Returns a string, with `~` expanded if it begins with one.
+
+    Raises: ValueError for a remote path.
+    """
     if text.startswith("~") or "://" in text:
         return str(files.to_path(text, name))
     return text
 
 
 def get_value(config: ConfigDict, key: str):
-    """The value of a key such as 'model.depth'.
+    """Returns the value of a key such as 'model.depth'.
 
-    Raises: ValueError for an unknown key, with a near one; for a group of keys.
+    Raises: ValueError for an unknown key, with a similar one as a hint; for a group of keys.
     """
     value = config
     for i, part in enumerate(key.split(".")):
         try:
             value = value[part]
-        except (KeyError, TypeError) as error:  # the latter of a value that is no group
+        except (KeyError, TypeError) as error:  # TypeError: the value is no group of keys
+            # ml_collections ends its message with a line that names a similar key, if it has one.
             hint = str(error.args[0]).rpartition("\n")[2]
             hint = f" {hint}" if "Did you mean" in hint else ""
             raise UserError(
@@ -141,23 +166,24 @@ def get_value(config: ConfigDict, key: str):
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets a key to what a text says, in the type of the value that it has.
+    """Sets a key to the value of a text, parsed in the type of the current value.
 
-    Raises: ValueError for an unknown key, or for a text of another type.
+    Raises: ValueError for an unknown key, or a text of another type.
     """
     before = _example(config, key)
-    if isinstance(before, str):
+    if isinstance(before, str):  # a string needs no quotes and is not parsed
         value = _local(text, f"--config.{key}")
     else:
         try:
             value = sizes.parse(text) if key in sizes.KEYS else _parse(text, before)
         except ValueError as error:
             raise UserError(f"--config.{key}={text} must be {error}.") from None
+    # Works on a locked config, and checks the type once more.
     config.update_from_flattened_dict({key: value})
 
 
 def _example(config, key):
-    """The key's value; of a placeholder, whose value is None, another of its type."""
+    """Returns the value of a key; for a placeholder, whose value is None, any value of its type."""
     if (value := get_value(config, key)) is not None:
         return value
     *groups, name = key.split(".")
@@ -165,8 +191,11 @@ def _example(config, key):
 
 
 def _parse(text, example):
-    """The value of a text, of the example's type.   Raises: ValueError that says which."""
-    if isinstance(example, bool):
+    """Returns the value of a text in the type of `example`.
+
+    Raises: ValueError whose message completes "KEY=TEXT must be ...".
+    """
+    if isinstance(example, bool):  # before int: True is an int
         return parse_bool(text)
     if isinstance(example, int):
         return parse_int(text)
@@ -178,14 +207,14 @@ def _parse(text, example):
 
 
 def parse_bool(text: str) -> bool:
-    """Raises: ValueError for a text that is neither true nor false."""
+    """Returns True or False.   Raises: ValueError for a text that is neither true nor false."""
     if text.lower() not in ("true", "t", "1", "false", "f", "0"):
         raise UserError("true or false")
     return text.lower() in ("true", "t", "1")
 
 
 def parse_int(text: str) -> int:
-    """Raises: ValueError for a text that is no whole number."""
+    """Returns an int.   Raises: ValueError for a text that is no whole number."""
     try:
         return int(text)
     except ValueError:
@@ -193,7 +222,7 @@ def parse_int(text: str) -> int:
 
 
 def parse_float(text: str) -> float:
-    """Raises: ValueError for a text that is no number, or an infinite one."""
+    """Returns a finite float.   Raises: ValueError for any other text, such as 'nan'."""
     try:
         number = float(text)
     except ValueError:
@@ -204,9 +233,14 @@ def parse_float(text: str) -> float:
 
 
 def _parse_list(text, example):
-    """A tuple or list of values like the example's; of an empty example, of numbers."""
+    """Returns a tuple or list whose values have the type of the example's first value.
+
+    An empty example takes numbers.
+    Raises: ValueError whose message completes "KEY=TEXT must be ...".
+    """
     first = example[0] if len(example) else 0.0
     shown = "('a', 'b')" if isinstance(first, str) else "(1, 2)"
+    # "(1, 2)" and "1,2" are both Python; unquoted names such as "a,b" are not, so they are split.
     try:
         values = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -220,10 +254,16 @@ def _parse_list(text, example):
 
 
 def _like(value, example, strict):
-    """The value in the example's type; where that is a guess any number is as good."""
+    """Returns a value converted to the type of `example`.
+
+    Args:
+      strict: whether an int becomes a float like the example. False for an empty example, whose
+        type is only a guess, so ints stay ints.
+    Raises: ValueError, without a message, for a value of another type.
+    """
     if isinstance(example, tuple | list):
         if not isinstance(value, tuple | list):
-            raise UserError
+            raise UserError  # `_parse_list` writes the message
         return tuple(_like(v, example[0] if example else 0.0, bool(example)) for v in value)
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > sys.float_info.max:

@@ -1,4 +1,4 @@
-"""The range of every number in a config, checked before anything is read or compiled."""
+"""Valid ranges of all numbers in a config, checked before anything is read or compiled."""
 
 import dataclasses
 import math
@@ -14,16 +14,16 @@ from dit_jax.system import forms
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Finite numbers from `low` to `high`, with the ends unless they are left out."""
+    """Range of finite numbers from `low` to `high`, both included unless `without_...` is set."""
 
     low: float
     high: float = math.inf
-    whole: bool = False
+    whole: bool = False  # whole numbers only
     without_low: bool = False
     without_high: bool = False
 
     def holds(self, value: object) -> bool:
-        """Whether the value is a number of this range."""
+        """Returns whether a value is a number in this range; True and False are no numbers."""
         kinds = int if self.whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             return False
@@ -33,11 +33,14 @@ class Range:
         return above and (value < self.high if self.without_high else value <= self.high)
 
     def rounds_to_high(self, number: float) -> bool:
-        """Whether float32, in which all is computed, makes the excluded upper end of a number."""
+        """Returns whether a number in the range equals the excluded `high` in float32.
+
+        All computations are in float32, so such a number would be out of the range there.
+        """
         return self.without_high and number < self.high <= np.float32(number)
 
     def __str__(self) -> str:
-        """'a whole number in 0..10', 'a number in [0, 1)', 'a number above 0'."""
+        """Returns 'a whole number in 0..10', 'a number in [0, 1)' or 'a number above 0'."""
         kind = "a whole number" if self.whole else "a number"
         if self.high == math.inf:
             return f"{kind} {'above' if self.without_low else 'of at least'} {self.low:g}"
@@ -47,11 +50,12 @@ class Range:
         return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
-LEAST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)  # of float32, in which all is computed
-SEEDS = 2**32 - 1  # the largest: NumPy's
+# The smallest normal and the largest float32, in which all computations are done.
+LEAST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
+SEEDS = 2**32 - 1  # the largest seed that NumPy takes
 MOST = 2**31 - 1  # JAX counts steps and images in int32
-MOST_IMAGE_SIZE = 2**13  # pixels of a side; `pixels` enlarges an image to no more
-MOST_PICTURE_IMAGES = 10_000  # of one picture
+MOST_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
+MOST_PICTURE_IMAGES = 10_000  # the most images in one picture
 COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
 SIZE, SIZE_OR_0 = (Range(low, 2**20, whole=True) for low in (1, 0))
 IMAGE_SIZE = Range(1, MOST_IMAGE_SIZE, whole=True)
@@ -73,7 +77,7 @@ RANGES = {
     "sample_every_steps": FROM_0,
     "sample_num_images": Range(1, MOST_PICTURE_IMAGES, whole=True),
     "checkpoint_every_steps": COUNT,
-    "checkpoint_keep": FROM_2,  # one to fall back on
+    "checkpoint_keep": FROM_2,  # if the newest is damaged, the one before it is used
     "checkpoint_keep_every_steps": FROM_0,
     "profile_start_step": FROM_0,
     "profile_num_steps": COUNT,
@@ -99,12 +103,12 @@ RANGES = {
     "model.in_channels": SIZE,
     "model.hidden_size": SIZE,
     "model.depth": Range(1, 1000, whole=True),
-    "model.num_heads": SIZE_OR_0,  # 0: a UNet's follow from head_dim
+    "model.num_heads": SIZE_OR_0,  # 0: a UNet computes them from head_dim
     "model.head_dim": SIZE_OR_0,
     "model.mlp_ratio": Range(0, 100, without_low=True),
     "model.num_classes": Range(0, 2**24, whole=True),
     "model.context_size": SIZE_OR_0,
-    "model.text_vocab_size": Range(2, 2**24, whole=True),  # padding and one word
+    "model.text_vocab_size": Range(2, 2**24, whole=True),  # at least padding and one word
     "model.text_length": SIZE,
     "model.text_depth": Range(1, 1000, whole=True),
     "model.text_num_heads": SIZE,
@@ -154,7 +158,7 @@ RANGES = {
     "fid.num_images": FROM_2,
     "fid.steps": Range(1, 10**6, whole=True),
     "fid.cfg_scale": GUIDANCE,
-    # Of a sweep, experiments/scaling/configs/default.py.
+    # Keys of a sweep's config, experiments/scaling/configs/default.py.
     "evaluate.num": FROM_0,
     "evaluate.seed": Range(0, SEEDS, whole=True),
     "evaluate.batch_size": FROM_0,
@@ -166,15 +170,17 @@ RANGES = {
     "slurm.mem_gb": FROM_0,
     "slurm.jobs_at_once": COUNT,
 }
-# Keys of tuples or lists, each number of which lies in the range.
+# Keys whose values are tuples or lists; each of their numbers must be in the range.
 LISTS = {"latents.scale", "latents.shift", "sample.cfg_interval"}
 LISTS |= {f"model.{name}" for name in ("channel_mult", "attention_levels", "block_channels")}
-OPTIONAL = {"sample.last_step_t"}  # may be None
+OPTIONAL = {"sample.last_step_t"}  # keys that may be None
 
 
 def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
-    """Demands that every number of a config, or of its section `prefix`, lies in its range.
+    """Raises unless every number of a config is in the range of its key.
 
+    Args:
+      prefix: the key of the section that `config` is, such as 'model'; '' for a whole config.
     Raises: ValueError with the key, the value and the range.
     """
     for name, value in config.items():
@@ -186,6 +192,7 @@ def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
 
 
 def _check_value(key, value):
+    """Raises a ValueError unless the value of a key, or each of its values, is in the range."""
     if value is None and key in OPTIONAL:
         return
     shown = f"{key}={forms.shorten(value)}"
@@ -199,5 +206,6 @@ def _check_value(key, value):
         raise UserError(f"{shown} must be {RANGES[key]}.")
     if any(map(RANGES[key].rounds_to_high, numbers)):
         raise UserError(f"{shown} is {RANGES[key].high:g} in float32, but must be {RANGES[key]}.")
+    # Accelerators turn denormal numbers into 0; numbers above LARGEST become infinite.
     if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
         raise UserError(f"{shown} is 0 or infinite in float32.")

@@ -1,57 +1,60 @@
-"""Sizes of images and latents in a config: one number for a square, or (height, width)."""
+"""Sizes of images and latents in configs: one number for a square, or (height, width)."""
 
 import re
 from collections.abc import Sequence
 
 from dit_jax.errors import UserError
 
-Size = int | tuple[int, int]  # lists in files
+Size = int | tuple[int, int]  # JSON files have lists for tuples
 
+# The config keys whose values are sizes.
 KEYS = frozenset({"data.image_size", "model.input_size"})
 
 
 def is_size(value: object) -> bool:
-    """Whether a value is a number, or two of them: its range says more."""
+    """Returns whether a value is one number or two, also floats; `ranges` checks the numbers."""
     if isinstance(value, tuple | list):
         return len(value) == 2 and all(type(one) in (int, float) for one in value)
     return type(value) in (int, float)
 
 
 def check_type(key: str, value: object) -> None:
-    """Raises: ValueError with the key and the value, unless it is a size."""
+    """Raises a ValueError with the key and the value, unless the value is a size."""
     if not is_size(value):
         raise UserError(f"{key}={value!r} must be a whole number, or (height, width).")
 
 
 def simplify(size: Size | Sequence[int]) -> Size:
-    """Returns a size as one number if it is a square's, else as a tuple."""
+    """Returns one number for a square, else (height, width)."""
     height, width = height_and_width(size)
     return height if height == width else (height, width)
 
 
 def height_and_width(size: Size | Sequence[int]) -> tuple[int, int]:
-    """Returns both sides of a size."""
+    """Returns (height, width) of a size."""
     height, width = size if isinstance(size, tuple | list) else (size, size)
     return height, width
 
 
 def scale(size: Size | Sequence[int], factor: int) -> Size:
-    """Returns a size whose sides are `factor` times as long."""
+    """Returns a size with both sides multiplied by `factor`."""
     height, width = height_and_width(size)
     return simplify((height * factor, width * factor))
 
 
 def to_json(size: Size | Sequence[int]) -> int | list[int]:
-    """Returns a size as JSON files hold it."""
+    """Returns a size as a JSON value: a number or a list."""
     size = simplify(size)
     return size if isinstance(size, int) else list(size)
 
 
 def parse(text: str) -> Size:
-    """Reads '256', '256x384', '256,384' or '(256, 384)': height, then width.
+    """Parses '256', '256x384', '256,384' or '(256, 384)'; the height comes first.
 
-    Raises: ValueError for another text.
+    Raises: ValueError for another text, whose message completes "KEY=TEXT must be ...".
     """
+    # A sign is accepted here, so that the error for -1 is about its range. At most 20 digits:
+    # Python refuses to parse very long numbers.
     match = re.fullmatch(r"\(?\s*(-?\d{1,20})(?:\s*[x,]\s*(-?\d{1,20}))?\s*\)?", text)
     if not match:
         raise UserError("a whole number, or height and width, such as 256x384")
@@ -60,15 +63,19 @@ def parse(text: str) -> Size:
 
 
 def image_shape(data_config) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the images of `config.data`."""
+    """Returns (height, width, channels) of the images that `config.data` describes."""
     return *height_and_width(data_config.image_size), data_config.image_channels
 
 
 def input_shape(model_config) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the x_0 of `config.model`, or of a noise predictor."""
+    """Returns (height, width, channels) of the network's input x_0.
+
+    Args:
+      model_config: `config.model`, or a noise predictor, which has the same attributes.
+    """
     return *height_and_width(model_config.input_size), model_config.in_channels
 
 
 def show(shape: Sequence[int]) -> str:
-    """Returns a shape for messages: '256 x 384 x 3'."""
+    """Returns a shape as text for messages: '256 x 384 x 3'."""
     return " x ".join(map(str, shape))

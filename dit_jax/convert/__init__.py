@@ -1,6 +1,7 @@
-"""Published checkpoints to our parameters, and back: one module per format.
+"""Conversion between published checkpoints and this project's parameters, one module per format.
 
-Each format is a table of names and layouts; every array of the file must be used, and no other.
+Each module holds a table of names and layouts. A file must have every array of the table, and no
+other.
 """
 
 from dit_jax.convert.formats import load

@@ -1,4 +1,4 @@
-"""Writes a published checkpoint as a workdir that the other commands read, and a DiT back.
+"""Command that converts a published checkpoint to a workdir, or exports a workdir's DiT.
 
   python -m dit_jax.convert sd SRC DST
   python -m dit_jax.convert dit SRC DST [--config FILE]
@@ -11,14 +11,19 @@
   python -m dit_jax.convert clip SRC DST [--skip_layers N]
   python -m dit_jax.convert dit-export WORKDIR DST.safetensors [--step N] [--raw]
 
-SRC is the directory that diffusers wrote (`dit`, `vae`, `unet`; `sd`: a whole Stable Diffusion, of
-which one workdir comes), guided-diffusion's .pt (`adm`), a .npz, .safetensors or .pt file of the
-published names (`dit`; `inception`: torch-fidelity's or pytorch-fid's), a directory with
-vgg16-397923af.pth and vgg.pth (`lpips`), or the official file or the directory that transformers
-wrote (`dinov2`). Of `clip` it is the directory that transformers wrote, such as a Stable
-Diffusion's text_encoder/, with the tokenizer's files in it or in ../tokenizer/. A DiT without
---config gets the published one's, with the sizes of the checkpoint. DST is a directory that is not
-there yet, or empty: a conversion that fails or is killed does not make it, so run it again.
+SRC depends on the command:
+  sd          the directory of a whole Stable Diffusion that diffusers wrote; it becomes one workdir
+  dit         a .npz, .safetensors or .pt file with the published names, or diffusers' directory
+  vae, unet   the directory that diffusers wrote
+  adm         guided-diffusion's .pt file
+  lpips       a directory with vgg16-397923af.pth and vgg.pth
+  inception   a .npz, .safetensors or .pt file with the names of torch-fidelity and pytorch-fid
+  dinov2      the official file, or the directory that transformers wrote
+  clip        the directory that transformers wrote, such as a Stable Diffusion's text_encoder/; the
+              tokenizer's files are in it or in ../tokenizer/
+
+Without --config, a DiT gets the published model's config with the checkpoint's sizes. DST must be
+empty or not exist yet. A conversion that fails or is killed does not create it: run it again.
 """
 
 import json
@@ -56,13 +61,13 @@ from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
 
 FLAGS = flags.FLAGS
-# Stable Diffusion 1's, of a UNet alone.
+# Stable Diffusion 1's process, prediction and sampler, for a UNet without a scheduler's config.
 PROCESS = (
     dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
     "eps",
     dict(sampler="ddim_level1", grid="leading"),
 )
-# Of each command, its own flags.
+# Command -> the flags that it takes.
 COMMANDS = {
     "sd": (),
     "dit": ("config",),
@@ -78,12 +83,15 @@ COMMANDS = {
 
 
 def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes diffusers' Stable Diffusion in the directory `source`, and returns its config.
+    """Converts diffusers' Stable Diffusion at `source` to a new workdir, and returns its config.
 
-    The new workdir is the UNet's; vae/ and text_encoder/ in it are workdirs of their own.
-    Raises: ValueError or FileNotFoundError for files that are not this model's, before anything is
-      written; ValueError or OSError as `destination.check`.
+    The workdir holds the UNet. Its subdirectories vae/ and text_encoder/ are workdirs too.
+    Args:
+      source: the directory of the whole pipeline.
+    Raises: ValueError or FileNotFoundError if the files are not a supported model, before anything
+      is written; ValueError or OSError as `destination.check`.
     """
+    # Everything is read and checked before anything is written.
     destination.check(workdir)
     stable_diffusion.check_parts(source)
     scheduler = source / "scheduler" / stable_diffusion.SCHEDULER
@@ -96,10 +104,12 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
     clip_params = formats.load("clip", clip.read(source / "text_encoder"), clip_config.model)
     tokenizer = clip.read_tokenizer(source / "text_encoder", clip_config.model)
 
+    # The files name no dataset: `data.name` stays empty until the user sets it. The paths are
+    # relative, so that the workdir can be moved together with its parts.
     factor = models.build(vae_config.model).factor
     config.data.update(
         source="folder",
-        name="",  # none was given
+        name="",
         eval_split="",
         image_size=sizes.scale(config.model.input_size, factor),
         image_channels=vae_config.model.image_channels,
@@ -113,6 +123,7 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
         shift=(vae_config.model.shift,),
     )
     config.text.update(encoder="text_encoder", encoder_digest=digests.digest(clip_params))
+    # The workdir appears with all three parts, or not at all.
     with destination.fill(workdir) as new:
         checkpoint.save_params(new / "vae", vae_config, vae_params)
         checkpoint.save_params(new / "text_encoder", clip_config, clip_params)
@@ -122,10 +133,11 @@ def convert_sd(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 
 
 def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes diffusers' AutoencoderKL at `source` to a new workdir, and returns its config.
+    """Converts diffusers' AutoencoderKL at `source` to a new workdir, and returns its config.
 
-    Args: source, the directory, or the weights in it; config.json must lie beside them.
-    Raises: ValueError or FileNotFoundError for files that are not this VAE's; ValueError or OSError
+    Args:
+      source: the directory, or a weights file with config.json beside it.
+    Raises: ValueError or FileNotFoundError if the files are not this VAE's; ValueError or OSError
       as `destination.check`.
     """
     destination.check(workdir)
@@ -136,38 +148,47 @@ def convert_vae(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 
 
 def _save(workdir, config, params):
-    ranges.check(config)  # also one that --config names
+    """Checks the config, then writes it with the parameters to a new workdir."""
+    ranges.check(config)  # also a config given by --config
     with destination.fill(workdir) as new:
         checkpoint.save_params(new, config, params)
 
 
 def convert_unet(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes diffusers' UNet2DConditionModel at `source` to a new workdir, and returns its config.
+    """Converts diffusers' UNet2DConditionModel at `source` to a workdir, and returns its config.
 
-    Its process is that of ../scheduler/ beside it, else Stable Diffusion 1's, with predicted eps.
-    Args: source, the directory, or the weights in it; config.json must lie beside them.
-    Raises: ValueError or FileNotFoundError for files that are not this UNet's; ValueError or
-      OSError as `destination.check`.
+    The process is read from scheduler/ beside the UNet's directory. Without that directory it is
+    Stable Diffusion 1's, with prediction eps.
+    Args:
+      source: the directory, or a weights file with config.json beside it.
+    Raises: ValueError or FileNotFoundError if the files are not this UNet's; ValueError or OSError
+      as `destination.check`.
     """
     destination.check(workdir)
     weights.refuse_layout(source, "unet")
     directory = weights.directory(source)
+    # Resolved first, since the parent of '.' is '.' itself.
     scheduler = directory.resolve().parent / "scheduler" / stable_diffusion.SCHEDULER
-    found = stable_diffusion.read_process(scheduler) if scheduler.is_file() else PROCESS
-    config, params = _read_unet(source, found)
+    process = stable_diffusion.read_process(scheduler) if scheduler.is_file() else PROCESS
+    config, params = _read_unet(source, process)
     _save(workdir, config, params)
     return config
 
 
 def _read_unet(source, process):
-    """(config, parameters) of a UNet of latents, with what `read_process` tells."""
+    """Returns (config, parameters) of a UNet of latents.
+
+    Args:
+      source: the directory, or a weights file in it.
+      process: as `stable_diffusion.read_process` returns it.
+    """
     config = _default_config(unet.read_config(weights.directory(source) / "config.json"))
     params = formats.load("unet", source, config.model)
     diffusion, prediction, sample = process
     config.diffusion.update(diffusion)
     config.objective.prediction = prediction
     config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
-    config.sample.update(steps=50, cfg_scale=7.5, **sample)  # as published samples were drawn
+    config.sample.update(steps=50, cfg_scale=7.5, **sample)  # settings of the published samples
     return config, params
 
 
@@ -177,31 +198,37 @@ def convert_adm(
     config: ConfigDict | None = None,
     new_attention_order: bool = False,
 ) -> ConfigDict:
-    """Writes ADM's UNet in the file `source` to a new workdir, and returns its config.
+    """Converts ADM's UNet in the file `source` to a new workdir, and returns its config.
 
-    Args: config, with the model's sizes; None is that of the published model which has these
-      arrays.   new_attention_order: of a model with a config, as `adm.to_params`.
-    Raises: ValueError or FileNotFoundError for files that are not this model's; ValueError or
-      OSError as `destination.check`.
+    Args:
+      config: has the model's sizes. None selects the published model with exactly these arrays.
+      new_attention_order: as for `adm.to_params`; without a config the published value replaces it.
+    Raises: ValueError or FileNotFoundError if the file is not this model's; ValueError or OSError
+      as `destination.check`.
     """
     destination.check(workdir)
-    found = weights.read(source, "adm")
+    tensors = weights.read(source, "adm")
     if config is None:
-        name = adm.preset(found)
+        name = adm.preset(tensors)
         published = adm.PUBLISHED[name]
         new_attention_order = published["new_attention_order"]
         config = _default_config(adm.model_config(name))
         config.diffusion.schedule = published["schedule"]
         config.latents.source = "pixels"
+        # guided-diffusion clips x_0 in every step by default.
         config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0, clip_x_0=True)
     elif config.model.name != "unet":
         raise UserError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
-    _save(workdir, config, adm.to_params(found, config.model, new_attention_order))
+    _save(workdir, config, adm.to_params(tensors, config.model, new_attention_order))
     return config
 
 
 def _default_config(model):
-    """configs/default.py with another noise predictor, of images 8 times as large as latents."""
+    """Returns configs/default.py with this noise predictor and an image size that fits it.
+
+    A model conditioned on a context is taken for one of latents, whose images are 8 times as large.
+    Any other model is taken for one of pixels.
+    """
     config = default.get_config()
     with config.unlocked():
         config.model = model
@@ -211,7 +238,13 @@ def _default_config(model):
 
 
 def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes VGG-16 and LPIPS's weights in the directory `source` to a new workdir."""
+    """Converts VGG-16 and LPIPS's weights at `source` to a new workdir, and returns its config.
+
+    Args:
+      source: the directory of both files.
+    Raises: ValueError or FileNotFoundError if the files are not these weights; ValueError or
+      OSError as `destination.check`.
+    """
     destination.check(workdir)
     config = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
     _save(workdir, config, formats.load("lpips", lpips.read(source), config.model))
@@ -219,7 +252,7 @@ def convert_lpips(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
 
 
 def convert_inception(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes Inception-2015 in the file `source` to a new workdir, and returns its config.
+    """Converts Inception-2015 in the file `source` to a new workdir, and returns its config.
 
     Raises: FileNotFoundError; ValueError as `weights.read`, or for another model's arrays;
       ValueError or OSError as `destination.check`.
@@ -231,26 +264,30 @@ def convert_inception(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict
 
 
 def convert_dinov2(source: pathlib.Path, workdir: pathlib.Path) -> ConfigDict:
-    """Writes DINOv2 at `source` to a new workdir, and returns its config.
+    """Converts DINOv2 at `source` to a new workdir, and returns its config.
 
-    Args: source, a file of the official names, or the directory that transformers wrote.
-    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    Args:
+      source: a file with the official names, or the directory that transformers wrote.
+    Raises: ValueError or FileNotFoundError if the files are not this model's; ValueError or OSError
+      as `destination.check`.
     """
     destination.check(workdir)
-    found = dinov2.read(source)
-    config = ConfigDict({"model": dinov2.read_sizes(found)})
-    _save(workdir, config, formats.load("dinov2", found, config.model))
+    tensors = dinov2.read(source)
+    config = ConfigDict({"model": dinov2.read_sizes(tensors)})
+    _save(workdir, config, formats.load("dinov2", tensors, config.model))
     return config
 
 
 def convert_clip(source: pathlib.Path, workdir: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
-    """Writes CLIP's text transformer at `source` to a new workdir, and returns its config.
+    """Converts CLIP's text transformer at `source` to a new workdir, and returns its config.
 
     The workdir also gets the tokenizer, for `text.load_tokenizer`.
-    Args: source, the directory that transformers wrote.   skip_layers: how many of the last layers
-      to leave out; Stable Diffusion 2 is trained on OpenCLIP-H without 1, and its folders have it
-      left out already.
-    Raises: ValueError or FileNotFoundError for files that are not this model's.
+    Args:
+      source: the directory that transformers wrote, or a weights file in it.
+      skip_layers: how many of the last layers to leave out. Stable Diffusion 2 was trained on
+        OpenCLIP-H without 1; its own directories have left it out already.
+    Raises: ValueError or FileNotFoundError if the files are not this model's; ValueError or OSError
+      as `destination.check`.
     """
     destination.check(workdir)
     weights.refuse_layout(source, "clip")
@@ -266,37 +303,41 @@ def convert_clip(source: pathlib.Path, workdir: pathlib.Path, skip_layers: int =
 def convert_dit(
     source: pathlib.Path, workdir: pathlib.Path, config: ConfigDict | None = None
 ) -> ConfigDict:
-    """Writes the DiT at `source` to a new workdir, and returns its config.
+    """Converts the DiT at `source` to a new workdir, and returns its config.
 
-    Args: source, a file of the published names, or the directory of diffusers'.   config: with the
-      model's sizes; None is the one that `export_dit` wrote into the file, else the published
-      model's with the sizes that `source` tells.
-    Raises: ValueError or FileNotFoundError for files that are not this DiT's.
+    Args:
+      source: a file with the published names, or diffusers' directory.
+      config: has the model's sizes. None selects the config that `export_dit` wrote into the file,
+        or else the published model's config with the sizes of `source`.
+    Raises: ValueError or FileNotFoundError if the files are not this DiT's; ValueError or OSError
+      as `destination.check`.
     """
     destination.check(workdir)
     is_diffusers, shown = source.is_dir(), files.printable(source)
-    sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
-    found, own = weights.read(source, "dit"), exported.read(source)
+    model_sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
+    tensors, saved = weights.read(source, "dit"), exported.read(source)
     if config is None:
-        config = own or _published_config(sizes or dit.read_sizes(found))
-    elif own and any(config[name] != own[name] for name in ("diffusion", "objective")):
+        config = saved or _published_config(model_sizes or dit.read_sizes(tensors))
+    # Weights are valid only with the process and the objective that they were trained with.
+    elif saved and any(config[name] != saved[name] for name in ("diffusion", "objective")):
         raise UserError(
-            f"{shown} was exported with diffusion={fields.show(own.diffusion.to_dict())}, "
-            f"objective={fields.show(own.objective.to_dict())}, and --config has others: leave it "
-            "out."
+            f"{shown} was exported with diffusion={fields.show(saved.diffusion.to_dict())}, "
+            f"objective={fields.show(saved.objective.to_dict())}, and --config has others: leave "
+            "it out."
         )
-    elif is_diffusers and sizes["num_heads"] != config.model.num_heads:
-        raise UserError(  # no array's shape tells
-            f"{shown} has {sizes['num_heads']} heads, but the config's model.num_heads is "
+    elif is_diffusers and model_sizes["num_heads"] != config.model.num_heads:
+        raise UserError(  # no shape depends on the number of heads
+            f"{shown} has {model_sizes['num_heads']} heads, but the config's model.num_heads is "
             f"{config.model.num_heads}."
         )
     if is_diffusers:
-        found = diffusers_dit.to_published(found, config.model)
-    _save(workdir, config, formats.load("dit", found, config.model))
+        tensors = diffusers_dit.to_published(tensors, config.model)
+    _save(workdir, config, formats.load("dit", tensors, config.model))
     return config
 
 
 def _published_config(model_sizes):
+    """Returns the published DiT's config with these model sizes."""
     config = dit_xl_2_256_published.get_config()
     config.model.update(model_sizes)
     config.data.image_size = sizes.scale(config.model.input_size, 8)
@@ -309,21 +350,24 @@ def export_dit(
     """Writes a workdir's DiT, f32, under the published names, and returns its step.
 
     The file's metadata hold the run's config without its paths.
-    Args: out, a .safetensors file.   step: None is the newest.   raw: the trained parameters
-      instead of their EMA.
-    Raises: ValueError for a workdir of another model, block or suffix; FileNotFoundError or
-      OSError as `checkpoint.restore_params`; OSError if the file cannot be written.
+    Args:
+      out: a .safetensors file.
+      step: None selects the newest.
+      raw: whether to export the trained parameters instead of their EMA.
+    Raises: ValueError if the workdir has another model or block, or `out` another suffix;
+      FileNotFoundError or OSError as `checkpoint.restore_params`; OSError if the file cannot be
+      written.
     """
     cli.check_out(out, (".safetensors",), "DST=")
     config = workdirs.load_config(workdir)
     if config.model.name != "dit":
         raise UserError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
     workdirs.check_draws(workdir, config)
-    dit.check_block(config.model)  # before parameters are read
-    config.model.attention = "auto"  # the run's device need not be here
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    dit.check_block(config.model)  # before reading the parameters, which takes longer
+    config.model.attention = "auto"  # this machine may lack the run's kind of device
+    device_sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {
-        path: jax.ShapeDtypeStruct(shape, "float32", sharding=place)
+        path: jax.ShapeDtypeStruct(shape, "float32", sharding=device_sharding)
         for path, shape in arrays.parameter_shapes(config.model).items()
     }
     shapes = flax.traverse_util.unflatten_dict(shapes, sep="/")
@@ -342,6 +386,7 @@ def main(words):
         raise UserError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {words}.")
     command, source, target = words
     source, target = files.to_path(source, "SRC"), files.to_path(target, "DST")
+    # absl defines all flags for all commands, so another command's flag would be ignored silently.
     for name in {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}:
         if FLAGS[name].present:
             raise UserError(f"`convert {command}` takes no --{name}.")

@@ -1,8 +1,8 @@
-"""Parameters of ADM's published UNets: guided-diffusion's names, q, k and v as one array.
+"""Converter for ADM's published UNets, with guided-diffusion's names.
 
-The names count entries of input_blocks and output_blocks. An entry is the first convolution, a
-residual block with the attention after it, or what halves the size; what doubles it ends the entry
-before.
+The published q, k and v are one array. Names count the entries of input_blocks and output_blocks.
+An entry is the first convolution, a residual block with the attention after it, or a downsampling
+layer. An upsampling layer belongs to the entry before it, at its end.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,12 @@ from dit_jax.convert import arrays
 from dit_jax.errors import UserError
 from dit_jax.models import unet
 
-# Preset -> betas, and whether the rows of q, k, v are [3, H, D/H], not [H, 3, D/H].
+# Preset -> noise schedule, and whether rows of q, k, v are [3, H, D/H] instead of [H, 3, D/H].
 PUBLISHED = {
     "adm-imagenet64": dict(schedule="cosine", new_attention_order=True),
     "adm-imagenet256": dict(schedule="linear", new_attention_order=False),
 }
+# This project's layer of a residual block -> guided-diffusion's.
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -27,6 +28,7 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+# The same for an attention block.
 ATTENTION = {
     "group_norm": "norm",
     "to_q": "qkv",
@@ -34,6 +36,7 @@ ATTENTION = {
     "to_v": "qkv",
     "to_out_0": "proj_out",
 }
+# This project's module outside of the blocks -> guided-diffusion's.
 OUTSIDE = {
     "time_embedding/linear_1": "time_embed.0",
     "time_embedding/linear_2": "time_embed.2",
@@ -48,11 +51,13 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 def to_params(
     found: Mapping[str, np.ndarray], model_config, new_attention_order: bool = False
 ) -> dict:
-    """Our parameters from the published names.
+    """Returns the model's parameters from arrays under the published names.
 
-    Args: new_attention_order, whether rows of q, k, v are [3, H, D/H], not [H, 3, D/H]: no array's
-      shape tells.
-    Raises: ValueError for a model with transformer blocks, or as `arrays.check`.
+    Args:
+      found: published name -> array.
+      new_attention_order: whether rows of q, k, v are [3, H, D/H] instead of [H, 3, D/H]. Both
+        orders have the same shapes, so the file does not show it.
+    Raises: ValueError for a model with transformer blocks; as `arrays.check`.
     """
     published = published_shapes(model_config)
 
@@ -61,7 +66,7 @@ def to_params(
         if part in ("to_q", "to_k", "to_v"):
             array = _part(array, "qkv".index(part[-1]), model_config, new_attention_order)
         if path.endswith("/kernel"):
-            # Attention's are convolutions over a sequence, [out, in, 1].
+            # Attention's projections are convolutions over a sequence, [out, in, 1].
             array = array[:, :, 0] if array.ndim == 3 else array
             return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
         return array
@@ -70,7 +75,7 @@ def to_params(
 
 
 def published_shapes(model_config) -> dict[str, dict[str, arrays.Shape]]:
-    """Our path -> {name: shape} of the published array; q, k and v have the same one.
+    """Returns parameter path -> {published name: shape}; q, k and v have the same entry.
 
     Raises: ValueError for a model with transformer blocks.
     """
@@ -87,7 +92,7 @@ def published_shapes(model_config) -> dict[str, dict[str, arrays.Shape]]:
 
 
 def preset(found: Mapping[str, np.ndarray]) -> str:
-    """The name in PUBLISHED of the model that has just these arrays.
+    """Returns the name in PUBLISHED of the model with exactly these arrays.
 
     Raises: ValueError if there is none.
     """
@@ -103,15 +108,19 @@ def preset(found: Mapping[str, np.ndarray]) -> str:
 
 
 def model_config(name: str) -> ConfigDict:
-    """`config.model` of a preset."""
+    """Returns `config.model` of a preset."""
     fields = dict(name="unet", **unet.get_preset(name))
     return ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
 
 
 def _modules(model_config):
-    """Our module, without what is in a block -> the published one."""
+    """Returns {this project's module: guided-diffusion's}.
+
+    The keys are the modules outside of the blocks, and the blocks themselves without their layers.
+    """
     levels, blocks = len(model_config.channel_mult), model_config.blocks_per_level
     modules, entry = dict(OUTSIDE), 1
+    # Entry 0 of input_blocks is conv_in, so the first block is entry 1.
     for i in range(levels):
         for j in range(blocks):
             modules[f"down_blocks_{i}_resnets_{j}"] = f"input_blocks.{entry}.0"
@@ -129,23 +138,25 @@ def _modules(model_config):
             modules[f"up_blocks_{i}_resnets_{j}"] = f"output_blocks.{entry}.0"
             modules[f"up_blocks_{i}_attentions_{j}"] = f"output_blocks.{entry}.1"
             entry += 1
+        # An upsampling layer comes after the attention of its entry, if that has one.
         attended = levels - 1 - i in model_config.attention_levels
         modules[f"up_blocks_{i}_upsamplers_0"] = f"output_blocks.{entry - 1}.{1 + attended}"
     return modules
 
 
 def _published(path, shape, modules):
-    """{name: shape} of the published array behind one of our parameters."""
+    """Returns {published name: shape} of the array that one parameter is taken from."""
     module, _, leaf = path.rpartition("/")
     if module in modules:
         name = modules[module]
     else:
         block, _, layer = module.rpartition("/")
-        if layer == "conv":  # what resamples, without residual blocks
+        if layer == "conv":  # a resampling layer without residual block
             layer = "op" if "down" in block else "conv"
         name = f"{modules[block]}.{(RESNET | ATTENTION).get(layer, layer)}"
     if leaf == "kernel":
         shape = (*shape[:-3:-1], *shape[:-2])  # [h, w, in, out] -> [out, in, h, w]
+    # q, k and v are one array, so each of the three parameters expects all of its rows.
     if name.endswith(".qkv"):
         shape = (3 * shape[0], *shape[1:])
     if leaf == "kernel" and name.endswith((".qkv", ".proj_out")):
@@ -154,7 +165,7 @@ def _published(path, shape, modules):
 
 
 def _part(array, part, model_config, new_attention_order):
-    """The rows of q, k or v, in the order of our heads."""
+    """Returns the rows of q, k or v (part 0, 1 or 2), sorted by head."""
     size = len(array) // 3
     head_dim = model_config.head_dim or size // model_config.num_heads
     axes = (3, -1, head_dim) if new_attention_order else (-1, 3, head_dim)

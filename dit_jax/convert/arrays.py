@@ -1,4 +1,7 @@
-"""Files of named arrays, and our parameters from exactly the arrays that a model is made of."""
+"""Reader of files of named arrays, and their conversion to a parameter tree.
+
+A file must hold exactly the arrays that the model is made of.
+"""
 
 import functools
 import math
@@ -17,10 +20,10 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, npz_files
 
 Shape = tuple[int, ...]
-# The last part of the name of torch's table of integers beside weights, which no model of ours is
-# made of; integers that are no tables count steps and the like.
+# The last part of the name of torch's integer position tables, which are buffers and no weights.
+# Integers of rank 0 or 1 count steps and the like.
 POSITIONS = "position_ids"
-# Of numbers, in safetensors' names, those that NumPy reads.
+# safetensors' names of the number types that NumPy reads.
 DTYPES = {
     *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"),
     *("U64", "U32", "U16", "U8", "BOOL"),
@@ -28,32 +31,36 @@ DTYPES = {
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a .npz, .safetensors or torch.save's .pt (.pth, .bin, .ckpt): name -> f32 array.
+    """Reads a .npz, .safetensors or torch.save file (.pt, .pth, .bin, .ckpt): name -> f32 array.
 
-    Nothing in the file is run, and its arrays take no more memory than `files.most_bytes`. Names in
-    a .npz may begin with 'w/'; others beside them are then left out.
-    Raises: as `describe`; ValueError for weights that are integers, as a quantised model's are.
+    No code in the file is run. The arrays take at most `npz_files.most_bytes` of memory. If some
+    names in a .npz begin with 'w/', only these arrays are read, without the prefix.
+    Raises: as `describe`; ValueError for integer weights, as in a quantised model.
     """
     describe(path)
-    found = _parse(path, READERS[path.suffix][1])
-    tables = {n: a.dtype for n, a in found.items() if a.dtype.kind in "biu" and a.ndim > 1}
-    kinds = [f"{n} ({t})" for n, t in tables.items() if n.rpartition(".")[2] != POSITIONS]
-    if kinds:
+    tensors = _parse(path, READERS[path.suffix][1])
+    integer_dtypes = {
+        n: a.dtype for n, a in tensors.items() if a.dtype.kind in "biu" and a.ndim > 1
+    }
+    integers = [
+        f"{n} ({t})" for n, t in integer_dtypes.items() if n.rpartition(".")[2] != POSITIONS
+    ]
+    if integers:
         raise UserError(
             f"{files.printable(path)} has weights that are no floating-point numbers: "
-            f"{files.list_some(kinds)}. Those of a quantised model cannot be converted: give the "
-            "file in float32, float16 or bfloat16."
+            f"{files.list_some(integers)}. Those of a quantised model cannot be converted: give "
+            "the file in float32, float16 or bfloat16."
         )
-    for name, array in found.items():  # one at a time, for the memory of both
-        found[name] = np.asarray(array, np.float32)
-    return found
+    for name, array in tensors.items():  # one at a time, so that few are held in two dtypes
+        tensors[name] = np.asarray(array, np.float32)
+    return tensors
 
 
 def describe(path: pathlib.Path) -> dict[str, Shape]:
-    """Name -> shape of the arrays in such a file, without their numbers.
+    """Returns name -> shape of the arrays in a file that `read` reads, without their values.
 
-    Raises: OSError; ValueError for another suffix, a damaged file, one that holds anything but
-      arrays of numbers, or whose arrays take more than `files.most_bytes`.
+    Raises: OSError; ValueError for another suffix, a damaged file, contents that are not arrays of
+      numbers, or arrays that take more than `npz_files.most_bytes`.
     """
     shown = files.printable(path)
     if path.is_dir():
@@ -65,12 +72,13 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
     shapes = _parse(path, READERS[path.suffix][0])
     if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
         raise UserError(f"{shown} has arrays without any number: {files.list_some(empty)}.")
+    # 4 bytes for each number: `read` converts all arrays to f32.
     npz_files.check_bytes(path, 4 * sum(map(math.prod, shapes.values())))
     return shapes
 
 
 def variants(path: pathlib.Path) -> str:
-    """What a message of missing weights adds if those of lower precision lie beside them."""
+    """Returns the end of a message about missing weights: a hint at lower-precision files."""
     for precision in ("fp16", "bf16"):
         other = path.with_suffix(f".{precision}{path.suffix}")
         if other.is_file():
@@ -80,6 +88,7 @@ def variants(path: pathlib.Path) -> str:
 
 
 def _parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
+    """Returns reader(path); the error for a damaged file tells where to compare its digest."""
     try:
         return npz_files.parse(path, reader)
     except npz_files.DamagedFileError as error:
@@ -101,6 +110,7 @@ def _read_npz(path):
 
 
 def _npz_names(described):
+    """Returns the names that begin with 'w/', or all names if none does."""
     return [name for name in described if name.startswith("w/")] or list(described)
 
 
@@ -117,13 +127,14 @@ def _describe_torch(path):
 
 
 def _refuse(others):
+    """Raises ValueError if `others`, {name: dtype} of arrays that are not numbers, has any."""
     if others:
         kinds = [f"{name} ({dtype})" for name, dtype in others.items()]
         raise UserError(f"it holds more than real numbers: {files.list_some(kinds)}")
 
 
 _TORCH = _describe_torch, torch_files.read
-# What describes, and what reads.
+# Suffix -> (reader of names and shapes, reader of arrays).
 READERS = {
     ".npz": (_describe_npz, _read_npz),
     ".safetensors": (_describe_safetensors, safetensors.numpy.load_file),
@@ -140,27 +151,31 @@ def to_params(
     published: Mapping[str, Mapping[str, Shape]],
     to_ours: Callable[[str, np.ndarray], np.ndarray],
 ) -> dict:
-    """Our parameter tree, f32, from exactly the published arrays that it is made of.
+    """Returns the parameter tree, f32, made of exactly these published arrays.
 
     Args:
-      found: published name -> array.   shapes: our path -> our shape.
-      published: our path -> {name: shape} of the published array, or of every block's.
-      to_ours(our path, published array): the array, its axes in our order.
+      found: published name -> array.
+      shapes: parameter path -> shape.
+      published: parameter path -> {published name: shape}, with one name per block if it is
+        stacked.
+      to_ours: (parameter path, published array) -> the array with its axes in the parameter's
+        order.
     Raises: ValueError as `check`.
     """
     check(found, {name: shape for part in published.values() for name, shape in part.items()})
     params = {}
     for path, shape in shapes.items():
-        arrays = [to_ours(path, np.asarray(found[name], np.float32)) for name in published[path]]
-        params[path] = np.ascontiguousarray(np.stack(arrays).reshape(shape))
+        parts = [to_ours(path, np.asarray(found[name], np.float32)) for name in published[path]]
+        # Blocks are stacked. For a single array the reshape removes the stack axis again.
+        params[path] = np.ascontiguousarray(np.stack(parts).reshape(shape))
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> None:
-    """Demands of the arrays exactly the expected names and shapes, and finite values.
+    """Raises unless the arrays have exactly the expected names and shapes, and finite values.
 
-    Raises: ValueError with the number and the first of missing names, unexpected names and
-      differing shapes, or of names with NaN or infinity.
+    Raises: ValueError with the number and the first of missing names, unexpected names and wrong
+      shapes, or of the names with NaN or infinity.
     """
     shapes = {name: tuple(np.shape(array)) for name, array in found.items()}
     missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
@@ -188,7 +203,7 @@ def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> Non
 
 
 def parameter_shapes(model_config) -> dict[str, Shape]:
-    """Path -> shape of every parameter of the model, without allocating any."""
+    """Returns path -> shape of every parameter of the model, without allocating any."""
     init = functools.partial(models.init_params, models.build(model_config))
     flat = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}

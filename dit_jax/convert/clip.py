@@ -1,4 +1,4 @@
-"""CLIP's text transformer as transformers writes it: its names, sizes and tokenizer files."""
+"""Converter for CLIP's text transformer as transformers writes it: weights, sizes and tokenizer."""
 
 import pathlib
 import re
@@ -13,8 +13,8 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.models import clip
 from dit_jax.system import files
 
-# transformers' classes -> their arrays that are not the text transformer's; one that ends in a dot
-# is a module.
+# Class in transformers -> its arrays outside of the text transformer. A name that ends in a dot is
+# a module.
 CLASSES = {
     "CLIPTextModel": (),
     "CLIPTextModelWithProjection": ("text_projection.weight",),
@@ -25,11 +25,12 @@ CLASSES = {
         "logit_scale",
     ),
 }
-# Of all but the CLIPTextModel of transformers 5.
+# The prefix of all names, except in files of the CLIPTextModel of transformers 5.
 PREFIX = "text_model."
 POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformers before 4.31
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# Our key -> transformers', what some of their configs leave out, and the most that is taken.
+# Key of `config.model` -> (key in transformers' config, its default, its largest value). Some
+# configs leave out keys with default values.
 SIZES = dict(
     vocab_size=("vocab_size", 49408, fields.MOST),
     length=("max_position_embeddings", 77, text.MOST_LENGTH),
@@ -41,19 +42,21 @@ SIZES = dict(
 
 
 def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
-    """`config.model` from the config.json in a directory, without the last layers.
+    """Returns `config.model`, read from config.json, without the last `skip_layers` layers.
 
-    Args: source, the directory, or the weights in it.
-    Raises: FileNotFoundError; ValueError for a model of another kind, a wrong number of layers,
-      or as `fields.read`.
+    Args:
+      source: the directory, or a weights file in it.
+    Raises: FileNotFoundError; ValueError for a model of another kind or a wrong number of layers;
+      as `fields.read`.
     """
-    path, _, theirs = _read_theirs(source)
-    sizes = {ours: theirs.get(name, default) for ours, (name, default, _) in SIZES.items()}
+    path, _, config = _read_theirs(source)
+    sizes = {key: config.get(name, default) for key, (name, default, _) in SIZES.items()}
+    # All wrong fields are reported together, under the names that the file has for them.
     wrong = {SIZES[k][0]: v for k, v in sizes.items() if not fields.is_count(v, SIZES[k][2])}
-    activation = theirs.get("hidden_act", "quick_gelu")
+    activation = config.get("hidden_act", "quick_gelu")
     if not isinstance(activation, str) or activation not in clip.ACTIVATIONS:
         wrong["hidden_act"] = activation
-    if (epsilon := theirs.get("layer_norm_eps", clip.NORM_EPSILON)) != clip.NORM_EPSILON:
+    if (epsilon := config.get("layer_norm_eps", clip.NORM_EPSILON)) != clip.NORM_EPSILON:
         wrong["layer_norm_eps"] = epsilon
     if wrong:
         raise UserError(
@@ -70,10 +73,13 @@ def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
 
 
 def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
-    """The text transformer's arrays of the weights at `source`, without the last layers'.
+    """Returns the arrays of the text transformer at `source`, except in the last layers.
 
-    What else the class in config.json is known to have is left out, and nothing besides.
-    Args: source, the directory that transformers wrote, or the weights in it.
+    Arrays that CLASSES lists for the model's class are left out too. Any other array stays, and
+    `to_params` reports it.
+    Args:
+      source: the directory that transformers wrote, or a weights file in it.
+      skip_layers: how many of the last layers to leave out.
     Raises: FileNotFoundError; ValueError as `read_config` or `weights.read`.
     """
     depth = read_config(source, skip_layers).depth
@@ -89,10 +95,12 @@ def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
 
 
 def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
-    """The tokenizer of the text model at `source`, its files there or in ../tokenizer.
+    """Returns the text model's tokenizer, whose files are beside the weights or in ../tokenizer.
 
-    Padding is what special_tokens_map.json or tokenizer_config.json beside them says, else END.
-    Raises: FileNotFoundError; ValueError for tokens that the model lacks, or as `text`'s.
+    The padding token is the one in special_tokens_map.json or tokenizer_config.json beside them, or
+    else END.
+    Raises: FileNotFoundError; ValueError if the tokenizer has tokens that the model lacks; as
+      `text.ClipTokenizer.from_files` and `load`.
     """
     source = weights.directory(source)
     directories = source, source.resolve().parent / "tokenizer"
@@ -105,6 +113,7 @@ def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
             tokenizer = text.ClipTokenizer.load(directory / text.FILE, length, pad)
         else:
             continue
+        # A larger id would have no row in the embedding table.
         if tokenizer.vocab_size > model_config.vocab_size:
             raise UserError(
                 f"the tokenizer in {files.printable(directory)} has ids up to "
@@ -119,10 +128,14 @@ def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
-    """Our parameters from CLIPTextModel's names, with or without `PREFIX`; see `convert.load`."""
+    """Returns the model's parameters from CLIPTextModel's names, with or without `PREFIX`.
+
+    See `convert.load`.
+    """
     prefixed = sum(name.startswith(PREFIX) for name in found)
     stripped = {name.removeprefix(PREFIX): array for name, array in found.items()}
-    # Of most names, so that a message lists the few others and not all.
+    # The prefix is removed only if most names have it. A message about wrong names then lists the
+    # few exceptions instead of all names.
     if 2 * prefixed > len(found) == len(stripped):
         found = stripped
     found = {name: array for name, array in found.items() if name != POSITION_IDS}
@@ -132,30 +145,33 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 
 def _read_theirs(source):
-    """(its path, the class of the model, the text model's part) of config.json."""
+    """Returns (path of config.json, class of the model, its fields for the text model)."""
     path = weights.directory(source) / "config.json"
-    theirs = fields.read(
+    config = fields.read(
         path,
         "the config.json that transformers writes beside the weights; of a Stable Diffusion that "
         "in text_encoder/",
     )
-    shown, kind = files.printable(path), theirs.get("architectures")
+    shown, kind = files.printable(path), config.get("architectures")
     kind = kind[0] if isinstance(kind, list) and kind else None
     if not isinstance(kind, str) or kind not in CLASSES:
         raise UserError(
             f"{shown} describes transformers' {fields.show(kind)}, but only {', '.join(CLASSES)} "
             "can be converted; of a Stable Diffusion give the folder text_encoder/."
         )
-    if kind == "CLIPModel":  # the second, of old files, overrides the first
-        parts = [theirs.get(name) or {} for name in ("text_config", "text_config_dict")]
+    if kind == "CLIPModel":  # old files also have text_config_dict, which overrides text_config
+        parts = [config.get(name) or {} for name in ("text_config", "text_config_dict")]
         if not all(isinstance(part, dict) for part in parts):
             raise UserError(f"{shown} has a text_config that is none: download it again.")
-        theirs = parts[0] | parts[1]
-    return path, kind, theirs
+        config = parts[0] | parts[1]
+    return path, kind, config
 
 
 def _read_padding(directory):
-    """As transformers reads them; Stable Diffusion 2's "!" is in the older file."""
+    """Returns the padding token, with the precedence that transformers gives the files.
+
+    The "!" of Stable Diffusion 2 is only in the older file, special_tokens_map.json.
+    """
     paths = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
     config, older = (
         fields.read(path, "the tokenizer's settings, as transformers writes them")
@@ -163,7 +179,7 @@ def _read_padding(directory):
         else {}
         for path in paths
     )
-    if "added_tokens_decoder" in config:  # by versions that do not read the older one
+    if "added_tokens_decoder" in config:  # written by versions that do not read the older file
         older = {}
     pad = older.get("pad_token") or config.get("pad_token") or text.END
     pad = pad.get("content") if isinstance(pad, dict) else pad
@@ -176,9 +192,10 @@ def _read_padding(directory):
 
 
 def _published(path, shape):
-    """{name: shape} of the published array behind one of our parameters, or of every layer's."""
+    """Returns {published name: shape} of one parameter, with one name per layer if stacked."""
     module, _, leaf = path.replace("embeddings_", "embeddings/").rpartition("/")
     name, depth = f"{module}/{LEAVES[leaf]}".replace("/", "."), 1
+    # The parameters of all layers are stacked on the first axis.
     if name.startswith("encoder_layers."):
         name, depth = re.sub("^encoder_layers", "encoder.layers.{}", name), shape[0]
         shape = shape[1:]
@@ -187,5 +204,5 @@ def _published(path, shape):
 
 
 def _to_ours(path, array):
-    """One published array, laid out as ours."""
+    """Returns one published array with its axes in the parameter's order."""
     return array.T if path.endswith("kernel") else array

@@ -1,4 +1,4 @@
-"""The workdir that a conversion makes: there whole, or not at all."""
+"""Destination of a conversion: a workdir that appears complete, or not at all."""
 
 import contextlib
 import fcntl
@@ -15,16 +15,17 @@ logger = logging.getLogger("dit_jax")
 
 
 def check(workdir: pathlib.Path) -> None:
-    """Demands, before the work, that a workdir can be made here.
+    """Raises unless a workdir can be made at this path. Called before the work begins.
 
-    Raises: ValueError for a file or a directory that is not empty; OSError where nothing can be
-      written.
+    Raises: ValueError if it is a file, or a directory that is not empty; OSError if nothing can be
+      written there.
     """
     shown = files.printable(workdir)
     if workdir.is_dir() and any(workdir.iterdir()):
         raise UserError(f"{shown} is not empty: choose a new directory, or remove it.")
     if os.path.lexists(workdir) and not workdir.is_dir():
         raise UserError(f"{shown} is no directory: choose a new one.")
+    # The nearest parent that exists: the others are made in it.
     parent = next(path for path in workdir.absolute().parents if os.path.lexists(path))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserFileError(
@@ -35,25 +36,28 @@ def check(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def fill(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory to write to, which becomes the workdir when all in it is written.
+    """Yields a directory to write to, and makes it the workdir when all in it is written.
 
-    It is `.<name>.partial` beside the workdir, and goes if the conversion fails. A conversion that
-    is killed leaves it; the next one to the same workdir removes it and begins again.
-    Raises: ValueError or OSError as `check`; OSError if another process fills it now, or if it
+    The directory is `.<name>.partial` beside the workdir. It is removed if the conversion fails. If
+    the conversion is killed it stays, and the next conversion to the same workdir empties it.
+    Raises: ValueError or OSError as `check`; OSError if another process is writing there, or if it
       cannot be written.
     """
     check(workdir)
+    # os.replace does not follow links: a workdir that is a link is resolved first.
     shown, workdir = files.printable(workdir), pathlib.Path(os.path.realpath(workdir))
     partial = workdir.with_name(f".{workdir.name}.partial")
+    # Emptying a link would remove files elsewhere.
     if partial.is_symlink():
         raise UserFileError(f"{files.printable(partial)} is a link: remove it.")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        hold = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        lock_fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise UserFileError(f"cannot write to {shown}: {error.strerror}") from error
     try:
-        _hold(hold, shown)
+        # The lock comes first: what is in the directory may belong to a running conversion.
+        _hold(lock_fd, shown)
         _empty(partial)
         try:
             yield partial
@@ -62,15 +66,15 @@ def fill(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     finally:
-        os.close(hold)
+        os.close(lock_fd)
 
 
 def _hold(directory, shown):
-    """Locks an open directory; the lock of a process that was killed is gone with it."""
+    """Locks an open directory. The lock ends with the process, even if that is killed."""
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if isinstance(error, BlockingIOError):  # others: a file system without locks
+        if isinstance(error, BlockingIOError):  # any other error: the file system has no locks
             raise UserFileError(
                 f"another process converts to {shown} now: wait for it, or choose another "
                 "directory."
@@ -78,9 +82,10 @@ def _hold(directory, shown):
 
 
 def _empty(directory):
-    if left := list(directory.iterdir()):
+    """Removes what a killed conversion left in the directory."""
+    if leftovers := list(directory.iterdir()):
         logger.info("%s: removed, of a conversion that was ended", files.printable(directory))
-    for path in left:
+    for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -88,6 +93,10 @@ def _empty(directory):
 
 
 def _become(partial, workdir):
+    """Renames the finished directory to the workdir.
+
+    Raises: OSError if the rename fails.
+    """
     try:
         os.replace(partial, workdir)
     except OSError as error:

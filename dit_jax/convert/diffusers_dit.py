@@ -1,8 +1,9 @@
-"""diffusers' DiTTransformer2DModel under the published names: its config, files and arrays.
+"""Converter from diffusers' DiTTransformer2DModel to the published DiT's names.
 
-Two constants of diffusers' model differ from the published one, of which its files are copies: the
-frequencies of the time are 10000^(-k/127), not 10000^(-k/128), and every block's second LayerNorm
-adds norm_eps, 1e-5 by default, to the variance, not 1e-6. Our model computes the published ones.
+diffusers' files are copies of the published weights, but its model differs in two constants. Its
+time frequencies are 10000^(-k/127) instead of 10000^(-k/128). Every block's second LayerNorm adds
+norm_eps, by default 1e-5, to the variance instead of 1e-6. This project computes the published
+model.
 """
 
 import pathlib
@@ -14,7 +15,7 @@ from dit_jax.convert import arrays, dit, fields
 from dit_jax.errors import UserError
 from dit_jax.system import files
 
-# The published module -> diffusers' modules, whose rows it joins; {} is the block's number.
+# Published module -> diffusers' modules whose rows it concatenates; {} is the block's number.
 MODULES = {
     "x_embedder.proj": ("pos_embed.proj",),
     "t_embedder.mlp.0": ("transformer_blocks.{}.norm1.emb.timestep_embedder.linear_1",),
@@ -30,9 +31,9 @@ MODULES = {
     "final_layer.adaLN_modulation.1": ("proj_out_1",),
     "final_layer.linear": ("proj_out_2",),
 }
-# Of the same model; the older class is what DiT was before it had its own.
+# Both are the same model: DiT had the older class before it got its own.
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
-# What a config may leave out.
+# Values of the fields that a config.json may leave out.
 DEFAULTS = dict(
     num_attention_heads=16,
     attention_head_dim=72,
@@ -49,7 +50,7 @@ DEFAULTS = dict(
     norm_elementwise_affine=False,
     norm_eps=1e-5,
 )
-# Numbers above 0, and up to what.
+# Field with a whole number above 0 -> its largest value.
 COUNTS = dict(
     num_attention_heads=1024,
     attention_head_dim=1024,
@@ -59,7 +60,7 @@ COUNTS = dict(
     patch_size=1024,
     num_embeds_ada_norm=fields.MOST,
 )
-# What our model computes, and no other; of norm_eps see above.
+# Field -> the values that this project's model supports. For norm_eps see the module's docstring.
 FIXED = dict(
     attention_bias=(True,),
     activation_fn=("gelu-approximate",),
@@ -71,13 +72,12 @@ FIXED = dict(
 
 
 def read_sizes(directory: pathlib.Path) -> dict:
-    """The fields of `config.model` that diffusers' config.json in the directory tells.
+    """Returns the fields of `config.model` that diffusers' config.json in the directory determines.
 
-    The null class is always there: num_embeds_ada_norm=1000 labels are 1001 rows, the last of which
-    is the null class's, index 1000 as here.
-
-    Raises: FileNotFoundError; ValueError for a whole pipeline or a model of another kind, with what
-      is not supported, or as `fields.read`.
+    There always is a null class. With num_embeds_ada_norm=1000 the label table has 1001 rows, and
+    row 1000 is the null class, as in this project.
+    Raises: FileNotFoundError; ValueError for a whole pipeline, or a model of another kind, with the
+      unsupported fields; as `fields.read`.
     """
     if (directory / "model_index.json").is_file():
         raise UserError(
@@ -86,55 +86,60 @@ def read_sizes(directory: pathlib.Path) -> dict:
             f"{files.printable(directory / 'vae')}`."
         )
     path = directory / "config.json"
-    theirs = fields.read(path, "the config.json that diffusers writes beside the weights")
-    shown, kind = files.printable(path), theirs.get("_class_name")
+    config = fields.read(path, "the config.json that diffusers writes beside the weights")
+    shown, kind = files.printable(path), config.get("_class_name")
     if kind not in CLASSES:
         raise UserError(
             f"{shown} describes diffusers' {fields.show(kind)}, but only a {CLASSES[0]} can be "
             "converted; docs/weights.md lists one."
         )
-    theirs = DEFAULTS | theirs
-    wrong = {n: theirs[n] for n, most in COUNTS.items() if not fields.is_count(theirs[n], most)}
-    wrong |= {n: theirs[n] for n, values in FIXED.items() if theirs[n] not in values}
-    channels = theirs["in_channels"]
-    if not wrong and theirs["out_channels"] not in (None, channels, 2 * channels):
-        wrong["out_channels"] = theirs["out_channels"]
+    config = DEFAULTS | config
+    wrong = {n: config[n] for n, most in COUNTS.items() if not fields.is_count(config[n], most)}
+    wrong |= {n: config[n] for n, values in FIXED.items() if config[n] not in values}
+    # out_channels is the only field whose allowed values depend on another field.
+    channels = config["in_channels"]
+    if not wrong and config["out_channels"] not in (None, channels, 2 * channels):
+        wrong["out_channels"] = config["out_channels"]
     if wrong:
         raise UserError(f"{shown} describes a DiT of another kind: {fields.show(wrong)}.")
     return dict(
-        input_size=theirs["sample_size"],
-        patch_size=theirs["patch_size"],
+        input_size=config["sample_size"],
+        patch_size=config["patch_size"],
         in_channels=channels,
-        hidden_size=theirs["num_attention_heads"] * theirs["attention_head_dim"],
-        depth=theirs["num_layers"],
-        num_heads=theirs["num_attention_heads"],
+        hidden_size=config["num_attention_heads"] * config["attention_head_dim"],
+        depth=config["num_layers"],
+        num_heads=config["num_attention_heads"],
         mlp_ratio=4.0,
-        num_classes=theirs["num_embeds_ada_norm"],
-        learn_sigma=theirs["out_channels"] == 2 * channels,
+        num_classes=config["num_embeds_ada_norm"],
+        learn_sigma=config["out_channels"] == 2 * channels,
     )
 
 
 def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.ndarray]:
-    """The published names and arrays of diffusers' ones, pos_embed too.
+    """Returns the arrays under the published names, pos_embed included, from diffusers' names.
 
-    Raises: ValueError as `arrays.check`, under diffusers' names; if the blocks' copies of the
-      embedders of time and label differ, with their names.
+    Every block of diffusers has a copy of the embedders of time and label. The copies must be
+    equal.
+    Raises: ValueError as `arrays.check`, with diffusers' names; ValueError with the names of copies
+      that differ from the first block's.
     """
     published = dit.published_shapes(model_config)
     table = {"pos_embed": dit.position_table(model_config)}
     sources = {name: _sources(name, model_config.depth) for name in published.keys() - table.keys()}
+    # Checked under diffusers' names, so that a message shows the names of the file.
     expected = {}
     for name, copies in sources.items():
         rows, *rest = published[name]
         for parts in copies:
             expected |= dict.fromkeys(parts, (rows // len(parts), *rest))
     arrays.check(found, expected)
+    # The published DiT has one embedder for all blocks: different copies cannot be joined.
     differing = [
         part
         for first, *copies in sources.values()
         for parts in copies
-        for one, part in zip(first, parts, strict=True)
-        if not np.array_equal(found[one], found[part])
+        for original, part in zip(first, parts, strict=True)
+        if not np.array_equal(found[original], found[part])
     ]
     if differing:
         raise UserError(
@@ -148,7 +153,10 @@ def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.
 
 
 def _sources(name, depth):
-    """Diffusers' names of the parts of a published array, once or for each block's copy."""
+    """Returns diffusers' names of the parts of a published array.
+
+    A list holds the parts that are concatenated. There is one list, or one for each block's copy.
+    """
     words = name.split(".")
     block = words[1] if words[0] == "blocks" else None
     module, _, leaf = name.replace(f"blocks.{block}.", "blocks.{}.", 1).rpartition(".")

@@ -1,4 +1,4 @@
-"""Parameters of DINOv2: the official names, and what transformers calls the same arrays."""
+"""Converter for DINOv2: the official names, and transformers' names of the same arrays."""
 
 import math
 import pathlib
@@ -14,7 +14,7 @@ from dit_jax.system import files
 
 HEAD_SIZE = 64  # of all published sizes
 LEAVES = {"kernel": "weight", "scale": "weight"}
-# The official module or array -> transformers', whose rows it joins; {} is the block's number.
+# Official module or array -> transformers' whose rows it concatenates; {} is the block's number.
 TRANSFORMERS = {
     "cls_token": ("embeddings.cls_token",),
     "mask_token": ("embeddings.mask_token",),
@@ -32,7 +32,7 @@ TRANSFORMERS = {
     "blocks.{}.ls2.gamma": ("encoder.layer.{}.layer_scale2.lambda1",),
     "norm": ("layernorm",),
 }
-# What our model computes of what transformers' config tells, and no other.
+# Field of transformers' config.json -> the only value that this project's model supports.
 FIXED = dict(
     model_type="dinov2",
     hidden_act="gelu",
@@ -44,17 +44,17 @@ FIXED = dict(
 
 
 def read(source: pathlib.Path) -> dict[str, np.ndarray]:
-    """The official names and arrays of a file of them, or of the directory that transformers wrote.
+    """Returns official name -> array, from an official file or transformers' directory.
 
-    Raises: FileNotFoundError; ValueError for transformers' model of another kind, or as
+    Raises: FileNotFoundError; ValueError if transformers' model is of another kind; as
       `weights.read` and `fields.read`.
     """
     if not source.is_dir():
         return weights.read(source, "dinov2")
     path = source / "config.json"
-    theirs = fields.read(path, "the config.json that transformers writes beside the weights")
-    other = {name: theirs.get(name) for name, v in FIXED.items() if theirs.get(name) != v}
-    width, heads = theirs.get("hidden_size"), theirs.get("num_attention_heads")
+    config = fields.read(path, "the config.json that transformers writes beside the weights")
+    other = {name: config.get(name) for name, v in FIXED.items() if config.get(name) != v}
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not fields.is_count(heads) or width != heads * HEAD_SIZE:
         other |= {"hidden_size": width, "num_attention_heads": heads}
     if other:
@@ -67,27 +67,28 @@ def read(source: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def to_official(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """transformers' arrays under the official names, with query, key and value in one.
+    """Returns transformers' arrays under the official names, with query, key and value joined.
 
-    What it has no other name for keeps its own, and `to_params` will list it.
+    Arrays without an official name keep their own. `to_params` then reports them as unexpected.
     """
     found, official = dict(found), {}
     numbers = {m[1] for name in found if (m := re.match(r"encoder\.layer\.(\d+)\.", name))}
-    for ours, theirs in TRANSFORMERS.items():
-        for number in sorted(numbers, key=int) if "{}" in ours else [""]:
+    for official_name, parts in TRANSFORMERS.items():
+        for number in sorted(numbers, key=int) if "{}" in official_name else [""]:
+            # The table has both modules, which have weights and biases, and single arrays.
             for leaf in ("", ".weight", ".bias"):
-                names = [f"{name.format(number)}{leaf}" for name in theirs]
+                names = [f"{name.format(number)}{leaf}" for name in parts]
                 if all(name in found for name in names):
                     joined = np.concatenate([found.pop(name) for name in names])
-                    official[f"{ours.format(number)}{leaf}"] = joined
+                    official[f"{official_name.format(number)}{leaf}"] = joined
     return official | found
 
 
 def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
-    """`config.model` that the official arrays tell.
+    """Returns `config.model` with the sizes that the official arrays show.
 
-    Raises: ValueError for arrays that are not DINOv2's, of another patch size, with registers or
-      with ViT-g's gated MLP.
+    Raises: ValueError if the arrays are not DINOv2's, or belong to a model with another patch size,
+      with registers, or with ViT-g's gated MLP.
     """
     shape = np.shape(found.get("patch_embed.proj.weight"))
     if len(shape) != 4 or not any(name.startswith("blocks.") for name in found):
@@ -123,10 +124,10 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
-    """Our parameters from the official names; see `convert.load`.
+    """Returns the model's parameters from the official names; see `convert.load`.
 
-    The position embedding is interpolated to the model's grid, and the mask token, which only
-    training needs, left out.
+    The position embedding is interpolated to the model's grid. The mask token is left out, since
+    only training needs it.
     """
     found = {name: array for name, array in found.items() if name != "mask_token"}
     if "pos_embed" in found:
@@ -137,23 +138,25 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 
 def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
-    """A position embedding [1, 1 + M^2, D] for grid x grid patches, [1, 1 + grid^2, D] f32.
+    """Returns a position embedding [1, 1 + M^2, D] resized to [1, 1 + grid^2, D] f32.
 
-    As the official model does when it is given a smaller image than it was trained on: bicubic
-    (a = -3/4), repeating the border, without antialiasing, and read as for a grid of 0.1 patches
-    more, which the published features have in them. The same size, or none that is square, is
-    returned as it is.
+    The official model does the same for images smaller than its training images. The interpolation
+    is bicubic (a = -3/4), repeats the border and has no antialiasing. Its coordinates are for a
+    grid with 0.1 patches more, as the published features require. An embedding that has this size
+    already, or whose patches form no square, is returned unchanged.
     """
     side = math.isqrt(max(np.shape(pos_embed)[1] - 1, 0)) if np.ndim(pos_embed) == 3 else 0
     if side in (0, grid) or np.shape(pos_embed)[:2] != (1, 1 + side**2):
         return pos_embed
     patches = np.asarray(pos_embed[0, 1:], np.float64).reshape(side, side, -1)
-    step = np.float32(side / (grid + 0.1))  # positions in f32, as there: weights differ by 1e-6
+    # Positions are f32 as in the official code: in f64 the weights differ by 1e-6.
+    step = np.float32(side / (grid + 0.1))
     position = step * (np.arange(grid, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
     index = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)[None]  # [grid, 4]
     weight = dinov2.cubic(position[:, None] - index, -0.75)
     matrix = np.zeros((grid, side))
     rows = np.broadcast_to(np.arange(grid)[:, None], index.shape)
+    # add.at, since at the border several taps fall on the same patch.
     np.add.at(matrix, (rows, np.clip(index, 0, side - 1)), weight)
     patches = np.einsum("oi,pj,ijd->opd", matrix, matrix, patches, optimize=True)
     patches = patches.reshape(1, grid**2, -1).astype(np.float32)
@@ -161,7 +164,7 @@ def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _official(path, shape):
-    """{name: shape} of the official array behind one of our parameters, or of every block's."""
+    """Returns {official name: shape} of one parameter, with one name per block if stacked."""
     *modules, leaf = path.replace("patch_embed", "patch_embed/proj").split("/")
     name, depth = ".".join([*modules, LEAVES.get(leaf, leaf)]), 1
     if name.startswith("blocks."):
@@ -177,7 +180,10 @@ def _official(path, shape):
 
 
 def _to_ours(path, array):
-    """One official array, laid out as ours up to a reshape."""
+    """Returns one official array with its axes in the parameter's order.
+
+    `arrays.to_params` then reshapes it, which splits axes such as heads.
+    """
     if path == "patch_embed/kernel":
         return array.transpose(2, 3, 1, 0)  # [D, 3, p, p] -> [p, p, 3, D]
     return array.T if path.endswith("kernel") else array

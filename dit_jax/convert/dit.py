@@ -1,4 +1,8 @@
-"""The published DiT's parameters: its names, Linear weights [out, in], one entry per block."""
+"""Converter between the published DiT's names and this project's parameters.
+
+The published Linear weights are [out, in], and every block has arrays of its own. Here kernels are
+[in, out], and all blocks are stacked.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +15,7 @@ from dit_jax.convert import arrays
 from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
-# Our module -> the published one; {} is the block's number.
+# This project's module -> the published one; {} is the block's number.
 MODULES = {
     "x_embedder": "x_embedder.proj",
     "t_embedder/mlp_0": "t_embedder.mlp.0",
@@ -26,16 +30,18 @@ MODULES = {
     "final_layer/linear": "final_layer.linear",
 }
 LEAVES = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
-NUM_CLASSES = 1000  # ImageNet's, of all published models
-MOST_POSITIONS = 2**26  # numbers of a position table, computed in f64 to be compared: 512 MiB
+NUM_CLASSES = 1000  # ImageNet's classes, in all published models
+MOST_POSITIONS = 2**26  # numbers in a position table, which is computed in f64: 512 MiB
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
-    """Our parameters from the published names; see `convert.load`.
+    """Returns the model's parameters from the published names; see `convert.load`.
 
-    The published position table is a constant here: it must equal ours and is not returned.
+    The published file also holds the position table, which is a constant here. The two must be
+    equal, and the table is not returned.
     """
     check_block(model_config)
+    # The table is added to the expected arrays, so that `arrays.to_params` accepts it.
     table = position_table(model_config)
     shapes = arrays.parameter_shapes(model_config) | {"pos_embed": table.shape}
     params = arrays.to_params(found, shapes, _published_by_path(model_config), _to_ours)
@@ -50,29 +56,31 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 
 def to_published(params, model_config) -> dict[str, np.ndarray]:
-    """The published names and arrays of our parameters, f32: `to_params` backwards."""
+    """Returns the arrays under the published names, f32. The inverse of `to_params`."""
     check_block(model_config)
-    found = {"pos_embed": position_table(model_config)}
+    published = {"pos_embed": position_table(model_config)}
     for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
         array = np.asarray(array, np.float32)
         names = _published(path, array.shape, model_config)
+        # The first axis of a stacked array is the blocks, each of which has a name of its own.
         for name, part in zip(names, array if path.startswith("blocks/") else [array], strict=True):
-            found[name] = _to_theirs(path, part, names[name])
-    return found
+            published[name] = _to_theirs(path, part, names[name])
+    return published
 
 
 def published_shapes(model_config) -> dict[str, arrays.Shape]:
-    """Name -> shape of all that a published checkpoint of the model holds."""
+    """Returns name -> shape of all arrays in a published checkpoint of the model."""
     check_block(model_config)
     by_path = _published_by_path(model_config)
     return {name: shape for part in by_path.values() for name, shape in part.items()}
 
 
 def check_block(model_config) -> None:
-    """Demands the block and the condition that have published names, and sizes that models have.
+    """Raises unless block and condition have published names, and the sizes are realistic.
 
-    Raises: ValueError for others.
+    Raises: ValueError.
     """
+    # Sizes may come from a stranger's file, and the table is computed before any array is compared.
     tokens = math.prod(_grid(model_config))
     if tokens * model_config.hidden_size > MOST_POSITIONS:
         raise UserError(
@@ -93,11 +101,12 @@ def check_block(model_config) -> None:
 
 
 def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
-    """The fields of `config.model` that published arrays tell, the number of heads by the name.
+    """Returns the fields of `config.model` that published arrays determine.
 
-    1000 labels are ImageNet's classes; any other number has the null class among them.
-
-    Raises: ValueError for arrays that no DiT is made of, or sizes that bear no name.
+    The number of heads is that of the paper's model with the same width and depth. 1000 rows of
+    labels are ImageNet's classes alone. With any other number of rows, the last row is the null
+    class.
+    Raises: ValueError if the arrays are not a DiT's, or no paper's model has this width and depth.
     """
     names = {
         "patches": "x_embedder.proj.weight",  # [D, C, p, p]
@@ -106,6 +115,7 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
         "mlp": "blocks.0.mlp.fc1.weight",  # [4D, D]
         "output": "final_layer.linear.weight",  # [p*p*C or twice that, D]
     }
+    # Names and ranks are checked first: the sizes below are read from the shapes.
     ranks = {"patches": 4, "positions": 3}
     wrong = {
         name: np.shape(found[name]) if name in found else "missing"
@@ -130,40 +140,42 @@ def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
         num_classes=NUM_CLASSES,
         learn_sigma=shapes["output"][0] == 2 * patch_size**2 * in_channels,
     )
+    # The table has one row more if there is a null class.
     if shapes["labels"][0] == NUM_CLASSES:
         sizes["null_condition"] = False
     else:
         sizes["num_classes"] = shapes["labels"][0] - 1
-    named = {size[:2]: size[2] for size in dit.SIZES.values()}
-    if (hidden_size, len(blocks)) not in named:
+    # No shape depends on the number of heads.
+    known_heads = {size[:2]: size[2] for size in dit.SIZES.values()}
+    if (hidden_size, len(blocks)) not in known_heads:
         raise UserError(
             f"the checkpoint has hidden_size={hidden_size} and depth={len(blocks)}, and does not "
-            f"tell its num_heads, which is known of {', '.join(map(str, named))} alone: give "
+            f"tell its num_heads, which is known of {', '.join(map(str, known_heads))} alone: give "
             "--config with all its sizes."
         )
-    return sizes | {"num_heads": named[hidden_size, len(blocks)]}
+    return sizes | {"num_heads": known_heads[hidden_size, len(blocks)]}
 
 
 def position_table(model_config) -> np.ndarray:
-    """The published pos_embed [1, N, D] f32, to the bit."""
+    """Returns the published pos_embed [1, N, D] f32, equal to the bit."""
     return layers.sincos_position_table(model_config.hidden_size, *_grid(model_config))[None]
 
 
 def _grid(model_config):
-    """Patches down and across."""
+    """Returns (rows, columns) of patches."""
     height, width, _ = sizes.input_shape(model_config)
     return height // model_config.patch_size, width // model_config.patch_size
 
 
 def _published_by_path(model_config):
-    """Our path -> {name: shape} of the published arrays behind it, pos_embed too."""
+    """Returns parameter path -> {published name: shape}, with pos_embed."""
     shapes = arrays.parameter_shapes(model_config)
     published = {path: _published(path, shape, model_config) for path, shape in shapes.items()}
     return published | {"pos_embed": {"pos_embed": position_table(model_config).shape}}
 
 
 def _published(path, shape, model_config):
-    """{name: shape} of the published array behind one of our parameters, or of every block's."""
+    """Returns {published name: shape} of one parameter, with one name per block if stacked."""
     module, _, leaf = path.rpartition("/")
     name = f"{MODULES[module]}.{LEAVES[leaf]}"
     depth = shape[0] if "{}" in name else 1
@@ -179,19 +191,22 @@ def _published(path, shape, model_config):
 
 
 def _axes(path, rank):
-    """The published array's axes in our order."""
+    """Returns the published array's axes in the order of the parameter's."""
     if path == "x_embedder/kernel":
         return 2, 3, 1, 0  # [D, C, p, p] -> [p, p, C, D]
     return (1, 0) if path.endswith("kernel") else tuple(range(rank))
 
 
 def _to_ours(path, array):
-    """One published array, laid out as ours up to a reshape."""
+    """Returns one published array with its axes in the parameter's order.
+
+    `arrays.to_params` then reshapes it.
+    """
     return array.transpose(_axes(path, array.ndim))
 
 
 def _to_theirs(path, array, shape):
-    """One of our arrays, or a block's part of it, in its published shape."""
+    """Returns a parameter, or one block's slice of it, in its published shape."""
     axes = _axes(path, len(shape))
     array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
     return np.ascontiguousarray(array)

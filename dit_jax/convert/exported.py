@@ -1,4 +1,4 @@
-"""The config that `dit-export` writes into the metadata of a .safetensors file, and reads back."""
+"""Config in the metadata of a .safetensors file: written by `dit-export`, and read back."""
 
 import json
 import pathlib
@@ -14,10 +14,11 @@ from dit_jax.models import dit
 from dit_jax.system import files, json_files
 from dit_jax.workdirs import older_versions
 
-KEY = "dit_jax"  # in the file's metadata
+KEY = "dit_jax"  # its key in the file's metadata
 WHAT = "what `convert dit-export` writes"
+# Sections that an exported config must have.
 SECTIONS = ("model", "data", "diffusion", "objective", "latents", "sample")
-# Sections and keys of directories and files, which are of one machine.
+# (section, key) of paths. They exist on one machine only, so they are exported empty.
 PLACES = (
     ("data", "data_dir"),
     ("latents", "vae"),
@@ -26,7 +27,8 @@ PLACES = (
     ("fid", "reference"),
     ("fid", "weights"),
 )
-# Sizes of the model that cost time or memory before its arrays are compared, and the most of each.
+# Key of `config.model` -> its largest value. These sizes cost time or memory before the model's
+# arrays are compared with the file's.
 SIZES = dict(
     input_size=4096,
     patch_size=1024,
@@ -38,14 +40,14 @@ SIZES = dict(
 
 
 def to_json(config: ConfigDict) -> str:
-    """JSON of a config, without the places of this machine."""
+    """Returns the config as JSON, without the paths of this machine."""
     return json.dumps(_without_places(config.copy_and_resolve_references().to_dict()))
 
 
 def read(path: pathlib.Path) -> ConfigDict | None:
-    """The config in a file's metadata, locked and without places; None where there is none.
+    """Returns the config in a file's metadata, locked and without paths; None if it has none.
 
-    Raises: ValueError for what is no config of a DiT, and for numbers out of their range.
+    Raises: ValueError if it is not the config of a DiT, or a number is out of range.
     """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
@@ -53,11 +55,12 @@ def read(path: pathlib.Path) -> ConfigDict | None:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(KEY)
     except safetensors.SafetensorError:
-        return None  # reading its arrays says what is wrong
+        return None  # reading the arrays reports what is wrong with the file
     if text is None:
         return None
     shown = f"the config in {files.printable(path)}"
     config = json_files.parse_json(text, shown, WHAT)
+    # The file may come from an older version of this project.
     if isinstance(config, dict) and "model" in config:
         try:
             config = older_versions.complete(config)
@@ -69,24 +72,27 @@ def read(path: pathlib.Path) -> ConfigDict | None:
         workdirs.check_types(config)
         ranges.check(config)
         diffusion.build(ConfigDict(config["diffusion"]))
-    except (ValueError, AttributeError) as error:  # the latter without keys
+    except (ValueError, AttributeError) as error:  # AttributeError: a key is missing
         raise UserError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
     return ConfigDict(_without_places(config)).lock()
 
 
 def _without_places(config):
+    """Returns the config, a dict, with empty paths."""
     config = config | {"init_from": ""}
     for section, key in PLACES:
         if isinstance(config.get(section), dict):
             config[section] = config[section] | {key: ""}
     data = config["data"]
+    # An image folder's name is a path. A name with other characters than letters, digits and _ may
+    # be one too.
     if data["source"] == "folder" or not str(data["name"]).replace("_", "").isalnum():
         config["data"] = data | {"name": ""}
     return config
 
 
 def _wrong(config):
-    """{key: value} of what no exported config has."""
+    """Returns {key: value} of the fields that are missing, unknown or invalid."""
     if not isinstance(config, dict):
         return {"config": config}
     sections = {name: config.get(name) for name in SECTIONS}

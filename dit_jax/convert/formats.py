@@ -1,4 +1,7 @@
-"""Published checkpoints to our parameters: one rename table per format, exact coverage."""
+"""Loader of published checkpoints in all formats.
+
+Each format is one table of names, which must cover a file exactly.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -8,6 +11,7 @@ import numpy as np
 from dit_jax.convert import clip, dinov2, dit, inception, lpips, unet, vae, weights
 from dit_jax.errors import UserError
 
+# Format -> to_params(published name -> array, config.model).
 FORMATS = {
     "dit": dit.to_params,
     "vae": vae.to_params,
@@ -20,22 +24,20 @@ FORMATS = {
 
 
 def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model_config) -> dict:
-    """Parameters of the model `model_config` from a published checkpoint.
+    """Returns the parameters of the model `model_config` from a published checkpoint.
 
     Args:
-      kind: the reference format: 'dit' (the published PyTorch code's), 'vae' (diffusers'
-        AutoencoderKL), 'unet' (diffusers' UNet2DConditionModel), 'lpips' (torchvision's VGG-16 and
-        LPIPS's linear weights together), 'inception' (torch-fidelity's and pytorch-fid's copy of
-        Inception-2015), 'dinov2' (the official PyTorch code's), 'clip' (transformers'
-        CLIPTextModel).
-      source: a mapping of published names to arrays; a file of them: .npz (names may carry the
-        prefix 'w/'), .safetensors, or torch.save's .pt, .pth, .bin or .ckpt, of which nothing is
-        run; or, of what diffusers and transformers write, the directory.
-    Returns:
-      Our parameter tree of numpy arrays, f32.
-    Raises: ValueError for an unknown kind, another model's config, an unknown file type, a damaged
-      file, missing or unexpected names or shapes, with the first of each, and values that are not
-      finite; FileNotFoundError; OSError.
+      kind: the format: 'dit' (the published PyTorch code), 'vae' (diffusers' AutoencoderKL), 'unet'
+        (diffusers' UNet2DConditionModel), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights
+        together), 'inception' (torch-fidelity's and pytorch-fid's copy of Inception-2015), 'dinov2'
+        (the official PyTorch code) or 'clip' (transformers' CLIPTextModel).
+      source: published name -> array, or a file of such arrays, or the directory that diffusers or
+        transformers wrote. A file is a .npz, whose names may have the prefix 'w/', a .safetensors,
+        or torch.save's .pt, .pth, .bin or .ckpt. No code in a file is run.
+    Returns: this project's parameter tree of numpy arrays, f32.
+    Raises: ValueError for an unknown kind, another model's config, an unknown file type or a
+      damaged file; ValueError with the first of missing or unexpected names or wrong shapes, or for
+      values that are not finite; FileNotFoundError; OSError.
     """
     if kind not in FORMATS:
         raise UserError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")

@@ -1,9 +1,9 @@
-"""Parameters of Inception-2015 from the PyTorch copy of TensorFlow's weights.
+"""Converter for Inception-2015 from the PyTorch copy of TensorFlow's weights.
 
 torch-fidelity and pytorch-fid publish the same file, each under its own name. Its batch norms only
-scale and shift what a convolution has summed, so they go into the kernel and a bias here, in f64:
-the module is convolutions alone, whose bias and ReLU an accelerator applies as it writes the sums,
-and its outputs stay within rounding of the two steps'.
+scale and shift the sums of a convolution. Here they are folded into the kernel and a bias, in f64.
+The module then has convolutions only, and an accelerator applies bias and ReLU as it writes the
+sums. The outputs equal a convolution followed by a batch norm, within rounding.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ import numpy as np
 from dit_jax.convert import arrays
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-EPSILON = 1e-3
+EPSILON = 1e-3  # added to the variance
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
-    """Our parameters from the published names; see `convert.load`.
+    """Returns the model's parameters from the published names; see `convert.load`.
 
-    The classifier's bias and the batch norms' counters are left out, where the file has them.
+    The classifier's bias and the counters of the batch norms are left out, if the file has them.
     """
     found = {
         name: array
@@ -28,6 +28,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
         if name != "fc.bias" and not name.endswith(".bn.num_batches_tracked")
     }
     shapes = arrays.parameter_shapes(model_config)
+    # One entry per kernel: the biases have no array of their own in the file.
     modules = {path.rpartition("/")[0]: shape for path, shape in shapes.items() if len(shape) > 1}
     arrays.check(found, _published_shapes(modules))
     params = {}
@@ -43,7 +44,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 
 def _published_shapes(modules):
-    """Name -> shape of every array of the file, from our kernels' shapes."""
+    """Returns name -> shape of every array in the file, from this project's kernel shapes."""
     expected = {}
     for module, shape in modules.items():
         name, width = module.replace("/", "."), shape[-1]
@@ -56,7 +57,7 @@ def _published_shapes(modules):
 
 
 def _fold(kernel, weight, bias, mean, variance):
-    """(kernel [H, W, in, out], bias [out]) of a convolution and the batch norm after it."""
+    """Returns (kernel [H, W, in, out], bias [out]) with the batch norm folded in."""
     scale = weight.astype(np.float64) / np.sqrt(variance.astype(np.float64) + EPSILON)
     kernel = kernel.transpose(2, 3, 1, 0) * scale.reshape(1, 1, 1, -1)
     return np.ascontiguousarray(kernel, np.float32), np.float32(bias - mean * scale)

@@ -1,4 +1,4 @@
-"""What diffusers says of a whole Stable Diffusion: its parts, its process, and that they fit."""
+"""Readers of a whole Stable Diffusion in diffusers' format: its parts, its process, their fit."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from dit_jax.system import files
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
-# They have the same parts, and differ by what they draw.
+# These pipelines have the same parts, and differ in the task that they sample for.
 PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -18,8 +18,10 @@ PIPELINES = (
     "StableDiffusionInpaintPipelineLegacy",
 )
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+# Parts that are not converted.
 IGNORED = ("safety_checker", "feature_extractor")
-# Of a model trained with a chain of levels; how they step is our samplers' business.
+# Schedulers of models that were trained with a chain of levels. How they step has no effect here:
+# this project's samplers replace them.
 SCHEDULERS = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -33,11 +35,11 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 MOST_STEPS = 100_000
-# Their names of what is ours.
+# diffusers' name -> this project's.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 SPACINGS = ("leading", "linspace", "trailing")
-# What a scheduler's config may leave out, and as what.
+# Values of the fields that a scheduler's config may leave out.
 DEFAULTS = dict(
     prediction_type="epsilon",
     rescale_betas_zero_snr=False,
@@ -48,26 +50,27 @@ DEFAULTS = dict(
 
 
 def check_parts(source: pathlib.Path) -> None:
-    """Demands that the directory holds a Stable Diffusion, by its model_index.json.
+    """Raises unless model_index.json says that the directory holds a supported Stable Diffusion.
 
-    Raises: FileNotFoundError; ValueError for a file, another pipeline, parts that lack or are not
-      supported, or as `fields.read`.
+    Raises: FileNotFoundError; ValueError for a file, another pipeline, or missing or unsupported
+      parts; as `fields.read`.
     """
     path, shown = source / INDEX, files.printable(source / INDEX)
+    # A single file of the original code gets a message of its own.
     if source.is_file():
         weights.refuse_layout(source, "sd")
     if not path.is_file():
         raise MissingFileError(
             f"no {shown}: give the directory that diffusers wrote, with {', '.join(PARTS)} in it."
         )
-    theirs = fields.read(path, "the list of a pipeline's parts that diffusers writes")
-    if (found := theirs.get("_class_name")) not in PIPELINES:
+    index = fields.read(path, "the list of a pipeline's parts that diffusers writes")
+    if (kind := index.get("_class_name")) not in PIPELINES:
         raise UserError(
-            f"{shown} describes diffusers' {fields.show(found)}, but only {', '.join(PIPELINES)} "
+            f"{shown} describes diffusers' {fields.show(kind)}, but only {', '.join(PIPELINES)} "
             "can be converted."
         )
-    # A part is [library, class]; one that a pipeline may have and this one has not, [null, null].
-    parts = {name: v[-1] for name, v in theirs.items() if isinstance(v, list) and v and v[-1]}
+    # A part is [library, class]. An optional part that is absent is [null, null].
+    parts = {name: v[-1] for name, v in index.items() if isinstance(v, list) and v and v[-1]}
     if missing := [name for name in PARTS if name not in parts]:
         raise UserError(f"{shown} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
     if others := sorted(parts.keys() - {*PARTS, *IGNORED}):
@@ -79,39 +82,43 @@ def check_parts(source: pathlib.Path) -> None:
 
 
 def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
-    """What a scheduler_config.json says: keys of `config.diffusion`, prediction, `config.sample`.
+    """Returns (keys of `config.diffusion`, prediction, keys of `config.sample`) of a scheduler.
 
-    The sampler is DDIM, ending as diffusers' DDIM and PNDM of this file do, and at their times; but
-    'linspace' is no grid of these.
-    Raises: FileNotFoundError; ValueError for what is not supported, with what is, or as
+    The sampler is DDIM. It ends where diffusers' DDIM and PNDM end with this file, and takes their
+    times. No grid here has the spacing 'linspace': it has no effect.
+    Args:
+      path: scheduler_config.json.
+    Raises: FileNotFoundError; ValueError for unsupported fields, with what is supported; as
       `fields.read`.
     """
-    theirs = fields.read(path, "the scheduler's config that diffusers writes with the pipeline")
-    is_pndm = theirs.get("_class_name") == "PNDMScheduler"
-    theirs = DEFAULTS | {"set_alpha_to_one": not is_pndm} | theirs
-    if wrong := _not_supported(theirs):
-        lines = fields.list_wrong(theirs, wrong)
+    config = fields.read(path, "the scheduler's config that diffusers writes with the pipeline")
+    is_pndm = config.get("_class_name") == "PNDMScheduler"
+    # The default of set_alpha_to_one depends on the class.
+    config = DEFAULTS | {"set_alpha_to_one": not is_pndm} | config
+    if wrong := _not_supported(config):
+        lines = fields.list_wrong(config, wrong)
         raise UserError(f"{files.printable(path)} describes a process of another kind:\n{lines}")
     process = dict(
         process="ddpm",
-        num_steps=theirs["num_train_timesteps"],
-        schedule=SCHEDULES[theirs["beta_schedule"]],
-        beta_start=float(theirs["beta_start"]),
-        beta_end=float(theirs["beta_end"]),
-        zero_terminal_snr=theirs["rescale_betas_zero_snr"],
+        num_steps=config["num_train_timesteps"],
+        schedule=SCHEDULES[config["beta_schedule"]],
+        beta_start=float(config["beta_start"]),
+        beta_end=float(config["beta_end"]),
+        zero_terminal_snr=config["rescale_betas_zero_snr"],
     )
-    if theirs["timestep_spacing"] == "trailing":
+    if config["timestep_spacing"] == "trailing":
         grid = "trailing"
-    else:  # without a signal at the last level samples must begin there
-        grid = "uniform" if theirs["rescale_betas_zero_snr"] else "leading"
-    # 'uniform' has the first level, where samples then cannot end.
-    ends_on_data = theirs["set_alpha_to_one"] or grid == "uniform"
+    else:
+        # Without signal at the last level, sampling must begin there, and leading times do not.
+        grid = "uniform" if config["rescale_betas_zero_snr"] else "leading"
+    # The grid 'uniform' contains the first level already, so that samples cannot end there.
+    ends_on_data = config["set_alpha_to_one"] or grid == "uniform"
     sample = dict(sampler="ddim" if ends_on_data else "ddim_level1", grid=grid)
-    return process, PREDICTIONS[theirs["prediction_type"]], sample
+    return process, PREDICTIONS[config["prediction_type"]], sample
 
 
 def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: ConfigDict) -> None:
-    """Demands that the parts, given as their `config.model`, take what the others make.
+    """Raises unless the parts, given as their `config.model`, accept each other's outputs.
 
     Raises: ValueError with the sizes that differ.
     """
@@ -133,16 +140,16 @@ def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: Con
 
 
 def _not_supported(theirs):
-    """{field: what is supported} of those that are not."""
+    """Returns {field: what is supported} for the fields with unsupported values."""
     wrong = {}
-    for name, known in (
+    for name, choices in (
         ("_class_name", SCHEDULERS),
         ("beta_schedule", SCHEDULES),
         ("prediction_type", PREDICTIONS),
         ("timestep_spacing", SPACINGS),
     ):
-        if not isinstance(theirs.get(name), str) or theirs[name] not in known:
-            wrong[name] = ", ".join(known)
+        if not isinstance(theirs.get(name), str) or theirs[name] not in choices:
+            wrong[name] = ", ".join(choices)
     steps = theirs.get("num_train_timesteps")
     if not fields.is_count(steps, MOST_STEPS) or steps < 2:
         wrong["num_train_timesteps"] = f"a whole number above 1, up to {MOST_STEPS:,}"
@@ -157,9 +164,9 @@ def _not_supported(theirs):
         wrong["use_flow_sigmas"] = "False"
     if not isinstance(theirs["set_alpha_to_one"], bool):
         wrong["set_alpha_to_one"] = "True, False"
-    if not isinstance(rescaled := theirs["rescale_betas_zero_snr"], bool):
+    if not isinstance(zero_snr := theirs["rescale_betas_zero_snr"], bool):
         wrong["rescale_betas_zero_snr"] = "True, False"
-    elif rescaled and theirs["prediction_type"] == "epsilon":
-        # At the last level x_t is eps, of which x_0 cannot be told.
+    elif zero_snr and theirs["prediction_type"] == "epsilon":
+        # At the last level x_t is pure noise, so that predicted eps does not determine x_0.
         wrong["rescale_betas_zero_snr"] = "False, with prediction_type='epsilon'"
     return wrong

@@ -1,8 +1,8 @@
-"""Tensors in files that torch.save wrote, read without torch and without running the file.
+"""Reader of tensors in files that torch.save wrote, without torch and without running the file.
 
-Such a file is a pickle, a program that builds Python objects, and beside it the numbers of its
-tensors. Here the pickle is read as data: classes and functions are names, and a call is a record of
-what is called with what. Nothing is imported or called, so a file can hold anything and do nothing.
+Such a file is a pickle, a program that builds Python objects, together with the tensors' numbers.
+Here the pickle is read as data. A class or function is only a name, and a call becomes a record of
+the function and its arguments. Nothing is imported or called, so that no file can do harm.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.system import files
 
 MOST_PICKLE_BYTES = 16 * 2**20  # 10,000 tensors take 2 MiB
-MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file without a zip archive
+MAGIC = 0x1950A86A20F9469CFC6C  # first object in a file of the old format, which is no zip archive
 DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -31,8 +31,9 @@ DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-# Of a training checkpoint, the part to take: the first that is there.
+# Keys of a training checkpoint that hold weights. The first one that exists is read.
 PARTS = ("ema", "state_dict")
+# Opcodes that push their argument, that push a constant, and that join the last n items.
 VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -50,14 +51,17 @@ class Global(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call, or a new object, that a pickle asks for."""
+    """A call, or a new object, that a pickle requests."""
 
     function: Any
     arguments: Any
 
 
 class Pairs:
-    """A dict of a pickle, as a list of keys and values: its keys may be anything."""
+    """A dict of a pickle, as a list of keys and values.
+
+    Its keys may be of any type, also one that Python cannot hash.
+    """
 
     def __init__(self, pairs: list):
         self.pairs = pairs
@@ -66,14 +70,14 @@ class Pairs:
 class Storage(NamedTuple):
     """A record of numbers, or the part of it that begins at `begin`."""
 
-    key: str
+    key: str  # the name of the record
     dtype: np.dtype
-    begin: int
-    record_size: int
+    begin: int  # in numbers
+    record_size: int  # in numbers, of the whole record
 
 
 class Tensor(NamedTuple):
-    """A view of a storage."""
+    """A view of a storage; offset and strides count numbers."""
 
     storage: Storage
     offset: int
@@ -82,9 +86,11 @@ class Tensor(NamedTuple):
 
 
 def describe(path: pathlib.Path) -> dict[str, Tensor]:
-    """Name -> tensor, without its numbers; of a training checkpoint its EMA or its state_dict.
+    """Returns name -> tensor, without its numbers.
 
-    Raises: ValueError for what torch.save did not write, or with the names of what is no tensor.
+    Of a training checkpoint only the EMA or else the state_dict is described.
+    Raises: ValueError if torch.save did not write the file, or with the names of values that are no
+      tensors.
     """
     with path.open("rb") as file:
         contents, _ = _open(file)
@@ -92,13 +98,14 @@ def describe(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Name -> array, read-only; tensors that shared their numbers in torch share them here.
+    """Returns name -> array, read-only. Tensors that shared their numbers in torch share them here.
 
-    Raises: ValueError as `describe`, or for numbers that are damaged or not there.
+    Raises: ValueError as `describe`, or if numbers are damaged or missing.
     """
     with path.open("rb") as file:
         contents, read_record = _open(file)
         tensors = _tensors(contents)
+        # One record serves all tensors that view it, and is read once.
         records = {(t.storage.key, t.storage.dtype): t.storage for t in tensors.values()}
         size = sum(s.record_size * s.dtype.itemsize for s in records.values())
         if size > path.stat().st_size:
@@ -108,7 +115,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _view(record, tensor):
+    """Returns a tensor's view of its record."""
     itemsize = record.dtype.itemsize
+    # as_strided checks no bounds: `_to_tensor` has checked them.
     return np.lib.stride_tricks.as_strided(
         record[tensor.storage.begin + tensor.offset :],
         tensor.shape,
@@ -118,7 +127,10 @@ def _view(record, tensor):
 
 
 def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
-    """(what the pickle describes, a function that reads a storage's record)."""
+    """Returns (contents of the pickle, a function that reads a storage's record).
+
+    Reads both formats of torch.save: a zip archive, and the older sequence of pickles.
+    """
     if zipfile.is_zipfile(file):
         return _open_archive(zipfile.ZipFile(file))
     file.seek(0)
@@ -128,11 +140,13 @@ def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
         raise UserError(f"torch.save did not write it: {error}") from error
     if magic != MAGIC:
         raise UserError("torch.save did not write it")
+    # The older format is five pickles, then the records: magic number, protocol, system, contents,
+    # and the keys of the records in order.
     (_protocol, _), (system, _), (contents, storages), (keys, _) = (_load(file) for _ in range(4))
     if not dict(system.pairs).get("little_endian"):
         raise UserError("its numbers are not in little-endian order")
     begins, begin = {}, file.tell()
-    for key in keys:  # each a number of elements, then these
+    for key in keys:  # a record is its size, in 8 bytes, and then its numbers
         if key not in storages:
             raise UserError(f"its record {key!r} is of a kind that is not supported")
         begins[key] = begin
@@ -149,9 +163,10 @@ def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
 
 
 def _open_archive(archive):
-    """As `_open`, of a zip archive, whose records are its members."""
+    """Returns the same as `_open`, for a zip archive, whose members are the records."""
     members = {member.filename: member for member in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+    # With several data.pkl, or two members of one name, it is open which one is meant.
     if len(roots) != 1 or len(members) != len(archive.infolist()):
         raise UserError("it is a zip archive, but torch.save did not write it")
     root = roots[0]
@@ -181,13 +196,18 @@ def _open_archive(archive):
 
 
 def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
-    """(the object that a pickle describes, of plain data, Pairs and Calls; its storages)."""
+    """Returns (the object that a pickle describes, its storages by key).
+
+    The object consists of plain data, Pairs and Calls.
+    """
     stack, marks, memo, storages, begin = [], [], {}, {}, None
     for opcode, argument, position in pickletools.genops(pickle):
+        # Positions count from the beginning of the file, where this pickle need not begin.
         begin = position if begin is None else begin
         if position - begin > MOST_PICKLE_BYTES:
             raise UserError(f"its pickle has more than {MOST_PICKLE_BYTES:,} bytes")
         name = opcode.name
+        # Opcodes that push one value.
         if name in VALUES:
             stack.append(argument)
         elif name in CONSTANTS:
@@ -198,6 +218,7 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
             stack.append(Pairs([]))
         elif name in TUPLES:
             stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
+        # Opcodes that collect items: all since the last mark, or one.
         elif name == "MARK":
             marks.append(len(stack))
         elif name in ("TUPLE", "APPENDS", "SETITEMS"):
@@ -213,12 +234,14 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
             _extend(stack[-1], [key, value])
+        # The memo holds objects that occur more than once.
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
+        # Where Python's unpickler would import and call, names and calls are only recorded.
         elif name == "GLOBAL":
             stack.append(Global(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
@@ -226,7 +249,8 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
         elif name in ("REDUCE", "NEWOBJ"):
             stack[-2:] = [_call(*stack[-2:])]
         elif name == "BUILD":
-            stack.pop()  # attributes, which no tensor or dict needs
+            stack.pop()  # sets attributes, which no tensor or dict needs
+        # torch refers to a tensor's numbers by a persistent id.
         elif name == "BINPERSID":
             stack.append(_to_storage(stack.pop(), storages))
         elif name == "STOP":
@@ -237,7 +261,10 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
 
 
 def _extend(target, items):
-    """Appends to a list or, keys and values in turn, to Pairs; other objects need no items."""
+    """Appends items to a list, or to Pairs as keys and values in turn.
+
+    Other objects ignore them: no tensor needs items.
+    """
     if isinstance(target, list):
         target.extend(items)
     elif isinstance(target, Pairs):
@@ -245,19 +272,24 @@ def _extend(target, items):
 
 
 def _call(function, arguments):
+    """Returns Pairs for an OrderedDict, a Call for any other function or class."""
     if function != Global("collections", "OrderedDict"):
         return Call(function, arguments)
-    # Python 2 gives it a list of its items, others set them afterwards.
+    # Python 2 passes a list of its items. Later versions set the items afterwards.
     return Pairs(arguments[0] if arguments and isinstance(arguments[0], list) else [])
 
 
 def _to_storage(identity, storages):
-    """The Storage of ('storage', class, key, device, size), for views with (key, begin, size)."""
+    """Returns the Storage that a pickle refers to by ('storage', class, key, device, size).
+
+    A view has one more item, (key, begin, size).
+    """
     word, kind, key, _, size, *view = identity
     begin = view[0][1] if view and view[0] else 0
     if word != "storage" or not isinstance(key, str) or not _are_sizes((size, begin)):
-        raise UserError("its pickle refers to what is no storage")  # and may have no end
+        raise UserError("its pickle refers to what is no storage")  # not shown: it may be endless
     if not isinstance(kind, Global) or kind.name not in DTYPES:
+        # It is no Storage, so `_tensors` reports the tensors that use it.
         return Call(kind, ())
     storage = Storage(key, DTYPES[kind.name], begin, size)
     storages.setdefault(key, storage)
@@ -265,9 +297,13 @@ def _to_storage(identity, storages):
 
 
 def _tensors(contents):
-    """{name: Tensor} of what a file holds."""
+    """Returns {name: Tensor} of a file's contents.
+
+    Raises: ValueError with the names of values that are no tensors.
+    """
     if not isinstance(contents, Pairs):
         raise UserError(f"it holds a {_kind(contents)} instead of tensors by their names")
+    # The keys of Pairs may be unhashable: only known names become keys here.
     parts = {name: value for name, value in _items(contents) if name in PARTS}
     parts = [parts[name] for name in PARTS if isinstance(parts.get(name), Pairs)]
     tensors, others = {}, []
@@ -284,6 +320,10 @@ def _tensors(contents):
 
 
 def _items(pairs: Pairs) -> Iterator[tuple[Any, Any]]:
+    """Yields the (key, value) of Pairs.
+
+    Raises: ValueError if one is no pair.
+    """
     for pair in pairs.pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise UserError("its pickle has a dict of what are no pairs")
@@ -291,7 +331,10 @@ def _items(pairs: Pairs) -> Iterator[tuple[Any, Any]]:
 
 
 def _to_tensor(value):
-    """The Tensor that a pickle describes, or None if it is none."""
+    """Returns the Tensor that a value in a pickle describes, or None if it describes none.
+
+    Raises: ValueError if its shape, strides or offset do not fit its storage.
+    """
     if not isinstance(value, Call) or not isinstance(value.arguments, tuple):
         return None
     name = value.function[1] if isinstance(value.function, Global) else None
@@ -305,6 +348,7 @@ def _to_tensor(value):
     are_tuples = isinstance(shape, tuple) and isinstance(strides, tuple)
     if not are_tuples or not _are_sizes((offset, *shape, *strides)) or len(shape) != len(strides):
         raise UserError("a tensor in it has a shape that is none")
+    # The index of the last number that the view reaches.
     last = storage.begin + offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.record_size:
         raise UserError(f"a tensor of {shape=}, {strides=} in it has not so many numbers"[:300])
@@ -312,11 +356,12 @@ def _to_tensor(value):
 
 
 def _are_sizes(values):
+    """Returns whether all values are whole numbers of at least 0."""
     return all(type(value) is int and value >= 0 for value in values)
 
 
 def _kind(value):
-    """What kind of object a pickle describes, for messages."""
+    """Returns the kind of an object in a pickle, for messages."""
     if isinstance(value, Call):
         value = value.function
     if isinstance(value, Global):

@@ -1,4 +1,7 @@
-"""Parameters and sizes of diffusers' UNet2DConditionModel; its convolutions are [out, in, h, w]."""
+"""Converter for diffusers' UNet2DConditionModel: names, layouts and sizes.
+
+The published convolutions are [out, in, h, w].
+"""
 
 import math
 import pathlib
@@ -14,7 +17,7 @@ from dit_jax.models import unet
 from dit_jax.system import files
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# What a config may leave out, and as what.
+# Values of the fields that a config.json may leave out.
 DEFAULTS = dict(
     sample_size=None,
     in_channels=4,
@@ -31,7 +34,7 @@ DEFAULTS = dict(
     attention_head_dim=8,
     resnet_time_scale_shift="default",
 )
-# Of how an EMA was taken; diffusers writes them beside its weights.
+# Fields about how an EMA was computed. diffusers writes them beside its weights.
 EMA_FIELDS = (
     "decay",
     "inv_gamma",
@@ -41,7 +44,7 @@ EMA_FIELDS = (
     "update_after_step",
     "use_ema_warmup",
 )
-# What our UNet computes, and no other; the first is the default.
+# Field -> the values that this project's UNet supports; the first is the default.
 FIXED = dict(
     center_input_sample=(False,),
     flip_sin_to_cos=(True,),
@@ -61,7 +64,7 @@ FIXED = dict(
     addition_embed_type=(None,),
     addition_time_embed_dim=(None,),
     num_class_embeds=(None,),
-    upcast_attention=(False, True),  # the softmax is f32 always
+    upcast_attention=(False, True),  # here the softmax always is f32
     resnet_time_scale_shift=("default", "scale_shift"),
     resnet_skip_time_act=(False,),
     resnet_out_scale_factor=(1,),
@@ -79,9 +82,9 @@ FIXED = dict(
     cross_attention_norm=(None,),
     addition_embed_type_num_heads=(64,),
 )
-# Of these diffusers takes a number for each level too; here all levels have the same.
+# diffusers also allows a list here, with a number for each level. These must be equal.
 SAME_AT_ALL_LEVELS = ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block")
-# Numbers above 0, and up to what.
+# Field with a whole number above 0 -> its largest value.
 COUNTS = dict(
     sample_size=4096,
     in_channels=1024,
@@ -95,7 +98,7 @@ BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
-    """Our parameters from the published names; see `convert.load`."""
+    """Returns the model's parameters from the published names; see `convert.load`."""
     shapes = arrays.parameter_shapes(model_config)
     published = {
         path: {published_name(path): _published_shape(path, shape)}
@@ -105,61 +108,65 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
-    """`config.model` from diffusers' config.json.
+    """Returns `config.model` from diffusers' config.json.
 
-    Raises: FileNotFoundError; ValueError for a whole pipeline or a UNet of another kind, with what
-      is not supported and what is, or as `fields.read`.
+    Raises: FileNotFoundError; ValueError for a whole pipeline or a UNet of another kind, with the
+      unsupported fields and what is supported; as `fields.read`.
     """
     fields.refuse_pipeline(path.parent, "unet")
-    theirs = fields.read(path, "the config.json that diffusers writes beside the weights")
-    shown, kind = files.printable(path), theirs.get("_class_name")
+    config = fields.read(path, "the config.json that diffusers writes beside the weights")
+    shown, kind = files.printable(path), config.get("_class_name")
     if kind != "UNet2DConditionModel":
         raise UserError(
             f"{shown} describes diffusers' {fields.show(kind)}, but only a UNet2DConditionModel "
             "can be converted."
         )
-    theirs = {
+    # Fields that do not describe the network are left out. Any other unknown field is refused,
+    # since it may change what the network computes.
+    config = {
         name: value
-        for name, value in theirs.items()
+        for name, value in config.items()
         if not name.startswith("_") and name not in EMA_FIELDS
     }
-    theirs = DEFAULTS | {name: values[0] for name, values in FIXED.items()} | theirs
+    config = DEFAULTS | {name: values[0] for name, values in FIXED.items()} | config
+    # A list of equal numbers is the same as the number.
     for name in SAME_AT_ALL_LEVELS:
-        values = theirs[name]
+        values = config[name]
         if isinstance(values, list) and values and values == values[:1] * len(values):
-            theirs[name] = values[0]
-    if wrong := _not_supported(theirs):
-        lines = fields.list_wrong(theirs, wrong)
+            config[name] = values[0]
+    # After this check all fields have valid types.
+    if wrong := _not_supported(config):
+        lines = fields.list_wrong(config, wrong)
         raise UserError(f"{shown} describes a UNet of another kind:\n{lines}")
-    channels = theirs["block_out_channels"]
-    num_heads, head_dim = _heads(theirs["attention_head_dim"], channels)
+    channels = config["block_out_channels"]
+    num_heads, head_dim = _heads(config["attention_head_dim"], channels)
     return ConfigDict(
         dict(
             name="unet",
-            input_size=theirs["sample_size"],
-            in_channels=theirs["in_channels"],
+            input_size=config["sample_size"],
+            in_channels=config["in_channels"],
             base_channels=channels[0],
             channel_mult=tuple(
                 c / channels[0] if c % channels[0] else c // channels[0] for c in channels
             ),
-            blocks_per_level=theirs["layers_per_block"],
+            blocks_per_level=config["layers_per_block"],
             attention_levels=tuple(
-                i for i, kind in enumerate(theirs["down_block_types"]) if kind.startswith("Cross")
+                i for i, kind in enumerate(config["down_block_types"]) if kind.startswith("Cross")
             ),
-            transformer_depth=theirs["transformer_layers_per_block"],
+            transformer_depth=config["transformer_layers_per_block"],
             num_heads=num_heads,
             head_dim=head_dim,
-            context_size=theirs["cross_attention_dim"],
-            time_scale_shift=theirs["resnet_time_scale_shift"] == "scale_shift",
+            context_size=config["cross_attention_dim"],
+            time_scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
             resample="conv",
-            norm_groups=theirs["norm_num_groups"],
-            norm_epsilon=float(theirs["norm_eps"]),
-            dropout=float(theirs["dropout"]),
+            norm_groups=config["norm_num_groups"],
+            norm_epsilon=float(config["norm_eps"]),
+            dropout=float(config["dropout"]),
             condition="context",
             num_classes=0,
             null_condition=True,
-            **unet.NO_TOKENS,
-            learn_sigma=theirs["out_channels"] != theirs["in_channels"],
+            **unet.NO_TOKENS,  # nothing reads these with condition 'context'
+            learn_sigma=config["out_channels"] != config["in_channels"],
             dtype="float32",
             attention="auto",
             remat="none",
@@ -168,16 +175,22 @@ def read_config(path: pathlib.Path) -> ConfigDict:
 
 
 def published_name(path: str) -> str:
-    """'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'."""
+    """Returns the published name of a parameter.
+
+    'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'.
+    """
     module, _, leaf = path.rpartition("/")
-    # Numbers are modules of their own, but for those of linear_1 and linear_2.
+    # A number is a module of its own, except in linear_1 and linear_2.
     module = re.sub(r"(?<!linear)_(\d+)(?=[_/]|$)", r".\1", module)
     module = re.sub(r"(\.\d+)_", r"\1.", module)
     return f"{module.replace('/', '.')}.{LEAVES[leaf]}"
 
 
 def _linear_projections(found):
-    """Old files have convolutions of 1x1 into and out of the transformer blocks."""
+    """Returns the arrays with Linear projections into and out of the transformer blocks.
+
+    Old files have 1x1 convolutions there, which compute the same.
+    """
 
     def flat(name, array):
         is_projection = name.endswith(("proj_in.weight", "proj_out.weight"))
@@ -187,21 +200,24 @@ def _linear_projections(found):
 
 
 def _published_shape(path, shape):
+    """Returns the published shape of a parameter."""
     if path.endswith("/kernel"):
         if len(shape) == 4:
             return tuple(shape[axis] for axis in (3, 2, 0, 1))
-        return math.prod(shape[1:]), shape[0]  # of heads, or of both parts of GEGLU, one matrix
+        # Axes of heads, or of the two parts of GEGLU, are one axis in the file.
+        return math.prod(shape[1:]), shape[0]
     return (math.prod(shape),) if path.endswith("/bias") else shape
 
 
 def _to_ours(path, array):
+    """Returns one published array with its axes in the parameter's order; `arrays` reshapes it."""
     if path.endswith("/kernel"):
         return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
     return array
 
 
 def _not_supported(theirs):
-    """{field: what is supported} of those that are not."""
+    """Returns {field: what is supported} for the fields with unsupported values."""
     wrong = {
         n: f"a number above 0, up to {most:,}"
         for n, most in COUNTS.items()
@@ -218,11 +234,12 @@ def _not_supported(theirs):
     if not (fields.is_number(theirs["dropout"]) and 0 <= theirs["dropout"] < 1):
         wrong["dropout"] = "a number in [0, 1)"
     channels, kinds = theirs["block_out_channels"], theirs["down_block_types"]
+    # The checks below compute with these lists, so they return at the first invalid one.
     is_list = isinstance(channels, list) and 0 < len(channels) <= MOST_LEVELS
     if not is_list or not all(map(fields.is_count, channels)):
         return wrong | {"block_out_channels": f"a list of numbers above 0, up to {MOST_LEVELS}"}
-    known = isinstance(kinds, list) and all(kind in BLOCKS for kind in kinds)
-    if not known or len(kinds) != len(channels):
+    are_known = isinstance(kinds, list) and all(kind in BLOCKS for kind in kinds)
+    if not are_known or len(kinds) != len(channels):
         return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
     mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
     if theirs["up_block_types"] != mirrored:
@@ -230,6 +247,7 @@ def _not_supported(theirs):
     heads = theirs["attention_head_dim"]
     if not fields.is_count(heads) and _heads(heads, channels) is None:
         wrong["attention_head_dim"] = "the same number of heads, or width of heads, at all levels"
+    # Compared only when both are valid numbers.
     if not wrong and theirs["out_channels"] not in (
         theirs["in_channels"],
         2 * theirs["in_channels"],
@@ -241,9 +259,11 @@ def _not_supported(theirs):
 
 
 def _heads(numbers, channels):
-    """(num_heads, head_dim), of which one is 0, or None if neither is the same at all levels.
+    """Returns (num_heads, head_dim), one of which is 0; None if neither is the same at all levels.
 
-    Args: numbers, diffusers' attention_head_dim, which in this model is the number of heads.
+    Args:
+      numbers: diffusers' attention_head_dim, which in this model is the number of heads.
+      channels: of each level.
     """
     if fields.is_count(numbers):
         return numbers, 0

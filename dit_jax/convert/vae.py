@@ -1,4 +1,7 @@
-"""Parameters and sizes of diffusers' AutoencoderKL: its names, convolutions [out, in, h, w]."""
+"""Converter for diffusers' AutoencoderKL: names, layouts and sizes.
+
+The published convolutions are [out, in, h, w].
+"""
 
 import collections
 import pathlib
@@ -13,10 +16,10 @@ from dit_jax.errors import UserError
 from dit_jax.system import files
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-# Of the attention, in files written before diffusers 0.17.
+# The attention's layers in files from before diffusers 0.17 -> their names since then.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 MOST_LEVELS = 8
-# What all their configs say, or the defaults below, and whether a value is one.
+# Field -> whether a value is valid. A config must have these fields, unless DEFAULTS has them.
 CHECKS = dict(
     act_fn=lambda value: isinstance(value, str),
     block_out_channels=lambda value: _is_list(value, fields.is_count),
@@ -33,7 +36,7 @@ CHECKS = dict(
     use_post_quant_conv=lambda value: type(value) is bool,
     use_quant_conv=lambda value: type(value) is bool,
 )
-# What some leave out.
+# Values of the fields that a config.json may leave out.
 DEFAULTS = dict(
     _class_name="AutoencoderKL",
     scaling_factor=0.18215,
@@ -45,7 +48,7 @@ DEFAULTS = dict(
     latents_mean=None,
     latents_std=None,
 )
-# What this VAE computes, and no other.
+# Field -> the only value that this project's VAE supports.
 FIXED = dict(
     act_fn="silu",
     down_block_types="DownEncoderBlock2D",
@@ -56,10 +59,15 @@ FIXED = dict(
 
 
 def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
-    """Our parameters from the published names, of new or old attention; see `convert.load`."""
+    """Returns the model's parameters from the published names; see `convert.load`.
+
+    The attention may have its names from before diffusers 0.17.
+    """
     new_names = collections.Counter(map(_new_name, found))
-    if twice := [name for name, count in new_names.items() if count > 1]:
-        raise UserError(f"the checkpoint holds {files.list_some(twice)} under an old name too.")
+    if duplicates := [name for name, count in new_names.items() if count > 1]:
+        raise UserError(
+            f"the checkpoint holds {files.list_some(duplicates)} under an old name too."
+        )
     found = {_new_name(name): array for name, array in found.items()}
     shapes = arrays.parameter_shapes(model_config)
     published = {
@@ -69,46 +77,48 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
-    """`config.model` from diffusers' config.json.
+    """Returns `config.model` from diffusers' config.json.
 
-    Raises: FileNotFoundError; ValueError for a whole pipeline or a VAE of another kind, with what
-      is not supported, or as `fields.read`.
+    Raises: FileNotFoundError; ValueError for a whole pipeline or a VAE of another kind, with the
+      unsupported fields; as `fields.read`.
     """
     fields.refuse_pipeline(path.parent, "vae")
     what = "the config.json that diffusers writes beside the weights"
-    theirs, shown = DEFAULTS | fields.read(path, what), files.printable(path)
-    if theirs["_class_name"] != "AutoencoderKL":
+    config, shown = DEFAULTS | fields.read(path, what), files.printable(path)
+    if config["_class_name"] != "AutoencoderKL":
         raise UserError(
-            f"{shown} describes diffusers' {fields.show(theirs['_class_name'])}, but only an "
+            f"{shown} describes diffusers' {fields.show(config['_class_name'])}, but only an "
             "AutoencoderKL can be converted; docs/weights.md lists some."
         )
+    # Types are checked first: values of wrong types mean a damaged file, not another VAE.
     wrong = {
-        name: theirs.get(name) for name, check in CHECKS.items() if not check(theirs.get(name))
+        name: config.get(name) for name, check in CHECKS.items() if not check(config.get(name))
     }
     if wrong:
         raise UserError(
             f"{shown} has {fields.show(wrong)}: it must be the config.json that diffusers wrote "
             "beside the weights of an AutoencoderKL; docs/weights.md lists some."
         )
-    other = {name: theirs[name] for name, value in FIXED.items() if _kinds(theirs[name]) != {value}}
-    if theirs["use_quant_conv"] != theirs["use_post_quant_conv"]:
-        other["use_post_quant_conv"] = theirs["use_post_quant_conv"]
-    if theirs["in_channels"] != theirs["out_channels"]:
-        other["out_channels"] = theirs["out_channels"]
+    # Values that are valid, but that this VAE does not support.
+    other = {name: config[name] for name, value in FIXED.items() if _kinds(config[name]) != {value}}
+    if config["use_quant_conv"] != config["use_post_quant_conv"]:
+        other["use_post_quant_conv"] = config["use_post_quant_conv"]
+    if config["in_channels"] != config["out_channels"]:
+        other["out_channels"] = config["out_channels"]
     if other:
         raise UserError(f"{shown} describes a VAE of another kind: {fields.show(other)}.")
     return ConfigDict(
         dict(
             name="vae",
-            image_channels=theirs["in_channels"],
-            latent_channels=theirs["latent_channels"],
-            block_channels=tuple(theirs["block_out_channels"]),
-            layers_per_block=theirs["layers_per_block"],
-            norm_groups=theirs["norm_num_groups"],
-            use_quant_conv=theirs["use_quant_conv"],
-            mid_attention=theirs["mid_block_add_attention"],
-            scale=theirs["scaling_factor"],
-            shift=theirs["shift_factor"] or 0.0,
+            image_channels=config["in_channels"],
+            latent_channels=config["latent_channels"],
+            block_channels=tuple(config["block_out_channels"]),
+            layers_per_block=config["layers_per_block"],
+            norm_groups=config["norm_num_groups"],
+            use_quant_conv=config["use_quant_conv"],
+            mid_attention=config["mid_block_add_attention"],
+            scale=config["scaling_factor"],
+            shift=config["shift_factor"] or 0.0,
             dtype="float32",
             remat=False,
         )
@@ -116,17 +126,19 @@ def read_config(path: pathlib.Path) -> ConfigDict:
 
 
 def _is_list(value, check):
+    """Returns whether a value is a list of 1 to MOST_LEVELS items that pass the check."""
     return isinstance(value, list) and 0 < len(value) <= MOST_LEVELS and all(map(check, value))
 
 
 def _kinds(value):
-    """The different values of a list, as text, or the one value."""
+    """Returns the set of the different values of a list, as strings, or of the one value."""
     if isinstance(value, list):
         return set(map(str, value))
     return {value if isinstance(value, str) else None if value is None else repr(value)}
 
 
 def _new_name(name):
+    """Returns an array's name since diffusers 0.17."""
     return re.sub(
         r"(attentions\.\d+\.)(query|key|value|proj_attn)\.",
         lambda match: f"{match[1]}{OLD_NAMES[match[2]]}.",
@@ -135,20 +147,26 @@ def _new_name(name):
 
 
 def _published_name(path):
-    """'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'."""
+    """Returns the published name of a parameter.
+
+    'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'.
+    """
     module, _, leaf = path.rpartition("/")
-    module = re.sub(r"_(\d+)(?=[_/]|$)", r".\1", module)  # numbers are modules of their own
+    module = re.sub(r"_(\d+)(?=[_/]|$)", r".\1", module)  # a number is a module of its own
     module = re.sub(r"(\.\d+)_", r"\1.", module)
     return f"{module.replace('/', '.')}.{LEAVES[leaf]}"
 
 
 def _published_shape(shape):
+    """Returns the published shape of a parameter."""
     return tuple(shape[i] for i in _AXES[len(shape)])
 
 
 def _to_ours(_, array):
+    """Returns one published array with its axes in the parameter's order."""
     return array.transpose(np.argsort(_AXES[array.ndim]))
 
 
-# Theirs from ours, by rank: convolutions [h, w, in, out] -> [out, in, h, w]; Linear [in, out].
+# Rank -> the order in which the published array has the axes of the parameter: a kernel [h, w, in,
+# out] is published as [out, in, h, w], and [in, out] as [out, in].
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}

@@ -1,4 +1,4 @@
-"""Weights of one model in a file, or in a directory as diffusers and transformers write it."""
+"""Weights of one model: a file, or the directory that diffusers or transformers wrote."""
 
 import os
 import pathlib
@@ -11,8 +11,8 @@ from dit_jax.system import files
 
 DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
-# Of each kind that may be a directory: who writes it, and the names of the weights, the first of
-# which is preferred.
+# Kind that may be a directory -> (who writes it, possible names of the weights, the preferred one
+# first).
 WRITERS = {
     "dit": ("diffusers", DIFFUSERS),
     "vae": ("diffusers", DIFFUSERS),
@@ -20,34 +20,38 @@ WRITERS = {
     "clip": ("transformers", TRANSFORMERS),
     "dinov2": ("transformers", TRANSFORMERS),
 }
-MOST_NAME = 200  # characters of a file's name; systems take 255 bytes
+MOST_NAME = 200  # characters of a file name; systems allow 255 bytes
 
 
 def read(source: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     """Reads the weights at `source`: name -> f32 array, without prefixes that all names share.
 
-    Args: source, a file, or the directory that diffusers or transformers wrote, with the weights in
-      one file or several, as safetensors or torch's.   kind: of `convert.FORMATS`, or 'adm'.
-    Raises: OSError; ValueError as `arrays.read`, `layouts.refuse` and `layouts.strip`, and for an
-      index that names what is not in its directory.
+    Args:
+      source: a file, or the directory that diffusers or transformers wrote. The weights in a
+        directory are one or several files, of safetensors or torch.
+      kind: a key of `formats.FORMATS`, or 'adm'.
+    Raises: OSError; ValueError as `arrays.read`, `layouts.refuse` and `layouts.strip`, or if an
+      index names a file outside of its directory.
     """
     paths = find(source, kind)
+    # Names are read before the arrays: a file of the original code may have many GB.
     layouts.refuse([name for path in paths for name in arrays.describe(path)], kind, source)
-    found = {}
+    tensors = {}
     for path in paths:
         part = arrays.read(path)
-        if twice := [name for name in part if name in found]:
+        if duplicates := [name for name in part if name in tensors]:
             raise UserError(
                 f"{files.printable(path)} and another file of its index both hold "
-                f"{files.list_some(twice)}: remove it from one."
+                f"{files.list_some(duplicates)}: remove it from one."
             )
-        found |= part
-    return layouts.strip(found, kind, source)
+        tensors |= part
+    return layouts.strip(tensors, kind, source)
 
 
 def refuse_layout(source: pathlib.Path, kind: str) -> None:
-    """Demands that a file is no whole model of other code, by its names; directories pass.
+    """Raises if a file holds a whole model of the original code, judged by its names.
 
+    A directory passes.
     Raises: as `arrays.describe` and `layouts.refuse`.
     """
     if not source.is_dir():
@@ -55,12 +59,15 @@ def refuse_layout(source: pathlib.Path, kind: str) -> None:
 
 
 def directory(source: pathlib.Path) -> pathlib.Path:
-    """The directory of the files beside the weights: `source`, or the one that it lies in."""
+    """Returns the directory of the weights: `source`, or its parent if it is a file."""
     return source if source.is_dir() else source.parent
 
 
 def find(source: pathlib.Path, kind: str) -> list[pathlib.Path]:
-    """The files that hold the weights at `source`.   Raises: as `read`."""
+    """Returns the files that hold the weights at `source`.
+
+    Raises: as `read`.
+    """
     if not source.is_dir() or kind not in WRITERS:
         return [source]
     writer, names = WRITERS[kind]
@@ -76,10 +83,11 @@ def find(source: pathlib.Path, kind: str) -> list[pathlib.Path]:
 
 
 def _variants(source, names):
-    """What lies there in lower precision."""
+    """Returns the end of a message: a hint at weights of lower precision in the directory."""
     for name in names:
         if variant := arrays.variants(source / name):
             return variant
+        # If the weights are several files, their index has the precision in its name.
         for precision in ("fp16", "bf16"):
             other = f"{name}.index.{precision}.json"
             if (source / other).is_file():
@@ -88,7 +96,10 @@ def _variants(source, names):
 
 
 def _shards(index):
-    """The files that an index names, all of them in its directory."""
+    """Returns the files that an index names. All must be in its directory.
+
+    Raises: ValueError for an index without names, or a name that is no file beside it.
+    """
     shown = files.printable(index)
     by_name = fields.read(index, "the index of files that hold weights").get("weight_map")
     names = list(by_name.values()) if isinstance(by_name, dict) else []
@@ -98,6 +109,7 @@ def _shards(index):
     shards = []
     for name in dict.fromkeys(names):
         path = index.parent / name
+        # An index from a stranger must not lead to files elsewhere.
         is_name = len(name) <= MOST_NAME and path.name == name == files.printable(name)
         if not is_name or path.suffix != suffix or not _is_inside(path, index.parent):
             raise UserError(
@@ -109,7 +121,10 @@ def _shards(index):
 
 
 def _is_inside(path, directory):
-    """Whether a file is in the directory, or where the cache of Hugging Face's hub keeps it."""
+    """Returns whether a file is in the directory, or in the cache of Hugging Face's hub.
+
+    The cache has links in a model's directory to files in its directory blobs/.
+    """
     real = pathlib.Path(os.path.realpath(path))
     is_cached = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
     return is_cached or real.parent == pathlib.Path(os.path.realpath(directory))

@@ -1,4 +1,4 @@
-"""Images, labels and captions: from folders, TFDS and moments to batches of each step.
+"""Input pipeline: images, labels and captions from folders, TFDS and moments to batches.
 
-Nothing here needs an accelerator; `loader` alone imports JAX, so that workers start quickly.
+Nothing here needs an accelerator. Only `loader` imports JAX, so that workers start quickly.
 """

@@ -1,4 +1,4 @@
-"""What a record holds beside its image, a label and captions, and what of it is read."""
+"""Annotations of an image: its label and captions, and which of them are read from a record."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +10,25 @@ from dit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """What is read of the records of a dataset beside the image; by default only that."""
+    """Choice of what is read from a record besides the image; by default only an unchecked label.
 
-    num_classes: int | None = None  # None: labels mean nothing to the model
-    caption_feature: str = ""  # 'captions/text' is record['captions']['text']; '' is none
+    K is captions_per_image, M the number of tokens, D the size of a text encoder's output.
+    """
+
+    num_classes: int | None = None  # None: the model ignores labels
+    caption_feature: str = ""  # 'captions/text' is record['captions']['text']; '' for none
     captions_per_image: int = 1
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # captions to ids [K, M]
-    context: bool = False  # the records hold what a text encoder has made of the captions
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None  # K captions -> ids [K, M]
+    context: bool = False  # whether records hold a text encoder's output for the captions
 
     def read(self, record: Mapping, name: Callable[[], str]) -> dict[str, np.ndarray]:
-        """Reads 'label' [] int32 and, of K captions, 'tokens' [K, M] int32 or 'context' [K, M, D].
+        """Reads 'label' [] int32, and 'tokens' [K, M] int32 or 'context' [K, M, D] f16 of captions.
 
-        Args: name() is the record's, for errors.
-        Raises: ValueError for a label that is no class, or a record without captions.
+        Args:
+          name: returns the name of the record, for errors.
+        Raises: ValueError for a label outside 0..num_classes-1, or a record without captions.
         """
-        label = int(record.get("label", 0))  # datasets of captions may have none
+        label = int(record.get("label", 0))  # datasets with captions may have no labels
         if self.num_classes is not None and not 0 <= label < self.num_classes:
             raise UserError(
                 f"label {label} of {name()} lies outside 0..{self.num_classes - 1}; "
@@ -38,8 +42,10 @@ class Annotations:
         return values
 
     def read_captions(self, record: Mapping, name: Callable[[], str]) -> list[str]:
-        """Reads `captions_per_image` captions; an image with fewer repeats its own.
+        """Reads `captions_per_image` captions; if the image has fewer, they are repeated.
 
+        Args:
+          name: returns the name of the record, for errors.
         Raises: ValueError for a record without captions.
         """
         value = record
@@ -49,12 +55,16 @@ class Annotations:
         texts = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
         if not texts:
             raise UserError(f"{name()} has no caption; leave it out.")
+        # Batches need the same number of captions from every image.
         return [texts[i % len(texts)] for i in range(self.captions_per_image)]
 
     def check_features(self, features: Mapping, name: str) -> None:
-        """Demands of a TFDS dataset the labels and the captions that are read.
+        """Raises unless a TFDS dataset has the labels and captions that are to be read.
 
-        Raises: ValueError with the features that it has.
+        Args:
+          features: the features of the dataset, from its builder.
+          name: the name of the dataset, for errors.
+        Raises: ValueError that lists the features of the dataset.
         """
         if self.num_classes is not None and "label" not in features:
             raise UserError(
@@ -63,7 +73,7 @@ class Annotations:
             )
         value = features
         for part in self.caption_feature.split("/") if self.caption_feature else ():
-            value = getattr(value, "feature", value)  # of a sequence
+            value = getattr(value, "feature", value)  # a Sequence wraps the feature of its elements
             if part not in value:
                 raise UserError(
                     f"dataset {name!r} has no feature data.caption_feature="

@@ -1,9 +1,9 @@
-"""metadata.jsonl of an image folder: a line of JSON for each image, with its name and captions.
+"""Reader of metadata.jsonl in an image folder: one JSON line per image, with its captions.
 
     {"file_name": "sub/a.png", "text": "a red cat"}
     {"file_name": "b.png", "text": ["two cats", "a pair of cats"]}
 
-The caption's key is data.caption_feature. All lines that are wrong are reported at once.
+The key of the captions is data.caption_feature. All invalid lines are reported at once.
 """
 
 import functools
@@ -17,20 +17,21 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 NAME = "metadata.jsonl"
-SHOWN = 100  # characters of a line, or of a name, in an error
-MOST_BYTES = 2**14  # of the lines that are kept, for each image of the folder; and 64 MiB
+SHOWN = 100  # the most characters of a line or a name in an error
+# The valid lines may have this many bytes per image of the folder, plus 64 MiB in all.
+MOST_BYTES = 2**14
 
 
 def read(
     path: pathlib.Path, feature: str, known: Collection[str]
 ) -> tuple[list[str], list[str | list[str]]]:
-    """Returns the file names and captions of metadata.jsonl, in the order of its lines.
+    """Returns the file names and captions in metadata.jsonl, in the order of its lines.
 
     Args:
-      feature: the key of a line's caption, or list of captions.
-      known: the images of the folder, relative to it, with "/"; no other file may be listed.
-    Returns: names as in `known`; a caption or a list of captions for each.
-    Raises: FileNotFoundError; ValueError that lists the lines which are wrong.
+      feature: the key of the caption, or list of captions, in a line.
+      known: the image paths relative to the folder, with "/"; no other file may be listed.
+    Returns: (names spelled as in `known`, a caption or a list of captions for each name).
+    Raises: FileNotFoundError; ValueError that lists the invalid lines.
     """
     if not path.is_file():
         raise MissingFileError(
@@ -38,11 +39,13 @@ def read(
             f'line of JSON for each image there, such as {{"file_name": "a.png", "{feature}": '
             '"a red cat"}.'
         )
-    # What another system has decomposed: it may list "é" as one character, and store it as two.
+    # The file and the file system may spell a name differently in Unicode: "é" is one character or
+    # two. Built only when a name is not found as it is written.
     composed = functools.cache(lambda: {_compose(name): name for name in known})
     most = json_files.MOST_JSON_BYTES + MOST_BYTES * len(known)
-    names, captions, faults, lines = [], [], [], {}
+    names, captions, faults, lines = [], [], [], {}  # lines: name -> line number
     num_faults = kept = 0
+    # An invalid line does not stop the reading, so that one error can list all of them.
     for number, line in _lines(path):
         try:
             name, caption = _parse(line, feature)
@@ -54,8 +57,10 @@ def read(
         except ValueError as error:
             num_faults += 1
             if len(faults) < listing.SHOWN:
-                faults.append((number, str(error)))  # an error would keep its line
+                # As text: the error object would keep the whole line in memory.
+                faults.append((number, str(error)))
             continue
+        # A file from elsewhere must not fill the memory.
         kept += len(line)
         if kept > most:
             raise UserError(
@@ -66,6 +71,7 @@ def read(
         lines[name] = number
         names.append(name)
         captions.append(caption)
+    # A single fault fits in one sentence; several are listed.
     if num_faults == 1:
         ((number, fault),) = faults
         raise UserError(f"line {number} of {files.printable(path)} {files.printable(fault)}.")
@@ -81,8 +87,11 @@ def read(
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of those that are not blank, without a byte order mark."""
-    # Not splitlines(): captions may hold what Unicode takes for the end of a line.
+    """Yields (line number from 1, line) of the lines that are not blank.
+
+    The byte order mark and the newline are removed.
+    """
+    # Not splitlines(): it also splits at Unicode's other line ends, which captions may contain.
     for number, line in enumerate(json_files.read_lines(path), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
@@ -90,12 +99,15 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(line, feature):
-    """(file name, caption or captions) of a line.   Raises: ValueError that says what is wrong."""
+    """Returns (file name, caption or list of captions) of a line.
+
+    Raises: ValueError with the fault, worded to follow "line 3".
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        found = error.object[error.start : error.start + 1]
-        raise UserError(f"is not in UTF-8: {error.reason}, {found!r}; save it as UTF-8") from None
+        byte = error.object[error.start : error.start + 1]
+        raise UserError(f"is not in UTF-8: {error.reason}, {byte!r}; save it as UTF-8") from None
     shown, reason = f"not {text[:SHOWN].strip()!r}", ""
     try:
         row = json_files.parse_json(text, "it", "an object of JSON")
@@ -110,6 +122,7 @@ def _parse(line, feature):
         raise UserError(
             f"must be JSON with {feature}, a caption or a list of captions, at least one, {shown}"
         )
+    # A JSON escape may be a lone surrogate, which is no character and has no UTF-8.
     try:
         "".join(captions).encode()
     except UnicodeEncodeError:
@@ -118,23 +131,31 @@ def _parse(line, feature):
 
 
 def _find(name, known, composed: Callable[[], dict[str, str]]):
-    """The listed name as the folder has it.   Raises: ValueError that says why there is none."""
+    """Returns a listed name as the folder spells it.
+
+    Args:
+      composed: returns {NFC name: name in known}.
+    Raises: ValueError with the reason if the folder has no such image.
+    """
     if name in known:
         return name
+    # "./a.png" and "sub//a.png" are valid ways to write a path.
     plain = "/".join(part for part in name.split("/") if part not in ("", "."))
     if not name.startswith("/"):
         if plain in known:
             return plain
-        if found := composed().get(_compose(plain)):
-            return found
+        if known_name := composed().get(_compose(plain)):
+            return known_name
     raise UserError(f'names "{name[:SHOWN]}", {_why_not(name)}')
 
 
 def _compose(name):
+    """Returns a name in Unicode's composed form, NFC."""
     return unicodedata.normalize("NFC", name)
 
 
 def _why_not(name):
+    """Returns why no image of the folder has this name, for a message."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name):
         return "an absolute path: names are relative to the folder of metadata.jsonl"
     if ".." in re.split(r"[\\/]", name):

@@ -1,21 +1,22 @@
-"""Image folders as records: encoded bytes, with a class each or with captions.
+"""Image folders as random-access records: encoded image bytes with a label or with captions.
 
-The rules, wherever a folder of images is read (docs/data.md explains them):
+The same rules hold wherever a folder of images is read (docs/data.md explains them):
 
-- `data.name` is the root, with a folder for each split. Images are in any depth below it, in the
-  order of their names' parts. They end in .png, .jpg, .jpeg, .webp or .bmp, in any case; images of
-  other kinds, and other files, are left out and counted in the log.
-- Hidden names, which begin with a dot, and those that systems leave (`__MACOSX`, `Thumbs.db`) are
-  left out at every depth, files and folders, and counted.
-- Links are followed as long as they stay inside the root. A link that leaves it, leads nowhere, or
-  leads a second time to a folder of the same class is an error.
-- Classes are the folders right in the training split, in sorted order. The other splits have the
-  same ones, by name. It is an error if a class has no images there, if a split has another class,
-  or if an image lies beside the class folders; that another split lacks a class is reported.
-- A model without classes takes all images below the split, in class folders or not.
-- With captions, the images are those that `metadata.jsonl` lists, in its order.
+- `data.name` is the root. It has one folder per split, with images at any depth below it.
+- Images are sorted by the parts of their paths. Their names end in .png, .jpg, .jpeg, .webp or
+  .bmp, in upper or lower case. Other files and other image formats are skipped; the log counts
+  them.
+- Hidden names (they begin with a dot) and names that operating systems create (`__MACOSX`,
+  `Thumbs.db`) are skipped at every depth, files and folders alike. The log counts them too.
+- Links are followed if their target is inside the root. It is an error if a link leaves the root,
+  has no target, or leads a second time to a folder of the same class.
+- The classes are the direct subfolders of the training split, sorted by name. Other splits use
+  the same class names. It is an error if a class folder has no images, if a split has an unknown
+  class, or if an image is outside the class folders. A split that lacks a class is only reported.
+- A model without classes reads all images below the split, inside class folders or not.
+- With captions, the images are the ones that `metadata.jsonl` lists, in its order.
 
-All this is checked when the folder is opened, and all that is wrong is reported at once.
+Opening the folder checks all rules and reports all violations at once.
 """
 
 import collections
@@ -32,40 +33,44 @@ from dit_jax.data import captions, listing, pixels
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
-SHOWN = 10  # names in a message
+SHOWN = 10  # the most names in a message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
     """Random access to the N images of a split: `folder[i]` is a record."""
 
-    root: pathlib.Path  # the folder of the split, without links
-    files: Sequence[str]  # of N images relative to it, with "/"
-    sizes: np.ndarray  # [N] int64, bytes
-    times: np.ndarray  # [N] int64, of the last change (ctime), ns
-    classes: tuple[str, ...] | None = None  # names, in the order of their labels
-    labels: Sequence[int] | None = None  # [N], of classes
-    captions: Sequence[dict] | None = None  # of each image {feature: caption or captions}
+    root: pathlib.Path  # the folder of the split, with links resolved
+    files: Sequence[str]  # N image paths relative to root, with "/" as separator
+    sizes: np.ndarray  # [N] int64, file sizes in bytes
+    times: np.ndarray  # [N] int64, times of the last change (ctime) in ns
+    classes: tuple[str, ...] | None = None  # class names; a label is an index into them
+    labels: Sequence[int] | None = None  # [N], indices into classes
+    captions: Sequence[dict] | None = None  # N times {feature: caption or list of captions}
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
-        """{'image': encoded bytes, 'label', the captions' feature}.   Raises: OSError; ValueError
-        for a file that is too large."""
+        """Returns {'image': encoded bytes, 'label': int}, plus the caption feature if there is one.
+
+        Raises: OSError; ValueError for a file that is too large.
+        """
         record = {"image": pixels.read_file(self.path(index))}
+        # Without classes the label is 0, and the model ignores it.
         record["label"] = self.labels[index] if self.labels is not None else 0
         return record | (self.captions[index] if self.captions is not None else {})
 
     def path(self, index: int) -> pathlib.Path:
-        """The file of an image."""
+        """Returns the path of an image file."""
         return self.root / self.files[index]
 
 
 def open_images(root: pathlib.Path, split: str) -> Folder:
     """Opens all images of a split, without labels.
 
-    Raises: FileNotFoundError; ValueError for links and folders that cannot be read.
+    Raises: FileNotFoundError if the split has no folder; ValueError for links that break the
+      rules and for folders that cannot be read.
     """
     listed, origin = _list(root, split)
     listing.report(listed, origin)
@@ -73,10 +78,12 @@ def open_images(root: pathlib.Path, split: str) -> Folder:
 
 
 def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: int) -> Folder:
-    """Opens the images of a split with the labels of their class folders.
+    """Opens the images of a split, labelled by their class folders.
 
-    Args: train_split, whose folders are the classes.   num_classes, of the model.
-    Raises: as `open_images`; ValueError unless the folders are the model's classes.
+    Args:
+      train_split: the split whose subfolders define the classes.
+      num_classes: the number of classes in the model.
+    Raises: as `open_images`; ValueError unless the folders match the model's classes.
     """
     listed, origin = _list(root, split)
     listing.report(listed, origin)
@@ -89,6 +96,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
                 "model.null_condition=False, sample.cfg_scale=1."
             )
         return _folder(listed)
+    # The training split defines the classes, so its subfolders are listed for any other split too.
     training, training_origin = listed.folders, origin
     if os.path.normpath(split) != os.path.normpath(train_split):
         folder, training_origin = _find(root, train_split)
@@ -100,6 +108,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
             f"{files.list_some(others, SHOWN)}. Rename or remove them; the classes are those of "
             f"data.train_split={train_split!r}."
         )
+    # Labels follow the training split; the keys are folder names as this split spells them.
     numbers = {folders[key]: i for i, key in enumerate(classes) if key in folders}
     labels = _label(listed, origin, numbers)
     if len(classes) != num_classes:
@@ -115,15 +124,16 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
 
 
 def open_captions(root: pathlib.Path, split: str, feature: str) -> Folder:
-    """Opens the images of a split that metadata.jsonl lists, with their captions.
+    """Opens the images that metadata.jsonl of a split lists, with their captions.
 
-    Args: feature, the key of the captions.
-    Raises: as `open_images`; ValueError that lists the lines of metadata.jsonl which are wrong.
+    Args:
+      feature: the key of the captions in metadata.jsonl.
+    Raises: as `open_images`; ValueError that lists the invalid lines of metadata.jsonl.
     """
     listed, origin = _list(root, split)
     numbers = {name: i for i, name in enumerate(listed.names)}
     names, texts = captions.read(listed.folder / captions.NAME, feature, numbers)
-    # After the lines are read: metadata.jsonl is no file that is left out.
+    # metadata.jsonl itself was read, so the report must not count it as a skipped file.
     others = listed.others - collections.Counter({".jsonl": 1})
     listing.report(dataclasses.replace(listed, others=others), origin)
     if unlisted := len(listed.names) - len(names):
@@ -140,10 +150,10 @@ def open_captions(root: pathlib.Path, split: str, feature: str) -> Folder:
 
 
 def open_set(path: pathlib.Path) -> Folder:
-    """Opens a folder of images on its own, such as samples; folders right in it are classes.
+    """Opens a single folder of images, such as samples; its direct subfolders are the classes.
 
-    Raises: FileNotFoundError without images; ValueError as `open_classes`, for folders of which
-      some have no images.
+    Raises: FileNotFoundError if there are no images; ValueError if some subfolders have no images
+      (as `open_classes`).
     """
     listed, origin = _list(path, ".")
     listing.report(listed, origin)
@@ -151,6 +161,7 @@ def open_set(path: pathlib.Path) -> Folder:
         raise MissingFileError(
             f"no images in {files.printable(path)}: {', '.join(sorted(pixels.SUFFIXES))}."
         )
+    # Images outside all subfolders have no class, so then no image gets one.
     beside = [name for name in listed.names if "/" not in name]
     if not beside:
         numbers = {name: i for i, name in enumerate(_by_name(listed.folders, origin).values())}
@@ -165,18 +176,21 @@ def open_set(path: pathlib.Path) -> Folder:
 
 
 def same_name(name: str) -> str:
-    """The name in the spelling in which names of classes are compared, Unicode's NFC."""
+    """Returns a class name in Unicode's NFC form, in which class names are compared."""
     return unicodedata.normalize("NFC", name)
 
 
 def _list(root, split):
-    """(the listing of a split, what messages call it)."""
+    """Returns (listing of a split, its name in messages)."""
     folder, origin = _find(root, split)
     return listing.scan(folder, root), origin
 
 
 def _find(root, split):
-    """(the folder of a split, what messages call it)."""
+    """Returns (folder of a split, its name in messages).
+
+    Raises: ValueError if the split is outside root; FileNotFoundError if it has no folder.
+    """
     if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
         raise UserError(
             f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
@@ -193,7 +207,10 @@ def _find(root, split):
 
 
 def _by_name(names, origin):
-    """{compared name: name} of folders.   Raises: ValueError for two that are compared as one."""
+    """Returns {NFC name: name as spelled on disk} for folder names.
+
+    Raises: ValueError if two folders have the same NFC name.
+    """
     compared = {}
     for name in names:
         if (first := compared.setdefault(same_name(name), name)) != name:
@@ -205,8 +222,12 @@ def _by_name(names, origin):
 
 
 def _label(listed, origin, numbers):
-    """[N] int32, by the folder of each image.   Raises: ValueError for images beside the folders,
-    and for folders without images."""
+    """Returns labels [N] int32 from the class folder of each image.
+
+    Args:
+      numbers: {class folder: label}.
+    Raises: ValueError for images outside the class folders and for folders without images.
+    """
     if beside := [name for name in listed.names if "/" not in name]:
         raise UserError(
             f"{origin} has {listing.count(len(beside), 'image')} beside its folders of classes, so "
@@ -223,10 +244,12 @@ def _label(listed, origin, numbers):
 
 
 def _unread(counter):
+    """Returns the number of images in unsupported formats, for a message; '' for none."""
     return (
         f" (but {', '.join(f'{n:,} {suffix}' for suffix, n in counter.items())})" if counter else ""
     )
 
 
 def _folder(listed, **fields):
+    """Returns the Folder of a listing."""
     return Folder(listed.folder, listed.names, listed.sizes, listed.times, **fields)

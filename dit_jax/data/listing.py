@@ -1,6 +1,7 @@
-"""One pass over a folder of images: the files that are read, and what is left out or refused.
+"""Directory scan of an image folder: which files are read, skipped or refused.
 
-`folders` has the rules. A pass reads every directory once and asks for the size of every image.
+The rules are in the docstring of `folders`. A scan reads every directory once and takes the size
+and time of every image.
 """
 
 import collections
@@ -20,9 +21,10 @@ from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 
-THREADS = 16  # directories that are read at a time: a network's file system answers slowly
-SHOWN = 10  # faults, names or kinds that a message lists
-# Beside names that begin with a dot: what systems leave in folders, in lower case.
+THREADS = 16  # directories read at the same time, because network file systems are slow
+SHOWN = 10  # the most faults, names or suffixes in a message
+# Names that operating systems create in folders, in lower case. Names with a leading dot are
+# skipped too.
 SYSTEM_NAMES = frozenset(
     {
         "$recycle.bin",
@@ -44,7 +46,7 @@ SYSTEM_NAMES = frozenset(
         "~snapshot",
     }
 )
-# Suffixes of images that are not read; a user should know that these are left out.
+# Suffixes of unsupported image formats. Skipping them causes a warning, other files only an info.
 UNREAD = frozenset(
     [
         ".apng",
@@ -90,24 +92,26 @@ UNREAD = frozenset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listing:
-    """The images below a folder."""
+    """The images below a folder, and counts of what was skipped."""
 
-    folder: pathlib.Path  # without links
-    names: list[str]  # of N images relative to the folder, with "/", sorted by their parts
-    sizes: np.ndarray  # [N] int64, bytes
-    times: np.ndarray  # [N] int64, of the last change (ctime), ns
-    folders: list[str]  # the names of the folders right in it, sorted
-    unread: dict[str, collections.Counter]  # of each of these, '' for none: suffix -> images
-    others: collections.Counter  # suffix -> files that are no images
-    hidden: collections.Counter  # name -> files and folders that are hidden or a system's
+    folder: pathlib.Path  # with links resolved
+    names: list[str]  # N image paths relative to folder, with "/", sorted by their parts
+    sizes: np.ndarray  # [N] int64, file sizes in bytes
+    times: np.ndarray  # [N] int64, times of the last change (ctime) in ns
+    folders: list[str]  # the names of the direct subfolders, sorted
+    # Direct subfolder ('' for the folder itself) -> suffix -> number of unsupported images.
+    unread: dict[str, collections.Counter]
+    others: collections.Counter  # suffix -> number of files that are not images
+    hidden: collections.Counter  # name -> number of hidden or system files and folders
 
 
 @dataclasses.dataclass
 class _Directory:
-    """What one directory holds; names are relative to the folder of the pass."""
+    """Contents of one directory; names are relative to the folder that is scanned."""
 
+    # (name, size in bytes, ctime in ns)
     images: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)
-    # name, real path, whether it is a link
+    # (name, real path, whether it is a link)
     folders: list[tuple[str, str, bool]] = dataclasses.field(default_factory=list)
     unread: list[str] = dataclasses.field(default_factory=list)  # suffixes
     others: list[str] = dataclasses.field(default_factory=list)  # suffixes
@@ -116,19 +120,27 @@ class _Directory:
 
 
 class _Links:
-    """Resolves links, of a root that they must stay inside of."""
+    """Resolver of links, which must stay inside a root folder."""
 
     def __init__(self, root: pathlib.Path):
         self.root = os.path.realpath(root)
-        # Of many links into one folder, that one is resolved once.
+        # Cached, because many links often lead into the same folder.
         self._resolve_folder = functools.lru_cache(functools.partial(os.path.realpath, strict=True))
 
     def is_inside(self, real: str) -> bool:
-        """Whether a path without links is the root or below it."""
+        """Returns whether a path, with links resolved, is the root or below it."""
         return real == self.root or real.startswith(self.root.rstrip(os.sep) + os.sep)
 
     def resolve(self, path: str, target: str) -> str:
-        """The path without links to the target of the link `path`.   Raises: OSError for none."""
+        """Returns the real path of a link's target.
+
+        Args:
+          path: the link.
+          target: the text of the link, as `os.readlink` returns it.
+        Raises: OSError if the target does not exist.
+        """
+        # Fast path: if the target is no link itself, only its folder needs resolving, which is
+        # cached.
         head, tail = os.path.split(os.path.join(os.path.dirname(path), target))
         if tail not in ("", os.curdir, os.pardir):
             real = os.path.join(self._resolve_folder(head), tail)
@@ -138,20 +150,20 @@ class _Links:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file's or folder's name, without a path, begins with a dot or is a system's."""
+    """Returns whether a name, without a path, begins with a dot or is one of SYSTEM_NAMES."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
 def get_suffix(name: str) -> str:
-    """The suffix in lower case, such as '.png'; '' without one."""
+    """Returns the suffix of a name in lower case, such as '.png', or ''."""
     return os.path.splitext(name)[1].lower()
 
 
 def scan(folder: pathlib.Path, root: pathlib.Path) -> Listing:
     """Lists the images below a folder, following links that stay inside `root`.
 
-    Raises: ValueError that lists links which leave the root or lead nowhere, folders that are
-      reached twice, and what cannot be read.
+    Raises: ValueError that lists all faults: links that leave the root or have no target, folders
+      that are reached twice, and entries that cannot be read.
     """
     links, start = _resolve(folder, root)
     images, top, faults = [], [], []
@@ -165,7 +177,7 @@ def scan(folder: pathlib.Path, root: pathlib.Path) -> Listing:
         faults += part.faults
         top += [] if name else [child for child, _, _ in part.folders]
     _check_faults(folder, root, faults)
-    # A null byte sorts before all others, so that names are sorted by their parts.
+    # "\0" sorts before all other characters, so this sorts by the parts of the path.
     images.sort(key=lambda image: image[0].replace("/", "\0"))
     names, sizes, times = zip(*images, strict=True) if images else ((), (), ())
     return Listing(
@@ -181,7 +193,10 @@ def scan(folder: pathlib.Path, root: pathlib.Path) -> Listing:
 
 
 def _walk(links, start):
-    """Yields (name, contents) of a folder and of all below it."""
+    """Yields (name, _Directory) of a folder and of all folders below it, level by level.
+
+    The name is relative to the folder, '' for the folder itself.
+    """
     level, linked, seen = [("", start)], [], {}
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         while level:
@@ -191,11 +206,13 @@ def _walk(links, start):
                 yield name, part
                 folders += [(child, real) for child, real, is_link in part.folders if not is_link]
                 linked += [(child, real) for child, real, is_link in part.folders if is_link]
-            if not folders:  # links come last, so that of a folder and a link the link is at fault
+            # Links are followed last: if a folder is reached directly and by a link, the error
+            # then names the link.
+            if not folders:
                 folders, linked = sorted(linked), []
             level = []
             for child, real in folders:
-                # Twice in one class would count its images twice; this also ends cycles.
+                # A folder read twice in a class would duplicate its images. This also stops cycles.
                 first = seen.setdefault((_first(child), real), child)
                 if first == child:
                     level.append((child, real))
@@ -205,9 +222,9 @@ def _walk(links, start):
 
 
 def list_folders(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
-    """The sorted names of the folders right in a folder, as `scan` finds them.
+    """Returns the sorted names of the direct subfolders of a folder, as `scan` does.
 
-    Raises: ValueError as `scan`, for links right in the folder.
+    Raises: ValueError as `scan`, but only for faults directly in the folder.
     """
     links, start = _resolve(folder, root)
     contents = _read_directory(links, ("", start))
@@ -216,7 +233,10 @@ def list_folders(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
 
 
 def _resolve(folder, root):
-    """(the root's links, folder without links).   Raises: ValueError for a folder outside."""
+    """Returns (_Links of root, real path of folder).
+
+    Raises: ValueError if the folder is outside root.
+    """
     links, start = _Links(root), os.path.realpath(folder)
     if not links.is_inside(start):
         raise UserError(
@@ -227,6 +247,7 @@ def _resolve(folder, root):
 
 
 def _check_faults(folder, root, faults):
+    """Raises a ValueError that lists the faults, if there are any."""
     if faults:
         raise UserError(
             f"image folder {files.printable(folder)} has {count(len(faults), 'fault')}:\n"
@@ -238,11 +259,12 @@ def _check_faults(folder, root, faults):
 
 
 def _first(name):
+    """Returns the first part of a relative path: the direct subfolder, which is the class."""
     return name.partition("/")[0]
 
 
 def _read_directory(links, directory) -> _Directory:
-    """What is in a directory, (its name, its real path)."""
+    """Returns the contents of a directory, given as (name, real path)."""
     name, real = directory
     contents = _Directory()
     try:
@@ -261,8 +283,10 @@ def _read_directory(links, directory) -> _Directory:
 
 
 def _add(contents, entry, name, links):
+    """Adds an os.DirEntry to the contents of its directory, as an image, a folder or a fault."""
     suffix, real = get_suffix(entry.name), entry.path
     if entry.is_symlink():
+        # Checked before the link is followed, so that nothing outside the root is opened.
         target = os.readlink(entry.path)
         try:
             real = links.resolve(entry.path, target)
@@ -284,7 +308,7 @@ def _add(contents, entry, name, links):
 
 
 def report(listing: Listing, origin: str) -> None:
-    """Logs what the folder holds that is left out, a line for each reason, once in a process."""
+    """Logs what was skipped, one line per reason, once per process."""
     if listing.hidden:
         names = [name for name, _ in listing.hidden.most_common(3)]
         left_out = count(sum(listing.hidden.values()), "hidden or system name")
@@ -300,16 +324,17 @@ def report(listing: Listing, origin: str) -> None:
         say(f"{origin}: {left_out} left out: {_counts(listing.others)}.", logging.INFO)
 
 
-@functools.cache  # once for each dataset: a command may open it several times
+@functools.cache  # logs once, although a command may open the same dataset several times
 def say(message: str, level: int) -> None:
-    """Logs a message about a dataset, once in a process."""
+    """Logs a message about a dataset, once per process."""
     logger.log(level, "%s", files.printable(message))
 
 
 def list_some(lines: list[str], total: int | None = None) -> str:
-    """The first lines of a longer list, indented, and how many more there are.
+    """Returns the first SHOWN lines, indented, and the number of further lines.
 
-    Args: total, of the list whose first lines these are; None is len(lines).
+    Args:
+      total: the length of the full list, of which `lines` are the first; None for len(lines).
     """
     total = len(lines) if total is None else total
     shown = [f"  {files.printable(line)}" for line in lines[:SHOWN]]
@@ -319,10 +344,11 @@ def list_some(lines: list[str], total: int | None = None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """'1 image' or '2 images'."""
+    """Returns a number with its noun: '1 image' or '2 images'."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _counts(counter):
+    """Returns the most common suffixes with their counts: '3 .gif, 1 .tiff'."""
     common = counter.most_common(SHOWN)
     return ", ".join(f"{number:,} {suffix}" for suffix, number in common)

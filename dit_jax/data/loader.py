@@ -1,7 +1,8 @@
-"""Examples of a source to batches of this process's rows, for training or one pass in order.
+"""Batches from a source: shuffled and endless for training, or one pass in order.
 
-The order of records is a function of (seed, position) alone, so the state of the pipeline is one
-number, the next batch; it does not depend on worker, process or device counts.
+Each process reads only its own rows of the global batch. The order of records depends only on
+(seed, position), so the pipeline state is one number, the index of the next batch. It does not
+depend on the number of workers, processes or devices.
 """
 
 import dataclasses
@@ -24,15 +25,15 @@ Batch = sources.Batch
 
 @dataclasses.dataclass
 class _BatchReader:
-    """Batch i of this process, a function of i alone; picklable, for worker processes."""
+    """Function from i to batch i of this process; picklable, because worker processes run it."""
 
-    gather: Callable[[np.ndarray], Batch]  # of record numbers [rows]
+    gather: Callable[[np.ndarray], Batch]  # record indices [rows] -> batch
     num_images: int
-    views: int
+    views: int  # records per image: the image, and with 2 also its mirror image
     seed: int
     flip: bool
-    batch_size: int
-    rows: np.ndarray
+    batch_size: int  # of the global batch
+    rows: np.ndarray  # this process's rows of the global batch
     captions_per_image: int
 
     def __call__(self, i: int) -> Batch:
@@ -41,6 +42,7 @@ class _BatchReader:
         indices = np.empty_like(places)
         mirrored = np.zeros(len(places), bool)
         caption = np.zeros(len(places), int)
+        # A batch may span epochs; each epoch has its own permutation and random draws.
         for epoch in range(epochs[0], epochs[-1] + 1):
             within = epochs == epoch
             indices[within] = _permutation(self.seed, epoch, self.num_images)[places[within]]
@@ -49,7 +51,7 @@ class _BatchReader:
             if self.captions_per_image > 1:
                 drawn = _captions(self.seed, epoch, self.num_images, self.captions_per_image)
                 caption[within] = drawn[places[within]]
-        if self.views == 2:
+        if self.views == 2:  # record 2i is image i, record 2i + 1 its mirror image
             return with_caption(self.gather(2 * indices + mirrored), caption)
         batch = with_caption(self.gather(indices), caption)
         if self.flip:
@@ -57,50 +59,55 @@ class _BatchReader:
         return batch
 
 
-# RandomState's streams are frozen: a resumed run sees these with any NumPy. Batches span epochs.
+# NumPy never changes the streams of RandomState, so a resumed run draws the same numbers with any
+# NumPy version. The caches below hold two epochs because a batch may span two.
 @functools.lru_cache(maxsize=2)
 def _permutation(seed, epoch, size):
-    """The image at every place of an epoch."""
+    """Returns the image index at each position of an epoch, [size]."""
     return np.random.RandomState([seed, 0, epoch]).permutation(size)
 
 
 @functools.lru_cache(maxsize=2)
 def _flips(seed, epoch, size):
-    """Whether the image at every place of an epoch is mirrored."""
+    """Returns whether the image at each position of an epoch is mirrored, [size] bool."""
     return np.random.RandomState([seed, 1, epoch]).rand(size) < 0.5
 
 
 @functools.lru_cache(maxsize=2)
 def _captions(seed, epoch, size, count):
-    """Which of its captions the image at every place of an epoch has."""
+    """Returns the caption index in 0..count-1 at each position of an epoch, [size]."""
     return np.random.RandomState([seed, 2, epoch]).randint(count, size=size)
 
 
 def with_caption(batch: Batch, caption: np.ndarray | int = 0) -> Batch:
-    """The batch with one of the captions [rows, K, ...] of each image, by their numbers [rows]."""
-    told = {name: batch[name] for name in ("tokens", "context") if name in batch}
-    return {**batch, **{name: a[np.arange(len(a)), caption] for name, a in told.items()}}
+    """Returns the batch with one caption per image, chosen from its captions [rows, K, ...].
+
+    Args:
+      caption: the index of the chosen caption, [rows] or one number for all rows.
+    """
+    captions = {name: batch[name] for name in ("tokens", "context") if name in batch}
+    return {**batch, **{name: a[np.arange(len(a)), caption] for name, a in captions.items()}}
 
 
 def gather(source: Sequence[Batch], indices: Sequence[int]) -> Batch:
-    """The examples of these numbers as one batch of arrays."""
+    """Returns the examples at these indices, stacked into one batch of arrays."""
     examples = [source[i] for i in indices]
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
 def _records(indices):
-    """The places of examples that lie on the devices already."""
+    """Returns a batch of record indices alone, for examples that are already on the devices."""
     return {"record": indices.astype(np.int32)}
 
 
 class _Cache:
-    """The examples of a source as arrays in host memory, each decoded once."""
+    """Host-memory cache of the examples of a source; each example is decoded once."""
 
     def __init__(self, source):
         self.source = source
-        self.known = np.zeros(len(source), bool)
+        self.known = np.zeros(len(source), bool)  # which examples are decoded
         self.arrays = None
-        self.lock = threading.Lock()  # several threads read
+        self.lock = threading.Lock()  # Grain's reader threads share the cache
 
     def gather(self, indices):
         with self.lock:
@@ -111,14 +118,14 @@ class _Cache:
 
     def _decode(self, indices):
         batch = gather(self.source, indices)
-        if self.arrays is None:
+        if self.arrays is None:  # shapes and dtypes are only known from the first examples
             shapes = {name: (len(self.known), *a.shape[1:]) for name, a in batch.items()}
             self.arrays = {n: np.empty(shape, batch[n].dtype) for n, shape in shapes.items()}
         for name, array in batch.items():
             self.arrays[name][indices] = array
         self.known[indices] = True
 
-    def __reduce__(self):  # a worker process begins with an empty one
+    def __reduce__(self):  # pickles no arrays: a worker process starts with an empty cache
         return _Cache, (self.source,)
 
 
@@ -127,15 +134,17 @@ def _begin_worker(*_):
 
 
 class TrainIterator:
-    """Endless batches of this process's rows, reshuffled every epoch by the seed.
+    """Endless iterator over batches of this process's rows, reshuffled in every epoch.
 
     Args:
-      rows: this process's rows of the global batch, as `sharding.local_rows` gives them.
-      state: continues after a `state()` of an earlier iterator over the same data and seed.
-    Raises: ValueError if the dataset's size differs from the one in `state`.
+      rows: this process's rows of the global batch, from `sharding.local_rows`.
+      state: the `state()` of an earlier iterator over the same data and seed, to continue from.
+    Raises: ValueError if the dataset size differs from the one in `state`, or if `data.flip` is
+      set for moments without mirror images.
     """
 
     def __init__(self, source: sources.Source, config, rows: np.ndarray, state: dict | None = None):
+        # The order of records depends on the dataset size, so a resumed run needs the same size.
         num_images = len(source) // source.views
         self._num_records = len(source)
         self._next_batch = 0
@@ -152,6 +161,7 @@ class TrainIterator:
                 f"data.flip mirrors images before the VAE, but {source.origin} holds no mirrors: "
                 "encode with data.flip, or set it to False."
             )
+        # The function that reads a batch of records, given their indices.
         examples = functools.partial(gather, source)
         if source.on_device:
             examples = _records
@@ -167,15 +177,18 @@ class TrainIterator:
             rows,
             source.annotations.captions_per_image,
         )
+        # The elements of Grain's dataset are batch indices, so it starts at any batch at once.
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
         )
         batches = grain.MapDataset.range(self._next_batch, sys.maxsize).map(read)
         batches = batches.to_iter_dataset(options)
         if config.data.num_workers:
-            if not flags.FLAGS.is_parsed():  # outside a command Grain's workers need them marked
+            # Grain's workers need parsed absl flags, and only a command parses them.
+            if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            resource_tracker.ensure_running()  # while it starts it unblocks signals
+            # Started now, because its start unblocks the signals that __next__ blocks.
+            resource_tracker.ensure_running()
             options = grain.MultiprocessingOptions(config.data.num_workers)
             batches = batches.mp_prefetch(options, _begin_worker)
         self._iterator = iter(batches)
@@ -184,25 +197,29 @@ class TrainIterator:
         return self
 
     def __next__(self) -> Batch:
-        with stopping.Blocked():  # the first one starts the worker processes
+        with stopping.Blocked():  # the first call starts the workers, which must get no signals
             batch = next(self._iterator)
         self._next_batch += 1
         return batch
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps: JSON, the same in every process."""
+        """Returns the state for a checkpoint: JSON values, equal in all processes."""
         return {"next_batch": self._next_batch, "num_records": self._num_records}
 
 
 def eval_batches(
     source: sources.Source, batch_size: int, rows: np.ndarray, num_images: int | None = None
 ) -> Iterator[Batch]:
-    """One pass in order; the last batch repeats record 0 where 'weight' [rows] f32 is 0.
+    """Yields the batches of one pass in order, with 'weight' [rows] f32.
 
-    Args: num_images, the first so many; None is all.
+    The last batch is filled up with record 0; the weight is 0 in these rows and 1 elsewhere.
+
+    Args:
+      num_images: how many of the first images to read; None for all.
     """
     num_images = num_images or len(source) // source.views
     for start in range(0, num_images, batch_size):
+        # All batches have the same shape, so that a jitted function is compiled once.
         within = start + rows < num_images
         batch = gather(source, source.views * np.where(within, start + rows, 0))
         yield {**with_caption(batch), "weight": within.astype(np.float32)}

@@ -1,8 +1,8 @@
-"""Image files as pixels: the formats that are read, their largest size, and the published crop.
+"""Image decoding: the supported formats, the largest sizes, and the published crop.
 
-Every command decodes images here, so one file has the same pixels everywhere. They are the pixels
-as the file stores them. An EXIF orientation is not applied, because the published loaders of
-ImageNet do not apply it either; `orientation` finds it, so that it can be reported.
+All commands decode images here, so a file has the same pixels everywhere. They are the pixels as
+the file stores them. An EXIF orientation is not applied, because the published loaders of ImageNet
+do not apply it either. `orientation` reads it, so that it can be reported.
 """
 
 import io
@@ -20,18 +20,18 @@ from dit_jax.data import png
 from dit_jax.errors import UserError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
-FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # Pillow's JPEG includes MPO, the pairs that phones write
-READ = "PNG, JPEG, WEBP and BMP"
-MAX_BYTES = 2**30  # of a file
-MAX_PIXELS = 89_478_485  # of an image: 256 MiB of RGB
-MAX_ENLARGED = 2**26  # pixels that the published crop may enlarge an image to before it cuts
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # Pillow's JPEG includes MPO, which phones write
+READ = "PNG, JPEG, WEBP and BMP"  # FORMATS, for messages
+MAX_BYTES = 2**30  # the most bytes of a file
+MAX_PIXELS = 89_478_485  # the most pixels of an image: 256 MiB as RGB
+MAX_ENLARGED = 2**26  # the most pixels of an enlarged image before adm_crop cuts it
 
 ORIENTATION_WAY_OUT = (
     "pixels are taken as the file stores them. `mogrify -auto-orient FILE` of ImageMagick turns "
     "them for good."
 )
 
-# The first bytes of other files that are met under an image's name.
+# (first bytes, description) of files that are no images of FORMATS but may have such a suffix.
 _OTHERS = (
     (b"GIF8", "a GIF image"),
     (b"II*\0", "a TIFF image"),
@@ -52,7 +52,8 @@ _OTHERS = (
     (b"RIFF", "a damaged WEBP, or no image"),
     (b"BM", "a damaged BMP, or no image"),
 )
-_ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # in Image.info
+# Keys of Image.info whose values may have an orientation.
+_ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
 def read_file(path: pathlib.Path) -> bytes:
@@ -71,23 +72,23 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
 
 
 def decode(contents: bytes) -> Image.Image:
-    """Decodes an encoded image; of several frames the first.
+    """Decodes an encoded image; from an animation, the first frame.
 
-    Raises: ValueError that says why, for another format than FORMATS, for more than MAX_PIXELS,
-      and for damaged contents. The caller names the file.
+    Raises: ValueError with the reason, for a format outside FORMATS, more than MAX_PIXELS, or
+      damaged contents. The caller adds the name of the file.
     """
     image = _open(io.BytesIO(contents))
-    if image.format == "PNG":
+    if image.format == "PNG":  # Pillow decodes damaged PNG files without an error
         png.check(contents)
     try:
         image.load()
-    except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged files
         raise UserError(_reason(error)) from error
     return image
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """The image with its header read."""
+    """Opens an image and reads its header alone.   Raises: ValueError as `decode`."""
     beginning = file.read(64)
     if not beginning:
         raise UserError("it is empty, 0 bytes")
@@ -96,7 +97,7 @@ def _open(file: BinaryIO) -> Image.Image:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise UserError(f"it is {_kind(beginning)}; {READ} are read") from error
-    except Image.DecompressionBombError as error:  # beyond twice MAX_PIXELS
+    except Image.DecompressionBombError as error:  # Pillow refuses more than twice MAX_PIXELS
         raise UserError(_too_large()) from error
     except Exception as error:
         raise UserError(_reason(error)) from error
@@ -106,14 +107,15 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def _silence_pillow():
-    """Keeps Pillow's warnings from the terminal: what matters of them becomes an error here."""
-    # For good, and of Pillow alone: warnings.catch_warnings is not safe where threads decode.
-    ours = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-    if ours not in warnings.filters:
+    """Hides Pillow's warnings; the ones that matter are errors in this module."""
+    # A permanent filter for Pillow alone: warnings.catch_warnings is not safe in decoder threads.
+    entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if entry not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _reason(error):
+    """Returns the text of an error without Pillow's file objects, whose addresses vary."""
     return re.sub(r" ?<_io\.[^>]*>", "", str(error)) or type(error).__name__
 
 
@@ -122,38 +124,39 @@ def _too_large():
 
 
 def _kind(beginning):
-    """What a file is that Pillow does not open as one of FORMATS, by its first bytes."""
-    if beginning[4:8] == b"ftyp":
+    """Returns what a file is, judged by its first bytes, if Pillow cannot open it."""
+    if beginning[4:8] == b"ftyp":  # ISO media container; its brand follows
         return "an AVIF image" if beginning[8:11] == b"avi" else "a HEIC image or a video"
     text = "HTML, SVG or XML" if beginning.lstrip().startswith(b"<") else "no image"
     return next((kind for first, kind in _OTHERS if beginning.startswith(first)), text)
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns a decoded image's EXIF orientation, 1 to 8; 1, upright, where none is given."""
+    """Returns the EXIF orientation of a decoded image, 1 to 8; 1 (upright) if it has none."""
     if not _ORIENTED.intersection(image.info):
         return 1
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF is no reason to refuse the pixels
         return 1
-    return found if found in range(2, 9) else 1
+    return value if value in range(2, 9) else 1
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Converts an image of any mode to 8 bits of grey (1 channel) or RGB (3).
+    """Converts an image of any mode to 8-bit grey (1 channel) or RGB (3 channels).
 
-    Raises: ValueError for 32 bits, integers or floats.
+    Raises: ValueError for images with 32-bit integers or floats.
     """
     return to_8_bits(image).convert({1: "L", 3: "RGB"}[channels])
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Converts 16-bit grey to 8 bits: Pillow's own conversion makes all but the darkest white.
+    """Converts 16-bit grey to 8 bits; other modes are returned as they are.
 
-    Raises: ValueError for 32 bits, integers or floats.
+    Raises: ValueError for images with 32-bit integers or floats.
     """
     if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips, so all but the darkest values would become white.
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(f"its mode {image.mode!r} has no range of values; save it with 8 bits")
@@ -161,14 +164,14 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def adm_crop(image: Image.Image, size: sizes.Size) -> Image.Image:
-    """Crops the centre as published: halve with BOX, resize with BICUBIC, cut.
+    """Crops the centre of an image as published: halve with BOX, resize with BICUBIC, cut.
 
-    The published size is one number, of a square's side. An image is resized so that it just
-    covers the size.
+    An image is resized so that it just covers the size. The published code takes only squares; this
+    function also takes (height, width).
 
-    An image whose enlargement would have more than MAX_ENLARGED pixels is cut before it is
-    enlarged. This has the same result, up to rounding, in bounded memory.
-    Source: Dhariwal & Nichol 2021 (ADM); every published DiT number was made with it.
+    If the resized image would have more than MAX_ENLARGED pixels, it is cut first. The result is
+    the same up to rounding, and the memory stays bounded.
+    Source: Dhariwal & Nichol 2021 (ADM); all published DiT results use this crop.
     """
     height, width = sizes.height_and_width(size)
     if image.size == (width, height):
@@ -185,29 +188,31 @@ def adm_crop(image: Image.Image, size: sizes.Size) -> Image.Image:
 
 
 def _resize(image, size, resample):
-    # First the width: Pillow 13 begins with the height of tall images, and so rounds otherwise
-    # than all versions before it, with which the published numbers were made.
+    # The width first, in a separate step. Pillow 13 resizes the height of tall images first, so its
+    # rounding differs from earlier versions, with which the published numbers were computed.
     return image.resize((size[0], image.height), resample).resize(size, resample)
 
 
 def _cut_and_resize(image, scaled, sides):
-    """The centre of the image resized to `scaled`, without making the rest of it.
+    """Returns the centre of the image resized to `scaled`, without computing the rest.
 
-    Args: sides, (width, height) of the centre.
+    Args:
+      scaled: (width, height) of the whole resized image.
+      sides: (width, height) of the centre.
     """
     cut, boxes = [], []
     for side, resized, size in zip(image.size, scaled, sides, strict=True):
-        start = (resized - size) // 2 * (side / resized)  # in pixels of the image
+        start = (resized - size) // 2 * (side / resized)  # in pixels of the original image
         stop = start + size * (side / resized)
-        # BICUBIC reads two pixels to either side, four where it makes an image up to half as large.
+        # BICUBIC reads two pixels to either side, or four when it shrinks to no less than half.
         first, last = max(0, math.floor(start) - 6), min(side, math.ceil(stop) + 6)
         cut.append((first, last))
-        # Relative to the cut: Pillow keeps a box in float32, which has no room for large numbers.
+        # Relative to the cut, because Pillow stores a box in float32, which rounds large numbers.
         boxes.append((start - first, min(stop - first, last - first)))
     (left, right), (top, bottom) = cut
     (x_0, x_1), (y_0, y_1) = boxes
     image = image.crop((left, top, right, bottom))
-    # First the width, as in `_resize`.
+    # The width first, as in `_resize`.
     box = (x_0, 0, x_1, image.height)
     image = image.resize((sides[0], image.height), Image.Resampling.BICUBIC, box=box)
     return image.resize(sides, Image.Resampling.BICUBIC, box=(0, y_0, sides[0], y_1))

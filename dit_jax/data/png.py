@@ -1,6 +1,6 @@
-"""PNG files as they were written: their checksums, and pixels for all the rows of their size.
+"""Integrity check of PNG files: the checksums of their chunks and the number of their pixels.
 
-Pillow looks at neither: it decodes flipped bits to other pixels, and leaves lost rows black.
+Pillow checks neither. It decodes flipped bits to other pixels and leaves missing rows black.
 """
 
 import itertools
@@ -10,20 +10,21 @@ from collections.abc import Iterable, Iterator
 
 from dit_jax.errors import UserError
 
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
-PALETTE = 3  # the type of colours in a palette, without which Pillow makes all black
-# Of the seven passes of an interlaced image: the first column and row, and the steps to the next.
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> number of channels
+PALETTE = 3  # colour type of palette images; without the palette Pillow makes all pixels black
+# The seven passes of an interlaced image: (first column, first row, column step, row step).
 ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
-PIECE, BLOCK = 2**16, 2**20  # bytes that are given to zlib at once, and taken from it
+PIECE, BLOCK = 2**16, 2**20  # the most bytes given to zlib and taken from it in one call
 
 
 def check(contents: bytes) -> None:
-    """Demands the checksum of every chunk, and pixels of just the size that the header says.
+    """Raises unless all checksums are right and the pixel data has the size in the header.
 
-    Args: contents, of a file that begins as a PNG. What follows its last chunk is left alone.
+    Args:
+      contents: the bytes of a file that begins as a PNG. Bytes after its last chunk are ignored.
     Raises: ValueError that says what is damaged.
     """
     chunks = _chunks(memoryview(contents))
@@ -34,7 +35,8 @@ def check(contents: bytes) -> None:
     for kind, run in itertools.groupby(chunks, lambda chunk: chunk[0]):
         if kind == b"IHDR":
             raise UserError("it is a damaged PNG, with two headers")
-        if kind == b"IDAT" and kind not in kinds:  # Pillow reads no further run of them
+        # Only the first run of IDAT chunks counts: Pillow reads no later one.
+        if kind == b"IDAT" and kind not in kinds:
             if header[9] == PALETTE and b"PLTE" not in kinds:
                 raise UserError("it is a damaged PNG, without the palette of its colours")
             _check_pixels((data for _, data in run), expected)
@@ -44,9 +46,13 @@ def check(contents: bytes) -> None:
 
 
 def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """(kind, data) of the chunks of a PNG.   Raises: ValueError for one that is damaged."""
-    start, kind = 8, b""
+    """Yields (kind, data) of the chunks of a PNG.
+
+    Raises: ValueError for a truncated file, or a chunk whose checksum is wrong.
+    """
+    start, kind = 8, b""  # the signature of a PNG has 8 bytes
     while kind != b"IEND":
+        # A chunk has 4 bytes of length, 4 of kind, its data, and 4 of CRC-32 over kind and data.
         if len(contents) < start + 12:
             raise UserError("it is a truncated PNG: its end is not there")
         length, kind = struct.unpack_from(">I4s", contents, start)
@@ -61,7 +67,7 @@ def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _num_bytes(header):
-    """How many bytes the pixels have, with one before each row."""
+    """Returns the size of the unpacked pixel data, which has one filter byte before each row."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if colour not in CHANNELS:
         raise UserError(f"it is a damaged PNG: no PNG has colours of type {colour}")
@@ -73,7 +79,12 @@ def _num_bytes(header):
 
 
 def _check_pixels(parts: Iterable[memoryview], expected: int) -> None:
-    """Demands that the zlib stream in these parts is whole and has so many bytes unpacked."""
+    """Raises a ValueError unless the zlib stream is complete and unpacks to `expected` bytes.
+
+    Args:
+      parts: the data of consecutive IDAT chunks, which together are one stream.
+    """
+    # In small pieces, and hardly further than `expected`: a hostile stream may unpack to far more.
     stream, count = zlib.decompressobj(), 0
     pieces = (part[i : i + PIECE] for part in parts for i in range(0, len(part), PIECE))
     try:
@@ -82,7 +93,8 @@ def _check_pixels(parts: Iterable[memoryview], expected: int) -> None:
             while more and not stream.eof and count <= expected:
                 block = stream.decompress(piece, BLOCK)
                 piece, count = stream.unconsumed_tail, count + len(block)
-                more = piece or len(block) == BLOCK  # of a full one zlib may keep the rest
+                # After a full block zlib may hold back more, although all input was consumed.
+                more = piece or len(block) == BLOCK
     except zlib.error as error:
         raise UserError(f"it is a damaged PNG: its pixels cannot be unpacked: {error}") from error
     if count != expected or not stream.eof:

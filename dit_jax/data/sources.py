@@ -1,7 +1,7 @@
-"""Datasets as random access to examples: images or moments, with a label or captions.
+"""Datasets with random access to examples: images or moments, with a label or captions.
 
-Images are a TFDS dataset or an image folder; moments, which `dit_jax.encode` wrote, are opened by
-`latents`.
+Images come from a TFDS dataset or an image folder. Moments are the VAE outputs that
+`dit_jax.encode` wrote; `latents` opens them.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ Batch = dict[str, np.ndarray]
 class Source:
     """Random access to decoded examples: 'image' [H, W, C] uint8 or 'moments' f16, and annotations.
 
-    `records[i]` holds encoded image bytes, or moments, and a label; `describe(i)` names it in
-    errors.
+    `records[i]` holds encoded image bytes or moments, and a label. `describe(i)` is its name in
+    error messages.
     """
 
     records: Sequence
     kind: str  # 'image' or 'moments'
-    image_shape: tuple[int, int, int]  # height, width, channels of the images, cropped
+    image_shape: tuple[int, int, int]  # (height, width, channels) of the cropped images
     annotations: Annotations = dataclasses.field(default_factory=Annotations)
-    origin: str = ""
-    views: int = 1  # records of an image in a row: itself, and with 2 its mirror
-    metadata: dict = dataclasses.field(default_factory=dict)  # of moments: what `encode` recorded
-    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
-    shards: tuple[tfds_data.Shard, ...] = ()  # of a TFDS dataset
-    version: str = ""  # of a TFDS dataset, with its name and the split
-    on_device: bool = False  # all records lie there: batches of training hold their numbers
+    origin: str = ""  # the name of the split in messages
+    views: int = 1  # consecutive records per image: the image, and with 2 also its mirror image
+    metadata: dict = dataclasses.field(default_factory=dict)  # for moments: recorded by `encode`
+    class_names: tuple[str, ...] | None = None  # in the order of the labels; None without names
+    shards: tuple[tfds_data.Shard, ...] = ()  # only for TFDS datasets
+    version: str = ""  # only for TFDS datasets: name, version and split
+    on_device: bool = False  # all records are on the devices; training batches hold their indices
 
     def __len__(self) -> int:
         return len(self.records)
@@ -56,7 +56,10 @@ class Source:
         return {"image": self._decode(record["image"], index), **example}
 
     def _decode(self, contents, index):
-        """The image [H, W, C] uint8 of encoded bytes, cropped."""
+        """Decodes and crops an image to [H, W, C] uint8.
+
+        Raises: ValueError for a damaged image; MemoryError.
+        """
         height, width, channels = self.image_shape
         try:
             image = pixels.decode(contents)
@@ -71,7 +74,7 @@ class Source:
                 _warn_of_small_images(self.origin, sizes.show(self.image_shape[:2]))
             image = pixels.to_channels(image, channels)
             image = pixels.adm_crop(image, (height, width))
-        except MemoryError as error:  # of the machine, not of the file
+        except MemoryError as error:  # the machine is short of memory; the file may be fine
             text = f"for {self.describe(index)}, cropped to {height} x {width} pixels"
             raise MemoryError(text) from error
         except ValueError as error:
@@ -81,9 +84,9 @@ class Source:
         return np.asarray(image, np.uint8).reshape(self.image_shape)
 
     def captions(self, index: int) -> list[str]:
-        """The captions of an image, as many as the annotations say.
+        """Returns `annotations.captions_per_image` captions of an image.
 
-        Raises: ValueError for an image without any.
+        Raises: ValueError for an image without captions.
         """
         index = int(index)
         return self.annotations.read_captions(self._read(index), lambda: self.describe(index))
@@ -91,7 +94,7 @@ class Source:
     def _read(self, index):
         try:
             return self.records[index]
-        # array_record and Protocol Buffers have exceptions of their own.
+        # array_record and Protocol Buffers raise their own kinds of exceptions.
         except Exception as error:
             way_out = "If a shard was cut, remove it and build the dataset again."
             if isinstance(self.records, folders.Folder):
@@ -101,7 +104,7 @@ class Source:
             raise UserError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:
-        """The file of an image folder, or 'record 3 of <dataset>'."""
+        """Returns the path of an image file, or 'record 3 of <dataset>', for messages."""
         if isinstance(self.records, folders.Folder):
             return files.printable(self.records.path(index))
         return f"record {index} of {self.origin}"
@@ -109,15 +112,17 @@ class Source:
 
 @functools.cache
 def _count_of(*about):
+    """Returns the counter of these arguments."""
     return itertools.count()
 
 
 def _is_first(*about):
-    """Whether this is asked for the first time in this process."""
+    """Returns whether this is the first call with these arguments in this process."""
+    # Images are decoded in several threads; next() of a counter is atomic.
     return next(_count_of(*about)) == 0
 
 
-@functools.cache  # once for each dataset
+@functools.cache  # warns once per dataset
 def _warn_of_small_images(origin, size):
     logger.warning(
         "%s: some images are smaller than data.image_size, %s; they are enlarged.", origin, size
@@ -127,10 +132,12 @@ def _warn_of_small_images(origin, size):
 def open_images(config, split: str, annotations: Annotations | None = None) -> Source:
     """Opens the images of one split of `config.data`.
 
-    Args: annotations, that are read with each image; None is none. `conditions.open_images` reads
-      those of the config's model.
-    Raises: FileNotFoundError if there is no such dataset, with the way to build it; ValueError
-      for an empty name, an empty or unknown split, or an unknown config value; as `folders`.
+    Args:
+      annotations: what is read with each image; None for the default, `Annotations()`.
+        `conditions.open_images` passes the annotations of the config's model.
+    Raises: FileNotFoundError if the dataset does not exist, with the command to build it;
+      ValueError for an empty name, an empty or unknown split, or an unknown config value; as
+      `folders`.
     """
     data, annotations = config.data, annotations or Annotations()
     if not data.name:
@@ -154,6 +161,7 @@ def open_images(config, split: str, annotations: Annotations | None = None) -> S
 
 
 def _open_tfds(data, split, shape, annotations):
+    """Opens a split of a TFDS dataset.   Raises: as `tfds_data.open_builder` and `read_split`."""
     build = tfds_data.build_command(data.name, data.data_dir)
     builder = tfds_data.open_builder(data.name, data.data_dir, "image", build)
     annotations.check_features(builder.info.features, data.name)
@@ -172,6 +180,7 @@ def _open_tfds(data, split, shape, annotations):
 
 
 def _open_folder(data, split, shape, annotations):
+    """Opens a split of an image folder.   Raises: as `folders`."""
     root, num_classes = files.to_path(data.name, "data.name"), annotations.num_classes
     if annotations.caption_feature and num_classes:
         raise UserError(
@@ -191,9 +200,9 @@ def _open_folder(data, split, shape, annotations):
 
 
 def check_outside(config, directory: pathlib.Path) -> None:
-    """Demands that a directory to write into is not within the splits of an image folder.
+    """Raises if an output directory is inside a split of the config's image folder.
 
-    What is written there would be images and classes of the next command.
+    The next command would read the files there as images and classes.
     Raises: ValueError.
     """
     data = config.get("data") or {}
@@ -210,16 +219,18 @@ def check_outside(config, directory: pathlib.Path) -> None:
 
 
 def read_class_names(builder, num_classes: int | None) -> tuple[str, ...] | None:
-    """The names of a TFDS dataset's labels, if they have any.
+    """Returns the class names of a TFDS dataset, or None if its classes have no names.
 
-    Logs a number that is not the model's: labels that it does not know are refused as they come.
+    Warns if the number of classes differs from the model's. That is no error here, because
+    `Annotations.read` refuses each label that the model does not have.
     """
     if "label" not in builder.info.features:
         return None
     label = builder.info.features["label"]
-    count = getattr(label, "num_classes", None)  # of a plain number it is not known
+    count = getattr(label, "num_classes", None)  # None for a label that is a plain integer
     if num_classes and count not in (None, num_classes):
         message = f"{builder.data_dir} has {count} classes, but model.num_classes={num_classes}."
         listing.say(message, logging.WARNING)
+    # TFDS names unnamed classes "0", "1", ...; these are not names.
     names = tuple(label.names) if count else ()
     return None if names == tuple(map(str, range(len(names)))) else names

@@ -1,4 +1,4 @@
-"""Captions to token ids, on the host: hashed words, or CLIP's byte pairs."""
+"""Tokenizers that turn captions into token ids on the host: hashed words or CLIP's byte pairs."""
 
 import logging
 import pathlib
@@ -15,16 +15,17 @@ from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
 
-PAD = 0  # of WordTokenizer
+PAD = 0  # the padding id of WordTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-# What is one word to CLIP; whitespace, in none of them, is left out.
+# Pattern of one word in CLIP. Whitespace matches no alternative, so it is dropped.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-MOST_LENGTH = 2**16  # tokens of a caption
-MOST_TOKENS = 2**20  # of a vocabulary
-WARNINGS = 100  # of captions that are too long
-_cut = set()  # captions that a warning was given of, and one more
-FILE = "tokenizer.json"  # in the workdir of a text encoder
+MOST_LENGTH = 2**16  # the most tokens of a caption
+MOST_TOKENS = 2**20  # the most tokens of a vocabulary
+WARNINGS = 100  # the most warnings about captions that are too long
+# Captions that had a warning. One more than WARNINGS are kept, for the note that warnings end.
+_cut = set()
+FILE = "tokenizer.json"  # its name in the workdir of a text encoder
 SOURCE = (
     "CLIP's repositories have vocab.json and merges.txt beside the weights, Stable Diffusion's in "
     "the folder tokenizer/."
@@ -32,14 +33,19 @@ SOURCE = (
 
 
 class WordTokenizer:
-    """The words of a caption by their hashes, then PAD; for text models that are trained here.
+    """Tokenizer that hashes words to ids, for text models trained in this project.
 
-    No vocabulary is kept: case apart, a word is one of vocab_size - 1 ids by its CRC-32, which few
-    words share as long as there are many more ids. Punctuation marks are words.
+    There is no vocabulary. The id of a word, ignoring case, is computed from its CRC-32, one of
+    vocab_size - 1 ids. Few words share an id if there are many more ids than words. A punctuation
+    mark is a word. PAD follows the last word.
     """
 
     def __init__(self, length: int, vocab_size: int):
-        """Args: length, of every row of tokens.   vocab_size, of the ids, PAD among them.
+        """Creates the tokenizer.
+
+        Args:
+          length: the number of tokens in every row.
+          vocab_size: the number of ids, including PAD.
         Raises: ValueError for a length below 1 or a vocab_size below 2.
         """
         if length < 1 or vocab_size < 2:
@@ -50,12 +56,14 @@ class WordTokenizer:
         self._split = tokenizers.pre_tokenizers.Split(words, behavior="removed", invert=True)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """Tokens [len(captions), length] int32 in 0..vocab_size - 1; no caption, "", is all PAD.
+        """Returns tokens [len(captions), length] int32 in 0..vocab_size - 1.
 
-        One that is too long keeps its first `length` words, and a warning names the rest.
+        An empty caption, "", becomes all PAD. A caption that is too long keeps its first `length`
+        words; a warning shows the words that are lost.
         """
         tokens = np.full((len(captions), self.length), PAD, np.int32)
         for row, caption in zip(tokens, captions, strict=True):
+            # The same letter may be one character or two in Unicode, and must get one hash.
             composed = unicodedata.normalize("NFC", caption)
             words = self._split.pre_tokenize_str(composed)
             if len(words) > self.length:
@@ -66,17 +74,19 @@ class WordTokenizer:
         return tokens
 
     def _id(self, word):
+        # CRC-32, because Python's own hash differs between processes. 1 + keeps clear of PAD.
         return 1 + zlib.crc32(word.lower().encode()) % (self.vocab_size - 1)
 
 
 class ClipTokenizer:
-    """CLIP's: byte pairs of lower-case words between START and END, then padding.
+    """CLIP's tokenizer: byte pairs of lower-case words between START and END, then padding.
 
-    Unicode is composed (NFC), whitespace only parts words: the tokens are those of transformers 5's
-    CLIPTokenizer. OpenAI's code before that resolves HTML entities and runs ftfy, which straightens
-    quotes and takes ligatures and wide letters apart. A caption's "!" is a word where "!" is the
-    padding too, as it was in training; transformers makes padding of it.
-    Source: Radford et al. 2021, section 2.4, and the rules of its code.
+    Unicode is composed (NFC) and whitespace only separates words. CLIPTokenizer in transformers 5
+    gives the same tokens. OpenAI's code first resolves HTML entities and runs ftfy, which
+    straightens quotes and splits ligatures and wide letters; this class does neither.
+    If "!" is the padding token, a "!" in a caption is still a word, as it was in training;
+    transformers turns it into padding.
+    Source: Radford et al. 2021, section 2.4, and OpenAI's code.
     """
 
     def __init__(
@@ -86,10 +96,16 @@ class ClipTokenizer:
         length: int = 77,
         pad: str = END,
     ):
-        """Args: vocab, token -> id.   merges, pairs of tokens, the first to be joined first.
-          length: of every row of tokens.   pad: END for Stable Diffusion 1, "!" for 2.
-        Raises: ValueError for a vocabulary that is not CLIP's, or a length below 2.
+        """Creates the tokenizer.
+
+        Args:
+          vocab: token -> id.
+          merges: pairs of tokens in the order in which they are joined.
+          length: the number of tokens in every row.
+          pad: the padding token: END for Stable Diffusion 1, "!" for Stable Diffusion 2.
+        Raises: ValueError for a vocabulary that is not CLIP's, or a length outside 2..MOST_LENGTH.
         """
+        # The files may come from anywhere, so each value is checked before the library gets it.
         if not 2 <= length <= MOST_LENGTH:
             raise UserError(
                 f"length={str(length)[:20]} must be 2 or more, for {START} and {END}, and at most "
@@ -108,6 +124,7 @@ class ClipTokenizer:
             )
         self.length = length
         self.vocab_size = max(vocab.values()) + 1
+        # Normalisation and splitting in the order of CLIP: NFC, lower case, words, then bytes.
         self._tokenizer = tokenizers.Tokenizer(_byte_pairs(vocab, merges))
         self._tokenizer.normalizer = tokenizers.normalizers.Sequence(
             [
@@ -122,6 +139,7 @@ class ClipTokenizer:
                 tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
+        # pad is not added as a special token, or a "!" in a caption would become padding.
         self._tokenizer.add_special_tokens([START, END])
         self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=[START, "$A", END],
@@ -134,10 +152,10 @@ class ClipTokenizer:
     def from_files(
         cls, vocab: pathlib.Path, merges: pathlib.Path, length: int = 77, pad: str = END
     ) -> "ClipTokenizer":
-        """Of CLIP's vocab.json and merges.txt.
+        """Loads a tokenizer from CLIP's vocab.json and merges.txt.
 
-        Raises: FileNotFoundError; ValueError for a damaged file, for tokens that a file
-          added_tokens.json beside them adds, or as the class.
+        Raises: FileNotFoundError; ValueError for a damaged file, for tokens that
+          added_tokens.json in the same directory adds, or as the constructor.
         """
         pairs = []
         for number, line in enumerate(_read(merges).splitlines(), 1):
@@ -149,23 +167,29 @@ class ClipTokenizer:
                     f"{line[:100]!r}."
                 )
             pairs.append(tuple(pair))
-        known, added = _read_json(vocab), vocab.parent / "added_tokens.json"
+        # Without a check, added tokens would silently be split like other words.
+        ids, added = _read_json(vocab), vocab.parent / "added_tokens.json"
         if added.is_file():
-            _refuse_added(added, _read_json(added), known)
-        return cls(known, pairs, length, pad)
+            _refuse_added(added, _read_json(added), ids)
+        return cls(ids, pairs, length, pad)
 
     @classmethod
     def load(
         cls, path: pathlib.Path, length: int | None = None, pad: str | None = None
     ) -> "ClipTokenizer":
-        """Of a tokenizer.json: that of `save`, or the vocabulary and the merges in another.
+        """Loads a tokenizer from a tokenizer.json.
 
-        Args: length, pad: None are those that `save` wrote.
+        Only the vocabulary, the merges and the padding are read, so files that `save` did not
+        write are accepted too.
+
+        Args:
+          length: the number of tokens in every row; None for the value in the file.
+          pad: the padding token; None for the value in the file.
         Raises: FileNotFoundError; ValueError for a damaged file, another kind of tokenizer, or
           tokens that are added to its vocabulary.
         """
-        theirs, shown = _read_json(path), files.printable(path)
-        model, padding = (_fields(theirs.get(name)) for name in ("model", "padding"))
+        contents, shown = _read_json(path), files.printable(path)
+        model, padding = (_fields(contents.get(name)) for name in ("model", "padding"))
         kind, word_end = model.get("type"), model.get("end_of_word_suffix")
         if kind != "BPE" or word_end != WORD_END:
             raise UserError(
@@ -180,8 +204,8 @@ class ClipTokenizer:
                 "of a workdir does: python -m dit_jax.convert clip writes it."
             )
         vocab = _fields(model.get("vocab"))
-        added, merges = _list(theirs.get("added_tokens")), _list(model.get("merges"))
-        # Older files have each pair as one string.
+        added, merges = _list(contents.get("added_tokens")), _list(model.get("merges"))
+        # Older versions of the library tokenizers write each pair as one string.
         merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
         tokens = [_fields(token).get("content") for token in added]
         if not all(isinstance(token, str) for token in tokens) or not all(map(_is_pair, merges)):
@@ -190,26 +214,28 @@ class ClipTokenizer:
         return cls(vocab, [tuple(pair) for pair in merges], length, pad)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes a tokenizer.json, which `load` and the library tokenizers read."""
+        """Writes a tokenizer.json, which `load` and the library tokenizers can read."""
         path.write_text(self._tokenizer.to_str(), encoding="utf-8")
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """Tokens [len(captions), length] int32: START, the caption's, END, and padding to the end.
+        """Returns tokens [len(captions), length] int32: START, the caption, END, padding.
 
-        One that is too long keeps its first length - 2, and a warning names the words lost.
+        A caption that is too long keeps its first length - 2 tokens; a warning shows the words
+        that are lost.
         """
         encodings = self._tokenizer.encode_batch(list(captions))
         for caption, encoding in zip(captions, encodings, strict=True):
             if encoding.overflowing:
-                _, (kept, _), *_ = encoding.overflowing[0].offsets  # the first is START's
-                start = re.search(r"\S*$", caption[:kept]).start()  # of the word that is cut
+                _, (kept, _), *_ = encoding.overflowing[0].offsets  # the first offset is of START
+                # The cut may be inside a word; the warning shows this word as a whole.
+                start = re.search(r"\S*$", caption[:kept]).start()
                 _warn_of_cut(caption, start, self.length)
         tokens = np.array([encoding.ids for encoding in encodings], np.int32)
         return tokens.reshape(-1, self.length)
 
 
 def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
-    """The tokenizer that belongs to a workdir's text encoder.
+    """Loads the tokenizer in the workdir of a text encoder.
 
     Raises: FileNotFoundError; ValueError as `ClipTokenizer.load`.
     """
@@ -222,20 +248,23 @@ def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
 
 
 def _fields(value):
-    """A JSON object; of other values, which may be there too, an empty one."""
+    """Returns a JSON object, or {} if the value in a damaged file is no object."""
     return value if isinstance(value, dict) else {}
 
 
 def _list(value):
+    """Returns a JSON list, or [] if the value is no list."""
     return value if isinstance(value, list) else []
 
 
 def _is_pair(value):
+    """Returns whether a value is a list of two strings."""
     is_list = isinstance(value, list) and len(value) == 2
     return is_list and all(isinstance(token, str) for token in value)
 
 
 def _refuse_added(path, tokens, vocab):
+    """Raises a ValueError if some of the tokens are not in the vocabulary."""
     if others := sorted(set(tokens) - vocab.keys()):
         raise UserError(
             f"{files.printable(path)} adds {files.list_some(others, 3)} to the vocabulary, as "
@@ -245,11 +274,12 @@ def _refuse_added(path, tokens, vocab):
 
 
 def _byte_pairs(vocab, merges):
+    """Returns the byte-pair model.   Raises: ValueError if vocab and merges do not fit."""
     try:
         return tokenizers.models.BPE(
             dict(vocab), list(merges), end_of_word_suffix=WORD_END, unk_token=END
         )
-    except Exception as error:  # its own, of no narrower type
+    except Exception as error:  # tokenizers raises plain Exceptions
         reason = files.printable(error)[:300]
         raise UserError(
             f"the vocabulary of {len(vocab)} tokens and the {len(merges)} merges do not belong "
@@ -258,11 +288,11 @@ def _byte_pairs(vocab, merges):
 
 
 def _warn_of_cut(caption, start, length):
-    """Says, once, which words of a caption are lost, from the character `start` on."""
+    """Warns, once per caption, which words are lost: those from the character `start` on."""
     if caption in _cut or len(_cut) > WARNINGS:
         return
     _cut.add(caption)
-    if len(_cut) > WARNINGS:  # epochs of a dataset
+    if len(_cut) > WARNINGS:  # a dataset may have millions of long captions
         logger.warning("more captions are cut to %d tokens; these are not named", length)
     else:
         lost = caption[start:]
@@ -270,6 +300,7 @@ def _warn_of_cut(caption, start, length):
 
 
 def _read(path):
+    """Returns the text of a file of at most MOST_JSON_BYTES, without a byte order mark."""
     if not path.is_file():
         raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
     try:
@@ -285,12 +316,13 @@ def _read(path):
 
 
 def _read_json(path):
+    """Returns the JSON object in a file of the tokenizer."""
     if not path.is_file():
         raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
-    found = json_files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
-    if not isinstance(found, dict):
+    value = json_files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
+    if not isinstance(value, dict):
         raise UserError(
-            f"cannot read {files.printable(path)}: it holds a {type(found).__name__} instead of "
+            f"cannot read {files.printable(path)}: it holds a {type(value).__name__} instead of "
             f"names with values. Get it again: {SOURCE}"
         )
-    return found
+    return value

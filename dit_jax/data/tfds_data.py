@@ -1,7 +1,8 @@
-"""Prepared TFDS datasets: looked at before TFDS reads them, opened, and read at random.
+"""Prepared TFDS datasets: checked before TFDS opens them, then read with random access.
 
-A dataset's directory names the classes that decode its features, and TFDS imports what it names.
-So a directory from elsewhere is read by TFDS only if it names nothing but TFDS's own classes.
+The files of a dataset name the classes that decode its features, and TFDS imports these classes.
+A downloaded dataset could run any code this way. So TFDS opens a directory only if all classes
+that it names are TFDS's own.
 """
 
 import pathlib
@@ -13,17 +14,17 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
-# The files of a dataset that describe its features, one of which may be missing.
+# The files that describe the features of a dataset. One of them may be missing.
 DESCRIPTIONS = ("features.json", "dataset_info.json")
 FEATURE_CLASS = re.compile(r"tensorflow_datasets\.core\.features\.\w+\.\w+", re.ASCII)
 CLASS_KEYS = ("pythonClassName", "python_class_name")
-# NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION. Of TFDS's further forms one reaches for the
-# network, others for a builder's own arguments.
+# NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION. TFDS has more forms, which are refused: one
+# uses the network, others pass arguments to a builder.
 NAME = re.compile(r"([A-Za-z]\w*)(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII)
 
 
 def build_command(name: str, data_dir: str) -> str:
-    """The command that prepares a dataset, for messages."""
+    """Returns the shell command that prepares a dataset, for messages."""
     dataset, _, size = name.partition("/")
     if dataset in DATASETS:
         options = f" --size {size}" * bool(size) + f" --data_dir {data_dir}" * bool(data_dir)
@@ -34,14 +35,17 @@ def build_command(name: str, data_dir: str) -> str:
 
 
 def open_builder(name: str, data_dir: str, feature: str, build: str):
-    """The builder of a prepared dataset, by name or directory.
+    """Returns the TFDS builder of a prepared dataset.
 
-    Args: data_dir, TFDS's; '' is its standard one.   feature: that it must have.   build: the
-      command that prepares it.
-    Raises: FileNotFoundError if it is not there, with the way to prepare it; ValueError if it is
-      damaged, names classes that are not TFDS's, or lacks the feature.
+    Args:
+      name: the name of the dataset, or its directory.
+      data_dir: the data directory of TFDS; '' for the standard one.
+      feature: a feature that the dataset must have.
+      build: the command that prepares the dataset, for messages.
+    Raises: FileNotFoundError if the dataset does not exist, with the command to prepare it;
+      ValueError if it is damaged, names classes that are not TFDS's, or lacks the feature.
     """
-    # Importing it takes most of a second, and image folders do without.
+    # Imported here because it takes most of a second and image folders do not need it.
     import tensorflow_datasets as tfds
 
     directory = files.to_path(name, "data.name" if feature == "image" else "latents.moments")
@@ -49,8 +53,11 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
     for path in filter(None, (name, data_dir)):
         files.check_utf8(pathlib.Path(path))
     is_directory = (directory / "dataset_info.json").is_file()
+    # `known`: whether the error can name a command that builds the dataset.
     known = name.partition("/")[0] in DATASETS or feature == "moments"
     prepared = False
+    # Every directory that TFDS may read is checked first. By name TFDS may pick any version, so
+    # all of them are checked.
     if is_directory:
         files.check_tree(directory)
         check_descriptions(directory)
@@ -59,6 +66,7 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
             for path in sorted(root.glob(f"{match[1]}/**/dataset_info.json")):
                 files.check_tree(path.parent)
                 check_descriptions(path.parent)
+    # Only now TFDS reads the descriptions.
     if is_directory or NAME.fullmatch(name):
         try:
             if is_directory:
@@ -69,10 +77,11 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
             prepared = pathlib.Path(builder.data_dir).is_dir()
         except (tfds.core.DatasetNotFoundError, ModuleNotFoundError):
             pass
-        # Protocol Buffers and TFDS raise whatever they meet in damaged descriptions.
+        # Protocol Buffers and TFDS raise all kinds of exceptions for damaged descriptions.
         except Exception as error:
             if is_directory:
                 raise _damaged(directory, error, build) from error
+    # TFDS also has builders for datasets that are not prepared, so a builder is no proof.
     if not prepared:
         way_out = f"Build it with `{build}`, or set" if known else "Set"
         raise MissingFileError(
@@ -90,12 +99,13 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
 
 
 def _data_dirs(tfds, data_dir) -> Iterator[pathlib.Path]:
-    """The directories where TFDS looks for a dataset of this name."""
+    """Yields the directories in which TFDS looks for datasets."""
     for path in tfds.core.utils.file_utils.list_data_dirs(data_dir or None):
         yield pathlib.Path(path).expanduser()
 
 
 def _damaged(directory, error, build):
+    """Returns the error for a directory that TFDS cannot read, with the first line of its error."""
     reason = (str(error).splitlines() or [""])[0][:200]
     return UserError(
         f"{files.printable(directory)} is no TFDS dataset that can be read: "
@@ -104,9 +114,9 @@ def _damaged(directory, error, build):
 
 
 def check_descriptions(directory: pathlib.Path) -> None:
-    """Demands that the directory names nothing but TFDS's own feature classes, at any depth.
+    """Raises unless all classes named in a dataset's descriptions are feature classes of TFDS.
 
-    Raises: ValueError that names another class, or for a description that is damaged.
+    Raises: ValueError that names the other class, or for a damaged description.
     """
     for name in DESCRIPTIONS:
         path = directory / name
@@ -122,7 +132,7 @@ def check_descriptions(directory: pathlib.Path) -> None:
 
 
 def _class_names(description) -> Iterator[str]:
-    """The classes that TFDS would import, in its present and its older form."""
+    """Yields the class names that TFDS would import, from its present and its older format."""
     waiting = [description]
     while waiting:
         value = waiting.pop()
@@ -137,19 +147,22 @@ def _class_names(description) -> Iterator[str]:
 
 
 class Shard(NamedTuple):
-    """The records of a file that a split, or a slice of one, takes."""
+    """A file of a dataset, and the range of its records that belongs to a split or a slice."""
 
     path: pathlib.Path
-    first: int
-    count: int
+    first: int  # index of the first record
+    count: int  # number of records
 
 
 def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence, str, list[Shard]]:
-    """(records, origin, shards) of a split or a slice of one; empty ones without records.
+    """Returns (records, name in messages, shards) of a split or slice; without records, empty ones.
 
-    Args: feature, 'image' whose bytes stay encoded, or 'moments'.
+    Args:
+      split: a split, or a slice of one such as 'train[:90%]'.
+      feature: 'image', whose bytes stay encoded, or 'moments'.
+      build: the command that prepares the dataset, for messages.
     Raises: ValueError for an unknown split, files outside the dataset's directory, or a format
-      that cannot be read at random; FileNotFoundError for a lost shard.
+      without random access; FileNotFoundError for a missing shard.
     """
     import tensorflow_datasets as tfds
 
@@ -157,14 +170,14 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
     try:
         info = builder.info.splits[split]
         num_examples = info.num_examples
-    except (KeyError, ValueError):  # no such split, or no such slice
+    except (KeyError, ValueError):  # unknown split, or malformed slice
         splits = ", ".join(map(files.printable, builder.info.splits))
         raise UserError(
             f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them such as "
             "'train[:90%]'."
         ) from None
     origin = f"split {split!r} of {files.printable(builder.data_dir)}"
-    if num_examples < 1:  # below, where a slice ends before it begins
+    if num_examples < 1:  # negative if a slice ends before it begins
         return (), origin, []
     if builder.info.file_format.value != "array_record":
         raise UserError(
@@ -174,45 +187,48 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
     shards = [Shard(pathlib.Path(f.filename), f.skip, f.take) for f in info.file_instructions]
     _check_shards(builder, shards, num_examples, build)
     _check_counts(builder, info.file_instructions, build)
-    # The bytes are decoded by us: TFDS would hide the image's mode.
+    # `pixels` decodes the bytes, because TFDS would hide the mode of the image.
     decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
     try:
         return builder.as_data_source(split=split, decoders=decoders), origin, shards
-    # array_record raises whatever it meets in a damaged shard.
+    # array_record raises all kinds of exceptions for a damaged shard.
     except Exception as error:
         raise _damaged(builder.data_dir, error, build) from error
 
 
 def _check_counts(builder, instructions, build):
-    """Demands of every file as many records as the description says."""
-    # Importing it takes long, and image folders do without.
+    """Raises a ValueError unless every file has as many records as dataset_info.json says."""
+    # Imported here because it takes long and image folders do not need it.
     from array_record.python.array_record_module import ArrayRecordReader
 
     for one in instructions:
         try:
             reader = ArrayRecordReader(one.filename)
-            found = reader.num_records()
+            count = reader.num_records()
             reader.close()
-        # array_record raises whatever it meets in a damaged shard.
+        # array_record raises all kinds of exceptions for a damaged shard.
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:200]
             raise UserError(
                 f"cannot read {files.printable(one.filename)}: {files.printable(reason)}. If a "
                 f"shard was cut, remove it and build the dataset again, with `{build}`."
             ) from error
-        if found != one.examples_in_shard:
+        if count != one.examples_in_shard:
             raise UserError(
-                f"{files.printable(one.filename)} holds {found:,} records, but dataset_info.json "
+                f"{files.printable(one.filename)} holds {count:,} records, but dataset_info.json "
                 f"says {one.examples_in_shard:,}: one of them is damaged. Build the dataset again, "
                 f"with `{build}`."
             )
 
 
 def _check_shards(builder, shards, num_examples, build):
-    """Demands shards that are there, in the directory, and can hold so many records."""
+    """Raises unless the shards exist, are in the dataset's directory, and can hold num_examples.
+
+    Raises: ValueError; FileNotFoundError.
+    """
     directory, paths = pathlib.Path(builder.data_dir), [shard.path for shard in shards]
     inside = directory.resolve()
-    # One that is not there lies where its name says.
+    # A missing file resolves to its own path, so it is reported as missing, not as outside.
     outside = [p for p in paths if p.parent != directory or p.resolve().parent != inside]
     if outside:
         raise UserError(
@@ -225,6 +241,7 @@ def _check_shards(builder, shards, num_examples, build):
             f"{len(lost)} of {len(paths)} files of {files.printable(directory)} are not there, "
             f"such as {lost[0].name}. Restore them, or build the dataset again, with `{build}`."
         )
+    # A record takes a byte or more. A huge number would make `loader` allocate huge arrays.
     if num_examples > sum(path.stat().st_size for path in paths):
         raise UserError(
             f"{files.printable(directory)} says that it holds {num_examples:,} records, more than "

@@ -1,1 +1,1 @@
-"""TFDS datasets that need no network, written as array_record: digits and emoji."""
+"""TFDS datasets that are built without a network, as array_record files: digits and emoji."""

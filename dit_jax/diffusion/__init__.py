@@ -1,6 +1,6 @@
 """The mathematics of diffusion: processes, predictions, losses, samplers, guidance, likelihood.
 
-Nothing here knows a network, a dataset or a device mesh: a network is a function that is passed in.
+Nothing here depends on a network, a dataset or a device mesh: a network is passed in as a function.
 """
 
 from dit_jax.diffusion.processes import DiscreteProcess, Process, build

@@ -1,6 +1,7 @@
-"""Edits: where sampling begins, what its network predicts and what it keeps of given images.
+"""Edits of images by sampling: image-to-image, inpainting, interpolation and given noise.
 
-All act on x_0, pixels or latents, whatever the process, the prediction and the sampler.
+An edit changes the noise, the prediction, the start of sampling, its steps or its result. All edits
+act on x_0, pixels or latents, and work with every process, prediction and sampler.
 """
 
 from collections.abc import Callable
@@ -12,39 +13,39 @@ import numpy as np
 
 from dit_jax.diffusion import objectives, processes, solvers
 
-Arrays = dict[str, jax.Array]  # of an edit, [B, ...], a row for each image
-Draw = Callable[[int, jax.Array], jax.Array]  # noise i of the images of these numbers, N(0, I)
-Networks = Callable[[jax.Array], list[objectives.Predict]]  # of a condition: unguided, guided
+Arrays = dict[str, jax.Array]  # arrays of an edit by name, [B, ...], one row per image
+Draw = Callable[[int, jax.Array], jax.Array]  # (i, image numbers) -> their noise i, N(0, I)
+Networks = Callable[[jax.Array], list[objectives.Predict]]  # condition -> [unguided, guided]
 
 
 class Edit:
-    """Plain sampling, from noise. An edit replaces some of its steps."""
+    """Plain sampling from noise, and the base class: an edit overrides some of its methods."""
 
-    names: ClassVar[tuple[str, ...]] = ()  # of its arrays
+    names: ClassVar[tuple[str, ...]] = ()  # keys of its arrays
 
     def noise(self, draw: Draw, index: jax.Array, arrays: Arrays) -> Callable[[int], jax.Array]:
-        """The noise that is drawn: 0 is x_T's, i + 1 that of step i."""
+        """Returns the function that draws noise: 0 is for x_T, i + 1 is for step i."""
         return lambda i: draw(i, index)
 
     def predict(self, networks: Networks, cond: jax.Array, arrays: Arrays):
-        """The networks to sample by: unguided, guided."""
+        """Returns the networks to sample with: [unguided, guided]."""
         return networks(cond)
 
     def begin(self, process: processes.Process, t: float, noise, arrays: Arrays) -> jax.Array:
-        """x_t at the first time t."""
+        """Returns x_t at t, the first time of the grid."""
         return process.x_T_std * noise(0)
 
     def wrap(self, denoise: solvers.Denoise, process, times, arrays: Arrays) -> solvers.Denoise:
-        """The denoiser of each step."""
+        """Returns the denoiser that every step uses."""
         return denoise
 
     def finish(self, x_0: jax.Array, arrays: Arrays) -> jax.Array:
-        """The image that is returned."""
+        """Returns the x_0 of the final image."""
         return x_0
 
 
 class FromNoise(Edit):
-    """Draws from given noise.   Arrays: x_T, like x_0."""
+    """Sampling from given noise.   Arrays: x_T, like x_0."""
 
     names = ("x_T",)
 
@@ -53,7 +54,7 @@ class FromNoise(Edit):
 
 
 class ImageToImage(Edit):
-    """Noises given images to the first time.   Arrays: known, their x_0."""
+    """Sampling from given images, noised to the first time.   Arrays: known, their x_0."""
 
     names = ("known",)
 
@@ -63,9 +64,9 @@ class ImageToImage(Edit):
 
 
 class Inpaint(ImageToImage):
-    """Keeps given images where a mask is 0.
+    """Image-to-image that keeps the given images where a mask is 0.
 
-    Arrays: known, their x_0; mask, like it or of one channel, 1 where something new is wanted.
+    Arrays: known, their x_0; mask, like x_0 or with one channel, 1 where new content is drawn.
     """
 
     names = ("known", "mask")
@@ -74,21 +75,23 @@ class Inpaint(ImageToImage):
         return keep_known(denoise, process, times, arrays["known"], arrays["mask"])
 
     def finish(self, x_0, arrays):
-        # Where ddim_level1 and last_step none end there is noise, also where all is kept.
+        # Sampler ddim_level1, and euler_maruyama with last_step none, leave some noise in x_0. The
+        # kept part must have none.
         return arrays["mask"] * x_0 + (1 - arrays["mask"]) * arrays["known"]
 
 
 class Interpolate(Edit):
-    """Draws between two images: their noises on a sphere, their predictions' weighted mean.
+    """Sampling between two images: interpolates their noise and mixes their predictions.
 
-    Arrays: other [B], numbers of the second images, and cond_of_other, their conditions; share [B]
-      in 0..1 of the second.
+    Arrays: other [B], numbers of the second images; cond_of_other, conditions of the second images;
+      share [B] in 0..1, the weight of the second image.
     """
 
     names = ("other", "cond_of_other", "share")
 
     def noise(self, draw, index, arrays):
-        # If both ends are one image its noise must not be mixed: the sphere is of independent ones.
+        # `interpolate` expects independent noise. If both images are the same one, their noise is
+        # the same too, so it must not be mixed.
         share = arrays["share"] * (arrays["other"] != index)
         return lambda i: interpolate(draw(i, index), draw(i, arrays["other"]), share)
 
@@ -104,29 +107,29 @@ def keep_known(
     x_0: jax.Array,
     mask: jax.Array,
 ) -> solvers.Denoise:
-    """Wraps denoise so that where the mask is 0 its x_0 is the given one, and its eps fits x_t.
+    """Wraps denoise: where the mask is 0 it returns the given x_0, and the eps that fits x_t.
 
-    Any sampler then follows there a path of that process to x_0 itself, and elsewhere fills in what
-    goes with it.
+    There, any sampler follows a path of the process that ends at the given x_0. Elsewhere it fills
+    in content that goes with the given x_0.
     Args:
-      x_0: like x_t, clean.   mask: [B, h, w, 1] or like x_0, 1 where something new is wanted.
+      x_0: like x_t, clean.   mask: [B, h, w, 1] or like x_0, 1 where new content is drawn.
     Source: Wang et al. 2023, "DDNM", eq. 12, where the operator is a mask.
     """
     eps_of = solvers.make_eps_fn(process, times)
 
     def known(x_t, i):
-        here = denoise(x_t, i)
-        mixed = mask * here.x_0 + (1 - mask) * x_0
+        denoised = denoise(x_t, i)
+        mixed = mask * denoised.x_0 + (1 - mask) * x_0
         eps = eps_of(x_t, mixed, i)
-        return solvers.Denoised(mixed, mask * here.eps + (1 - mask) * eps, here.variance)
+        return solvers.Denoised(mixed, mask * denoised.eps + (1 - mask) * eps, denoised.variance)
 
     return known
 
 
 def interpolate(first: jax.Array, second: jax.Array, share: jax.Array) -> jax.Array:
-    """Noise between first and second [B, ...] on the sphere; share [B] in 0..1 of the second.
+    """Interpolates between first and second [B, ...] on a sphere, by share [B] in 0..1 of second.
 
-    Of independent N(0, I) it is N(0, I) again: their coefficients' squares add up to 1.
+    For independent N(0, I) inputs the result is N(0, I) too: the squared coefficients add up to 1.
     """
     angle = share.reshape(-1, *(1,) * (first.ndim - 1)) * (jnp.pi / 2)
     return jnp.cos(angle) * first + jnp.sin(angle) * second

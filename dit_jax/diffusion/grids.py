@@ -1,4 +1,4 @@
-"""Time grids of samplers, [steps + 1] f64, decreasing from noise to 0, which is data."""
+"""Time grids of samplers: [steps + 1] f64 arrays that decrease from noise to 0, which is data."""
 
 import re
 from collections.abc import Callable
@@ -13,17 +13,19 @@ from dit_jax.errors import UserError
 def build(
     process: Process, steps: int, kind: str = "uniform", prediction: str = "eps", *, rho=7, shift=3
 ) -> np.ndarray:
-    """[steps + 1] f64 times of a sampler of networks with this prediction.
+    """Returns the times [steps + 1] f64 of a sampler, for networks with this prediction.
 
-    Args:
-      kind: 'uniform' in t; 'quadratic', squares of these; 'karras', uniform in
-        (sigma / alpha)^(1 / rho); 'shifted', t -> shift t / (1 + (shift - 1) t). Rounded to the
-        levels of a chain, of which 'uniform' retains so many evenly, both ends included; of a
-        chain also those in OF_CHAIN; or numbers with commas, 'a,b,c', so many indices of each of
-        its parts, the part next to data first.
-    Raises: ValueError for an unknown kind, rho or shift out of range, less than 1 step, for a chain
-      less than 2 or more than its levels, or times that fall on one level.
-    Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; of a chain:
+    For every process `kind` may be 'uniform', uniform in t; 'quadratic', the squares of uniform
+    times; 'karras', uniform in (sigma / alpha)^(1 / rho); or 'shifted', which maps uniform times by
+    t -> shift t / (1 + (shift - 1) t).
+    A chain rounds these times to its levels. Its 'uniform' takes `steps` of its levels, evenly
+    spaced, both ends included. A chain also has the kinds in OF_CHAIN, and counts such as 'a,b,c':
+    the number of levels in each of equal parts of the chain, the part next to data first.
+
+    Args: rho, the exponent of 'karras'.   shift, the factor of 'shifted'.
+    Raises: ValueError for an unknown kind, rho or shift out of range, or less than 1 step. For a
+      chain also for less than 2 steps, more steps than levels, or two times at the same level.
+    Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; kinds of a chain:
       Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3; Lin et al. 2023, table 2;
       dpm_leading, dpm_linspace: diffusers' DPMSolverMultistepScheduler.
     """
@@ -39,12 +41,17 @@ def build(
 
 
 def from_config(config, process: Process, prediction: str, steps: int | None = None) -> np.ndarray:
-    """Returns the grid of `config.sample`, of its steps or of others; else as `build`."""
+    """Returns the grid of `config.sample`, or the same grid with another number of steps.
+
+    Raises: as `build`.
+    """
     options = dict(rho=config.rho, shift=config.shift)
     return build(process, steps or config.steps, config.grid, prediction, **options)
 
 
 def _karras(process, steps, first_t, rho, shift):
+    # first_t may be 1, where sigma / alpha is infinite if alpha ends at 0. So this grid begins at
+    # the last time at which the ratio is finite.
     ends = np.array([process.last_t_of_eps, process.smallest_t])
     high, low = (process.sigma(ends) / process.alpha(ends)) ** (1 / rho)
     return np.append(process.time_of_ratio(np.linspace(high, low, steps) ** rho), 0.0)
@@ -56,10 +63,10 @@ def _shifted(process, steps, first_t, rho, shift):
 
 
 class Row(NamedTuple):
-    """What is known of a grid."""
+    """A kind of grid: how to make it, and the config keys that it alone uses."""
 
     make: Callable[..., np.ndarray]  # (process, steps, first_t, rho, shift) -> [steps + 1] f64
-    options: tuple[str, ...] = ()  # keys of config.sample that no other grid heeds
+    options: tuple[str, ...] = ()  # keys of config.sample that no other grid uses
 
 
 GRIDS: dict[str, Row] = {
@@ -71,17 +78,20 @@ GRIDS: dict[str, Row] = {
 
 
 def _of_chain(process, steps, kind, prediction, rho, shift):
+    """Returns the grid of a chain, on its levels; arguments as `build`."""
     num_steps = process.num_steps
     if not 2 <= steps <= num_steps:
         raise UserError(
             f"cannot take {steps} sampling steps: the process has {num_steps}, so choose 2 to "
             f"{num_steps}."
         )
-    process.first_t(prediction)  # refuses what says nothing at the last level
+    process.first_t(prediction)  # raises if the prediction does not determine x_0 there
     if kind == "uniform":
         index = _sections((steps,), num_steps)
     elif kind in OF_CHAIN:
         index = OF_CHAIN[kind](steps, num_steps)
+        # Some of these grids leave out level 1. With too many steps they run past the end of the
+        # chain, or take the same level in every step.
         if index[-1] >= num_steps or index[0] == index[-1]:
             raise UserError(f"grid {kind} leaves out level 1: take fewer than {steps} steps.")
     elif re.fullmatch(r"\d+(,\d+)*", kind, re.ASCII):
@@ -90,6 +100,7 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
             raise UserError(f"grid={kind} has {len(index)} steps, not {steps=}.")
     elif kind in GRIDS:
         t = GRIDS[kind].make(process, steps, process.first_t(prediction), rho, shift)
+        # Two times may be rounded to the same level, which `check` refuses.
         return process.level(t) / num_steps
     else:
         raise UserError(
@@ -100,21 +111,24 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
 
 
 def _sections(counts, num_steps):
-    """Indices: counts[i] of the i-th of equal parts of the chain, evenly, both ends included."""
+    """Returns counts[i] evenly spaced indices of equal part i of the chain, with both ends."""
     sizes = [num_steps // len(counts) + (i < num_steps % len(counts)) for i in range(len(counts))]
     index, start = [], 0
     for count, size in zip(counts, sizes, strict=True):
         if not 1 <= count <= size:
             raise UserError(f"cannot retain {count} of the {size} levels of a section: {counts}.")
         stride = (size - 1) / max(count - 1, 1)
-        # Added up one by one as published, which rounds otherwise than their product.
+        # The published code adds up the strides one by one. A product would round differently.
         index.append(start + np.rint(np.cumsum([0.0] + [stride] * (count - 1))))
         start += size
     return np.concatenate(index)
 
 
 def _strided(steps, num_steps):
-    """Indices 0, n, 2 n, ... for the n that makes them so many."""
+    """Returns the indices 0, n, 2 n, ... for the n that gives this number of steps.
+
+    Raises: ValueError if there is no such n.
+    """
     for stride in range(1, num_steps + 1):
         if len(index := np.arange(0, num_steps, stride)) == steps:
             return index
@@ -124,28 +138,31 @@ def _strided(steps, num_steps):
 
 
 def _trailing(steps, num_steps):
-    """Evenly from the last level down, without the first, as if data were level 0."""
-    stride = num_steps - (num_steps - num_steps / steps)  # its rounding decides halves as published
+    """Returns indices evenly spaced from the last level down; one more would be data, level 0."""
+    # The rounding of this stride decides which way halves are rounded, as in the published code.
+    stride = num_steps - (num_steps - num_steps / steps)
     return np.rint(num_steps - stride * np.arange(steps))[::-1] - 1
 
 
-# Indices of the levels, increasing, of so many steps of a chain of so many.
+# Grids of a chain only. Each maps (steps, levels) to increasing indices of levels.
 OF_CHAIN = {
-    # Every n-th from 0 on.
+    # Every n-th index, beginning with 0.
     "ddim": _strided,
-    # Every n-th from 1 on, n being the whole part of levels / steps, as Stable Diffusion samples.
+    # Every n-th index, beginning with 1, n = levels // steps: the grid of Stable Diffusion.
     "leading": lambda steps, levels: 1 + levels // steps * np.arange(steps),
     "trailing": _trailing,
-    # Of one step more, but its lowest level, from which the last of these steps goes to data.
+    # These two are grids of one more step, without their lowest level. The last step goes to data
+    # from the level above it.
     "dpm_leading": lambda steps, levels: 1 + levels // (steps + 1) * np.arange(1, steps + 1),
     "dpm_linspace": lambda steps, levels: np.rint(np.linspace(0, levels - 1, steps + 1))[1:],
 }
 
 
 def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
-    """The grid with its last step to the first level of a chain, a little noisy, not to data.
+    """Returns the grid with its last step to level 1 of the chain instead of to data.
 
-    Raises: ValueError for one that has this level already.
+    Level 1 is a little noisy.
+    Raises: ValueError if the last step begins at this level.
     Source: the code of Rombach et al. 2022, ddim_alphas_prev; diffusers' set_alpha_to_one=False.
     """
     if process.level(grid[-2]) <= 1:
@@ -157,10 +174,12 @@ def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
 
 
 def last(grid: np.ndarray, strength: float) -> np.ndarray:
-    """The last share `strength` of the steps of a grid, at least one: where an edit begins.
+    """Returns the last steps of a grid, the share `strength` of all steps, and at least one.
+
+    An edit begins at the first of these times.
 
     Raises: ValueError unless 0 < strength <= 1.
-    Source: Meng et al. 2022, "SDEdit", whose t_0 is the first time that is left.
+    Source: Meng et al. 2022, "SDEdit", whose t_0 is this first time.
     """
     if not 0 < strength <= 1:
         raise UserError(f"{strength=} must lie in (0, 1]; 1 keeps next to nothing of the image.")
@@ -169,9 +188,9 @@ def last(grid: np.ndarray, strength: float) -> np.ndarray:
 
 
 def check(grid: np.ndarray) -> np.ndarray:
-    """The grid, if its times decrease to 0.
+    """Returns the grid if its times decrease to 0.
 
-    Raises: ValueError with the first that does not.
+    Raises: ValueError that names the first time that does not decrease.
     """
     if len(grid) < 2 or grid[-1] != 0:
         raise UserError(f"a grid ends on data, t = 0, after at least one step, not {grid[-2:]}.")

@@ -1,7 +1,8 @@
-"""Guidance as wrappers of the network: away from what it says untold, or what a worse one says.
+"""Guidance: wrappers of a network for classifier-free guidance and autoguidance.
 
-A guided output is worse + scale (better - worse). Here `predict(x_t, network_time)` is a network
-bound to its condition, as in `objectives`.
+A guided output is worse + scale (better - worse). The worse output has the null condition, or is
+from a worse model. `predict(x_t, network_time)` is a network with its condition bound, as in
+`objectives`.
 """
 
 import functools
@@ -26,17 +27,19 @@ def classifier_free_guidance(
 ) -> objectives.Predict:
     """Wraps predict(x_t, network_time, cond) into a guided predict(x_t, network_time).
 
-    The null condition guides the first `channels` channels, by default all C of x_t; other channels
-    and the variance stay conditional. The published DiT samples guide 3 of the 4 latent channels.
+    Guidance acts on the first `channels` channels; None or 0 is all C channels of x_t. The other
+    channels and the variance stay conditional. The published DiT samples guide 3 of the 4 latent
+    channels.
 
     Args:
-      cond, null: [B, ...], labels and the null class, or captions and the empty one, or another
-        that is to be avoided.
-      rescale: 0..1, how far the guided channels of an image get the standard deviation of the
-        conditional ones.
+      cond: [B, ...], labels or captions.
+      null: like cond, the null class, the empty caption, or a condition that is to be avoided.
+      rescale: 0..1, how far the standard deviation of an image's guided channels is moved to that
+        of the conditional channels.
     Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w; Lin et al. 2023, eq. 15 and 16.
     """
-    # Each example beside its twin, so that on a mesh both stay on the example's device.
+    # Each example is next to its copy with the null condition. So on a mesh both stay on the same
+    # device.
     conds = jnp.stack([cond, null], axis=1).reshape(-1, *cond.shape[1:])
 
     def guided(x_t, network_time):
@@ -54,7 +57,9 @@ def autoguidance(
     channels: int | None = None,
     rescale: float = 0.0,
 ) -> objectives.Predict:
-    """A worse model of the same prediction guides; channels and rescale as above.
+    """Wraps a network and a worse one with the same prediction into a guided predict.
+
+    Args: channels, rescale, as in `classifier_free_guidance`.
 
     Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", eq. 3.
     """
@@ -67,7 +72,9 @@ def autoguidance(
 
 
 def in_interval(t: np.ndarray, interval: tuple[float, float]) -> list[tuple[bool, int]]:
-    """The steps from times t [n] as runs of (guided, count): those with low <= t <= high are.
+    """Returns runs of steps, (guided, count); a step from time t is guided if low <= t <= high.
+
+    Args: t, [n] times at which the steps begin.   interval, (low, high).
 
     Source: Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval".
     Raises: as `check_interval`.
@@ -79,7 +86,7 @@ def in_interval(t: np.ndarray, interval: tuple[float, float]) -> list[tuple[bool
 
 
 def check_interval(interval: tuple[float, float]) -> None:
-    """Raises: ValueError unless the interval is two times, 0 <= low < high <= 1."""
+    """Raises ValueError unless the interval is two times, 0 <= low < high <= 1."""
     low, high = interval if len(interval) == 2 else (np.nan, np.nan)
     if not 0 <= low < high <= 1:
         shown = ",".join(map(str, interval))
@@ -87,8 +94,10 @@ def check_interval(interval: tuple[float, float]) -> None:
 
 
 def _extrapolate(better, worse, scale, channels, rescale):
+    """Returns worse + scale (better - worse) for the first channels, and better for the others."""
     better_part, worse_part = better[..., :channels], worse[..., :channels]
     guided = worse_part + scale * (better_part - worse_part)
+    # Guidance raises the standard deviation of an image. The maximum prevents a division by 0.
     if rescale:
         std = functools.partial(jnp.std, axis=tuple(range(1, guided.ndim)), keepdims=True)
         guided *= 1 - rescale + rescale * std(better_part) / jnp.maximum(std(guided), 1e-12)

@@ -1,8 +1,9 @@
-"""How likely data are to a model: a chain's variational bound, the density of a probability flow.
+"""The likelihood of data: a chain's variational bound, or the density of a probability flow.
 
-As in `samplers`, a network is only `denoise(x_t, i)`, x_0 and eps at the i-th of the times, and the
-caller draws the noise. Bits per dimension are per value of x_0: of pixels they are the length of a
-lossless code; of latents they say what a density is at x_0, depend on its scale, may be negative.
+As in `solvers`, a network is `denoise(x_t, i)`, which returns x_0 and eps at the i-th of the times,
+and the caller draws the noise. Bits per dimension are bits per value of x_0. For pixels they are
+the length of a lossless code. For latents they measure a density at x_0: they depend on the scale
+of the latents and may be negative.
 """
 
 import math
@@ -16,15 +17,15 @@ import numpy as np
 from dit_jax.diffusion import objectives, processes, sampler_settings, solvers
 from dit_jax.errors import UserError
 
-FIRST_RATIO = 0.002  # sigma / alpha at which the density is taken: Karras et al. 2022's least
-BIN = 2 / 255  # the distance of two grey levels
+FIRST_RATIO = 0.002  # sigma / alpha where the density is computed: the least of Karras et al. 2022
+BIN = 2 / 255  # distance of two grey levels, in [-1, 1]
 
 
 class Bound(NamedTuple):
-    """The parts of a bound on -log p(x_0), in bits per dimension: total = sum(steps) + prior."""
+    """A bound on -log p(x_0) in bits per dimension, with its parts: total = sum(steps) + prior."""
 
     total: jax.Array  # [B]
-    steps: jax.Array  # [n, B], noisiest first as in the grid; the last is that of x_0 itself
+    steps: jax.Array  # [n, B], noisiest first as in the grid; the last step gives x_0 itself
     prior: jax.Array  # [B]
 
 
@@ -37,20 +38,22 @@ def variational_bound(
     variance: str,
     discretised: bool,
 ) -> Bound:
-    """The bound on -log p(x_0) of the chain that `samplers.ddpm` draws from, by one x_t a step.
+    """Returns the bound on -log p(x_0) of the chain from which `solvers.ddpm` draws samples.
 
+    Each step's term is computed for one drawn x_t.
     Args:
-      denoise: at grid[:-1]; where it predicts the variance, that one is used.
-      x_0: [B, ...] f32.   grid: [n + 1] f64, decreasing to 0.   noise: as samplers', of x_t.
-      variance: else 'large', beta, or 'small', the posterior's; of the last step, which gives x_0
-        itself, always the posterior's, as published.
-      discretised: x_0 are pixels, of which the last step gives a bin's probability; else the
-        density of its Gaussian.
+      denoise: at grid[:-1]; if it predicts the variance, that variance is used.
+      x_0: [B, ...] f32.   grid: [n + 1] f64, decreasing to 0.   noise: noise(i) makes step i's x_t.
+      variance: used if none is predicted: 'large', beta, or 'small', the posterior's. The last
+        step, which gives x_0 itself, always uses the posterior's, as published.
+      discretised: x_0 are pixels, and the last step gives the probability of a bin. Otherwise it
+        gives the density of its Gaussian.
     Raises: ValueError for an unknown variance.
     Source: Ho et al. 2020, eq. 5 to 8 and 13; its three parts: Kingma et al. 2021, section 3.
     """
     if variance not in sampler_settings.SETTINGS["variance"].choices:
         raise UserError(f"unknown {variance=}; choose large or small.")
+    # Computed in f64, for all steps at once: differences of neighbouring levels lose digits in f32.
     t, s = grid[:-1], grid[1:]
     posterior = process.posterior(t, s)
     is_small = (s == 0) | (variance == "small")
@@ -72,17 +75,20 @@ def variational_bound(
             log_p = normal_log_density(x_0, mean_hat, log_variance)
         return None, _bits(jnp.where(last, -log_p, kl))
 
+    # A scan keeps one step's activations in memory, whatever the number of steps.
     rows = tuple(jnp.asarray(table, jnp.float32) for table in tables)
     _, steps = jax.lax.scan(step, None, (jnp.arange(len(t)), *rows))
+    # Samplers draw x_T from N(0, I); the prior's part is the KL of q(x_T | x_0) to it.
     alpha, sigma = process.alpha(grid[0]), process.sigma(grid[0])
     prior = _bits(objectives.normal_kl(alpha * x_0, 2 * np.log(sigma), 0.0, 0.0))
     return Bound(steps.sum(0) + prior, steps, prior)
 
 
 def ode_times(process: processes.Process, steps: int) -> np.ndarray:
-    """[2 steps + 1] f64: t of the steps' ends and middles, uniform in log(sigma / alpha).
+    """Returns the times [2 steps + 1] f64 of the steps' ends and middles.
 
-    From FIRST_RATIO to where samplers that predict eps begin.
+    They are uniform in log(sigma / alpha), from FIRST_RATIO to the time at which samplers of a
+    predicted eps begin.
     """
     end = np.array(process.first_t("eps"))
     ratios = np.geomspace(FIRST_RATIO, process.sigma(end) / process.alpha(end), 2 * steps + 1)
@@ -96,16 +102,19 @@ def ode_log_likelihood(
     times: np.ndarray,
     probe: jax.Array,
 ) -> jax.Array:
-    """log p(x_0) [B] in nats of the probability flow, p the density of x_0 + FIRST_RATIO eps.
+    """Returns log p(x_0) [B] in nats by the probability flow.
 
-    In y = x_t / (alpha s), s^2 = (sigma / alpha)^2 + sigma_data^2, the flow is
-    dy / d log(sigma / alpha) = g eps - g^2 y, g = sigma / (alpha s): it stands still where the data
-    are N(0, sigma_data^2 I), whatever the process. Hence the prior is y ~ N(0, I), that is x_t ~
-    N(0, sigma^2 + alpha^2 sigma_data^2). Integrated by the Runge-Kutta method of order 4.
+    p is the density of x_0 + FIRST_RATIO eps.
+    The variable is y = x_t / (alpha s), where s^2 = (sigma / alpha)^2 + sigma_data^2. Its flow is
+    dy / d log(sigma / alpha) = g eps - g^2 y, where g = sigma / (alpha s). For data N(0,
+    sigma_data^2 I) this is 0, whatever the process. Hence the prior is y ~ N(0, I), that is x_t ~
+    N(0, sigma^2 + alpha^2 sigma_data^2). The flow is integrated by the Runge-Kutta method of order
+    4.
 
     Args:
-      denoise: at times.   x_0: [B, ...] f32.   times: of `ode_times`.
-      probe: like x_0, -1 or 1 with equal probability: an unbiased estimate of the divergence.
+      denoise: at times.   x_0: [B, ...] f32.   times: from `ode_times`.
+      probe: like x_0, each value -1 or 1 with equal probability, for an unbiased estimate of the
+        divergence.
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 39 and 40 and
       appendix D.2.
     """
@@ -113,8 +122,8 @@ def ode_log_likelihood(
     ratio = process.sigma(times) / alpha
     std = np.sqrt(ratio**2 + process.sigma_data**2)
     scale, gain = (jnp.asarray(table, jnp.float32) for table in (alpha * std, ratio / std))
-    step_size = 2 * np.log(ratio[1] / ratio[0])
-    # Of each stage: its time, its distance from the start, its weight in the mean.
+    step_size = 2 * np.log(ratio[1] / ratio[0])  # from one end to the next, past a middle
+    # For each stage: its time (0 begin, 1 middle, 2 end), the share of the step to it, its weight.
     stages = jnp.array([0, 1, 1, 2]), jnp.array([0, 0.5, 0.5, 1]), jnp.array([1, 2, 2, 1]) / 6
 
     def rate(y, i):
@@ -127,23 +136,26 @@ def ode_log_likelihood(
         def stage(carry, row):
             total, previous = carry
             at, size, weight = row
-            here = rate(start[0] + size * step_size * previous, 2 * i + at)
-            total = tuple(a + weight * step_size * r for a, r in zip(total, here, strict=True))
-            return (total, here[0]), None
+            rates = rate(start[0] + size * step_size * previous, 2 * i + at)
+            total = tuple(a + weight * step_size * r for a, r in zip(total, rates, strict=True))
+            return (total, rates[0]), None
 
         (total, _), _ = jax.lax.scan(stage, (start, jnp.zeros_like(x_0)), stages)
         return total, None
 
+    # The log-volume is integrated along with y: its rate is the divergence of the flow.
     start = x_0 / std[0], jnp.zeros(x_0.shape[:1])
     (y, log_volume), _ = jax.lax.scan(step, start, jnp.arange(len(times) // 2))
+    # The last term is due to the change of variables from x_0 to y.
     log_prior = _sum(normal_log_density(y, 0.0, 0.0))
     return log_prior + log_volume - math.prod(x_0.shape[1:]) * np.log(std[0])
 
 
 def divergence(f: Callable, x: jax.Array, probe: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(f(x), an estimate [B] of the trace of df/dx), x [B, ...] and f mapping rows to rows.
+    """Returns f(x) and an estimate [B] of the trace of df/dx, for x [B, ...].
 
-    In reverse mode: layers with a derivative of their own have no forward mode.
+    f must map each row alone. The derivative is in reverse mode: layers with a custom VJP have no
+    forward mode.
     Source: Hutchinson 1990; Song et al. 2021, eq. 40.
     """
     value, pullback = jax.vjp(f, x)
@@ -151,30 +163,32 @@ def divergence(f: Callable, x: jax.Array, probe: jax.Array) -> tuple[jax.Array, 
 
 
 def dequantise(x_0: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Pixels spread over their bins of width 2/255 by uniform [0, 1) like x_0."""
+    """Spreads pixels over their bins of width 2/255; uniform, in [0, 1), is like x_0."""
     return x_0 + BIN * (uniform - 0.5)
 
 
 def bits_per_dim(log_likelihood: jax.Array, x_0: jax.Array, dequantised: bool) -> jax.Array:
-    """-log p(x_0) [B] in bits per dimension; of dequantised pixels, of the probability of a bin.
+    """Returns -log p(x_0) [B] in bits per dimension.
 
-    Source: Theis et al. 2016, section 3.1: on average a bound, as the logarithm is concave.
+    For dequantised pixels it estimates -log of the probability of a bin. On average it is an upper
+    bound, as the logarithm is concave.
+    Source: Theis et al. 2016, section 3.1.
     """
     bits = -log_likelihood / (math.log(2) * math.prod(x_0.shape[1:]))
     return bits - math.log2(BIN) if dequantised else bits
 
 
 def normal_log_density(x, mean, log_variance) -> jax.Array:
-    """log N(x; mean, exp(log_variance)) per element, in nats."""
+    """Returns log N(x; mean, exp(log_variance)) per element, in nats."""
     squared = (x - mean) ** 2 * jnp.exp(-log_variance)
     return -0.5 * (math.log(2 * math.pi) + log_variance + squared)
 
 
 def _sum(a):
-    """[B, ...] -> [B]."""
+    """Sums [B, ...] to [B]."""
     return jnp.sum(a, axis=tuple(range(1, a.ndim)))
 
 
 def _bits(nats):
-    """Nats per element [B, ...] to bits per dimension [B]."""
+    """Converts nats per element [B, ...] to bits per dimension [B]."""
     return _sum(nats) / (math.prod(nats.shape[1:]) * math.log(2))

@@ -1,8 +1,8 @@
 """Training losses, per example.
 
-`predict(x, network_time) -> [B, h, w, C or 2C]` is the network with parameters and condition bound:
-channels 0..C-1 are what `config.objective.prediction` says, C..2C-1, if there are any, the learned
-variance.
+`predict(x, network_time) -> [B, h, w, C or 2C]` is a network with its parameters and condition
+bound. Channels 0..C-1 are the prediction that `config.objective.prediction` names. Channels
+C..2C-1, if there are any, are the learned variance.
 """
 
 import math
@@ -16,8 +16,8 @@ from dit_jax.diffusion import predictions, processes
 from dit_jax.errors import UserError
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
-MIN_T = 1e-5  # the default of configs
-DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # of pixels, for autoencoders
+MIN_T = 1e-5  # the default of config.objective.min_t
+DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # between pixels, in `autoencoder_loss`
 
 
 def denoising_loss(
@@ -28,16 +28,16 @@ def denoising_loss(
     t: jax.Array,
     eps: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The loss of each example: weighted mse of the prediction, plus a learned variance's bound.
+    """Returns the loss of each example: a weighted mse, and the bound of a learned variance.
 
     Args:
       config: `config.objective`.   x_0: [B, h, w, C] f32.   t: [B] in [0, 1].   eps: like x_0.
     Returns:
-      'loss' = weight 'mse' (+ 'vb'), each [B] f32; 'vb' in bits, there if predict returns 2C
-      channels.
+      'loss' = weight 'mse' (+ 'vb'), each [B] f32. 'vb' is in bits, and present if predict
+      returns 2C channels.
     Raises: ValueError if predict returns neither C nor 2C channels.
-    Source: Nichol & Dhariwal 2021, eq. 16 (L_hybrid); the weight of vb is 1 because a bound on
-      one uniformly drawn step is not multiplied by T.
+    Source: Nichol & Dhariwal 2021, eq. 16 (L_hybrid). The weight of vb is 1, because the bound on
+      one uniformly drawn step is not multiplied by T here.
     """
     x_t = processes.q_sample(process, x_0, t, eps)
     x_in = processes.expand(process.network_scale(t), x_t) * x_t
@@ -48,7 +48,7 @@ def denoising_loss(
     mse = _mean((a * x_0 + b * eps - output) ** 2)
     losses = {"loss": weight(process, config, t) * mse, "mse": mse}
     if variance is not None:
-        # The bound teaches the variance only; the prediction learns from the mse.
+        # The bound trains the variance only: the mse trains the prediction. Hence stop_gradient.
         solution = predictions.solve(process, config.prediction, t)
         x_0_hat, _ = solution.x_0_and_eps(x_t, jax.lax.stop_gradient(output))
         losses["vb"] = _variational_bound(process, x_0, x_t, t, x_0_hat, variance)
@@ -57,10 +57,12 @@ def denoising_loss(
 
 
 def check(process: processes.Process, config, learn_sigma: bool) -> None:
-    """Demands that the keys of `config.objective` exist, and go with the process.
+    """Raises unless the values of `config.objective` are known and fit the process.
 
-    Raises: ValueError with the keys.
+    Raises: ValueError with the keys and values.
     """
+    # These raise for an unknown prediction, and for one that does not determine x_0 at the last
+    # level of a chain. The time 0.5 is arbitrary.
     predictions.coefficients(process, config.prediction, np.full(1, 0.5))
     process.first_t(config.prediction)
     if config.weight not in WEIGHTS:
@@ -82,17 +84,20 @@ def check(process: processes.Process, config, learn_sigma: bool) -> None:
             f"objective.snr_gamma={config.snr_gamma} must be positive, and objective.p2_gamma="
             f"{config.p2_gamma} not negative."
         )
+    # The levels of a chain are fixed, so that min_t would do nothing.
     chain = isinstance(process, processes.DiscreteProcess)
     if chain and config.min_t != MIN_T:
         raise UserError(
             f"objective.min_t={config.min_t} is of processes in continuous time; the first level "
             "of diffusion.process=ddpm is the least t there is: leave it out."
         )
+    # A weight of 0 would leave the level untrained at which samplers begin.
     if chain and weight(process, config, jnp.ones(1)) == 0:
         raise UserError(
             f"objective.weight={config.weight} with prediction={config.prediction} is 0 at the "
             "last level, where samplers begin: with diffusion.zero_terminal_snr take 'uniform'."
         )
+    # `_variational_bound` needs the posterior between two neighbouring levels.
     if learn_sigma and not chain:
         raise UserError(
             "a learned variance has a bound for diffusion.process=ddpm only: set "
@@ -101,12 +106,13 @@ def check(process: processes.Process, config, learn_sigma: bool) -> None:
 
 
 def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
-    """[B] the factor of the predictions' squared error at t, by `config.objective.weight`.
+    """Returns the weight [B] of the prediction's squared error at t, by `config.objective.weight`.
 
-    'uniform' is 1. The others are what their papers say of an error of x_0 or of eps, for this
-    prediction: 'min_snr', min(snr, gamma) of x_0; 'p2', (1 + snr)^-gamma of eps; 'edm',
-    (r^2 + d^2) / (r d)^2 of x_0, r = sigma / alpha, d = sigma_data; 'likelihood', the bound on
-    -log p(x_0) in nats per value, of uniform t.
+    'uniform' is 1. The papers define the other weights for an error of x_0 or of eps. Here they are
+    converted to the error of this prediction.
+    'min_snr': min(snr, gamma), for x_0.   'p2': (1 + snr)^-gamma, for eps.   'edm':
+    (r^2 + d^2) / (r d)^2, for x_0, where r = sigma / alpha and d = sigma_data.   'likelihood': the
+    weight for x_0 that makes the loss, at uniform t, the bound on -log p(x_0) in nats per value.
     Source: Hang et al. 2023, eq. 8; Choi et al. 2022, eq. 8; Karras et al. 2022, table 1; Kingma et
       al. 2021, eq. 13 and 17.
     """
@@ -118,8 +124,8 @@ def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
     return WEIGHTS[config.weight](process, config, t, snr, *squares)
 
 
-# Each (process, config, t, snr, of_x_0, of_eps) -> [B]. The last two are the factors that make a
-# squared error of x_0, or of eps, of one of the prediction.
+# Each maps (process, config, t, snr, of_x_0, of_eps) to weights [B]. of_x_0 and of_eps are the
+# factors that turn a squared error of the prediction into one of x_0 or of eps.
 WEIGHTS = {
     "uniform": lambda process, config, t, snr, of_x_0, of_eps: jnp.ones_like(t),
     "min_snr": lambda _, config, t, snr, of_x_0, of_eps: (
@@ -136,15 +142,17 @@ WEIGHTS = {
 
 
 def draw(process: processes.Process, config, key: jax.Array, shape) -> tuple[jax.Array, jax.Array]:
-    """The (t [B], eps) of a global batch of x_0 with this shape, by `config.objective`.
+    """Draws t [B] and eps for a global batch of x_0 with this shape, by `config.objective`.
 
-    t is uniform; 'logit_normal', sigmoid of N(t_mean, t_std^2); or 'log_normal', where log(sigma /
-    alpha) is N(t_mean, t_std^2). low_discrepancy draws it once in every of B equal parts.
+    t is 'uniform'; 'logit_normal', the sigmoid of N(t_mean, t_std^2); or 'log_normal', where
+    log(sigma / alpha) is N(t_mean, t_std^2). With low_discrepancy, one t is drawn from each of B
+    parts of its distribution that are equally probable.
     Source: Esser et al. 2024, section 3.1; Karras et al. 2022, table 1; Kingma et al. 2021,
       appendix I.1.
     """
     t_key, eps_key = jax.random.split(key)
     if config.low_discrepancy:
+        # One offset for the whole batch, so that every part gets one value.
         u = jax.random.uniform(t_key) + jnp.arange(shape[0]) / shape[0]
         u = u % 1
     else:
@@ -163,10 +171,11 @@ def _log_normal(process, config, u):
 
 
 def _normal(config, u):
+    # Without the minimum, u = 0 would become minus infinity.
     return config.t_mean + config.t_std * jax.scipy.special.ndtri(jnp.maximum(u, 2**-24))
 
 
-# Each makes t [B] of u [B], uniform in [0, 1).
+# Each maps u [B], uniform in [0, 1), to t [B].
 T_DISTRIBUTIONS = {
     "uniform": lambda process, config, u: process.from_uniform(u, config.min_t),
     "logit_normal": _logit_normal,
@@ -175,7 +184,10 @@ T_DISTRIBUTIONS = {
 
 
 def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
-    """(prediction, variance or None) of a network output with C or 2C channels."""
+    """Splits a network output with C or 2C channels into prediction, and variance or None.
+
+    Raises: ValueError for another number of channels.
+    """
     if prediction.shape[-1] == channels:
         return prediction, None
     if prediction.shape[-1] == 2 * channels:
@@ -187,7 +199,7 @@ def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, j
 
 
 def learned_log_variance(variance: jax.Array, log_beta, log_posterior) -> jax.Array:
-    """Interpolates between the variance bounds: variance -1 is the posterior's, +1 is beta.
+    """Interpolates between the bounds of the log-variance: -1 is the posterior's, +1 is beta's.
 
     Source: Nichol & Dhariwal 2021, eq. 15.
     """
@@ -196,12 +208,13 @@ def learned_log_variance(variance: jax.Array, log_beta, log_posterior) -> jax.Ar
 
 
 def _variational_bound(process, x_0, x_t, t, x_0_hat, variance):
-    """L_{t-1}, or L_0 at the first level, in bits, mean over elements.
+    """Returns [B] L_{t-1}, or L_0 at the first level, in bits, averaged over elements.
 
     Source: Ho et al. 2020, eq. 8 and 13.
     """
-    levels = np.arange(process.num_steps, -1, -1) / process.num_steps
-    table = process.posterior(levels[:-1], levels[1:])  # row 0 is index T - 1
+    # The posteriors of all steps are one f64 table, of which each example takes a row.
+    times = np.arange(process.num_steps, -1, -1) / process.num_steps
+    table = process.posterior(times[:-1], times[1:])  # row 0 is DDPM's index T - 1
     row = process.num_steps - process.level(t)
 
     def gather(a):
@@ -219,17 +232,17 @@ def _variational_bound(process, x_0, x_t, t, x_0_hat, variance):
 
 
 def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
-    """KL(N_1 || N_2) per element, in nats."""
+    """Returns KL(N_1 || N_2) per element, in nats."""
     ratio = jnp.exp(log_variance_1 - log_variance_2)
     distance = (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2)
     return 0.5 * (log_variance_2 - log_variance_1 + ratio + distance - 1)
 
 
 def discretised_normal_log_likelihood(x, mean, log_std):
-    """log P(the bin of width 2/255 around x), the outermost bins reaching to infinity.
+    """Returns log P(bin of width 2/255 around x); the outermost bins reach to infinity.
 
-    The bins, the tanh approximation of the normal CDF and the clamps are the published ones,
-    kept on latents too, where they mean nothing but are part of the loss.
+    The bins, the tanh approximation of the normal CDF and the clamps are as published. They are
+    kept for latents too: there bins have no meaning, but they are part of the published loss.
     """
 
     def cdf(z):
@@ -251,25 +264,26 @@ def autoencoder_loss(
     distance: str,
     kl_weight: float,
 ) -> dict[str, jax.Array]:
-    """A VAE's loss of each example: distance to the reconstruction + kl_weight KL / values.
+    """Returns a VAE's loss of each example: distance + kl_weight KL / number of values.
 
     Args:
       pixels, reconstruction: [B, H, W, C] f32, in [-1, 1].
-      mean, log_variance: of the posterior, [B, h, w, c].
-      distance: 'l1' or 'l2', the mean over the H W C values of an image.
+      mean, log_variance: [B, h, w, c], of the posterior.
+      distance: 'l1' or 'l2', to the reconstruction, averaged over the H W C values of an image.
     Returns:
       'loss'; 'reconstruction', the distance; 'kl' to N(0, I), nats per image; 'psnr', dB, of the
       reconstruction clipped to [-1, 1]; each [B] f32.
-    Source: Rombach et al. 2022, appendix G, where kl_weight is 1e-6 beside sums over pixels.
+    Source: Rombach et al. 2022, appendix G; there kl_weight is 1e-6, and the distance is
+      summed over pixels.
     """
     kl = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance, axis=(1, 2, 3))
     error = _mean(DISTANCES[distance](pixels - reconstruction))
     loss = error + kl_weight * kl / math.prod(pixels.shape[1:])
     squared = _mean((pixels - jnp.clip(reconstruction, -1, 1)) ** 2)
-    psnr = 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10))  # 4 is the range squared
+    psnr = 10 * jnp.log10(4 / jnp.maximum(squared, 1e-10))  # 4 is the squared range
     return {"loss": loss, "reconstruction": error, "kl": kl, "psnr": psnr}
 
 
 def _mean(a):
-    """[B, ...] -> [B]."""
+    """Averages [B, ...] to [B]."""
     return jnp.mean(a, axis=tuple(range(1, a.ndim)))

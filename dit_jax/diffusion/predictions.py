@@ -1,4 +1,4 @@
-"""What a network can predict, a x_0 + b eps, and how one prediction becomes another."""
+"""Predictions of a network, a x_0 + b eps, and the conversion of one into another."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ from dit_jax.errors import UserError
 
 
 def coefficients(process: Process, prediction: str, t):
-    """(a, b) at t of a network whose target is a x_0 + b eps.
+    """Returns (a, b) at t, for a network whose target is a x_0 + b eps.
 
-    'eps'; 'x_0'; 'v' = alpha eps - sigma x_0; 'u' = d x_t / dt; 'score' = -eps / sigma; 'edm', of
-    unit variance if x_0 has the deviation sigma_data, the least error of x_0 at every level.
+    Targets: 'eps'; 'x_0'; 'v' = alpha eps - sigma x_0; 'u' = d x_t / dt; 'score' = -eps / sigma;
+    'edm', which has unit variance if x_0 has standard deviation sigma_data, and gives the least
+    error of x_0 at every level.
     Raises: ValueError for an unknown prediction.
     Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
       x_t / alpha and the noise sigma / alpha.
@@ -27,15 +28,17 @@ def coefficients(process: Process, prediction: str, t):
 
 
 def _fill(t, value):
+    """Returns an array like t that is filled with the value."""
     return processes.get_array_module(t).full_like(t, value)
 
 
 def _edm(process, t, alpha, sigma):
+    # (x_0 - c_skip x) / c_out of the paper, for x = x_t / alpha with noise sigma / alpha.
     deviation = processes.get_array_module(t).sqrt(sigma**2 + (alpha * process.sigma_data) ** 2)
     return sigma / (process.sigma_data * deviation), -process.sigma_data * alpha / deviation
 
 
-# Each (process, t, alpha, sigma) -> (a, b).
+# Each maps (process, t, alpha, sigma) to (a, b).
 PREDICTIONS = {
     "eps": lambda process, t, alpha, sigma: (_fill(t, 0.0), _fill(t, 1.0)),
     "x_0": lambda process, t, alpha, sigma: (_fill(t, 1.0), _fill(t, 0.0)),
@@ -47,7 +50,10 @@ PREDICTIONS = {
 
 
 class Solution(NamedTuple):
-    """x_0 = x_0_of_x_t x_t + x_0_of_output output, and eps likewise, of a network's output."""
+    """Coefficients that give x_0 and eps from x_t and a network's output.
+
+    x_0 = x_0_of_x_t x_t + x_0_of_output output, and likewise for eps.
+    """
 
     x_0_of_x_t: jax.Array
     x_0_of_output: jax.Array
@@ -55,15 +61,16 @@ class Solution(NamedTuple):
     eps_of_output: jax.Array
 
     def x_0_and_eps(self, x_t: jax.Array, output: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The x_0 and the eps that give both x_t [B, ...] and the output, like x_t."""
+        """Returns the x_0 and eps that agree with x_t [B, ...] and with the output, like x_t."""
         a, b, c, d = (processes.expand(jnp.asarray(f), x_t) for f in self)
         return a * x_t + b * output, c * x_t + d * output
 
 
 def solve(process: Process, prediction: str, t) -> Solution:
-    """What a network's output says at t: x_t and the output are two equations of x_0 and eps."""
+    """Solves for x_0 and eps at t: x_t and the output are two linear equations in them."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     a, b = coefficients(process, prediction, t)
+    # Cramer's rule for x_t = alpha x_0 + sigma eps and output = a x_0 + b eps.
     determinant = alpha * b - sigma * a
     return Solution(b / determinant, -sigma / determinant, -a / determinant, alpha / determinant)
 
@@ -71,7 +78,7 @@ def solve(process: Process, prediction: str, t) -> Solution:
 def convert(
     process: Process, output: jax.Array, x_t: jax.Array, t: jax.Array, source: str, target: str
 ) -> jax.Array:
-    """A network's output, a prediction of kind `source` at x_t and t [B], as of kind `target`."""
+    """Converts a network's output at x_t and t [B] from prediction `source` to `target`."""
     x_0, eps = solve(process, source, t).x_0_and_eps(x_t, output)
     a, b = coefficients(process, target, t)
     return processes.expand(a, x_t) * x_0 + processes.expand(b, x_t) * eps

@@ -1,7 +1,8 @@
 """Noise processes: x_t = alpha(t) x_0 + sigma(t) eps, where t = 0 is data and t = 1 is noise.
 
-A process owns what depends on t alone: noise levels, and what the network is fed. NumPy in, f64
-NumPy out, for samplers' tables; JAX in, f32 out, for training.
+A process defines everything that depends on t alone: the noise levels, and the time and scale of
+the network's input. NumPy input gives f64 NumPy output, for samplers' tables. JAX input gives f32
+output, for training.
 """
 
 import dataclasses
@@ -14,86 +15,94 @@ import numpy as np
 from dit_jax.diffusion import schedules
 from dit_jax.errors import UserError
 
-# Where x_t shows nothing of x_0 at t = 1, a predicted eps says nothing of it: samplers begin here.
+# If alpha is 0 at t = 1, x_t and a predicted eps do not determine x_0 there. Then samplers of a
+# predicted eps begin at this time.
 LAST_T_OF_EPS = 1 - 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Process:
-    """A process whose t is continuous; a subclass says alpha, sigma, velocity and time_of_ratio."""
+    """A process with continuous t; subclasses define alpha, sigma, velocity and time_of_ratio."""
 
-    time_scale: float  # what the network is fed for t = 1
-    sigma_data: float  # the standard deviation of x_0, where an objective needs it
-    smallest_t: ClassVar[float] = 1e-3  # of Karras' grid and of the likelihood
+    time_scale: float  # the network's time at t = 1
+    sigma_data: float  # standard deviation of x_0, for EDM's scales and weights and the likelihood
+    smallest_t: ClassVar[float] = 1e-3  # the karras grid's least time above 0; see `end_t`
 
     def alpha(self, t):
-        """The signal's factor at t."""
+        """Returns the signal's factor at t."""
         raise NotImplementedError
 
     def sigma(self, t):
-        """The noise's standard deviation at t."""
+        """Returns the noise's standard deviation at t."""
         raise NotImplementedError
 
     def velocity(self, t):
-        """(d alpha / dt, d sigma / dt)."""
+        """Returns (d alpha / dt, d sigma / dt)."""
         raise NotImplementedError
 
     def time_of_ratio(self, ratio):
-        """The t at which sigma / alpha is `ratio`."""
+        """Returns the t at which sigma / alpha is `ratio`."""
         raise NotImplementedError
 
     def log_snr(self, t):
-        """log(alpha^2 / sigma^2); infinite where there is no noise, or no signal."""
+        """Returns log(alpha^2 / sigma^2); infinite where there is no noise, or no signal."""
         xp = get_array_module(t)
         return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def snr_rate(self, t):
-        """-d/dt (alpha^2 / sigma^2), the weight of x_0's squared error in the likelihood, twice."""
+        """Returns -d/dt (alpha^2 / sigma^2).
+
+        It is twice the weight of x_0's squared error in the likelihood.
+        """
         (d_alpha, d_sigma), alpha, sigma = self.velocity(t), self.alpha(t), self.sigma(t)
         return 2 * alpha * (alpha * d_sigma - sigma * d_alpha) / sigma**3
 
     def network_time(self, t):
-        """What the network is fed for t."""
+        """Returns the network's time for t."""
         return self.time_scale * t
 
     def network_scale(self, t):
-        """The factor of x_t with which the network is fed."""
+        """Returns the factor by which x_t is multiplied before the network."""
         return get_array_module(t).ones_like(t)
 
     @property
     def x_T_std(self) -> float:
-        """The standard deviation with which samplers begin."""
+        """The standard deviation of x_T, with which samplers begin."""
         return 1.0
 
     @property
     def last_step_t(self) -> float:
-        """Where a sampler of the SDE takes its last step, to data: SiT's."""
+        """The time at which a sampler of the SDE takes its last step, to data; SiT's value."""
         return 0.04
 
     def end_t(self, prediction: str) -> float:
-        """Where a sampler of the SDE ends that takes no such step: SiT's."""
+        """Returns the time at which a sampler of the SDE ends without that step; SiT's value."""
+        # In SiT, only flows that predict neither eps nor the score end at data itself.
         flow = self.alpha(np.ones(1)) == 0
         return 0.0 if flow and prediction not in ("eps", "score") else self.smallest_t
 
     def from_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
-        """Uniform u in [0, 1) as a time to train at."""
+        """Maps uniform u in [0, 1) to a training time."""
         return self.nearest(u, min_t)
 
     def nearest(self, t: jax.Array, min_t: float) -> jax.Array:
-        """The time to train at that is nearest to t; not 1 where weights of eps would end there."""
+        """Returns the training time nearest to t.
+
+        If alpha is 0 at t = 1, that time is left out: weights of a predicted eps are infinite.
+        """
         return jnp.clip(t, min_t, 1.0 if self.last_t_of_eps == 1 else 1 - 1e-6)
 
     @property
     def last_t_of_eps(self) -> float:
-        """The last time at which x_t and eps tell x_0."""
+        """The last time at which x_t and eps determine x_0."""
         return LAST_T_OF_EPS if self.alpha(np.ones(1)) == 0 else 1.0
 
     def first_t(self, prediction: str) -> float:
-        """Where samplers of a network that predicts this begin."""
+        """Returns the time at which samplers begin, for a network with this prediction."""
         return self.last_t_of_eps if prediction in ("eps", "score") else 1.0
 
     def posterior(self, t: np.ndarray, s: np.ndarray) -> "Posterior":
-        """q(x_s | x_t, x_0) for times t, s [n] f64 with s < t, noisiest first.
+        """Returns q(x_s | x_t, x_0) for times t, s [n] f64 with s < t, noisiest first.
 
         Source: Kingma et al. 2021, appendix A.2; for DDPM Ho et al. 2020, eq. 6 and 7.
         """
@@ -105,7 +114,7 @@ class Process:
         )
         beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
         variance = beta * (sigma_s / sigma_t) ** 2
-        # q(x_0 | x_1, x_0) has no variance; its logarithm is taken from the level above.
+        # At s = 0 the variance is 0 and has no logarithm. That of the step before is used instead.
         clipped = np.where(variance > 0, variance, np.append(beta[:1], variance[:-1]))
         return Posterior(
             x_0_coef=alpha_s * beta / sigma_t**2,
@@ -115,9 +124,9 @@ class Process:
         )
 
     def ode(self, t: np.ndarray) -> "Ode":
-        """The probability flow ODE at times t [n] f64, in the variables that it is straightest in.
+        """Returns the probability flow ODE at times t [n] f64, in its straightest variables.
 
-        Source: Karras et al. 2022, eq. 4 with s = alpha; in t itself where alpha ends at 0.
+        Source: Karras et al. 2022, eq. 4 with s = alpha. If alpha ends at 0, t itself is the clock.
         """
         if self.alpha(np.ones(1)) == 0:
             one = np.ones_like(t)
@@ -128,17 +137,23 @@ class Process:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Posterior:
-    """q(x_s | x_t, x_0) = N(x_0_coef x_0 + x_t_coef x_t, exp(log_variance)); arrays [n] f64."""
+    """The normal q(x_s | x_t, x_0) = N(x_0_coef x_0 + x_t_coef x_t, exp(log_variance)).
+
+    All arrays are [n] f64.
+    """
 
     x_0_coef: np.ndarray
     x_t_coef: np.ndarray
-    log_beta: np.ndarray  # the upper bound of a learned variance
-    log_variance: np.ndarray  # the lower bound, with the 0 at s = 0 replaced by its neighbour
+    log_beta: np.ndarray  # upper bound of a learned log-variance
+    log_variance: np.ndarray  # lower bound; at s = 0 the value of the step before
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ode:
-    """d(x / scale) / d clock = x_0_coef x_0 + eps_coef eps along the flow; arrays [n] f64."""
+    """The probability flow, as d(x / scale) / d clock = x_0_coef x_0 + eps_coef eps.
+
+    All arrays are [n] f64.
+    """
 
     clock: np.ndarray
     scale: np.ndarray
@@ -148,7 +163,7 @@ class Ode:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiscreteProcess(Process):
-    """DDPM's chain of T noise levels; level 0 is data, level k + 1 is DDPM's index k.
+    """DDPM's chain of T noise levels: level 0 is data, level k + 1 is DDPM's index k.
 
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models".
     """
@@ -157,6 +172,7 @@ class DiscreteProcess(Process):
 
     @property
     def num_steps(self) -> int:
+        """T, the number of noise levels."""
         return len(self.alpha_bar) - 1
 
     @property
@@ -164,15 +180,16 @@ class DiscreteProcess(Process):
         return 1 / self.num_steps
 
     def level(self, t):
-        """The noise level 0..T of t in [0, 1], int32; numpy in, numpy out."""
+        """Returns the noise level 0..T of t in [0, 1], int32; NumPy in, NumPy out."""
+        # Rounds, as in floats t may be just below its level.
         return (t * self.num_steps + 0.5).astype(np.int32)
 
     def time_of_index(self, index):
-        """t of DDPM's index k in 0..T-1."""
+        """Returns the t of DDPM's index k in 0..T-1."""
         return (index + 1) / self.num_steps
 
     def network_time(self, t):
-        """What the network is fed at t: DDPM's index k."""
+        """Returns DDPM's index k, the network's time for t."""
         return (self.level(t) - 1).astype(_float_of(t))
 
     def alpha(self, t):
@@ -182,30 +199,33 @@ class DiscreteProcess(Process):
         return _gather(np.sqrt(1 - self.alpha_bar), self.level(t), t)
 
     def velocity(self, t):
-        """By the differences of neighbouring levels."""
+        """Returns the derivatives, computed as differences of neighbouring levels."""
         tables = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
         level = self.level(t)
         return tuple(_gather(np.gradient(a, 1 / self.num_steps), level, t) for a in tables)
 
     def snr_rate(self, t):
-        """T times the loss of the signal-to-noise ratio in a level; that of level 1 is level 2's.
+        """Returns T times the fall of the signal-to-noise ratio from the level below.
+
+        The ratio is infinite at level 0, so level 1 has the value of level 2.
 
         Source: Kingma et al. 2021, eq. 13.
         """
+        # Level 0 is never trained; its value is NaN.
         snr = self.alpha_bar[1:] / (1 - self.alpha_bar[1:])
         rate = self.num_steps * np.append(snr[:1] - snr[1:2], snr[:-1] - snr[1:])
         return _gather(np.append(np.nan, rate), self.level(t), t)
 
     def time_of_ratio(self, ratio):
-        """Between the levels, by their log ratios."""
+        """Returns t by interpolation between the levels, in log(sigma / alpha)."""
         xp = get_array_module(ratio)
         with np.errstate(divide="ignore"):  # no signal: an infinite ratio
             table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
-        levels = np.arange(1, self.num_steps + 1) / self.num_steps
-        return xp.interp(xp.log(ratio), table, levels)
+        times = np.arange(1, self.num_steps + 1) / self.num_steps
+        return xp.interp(xp.log(ratio), table, times)
 
     def ode(self, t):
-        """As `Process.ode`; where there is no signal at t = 1, in the angle of (alpha, sigma)."""
+        """Returns `Process.ode`; if alpha ends at 0, the clock is the angle of (alpha, sigma)."""
         if self.alpha_bar[-1] > 0:
             return super().ode(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
@@ -233,7 +253,9 @@ class DiscreteProcess(Process):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VariancePreserving(Process):
-    """DDPM in continuous time: d log alpha^2 / dt = -beta(t), linear from beta_min to beta_max.
+    """DDPM in continuous time: d log alpha^2 / dt = -beta(t).
+
+    beta is linear in t, from beta_min to beta_max.
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 11 and 32.
     """
@@ -248,6 +270,7 @@ class VariancePreserving(Process):
         return get_array_module(t).exp(self._log_alpha(t))
 
     def sigma(self, t):
+        # expm1 keeps the digits that 1 - alpha^2 would lose near t = 0.
         xp = get_array_module(t)
         return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))
 
@@ -261,7 +284,8 @@ class VariancePreserving(Process):
         minus_log_alpha = 0.5 * xp.log1p(ratio**2)
         slope = self.beta_max - self.beta_min
         root = xp.sqrt(self.beta_min**2 + 4 * slope * minus_log_alpha)
-        return 4 * minus_log_alpha / (self.beta_min + root)  # without a difference of near numbers
+        # This form of the root does not subtract two nearly equal numbers.
+        return 4 * minus_log_alpha / (self.beta_min + root)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -308,7 +332,7 @@ class TrigonometricFlow(Process):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VarianceExploding(Process):
-    """EDM: alpha = 1, sigma = sigma_max t; the network is fed x_t at unit variance.
+    """EDM's process: alpha = 1, sigma = sigma_max t; the network's input has unit variance.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", table 1, last column.
     """
@@ -342,7 +366,7 @@ class VarianceExploding(Process):
         return ratio / self.sigma_max
 
     def network_time(self, t):
-        """log(sigma) / 4."""
+        """Returns log(sigma) / 4."""
         return get_array_module(t).log(self.sigma(t)) / 4
 
     def network_scale(self, t):
@@ -397,6 +421,7 @@ def _make_edm(config, *common):
     return VarianceExploding(*common, config.sigma_min, config.sigma_max)
 
 
+# Each maps (config, time_scale, sigma_data) to a process.
 PROCESSES = {
     "ddpm": _make_ddpm,
     "vp": _make_vp,
@@ -407,7 +432,7 @@ PROCESSES = {
 
 
 def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
-    """Noises clean latents: x_t = alpha(t) x_0 + sigma(t) eps.
+    """Adds noise to clean data: x_t = alpha(t) x_0 + sigma(t) eps.
 
     Args:
       x_0: [B, ...] f32, unit variance.   t: [B] in [0, 1].   eps: like x_0, N(0, I).
@@ -419,12 +444,12 @@ def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> 
 
 
 def expand(a: jax.Array, x: jax.Array) -> jax.Array:
-    """[B] or scalar, with trailing axes so that it multiplies x [B, ...]."""
+    """Adds trailing axes to a, [B] or scalar, so that it multiplies x [B, ...]."""
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
 def get_array_module(t):
-    """The module that computes with t: NumPy for its arrays and for Python's floats, else JAX's."""
+    """Returns the module that computes with t: NumPy for its arrays and floats, else jax.numpy."""
     return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp
 
 

@@ -1,4 +1,4 @@
-"""The keys of `config.sample`: their types, ranges and help, from which commands make flags."""
+"""Keys of `config.sample`: their types, ranges and help, from which commands make flags."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,19 @@ from dit_jax.errors import UserError
 
 
 class Setting(NamedTuple):
-    """What is known of a key."""
+    """A key of `config.sample`: its type and help, and when it has no effect."""
 
-    type: type  # a tuple is two floats
-    help: str  # of which samplers or grids it is, `samplers.get_owners` says
+    type: type  # tuple stands for two floats
+    help: str  # `samplers.get_owners` adds the samplers or grids that use the key
     choices: tuple[str, ...] = ()
-    off: tuple[str, float] | None = None  # (key, value): with that value this one does nothing
-    refused: bool = False  # where another sampler is chosen it must be 0
+    off: tuple[str, float] | None = None  # (other key, its value with which this key has no effect)
+    refused: bool = False  # the key must be 0 with samplers that do not use it
 
 
 SETTINGS: dict[str, Setting] = {
-    "sampler": Setting(str, ""),  # as `samplers.SAMPLERS`
+    "sampler": Setting(str, ""),  # its help and choices are in `samplers.SAMPLERS`
     "steps": Setting(int, "Sampling steps."),
-    "grid": Setting(str, ""),  # as `grids.GRIDS`
+    "grid": Setting(str, ""),  # its help and choices are in `grids.GRIDS`
     "rho": Setting(float, "Its exponent."),
     "shift": Setting(float, "Its factor."),
     "variance": Setting(
@@ -61,10 +61,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 def check(config) -> None:
-    """Demands settings in their ranges, whether or not a sampler heeds them.
-
-    Raises: ValueError.
-    """
+    """Raises ValueError for a setting out of its range, even if the sampler does not use it."""
     for key, setting in SETTINGS.items():
         if setting.choices and config[key] not in setting.choices:
             raise UserError(
@@ -81,7 +78,7 @@ def check(config) -> None:
 
 
 def check_churn_range(churn_range: tuple[float, float]) -> None:
-    """Raises: ValueError unless the range is two numbers, low < high."""
+    """Raises ValueError unless the range is two numbers, low < high."""
     low, high = churn_range if len(churn_range) == 2 else (np.nan, np.nan)
     if not low < high:
         shown = ",".join(map(str, churn_range))

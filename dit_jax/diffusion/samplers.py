@@ -1,7 +1,7 @@
-"""Samplers by name: a solver, its grid, and the keys of `config.sample` that are its own.
+"""Samplers by name: the solver, its grid, and the keys of `config.sample` that it alone uses.
 
-A new sampler is a function in `solvers`, and a row of SAMPLERS here. Commands' flags and help,
-checks and refusals come from that row.
+A new sampler needs a function in `solvers` and a row of SAMPLERS here. The commands' flags, their
+help and their checks follow from that row.
 """
 
 import dataclasses
@@ -20,32 +20,32 @@ from dit_jax.errors import UserError
 class Sampler:
     """A sampler of `config.sample` for one process.
 
-    `solve(problem, x_T)` returns x_0 like x_T, and finite [n] bool: whether x was after each step.
+    `solve(problem, x_T)` returns x_0 like x_T, and [n] bool: whether x was finite after each step.
     """
 
     grid: np.ndarray  # [n + 1] f64
-    times: np.ndarray  # at which it may ask the network: the grid's, then its own
-    evaluations: np.ndarray  # [n] of the network, in each step
+    times: np.ndarray  # all times at which it may call the network, the grid's first
+    evaluations: np.ndarray  # [n] network evaluations in each step
     solve: Callable[[solvers.Problem, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Row(NamedTuple):
-    """What is known of a sampler."""
+    """A row of SAMPLERS."""
 
-    make: Callable[..., Sampler]  # (config, process, prediction, grid)
+    make: Callable[..., Sampler]  # (config, process, prediction, grid) -> Sampler
     help: str
-    options: tuple[str, ...] = ()  # keys of config.sample that no other sampler heeds
-    chain: bool = True  # it takes the levels of process ddpm
-    continuous: bool = True  # it takes processes in continuous time
-    make_grid: Callable[..., np.ndarray] = grids.from_config  # (config, process, prediction)
+    options: tuple[str, ...] = ()  # keys of config.sample that it uses, but not every sampler
+    chain: bool = True  # whether it works with process ddpm, a chain
+    continuous: bool = True  # whether it works in continuous time
+    make_grid: Callable[..., np.ndarray] = grids.from_config  # of (config, process, prediction)
 
 
 def build(config, process: processes.Process, prediction: str, strength: float = 1.0) -> Sampler:
-    """Returns the sampler of `config.sample`, for networks of this prediction.
+    """Returns the sampler of `config.sample`, for networks with this prediction.
 
-    Args: strength, the share of the steps that it takes, the last ones.
-    Raises: ValueError for an unknown sampler, settings out of range, or those that the process or
-      the prediction does not allow.
+    Args: strength, the share of the steps that it takes; these are the last ones.
+    Raises: ValueError for an unknown sampler, for settings out of range, or for settings that the
+      process or the prediction does not allow.
     """
     row = _check(config, process)
     grid = grids.last(row.make_grid(config, process, prediction), strength)
@@ -53,9 +53,9 @@ def build(config, process: processes.Process, prediction: str, strength: float =
 
 
 def _plain(solver: Callable, **options: str) -> Callable[..., Sampler]:
-    """Makes a sampler that asks the network once a step, at the grid's times.
+    """Returns the maker of a sampler that calls the network once a step, at the grid's times.
 
-    Args: options, of the solver: the keys of config.sample that they are.
+    Args: options, the solver's arguments, each with the key of config.sample that sets it.
     """
 
     def make(config, process, prediction, grid):
@@ -66,6 +66,7 @@ def _plain(solver: Callable, **options: str) -> Callable[..., Sampler]:
 
 
 def _make_heun(config, process, prediction, grid):
+    # Churn calls the network at noisier times too, so their coefficients must be computed.
     noisier, times = None, grid
     if config.churn:
         if isinstance(process, processes.DiscreteProcess) or process.alpha(np.ones(1)) == 0:
@@ -76,6 +77,7 @@ def _make_heun(config, process, prediction, grid):
         noisier = solvers.churn_levels(process, grid, config.churn, config.churn_range)
         times = np.append(grid, noisier)
     solve = functools.partial(solvers.heun, noisier=noisier, noise_scale=config.churn_noise)
+    # Only the step to t = 0 has one evaluation: it is Euler's.
     return Sampler(grid, times, 2 - (grid[1:] == 0), solve)
 
 
@@ -84,7 +86,7 @@ def _make_level_1_grid(config, process, prediction):
 
 
 def _get_last_step_t(config, process, prediction):
-    """Where euler_maruyama's last step begins, or where it ends without one."""
+    """Returns the time at which euler_maruyama's last step begins; if it takes none, its end."""
     if config.last_step_t is not None:
         return config.last_step_t
     return process.end_t(prediction) if config.last_step == "none" else process.last_step_t
@@ -97,16 +99,18 @@ def _make_sde_grid(config, process, prediction):
             f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_t="
             f"{config.last_step_t} in [0, 1)."
         )
-    # sbdm's w is infinite where alpha is 0.
-    of = "eps" if config.sde_diffusion == "sbdm" else prediction
-    grid = grids.from_config(config, process, of, steps=config.steps - 1)
+    # With sbdm, w is infinite where alpha is 0. The grid of a predicted eps begins below that time.
+    grid_prediction = "eps" if config.sde_diffusion == "sbdm" else prediction
+    grid = grids.from_config(config, process, grid_prediction, steps=config.steps - 1)
     if not last_t < grid[0]:
         raise UserError(f"last_step_t={last_t} must be less than {grid[0]}, the first time.")
+    # These steps end at last_t; the last step to data, if there is one, is appended.
     grid = last_t + (1 - last_t / grid[0]) * grid
     return np.append(grid, 0.0) if last_t and config.last_step != "none" else grid
 
 
 def _make_euler_maruyama(config, process, prediction, grid):
+    # A last step that begins at time 0 is left out.
     last_step = config.last_step if _get_last_step_t(config, process, prediction) else "none"
     make = _plain(
         functools.partial(solvers.euler_maruyama, last_step=last_step), form="sde_diffusion"
@@ -154,9 +158,9 @@ SAMPLERS: dict[str, Row] = {
 
 
 def get_owners(key: str) -> dict[str, list[str]]:
-    """Returns the samplers or grids that alone heed a key of `config.sample`.
+    """Returns the samplers or grids that alone use a key of `config.sample`.
 
-    Returns: {'sampler': names} or {'grid': names}; {} for a key that all heed.
+    Returns: {'sampler': names} or {'grid': names}; {} for a key that all use.
     """
     owners = {}
     for chosen, table in (("sampler", SAMPLERS), ("grid", grids.GRIDS)):
@@ -166,10 +170,10 @@ def get_owners(key: str) -> dict[str, list[str]]:
 
 
 def check_used(config, keys, learn_sigma: bool) -> None:
-    """Demands that these keys of `config.sample` are heeded.
+    """Raises if one of these keys of `config.sample` has no effect.
 
     Args: learn_sigma, whether the model predicts the variance.
-    Raises: ValueError with the first that does nothing.
+    Raises: ValueError with the first key that has no effect.
     """
     for key in keys:
         value = f"{key}={config[key]}"
@@ -189,9 +193,9 @@ def check_used(config, keys, learn_sigma: bool) -> None:
 
 
 def _check(config, process):
-    """The row of a sampler that the process allows, with settings that it takes.
+    """Returns the row of the config's sampler.
 
-    Raises: ValueError.
+    Raises: ValueError unless the process allows the sampler, and the sampler allows the settings.
     """
     name, discrete = config.sampler, isinstance(process, processes.DiscreteProcess)
     if name not in SAMPLERS:

@@ -1,4 +1,4 @@
-"""Schedules of the betas of process ddpm."""
+"""Schedules of betas, for process ddpm."""
 
 import numpy as np
 
@@ -6,13 +6,16 @@ from dit_jax.errors import UserError
 
 
 def _cosine_betas(start, end, num_steps):
-    """Source: Nichol & Dhariwal 2021, eq. 17."""
+    """Returns the cosine schedule, which does not use start and end.
+
+    Source: Nichol & Dhariwal 2021, eq. 17.
+    """
     t = np.arange(num_steps + 1) / num_steps
     squared = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - squared[1:] / squared[:-1], 0.999)
 
 
-# Each makes betas [num_steps] f64 of (beta_start, beta_end, num_steps).
+# Each maps (beta_start, beta_end, num_steps) to betas [num_steps] f64.
 SCHEDULES = {
     "linear": lambda start, end, num_steps: np.linspace(start, end, num_steps, dtype=np.float64),
     # Rombach et al. 2022
@@ -24,7 +27,7 @@ SCHEDULES = {
 
 
 def make_alpha_bar(config) -> np.ndarray:
-    """Returns alpha^2 [num_steps + 1] f64 of every level of `config.diffusion`, data first.
+    """Returns alpha^2 [num_steps + 1] f64 of all levels of `config.diffusion`, data first.
 
     Raises: ValueError for an unknown schedule.
     Source: zero terminal SNR: Lin et al. 2023, algorithm 1.
@@ -37,6 +40,7 @@ def make_alpha_bar(config) -> np.ndarray:
     betas = SCHEDULES[config.schedule](start, end, num_steps)
     alpha_bar = np.cumprod(1 - betas)
     if config.zero_terminal_snr:
+        # Moves the last alpha to 0 and leaves the first as it is.
         alpha = np.sqrt(alpha_bar)
         alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     return np.append(1.0, alpha_bar)

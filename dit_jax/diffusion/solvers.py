@@ -1,8 +1,8 @@
-"""The steps of samplers, as lax.scan over a time grid.
+"""Solvers: the steps of samplers, as lax.scan over a time grid.
 
-A solver sees only `denoise(x_t, i)`, which says x_0 and eps at the i-th of its times; never labels
-or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns step i's
-N(0, I) like x_T, so that the caller owns the keys.
+A solver calls `denoise(x_t, i)`, which returns x_0 and eps at the i-th of its times. It never gets
+labels or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns N(0, I)
+noise like x_T for step i, so that the caller owns the random keys.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from dit_jax.diffusion import objectives, predictions, processes
 
 
 class Denoised(NamedTuple):
-    """What a network says at x_t: x_0 and eps like x_t, and the variance if it predicts one."""
+    """A network's output at x_t: x_0 and eps like x_t, and the variance if it predicts one."""
 
     x_0: jax.Array
     eps: jax.Array
@@ -34,22 +34,24 @@ Parts = Sequence[tuple[Denoise, int]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What every solver takes: a process, a grid, the network bound to its times, and noise."""
+    """The input of every solver: a process, a grid, the denoisers of its steps, and noise."""
 
     process: processes.Process
-    grid: np.ndarray  # [n + 1] f64, decreasing to 0 or, without a last step, near it
-    parts: Parts  # denoisers in turn, each for so many steps; n in all
+    grid: np.ndarray  # [n + 1] f64, decreasing to 0, or near 0 without a last step
+    parts: Parts  # (denoiser, number of its steps) in order; n steps in all
     noise: Noise
 
 
 def make_denoise(
     process: processes.Process, prediction: str, predict: objectives.Predict, times: np.ndarray
 ) -> Denoise:
-    """`denoise(x_t, i)` at times[i] of a network that predicts `prediction`; see `objectives`.
+    """Returns `denoise(x_t, i)` at times[i], for a network with this prediction.
 
-    Only the times at which it is called need to be ones where the network is defined.
+    `times` may have times at which the network is undefined, if denoise is never called there.
+    Args: predict, as in `objectives`.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # at t = 0, where no sampler calls it
+    # At t = 0 some coefficients divide by 0. No sampler calls denoise there.
+    with np.errstate(divide="ignore", invalid="ignore"):
         solution = predictions.solve(process, prediction, times)
         network_time, scale = process.network_time(times), process.network_scale(times)
 
@@ -58,43 +60,43 @@ def make_denoise(
         time = jnp.broadcast_to(at(network_time), x_t.shape[:1])
         output = predict(at(scale) * x_t, time)
         output, variance = objectives.split_prediction(output, x_t.shape[-1])
-        here = predictions.Solution(*map(at, solution))
-        return Denoised(*here.x_0_and_eps(x_t, output), variance)
+        solution_i = predictions.Solution(*map(at, solution))
+        return Denoised(*solution_i.x_0_and_eps(x_t, output), variance)
 
     return denoise
 
 
 def clip_x_0(denoise: Denoise, process: processes.Process, times: np.ndarray) -> Denoise:
-    """Wraps denoise so that its x_0 lies in [-1, 1], as pixels do, and its eps fits x_t.
+    """Wraps denoise: clips x_0 to [-1, 1], the range of pixels, and returns the eps that fits x_t.
 
-    Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn so.
+    Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn in this way.
     """
     eps_of = make_eps_fn(process, times)
 
     def clipped(x_t, i):
-        here = denoise(x_t, i)
-        x_0 = jnp.clip(here.x_0, -1, 1)
-        return Denoised(x_0, eps_of(x_t, x_0, i), here.variance)
+        denoised = denoise(x_t, i)
+        x_0 = jnp.clip(denoised.x_0, -1, 1)
+        return Denoised(x_0, eps_of(x_t, x_0, i), denoised.variance)
 
     return clipped
 
 
 def make_eps_fn(process: processes.Process, times: np.ndarray) -> Callable:
-    """`eps_of(x_t, x_0, i)`, the noise that makes x_t of x_0 at times[i] > 0."""
-    with np.errstate(divide="ignore"):  # at t = 0, where no sampler asks
+    """Returns `eps_of(x_t, x_0, i)`, the noise with which x_0 becomes x_t at times[i] > 0."""
+    with np.errstate(divide="ignore"):  # at t = 0, where no sampler calls eps_of
         alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
     return lambda x_t, x_0, i: (x_t - _at(alpha, i) * x_0) * _at(reciprocal, i)
 
 
 def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
-    """Ancestral sampling on a respaced chain; no noise in the last step.
+    """Draws samples by ancestral sampling on a respaced chain; the last step adds no noise.
 
     Args:
       x_T: [B, h, w, C] N(0, x_T_std^2).
-      variance: where the network predicts none, 'large', beta, or 'small', the posterior's; exact
-        for data N(0, I) or for one datum where the process preserves variance. Elsewhere, in few
-        steps, 'large' is too large.
-    Returns: x_0 like x_T, and finite [n] bool, whether x was after each step.
+      variance: used if the network predicts none: 'large', beta, or 'small', the posterior's. If
+        the process preserves variance, 'large' is exact for data N(0, I), 'small' for one datum.
+        For other processes 'large' is too large in few steps.
+    Returns: x_0 like x_T, and [n] bool: whether x was finite after each step.
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4.
     """
     grid, posterior = problem.grid, problem.process.posterior(problem.grid[:-1], problem.grid[1:])
@@ -115,11 +117,14 @@ def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
 
 
 def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
-    """DDIM; eta 0 is deterministic and never calls noise, eta 1 has DDPM's variance.
+    """Draws samples by DDIM.
+
+    eta 0 is deterministic and never calls noise; eta 1 has DDPM's variance.
 
     Args and returns: as `ddpm`.   Source: Song et al. 2021, eq. 12 and 16.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
+    # eta times the posterior's standard deviation.
     std = eta * np.sqrt(np.exp(process.posterior(t, s).log_beta)) * process.sigma(s)
     std = std / process.sigma(t)
     x_0_coef, eps_coef = process.alpha(s), np.sqrt(process.sigma(s) ** 2 - std**2)
@@ -134,11 +139,11 @@ def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
 
 
 def invert_ddim(problem: Problem, x_0: jax.Array):
-    """The x_T from which `ddim` with eta 0 leads to x_0, to first order in the steps.
+    """Returns the x_T from which `ddim` with eta 0 leads to x_0, to first order in the steps.
 
-    The eps of a step is that of its noisier end, at the x of its other end: the network is not
-    asked at t = 0.
-    Returns: x_T like x_0, and finite [n], noisiest first as in the grid.
+    A step computes eps at the time of its noisier end, but at the x of its other end. So the
+    network is not called at t = 0.
+    Returns: x_T like x_0, and [n] bool as `ddpm`, noisiest first as in the grid.
     Source: Song et al. 2021, section 4.3.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
@@ -146,7 +151,7 @@ def invert_ddim(problem: Problem, x_0: jax.Array):
     eps_coef = process.sigma(t) - ratio * process.sigma(s)
 
     def step(denoise, x_s, i, history):
-        i = len(t) - 1 - i
+        i = len(t) - 1 - i  # the scan counts from data, the tables from noise
         eps = denoise(x_s, i).eps
         return _at(ratio, i) * x_s + _at(eps_coef, i) * eps, history
 
@@ -155,9 +160,9 @@ def invert_ddim(problem: Problem, x_0: jax.Array):
 
 
 def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
-    """DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), and their stochastic forms.
+    """Draws samples by DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), or with noise if sde.
 
-    The first step and one to t = 0 are of order 1.
+    The first step and a step to t = 0 are of order 1.
     Args and returns: as `ddpm`.
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and section 5 (SDE).
     """
@@ -172,9 +177,9 @@ def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
     with np.errstate(divide="ignore", invalid="ignore"):
         h = -np.log(shrink)
         slope = np.append(0.0, 0.5 * h[1:] / h[:-1])  # 1 / (2 r)
-    slope[~np.isfinite(slope)] = 0
+    slope[~np.isfinite(slope)] = 0  # h is infinite in a step to t = 0
     if order == 1:
-        slope[:] = 0
+        slope[:] = 0  # no use of the previous x_0
 
     def step(denoise, x_t, i, previous):
         at = functools.partial(_at, i=i)
@@ -186,10 +191,10 @@ def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
 
 
 def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
-    """The probability flow by Adams-Bashforth of order 1 (Euler) to 4, for any grid.
+    """Integrates the probability flow by Adams-Bashforth of order 1 (Euler) to 4, on any grid.
 
-    The first steps take as many values as there are. With order 3 and 4 the second corrects the
-    first, an Euler step, by the trapezoidal rule, without which the whole is of order 2.
+    The first steps use as many rates as there are. With order 3 and 4, the second step corrects the
+    first, an Euler step, by the trapezoidal rule. Without this the whole would be of order 2.
     Args and returns: as `ddpm`.   Source: Hairer et al. 1993, section III.1.
     """
     ode = problem.process.ode(problem.grid)
@@ -201,31 +206,34 @@ def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
         change = jnp.tensordot(_at(weights, i), history, axes=1)
         return _at(ode.scale, i + 1) * (x_t / _at(ode.scale, i) + change), history
 
+    # Rates that do not exist yet are 0, and so are their weights.
     return _scan(problem.parts, x_T, step, jnp.zeros((order, *x_T.shape)))
 
 
 def _adams_bashforth_weights(clock, order):
-    """[n, order] f64 weights of the newest and the older rates in the change of each step."""
+    """Returns [n, order] f64 weights of the rates in each step's change, the newest rate first."""
     nodes, quadrature = np.polynomial.legendre.leggauss(order)  # exact for these polynomials
     weights = np.zeros((len(clock) - 1, order))
     for i in range(len(clock) - 1):
-        known = clock[max(i - order + 1, 0) : i + 1][::-1]
+        past = clock[max(i - order + 1, 0) : i + 1][::-1]
         half = (clock[i + 1] - clock[i]) / 2
         points = clock[i] + half * (1 + nodes)
-        for j, node in enumerate(known):
-            others = np.delete(known, j)
+        # The weight of a rate is the integral of its Lagrange polynomial over the step.
+        for j, node in enumerate(past):
+            others = np.delete(past, j)
             basis = np.prod((points[:, None] - others) / (node - others), axis=1)
             weights[i, j] = half * quadrature @ basis
-    if order > 2 and len(weights) > 2:  # a last step is too short for it
+    # The correction of the first step. If the second step is the last, it is too short for this.
+    if order > 2 and len(weights) > 2:
         weights[1, :2] += (clock[1] - clock[0]) / 2 * np.array([1, -1])
     return weights
 
 
 def churn_levels(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
-    """[n] f64 the noisier times to which `heun` goes back before each step.
+    """Returns the noisier times [n] f64 to which `heun` goes back before each step.
 
-    There sigma / alpha is larger by the factor 1 + min(churn / n, sqrt(2) - 1), where it lies in
-    `span`, (low, high). From the grid's first step it lies beyond t = 1.
+    If sigma / alpha lies in `span`, (low, high), it is multiplied by 1 + min(churn / n, sqrt(2) -
+    1). Otherwise the step has no churn. The first step's noisier time is beyond t = 1.
     Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
     """
     ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
@@ -239,13 +247,16 @@ def heun(
     noisier: np.ndarray | None = None,
     noise_scale: float = 1.0,
 ):
-    """The probability flow by Heun's method: two evaluations a step, order 2; the last is Euler's.
+    """Integrates the probability flow by Heun's method, of order 2; the last step is Euler's.
 
+    A step evaluates the network twice, the last step once.
     Args:
-      noisier: of `churned`, where noise of deviation noise_scale brings x before each step. The
-        denoiser knows these times as n + 1, n + 2, ...
-    Args and returns else: as `ddpm`.   Source: Karras et al. 2022, algorithms 1 and 2.
+      noisier: from `churn_levels`: before each step, noise brings x to this time. In the denoiser
+        these times have the indices n + 1, n + 2, ...
+      noise_scale: the standard deviation of that noise.
+    Other args and returns: as `ddpm`.   Source: Karras et al. 2022, algorithms 1 and 2.
     """
+    # A step leads from from_t, the noisier time if there is churn, to the next time of the grid.
     process, grid = problem.process, problem.grid
     from_t = grid[:-1] if noisier is None else noisier
     ode_from, ode = process.ode(from_t), process.ode(grid)
@@ -270,6 +281,7 @@ def heun(
         x_t, rate = start(denoise, x_t, i)
         return move(x_t, rate, i), history
 
+    # At the noisier time, x is scaled by factor and has more noise, of standard deviation std.
     if noisier is not None:
         factor = process.alpha(noisier) / process.alpha(grid[:-1])
         variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
@@ -283,16 +295,17 @@ def euler_maruyama(
     form: str = "sigma",
     last_step: str = "mean",
 ):
-    """The reverse SDE with the probability flow's marginals, by the Euler-Maruyama method.
+    """Draws samples by Euler-Maruyama of the reverse SDE, with the probability flow's marginals.
 
     x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
     Args:
-      form: of w(t); 'sigma', 2 sigma(t); 'sbdm', that of the process as an SDE.
-      last_step: to t = 0 without noise: 'mean', the step's; 'euler', the probability flow's;
-        'tweedie', the network's x_0; 'none': the last step is like the others, with its noise.
-    Args and returns else: as `ddpm`.
-    Source: Ma et al. 2024, "SiT", section 2; w and last steps under the names, and 'sigma' with the
-      factor, of its published code.
+      form: what w(t) is: 'sigma', 2 sigma(t); 'sbdm', the w of the process as an SDE.
+      last_step: the step to t = 0, without noise: 'mean', the mean of the step; 'euler', a step of
+        the probability flow; 'tweedie', the network's x_0. With 'none', the last step is like the
+        others, with noise.
+    Other args and returns: as `ddpm`.
+    Source: Ma et al. 2024, "SiT", section 2. Its published code has these names of w and of the
+      last steps, and the factor 2 of 'sigma'.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
     alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
@@ -303,6 +316,7 @@ def euler_maruyama(
 
     def moved(denoised, x_t, i, w):
         at = functools.partial(_at, i=i)
+        # The score is -eps / sigma.
         u = at(d_alpha) * denoised.x_0 + at(d_sigma) * denoised.eps
         return x_t - at(t - s) * (u + at(w / (2 * sigma)) * denoised.eps)
 
@@ -313,6 +327,7 @@ def euler_maruyama(
         denoised = denoise(x_t, i)
         if last_step == "tweedie":
             return denoised.x_0, history
+        # With w = 0 the step is Euler's, of the probability flow.
         return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
 
     if last_step == "none":
@@ -321,13 +336,15 @@ def euler_maruyama(
 
 
 def _rate(ode, denoised, i):
+    """Returns d(x / scale) / d clock at the i-th time of the ODE."""
     return _at(ode.x_0_coef, i) * denoised.x_0 + _at(ode.eps_coef, i) * denoised.eps
 
 
 def _scan(parts, x, step, history=(), first=0):
-    """Runs step(denoise, x, i, history) -> (x, history) for every step of the parts in turn.
+    """Runs step(denoise, x, i, history) -> (x, history) for every step of the parts, in order.
 
-    Returns: x, and finite [n] bool.
+    Args: first, the number of the first step.
+    Returns: the last x, and [n] bool: whether x was finite after each step.
     """
     carry, finite = (x, history), [jnp.zeros(0, bool)]
     for denoise, count in parts:
@@ -336,6 +353,7 @@ def _scan(parts, x, step, history=(), first=0):
             x, history = step(denoise, carry[0], i, carry[1])
             return (x, history), jnp.isfinite(x).all()
 
+        # One scan per part: each part has its own denoiser, such as a guided one.
         carry, ok = jax.lax.scan(body, carry, first + jnp.arange(count))
         finite.append(ok)
         first += count
@@ -343,8 +361,10 @@ def _scan(parts, x, step, history=(), first=0):
 
 
 def _scan_but_last(parts, x, step, last):
+    """Runs `step` for every step but the last, and `last` for that one; otherwise as `_scan`."""
     *parts, (denoise, count) = parts
     before = sum(count for _, count in parts) + count - 1
+    # The last part may have no other step than the last.
     parts = parts if count == 1 else [*parts, (denoise, count - 1)]
     x, finite = _scan(parts, x, step)
     x, finite_last = _scan([(denoise, 1)], x, last, first=before)
@@ -352,5 +372,6 @@ def _scan_but_last(parts, x, step, last):
 
 
 def _at(table, i):
-    """table[i] as f32, or f64 where JAX computes in it."""
+    """Returns table[i] as f32, or as f64 if JAX has x64 enabled."""
+    # i is traced inside a scan, and cannot index a NumPy array.
     return jnp.asarray(table)[i]

@@ -1,1 +1,1 @@
-"""How good samples are: features, FID and the other metrics, references, rows and their plots."""
+"""Evaluation of samples: features, FID and other metrics, references, rows, and plots of rows."""

@@ -19,7 +19,7 @@ from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")
 
-ODE_STEPS = 50  # of the probability flow's density: on N(0.7, 0.5^2) within 2e-6 nats a value
+ODE_STEPS = 50  # of the probability flow: within 2e-6 nats a value on data N(0.7, 0.5^2)
 
 
 def evaluate(
@@ -31,16 +31,19 @@ def evaluate(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> dict:
-    """The row of the bits per dimension of `num` held-out images, spread evenly, or of all.
+    """Returns the row with the bits per dimension of `num` held-out images, spread evenly over all.
 
-    Conditional on labels or captions, without guidance; of the denoiser that is sampled with, so
-    with x_0 clipped where `config.sample.clip_x_0` is on. 'bits_per_dim' is of pixels, 'bits_per_
-    latent_dim' of latents, where it is a density: compare it only where VAE and scale are the same.
-    Args: steps, as `make_bits_fn`; None is all levels of a chain, ODE_STEPS else.
-    Returns: the mean, its standard error, and of a chain the means of the prior's part and of the
-      first level's; a row that was measured before is read back.
+    The model gets labels or captions, and there is no guidance. The denoiser is the one that
+    samples, so x_0 is clipped if `config.sample.clip_x_0` is on. 'bits_per_dim' is about pixels.
+    'bits_per_latent_dim' is about latents, where it is a density: compare it only between runs with
+    the same VAE and scale.
+    Args:
+      num: the number of images; all are taken if there are fewer.
+      steps: as for `make_bits_fn`. None is all levels of a chain, or ODE_STEPS for other processes.
+    Returns: the mean and its standard error; for a chain, also the means of the prior's part and of
+      the first level's. A row that was measured before is read back.
     Raises: ValueError if there are less than two held-out images, or as `make_bits_fn`;
-      FloatingPointError for bits that are not finite.
+      FloatingPointError if the bits are not finite.
     """
     config = trained.config
     if not config.data.eval_split:
@@ -48,6 +51,7 @@ def evaluate(
             f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
+    # The images' digest is one of the settings: other images make another row.
     x_0 = latents.build(config)
     source = x_0.open_split("eval")
     images = identity.digest(identity.check_splits({"eval": source}, workdir)["eval"])
@@ -57,6 +61,7 @@ def evaluate(
         raise UserError(f"{num} of {available} held-out images have no standard error; take 2.")
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
+    # All that the result depends on apart from the parameters: `rows.find` compares it.
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
     settings["images"] = images
     if x_0.encodes:
@@ -66,6 +71,7 @@ def evaluate(
     settings |= {"clip_x_0": config.sample.clip_x_0, "raw": trained.raw}
     row = rows.describe_checkpoint(trained, "likelihood", settings)
     path = workdir / "evaluations.jsonl"
+    # Held, so that no other command measures the same in the meantime.
     with rows.hold(path, row):
         if measured := rows.find(path, row):
             logger.info("measured before: %s", path)
@@ -77,17 +83,21 @@ def evaluate(
 
 
 def _measure(trained, source, num, seed, steps, batch_size, progress):
-    """{name: mean} of the bits of `num` images of the source, and their standard error."""
+    """Returns {name: mean} of the bits of `num` images, with their standard error."""
     config, mesh = trained.config, trained.mesh
     bits, available = make_bits_fn(trained, steps), len(source) // source.views
     x_0 = latents.build(config)
     frozen = latents.Frozen(vae=x_0.load_vae(mesh) if x_0.encodes else None)
+    # The batch is rounded up to a multiple of the shards, so that all of them get the same number
+    # of rows.
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
     batch_size = -(-batch_size // shards) * shards
-    mine, key, parts = sharding.local_rows(mesh, batch_size), jax.random.key(seed), []
+    rows_here, key, parts = sharding.local_rows(mesh, batch_size), jax.random.key(seed), []
     for start in tqdm(range(0, num, batch_size), "images", disable=not progress):
-        index = np.minimum(start + mine, num - 1) * available // num
+        # Images are spread evenly. The last batch repeats its last image, so that all batches have
+        # one shape. Of several views of an image, the first is the unmirrored one.
+        index = np.minimum(start + rows_here, num - 1) * available // num
         batch = loader.with_caption(loader.gather(source, source.views * index))
         batch["index"] = index.astype(np.int32)
         part = bits(trained.params, frozen, key, sharding.put_batch(mesh, batch))
@@ -106,20 +116,21 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
 
 
 def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
-    """The jitted `bits(params, frozen, key, batch)` per dimension of each image.
+    """Returns the jitted `bits(params, frozen, key, batch)` per dimension of each image.
 
-    Args: steps, of a respaced chain whose bound is taken, or of the probability flow, of four
-      evaluations, and their derivatives, each.
-    Returns:
-      bits: of a batch of images or moments, its condition and 'index' [B], the image's number:
-        {'': [B], and of a chain '_prior' and '_first_level'}. frozen: as
-        `Latents.x_0`. Image i's randomness depends on key and i alone.
+    Args:
+      steps: of the respaced chain whose bound is taken, or of the probability flow. Each step of
+        the flow takes four evaluations of the network and of its derivatives.
+    Returns: bits, which maps a batch to {'': [B]}, and of a chain also '_prior' and '_first_level'.
+      The batch holds images or moments, their condition, and 'index' [B], the images' numbers.
+      frozen is as for `Latents.x_0`. Image i's randomness depends on key and i alone.
     Raises: ValueError as the process's grid, or for an unknown variance.
     """
     config, process, mesh = trained.config, trained.process, trained.mesh
     prediction, data = config.objective.prediction, latents.build(config)
     pixels = not data.uses_vae
     chain = isinstance(process, diffusion.DiscreteProcess)
+    # A chain has a bound over its levels. Other processes have a density by their flow.
     if chain:
         times = grids.build(process, steps, prediction=prediction)
     else:
@@ -127,13 +138,14 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
 
     def bits(params, frozen, key, batch):
         network = models.bind(trained.model, params, mesh)
+        # The null condition is not needed: there is no guidance.
         cond = trained.condition.of_batch(batch)
         cond = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
         def predict(x_t, network_time):
             return network(x_t, network_time, cond)
 
-        def keys(i):  # 0 is the posterior's
+        def keys(i):  # i = 0 draws the posterior sample of moments, i > 0 the noise
             return jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), i))(
                 batch["index"]
             )
@@ -146,6 +158,8 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
         if config.sample.clip_x_0:
             denoise = solvers.clip_x_0(denoise, process, times)
         if chain:
+            # Pixels are discrete: the last step gives the probability of a grey level, not a
+            # density.
             bound = likelihood.variational_bound(
                 process,
                 denoise,
@@ -157,6 +171,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
             )
             return {"": bound.total, "_prior": bound.prior, "_first_level": bound.steps[-1]}
         if pixels:
+            # A density needs continuous values: pixels are spread over their bins.
             x_0 = likelihood.dequantise(x_0, draw(jax.random.uniform, 1))
         probe = draw(jax.random.rademacher, 2)
         log_p = likelihood.ode_log_likelihood(process, denoise, x_0, times, probe)

@@ -1,4 +1,4 @@
-"""Images to the features that their distributions are compared by, on the devices."""
+"""Feature extractors: networks that turn images into the features by which sets are compared."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ from dit_jax import sharding
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.workdirs import checkpoint, digests
 
-MAX_PIXEL_VALUES = 4096  # of an image: covariances cost its cube, and mean little beyond
-# How to get the weights: each extractor's file.
+MAX_PIXEL_VALUES = 4096  # of an image; a covariance costs their cube, and means little beyond
+# Extractor -> the address of its weights, for the message if they are missing.
 WEIGHTS = {
     "inception": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
@@ -27,26 +27,32 @@ NAMES = (*WEIGHTS, "pixels")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extractor:
-    """A named function of images.
+    """A named function from images to features.
 
     inception: 'features' [B, 2048], 'spatial' [B, 2023], 'probabilities' [B, 1008].
-    dinov2: 'features' [B, width].   pixels: 'features' [B, H W C], in [-1, 1].
+    dinov2: 'features' [B, width].
+    pixels: 'features' [B, H W C], in [-1, 1].
     """
 
     name: str
     dtype: str  # of the activations
-    digest: str  # of the weights; '' without any
+    digest: str  # of the weights; '' if it has none
     apply: Callable  # (params, image [B, H, W, C] uint8) to a dict of f32
     params: dict  # on this process's devices
 
     @property
     def identity(self) -> dict[str, str]:
-        """What every result carries: features of another one are not comparable."""
+        """Name, dtype and digest. Only features of equal identities can be compared."""
         return {"name": self.name, "dtype": self.dtype, "digest": self.digest}
 
     def compile(self, mesh: Mesh) -> Callable:
-        """The jitted `extract(image)` of a batch sharded over the mesh; every process gets all."""
+        """Returns the jitted `extract(image)` of a batch that is sharded over the mesh.
+
+        Every process gets all features.
+        """
         everywhere = sharding.replicated(mesh)
+        # The parameters are on the devices of this process only. As global arrays, replicated over
+        # the mesh, they go with batches of several processes.
         params = jax.tree.map(
             lambda leaf: jax.make_array_from_callback(
                 leaf.shape, everywhere, np.asarray(leaf).__getitem__
@@ -57,11 +63,13 @@ class Extractor:
 
 
 def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32") -> Extractor:
-    """The extractor of a name, with the weights of a workdir that `dit_jax.convert` wrote.
+    """Returns the extractor of this name, with weights from a workdir of `dit_jax.convert`.
 
-    Args: weights, by default runs/<name>.   dtype: of the activations; float32 is the published.
-    Raises: ValueError for an unknown name or other weights; FileNotFoundError, with the way to
-      get them, where there are none.
+    Args:
+      weights: the workdir, by default runs/<name>.
+      dtype: of the activations. Published features are in float32.
+    Raises: ValueError for an unknown name or another model's weights; FileNotFoundError that says
+      how to get them, if there are none.
     """
     if name == "pixels":
         if weights or dtype != "float32":
@@ -76,6 +84,7 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
 
 
 def _check_weights(name, weights):
+    """Raises FileNotFoundError, with the commands to get them, if there are no weights."""
     if not (weights / "config.json").is_file():
         url = WEIGHTS[name]
         raise MissingFileError(
@@ -86,10 +95,12 @@ def _check_weights(name, weights):
 
 
 def _apply(model: nn.Module):
+    """Returns the model's function (params, image) -> features."""
     return lambda params, image: model.apply({"params": params}, image)
 
 
 def _pixels(_, image):
+    """Returns the features of extractor pixels: the image's values in [-1, 1]."""
     values = int(np.prod(image.shape[1:]))
     if values > MAX_PIXEL_VALUES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The progress of images that are measured, on a terminal."""
+"""Progress of images that are measured: a bar on a terminal, else lines in the log."""
 
 import logging
 import time
@@ -6,11 +6,14 @@ import time
 from tqdm import tqdm
 
 logger = logging.getLogger("dit_jax")
-LOG_EVERY_SECONDS = 60  # of progress, where there is no terminal
+LOG_EVERY_SECONDS = 60  # if there is no terminal
 
 
 class ImageProgress:
-    """Images done, their rate and the time left: a bar, or a line of the log every minute."""
+    """Number of images done, their rate and the time left.
+
+    Shown as a bar, or as a line in the log every minute.
+    """
 
     def __init__(self, total: int, done: int, bar: bool, name: str = "samples"):
         self._bar = tqdm(total=total, initial=done, desc=name, unit="img", disable=not bar)
@@ -24,7 +27,10 @@ class ImageProgress:
         self._bar.close()
 
     def update(self, count: int) -> None:
-        """Counts images that are done; the first ones, which wait for compilation, untimed."""
+        """Counts images that are done.
+
+        The first call is not timed, since its images waited for compilation.
+        """
         self._bar.update(count)
         self._done += count
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Images that exist, read in order: the samples in an .npz, a folder, a TFDS split."""
+"""Sets of images that exist, read in order: the samples in an .npz, a folder, or a TFDS split."""
 
 import collections
 import concurrent.futures
@@ -21,27 +21,27 @@ from dit_jax.system import files, npz_files
 from dit_jax.workdirs import identity
 
 FORMS = "an .npz, a folder of images, or NAME:SPLIT of a TFDS dataset, as imagenet2012:train"
-LABELS = ("label", "labels", "arr_1")  # in an .npz: of our samples, our references, ADM's
+LABELS = ("label", "labels", "arr_1")  # in an .npz: of samples, of references, and in ADM's files
 MAX_LABEL = 2**31 - 1
 THREADS = 4
-AHEAD = 256  # images that are being read before they are asked for
+AHEAD = 256  # images that are read before they are needed
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images in an order."""
+    """A set of images in a fixed order."""
 
     name: str
     num: int
     shape: tuple[int, int, int]  # height, width, channels
-    digest: str  # of the images in an .npz, else of the files that hold them
+    digest: str  # of the images in an .npz, or of the files that hold them
     read: Callable[[int], Iterator[loader.Batch]]  # from image i on: 'image', perhaps 'label'
-    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
+    class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[loader.Batch]:
-        """'image' [size, H, W, C] uint8, and 'label' [size] where there are labels.
+        """Yields blocks: 'image' [size, H, W, C] uint8, and 'label' [size] if there are labels.
 
-        Of the images start to stop, by default all; the last block may be shorter.
+        The blocks hold the images from start to stop, by default all. The last one may be shorter.
         """
         examples = itertools.islice(self.read(start), (stop or self.num) - start)
         while block := list(itertools.islice(examples, size)):
@@ -51,12 +51,16 @@ class ImageSet:
 def open_images(
     spec: str, image_size: sizes.Size | None = None, channels: int = 3, data_dir: str = ""
 ) -> ImageSet:
-    """The images that `spec` names, one of FORMS.
+    """Returns the images that `spec` names in one of the FORMS.
 
-    Args: of a folder or split: image_size, of the ADM crop; None takes a folder's images as they
-      are, all of one size.   channels: 1 (grey) or 3 (RGB).   data_dir: of TFDS; '' is its own.
-    Raises: FileNotFoundError; ValueError for a file that holds others than uint8 images, for
-      images of several sizes, for a split without image_size, or for other channels.
+    Args:
+      spec: a path, or NAME:SPLIT.
+      image_size: of the ADM crop, for a folder or split. None takes a folder's images as they are;
+        they must then be of one size.
+      channels: 1 (grey) or 3 (RGB).
+      data_dir: of TFDS; '' is TFDS's default.
+    Raises: FileNotFoundError; ValueError if a file holds other arrays than uint8 images, if images
+      have several sizes, for a split without image_size, or for other channels.
     """
     if channels not in (1, 3):
         raise UserError(f"{channels=} must be 1 (grey) or 3 (RGB).")
@@ -76,16 +80,16 @@ def open_images(
 
 
 def from_source(source: sources.Source, name: str) -> ImageSet:
-    """The images of a dataset's split, cropped as it is read."""
+    """Returns the images of a dataset's split, cropped as the source crops them."""
     shape = source.image_shape
     read = functools.partial(_read_ahead, source.__getitem__, len(source))
     return ImageSet(name, len(source), shape, _digest_files(source), read, source.class_names)
 
 
 def open_npz(path: pathlib.Path) -> ImageSet:
-    """The images 'arr_0' [N, H, W, C] uint8 of an .npz, which may be larger than memory.
+    """Returns the images 'arr_0' [N, H, W, C] uint8 of an .npz, which may be larger than memory.
 
-    Labels [N] are read if there are any, by one of the names LABELS.
+    Labels [N] are read if the file has an array with one of the names LABELS.
     Raises: FileNotFoundError; ValueError for other contents.
     """
     if not path.is_file():
@@ -96,6 +100,7 @@ def open_npz(path: pathlib.Path) -> ImageSet:
             f"{name} is no .npz of images, arr_0 [N, H, W, C] uint8: it holds "
             f"{files.list_some(members)}, and no arr_0."
         )
+    # All is checked now, from the header alone: the images are read much later.
     header = members["arr_0"]
     shape = header.shape
     if header.dtype != np.uint8:
@@ -119,25 +124,29 @@ def open_npz(path: pathlib.Path) -> ImageSet:
             to_skip = header.offset + start * size
             for i in range(start, shape[0]):
                 try:
-                    while to_skip:  # not by `seek`, after which Python 3.12 checks no checksum
+                    while to_skip:  # not `seek`: after it Python 3.12 checks no checksum
                         to_skip -= len(array.read(min(to_skip, 2**20))) or to_skip
                     image = np.frombuffer(array.read(size), np.uint8).reshape(shape[1:])
-                except Exception as error:  # of a damaged file zipfile and zlib raise any
+                except Exception as error:  # zipfile and zlib raise many kinds for a damaged file
                     raise UserError(f"{name} is damaged at image {i} or before: {error}") from error
                 yield {"image": image} | ({} if labels is None else {"label": labels[i]})
 
+    # The CRCs of all members identify the contents without reading them.
     digest = _digest(*shape, *(members[name].crc for name in sorted(members)))
     return ImageSet(str(path), shape[0], shape[1:], digest, read)
 
 
 def _read_labels(path, members, num):
-    """[num], or None.   Raises: ValueError for others than one whole number for each image."""
-    found = npz_files.read_npz(path, [name for name in LABELS if name in members])
-    for name, labels in found.items():
+    """Returns labels [num], or None if there are none.
+
+    Raises: ValueError unless they are one whole number for each image, and the same in all arrays.
+    """
+    labels_by_name = npz_files.read_npz(path, [name for name in LABELS if name in members])
+    for name, labels in labels_by_name.items():
         check_labels(labels, num, f"{name} in {files.printable(path)}")
-    if not found:
+    if not labels_by_name:
         return None
-    (first, labels), *others = found.items()
+    (first, labels), *others = labels_by_name.items()
     for name, other in others:
         if not np.array_equal(labels, other):
             raise UserError(
@@ -148,8 +157,9 @@ def _read_labels(path, members, num):
 
 
 def check_labels(labels: np.ndarray, num: int, name: str) -> None:
-    """Demands the numbers of classes of `num` images; without labels an .npz holds no such array.
+    """Raises unless the labels are the class numbers of `num` images.
 
+    An .npz of images without labels must hold no such array.
     Raises: ValueError for another shape or type, or for the first value outside 0..MAX_LABEL.
     """
     if labels.shape != (num,) or labels.dtype.kind not in "iu":
@@ -167,12 +177,14 @@ def check_labels(labels: np.ndarray, num: int, name: str) -> None:
 
 
 def _open_folder(path, image_size, channels):
+    """Returns the images of a folder, cropped to image_size unless that is None."""
     folder = folders.open_set(path)
     size = sizes.height_and_width(image_size) if image_size else _read_size(folder, 0)
     shape = (*size, channels)
     source = sources.Source(folder, "image", shape, origin=str(path))
 
     def load(i):
+        # Images of several sizes cannot be stacked, and cropping them was not requested.
         if not image_size and (other := _read_size(folder, i)) != size:
             raise UserError(
                 f"{source.describe(i)} has {sizes.show(other)} pixels, but {source.describe(0)} "
@@ -186,7 +198,10 @@ def _open_folder(path, image_size, channels):
 
 
 def _read_size(folder, i):
-    """(height, width) of an image of a folder.   Raises: ValueError that names the file."""
+    """Returns (height, width) of an image of a folder.
+
+    Raises: ValueError that names the file.
+    """
     try:
         return pixels.read_size(folder.path(i))[::-1]
     except (ValueError, OSError) as error:
@@ -197,9 +212,13 @@ def _read_size(folder, i):
 
 
 def _read_ahead(load, num, start):
-    """load(i) for i from start to num; threads read AHEAD of what is asked for."""
+    """Yields load(i) for i from start to num.
+
+    Threads load up to AHEAD of them before they are needed.
+    """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         reading = collections.deque()
+        # After the last image is submitted, the extra rounds only yield those still in the queue.
         for i in range(start, num + AHEAD):
             if i < num:
                 reading.append(threads.submit(load, i))
@@ -208,9 +227,10 @@ def _read_ahead(load, num, start):
 
 
 def _digest_files(source):
-    """A digest of a split's files and their contents, and of the shape that it is read in.
+    """Returns a digest of a split's files, of their contents, and of the shape of its images.
 
-    Of large datasets, of which no more than a sample of the contents is read, of the times too.
+    Of large datasets only a sample of the contents is read. The digest then includes the files'
+    times.
     """
     height, width, channels = source.image_shape
     size = sizes.simplify((height, width))

@@ -1,7 +1,7 @@
-"""The measures of samples: their features against a reference's.
+"""Measures of samples, computed from their features and a reference.
 
-A measure of Inception's features has its published name; of another extractor's, that one's too:
-`fid` and `fd_pixels`, `precision` and `precision_pixels`.
+A measure of Inception's features has its published name. For other features the extractor's name is
+appended: `fid` and `fd_pixels`, `precision` and `precision_pixels`.
 """
 
 import logging
@@ -16,12 +16,12 @@ from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 
-NEIGHBOURS = 3  # of precision and recall, and of label_accuracy
+NEIGHBOURS = 3  # for precision and recall, and for label_accuracy
 KID_SUBSET_SIZE = 1_000
 
 
 def distance_name(extractor: str, kind: str = "features") -> str:
-    """'fid', 'sfid', 'fd_dinov2' or 'fd_pixels'."""
+    """Returns the name of a Frechet distance: 'fid', 'sfid', 'fd_dinov2' or 'fd_pixels'."""
     if extractor == "inception":
         return {"features": "fid", "spatial": "sfid"}[kind]
     return f"fd_{extractor}"
@@ -34,10 +34,12 @@ def measure_features(
     progress: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """All measures of N samples.
+    """Returns all measures of N samples.
 
-    Args: extracted, what the reference's extractor made of them, [N, ...] in their order.
-      labels: [N], of the samples, for label_accuracy in pixels.   class_names: of these labels.
+    Args:
+      extracted: the samples' features by the reference's extractor, [N, ...] in the samples' order.
+      labels: [N], of the samples, for label_accuracy in pixels.
+      class_names: the names of these labels.
     Raises: ValueError for too few samples or reference features, with the numbers.
     """
     name, features = reference.extractor["name"], extracted["features"]
@@ -52,7 +54,7 @@ def measure_features(
         row["inception_score"], row["inception_score_std"] = metrics.inception_score(
             extracted["probabilities"]
         )
-    # The published ones are by the ADM evaluator's float16 distances.
+    # Published precision and recall come from the float16 distances of the ADM evaluator.
     row["precision" + suffix], row["recall" + suffix] = precision_recall.compute(
         features, reference.features, NEIGHBOURS, half=name == "inception", progress=progress
     )
@@ -72,11 +74,12 @@ def measure_features(
 
 
 def check_counts(num: int, reference: references.Reference) -> None:
-    """Demands, before any is drawn, samples and reference features enough for all measures.
+    """Raises unless samples and reference features are enough for all measures.
 
+    Called before any sample is drawn.
     Raises: ValueError with the numbers.
     """
-    least = NEIGHBOURS + 1
+    least = NEIGHBOURS + 1  # the point itself and its neighbours
     if min(num, len(reference.features)) < least:
         raise UserError(
             f"{num} samples and {len(reference.features)} images of the reference "
@@ -88,19 +91,20 @@ def check_counts(num: int, reference: references.Reference) -> None:
 def translate_labels(
     labels: np.ndarray, class_names: Sequence[str] | None, reference: references.Reference
 ) -> np.ndarray:
-    """The samples' labels [N] as the reference numbers its classes, which it may name otherwise.
+    """Returns the samples' labels [N] in the numbering of the reference, whose classes may differ.
 
-    By name where both have names, else as they are. -1 for a class that the reference lacks.
+    Classes are matched by name if both sets have names. Otherwise the labels are returned
+    unchanged. A class that the reference lacks becomes -1.
     """
     if not class_names or not reference.class_names:
         return labels
     numbers = {folders.same_name(name): i for i, name in enumerate(reference.class_names)}
     translated = np.array([numbers.get(folders.same_name(name), -1) for name in class_names])
-    if lacking := [n for n, i in zip(class_names, translated, strict=True) if i < 0]:
+    if missing := [n for n, i in zip(class_names, translated, strict=True) if i < 0]:
         logger.warning(
             "%s has no classes %s: label_accuracy counts samples of them as wrong.",
             files.printable(reference.source["name"]),
-            files.list_some(lacking, folders.SHOWN),
+            files.list_some(missing, folders.SHOWN),
         )
     return translated[labels]
 
@@ -108,11 +112,14 @@ def translate_labels(
 def label_accuracy(
     features: np.ndarray, labels: np.ndarray, reference: references.Reference
 ) -> float:
-    """Share of samples to which 3 nearest neighbours of the reference give their own label.
+    """Returns the share of samples that a classifier by 3 nearest neighbours labels correctly.
 
-    Args: features [N, D], labels [N]; the distances are Euclidean.
+    The neighbours are images of the reference.
+    Args:
+      features: [N, D]; distances are Euclidean.
+      labels: [N].
     """
-    # Imported here: only this needs it, and it takes a second.
+    # Imported here, since only this function needs it, and the import takes a second.
     from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(NEIGHBOURS)
@@ -121,9 +128,14 @@ def label_accuracy(
 
 
 def _halves(reference):
-    """What two sets of real images come to, where all of them are at hand."""
+    """Returns the distance between two random halves of the real images, or {} if some are missing.
+
+    This is a baseline for fd_pixels: both sets are real.
+    """
+    # A large reference has the features of some of its images only.
     if reference.source["num_images"] != len(reference.features):
         return {}
+    # Shuffled, since the images may be sorted by class.
     shuffled = np.random.RandomState(0).permutation(len(reference.features))
     halves = [
         metrics.Statistics.of(reference.features[half]) for half in np.array_split(shuffled, 2)

@@ -1,7 +1,7 @@
-"""Measures of two sets of features, or of one's class probabilities: functions of arrays alone.
+"""Measures of two sets of features, or of one set's class probabilities. All functions take arrays.
 
-Of the features of Inception-2015's pool3 [N, 2048] the Frechet distance is FID; of the first 7
-channels of its mixed_6, flattened to [N, 2023], it is sFID (Nash et al. 2021).
+The Frechet distance is FID for the features of Inception-2015's pool3 [N, 2048]. It is sFID (Nash
+et al. 2021) for the first 7 channels of mixed_6, flattened to [N, 2023].
 """
 
 import dataclasses
@@ -16,16 +16,17 @@ from dit_jax.evaluation import precision_recall
 
 logger = logging.getLogger("dit_jax")
 
-SPLIT_SIZE = 5_000  # of the Inception Score, the ADM evaluator's
+SPLIT_SIZE = 5_000  # of the Inception Score, as in the ADM evaluator
 
-# Of a covariance's largest value or eigenvalue: those summed in f32 are off by less.
+# Relative to a covariance's largest value or eigenvalue. Covariances that were summed in f32 are
+# off by less.
 COVARIANCE_ROUNDING = 1e-5
-ROWS = 4096  # of features in f64 at a time
+ROWS = 4096  # of features that are held in f64 at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and covariance [D, D] of `n` features; None where a file does not say how many."""
+    """Mean [D] and covariance [D, D] of `n` features; n is None if a file does not record it."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -42,15 +43,19 @@ class Statistics:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Statistics":
-        """Of features [N, D] of any float type; sums are f64.
+        """Returns the statistics of features [N, D] of any float type; sums are f64.
 
-        Raises: ValueError if they are none, or not a matrix.
+        Raises: ValueError if there are none, or if they are no matrix.
         """
         return cls.of_blocks([features])
 
     @classmethod
     def of_blocks(cls, blocks: Iterable[np.ndarray]) -> "Statistics":
-        """Of the features [n, D] of all blocks; many small ones cost no more than a large one."""
+        """Returns the statistics of the features [n, D] of all blocks.
+
+        Many small blocks cost no more than a large one.
+        Raises: ValueError as `of`.
+        """
         parts = map(cls._of_rows, _collect(blocks, ROWS))
         if (total := next(parts, None)) is None:
             raise UserError("there are no features, so they have no mean: give one block or more.")
@@ -58,24 +63,31 @@ class Statistics:
 
     @classmethod
     def _of_rows(cls, features):
+        """Returns the statistics of a matrix, which is overwritten."""
         mean = features.mean(axis=0)
         features -= mean[None]
-        return cls(len(features), mean, features.T @ features)  # one argument: half the products
+        return cls(len(features), mean, features.T @ features)  # of one array: half the products
 
     @property
     def covariance(self) -> np.ndarray:
-        """[D, D], the unbiased estimate.   Raises: ValueError for a single sample."""
+        """The unbiased estimate [D, D].
+
+        Raises: ValueError for a single sample.
+        """
         if self.n < 2:
             raise UserError(f"{self.n} sample has no covariance; take 2 or more.")
         return self.scatter / (self.n - 1)
 
     @property
     def gaussian(self) -> Gaussian:
-        """The one of this mean and covariance."""
+        """The Gaussian with this mean and covariance."""
         return Gaussian(self.mean, self.covariance, self.n)
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Of both sets together.   Source: Chan et al. 1979."""
+        """Returns the statistics of both sets together.
+
+        Source: Chan et al. 1979.
+        """
         n = self.n + other.n
         delta = other.mean - self.mean
         scaled = delta * np.sqrt(self.n * other.n / n)
@@ -86,12 +98,16 @@ class Statistics:
 
 
 def _collect(blocks, rows):
-    """The same features as f64 matrices that may be overwritten, of rows..2 rows but the last."""
+    """Yields the features as f64 matrices, which may be overwritten.
+
+    A matrix has at least `rows` rows and less than twice as many. The last one may be smaller.
+    """
     held, count = [], 0
     for block in blocks:
         if np.ndim(block) != 2:
             raise UserError(f"features must be [N, D], not {list(np.shape(block))}.")
         for start in range(0, len(block), rows):
+            # np.array copies: the caller keeps its features as they are.
             held.append(np.array(block[start : start + rows], np.float64))
             count += len(held[-1])
             if count >= rows:
@@ -102,7 +118,7 @@ def _collect(blocks, rows):
 
 
 def check_covariance(covariance: np.ndarray) -> None:
-    """Demands a symmetric matrix [D, D] f64 without negative eigenvalues, up to rounding.
+    """Raises unless a matrix [D, D] f64 is symmetric without negative eigenvalues, up to rounding.
 
     Raises: ValueError that says what is wrong.
     """
@@ -115,7 +131,8 @@ def check_covariance(covariance: np.ndarray) -> None:
         )
     variances = np.diag(covariance)
     if variances.min() >= 0:
-        # Much faster than eigenvalues, and stricter: no eigenvalue is below the largest variance.
+        # A Cholesky factorisation is much faster than eigenvalues. It is also stricter, as no
+        # variance exceeds the largest eigenvalue.
         shift = COVARIANCE_ROUNDING * variances.max()
         try:
             np.linalg.cholesky(covariance + shift * np.eye(len(covariance)))
@@ -131,12 +148,13 @@ def check_covariance(covariance: np.ndarray) -> None:
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), exactly 0 for equal arguments.
+    """Returns |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), exactly 0 for equal arguments.
 
-    The trace of the root is that of (R S_b R)^(1/2) with R = S_a^(1/2): all symmetric.
-    Warns if features are too few for a covariance of full rank: the distance is biased then.
-    Raises: ValueError for shapes that do not fit; FloatingPointError for NaN or infinite values,
-      or if a covariance is not positive, so that the distance is below zero.
+    The trace of the root is that of (R S_b R)^(1/2) with R = S_a^(1/2), where all matrices are
+    symmetric. Logs a warning if there are too few features for a covariance of full rank, since the
+    distance is then biased.
+    Raises: ValueError for shapes that do not fit; FloatingPointError for NaN or infinite values, or
+      if a covariance is not positive, so that the distance is below zero.
     Source: Dowson & Landau 1982; as a measure of images, FID, Heusel et al. 2017.
     """
     dim = len(a.mean)
@@ -159,18 +177,20 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
             " and ".join(map(str, few)),
             dim,
         )
+    # Rounding would make the distance of equal sets a small number instead of 0.
     if np.array_equal(a.mean, b.mean) and np.array_equal(a.covariance, b.covariance):
         return 0.0
     mu_a, s_a, mu_b, s_b = (
         np.asarray(array, np.float64) for array in (a.mean, a.covariance, b.mean, b.covariance)
     )
+    # Eigenvalues near 0 may come out negative: they are set to 0 before the root.
     values, vectors = np.linalg.eigh(s_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
     product = np.linalg.eigvalsh(root @ s_b @ root)
     trace_root = np.sqrt(np.maximum(product, 0)).sum()
     traces = np.trace(s_a) + np.trace(s_b)
     distance = np.sum((mu_a - mu_b) ** 2) + traces - 2 * trace_root
-    if distance < -1e-4 * abs(traces):  # beyond the rounding of roots of eigenvalues near 0
+    if distance < -1e-4 * abs(traces):  # more than the rounding of roots of eigenvalues near 0
         raise FloatingPointError(
             f"the Frechet distance is {distance:.6g}, below zero: a covariance is none. Make the "
             "reference again."
@@ -179,11 +199,13 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> tuple[float, float]:
-    """Mean and deviation over splits of exp(E_x KL(p(y|x) || p(y))), from 1 to K.
+    """Returns the mean and deviation over splits of exp(E_x KL(p(y|x) || p(y))), from 1 to K.
 
-    Args: probabilities [N, K], rows sum to 1. Splits are contiguous and in their order, the last
-      may be short: samples sorted by class score low.
-    Raises: ValueError for what are no probabilities; FloatingPointError for NaN or infinite ones.
+    Splits are contiguous, in the samples' order, and the last may be short. Samples that are sorted
+    by class therefore score low.
+    Args:
+      probabilities: [N, K]; rows sum to 1.
+    Raises: ValueError if they are no probabilities; FloatingPointError for NaN or infinite ones.
     Source: Salimans et al. 2016, sec. 4.
     """
     if np.ndim(probabilities) != 2 or not len(probabilities):
@@ -205,6 +227,7 @@ def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> 
 
 
 def _p_log_p(p):
+    """Returns p log p, 0 where p is 0."""
     return p * np.log(np.where(p > 0, p, 1))
 
 
@@ -215,10 +238,14 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Mean and deviation over random subsets of the unbiased MMD^2 under (x.y / D + 1)^3: KID.
+    """Returns KID: mean and deviation of the unbiased MMD^2 over random subsets.
 
-    Args: samples [N, D], reference [M, D]; a seed gives the subsets that torch-fidelity takes.
-    Raises: ValueError for a set smaller than a subset; FloatingPointError for a mean that is not
+    The kernel is (x.y / D + 1)^3.
+    Args:
+      samples: [N, D].
+      reference: [M, D].
+      seed: draws the subsets as torch-fidelity does.
+    Raises: ValueError if a set is smaller than a subset; FloatingPointError for a mean that is not
       finite.
     Source: Binkowski et al. 2018, eq. 4.
     """
@@ -230,11 +257,12 @@ def kernel_distance(
         )
     rng, distances = np.random.RandomState(seed), []
     for _ in range(subsets):
-        # In f64: the terms are near 1 and their difference may be 1e-5.
+        # In f64, since the terms are near 1 and their difference may be 1e-5.
         x, y = (
             features[rng.choice(len(features), subset_size, replace=False)].astype(np.float64)
             for features in (samples, reference)
         )
+        # Unbiased: the kernel of a point with itself, on the diagonal, is left out.
         within = sum(k.sum() - np.trace(k) for k in (_cubic_kernel(x, x), _cubic_kernel(y, y)))
         between = _cubic_kernel(x, y).mean()
         distances.append(within / (subset_size * (subset_size - 1)) - 2 * between)

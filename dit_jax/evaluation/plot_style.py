@@ -1,4 +1,4 @@
-"""How plots look: a paper's column, colours that all readers tell apart, ticks, files."""
+"""Style of plots: the width of a paper's column, colours for all readers, ticks, and files."""
 
 import os
 import pathlib
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from dit_jax.system import files
 
+# Name in a row -> its label in a plot.
 LABELS = {
     "step": "training steps",
     "images_seen": "training images seen",
@@ -33,11 +34,12 @@ LABELS = {
     "eval_vb": "held-out VB (bits)",
 }
 EXTRACTORS = {"dinov2": "DINOv2", "pixels": "pixels"}
-WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: a column of two
-# Okabe and Ito's, which colour-blind readers tell apart, without their yellow.
+WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: one of two columns
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-# On a log axis of which the end is so many times the start; less than a decade: None, evenly.
+# Ticks of a log axis: largest ratio of its ends -> ticks in each decade. None is evenly spaced
+# ticks, for less than a decade.
 SUBS = {3: None, 10: [1, 1.5, 2, 3, 4, 6, 8], 100: [1, 2, 5], 1000: [1, 3]}
 STYLE = {
     "font.size": 8,
@@ -45,16 +47,16 @@ STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
-    "svg.hashsalt": "dit_jax",  # else ids are random
+    "svg.hashsalt": "dit_jax",  # without it the ids in a file are random
 }
 
 
 def import_matplotlib() -> types.ModuleType:
-    """Returns matplotlib, with the modules of it that figures are drawn with.
+    """Returns matplotlib, with the modules that figures need.
 
-    It takes a second, so figures are drawn by functions that call this. MPLBACKEND is set aside
-    meanwhile: a notebook's names a module that need not be here, without which matplotlib cannot be
-    imported, and figures are only written to files.
+    The import takes a second, so only functions that draw a figure call this. MPLBACKEND is unset
+    during the import. In a notebook it names a module that may not be installed, and then the
+    import would fail. Figures are only written to files, which needs no backend.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -71,7 +73,7 @@ def import_matplotlib() -> types.ModuleType:
 
 
 def label(name: str) -> str:
-    """A name for people: 'fid' is 'FID', 'fd_pixels' 'FD of pixels'."""
+    """Returns the label of a name in a row: 'fid' is 'FID', 'fd_pixels' is 'FD of pixels'."""
     base, _, extractor = name.rpartition("_")
     if extractor in EXTRACTORS and base:
         return f"{LABELS.get(base, base.replace('_', ' '))} of {EXTRACTORS[extractor]}"
@@ -79,62 +81,70 @@ def label(name: str) -> str:
 
 
 def count(noun: str, number: int) -> str:
-    """'1 token', '4 tokens'."""
+    """Returns '1 token', '4 tokens'."""
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def literal(text: str) -> str:
-    """A name that matplotlib draws as it is: what lies between two dollar signs is no formula.
+    """Returns a name that matplotlib draws unchanged: text between two dollar signs is no formula.
 
-    Control characters, newlines among them, are drawn as their escapes: no font has them.
+    Control characters such as newlines are drawn as escapes, since no font has them.
     """
     return files.printable(text).replace("$", r"\$")
 
 
 def legend(owner, handles: Iterable, labels: Iterable[str], **options):
-    """The matplotlib Legend of axes or of a figure, with all these labels as they are."""
+    """Returns the matplotlib Legend of axes or of a figure, with all labels drawn unchanged."""
     labels = list(labels)
     drawn = owner.legend(list(handles), ["label"] * len(labels), **options)
-    # Later, since some versions leave out a label that begins with an underscore.
+    # Set afterwards, since some versions leave out labels that begin with an underscore.
     for text, label in zip(drawn.texts, labels, strict=True):
         text.set_text(literal(label))
     return drawn
 
 
 def draw_seeds(axes, points: Iterable[tuple[float, float]], color: str) -> None:
-    """Faint points, one to a seed, behind their mean."""
+    """Draws faint points, one for each seed, behind their mean."""
     style = dict(color=color, marker=".", linestyle="none", alpha=0.5, markersize=5)
     axes.plot(*zip(*points, strict=True), label="_seeds", **style)
 
 
 def log_scale(axis, counts: bool = False, room: float = 1.0) -> None:
-    """A log axis with readable ticks for what is drawn: 0.5, 1, 2; of counts 400k, 1M.
+    """Makes an axis logarithmic, with readable ticks for the range that is drawn.
 
-    Args: room: length of the axis, in those of a single one.
+    Ticks are such as 0.5, 1, 2, or 400k, 1M for counts.
+    Args:
+      counts: whether the values are counts.
+      room: the length of the axis, relative to that of a single plot.
     """
     ticker = import_matplotlib().ticker
 
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     low, high = axis.get_view_interval()
-    near, plain = high <= 10 * low, low > 1e-4 and high < 1e5
-    crowd = (high / low) ** (1 / room)
-    if crowd <= max(SUBS) and (counts or plain):  # else powers of ten
-        subs = next(s for most, s in SUBS.items() if crowd <= most)
+    within_decade, plain = high <= 10 * low, low > 1e-4 and high < 1e5
+    # A longer axis has room for more ticks.
+    span = (high / low) ** (1 / room)
+    if span <= max(SUBS) and (counts or plain):  # else matplotlib's default, powers of ten
+        subs = next(s for most, s in SUBS.items() if span <= most)
         even = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
         axis.set_major_locator(ticker.LogLocator(subs=subs) if subs else even)
         axis.set_minor_locator(ticker.NullLocator())
     if counts:
         axis.set_major_formatter(ticker.EngFormatter(sep=""))
-    elif near and high < 1000:
+    elif within_decade and high < 1000:
         axis.set_major_formatter(ticker.ScalarFormatter(useOffset=False))  # 0.20, 0.25
     elif plain:
         axis.set_major_formatter(ticker.FuncFormatter(lambda number, _: f"{number:,.10g}"))
 
 
 def save(figure, out: pathlib.Path) -> None:
-    """Writes a figure as .png or .svg: the same bytes for the same figure.   Raises: OSError."""
+    """Writes a figure as .png or .svg. The same figure gives the same bytes.
+
+    Raises: OSError.
+    """
     matplotlib = import_matplotlib()
 
+    # The date and matplotlib's version would change the bytes.
     metadata = {"Date": None} if out.suffix == ".svg" else {"Software": None}
     options = dict(format=out.suffix[1:], dpi=DPI, metadata=metadata)
     with matplotlib.rc_context(STYLE):

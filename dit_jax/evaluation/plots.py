@@ -1,4 +1,4 @@
-"""Rows of measures drawn as curves: which rows compare, and how their axes are named."""
+"""Plots of rows of measures: which rows form a curve, and the names of the axes."""
 
 import collections
 import dataclasses
@@ -19,33 +19,36 @@ from dit_jax.system import forms, json_files
 
 logger = logging.getLogger("dit_jax")
 
+# Values with one number for each model.
 OF_MODELS = ("gmacs", "params")
-OF_STEPS = ("step", "images_seen", "train_gflops", "seconds")  # one value to each checkpoint
+OF_STEPS = ("step", "images_seen", "train_gflops", "seconds")  # one number for each checkpoint
+# Names with a logarithmic axis. A measure that begins as in DISTANCES gets one if its largest value
+# is more than SPAN times its smallest.
 LOG = ("steps", "num", "images_seen", "train_gflops", *OF_MODELS)
-DISTANCES, SPAN = ("fid", "sfid", "fd_"), 10  # begin so; on a log axis if they span more
-# What rows must have in common: else a distance is of something else.
+DISTANCES, SPAN = ("fid", "sfid", "fd_"), 10
+# Values that the rows of a plot must share. Otherwise their distances measure different things.
 SAME = ("extractor.name", "extractor.dtype", "extractor.digest", "reference.digest", "num")
 
-LEAST, MOST = 1e-100, 1e100  # sizes of a number but 0: beyond, matplotlib overflows
-LONG = 20  # characters, of a label beside which little else fits
+LEAST, MOST = 1e-100, 1e100  # magnitudes of numbers other than 0; matplotlib overflows beyond
+LONG = 20  # characters of a label that leaves little room beside it
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points in the order in which a line joins them; each is the (x, y) of one or more seeds."""
+    """The points of a curve, in the order in which a line joins them."""
 
-    label: str  # what tells it from the others; '' for a single one
-    points: dict[Hashable, list[tuple[float | str, float]]]
+    label: str  # what sets the curve apart; '' for a single one
+    points: dict[Hashable, list[tuple[float | str, float]]]  # (x, y) of its seeds
 
     def means(self) -> list[tuple[float | str, float]]:
-        """One (x, y) to a point."""
+        """Returns (x, y) of each point: the means over its seeds."""
         return [
             (x[0] if isinstance(x[0], str) else float(np.mean(x)), float(np.mean(y)))
             for x, y in (zip(*seeds, strict=True) for seeds in self.points.values())
         ]
 
     def seeds(self) -> str:
-        """'mean of 3 seeds', or '' where no point has several."""
+        """Returns 'mean of 3 seeds', or '' if no point has several."""
         counts = [len(seeds) for seeds in self.points.values()]
         least, most = min(counts), max(counts)
         return "" if most == 1 else f"mean of {f'{least} to ' * (least < most)}{most} seeds"
@@ -54,27 +57,31 @@ class Curve:
 def plot(rows: list[dict], x: str, y: str, out: pathlib.Path) -> None:
     """Writes the plot of y against x to a .png or .svg.
 
-    Args: rows, as `read` returns them; x, y: names as `value` takes them.
+    Args:
+      rows: as `read` returns them.
+      x, y: names as for `value`.
     Raises: ValueError as `curves`; OSError.
     """
     plot_style.save(draw(rows, x, y), out)
 
 
 def read(patterns: Iterable[str]) -> list[dict]:
-    """The rows of files or globs, each with 'workdir', its shortest distinct name, and 'place'.
+    """Returns the rows of files or globs.
 
+    Each row gets 'workdir', the shortest distinct name of its workdir, and 'place', its file and
+    number.
     Raises: FileNotFoundError for a pattern without a file.
     """
     paths = []
     for pattern in patterns:
-        literal = pathlib.Path(pattern).is_file()
-        found = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
-        if not found:
+        literal = pathlib.Path(pattern).is_file()  # a file's name may look like a glob
+        matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
+        if not matches:
             raise MissingFileError(
                 f"no file {pattern}: python -m dit_jax.evaluate --workdir DIR writes "
                 "DIR/evaluations.jsonl."
             )
-        paths += [path for path in found if path not in paths]
+        paths += [path for path in matches if path not in paths]
     names = _distinct([_directory(path) for path in paths])
     return [
         {**row, "workdir": name, "place": f"{path} row {i}"}
@@ -86,7 +93,10 @@ def read(patterns: Iterable[str]) -> list[dict]:
 
 
 def _directory(path):
-    """Parts of the workdir, or of the images beside which their NAME.evaluations.jsonl lies."""
+    """Returns the parts of the path of the workdir, or of the images, that a file belongs to.
+
+    A workdir's file is evaluations.jsonl. That of images is NAME.evaluations.jsonl beside them.
+    """
     path = pathlib.Path(path).absolute()
     if path.name == "evaluations.jsonl":
         return path.parent.parts
@@ -94,6 +104,7 @@ def _directory(path):
 
 
 def _distinct(directories):
+    """Returns a name for each directory: as few of its last parts as tell all apart."""
     for count in range(1, max(map(len, directories)) + 1):
         names = ["/".join(parts[-count:]) for parts in directories]
         if len(set(names)) == len(names):
@@ -102,51 +113,55 @@ def _distinct(directories):
 
 
 def value(row: dict, name: str):
-    """What a row says: 'fid' at its top, else 'steps' of what was sampled; None if nothing.
+    """Returns a row's value, such as 'fid', or a setting, such as 'steps'; None if it has neither.
 
-    A dot goes inside: 'reference.digest'.
+    A dot leads into an object: 'reference.digest'.
     """
     outer, dot, inner = name.partition(".")
-    found = row.get(outer, settings(row).get(outer))
+    result = row.get(outer, settings(row).get(outer))
     if dot:
-        found = found.get(inner) if isinstance(found, dict) else None
-    return None if isinstance(found, dict) else found
+        result = result.get(inner) if isinstance(result, dict) else None
+    return None if isinstance(result, dict) else result
 
 
 def settings(row: dict) -> dict:
-    """How a row was measured, without settings that its sampler and its grid do not heed."""
-    if "samples" in row:  # of images, which its file is named after
+    """Returns how a row was measured, without settings that its sampler or grid ignores."""
+    if "samples" in row:  # images without a run; they give their file its name
         return {"num": row["samples"]["num"]}
     if "sample" not in row:
         likelihood = row.get("likelihood", {})
-        return likelihood and {"clip_x_0": False, **likelihood}  # older rows do not say so
-    found = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
-    for key in list(found):
+        return likelihood and {"clip_x_0": False, **likelihood}  # older rows lack it
+    sample = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
+    # Otherwise rows that differ in an ignored setting would become different curves.
+    for key in list(sample):
         for chosen, owners in samplers.get_owners(key).items():
-            if found.get(chosen) not in owners:
-                found.pop(key, None)
-    return found
+            if sample.get(chosen) not in owners:
+                sample.pop(key, None)
+    return sample
 
 
 def where(rows: list[dict], condition: str) -> list[dict]:
-    """The rows of which 'num=50000,sampler=ddpm' is true.
+    """Returns the rows that meet a condition such as 'num=50000,sampler=ddpm'.
 
-    Raises: ValueError for a condition of another form, a name that no row has, or if none is left.
+    Raises: ValueError for a condition of another form, a name that no row has, or if no row is
+      left.
     """
+    # A comma separates conditions only before another name: values may have commas too.
     for part in re.split(r",(?=[\w.]+=)", condition):
-        name, equals, wanted = part.partition("=")
+        name, equals, expected = part.partition("=")
         if not equals:
             raise UserError(f"--where={condition}: {part!r} is no NAME=VALUE.")
-        found = {_text(value(row, name)): None for row in rows}
-        if set(found) == {"none"}:
+        known = {_text(value(row, name)): None for row in rows}
+        if set(known) == {"none"}:
             raise UserError(f"no row has {name!r} of --where. They have {_names(rows)}.")
-        rows = [row for row in rows if _matches(value(row, name), wanted)]
+        rows = [row for row in rows if _matches(value(row, name), expected)]
         if not rows:
-            raise UserError(f"no row has {part}: the rows have {name} {', '.join(found)}.")
+            raise UserError(f"no row has {part}: the rows have {name} {', '.join(known)}.")
     return rows
 
 
 def _matches(found, wanted):
+    """Returns whether a value equals the text that a user typed; numbers compare as numbers."""
     if _is_number(found):
         try:
             return float(wanted) == found
@@ -156,7 +171,7 @@ def _matches(found, wanted):
 
 
 def _text(found):
-    """As a user types it."""
+    """Returns a value as a user types it."""
     if found is None or isinstance(found, bool):
         return str(found).lower()
     if isinstance(found, list):
@@ -165,19 +180,21 @@ def _text(found):
 
 
 def _names(rows):
-    """The names that can be asked for, for messages."""
+    """Returns the names that --where, --x and --y accept for these rows, for messages."""
     names = {name: None for row in rows for name in (*row, *settings(row))}
     known = [name for name in names if any(value(row, name) is not None for row in rows)]
     return ", ".join(sorted(set(known) - {"place", "git_revision", "picture"}))
 
 
 def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
-    """What is to be drawn of y against x; rows that lack one of them are left out.
+    """Returns the curves of y against x, without the rows that lack one of them.
 
-    Of rows that differ in their measures alone, measured by one code and another, the last counts.
-    Raises: ValueError if no row has both, if y is no number, for rows that cannot be compared, or
+    If rows differ only in their measures, such as rows of two code revisions, the last one is
+    drawn.
+    Raises: ValueError if no row has both, if y is no number, or for rows that cannot be compared;
       as `check_drawable`.
     """
+    # Rows that cannot be drawn are left out or refused.
     complete = _complete(rows, x, y)
     if not complete:
         missing = [n for n in (x, y) if all(value(row, n) is None for row in rows)]
@@ -192,23 +209,27 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
     for row in complete:
         check_drawable(row.get("place", "a row"), {name: value(row, name) for name in (x, y)})
     _check_comparable(complete, x)
-    at = _point_key(complete, x)
+    # A row replaces earlier ones of the same measurement.
+    point_key = _point_key(complete, x)
     kept = {_frozen(_identity(row)): row for row in complete}
-    if again := len(complete) - len(kept):
-        logger.info("%d rows were measured again: the last ones count.", again)
+    if num_replaced := len(complete) - len(kept):
+        logger.info("%d rows were measured again: the last ones count.", num_replaced)
     rows = list(kept.values())
-    same = {x, y, at, "seed", "num", *(["step"] if x in OF_STEPS else [])}
+    # Curves differ in the settings that vary between rows, except for those that vary along a curve
+    # or between the seeds of a point.
+    same = {x, y, point_key, "seed", "num", *(["step"] if x in OF_STEPS else [])}
     keys = dict.fromkeys(key for row in rows for key in _identity(row) if key not in same)
     varying = [
         key for key in keys if len({_frozen(i[key]) for i in map(_identity, rows) if key in i}) > 1
     ]
+    # Rows that agree in all these settings, and in the key of the point, are seeds of one point.
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in sorted(rows, key=lambda row: _order(value(row, x if x in OF_MODELS else at))):
+    for row in sorted(rows, key=lambda row: _order(value(row, x if x in OF_MODELS else point_key))):
         identity = _identity(row)
         key = tuple((name, _frozen(identity.get(name))) for name in varying)
-        across = value(row, x)
-        point = (across if _is_number(across) else _text(across), value(row, y))
-        groups[key][_frozen(value(row, at))].append(point)
+        x_value = value(row, x)
+        point = (x_value if _is_number(x_value) else _text(x_value), value(row, y))
+        groups[key][_frozen(value(row, point_key))].append(point)
     ordered = sorted(groups, key=lambda key: [_order(json.loads(v)) for _, v in key])
     return [
         Curve(_label({name: json.loads(v) for name, v in key}), dict(groups[key]))
@@ -217,11 +238,15 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
 
 
 def _complete(rows, x, y):
+    """Returns the rows that have both values."""
     return [row for row in rows if None not in (value(row, x), value(row, y))]
 
 
 def _check_kinds(rows, x):
-    """Demands numbers for --x, or words in every row.   Raises: ValueError with two places."""
+    """Raises unless --x is a number in all rows, or in none.
+
+    Raises: ValueError with two places.
+    """
     places = {}
     for row in rows:
         place = row.get("place", "a row")
@@ -234,72 +259,89 @@ def _check_kinds(rows, x):
 
 
 def check_drawable(place: str, values: dict) -> None:
-    """Demands that the numbers of a row are 0 or lie, without their signs, in LEAST to MOST.
+    """Raises unless each number of a row is 0 or has a magnitude from LEAST to MOST.
 
-    Raises: ValueError with the row's place, and the name and value of the first one beyond.
+    Args:
+      place: of the row, for the message.
+      values: name -> value; other values than numbers pass.
+    Raises: ValueError with the row's place, and the name and value of the first other number.
     """
-    for name, found in values.items():
-        if _is_number(found) and (abs(found) > MOST or 0 < abs(found) < LEAST):
+    for name, number in values.items():
+        if _is_number(number) and (abs(number) > MOST or 0 < abs(number) < LEAST):
             raise UserError(
-                f"{place} has {name}={forms.shorten(found)}, "
+                f"{place} has {name}={forms.shorten(number)}, "
                 f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
                 "Leave the row out, or mend the file."
             )
 
 
 def _is_number(found):
+    """Returns whether a value is a number. True and False are none."""
     return isinstance(found, int | float) and not isinstance(found, bool)
 
 
 def _check_comparable(rows, x):
-    found = {}
+    """Raises unless the rows agree in the values SAME, of which x may vary.
+
+    Raises: ValueError with the values that differ, and a condition that keeps the most common kind.
+    """
+    differing = {}
     for name in SAME:
         places = collections.defaultdict(list)
         for row in rows:
             places[_text(value(row, name))].append(row.get("place", "a row"))
         if len(places) > 1 and name != x:
-            found[name] = places
-    if not found:
+            differing[name] = places
+    if not differing:
         return
     lines = [
         f"  {name}={text or repr(text)} in {places[0]}"
         + (f" and {len(places) - 1} more" if len(places) > 1 else "")
-        for name, values in found.items()
+        for name, values in differing.items()
         for text, places in values.items()
     ]
-    common = collections.Counter(tuple(_text(value(row, name)) for name in found) for row in rows)
+    common = collections.Counter(
+        tuple(_text(value(row, name)) for name in differing) for row in rows
+    )
     kind, _ = common.most_common(1)[0]
-    way = ",".join(f"{name}={text}" for name, text in zip(found, kind, strict=True))
+    condition = ",".join(f"{name}={text}" for name, text in zip(differing, kind, strict=True))
     raise UserError(
         "these rows cannot be compared in one plot, they differ in what they measure:\n"
         + "\n".join(lines)
-        + f"\nKeep those of one kind, such as --where {way}"
+        + f"\nKeep those of one kind, such as --where {condition}"
     )
 
 
 def _point_key(rows, x):
-    """The name whose values make the points of a curve: x, or what is written at them."""
+    """Returns the name whose values tell the points of a curve apart.
+
+    It is x, or the name whose value is written at each point.
+    """
     if x in OF_MODELS:
         return "workdir"
+    # Of two measures plotted against each other, the guidance scale is what changes along the
+    # curve.
     return "cfg_scale" if _is_measure(rows, x) else x
 
 
 def _is_measure(rows, name):
+    """Returns whether a name is a measure: a number in a row that is no cost and no setting."""
     costs = (*OF_STEPS, *OF_MODELS, "img_per_s", "workdir")
     return name not in costs and any(isinstance(row.get(name), int | float) for row in rows)
 
 
 def _identity(row):
-    """All that a result is a function of."""
+    """Returns all values that determine a result."""
     return {"workdir": row.get("workdir"), "step": row.get("step"), **settings(row)}
 
 
 def _frozen(found):
+    """Returns a value as text that can be a key; json.loads gives the value back."""
     return json.dumps(found, sort_keys=True)
 
 
 def _order(found):
-    """Sorts values of any kind: none, numbers, intervals, words."""
+    """Returns a key that sorts values of any kind: None, numbers, intervals, words."""
     kinds = (type(None), int | float, list, str)
     rank = next(i for i, kind in enumerate(kinds) if isinstance(found, kind))
     if isinstance(found, list):
@@ -308,13 +350,14 @@ def _order(found):
 
 
 def _label(varying):
-    """What differs, for a legend: {'sampler': 'ddpm', 'steps': 250} is 'ddpm, 250 steps'."""
+    """Returns the label of a curve: {'sampler': 'ddpm', 'steps': 250} gives 'ddpm, 250 steps'."""
     first = [name for name in ("workdir", "step", "sampler", "steps") if name in varying]
     names = first + [name for name in varying if name not in first]
     return ", ".join(filter(None, (_setting(name, varying[name]) for name in names)))
 
 
 def _setting(name, found):
+    """Returns a setting in words, or '' for None."""
     if name == "guide":
         return f"guided by {found}" if found else "no guide"
     if found is None:
@@ -332,7 +375,7 @@ def _setting(name, found):
 
 
 def axis_label(rows: list[dict], name: str, with_num: bool = False) -> str:
-    """A name for people: 'FID', and with the number of samples 'FID (50,000 samples)'."""
+    """Returns the label of an axis: 'FID', or 'FID (50,000 samples)' with the number of samples."""
     text = plot_style.label(name)
     num = {value(row, "num") for row in rows if value(row, name) is not None}
     if with_num and _is_measure(rows, name) and len(num) == 1 and None not in num:
@@ -343,26 +386,32 @@ def axis_label(rows: list[dict], name: str, with_num: bool = False) -> str:
 
 
 def draw(rows: list[dict], x: str, y: str):
-    """The matplotlib Figure of y against x.   Raises: ValueError as `curves`."""
+    """Returns the matplotlib Figure of y against x.
+
+    Raises: ValueError as `curves`.
+    """
     matplotlib = plot_style.import_matplotlib()
-    found = curves(rows, x, y)
+    drawn = curves(rows, x, y)
     rows = _complete(rows, x, y)
-    at = _point_key(rows, x)
-    labels = [_with_seeds(curve) for curve in found]
+    point_key = _point_key(rows, x)
+    # Long labels, or more than four curves, do not fit inside the axes.
+    labels = [_with_seeds(curve) for curve in drawn]
     longest = max(map(len, labels))
-    outside = len(found) > 4 or longest > 1.2 * LONG
+    outside = len(drawn) > 4 or longest > 1.2 * LONG
     columns = 1 if longest > LONG or not outside else 2
     with matplotlib.rc_context(plot_style.STYLE):
-        height = plot_style.HEIGHT + 0.16 * outside * -(-len(found) // columns)
+        height = plot_style.HEIGHT + 0.16 * outside * -(-len(drawn) // columns)
         figure = matplotlib.figure.Figure(figsize=(plot_style.WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
-        lines = [_draw_curve(axes, i, curve, at, x) for i, curve in enumerate(found)]
-        points = [p for curve in found for seeds in curve.points.values() for p in seeds]
+        lines = [_draw_curve(axes, i, curve, point_key, x) for i, curve in enumerate(drawn)]
+        points = [p for curve in drawn for seeds in curve.points.values() for p in seeds]
         for axis, name, column in ((axes.xaxis, x, 0), (axes.yaxis, y, 1)):
             _scale(axis, name, [point[column] for point in points])
         axes.set_xlabel(axis_label(rows, x))
         axes.set_ylabel(axis_label(rows, y, with_num=True))
-        title = f"at points: {plot_style.LABELS[at]}" if at == "cfg_scale" != x else None
+        title = (
+            f"at points: {plot_style.LABELS[point_key]}" if point_key == "cfg_scale" != x else None
+        )
         if any(labels) or title:
             place = dict(loc="outside lower center" if outside else "best", ncols=columns)
             options = dict(title=title, frameon=False, alignment="left", **place)
@@ -372,28 +421,32 @@ def draw(rows: list[dict], x: str, y: str):
 
 
 def _with_seeds(curve):
+    """Returns a curve's label with its number of seeds."""
     if not curve.label or not curve.seeds():
         return curve.label or curve.seeds()
     return f"{curve.label} ({curve.seeds()})"
 
 
 def _draw_curve(axes, i, curve, at, x):
-    """Draws a curve, with names at its points unless they are at x; returns its line."""
+    """Draws a curve, and returns its line.
+
+    Each point is named by its value of `at`, the result of `_point_key`, unless that is x itself.
+    """
     color, marker = (
         plot_style.COLORS[i % len(plot_style.COLORS)],
         plot_style.MARKERS[i % len(plot_style.MARKERS)],
     )
     means = curve.means()
-    across, up = zip(*means, strict=True)
-    across = [plot_style.literal(name) if isinstance(name, str) else name for name in across]
-    # A line between words or models would say that there is something between them.
-    joined = x not in OF_MODELS and not isinstance(across[0], str)
+    xs, ys = zip(*means, strict=True)
+    xs = [plot_style.literal(name) if isinstance(name, str) else name for name in xs]
+    # A line between words or models would suggest values in between.
+    joined = x not in OF_MODELS and not isinstance(xs[0], str)
     dash = (
         plot_style.DASHES[i // len(plot_style.COLORS) % len(plot_style.DASHES)]
         if joined
         else "none"
     )
-    (line,) = axes.plot(across, up, color=color, marker=marker, linestyle=dash)
+    (line,) = axes.plot(xs, ys, color=color, marker=marker, linestyle=dash)
     several = [point for seeds in curve.points.values() if len(seeds) > 1 for point in seeds]
     if several:
         plot_style.draw_seeds(axes, several, color)
@@ -401,7 +454,7 @@ def _draw_curve(axes, i, curve, at, x):
         return line
     axes.margins(0.12)  # room for names
     for j, (key, mean) in enumerate(zip(curve.points, means, strict=True)):
-        # Models of near sizes are many: their names take turns above and below.
+        # Many models have similar sizes: their names alternate above and below.
         below = at == "workdir" and j % 2
         place = dict(xytext=(-3, -3), ha="right", va="top") if below else dict(xytext=(3, 3))
         if (text := json.loads(key)) is not None:
@@ -411,7 +464,7 @@ def _draw_curve(axes, i, curve, at, x):
 
 
 def _scale(axis, name, values):
-    """A log axis, with readable ticks, where one is due."""
+    """Makes an axis logarithmic if its values call for it, and gives it readable ticks."""
     if isinstance(values[0], str):
         return
     low, high = min(values), max(values)

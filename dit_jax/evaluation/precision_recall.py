@@ -1,4 +1,7 @@
-"""The manifolds of two sets of features, as unions of balls, and which points lie inside them."""
+"""Precision and recall: the share of each set's points inside the other set's manifold.
+
+A manifold is a union of balls around the points of a set.
+"""
 
 import functools
 
@@ -9,34 +12,37 @@ from tqdm import tqdm
 
 from dit_jax.errors import UserError
 
-BLOCK = 2048  # points whose distances to as many others are in memory at a time
-# An f32 squared distance over |x|^2 + |y|^2 was off by 8e-7 at most, in 2048 dimensions.
+BLOCK = 2048  # points; the distances of two blocks are in memory at a time
+# Relative to |x|^2 + |y|^2. An f32 squared distance was off by at most 8e-7 of that, in 2048
+# dimensions.
 ROUNDING = 2e-6
-MAX_HALF_NORM = 32_000.0  # squared: the sum of two must not overflow float16
+MAX_HALF_NORM = 32_000.0  # of a squared norm: the sum of two must not overflow float16
 
 
 def inside(
     x: np.ndarray, y: np.ndarray, neighbours: int, half: bool = False, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the points of each set are inside the other's manifold: [N] and [M], bool.
+    """Returns whether the points of each set are inside the other's manifold: [N] and [M], bool.
 
-    A manifold is the union of closed balls around the set's points, each of which reaches to the
-    `neighbours`-th nearest of the others. A point on a surface within rounding is inside.
+    A manifold is the union of closed balls around the set's points. Each ball reaches to the
+    `neighbours`-th nearest of the other points. A point within rounding of a surface is inside.
     Distances are computed in blocks on JAX's default device.
-
     Args:
-      x [N, D], y [M, D], of `neighbours` + 1 points or more.
-      half: squared distances are float16, as the ADM evaluator's, with y as its reference. Of
-        features with squared norms of some hundreds, as Inception's, where float16 has steps of
-        1/4 and more, that made both shares larger by about 0.002. Where they might overflow they
-        are f32.
+      x: [N, D].
+      y: [M, D]. Both sets have at least `neighbours` + 1 points.
+      half: whether squared distances are float16, as in the ADM evaluator with y as its reference.
+        The squared norms of Inception's features are some hundreds, where float16 has steps of 1/4
+        and more. That made both shares larger by about 0.002. If float16 might overflow, f32 is
+        used.
     Raises: FloatingPointError for NaN, infinite or huge features.
     """
     half = half and all(np.einsum("nd,nd->n", a, a).max() < MAX_HALF_NORM for a in (x, y))
-    # |x|^2 + |y|^2 - 2 x.y cancels, the more so the further the points are from the origin.
+    # |x|^2 + |y|^2 - 2 x.y cancels more the further the points are from the origin, so they are
+    # centred. float16 reproduces the evaluator, which does not centre them.
     centre = 0 * y[0] if half else np.mean(y, axis=0, dtype=np.float64)
     n, m = len(x), len(y)
     x, y = _to_blocks(x, centre, half), _to_blocks(y, centre, half)
+    # Distances within a set are symmetric, so each pair of its blocks counts once.
     pairs = sum(len(blocks) * (len(blocks) + 1) // 2 for blocks in (x, y)) + len(x) * len(y)
     with tqdm(total=pairs, desc="distances", disable=not progress) as bar:
         x_radii, y_radii = (_squared_radii(blocks, neighbours, half, bar) for blocks in (x, y))
@@ -45,16 +51,17 @@ def inside(
             for j in range(len(y)):
                 y_in, x_in = _are_inside(y[j], x[i], y_radii[j], x_radii[i], half)
                 x_inside[i], y_inside[j] = x_inside[i] | x_in, y_inside[j] | y_in
-            jax.block_until_ready(x_inside[i])  # or the bar runs ahead of the device
+            jax.block_until_ready(x_inside[i])  # otherwise the bar runs ahead of the device
             bar.update(len(y))
     return np.concatenate(x_inside)[:n], np.concatenate(y_inside)[:m]
 
 
 def _to_blocks(features, centre, half):
-    """[(points [B, D], squared norms [B])], f32, with `half` of float16's values, on the device.
+    """Returns [(points [B, D], squared norms [B])], f32, on the device.
 
-    B is the same for all. What the last block lacks are points of infinite norm: at an infinite
-    distance they are nobody's neighbours, and in no ball.
+    With `half` they are rounded to float16's values. B is the same for all blocks. The last block
+    is filled up with points of infinite norm. Their distance to any point is infinite, so that they
+    are nobody's neighbours and in no ball.
     """
     count = -(-len(features) // BLOCK)
     size = -(-len(features) // count)
@@ -64,7 +71,8 @@ def _to_blocks(features, centre, half):
         points = points.astype(np.float16 if half else np.float32)
         norms = np.square(points, dtype=np.float16 if half else np.float64)
         norms = norms.sum(axis=1, dtype=np.float32 if half else np.float64)
-        if not (norms < np.finfo(np.float32).max / 4).all():  # a distance is 4 times as much
+        # A squared distance may be 4 times as large as a squared norm.
+        if not (norms < np.finfo(np.float32).max / 4).all():
             raise FloatingPointError(
                 f"of features {start}..{start + len(points) - 1} some are NaN, infinite or too "
                 "large for f32: are the images finite?"
@@ -78,10 +86,11 @@ def _to_blocks(features, centre, half):
 
 
 def _squared_radii(blocks, neighbours, half, bar):
-    """Of each block [B]: the squared distance of every point to its neighbour of that rank."""
+    """Returns for each block the squared radii [B]: distances to the `neighbours`-th neighbour."""
     nearest = [jnp.full((len(norms), neighbours), jnp.inf) for _, norms in blocks]
     for i in range(len(blocks)):
         nearest[i] = _update(blocks[i], nearest[i], half)
+        # Each pair of blocks is computed once, for both of them.
         for j in range(i + 1, len(blocks)):
             nearest[i], nearest[j] = _update_both(
                 blocks[i], blocks[j], nearest[i], nearest[j], half
@@ -92,13 +101,16 @@ def _squared_radii(blocks, neighbours, half, bar):
 
 
 def _squared_distances(a, b, half):
-    """[A, B], and the same with the points' roles exchanged: in float16 another rounding."""
+    """Returns squared distances [A, B] twice, the second time with the roles of a and b exchanged.
+
+    Only in float16 do the two differ, since they are rounded in another order.
+    """
     (points_a, norms_a), (points_b, norms_b) = a, b
     products = jnp.matmul(points_a, points_b.T, precision="highest")
     if not half:
         squared = norms_a[:, None] + norms_b[None] - 2 * products
         return squared, squared
-    # Unlike a cast there and back, this is kept by XLA.
+    # XLA may remove a cast to float16 and back, but not this.
     rounded = functools.partial(jax.lax.reduce_precision, exponent_bits=5, mantissa_bits=10)
     products = rounded(products)
 
@@ -109,7 +121,7 @@ def _squared_distances(a, b, half):
 
 
 def _smallest(nearest, squared):
-    """The k smallest of each row of `nearest` [B, k] and of `squared` [B, C], in order."""
+    """Returns the k smallest of each row of `nearest` [B, k] and `squared` [B, C], in order."""
     k = nearest.shape[1]
     new = -jax.lax.top_k(-squared, min(k, squared.shape[1]))[0]
     return -jax.lax.top_k(-jnp.concatenate([nearest, new], axis=1), k)[0]
@@ -117,25 +129,28 @@ def _smallest(nearest, squared):
 
 @functools.partial(jax.jit, static_argnames="half")
 def _update(a, nearest, half):
-    """By the distances within a block, without those of points to themselves."""
+    """Returns `nearest`, updated by the distances between the different points of one block."""
     squared, _ = _squared_distances(a, a, half)
     return _smallest(nearest, jnp.where(jnp.eye(len(squared), dtype=bool), jnp.inf, squared))
 
 
 @functools.partial(jax.jit, static_argnames="half")
 def _update_both(a, b, nearest_a, nearest_b, half):
-    """By the distances of two blocks, which both share."""
-    of_a, of_b = _squared_distances(a, b, half)
-    return _smallest(nearest_a, of_a), _smallest(nearest_b, of_b.T)
+    """Returns both `nearest`, updated by the distances between two blocks."""
+    squared_a, squared_b = _squared_distances(a, b, half)
+    return _smallest(nearest_a, squared_a), _smallest(nearest_b, squared_b.T)
 
 
 @functools.partial(jax.jit, static_argnames="half")
 def _are_inside(a, b, radii_a, radii_b, half):
-    """Which of block a [A] are in b's balls, and of block b [B] in a's."""
+    """Returns which points of block a [A] are in b's balls, and of block b [B] in a's."""
     squared, _ = _squared_distances(a, b, half)
     if not half:
+        # A point on a surface counts as inside, whatever the rounding.
         squared -= ROUNDING * (a[1][:, None] + b[1][None])
-    squared = jnp.where(jnp.isfinite(squared), squared, jnp.nan)  # a point is missing: in no ball
+    # No comparison with NaN is true: a point that fills up a block is in no ball, and no point is
+    # in its ball.
+    squared = jnp.where(jnp.isfinite(squared), squared, jnp.nan)
     return jnp.any(squared <= radii_b[None], axis=1), jnp.any(squared <= radii_a[:, None], axis=0)
 
 
@@ -146,9 +161,12 @@ def compute(
     half: bool = False,
     progress: bool = False,
 ) -> tuple[float, float]:
-    """Shares of samples inside the reference's manifold, and of the reference inside the samples'.
+    """Returns (precision, recall): the share of each set inside the manifold of the other one.
 
-    Args: samples [N, D], reference [M, D]; a manifold, and `half`, are as `inside` says.
+    Args:
+      samples: [N, D].
+      reference: [M, D].
+      neighbours, half: as for `inside`.
     Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
     """
@@ -163,6 +181,10 @@ def compute(
 
 
 def check_pair(samples, reference):
+    """Raises unless the sets are matrices with equally many columns.
+
+    Raises: ValueError with both shapes.
+    """
     shapes = np.shape(samples), np.shape(reference)
     if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
         raise UserError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")

@@ -1,4 +1,4 @@
-"""What samples are compared with: the statistics and features of real images, or a file of them."""
+"""References that samples are compared with: statistics and features of real images."""
 
 import dataclasses
 import hashlib
@@ -23,11 +23,12 @@ from dit_jax.workdirs import identity
 logger = logging.getLogger("dit_jax")
 
 FORMS = f"{image_sets.FORMS}; or an .npz that the ADM evaluator or --make_reference wrote"
-MAX_FEATURES = 10_000  # that are kept, for precision, recall and KID; the evaluator of ADM's number
+MAX_FEATURES = 10_000  # kept for precision, recall and KID, as many as in the ADM evaluator
 BATCH_PER_DEVICE = 64
-# What the distances are between, and the names of its moments in files, ADM's and ours.
+# Features that distances are taken of -> names of their mean and covariance in files, this
+# project's and ADM's.
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-METADATA = {  # of our files: what must be there, and its type
+METADATA = {  # of this project's files: the required fields and their types
     "extractor": {"name": str, "dtype": str},
     "source": {
         "name": str,
@@ -42,28 +43,34 @@ ADM_KEYS = {"arr_0", *(key for keys in MOMENTS.values() for key in keys)}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images as an extractor sees them."""
+    """Statistics and features of real images, computed by one extractor."""
 
     extractor: dict[str, str]  # its identity
-    source: dict  # name, num_images (None: not known), image_size, image_channels, digest
-    gaussians: dict[str, metrics.Gaussian]  # 'features', and of inception 'spatial'
+    source: dict  # name, num_images (None: unknown), image_size, image_channels, digest
+    gaussians: dict[str, metrics.Gaussian]  # 'features'; with inception also 'spatial'
     features: np.ndarray  # [M, D] f32 of at most MAX_FEATURES of the images, spread evenly
     labels: np.ndarray | None  # [M]
-    class_names: tuple[str, ...] | None = None  # of the labels, in order, where they have names
+    class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raises: ValueError if samples [height, width, channels] are of another shape."""
+        """Raises unless samples [height, width, channels] have the shape of the reference's images.
+
+        Raises: ValueError.
+        """
         size, channels = self.source["image_size"], self.source["image_channels"]
-        made_of = (*sizes.height_and_width(size), channels)
-        if shape != made_of:
+        needed = (*sizes.height_and_width(size), channels)
+        if shape != needed:
             raise UserError(
                 f"the samples are {sizes.show(shape)}, but the reference "
-                f"{files.printable(self.source['name'])} was made of images {sizes.show(made_of)}: "
+                f"{files.printable(self.source['name'])} was made of images {sizes.show(needed)}: "
                 "make one of the samples' size, with --image_size and --image_channels."
             )
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes an .npz that `load` reads.   Raises: OSError."""
+        """Writes an .npz that `load` reads.
+
+        Raises: OSError.
+        """
         arrays = {"features": self.features}
         for kind, gaussian in self.gaussians.items():
             mean, covariance = MOMENTS[kind]
@@ -81,8 +88,9 @@ class Reference:
 
 
 def default_extractor(spec: str | None) -> str:
-    """The extractor of the file `spec`; of other images inception; without any, pixels.
+    """Returns the name of the extractor that fits a reference.
 
+    It is the one that a file was made with, inception for other images, and pixels without `spec`.
     Raises: FileNotFoundError or ValueError as `load`, in all processes.
     """
 
@@ -105,10 +113,11 @@ def load_for_run(
     progress: bool = False,
     workdir: pathlib.Path | None = None,
 ) -> Reference | None:
-    """The reference of a run's samples: `spec`'s, by default its training images.
+    """Returns the reference for a run's samples: that of `spec`, by default its training images.
 
-    In the first process; None in the others.
-    Args: workdir, of the run, whose images must be those that it was trained on.
+    Only the first process loads it. The others return None.
+    Args:
+      workdir: of the run, to check that the images are the ones it was trained on.
     Raises: as `load` and `Reference.check`, in all processes.
     """
 
@@ -117,15 +126,15 @@ def load_for_run(
             return None
         keys = config.data
         if spec:
-            given = keys.image_size, keys.image_channels, keys.data_dir
-            reference = load(spec, extractor, *given, progress)
+            size_arguments = keys.image_size, keys.image_channels, keys.data_dir
+            reference = load(spec, extractor, *size_arguments, progress)
         else:
             source = conditions.open_images(config, keys.train_split)
             if workdir:
                 recorded = identity.get_training_images(workdirs.load_data(workdir))
                 identity.check(source, recorded, f"the run in {workdir}")
-            found = image_sets.from_source(source, f"{keys.name}:{keys.train_split}")
-            reference = from_images(found, extractor, progress)
+            images = image_sets.from_source(source, f"{keys.name}:{keys.train_split}")
+            reference = from_images(images, extractor, progress)
         reference.check(sizes.image_shape(keys))
         return reference
 
@@ -140,36 +149,42 @@ def load(
     data_dir: str = "",
     progress: bool = False,
 ) -> Reference:
-    """The reference in an .npz that `save` or ADM wrote, or of the images that `spec` names.
+    """Returns the reference in an .npz that `save` or ADM wrote, or that of other images.
 
-    On this process's devices alone. Arguments as `image_sets.open_images`, for a folder or a split.
-    Raises: FileNotFoundError; ValueError for a file of another extractor or other keys, or as
+    Uses this process's devices only.
+    Args:
+      image_size, channels, data_dir: for a folder or a split, as for `image_sets.open_images`.
+    Raises: FileNotFoundError; ValueError for a file of another extractor or with other arrays; as
       `image_sets.open_images`.
     """
     path = files.to_path(spec, "reference")
     if path.suffix != ".npz":
-        found = image_sets.open_images(spec, image_size, channels, data_dir)
-        if found.num > 2 * MAX_FEATURES:
-            logger.info("%s: --make_reference extracts these %d images once", spec, found.num)
-        return from_images(found, extractor, progress)
+        images = image_sets.open_images(spec, image_size, channels, data_dir)
+        if images.num > 2 * MAX_FEATURES:
+            logger.info("%s: --make_reference extracts these %d images once", spec, images.num)
+        return from_images(images, extractor, progress)
     members, metadata = _open(path)
     if metadata:
         return _read(path, members, metadata, extractor)
-    if "arr_0" in members and not members.keys() & (ADM_KEYS - {"arr_0"}):  # with labels or not
+    # A file of samples has images, perhaps labels, and no moments.
+    if "arr_0" in members and not members.keys() & (ADM_KEYS - {"arr_0"}):
         return from_images(image_sets.open_npz(path), extractor, progress)
     return _read_adm(path, members, extractor, progress)
 
 
 def _open(path):
-    """(the arrays in an .npz, our metadata or None)."""
+    """Returns (descriptions of the arrays in an .npz, this project's metadata or None).
+
+    Raises: FileNotFoundError; ValueError for metadata of another form.
+    """
     if not path.is_file():
         raise MissingFileError(f"no reference {files.printable(path)}.")
     members = npz_files.describe_npz(path)
     if "metadata" not in members:
         return members, None
-    found = npz_files.read_npz(path, ["metadata"])["metadata"]
+    text = npz_files.read_npz(path, ["metadata"])["metadata"]
     metadata = json_files.parse_json(
-        str(found), f"the metadata in {files.printable(path)}", EXPECTED
+        str(text), f"the metadata in {files.printable(path)}", EXPECTED
     )
     tables = metadata if isinstance(metadata, dict) else {}
     values = [(tables.get(table), *key) for table, keys in METADATA.items() for key in keys.items()]
@@ -182,17 +197,19 @@ def _open(path):
 
 
 def _read(path, members, metadata, extractor):
-    """The reference in a file that `Reference.save` wrote."""
+    """Returns the reference in a file that `Reference.save` wrote."""
     name = files.printable(path)
     if metadata["extractor"] != extractor.identity:
         raise UserError(
             f"{name} is of another extractor than the samples': it has {metadata['extractor']}, "
             f"the samples' is {extractor.identity}. Make the reference again with --make_reference."
         )
-    if lost := [key for key in ("features", *MOMENTS["features"]) if key not in members]:
+    if missing := [key for key in ("features", *MOMENTS["features"]) if key not in members]:
         raise UserError(
-            f"{name} has lost its {', '.join(lost)}: make it again with --make_reference."
+            f"{name} has lost its {', '.join(missing)}: make it again with --make_reference."
         )
+    # A file may be damaged or made by hand: all arrays are checked, and the moments against the
+    # features.
     arrays = npz_files.read_npz(path, members.keys() & {"features", "labels"})
     features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
@@ -213,7 +230,7 @@ def _read(path, members, metadata, extractor):
 
 
 def _read_adm(path, members, extractor, progress):
-    """The reference in a file of the ADM evaluator: moments, and some of their images."""
+    """Returns the reference in a file of the ADM evaluator: moments, and some of their images."""
     name = files.printable(path)
     if not members.keys() >= ADM_KEYS:
         raise UserError(
@@ -226,21 +243,28 @@ def _read_adm(path, members, extractor, progress):
             f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
             f"compared with features of {extractor.name} in {extractor.dtype}."
         )
-    found = image_sets.open_npz(path)
-    shape = jax.ShapeDtypeStruct((1, *found.shape), np.uint8)
+    # The extractor is applied to the images in the file: its features must have the means that the
+    # file has.
+    images = image_sets.open_npz(path)
+    shape = jax.ShapeDtypeStruct((1, *images.shape), np.uint8)
     features = jax.eval_shape(extractor.apply, extractor.params, shape)
     dims = {kind: features[kind].shape[1] for kind in MOMENTS}
     gaussians = _read_gaussians(path, members, dims, extractor, None)
-    sample = from_images(found, extractor, progress)
+    sample = from_images(images, extractor, progress)
     means = {kind: gaussian.mean for kind, gaussian in sample.gaussians.items()}
-    _check_sample(path, gaussians, means, found.num)
-    # The moments are those of all the images; arr_0 is a sample of them.
-    source = sample.source | {"num_images": None, "digest": found.digest}
+    _check_sample(path, gaussians, means, images.num)
+    # The moments cover all images; arr_0 is only a sample of them.
+    source = sample.source | {"num_images": None, "digest": images.digest}
     return dataclasses.replace(sample, source=source, gaussians=gaussians)
 
 
 def _read_gaussians(path, members, dims, extractor, num_images):
-    """Kind -> the moments in a file.   Raises: ValueError unless they are moments of features."""
+    """Returns kind -> the moments in a file.
+
+    Args:
+      dims: kind -> the number of dimensions, if known.
+    Raises: ValueError unless they can be moments of the extractor's features.
+    """
     gaussians = {}
     for kind, keys in MOMENTS.items():
         if not members.keys() >= set(keys):
@@ -267,14 +291,17 @@ def _read_gaussians(path, members, dims, extractor, num_images):
 
 
 def _check_sample(path, gaussians, means, num):
-    """Demands that the means of `num` of the images are near those of all."""
+    """Raises unless the means of `num` of the images are near the means of all.
+
+    Raises: ValueError.
+    """
     for kind, mean in means.items():
         deviation = np.sqrt(np.diag(gaussians[kind].covariance))
         varies = deviation > 0
         if not varies.any():
             continue
         shifts = np.abs(mean - gaussians[kind].mean)[varies] / deviation[varies]
-        # A sample's mean is 0.8 / sqrt(num) deviations from that of all, on average.
+        # On average, a sample's mean is 0.8 / sqrt(num) deviations from the mean of all images.
         if shifts.mean() > 0.25 + 2 / np.sqrt(num):
             raise UserError(
                 f"{MOMENTS[kind][0]} in {files.printable(path)} is {shifts.mean():.2f} deviations "
@@ -286,14 +313,15 @@ def _check_sample(path, gaussians, means, num):
 def from_images(
     found: image_sets.ImageSet, extractor: Extractor, progress: bool = False
 ) -> Reference:
-    """The reference of all images of a set, by this process's devices.
+    """Returns the reference of all images of a set, computed by this process's devices.
 
     Raises: FloatingPointError for features that are not finite.
     """
+    # Features of MAX_FEATURES images, spread evenly, are kept. All images count in the moments.
     batch_size = BATCH_PER_DEVICE * jax.local_device_count()
-    kept = min(MAX_FEATURES, found.num)
+    num_kept = min(MAX_FEATURES, found.num)
     keep = np.zeros(found.num, bool)
-    keep[np.arange(kept) * found.num // kept] = True
+    keep[np.arange(num_kept) * found.num // num_kept] = True
     moments, features, labels, digest = Moments(), [], [], hashlib.sha256()
     blocks, start = found.blocks(batch_size), 0
     with image_progress.ImageProgress(found.num, 0, progress, "reference") as bar:
@@ -313,7 +341,7 @@ def from_images(
         "num_images": found.num,
         "image_size": sizes.to_json((height, width)),
         "image_channels": channels,
-        "crop": "adm",  # of what is not of this size
+        "crop": "adm",  # of images that do not have this size
         "digest": digest.hexdigest()[:16],
     }
     labels = None if labels[0] is None else np.concatenate(labels)
@@ -328,9 +356,10 @@ def from_images(
 
 
 class Moments:
-    """The moments of a stream of features, of each kind that distances are taken of.
+    """Mean and covariance of a stream of features, of each kind in MOMENTS.
 
-    Some thousand rows are added at once: a merge takes as long as hundreds of rows.
+    Features wait until there are some thousand rows, since a merge takes as long as hundreds of
+    rows.
     """
 
     def __init__(self):
@@ -346,13 +375,14 @@ class Moments:
                     self._flush(kind)
 
     def _flush(self, kind):
+        """Merges the waiting features of a kind into its statistics."""
         block = metrics.Statistics.of_blocks(self._waiting[kind])
         before = self._statistics.get(kind)
         self._statistics[kind] = before.merge(block) if before else block
         self._waiting[kind].clear()
 
     def gaussians(self) -> dict[str, metrics.Gaussian]:
-        """Kind -> mean and covariance of all that was added."""
+        """Returns kind -> mean and covariance of all features added so far."""
         for kind, waiting in self._waiting.items():
             if waiting:
                 self._flush(kind)
@@ -362,9 +392,9 @@ class Moments:
 def extract_blocks(
     extractor: Extractor, blocks: Iterable[loader.Batch], batch_size: int
 ) -> Iterator[tuple[loader.Batch, dict[str, np.ndarray]]]:
-    """(block, features) of blocks of at most batch_size images, by this process's devices.
+    """Yields (block, features) for blocks of at most batch_size images, by this process's devices.
 
-    They compute the next block while one is dealt with.
+    The devices compute the next block while the caller handles one.
     """
     mesh = sharding.local_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -375,6 +405,7 @@ def extract_blocks(
         return block, {name: np.asarray(array)[:count] for name, array in extracted.items()}
 
     for block in blocks:
+        # The last block is filled up with its own images: another shape would be compiled again.
         image = np.resize(block["image"], (batch_size, *block["image"].shape[1:]))
         current = block, extract(sharding.put_batch(mesh, {"image": image})["image"])
         if previous:
@@ -385,7 +416,13 @@ def extract_blocks(
 
 
 def check_finite(extracted: dict[str, np.ndarray], numbers: range) -> None:
-    """Raises: FloatingPointError that says of which images the features are not finite."""
+    """Raises unless the features are finite.
+
+    Args:
+      extracted: name -> features of these images.
+      numbers: of the images, for the message.
+    Raises: FloatingPointError with the first image whose features are not finite.
+    """
     for name, array in extracted.items():
         finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if not finite.all():

@@ -1,4 +1,4 @@
-"""The JSON row of a measurement: what was measured, of which checkpoint, by which code."""
+"""JSON rows of measurements: what was measured, of which checkpoint, by which code."""
 
 import contextlib
 import hashlib
@@ -18,19 +18,19 @@ from dit_jax.sampling import runs
 from dit_jax.system import files, forms, json_files, locks
 from dit_jax.workdirs import digests
 
-# Measures that may be below zero: an unbiased estimate, and the logarithm of a density.
+# Measures that may be negative: an unbiased estimate, and the logarithm of a density.
 SIGNED = ("kid", "bits_per_latent_dim")
-ROUNDING = 1e-3
+ROUNDING = 1e-3  # how far below 0 any other measure may be
 
 
 def describe_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
-    """What a row says of a checkpoint, and of how it is measured: {kind: settings}."""
+    """Returns the part of a row about a checkpoint and how it is measured, {kind: settings}."""
     config, counts = trained.config, models.count(trained.config)
     images_seen = trained.step * config.batch_size
     return {
         "step": trained.step,
         "params_digest": digests.digest(trained.params),
-        kind: json.loads(json.dumps(settings)),  # as it will be read back
+        kind: json.loads(json.dumps(settings)),  # as it will be read back: a tuple becomes a list
         "params": counts["params"],
         "gmacs": counts["gmacs"],
         "images_seen": images_seen,
@@ -40,7 +40,7 @@ def describe_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dic
 
 
 def describe_code() -> dict:
-    """By which code, on what a row is measured: other samples may come of others."""
+    """Returns device, library versions and code revision; samples may differ between them."""
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -50,58 +50,64 @@ def describe_code() -> dict:
 
 
 def get_name(row: dict) -> str:
-    """What tells a measurement from others in file names: its step, and a digest of its settings.
+    """Returns the name of a measurement in file names: its step, and a digest of its settings.
 
-    Args: row, without its measures.
+    Args:
+      row: without its measures.
     """
+    # The revision is left out: `spool.Spool` compares it, and reports a difference.
     known = {key: value for key, value in row.items() if key != "git_revision"}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     return f"{row['step']}-{digest}" if "step" in row else digest
 
 
 def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[locks.Lock]:
-    """Holds a measurement, so that no two commands make the same; others may go on beside it.
+    """Locks a measurement, so that no two commands make the same one. Other measurements may go on.
 
-    Args: path, of the JSON-lines file.   row: without its measures.
+    Args:
+      path: of the JSON-lines file.
+      row: without its measures.
     Raises: OSError as `locks.hold`; files.LostError if the file's directory has gone.
     """
     directory = path.with_suffix("")
-    if not path.parent.is_dir():  # it was moved while the model was loaded: it is not made anew
+    if not path.parent.is_dir():  # moved while the model was loaded: it is not created again
         raise files.LostError.of(path.parent)
-    for one in (path, directory):
-        if one.is_symlink():
+    for target in (path, directory):
+        if target.is_symlink():
             raise UserFileError(
-                f"{files.printable(one)} is a link, which is not written to: remove it."
+                f"{files.printable(target)} is a link, which is not written to: remove it."
             )
     return locks.hold(directory / f"{get_name(row)}.lock")
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The rows of an evaluations.jsonl, but for damaged ones, which a warning counts."""
+    """Returns the rows of an evaluations.jsonl without damaged ones, which a warning counts."""
     return json_files.read_json_lines(path, forms.wrong_in_row)
 
 
 def find(path: pathlib.Path, row: dict) -> dict | None:
-    """The row of a JSON-lines file that has all of this one's values, and so its measures.
+    """Returns the row of a file that has all values of this one, and its measures; else None.
 
-    In every process the first one's; never one that code with uncommitted changes has measured.
+    All processes return what the first one reads. A row of code with uncommitted changes is never
+    returned.
     """
-    row = json.loads(json.dumps(row))  # tuples are lists there
-    found = None
+    row = json.loads(json.dumps(row))  # the file has lists for tuples
+    match = None
     if "-dirty" not in row["git_revision"]:
         rows = read(path)
-        found = next((r for r in rows if row.items() <= r.items()), None)
-    return json.loads(sharding.from_first_process(json.dumps(found)))
+        match = next((r for r in rows if row.items() <= r.items()), None)
+    return json.loads(sharding.from_first_process(json.dumps(match)))
 
 
 def measures(row: dict) -> dict[str, float]:
-    """What a row of samples says of their quality, without how long training took."""
+    """Returns the measures in a row of samples, without the run's training speed."""
+    # The keys after 'picture' are the measures.
     names = list(row)[list(row).index("picture") + 1 :]
     return {name: row[name] for name in names if name not in ("img_per_s", "seconds")}
 
 
 def check(measured: dict[str, float | None]) -> None:
-    """Demands measures that images can have, before a row with them is written.
+    """Raises unless the measures have possible values. Called before a row with them is written.
 
     Raises: FloatingPointError for values that are not finite, or below zero beyond rounding.
     """
@@ -119,9 +125,9 @@ def check(measured: dict[str, float | None]) -> None:
 
 
 def append(path: pathlib.Path, row: dict) -> None:
-    """Adds the row as a line of its own, also after one that was cut short.
+    """Appends the row as a line of its own, even if the last line was cut short.
 
-    Raises: OSError that tells what was measured.
+    Raises: OSError with the measures in its message.
     """
     try:
         with files.open_to_write(path, "a+b") as file:
@@ -131,15 +137,16 @@ def append(path: pathlib.Path, row: dict) -> None:
                     file.write(b"\n")
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())  # what it was measured from may go now
+            os.fsync(file.fileno())  # the caller may now remove the batches
     except OSError as error:
         raise UserFileError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
 
 
 def git_revision() -> str:
-    """The commit of this code, '-dirty-' and a digest of changes; of an installation its version.
+    """Returns the commit of this code, with '-dirty-' and a digest if there are changes.
 
-    Raises: OSError if git, which is there, does not tell.
+    An installation without git returns its version.
+    Raises: OSError if git is there but fails.
     """
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):

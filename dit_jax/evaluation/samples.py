@@ -1,4 +1,4 @@
-"""Samples measured against a reference: the row of a run's samples, or of images that exist."""
+"""Evaluation of samples against a reference, for a run's samples or for images that exist."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ from dit_jax.workdirs import digests, metric_lines
 
 logger = logging.getLogger("dit_jax")
 
-SHOWN = 100  # of the samples, in the picture
+SHOWN = 100  # samples in the picture
 
 
 def evaluate(
@@ -42,20 +42,21 @@ def evaluate(
     save_npz: pathlib.Path | None = None,
     progress: bool = False,
 ) -> dict:
-    """The row of `num` samples; one that was measured before is read back.
+    """Returns the row of `num` samples. A row that was measured before is read back.
 
-    What a batch was measured by is kept in the workdir until the row is written, so that a command
-    that was killed continues.
-
+    Features and images of finished batches are kept in the workdir until the row is written, so
+    that a command that was killed continues.
     Args:
-      reference: as `references.load_for_run`.   labels: the kind of `requests.draw`.
-      save_npz: where to write all images as the ADM evaluator reads them, 'arr_0' [N, H, W, C]
+      reference: as `references.load_for_run` returns it.
+      labels: a kind of `requests.draw`.
+      save_npz: where to write all images in the form of the ADM evaluator: 'arr_0' [N, H, W, C]
         uint8, and 'label' if they have any.
-    Raises: ValueError for a reference of other images, or too few samples; FloatingPointError
-      where samples or features are not finite; OSError if something cannot be written.
+    Raises: ValueError for a reference of other images, or too few samples; FloatingPointError if
+      samples or features are not finite; OSError if something cannot be written.
     """
     config, mesh = trained.config, trained.mesh
     request = requests.draw(config, labels, num, seed, workdir)
+    # All that the samples depend on apart from the parameters: `rows.find` compares it.
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     settings |= trained.condition.describe(request)
@@ -64,6 +65,7 @@ def evaluate(
         settings["guide_digest"] = digests.digest(guide.params)
     row = rows.describe_checkpoint(trained, "sample", settings)
     row |= _compared(extractor, reference, num)
+    # Images become features on the devices, without a copy to the host.
     extract = extractor.compile(mesh)
 
     def output(x_0):
@@ -75,6 +77,7 @@ def evaluate(
         arguments = trained.params, request, seed, mesh, output, batch_size, wanted
         for numbers, batch in generate.batches(sample, *arguments):
             if trained.condition.has_classes:
+                # The last batch has more images than numbers.
                 label = np.resize(request.cond[numbers], len(batch["image"]))
                 batch = {**batch, "label": label}
             yield numbers, batch
@@ -93,10 +96,11 @@ def evaluate_images(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> dict:
-    """The row of the first `num` of a set of images, by default all, on this process's devices.
+    """Returns the row of the first `num` images of a set, by default of all.
 
-    Row and picture are written beside the images, to NAME.evaluations.jsonl and NAME.evaluations/.
-    Raises: ValueError for fewer images than `num`; else as `evaluate`.
+    Uses this process's devices. The row is written to NAME.evaluations.jsonl beside the images, and
+    its picture to NAME.evaluations/.
+    Raises: ValueError if there are fewer images than `num`; as `evaluate`.
     """
     num = num or found.num
     if num > found.num:
@@ -122,7 +126,10 @@ def evaluate_images(
 
 
 def path_beside(found: image_sets.ImageSet) -> pathlib.Path:
-    """NAME.evaluations.jsonl beside the images; in the working directory for those of a split."""
+    """Returns the path of NAME.evaluations.jsonl beside the images.
+
+    For images of a split it is in the working directory.
+    """
     path = pathlib.Path(found.name).expanduser().resolve()
     if not path.exists():
         path = pathlib.Path(found.name.replace("/", "_"))
@@ -130,20 +137,27 @@ def path_beside(found: image_sets.ImageSet) -> pathlib.Path:
 
 
 def _compared(extractor, reference, num):
-    """What a row says of extractor and reference, in every process; `reference` is the first's."""
+    """Returns the part of a row about extractor and reference, in every process.
+
+    Args:
+      reference: None in all processes but the first.
+    """
     sharding.in_every_process(lambda: reference and measures.check_counts(num, reference))
     source = json.loads(sharding.from_first_process(json.dumps(reference and reference.source)))
     return {"extractor": extractor.identity, "reference": source}
 
 
 def _measure(path, row, speed, num, batches, reference, save_npz, progress, class_names=None):
-    """The row with its measures, written to `path`, or read back from there.
+    """Returns the row with its measures, and writes it to `path`, or reads it back from there.
 
-    Args: batches(wanted) yields (numbers, {'image', perhaps 'label', features of the extractor})
-      of these ranges of images, which may have more rows than numbers.
-      class_names: of the labels, where known.
+    Args:
+      batches: batches(wanted) yields (numbers, arrays) for the images in these ranges. The arrays
+        are 'image', perhaps 'label', and the features. They may have more rows than there are
+        numbers.
+      class_names: of the labels, if known.
     """
     with rows.hold(path, row) as lock:
+        # The first process keeps batches in one of two directories: with or without all images.
         name, first_process = rows.get_name(row), jax.process_index() == 0
         row["picture"] = f"{path.with_suffix('').name}/{name}.png"
         picture = path.parent / row["picture"]
@@ -152,43 +166,49 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
             for suffix in ("", ".images")
         ]
         kept = spools[bool(save_npz)]
+        # A finished row is read back only if its picture, and the .npz if requested, exist as well.
         measured = rows.find(path, row)
         complete = picture.is_file()
         complete &= not save_npz or spool.get_name(save_npz) == name
         if measured and sharding.from_first_process("complete" * complete):
             logger.info("measured before: %s", path)
-            for rest in spools * first_process:  # if it was killed between the row and this
-                rest.remove()
+            for leftover in spools * first_process:  # left by a command killed after the row
+                leftover.remove()
             return measured
 
-        wanted = _find_missing(kept, num)
-        with image_progress.ImageProgress(num, num - sum(map(len, wanted)), progress) as bar:
-            for numbers, batch in batches(wanted) if wanted else ():
+        # An interrupted command left batches behind: only the missing images are made.
+        missing = _find_missing(kept, num)
+        with image_progress.ImageProgress(num, num - sum(map(len, missing)), progress) as bar:
+            for numbers, batch in batches(missing) if missing else ():
                 arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
+                # Images are large: only those that will be written leave the device.
                 if save_npz or numbers.start < SHOWN:
                     arrays["image"] = generate.to_host(batch["image"])
                 arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
                 references.check_finite(arrays, numbers)
+                # The directory may have been moved or removed since the last batch.
                 lock.check_together()
                 sharding.in_every_process(functools.partial(_add, kept, numbers, arrays))
                 bar.update(len(numbers))
 
+        # The first process alone has all features, so it measures for all.
         def finish():
             if not first_process:
                 return None
             arrays = kept.read(SHOWN)
             _warn_if_sorted(arrays)
             label = arrays.get("label")
-            found = measures.measure_features(arrays, reference, label, progress, class_names)
-            rows.check(found)
-            row.update(found)
+            values = measures.measure_features(arrays, reference, label, progress, class_names)
+            rows.check(values)
+            row.update(values)
             row.update(speed)
             _write_picture(picture, arrays["image"], label)
             if save_npz:
                 kept.write_npz(save_npz, name)
+            # Written last, when picture and .npz are complete.
             rows.append(path, row)
-            for rest in spools:
-                rest.remove()
+            for leftover in spools:
+                leftover.remove()
             return row
 
         return json.loads(
@@ -197,7 +217,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
 
 
 def _find_missing(kept, num):
-    """The ranges of images that the first process has not kept yet, in every process."""
+    """Returns the ranges of images that the first process has not kept yet, in every process."""
     missing = sharding.in_every_process(
         lambda: kept.find_missing(num) if jax.process_index() == 0 else []
     )
@@ -206,30 +226,33 @@ def _find_missing(kept, num):
 
 
 def _add(kept, numbers, arrays):
+    """Keeps a batch in the first process."""
     if jax.process_index() == 0:
         kept.add(numbers, arrays)
 
 
 def _warn_if_sorted(arrays):
+    """Logs a warning if images sorted by class make the Inception Score too low."""
     if "probabilities" not in arrays or "label" not in arrays:
         return
     label, size = arrays["label"], metrics.SPLIT_SIZE
     parts = [label[i : i + size] for i in range(0, len(label) - size + 1, size)]
     classes = len(np.unique(label))
-    found = np.mean([len(np.unique(part)) for part in parts or [label]])
+    classes_in_part = np.mean([len(np.unique(part)) for part in parts or [label]])
+    # The expected number of different classes in a part of shuffled images.
     in_random_order = classes * (1 - (1 - 1 / classes) ** size)
-    if parts and found < in_random_order / 2:
+    if parts and classes_in_part < in_random_order / 2:
         logger.warning(
             "the images are sorted by class: of %d classes the parts of %d images, in their order, "
             "whose mean the Inception Score is, have %.0f, so it is too low. Shuffle them.",
             classes,
             size,
-            found,
+            classes_in_part,
         )
 
 
 def _write_picture(path, image, label):
-    """Images in rows of ten, by class where there are labels."""
+    """Writes the images in rows of ten, sorted by class if there are labels."""
     if label is not None:
         image = image[np.argsort(label[: len(image)], kind="stable")]
     picture = Image.fromarray(pictures.image_grid(image, columns=10))

@@ -1,4 +1,4 @@
-"""The images and features of batches, kept on disk until all are there."""
+"""Store on disk for the images and features of batches, until all are there."""
 
 import io
 import logging
@@ -17,35 +17,38 @@ from dit_jax.system import files, npz_files
 logger = logging.getLogger("dit_jax")
 
 
-# Numbers of the first image and of the one after the last, and the CRC-32 of the file.
+# The numbers of the first image and of the one after the last, and the CRC-32 of the file.
 NAME = re.compile(r"(\d{8,18})-(\d{8,18})-([0-9a-f]{8})\.npz")
 MOST_TEXT_BYTES = 4096
 
 
 class Spool:
-    """A directory of batches, each written whole, with its checksum in its name.
+    """A directory of batches. Each is written whole, with its checksum in its name.
 
-    A command that was killed goes on with the images that are missing; those of a damaged batch
-    are missing too.
-
-    Args: revision, of the code that makes the batches: they are not mixed with another's.
-    Raises: OSError, at whatever is written, if it cannot be.
+    A command that was killed continues with the images that are missing. Images of a damaged batch
+    count as missing.
+    Args:
+      revision: of the code that makes the batches. Batches of different revisions are not mixed.
+    Raises: OSError if something cannot be written, in any method that writes.
     """
 
     def __init__(self, directory: pathlib.Path, revision: str):
         self.directory, self.revision = directory, revision
-        self._form = {}  # name -> (shape of an image's, dtype) of the arrays that are there
+        self._form = {}  # name -> (shape for one image, dtype) of the arrays on disk
 
     def _has_form(self, form):
-        """Whether arrays go with those of the other batches; not all of these have images."""
+        """Returns whether arrays have the form of the other batches'.
+
+        Not all batches have 'image'.
+        """
         same = all(self._form.get(name, value) == value for name, value in form.items())
         return same and (not self._form or form.keys() ^ self._form.keys() <= {"image"})
 
     def find_missing(self, num_images: int) -> list[range]:
-        """Returns the numbers of the images that are missing, in order, from the first on.
+        """Returns the numbers of the missing images as ranges, in order.
 
-        Makes the directory, and reads and checks every batch that is there.
-        Raises: ValueError if they were made by another revision of the code.
+        Makes the directory, and reads and checks every batch in it.
+        Raises: ValueError if the batches were made by another revision of the code.
         """
         try:
             self.directory.mkdir(exist_ok=True)
@@ -53,6 +56,7 @@ class Spool:
             raise UserFileError(f"cannot write to {self.directory}: {error}") from error
         missing, done = [], 0
         for numbers, path in self._files():
+            # Batches must neither overlap nor go beyond the last image.
             within = done <= numbers.start and numbers.stop <= num_images
             if not (within and self._is_whole(path, len(numbers))):
                 logger.warning("%s is damaged: its images are made again.", path)
@@ -61,41 +65,41 @@ class Spool:
             missing.append(range(done, numbers.start))
             done = numbers.stop
         missing = [part for part in [*missing, range(done, num_images)] if part]
-        if (left := sum(map(len, missing))) < num_images:
-            logger.info("continuing after %d images: %s", num_images - left, self.directory)
+        if (num_left := sum(map(len, missing))) < num_images:
+            logger.info("continuing after %d images: %s", num_images - num_left, self.directory)
         return missing
 
     def _is_whole(self, path, count):
-        """Whether a batch is as it was written, of so many images, and of the others' arrays.
+        """Returns whether a batch is undamaged, has `count` images, and has the others' arrays.
 
         Raises: ValueError as `find_missing`.
         """
         if NAME.fullmatch(path.name)[3] != f"{_crc(path):08x}":
             return False
         try:
-            found = npz_files.describe_npz(path)
-            begun = _read_text(path, "revision")
+            described = npz_files.describe_npz(path)
+            saved = _read_text(path, "revision")
         except ValueError:
             return False
-        arrays = {name: array for name, array in found.items() if name != "revision"}
+        arrays = {name: array for name, array in described.items() if name != "revision"}
         if any(array.shape[:1] != (count,) for array in arrays.values()):
             return False
         form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
         if not self._has_form(form):
             return False
         self._form |= form
-        if begun != self.revision:
+        if saved != self.revision:
             raise UserError(
-                f"{self.directory} was begun by other code, revision {begun}, now {self.revision}: "
+                f"{self.directory} was begun by other code, revision {saved}, now {self.revision}: "
                 "their samples may differ. Go on with that code, or remove the directory to begin "
                 "again."
             )
         return True
 
     def add(self, numbers: range, arrays: dict[str, np.ndarray]) -> None:
-        """Keeps the arrays [len(numbers), ...] of the images of these numbers.
+        """Keeps the arrays [len(numbers), ...] of the images with these numbers.
 
-        Raises: OSError; ValueError if the batches that are there hold other arrays.
+        Raises: OSError; ValueError if the batches in the directory hold other arrays.
         """
         form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
         if not self._has_form(form):
@@ -106,6 +110,7 @@ class Spool:
         self._form |= form
         contents = io.BytesIO()
         np.savez(contents, revision=np.array(self.revision), **arrays)
+        # The name holds the checksum of the bytes, so they are made in memory first.
         crc = zlib.crc32(contents.getbuffer())
         path = self.directory / f"{numbers.start:08d}-{numbers.stop:08d}-{crc:08x}.npz"
         try:
@@ -117,24 +122,24 @@ class Spool:
             ) from error
 
     def read(self, num_images: int) -> dict[str, np.ndarray]:
-        """All arrays, but of 'image' only those of the first images."""
-        spooled, kept, shown = list(self._files()), {}, []
+        """Returns all arrays, but of 'image' only those of the first `num_images` images."""
+        spooled, kept, images = list(self._files()), {}, []
         total = spooled[-1][0].stop
         for numbers, path in spooled:
             names = self._form.keys() - ({"image"} if numbers.start >= num_images else set())
             arrays = npz_files.read_npz(path, names)
             if "image" in arrays:
-                shown.append(arrays.pop("image"))
+                images.append(arrays.pop("image"))
             for key, array in arrays.items():
-                if key not in kept:  # whole at once: parts and the whole would be twice as much
+                if key not in kept:  # allocated once: joining parts would take twice the memory
                     kept[key] = np.empty((total, *array.shape[1:]), array.dtype)
                 kept[key][numbers.start : numbers.stop] = array
-        return kept | {"image": np.concatenate(shown)[:num_images]}
+        return kept | {"image": np.concatenate(images)[:num_images]}
 
     def write_npz(self, out: pathlib.Path, name: str) -> None:
-        """All images as 'arr_0', and labels, if there are, as 'label', a batch at a time in memory.
+        """Writes all images as 'arr_0', and labels, if there are any, as 'label'.
 
-        For `name_of` it also holds a name.
+        Only one batch is in memory at a time. The file also holds `name`, which `get_name` returns.
         """
         spooled = list(self._files())
         shape = (spooled[-1][0].stop, *self._form["image"][0])
@@ -142,6 +147,7 @@ class Spool:
 
         def write(file):
             labels = []
+            # np.savez would need all images in memory.
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as npz:
                 with npz.open("arr_0.npy", "w", force_zip64=True) as member:
                     header = dict(descr="|u1", fortran_order=False, shape=shape)
@@ -164,18 +170,18 @@ class Spool:
             ) from error
 
     def remove(self) -> None:
-        """Removes the directory and what is in it, if it is there."""
+        """Removes the directory and its contents, if it exists."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _files(self) -> Iterator[tuple[range, pathlib.Path]]:
-        """(numbers, path) of the batches, in order."""
+        """Yields (numbers, path) of the batches, in order."""
         for path in sorted(self.directory.glob("*.npz")):
-            if name := NAME.fullmatch(path.name):  # an older version's batches had no checksum
+            if name := NAME.fullmatch(path.name):  # older versions' batches have no checksum
                 yield range(int(name[1]), int(name[2])), path
 
 
 def get_name(path: pathlib.Path) -> str | None:
-    """The name in an .npz that `Spool.write_npz` wrote; None if it is no such file."""
+    """Returns the name in an .npz that `Spool.write_npz` wrote; None for any other file."""
     try:
         return _read_text(path, "name")
     except (OSError, ValueError):
@@ -183,7 +189,7 @@ def get_name(path: pathlib.Path) -> str | None:
 
 
 def _crc(path):
-    """The CRC-32 of a file, a part at a time in memory."""
+    """Returns the CRC-32 of a file, read in parts."""
     crc = 0
     with path.open("rb") as file:
         while part := file.read(2**20):
@@ -192,7 +198,10 @@ def _crc(path):
 
 
 def _read_text(path, name):
-    """A short text in an .npz.   Raises: OSError; ValueError for anything else."""
+    """Returns a short text in an .npz.
+
+    Raises: OSError; ValueError for anything else.
+    """
     text = npz_files.describe_npz(path).get(name)
     if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MOST_TEXT_BYTES:
         raise UserError(f"{files.printable(path)} holds no text {name!r}")

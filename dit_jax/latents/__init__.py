@@ -1,6 +1,6 @@
-"""Images, moments and x_0: the VAE between them, and datasets of moments.
+"""Conversions between images, moments and x_0: the VAE, and datasets of moments.
 
-`store` and `shards`, which write such datasets, are imported by `encode` alone: they need TFDS.
+`store` and `shards` write such datasets. Only `dit_jax.encode` imports them: they need TFDS.
 """
 
 from dit_jax.latents.codec import (

@@ -1,4 +1,4 @@
-"""What every training step reads and none changes: frozen networks, and data on the devices."""
+"""Constant inputs of every training step: frozen networks, and data on the devices."""
 
 import jax
 from flax import struct
@@ -13,20 +13,20 @@ from dit_jax.workdirs import checkpoint
 
 @struct.dataclass
 class Frozen:
-    """A tree of arrays that jitted steps take; what a run does not need is None."""
+    """A pytree of arrays that jitted steps take; an array that a run does not need is None."""
 
-    vae: codec.Vae | None = None  # encodes images in each step, decodes pictures
+    vae: codec.Vae | None = None  # encodes images in each step, or decodes pictures
     text_encoder: conditions.TextEncoder | None = None
-    null: jax.Array | None = None  # as `Condition.load_null`, such as the empty caption [M]
-    lpips: dict | None = None  # its parameters
-    records: dict[str, jax.Array] | None = None  # all moments, and their labels or captions
+    null: jax.Array | None = None  # from `Condition.load_null`, such as the empty caption [M]
+    lpips: dict | None = None  # the LPIPS network's parameters
+    records: dict[str, jax.Array] | None = None  # all moments, with their labels or captions
 
     def with_records(
         self, config: ConfigDict, mesh: jax.sharding.Mesh, source: sources.Source
     ) -> "Frozen":
-        """Returns the same with the data that a run keeps on the devices, if any.
+        """Returns a copy with the data that the run keeps on the devices, if any.
 
-        Raises: as `Latents.load_records`, if they do not fit.
+        Raises: as `Latents.load_records`, if the data do not fit.
         """
         return self.replace(records=kinds.build(config).load_records(source, mesh))
 
@@ -34,27 +34,32 @@ class Frozen:
 def load_frozen(
     config: ConfigDict, mesh: jax.sharding.Mesh, metadata: dict | None = None
 ) -> tuple[ConfigDict, Frozen]:
-    """Returns the config with what only data and networks know, and the networks on the mesh.
+    """Loads the frozen networks; returns the completed config and the networks on the mesh.
 
-    Each network is read once, and compared with the digest that the config or the data record.
+    The config gets the digests, and an empty scale or shift, from the data and the networks. Each
+    network is read once, and compared with the digest that the config or the data record.
     Args: metadata, of the moments that the run trains on.
     Raises: as `Latents.resolve` and `load_vae`, `Condition.resolve` and `checkpoint.load_model`.
     """
     metadata = metadata or {}
+    # A VAE's config has no section fid.
     draws = config.sample_every_steps or config.get("fid", {}).get("every_steps", 0)
+    # The data's record comes first: the networks are compared with its digests.
     config = kinds.build(config).resolve(metadata)
     config, text_encoder = conditions.build(config).resolve(metadata, mesh)
     condition, x_0 = conditions.build(config), kinds.build(config)
     vae = x_0.load_vae(mesh) if x_0.uses_vae and config.latents.vae else None
     if vae:
-        if x_0.encodes:  # nothing else has recorded which one it is
+        if x_0.encodes:  # no dataset has recorded the VAE's digest
             recorded = dict(vae_digest=vae.digest, published=vae.published)
             config = loading.resolve(config, recorded)
-        elif not draws:  # its digest was asked for, and memory is dear
+        elif not draws:  # only its digest had to be checked, and device memory is scarce
             vae = None
+    # A stored null condition is the encoder's output, so it is made before the encoder is dropped.
     null = condition.load_null(text_encoder)
     if null is not None:
         null = jax.device_put(null, sharding.replicated(mesh))
+    # Steps read stored outputs, so only drawing still needs the encoder.
     if config.get("text", {}).get("stored") and not draws:
         text_encoder = None
     lpips = None

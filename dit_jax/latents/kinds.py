@@ -1,4 +1,4 @@
-"""What x_0 is, by `config.latents.source`: pixels, or latents that a VAE makes or has made."""
+"""The kinds of x_0 by `config.latents.source`: pixels, or latents from a VAE."""
 
 import abc
 import dataclasses
@@ -18,20 +18,24 @@ from dit_jax.latents import codec, device, loading, moments
 
 
 class Latents(abc.ABC):
-    """Where x_0 comes from and how it becomes images, made once from the config.
+    """A source of x_0 and its conversion to images, built from the config.
 
-    A new kind is a subclass and a row of `KINDS`.
+    To add a kind, write a subclass and a row of `KINDS`.
     """
 
-    uses_vae: ClassVar[bool] = True  # x_0 has no bounds, and a VAE decodes it
-    encodes: ClassVar[bool] = False  # images, in every step
-    stored: ClassVar[bool] = False  # by dit_jax.encode, perhaps with the context of captions
+    uses_vae: ClassVar[bool] = True  # whether a VAE decodes x_0, which then has no bounds
+    encodes: ClassVar[bool] = False  # whether the VAE encodes images in every step
+    # Whether dit_jax.encode stored x_0's moments, perhaps with the captions' context.
+    stored: ClassVar[bool] = False
 
     def __init__(self, config: ConfigDict):
         self.config = config
 
     def check(self, draws: bool) -> None:
-        """Demands what a run needs.   Args: draws, images while it trains.   Raises: ValueError."""
+        """Raises ValueError if the config lacks what a run needs.
+
+        Args: draws, whether the run draws images while it trains.
+        """
         config = self.config
         if (self.encodes or draws) and not config.latents.vae:
             raise UserError(
@@ -48,7 +52,7 @@ class Latents(abc.ABC):
                 )
 
     def check_clip(self) -> None:
-        """Raises: ValueError if x_0 is to be clipped in sampling and has no bounds."""
+        """Raises ValueError if sampling would clip an x_0 that has no bounds."""
         if self.uses_vae and self.config.sample.clip_x_0:
             raise UserError(
                 f"clip_x_0=True is of pixels, which lie in [-1, 1]; latents.source="
@@ -56,12 +60,12 @@ class Latents(abc.ABC):
             )
 
     def resolve(self, recorded: dict) -> ConfigDict:
-        """Returns the config with what only the data know.   As `loading.resolve`."""
+        """Returns the config completed by what the data record; as `loading.resolve`."""
         return loading.resolve(self.config, recorded)
 
     @abc.abstractmethod
     def open_split(self, split: str) -> sources.Source:
-        """Opens the data of a run, 'train' or 'eval'.
+        """Opens one split of a run's data, 'train' or 'eval'.
 
         Raises: as `sources.open_images` or `moments.open_split`.
         """
@@ -69,15 +73,15 @@ class Latents(abc.ABC):
     def x_0(
         self, batch: dict[str, jax.Array], key: jax.Array, frozen, mesh: jax.sharding.Mesh
     ) -> jax.Array:
-        """Returns the clean x_0 [B, h, w, C] f32 of a batch, scaled and shifted nowhere else.
+        """Returns the clean x_0 [B, h, w, C] f32 of a batch, with scale and shift applied.
 
         Args:
-          batch: 'image' [B, H, W, C] uint8, 'moments' [B, h, w, 2C] f16: mean, log-variance,
-            unscaled; or 'record' [B] int32, their places in frozen.records['moments'].
-          key: draws the posterior sample of moments, afresh for each call; or keys [B], one for
-            each image, whose sample is then a function of its own alone.
-          frozen: a `Frozen`, with the VAE of images to be encoded, or the records.
-          mesh: that the batch's rows lie on.
+          batch: 'image' [B, H, W, C] uint8; or 'moments' [B, h, w, 2C] f16, the unscaled mean and
+            log-variance; or 'record' [B] int32, their row numbers in frozen.records['moments'].
+          key: draws the posterior samples, new ones at each call. With keys [B], one per image,
+            the sample of an image depends on its own key alone.
+          frozen: a `Frozen` with the VAE that encodes images, or with the records.
+          mesh: the mesh over which the batch is sharded.
         """
         mean, log_variance = codec.posterior(self._moments(batch, frozen, mesh))
         if key.ndim:
@@ -88,10 +92,13 @@ class Latents(abc.ABC):
 
     @abc.abstractmethod
     def _moments(self, batch, frozen, mesh) -> jax.Array:
-        """[B, h, w, 2C] f16, unscaled."""
+        """Returns the moments [B, h, w, 2C] f16 of a batch, unscaled."""
 
     def load_vae(self, mesh: jax.sharding.Mesh) -> codec.Vae | None:
-        """Loads the VAE that decodes, if x_0 needs one.   Raises: as `loading.load_run_vae`."""
+        """Loads the VAE that decodes x_0; returns None for pixels.
+
+        Raises: as `loading.load_run_vae`.
+        """
         return loading.load_run_vae(self.config, mesh, self.encodes)
 
     def make_to_image(self, vae: codec.Vae | None, mesh: jax.sharding.Mesh) -> Callable:
@@ -101,29 +108,29 @@ class Latents(abc.ABC):
     def load_records(
         self, source: sources.Source, mesh: jax.sharding.Mesh
     ) -> dict[str, jax.Array] | None:
-        """Loads the data that a run keeps on the devices, if any.
+        """Loads the data that a run keeps on the devices; returns None if it keeps none.
 
-        Raises: as `device.load_moments`, if they do not fit.
+        Raises: as `device.load_moments`, if the data do not fit.
         """
         return None
 
     @abc.abstractmethod
     def make_batch(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Returns the part of any batch that x_0 is made of."""
+        """Returns the arrays for x_0 in a batch of `rows` arbitrary examples."""
 
 
 class Pixels(Latents):
-    """The images themselves, in [-1, 1]."""
+    """The images themselves as x_0, in [-1, 1]."""
 
     uses_vae = False
 
     def check(self, draws):
         config = self.config
-        pixels, takes = sizes.image_shape(config.data), sizes.input_shape(config.model)
-        if pixels != takes:
+        shape, expected = sizes.image_shape(config.data), sizes.input_shape(config.model)
+        if shape != expected:
             raise UserError(
-                f"data.image_size, data.image_channels make images {pixels}, but model.input_size, "
-                f"model.in_channels take {takes}: a model of pixels needs the same. For latents "
+                f"data.image_size, data.image_channels make images {shape}, but model.input_size, "
+                f"model.in_channels take {expected}: a model of pixels needs the same. For latents "
                 "set latents.source."
             )
 
@@ -150,7 +157,7 @@ class Pixels(Latents):
 
 
 class Images(Latents):
-    """Latents of images that every step encodes."""
+    """Latents of images that the VAE encodes in every step."""
 
     encodes = True
 
@@ -158,7 +165,7 @@ class Images(Latents):
         return _open_images(self.config, split)
 
     def _moments(self, batch, frozen, mesh):
-        # Rounded as they are stored, so that a run on moments stored in the same dtype is the same.
+        # In f16 like stored moments: a run on moments stored in the same dtype is then equal.
         return codec.encode_in_groups(frozen.vae, batch["image"], mesh)
 
     def make_batch(self, rows, rng):
@@ -183,13 +190,14 @@ class Moments(Latents):
 
 
 class DeviceMoments(Moments):
-    """Latents of stored moments, all of which lie in device memory."""
+    """Latents of stored moments, all kept in device memory."""
 
     def open_split(self, split):
+        # Training batches then hold record numbers in place of moments.
         return dataclasses.replace(super().open_split(split), on_device=True)
 
     def _moments(self, batch, frozen, mesh):
-        if "record" not in batch:  # of held-out images
+        if "record" not in batch:  # held-out images are not on the devices
             return batch["moments"]
         return frozen.records["moments"][batch["record"]]
 
@@ -214,7 +222,10 @@ KINDS: dict[str, type[Latents]] = {
 
 
 def build(config: ConfigDict) -> Latents:
-    """Returns what x_0 is of a config.   Raises: ValueError for an unknown `latents.source`."""
+    """Returns the kind of x_0 of a config.
+
+    Raises: ValueError for an unknown `latents.source`.
+    """
     name = config.latents.source
     if name not in KINDS:
         raise UserError(f"latents.source={name!r} is unknown; choose one of {', '.join(KINDS)}.")
@@ -222,7 +233,7 @@ def build(config: ConfigDict) -> Latents:
 
 
 def open_split(config: ConfigDict, split: str) -> sources.Source:
-    """Opens what a run trains on or, with split 'eval', is evaluated on.
+    """Opens the data that a run trains on or, with split 'eval', is evaluated on.
 
     Raises: ValueError for an unknown `latents.source`; as `Latents.open_split`.
     """

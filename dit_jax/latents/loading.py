@@ -1,4 +1,4 @@
-"""The VAE of a run: loaded from its workdir, and compared with what the run recorded."""
+"""The VAE of a run: loaded from its workdir, and compared with the digest that the run recorded."""
 
 import logging
 import pathlib
@@ -17,12 +17,12 @@ logger = logging.getLogger("dit_jax")
 
 
 def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
-    """The config with what only the data know: the VAE's digest, and scale and shift if empty.
+    """Returns the config with the VAE's digest, and with scale and shift where they were empty.
 
-    Args: recorded, the moments' metadata, or of a VAE that encodes in every step 'vae_digest' and
-      'published'.
-    Raises: ValueError if scale or shift is empty and nothing is recorded, or if the config's
-      digest is of another VAE.
+    Args: recorded, the moments' metadata; for a VAE that encodes in every step, its 'vae_digest'
+      and 'published'.
+    Raises: ValueError if scale or shift is empty and nothing is recorded, or if the config has the
+      digest of another VAE.
     """
     config = config.copy_and_resolve_references()
     latents_config = config.latents
@@ -30,6 +30,7 @@ def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
         name = f"the VAE of latents.moments={latents_config.moments}"
         check_digest(config, recorded["vae_digest"], name)
         latents_config.vae_digest = recorded["vae_digest"]
+    # A warning only: a config may set a scale of its own.
     used, published = (latents_config.scale, latents_config.shift), recorded.get("published")
     if published and used[0] and used != ((published[0],), (published[1],)):
         logger.warning(
@@ -44,16 +45,20 @@ def resolve(config: ConfigDict, recorded: dict) -> ConfigDict:
             f"latents.scale={latents_config.scale}, latents.shift={latents_config.shift}: empty "
             "ones are taken from what dit_jax.encode records, but these data have no record."
         )
+    # Each channel gets mean 0 and deviation 1.
     latents_config.scale = latents_config.scale or tuple(1 / std for std in recorded["std"])
     latents_config.shift = latents_config.shift or tuple(recorded["mean"])
     return config
 
 
 def check_digest(config: ConfigDict, digest: str, name: str) -> None:
-    """Demands that a VAE, described by `name`, is the one of `config.latents`, if that says which.
+    """Raises ValueError, with both digests, unless a VAE is the one that `config.latents` records.
 
-    Raises: ValueError with both digests.
+    Args:
+      digest: of the VAE.
+      name: describes the VAE in the message.
     """
+    # An empty digest accepts any VAE: a new run fills it in.
     if config.latents.vae_digest not in ("", digest):
         raise UserError(
             f"{name} has digest {digest}, but latents.vae_digest={config.latents.vae_digest} is of "
@@ -62,14 +67,16 @@ def check_digest(config: ConfigDict, digest: str, name: str) -> None:
 
 
 def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh, encodes: bool = False) -> codec.Vae:
-    """The VAE of `config.latents`, which must be the one that the moments are of.
+    """Loads the VAE of `config.latents`, which must be the one that encoded the moments.
 
-    Args: encodes, the images of `config.data`, whose channels it must have.
-    Raises: ValueError for another one, or one of another factor; as `latents.load_vae`.
+    Args: encodes, whether it is to encode the images of `config.data`, and so must have their
+      channels.
+    Raises: ValueError for another VAE, or one whose factor or channels do not fit; as `load_vae`.
     """
     workdir = files.to_path(config.latents.vae, "latents.vae")
     vae = load_vae(workdir, mesh, config.model.dtype)
     check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
+    # Checked here, where the message can name the keys: in a jitted step only shapes are known.
     height, width, image_channels = sizes.image_shape(config.data)
     factor = vae.model.factor
     image_size = sizes.simplify((height, width))
@@ -79,23 +86,25 @@ def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh, encodes: bool = Fa
             f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
             f"and multiples of {factor} pixels, not {image_channels=} and {image_size=}."
         )
-    makes = height // factor, width // factor, vae.model.latent_channels
-    takes = sizes.input_shape(config.model)
-    if makes != takes:
+    shape = height // factor, width // factor, vae.model.latent_channels
+    expected = sizes.input_shape(config.model)
+    if shape != expected:
         raise UserError(
-            f"latents.vae={config.latents.vae} makes latents {makes} of {image_size=}, but "
-            f"model.input_size and model.in_channels take {takes}."
+            f"latents.vae={config.latents.vae} makes latents {shape} of {image_size=}, but "
+            f"model.input_size and model.in_channels take {expected}."
         )
     return vae
 
 
 def load_vae(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str) -> codec.Vae:
-    """The VAE of a workdir, trained or converted, replicated over the mesh.
+    """Loads the VAE of a workdir, trained or converted, replicated over the mesh.
 
     Args: dtype, of its activations.
-    Raises: FileNotFoundError or OSError as `restore_params`; ValueError if it holds no VAE.
+    Raises: FileNotFoundError or OSError as `restore_params`; ValueError if the workdir holds no
+      VAE.
     """
     model, params = checkpoint.load_model(workdir, mesh, dtype, "vae")
     config = workdirs.load_config(workdir).model
+    # Only the config of a converted VAE has the scale and shift of its publisher.
     published = (config.scale, config.shift) if config.get("scale") else None
     return codec.Vae(params, model, digests.digest(params), published)

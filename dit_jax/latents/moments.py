@@ -1,4 +1,4 @@
-"""Moments that `dit_jax.encode` wrote, as a source of examples."""
+"""Moments that `dit_jax.encode` wrote, opened as a source of examples."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from dit_jax.config import sizes
 from dit_jax.data import manifest, sources, tfds_data
 from dit_jax.errors import UserError
 
-MOST_CHECKED = 256  # records whose size is compared with what was recorded
+MOST_CHECKED = 256  # records whose size is compared with the recorded size
 
 
 def open_split(config, split: str) -> sources.Source:
     """Opens the moments of one split, 'train' or 'eval'.
 
-    Raises: FileNotFoundError if there is no such dataset; ValueError for an empty split, moments
-      of another shape than the model takes, or moments that something has scaled.
+    Raises: FileNotFoundError if there is no such dataset; ValueError for an empty split, for
+      moments whose shape the model does not take, or for moments that were scaled after encoding.
     """
     name = config.latents.moments
     build = "python -m dit_jax.encode --config ... --vae ... --out ..."
@@ -25,10 +25,12 @@ def open_split(config, split: str) -> sources.Source:
     features, model = builder.info.features, config.model
     _check_shape(features, model, origin)
     metadata = dict(builder.info.metadata or {})
+    # Moments that another program wrote have no metadata, so less of them can be checked.
     if metadata:
         manifest.check_moments(metadata, model.in_channels, builder.data_dir)
     condition = conditions.build(config)
     annotations = condition.stored_annotations(features, metadata, builder.data_dir)
+    # The names of the encoded images' classes, if they were recorded, else the dataset's own.
     classes = metadata.get("dataset", {}).get("train", {}).get("classes")
     count = getattr(features["label"], "num_classes", None) if "label" in features else None
     if classes and count and len(classes) != count:
@@ -49,6 +51,7 @@ def open_split(config, split: str) -> sources.Source:
         shards=tuple(shards),
         version=f"{builder.info.full_name} {split}",
     )
+    # This check reads records, so it needs the opened source.
     if metadata:
         _check_scale(source, model.in_channels)
     return source
@@ -57,19 +60,23 @@ def open_split(config, split: str) -> sources.Source:
 def _check_shape(features, model, origin):
     shape = tuple(features["moments"].shape)
     height, width, channels = sizes.input_shape(model)
-    takes = (height, width, 2 * channels)
-    if shape != takes:
+    expected = (height, width, 2 * channels)
+    if shape != expected:
         raise UserError(
-            f"{origin} holds moments {shape}, but the model takes {takes}: [h, w, 2C] by "
+            f"{origin} holds moments {shape}, but the model takes {expected}: [h, w, 2C] by "
             f"model.input_size={model.input_size}, model.in_channels={model.in_channels}."
         )
 
 
 def _check_scale(source, channels):
-    """Demands means as large as `dit_jax.encode` recorded them: others may have been scaled."""
+    """Raises ValueError unless the means are as large as `dit_jax.encode` recorded.
+
+    Means of another size may have been scaled since.
+    """
     numbers = np.linspace(0, len(source) - 1, min(len(source), MOST_CHECKED)).astype(int)
     means = np.stack([source[i]["moments"] for i in numbers])[..., :channels]
     size, recorded = float(np.abs(means).mean(dtype=np.float64)), source.metadata["mean_absolute"]
+    # A sample of the records differs a little from all of them, a scale such as 0.18 by far more.
     if not recorded / 1.25 < size < recorded * 1.25:
         raise UserError(
             f"the means in {source.origin} are {size:.3g} large on average, but were written as "

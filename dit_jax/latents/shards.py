@@ -1,7 +1,8 @@
-"""The shards of a dataset of moments: written whole, checked when they are there, made a dataset.
+"""The shards of a dataset of moments: written whole, checked when resuming, joined to a dataset.
 
-Beside each shard, in sums/, lie its checksum, a digest of what it was made of, and the sums that
-the channels' mean and deviation come from. `encode.json` holds what all shards are made of.
+In sums/ there is a file for each shard. It has the shard's checksum, a digest of the settings that
+the shard was made with, and the sums for the channels' mean and deviation. `encode.json` records
+the settings of all shards.
 """
 
 import json
@@ -27,15 +28,15 @@ from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
 
-LATER_KEYS = ("dataset",)  # of encode.json, which older versions did not record
-# What is kept of every shard beside it; newer versions add checksums.
+LATER_KEYS = ("dataset",)  # keys of encode.json that older versions did not record
+# Keys of every file in sums/; newer versions add checksums.
 SUMS = {"records", "positions", "mean", "square", "absolute", "bytes"}
 
-Shards = Mapping[pathlib.Path, range]  # path -> the images in it, by number
+Shards = Mapping[pathlib.Path, range]  # path -> numbers of the images in it
 
 
 def list_shards(out: pathlib.Path, split: str, num_images: int, shard_images: int) -> Shards:
-    """The shards of a split of `num_images`, with `shard_images` in each but the last."""
+    """Returns the shards of a split of `num_images`: `shard_images` in each but the last."""
     num_shards = -(-num_images // shard_images)
     starts = range(0, num_images, shard_images)
     return {
@@ -47,16 +48,19 @@ def list_shards(out: pathlib.Path, split: str, num_images: int, shard_images: in
 
 
 def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> None:
-    """Demands that what the directory holds is made of the same, and records what that is.
+    """Raises unless the directory's shards were made with this identity; records it there.
 
     Args: identity, JSON of all that decides the bytes: images, VAE, settings, versions.
-    Raises: ValueError that lists what differs, in all processes; OSError if it cannot be written.
+    Raises: ValueError that lists the differences, in all processes; OSError if the record cannot
+      be written.
     """
     path, problem = out / "encode.json", ""
+    # The processes share the directory, so the first one reads it for all.
     if jax.process_index() == 0 and are_begun(out):
-        if begun := _read_claim(path):
-            problem = _compare(out, begun, identity)
+        if saved := _read_claim(path):
+            problem = _compare(out, saved, identity)
         else:
+            # encode.json is lost: every shard's own digest tells what it was made with.
             shards = (shard for split in splits.values() for shard in split if shard.is_file())
             if other := next((shard for shard in shards if not _is_made_of(shard, identity)), None):
                 problem = (
@@ -64,6 +68,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
                 )
         if problem:
             problem += "\nChoose another --out, or restore what it was made of."
+    # All processes raise together: otherwise the others would wait for the first one.
     if problem := sharding.from_first_process(problem):
         raise UserError(problem)
     text = json.dumps(manifest.with_digest(identity), indent=2)
@@ -71,32 +76,37 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
 
 
 def are_begun(out: pathlib.Path) -> bool:
-    """Whether there is a shard: before the first nothing can be mixed up."""
+    """Returns whether there is a shard: before the first one nothing can be mixed up."""
     return any(out.glob("moments-*.array_record-*-of-*[0-9]"))
 
 
 def _made_of(identity):
-    """What decides the bytes of the shards: not the name of the images, which may be moved."""
+    """Returns the part of an identity that decides the shards' bytes.
+
+    Images that 'dataset' identifies may be moved, so their name, 'source', is left out.
+    """
     return {k: v for k, v in identity.items() if k != "source" or not identity.get("dataset")}
 
 
 def _read_claim(path):
-    """What the directory was begun with; {} if that is lost, since every shard knows it too."""
+    """Returns the recorded identity; {} if the record is lost: each shard has a digest of it."""
     try:
-        begun = json_files.read_json(path, "what the shards are made of") if path.is_file() else {}
-        return manifest.without_digest(begun, path)
+        saved = json_files.read_json(path, "what the shards are made of") if path.is_file() else {}
+        return manifest.without_digest(saved, path)
     except ValueError as error:
         logger.warning("%s; it is written again.", error)
         return {}
 
 
 def _compare(out, begun, identity):
-    """The differences in words; '' if there are none."""
+    """Returns the differences in words; '' if there are none."""
+    # A key that an older version did not record cannot be compared.
     unknown = [key for key in LATER_KEYS if key not in begun]
     if unknown:
         logger.warning(
             "%s has no record of its %s: see that it is as then.", out, " and ".join(unknown)
         )
+    # Without a recorded dataset, `_made_of` keeps the images' name: both sides must have it.
     then, now = (
         _flatten({k: v for k, v in d.items() if k not in unknown})
         for d in (_made_of(begun), identity if unknown else _made_of(identity))
@@ -110,7 +120,7 @@ def _compare(out, begun, identity):
 
 
 def _flatten(value, prefix=""):
-    """{'dataset.train.files': value} of nested objects; lists are values."""
+    """Flattens nested objects to {'dataset.train.files': value}; lists are values."""
     if not isinstance(value, dict):
         return {prefix: value}
     inner = (_flatten(v, f"{prefix}.{key}".strip(".")) for key, v in value.items())
@@ -118,20 +128,21 @@ def _flatten(value, prefix=""):
 
 
 def _shorten(value):
-    """The value as a message shows it; of a long list, the names of many classes, its beginning."""
+    """Returns a value for a message; of a list, such as class names, only the beginning."""
     return f"[{files.list_some(value)}]" if isinstance(value, list) else repr(value)
 
 
 def find_missing(shards: Shards, threads: Executor) -> Shards:
-    """The shards that are still to be written, or again because they are damaged.
+    """Returns the shards that must be written, because they are missing or damaged.
 
-    Every shard that is there is read, by the threads, and compared with its checksum.
+    The threads read every existing shard and compare it with its checksum.
     """
     paths = [path for path in shards if path.is_file()]
     problems = dict(zip(paths, threads.map(_find_damage, paths), strict=True))
     for path, problem in problems.items():
         if problem:
             logger.warning("%s is written again: %s", path, problem)
+    # Older versions recorded no checksums.
     unchecked = [p for p in paths if not problems[p] and "crc32" not in _read_sums(p)]
     if unchecked:
         logger.warning(
@@ -143,11 +154,12 @@ def find_missing(shards: Shards, threads: Executor) -> Shards:
 
 
 def _find_damage(path):
-    """What is wrong with a shard that is there; '' if it is as it was written."""
+    """Returns what is wrong with an existing shard; '' if it is as it was written."""
     try:
         sums = _read_sums(path)
     except (OSError, ValueError) as error:
         return str(error)
+    # The size first: the checksum reads the whole file.
     if path.stat().st_size != sums["bytes"]:
         return f"it has {path.stat().st_size} bytes, not {sums['bytes']}"
     if "crc32" in sums and _crc32(path) != sums["crc32"]:
@@ -163,32 +175,40 @@ def write_shard(
     identity: dict,
     bar: tqdm,
 ) -> None:
-    """Writes the records of a shard and their sums; the shard bears its name when all is written.
+    """Writes the records of a shard and their sums; the shard gets its name when it is complete.
 
     Args:
+      path: the shard's final name.
       batches: (path, moments [views * B, h, w, 2C], number of images that count, {feature: values
-        [B] or more}).   views: moments in a row of every image.
+        [B] or more}).
+      views: how many moments in a row belong to each image.
+      identity: as for `claim`.
     Raises: ValueError for moments that are not finite; OSError if the shard cannot be written.
     """
     temporary, sums = path.with_name(path.name + ".tmp"), []
     try:
+        # One record a group, so that random access reads no others.
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for _, moments, count, values in batches:
+            # A batch may be filled up: what lies beyond `count` images is left out.
             moments = np.asarray(moments)[: views * count]
             values = {name: np.asarray(array)[:count] for name, array in values.items()}
             _check_finite(path, moments, "moments")
             _check_finite(path, values.get("context", np.zeros(0)), "text encoder's outputs")
             for i, moment in enumerate(moments):
-                beside = {name: array[i // views] for name, array in values.items()}
-                example = features.serialize_example({"moments": moment, **beside})
+                # An image and its mirror have the same label and captions.
+                annotations = {name: array[i // views] for name, array in values.items()}
+                example = features.serialize_example({"moments": moment, **annotations})
                 writer.write(_deterministic(example))
             sums.append(_sum_moments(moments))
             bar.update(count)
         writer.close()
+        # In this order a shard that has its name is on the disk, complete, and has its sums.
         files.flush_to_disk(temporary)
         _write_sums(path, temporary, sums, identity)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # the latter is array_record's
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+        # JaxRuntimeError is one too, but comes from the devices, not from the file.
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise
         raise UserFileError(
@@ -208,12 +228,15 @@ def _check_finite(path, array, name):
 
 
 def _deterministic(example):
-    """The bytes of a record with its features in order: Protocol Buffers' maps have none."""
+    """Returns a record's bytes with its features in order: protobuf maps are unordered."""
     return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
 
 
 def _sum_moments(moments):
-    """Of each of the moments [B, h, w, 2C], in f64: what the deviation of a channel comes from."""
+    """Returns sums over each record of moments [B, h, w, 2C], in f64, for the channels' statistics.
+
+    'square' includes the posterior's variance, since x_0 is a sample of the posterior.
+    """
     records, channels = len(moments), moments.shape[-1]
     moments = moments.astype(np.float64).reshape(records, -1, channels)
     mean, log_variance = np.split(moments, 2, axis=-1)  # [B, positions, C]
@@ -228,7 +251,7 @@ def _sum_moments(moments):
 
 
 def _write_sums(path, shard, parts, identity):
-    # Of all records at once: batches must not decide in which order they are added.
+    # Summed over all records at once, so that the batch size does not change the rounding.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
     sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
     sums = manifest.with_digest(sums | {"identity": manifest.digest(_made_of(identity))})
@@ -241,7 +264,10 @@ def _sums_path(path):
 
 
 def _read_sums(path):
-    """The sums of a shard.   Raises: OSError; ValueError if they are damaged."""
+    """Reads the sums of a shard.
+
+    Raises: OSError; ValueError if the sums are damaged.
+    """
     sums_path = _sums_path(path)
     sums = json_files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
@@ -250,24 +276,27 @@ def _read_sums(path):
 
 
 def _is_made_of(path, identity):
-    """Whether a shard is made of this, as far as its sums record it and can be read."""
+    """Returns whether a shard was made with this identity; True if its sums do not tell."""
     try:
-        wanted = manifest.digest(_made_of(identity))
-        return _read_sums(path).get("identity", wanted) == wanted
+        expected = manifest.digest(_made_of(identity))
+        return _read_sums(path).get("identity", expected) == expected
     except (OSError, ValueError):
-        return True  # it is written again
+        return True  # the shard is written again
 
 
 def _crc32(path):
     crc = 0
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 20):  # in blocks: a shard may be large
             crc = zlib.crc32(block, crc)
     return crc
 
 
 def compute_statistics(shards: Shards) -> dict:
-    """Mean and deviation of each latent channel, of samples of the posterior, as JSON lists."""
+    """Returns mean and deviation of each channel of posterior samples, as JSON lists.
+
+    Also returns 'mean_absolute', the mean size of the posterior's means.
+    """
     sums = [_read_sums(path) for path in shards]
     positions = sum(s["positions"] for s in sums)
     mean = np.sum([s["mean"] for s in sums], axis=0) / positions
@@ -282,7 +311,7 @@ def write_metadata(
     features: tfds.features.FeaturesDict,
     metadata: dict,
 ) -> None:
-    """Writes what makes the shards a TFDS dataset."""
+    """Writes the metadata that make the shards a TFDS dataset."""
     template = tfds.core.ShardedFileTemplate(
         dataset_name="moments", data_dir=out, filetype_suffix="array_record"
     )
@@ -302,7 +331,7 @@ def write_metadata(
         features=features,
         split_infos=infos,
         filename_template=template,
-        check_data=False,  # that needs TensorFlow
+        check_data=False,  # the check needs TensorFlow
         description="Moments of a VAE's posterior over images, unscaled.",
         metadata=tfds.core.MetadataDict(metadata),
     )

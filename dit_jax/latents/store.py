@@ -1,4 +1,4 @@
-"""A dataset of moments: images encoded by a VAE, shard by shard, so that it resumes."""
+"""A dataset of moments: images encoded by a VAE, shard by shard, so that a killed run resumes."""
 
 import collections
 import concurrent.futures
@@ -24,9 +24,9 @@ from dit_jax.latents import codec, loading, shards
 from dit_jax.system import files, locks, stopping
 from dit_jax.workdirs import identity
 
-LOCK = "encode.lock"  # in the directory of the dataset
-RECORD_FORMAT = 1  # raised when the same images and VAE would give other bytes
-BATCHES_AHEAD = 3  # that threads read while the devices compute
+LOCK = "encode.lock"  # in the dataset's directory
+RECORD_FORMAT = 1  # raised when the same images and VAE give other bytes
+BATCHES_AHEAD = 3  # batches that threads read while the devices compute
 
 
 def encode(
@@ -41,27 +41,30 @@ def encode(
     """Writes the dataset to the directory `out`; returns the metadata that it records.
 
     Args:
-      shard_images: images of a shard, the unit of work.   batch_size: images at a time, per device,
-        rounded up to whole groups of `latents.images_at_once`, which alone the VAE takes together.
+      shard_images: images of a shard, the unit of work.
+      batch_size: images at a time per device, rounded up to a multiple of
+        `latents.images_at_once`. The VAE takes no more than that number together.
       dtype: of the VAE's activations.
-    Raises: ValueError if the config's model has no classes or there is no train_split, if `out`
-      cannot be made or was begun with other images, VAE or versions, or if the VAE's factor does
-      not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
+    Raises: ValueError if the config's model has no key num_classes or there is no train_split, if
+      `out` cannot be made or was begun with other images, VAE or versions, or if the VAE's factor
+      does not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
       written, or if another process failed.
     """
     sources.check_outside(config, out)
     files.check_utf8(out)
-    mesh, vae, encoder, images, made_of = sharding.in_every_process(
+    # If a process cannot open its inputs, all raise, so that none waits for it.
+    mesh, vae, encoder, images, provenance = sharding.in_every_process(
         lambda: _open(config, vae_workdir, shard_images, dtype)
     )
+    # One command at a time writes the dataset, and it refuses shards that were made otherwise.
     with locks.hold(out / LOCK) as lock:
         splits = {
             name: shards.list_shards(out, name, len(source), shard_images)
             for name, source in images.items()
         }
-        shards.claim(out, made_of, splits)
+        shards.claim(out, provenance, splits)
         features = _features(config, vae)
-        # Else the images of a group, and with them the rounding, would depend on the batch.
+        # Whole groups: a smaller group would change the rounding, so it would depend on the batch.
         group = codec.images_at_once(*sizes.height_and_width(config.data.image_size))
         batch_size = -(-batch_size // group) * group * mesh.size
         views = 1 + config.data.flip
@@ -69,50 +72,59 @@ def encode(
 
         def write_missing(threads):
             for name, source in images.items():
+                # The processes share the shards in turn.
                 mine = list(splits[name].items())[jax.process_index() :: jax.process_count()]
                 missing = shards.find_missing(dict(mine), threads)
                 done = len(source) - sum(map(len, missing.values()))
                 with tqdm(
                     total=len(source), initial=done, desc=name, unit="img", disable=not progress
                 ) as bar:
+                    # The devices encode a batch while the host writes the one before.
                     batches = _batches(source, missing, batch_size, threads)
                     ready = _one_behind((path, *encode_batch(*batch)) for path, *batch in batches)
-                    for path, of_shard in itertools.groupby(ready, key=operator.itemgetter(0)):
-                        lock.check()
-                        shards.write_shard(path, of_shard, views, features, made_of, bar)
+                    for path, shard_batches in itertools.groupby(ready, key=operator.itemgetter(0)):
+                        lock.check()  # nothing is written if the directory was moved
+                        shards.write_shard(path, shard_batches, views, features, provenance, bar)
 
+        # An error then tells which shards are kept.
         same_images = "they go with the images that this began with"
         with (
             stopping.telling(lambda: f"{describe_progress(out)}; {same_images}"),
             concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads,
         ):
             sharding.in_every_process(functools.partial(write_missing, threads))
-        metadata = made_of | shards.compute_statistics(splits["train"])
+        # All processes have written their shards, so the sums of all can be read.
+        metadata = provenance | shards.compute_statistics(splits["train"])
         if jax.process_index() == 0:
             shards.write_metadata(out, splits, features, metadata)
     return metadata
 
 
 def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
-    """encode_batch(image, examples): moments on the devices, how many count, what goes with each.
+    """Returns `encode_batch(image, examples)`, which returns (moments, count, stored).
 
-    The last is {name: values} of the other features of a record, in the order of the examples.
+    moments are on the devices. count is the number of examples: images beyond it only fill up the
+    batch. stored is {feature: values} of the records' other features, in the examples' order.
     """
-    moments_of = _compile(vae, mesh, mirrored)
-    context_of = encoder and _compile_encoder(encoder, mesh)
+    encode_images = _compile(vae, mesh, mirrored)
+    encode_tokens = encoder and _compile_encoder(encoder, mesh)
 
     def encode_batch(image, examples):
         stored = {name: [e[name] for e in examples] for name in features if name in examples[0]}
         if encoder:
             tokens = np.stack([e["tokens"] for e in examples])
-            stored["context"] = context_of(np.resize(tokens, (len(image), *tokens.shape[1:])))
-        return moments_of(image), len(examples), stored
+            # Filled up like the images, because the compiled function takes whole batches.
+            stored["context"] = encode_tokens(np.resize(tokens, (len(image), *tokens.shape[1:])))
+        return encode_images(image), len(examples), stored
 
     return encode_batch
 
 
 def _open(config, vae_workdir, shard_images, dtype):
-    """(mesh, VAE, text encoder, split -> images, all that decides the bytes); raises at once."""
+    """Returns (mesh, VAE, text encoder, {split: images}, provenance) before any work is done.
+
+    The provenance is JSON of all that decides the bytes.
+    """
     if "num_classes" not in config.model:
         raise UserError(
             f"the config's model, a {config.model.name!r}, has no num_classes for the labels: "
@@ -121,7 +133,7 @@ def _open(config, vae_workdir, shard_images, dtype):
     splits = {"train": config.data.train_split, "eval": config.data.eval_split}
     if not splits["train"]:
         raise UserError("data.train_split is empty: there is nothing to encode.")
-    mesh = sharding.local_mesh()  # processes work on shards of their own
+    mesh = sharding.local_mesh()  # each process encodes shards of its own
     vae, condition = loading.load_vae(vae_workdir, mesh, dtype), conditions.build(config)
     encoder = condition.load_encoder(mesh, dtype) if config.text.stored else None
     if config.text.stored and not encoder:
@@ -129,16 +141,17 @@ def _open(config, vae_workdir, shard_images, dtype):
             f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
             f"encoder, not {config.model.condition!r}."
         )
-    found = {n: conditions.open_images(config, split) for n, split in splits.items() if split}
+    images = {n: conditions.open_images(config, split) for n, split in splits.items() if split}
+    # Traced only: it raises if the VAE does not take images of this shape.
     shape = (mesh.size, *sizes.image_shape(config.data))
     jax.eval_shape(codec.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
-    made_of = {
+    provenance = {
         "record_format": RECORD_FORMAT,
         "vae_digest": vae.digest,
         "published": vae.published and list(vae.published),
         "source": {n: f"{config.data.name}: {split}" for n, split in splits.items() if split},
-        "num_images": {name: len(source) for name, source in found.items()},
-        "dataset": {name: _identify(source) for name, source in found.items()},
+        "num_images": {name: len(source) for name, source in images.items()},
+        "dataset": {name: _identify(source) for name, source in images.items()},
         "crop": "adm",
         "image_size": sizes.to_json(config.data.image_size),
         "mirrored": config.data.flip,
@@ -147,21 +160,24 @@ def _open(config, vae_workdir, shard_images, dtype):
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "pillow")},
     }
     if not config.model.num_classes:
-        made_of["labels"] = False
+        provenance["labels"] = False
     if config.data.caption_feature:
-        made_of["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
+        provenance["captions"] = f"{config.data.caption_feature}: {config.data.captions_per_image}"
     if encoder:
-        made_of["text_encoder_digest"] = encoder.digest
-    return mesh, vae, encoder, found, made_of
+        provenance["text_encoder_digest"] = encoder.digest
+    return mesh, vae, encoder, images, provenance
 
 
 def _identify(source):
-    """The identity of the images, without times: equal bytes make equal moments."""
+    """Returns the identity of images without file times: equal bytes give equal moments."""
     return {key: v for key, v in identity.identify(source).items() if key != "times"}
 
 
 def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
-    """moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16, in the images' order."""
+    """Returns `moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16`, in order.
+
+    Args: mirrored, whether each image is followed by its mirror.
+    """
     rows = sharding.batch_sharding(mesh)
 
     def moments_of(vae, image):
@@ -175,7 +191,7 @@ def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
 
 
 def _compile_encoder(encoder, mesh) -> Callable[[np.ndarray], jax.Array]:
-    """context_of(tokens [B, K, M] int32) -> [B, K, M, D] f16."""
+    """Returns `context_of(tokens [B, K, M] int32) -> [B, K, M, D] f16`."""
     rows = sharding.batch_sharding(mesh)
 
     def context_of(encoder, tokens):
@@ -187,11 +203,12 @@ def _compile_encoder(encoder, mesh) -> Callable[[np.ndarray], jax.Array]:
 
 
 def _features(config, vae):
-    """What a record holds, in TFDS's terms."""
+    """Returns the features of a record, as TFDS describes them."""
     count = config.data.captions_per_image
     size = (side // vae.model.factor for side in sizes.height_and_width(config.data.image_size))
 
-    def numbers(*shape):  # without bytes TFDS stores f32, twice the size and 40 times slower
+    def numbers(*shape):
+        # Without encoding="bytes" TFDS stores f32, twice the size and 40 times slower.
         return tfds.features.Tensor(shape=shape, dtype=np.float16, encoding="bytes")
 
     features = {"moments": numbers(*size, 2 * vae.model.latent_channels)}
@@ -206,32 +223,37 @@ def _features(config, vae):
 
 
 def _batches(source, missing, batch_size, threads):
-    """(path, image [batch_size, H, W, C], examples of those that count); a shard's last one is
-    filled up. Threads read BATCHES_AHEAD of what is asked for."""
+    """Yields (path, image [batch_size, H, W, C], examples) of the missing shards.
+
+    A shard's last batch repeats images to be full; `examples` has only the ones that count.
+    Threads read BATCHES_AHEAD batches ahead of the one that is yielded.
+    """
 
     def read(i):
         captions = {"captions": source.captions(i)} if source.annotations.caption_feature else {}
         return source[i] | captions
 
-    wanted = (
+    parts = (
         (path, range(start, min(start + batch_size, numbers.stop)))
         for path, numbers in missing.items()
         for start in range(numbers.start, numbers.stop, batch_size)
     )
     reading = collections.deque()
-    for path, numbers in itertools.chain(wanted, BATCHES_AHEAD * [(None, ())]):
+    # The empty parts at the end push the last batches out of the queue.
+    for path, numbers in itertools.chain(parts, BATCHES_AHEAD * [(None, ())]):
         reading.append((path, [threads.submit(read, i) for i in numbers]))
         if len(reading) <= BATCHES_AHEAD:
             continue
         path, futures = reading.popleft()
         examples = [future.result() for future in futures]
         image = np.stack([example["image"] for example in examples])
+        # The compiled function takes full batches only.
         image = np.resize(image, (batch_size, *image.shape[1:]))
         yield path, image, examples
 
 
 def _one_behind(items):
-    """The items, each when the next has begun: devices compute while the host writes."""
+    """Yields the items, each after the next was begun: devices compute while the host writes."""
     previous = None
     for item in items:
         if previous is not None:
@@ -242,7 +264,7 @@ def _one_behind(items):
 
 
 def describe_progress(out):
-    """What is kept of the dataset, in words."""
+    """Returns what is kept of the dataset, in words for a message."""
     begun = shards.are_begun(out)
     return (
         f"the shards that are complete are kept in {out}" if begun else "no shard is complete yet"

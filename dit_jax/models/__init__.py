@@ -1,6 +1,6 @@
 """The networks: DiT, UNet, VAE, CLIP's text transformer, feature extractors, LPIPS.
 
-`build` makes the module of a config's `model`; `counts` says what it costs.
+`build` makes the module of `config.model`; `count` returns its parameters and multiply-adds.
 """
 
 from dit_jax.models.counts import count

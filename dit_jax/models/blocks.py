@@ -1,4 +1,4 @@
-"""The four blocks of DiT, which differ in how they take in time and label, and their final layers.
+"""The four DiT blocks, which differ in how time and label enter, and the final layer.
 
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2, figure 3.
 """
@@ -13,9 +13,10 @@ from dit_jax.models import layers
 
 
 class _Block(nn.Module):
-    """What the four share: sizes, self-attention 'attn' and MLP 'mlp'.
+    """The base of the four blocks: sizes, self-attention 'attn' and MLP 'mlp'.
 
-    Both are pinned on either side, the input for the sake of its gradient: see `pin_batch`.
+    Their inputs and outputs are pinned: see `sharding.pin_batch`. The input is pinned because this
+    pins its gradient too.
     """
 
     num_heads: int
@@ -33,18 +34,18 @@ class _Block(nn.Module):
 
 
 class InContextBlock(_Block):
-    """The plain block of a ViT; time and label are tokens of x like those of the image."""
+    """The plain block of a ViT; time and label are tokens of x, as the image's patches are."""
 
     @nn.compact
     def __call__(self, x):
         x = _pin_stream(x)
         x = x + self.self_attend(layers.LayerNorm(name="norm1")(x))
         x = x + self.feed_forward(layers.LayerNorm(name="norm2")(x))
-        return x, None
+        return x, None  # the carry and the output that nn.scan expects
 
 
 class CrossAttentionBlock(_Block):
-    """The plain block with a cross-attention over the context [B, M, D], of any M, in between."""
+    """The plain block with cross-attention to a context [B, M, D] of any M before the MLP."""
 
     @nn.compact
     def __call__(self, x, context):
@@ -58,12 +59,13 @@ class CrossAttentionBlock(_Block):
 
 
 class AdaLNBlock(_Block):
-    """Self-attention and MLP, their LayerNorms modulated by c [B, D]."""
+    """Self-attention and MLP whose LayerNorms are modulated by c [B, D]."""
 
     @nn.compact
     def __call__(self, x, c):
         x = _pin_stream(x)
-        # The paper says of adaLN-Zero alone that this Linear is zero; here, then, it is as any.
+        # The paper initialises this Linear to zero for adaLN-Zero only. So here it is initialised
+        # like every other Linear.
         modulation = _modulation(c, 4, self.dtype, layers.xavier_uniform)
         shift_a, scale_a, shift_m, scale_m = modulation
         x = x + self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
@@ -77,7 +79,7 @@ class AdaLNZeroBlock(_Block):
     @nn.compact
     def __call__(self, x, c):
         x = _pin_stream(x)
-        modulation = _modulation(c, 6, self.dtype, nn.initializers.zeros)  # every gate shut
+        modulation = _modulation(c, 6, self.dtype, nn.initializers.zeros)  # all gates begin at 0
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
         a = self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
         x = x + gate_a[:, None] * a
@@ -95,16 +97,13 @@ BLOCKS = {
 
 
 def check(name: str) -> None:
-    """Demands the name of a block.
-
-    Raises: ValueError that lists the four.
-    """
+    """Raises ValueError, with the four names, unless this is the name of a block."""
     if name not in BLOCKS:
         raise UserError(f"block={name!r} is unknown; choose one of {', '.join(BLOCKS)}.")
 
 
 def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
-    """The channels of a block's MLP.   Raises: ValueError if there is none."""
+    """Returns the number of channels of a block's MLP.   Raises: ValueError if it is 0."""
     size = int(hidden_size * mlp_ratio)
     if size < 1:
         raise UserError(
@@ -115,7 +114,7 @@ def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, modulated where there is a c, then a Linear to pixels; 0 at initialisation."""
+    """LayerNorm, modulated if c is given, and a Linear to pixels; returns 0 at initialisation."""
 
     output_size: int
     dtype: str
@@ -131,13 +130,13 @@ class FinalLayer(nn.Module):
 
 
 def _pin_stream(x: jax.Array) -> jax.Array:
-    """The residual stream [B, N, D] as it enters a block, its rows where the mesh has them."""
-    # XLA on the GPU otherwise keeps it batch-minor and pays in transposes.
+    """Pins the residual stream [B, N, D] that enters a block to the mesh, in row-major layout."""
+    # Otherwise XLA on the GPU stores it with the batch axis innermost, which costs transposes.
     return with_layout_constraint(sharding.pin_batch(x), Layout((0, 1, 2)))
 
 
 def _modulation(c: jax.Array, parts: int, dtype: str, kernel_init) -> list[jax.Array]:
-    """SiLU and one Linear 'adaLN_modulation' of c [B, D]: so many parts, each [B, D]."""
+    """Applies SiLU and the Linear 'adaLN_modulation' to c [B, D]; returns `parts` arrays [B, D]."""
     linear = nn.DenseGeneral(
         (parts, c.shape[-1]), dtype=dtype, kernel_init=kernel_init, name="adaLN_modulation"
     )

@@ -1,8 +1,9 @@
-"""CLIP's text transformer: token ids to a context of one vector per token.
+"""CLIP's text transformer: maps token ids to a context of one vector per token.
 
-Every module has the name it has in the checkpoints of transformers' CLIPTextModel.
+Modules have the same names as in the checkpoints of transformers' CLIPTextModel.
 Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", arXiv 2103.00020, section 2.4; initial deviations are those of its code.
+Supervision", arXiv 2103.00020, section 2.4. Its code has the same standard deviations of initial
+parameters.
 """
 
 import functools
@@ -25,7 +26,7 @@ VIT_L_14 = dict(
     mlp_size=3072,
     activation="quick_gelu",
 )
-# `config.model` but for name and dtype.
+# Fields of `config.model`, without name and dtype.
 PRESETS = {
     "clip-vit-l-14": VIT_L_14,  # Stable Diffusion 1; 123,060,480 parameters
     # Stable Diffusion 2, which leaves out the last of 24 layers; 340,387,840 parameters.
@@ -35,7 +36,7 @@ PRESETS = {
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), a GELU that is wrong by up to 0.02."""
+    """Returns x sigmoid(1.702 x), which approximates GELU with an error of up to 0.02."""
     return x * nn.sigmoid(1.702 * x)
 
 
@@ -46,10 +47,10 @@ ACTIVATIONS = {
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention of every token to itself and those before it; softmax in f32."""
+    """Multi-head attention of every token to itself and earlier tokens; softmax in f32."""
 
     num_heads: int
-    out_std: float  # of the initial kernel of the last Linear
+    out_std: float  # standard deviation of the last Linear's initial kernel
     dtype: str
 
     @nn.compact
@@ -80,7 +81,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Causal self-attention and MLP after a LayerNorm each."""
+    """Causal self-attention and MLP, each after a LayerNorm."""
 
     num_heads: int
     mlp_size: int
@@ -98,13 +99,13 @@ class Layer(nn.Module):
 
 
 class ClipText(nn.Module):
-    """The text transformer, without its projection into the space of images.
+    """CLIP's text transformer, without the projection into the space of images.
 
     Parameters of the layers are stacked over depth: every leaf under 'encoder_layers' is [L, ...].
     """
 
     vocab_size: int
-    length: int  # the most tokens
+    length: int  # the largest number of tokens
     hidden_size: int
     depth: int
     num_heads: int
@@ -113,23 +114,23 @@ class ClipText(nn.Module):
     dtype: str  # of the activations; parameters, norm statistics and outputs are f32
 
     def example_inputs(self) -> tuple[jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         return (jnp.zeros((1, 1), jnp.int32),)
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Tokens [B, M] int32 in [0, vocab_size), M up to length, to [B, M, hidden_size] f32.
+        """Maps tokens [B, M] int32 in [0, vocab_size) to [B, M, hidden_size] f32; M up to length.
 
-        The last layer's outputs after the final LayerNorm; a token sees itself and those before
-        it, padding included. A token of vocab_size or more makes NaN.
-        Raises: ValueError for more tokens, or of another rank or dtype.
+        Returns the last layer's outputs after the final LayerNorm. A token sees itself and earlier
+        tokens, padding included. A token of vocab_size or more makes NaN.
+        Raises: ValueError for more tokens than length, or for another rank or dtype.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or tokens.dtype != jnp.int32:
             raise UserError(
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; this CLIP takes "
                 f"[B, M] of int32, M up to {self.length}."
             )
-        # JAX otherwise multiplies f32 in TF32 or bfloat16 where the device has them.
+        # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
         with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
             return self._hidden_states(tokens)
 
@@ -137,16 +138,16 @@ class ClipText(nn.Module):
         embed = _embed(self.vocab_size, self.hidden_size, 0.02, self.dtype, "token_embedding")
         position = _embed(self.length, self.hidden_size, 0.01, self.dtype, "position_embedding")
         x = embed(tokens) + position(jnp.arange(tokens.shape[1]))[None]  # [B, M, D]
-        layers = nn.scan(
+        stack = nn.scan(
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.depth,
         )
-        # The deviation of a sum of 2 L branches does not grow with L.
+        # With this, the standard deviation of the sum of 2 L branches does not grow with L.
         out_std = (self.hidden_size * 2 * self.depth) ** -0.5
         sizes = self.num_heads, self.mlp_size, self.activation, out_std
-        x, _ = layers(*sizes, self.dtype, name="encoder_layers")(x)  # [B, M, D]
+        x, _ = stack(*sizes, self.dtype, name="encoder_layers")(x)  # [B, M, D]
         return _layer_norm("float32", "final_layer_norm")(x.astype(jnp.float32))
 
 
@@ -160,12 +161,12 @@ def _dense(size, std, dtype, name):
 
 
 def _layer_norm(dtype, name):
-    """LayerNorm, its statistics in f32 and two passes."""
+    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
     return nn.LayerNorm(epsilon=NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def from_config(config) -> ClipText:
-    """The module that `config.model` of a text encoder describes.
+    """Builds the module that `config.model` of a text encoder describes.
 
     Raises: ValueError for sizes that do not fit together, an unknown activation or dtype.
     """

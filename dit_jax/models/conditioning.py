@@ -1,9 +1,9 @@
-"""What a noise predictor is told beside x_t and its time, by the model's `condition`.
+"""Conditions of a noise predictor, its third input after x_t and time, by `model.condition`.
 
 label    [B] int32, a class.
-tokens   [B, M] int32, a caption's words, which a `TextEncoder` of the model's own reads; or what
-         that has made of them, [B, M, context_size] f32, so that samplers call it once.
-context  [B, M, context_size] f32, what a frozen encoder has made of a caption, of any M.
+tokens   [B, M] int32, the words of a caption, which the model's own `TextEncoder` reads. Samplers
+         call this encoder once, and give the model its output, [B, M, context_size] f32.
+context  [B, M, context_size] f32, the output of a frozen encoder for a caption, of any M.
 """
 
 import jax
@@ -16,7 +16,7 @@ CONDITIONS = ("label", "tokens", "context")
 
 
 def check(config) -> None:
-    """Demands of a noise predictor, or of its `config.model`, what its condition needs.
+    """Raises unless a noise predictor, or its `config.model`, has the sizes its condition needs.
 
     Raises: ValueError with the values.
     """
@@ -28,11 +28,13 @@ def check(config) -> None:
                 "to drop; set it to False, or num_classes to their number."
             )
         return
+    # The other conditions are sequences, whose width must be known.
     if config.context_size < 1:
         raise UserError(
             f"condition={config.condition!r} needs context_size={config.context_size} above 0: the "
             "width of the text encoder, which is 768 for Stable Diffusion 1's."
         )
+    # Only tokens need an encoder inside the model.
     if config.condition != "tokens":
         return
     if config.context_size % config.text_num_heads:
@@ -43,18 +45,18 @@ def check(config) -> None:
 
 
 def check_kind(name: str) -> None:
-    """Raises: ValueError for an unknown condition, with the known ones."""
+    """Raises ValueError, with the known conditions, for an unknown one."""
     if name not in CONDITIONS:
         raise UserError(f"condition={name!r} is unknown; choose one of {', '.join(CONDITIONS)}.")
 
 
 def label_rows(config) -> int:
-    """Embeddings of labels: one for each class, the null class among them, and 1 without any."""
+    """Returns the number of label embeddings: all classes and the null class, and at least 1."""
     return max(config.num_classes + config.null_condition, 1)
 
 
 def example(model) -> jax.Array:
-    """The smallest condition of a model, for initialisation."""
+    """Returns the smallest condition of a model, for initialisation."""
     if model.condition == "label":
         return jnp.zeros(1, jnp.int32)
     if model.condition == "tokens":
@@ -63,7 +65,7 @@ def example(model) -> jax.Array:
 
 
 def encoder(model) -> text_encoder.TextEncoder:
-    """The encoder of a model's captions; its parameters are the model's 'text_encoder'."""
+    """Returns the encoder of a model's captions; its parameters are the model's 'text_encoder'."""
     return text_encoder.TextEncoder(
         model.text_vocab_size,
         model.text_length,
@@ -76,10 +78,11 @@ def encoder(model) -> text_encoder.TextEncoder:
 
 
 def read(model, cond: jax.Array) -> jax.Array:
-    """The sequence [B, M, context_size] f32 of a caption, inside the model.
+    """Returns the sequence [B, M, context_size] f32 of a caption; called inside the model.
 
-    Raises: ValueError for one of another width.
+    Raises: ValueError for a sequence of another width.
     """
+    # A sampler has called the encoder itself, so its cond has three axes.
     if model.condition == "tokens" and cond.ndim == 2:
         cond = encoder(model)(cond)
     if cond.ndim != 3 or cond.shape[-1] != model.context_size:

@@ -1,4 +1,4 @@
-"""Parameters, tokens and multiply-adds of a model, counted on its traced forward pass."""
+"""Counts of a model's parameters, tokens and multiply-adds, from its traced forward pass."""
 
 import functools
 import math
@@ -13,25 +13,25 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError
 from dit_jax.models import dit, registry, unet
 
-CLIP_LENGTH = 77  # tokens that it makes of any caption
-VAE_FACTOR = 8  # pixels per latent of the published models
+CLIP_LENGTH = 77  # tokens of any caption in CLIP
+VAE_FACTOR = 8  # pixels per latent, along a side, in the published models
 
 
 def count(config) -> dict[str, int | float]:
-    """Counts of a config's model, for one image.
+    """Returns the counts of a config's model, for one image.
 
-    A context counts as CLIP's 77 tokens, without the work of the frozen encoder; the encoder of
-    captions that is trained along counts with its text_length tokens.
-    Returns: params; gmacs, 1e9 multiply-adds of one forward pass (of a VAE encode_gmacs and
-      decode_gmacs); gflops = 2 gmacs; of what is trained train_gflops_per_image = 3 gflops. A DiT
-      has tokens too, and params_with_pos_embed, the published count.
+    A context counts as CLIP's 77 tokens, without the work of the frozen encoder. A caption encoder
+    that is trained with the model counts with its text_length tokens.
+    Returns: params; gmacs, 1e9 multiply-adds of one forward pass (for a VAE encode_gmacs and
+      decode_gmacs); gflops = 2 gmacs; for models that are trained train_gflops_per_image =
+      3 gflops. A DiT also has tokens, and params_with_pos_embed, the published count.
     Raises: as `registry.build`.
     """
     model_config = config.model.copy_and_resolve_references()
     if "attention" in model_config:
-        model_config.attention = "xla"  # the same products, and it needs no GPU
+        model_config.attention = "xla"  # the same products, and needs no GPU
     if "scan_unroll" in model_config:
-        model_config.scan_unroll = False  # the same products, and one block to trace
+        model_config.scan_unroll = False  # the same products, but traces one block only
     model = registry.build(model_config)
     if model_config.name == "vae":
         return dict(_count_vae(model, *sizes.height_and_width(config.data.image_size)))
@@ -43,6 +43,7 @@ def count(config) -> dict[str, int | float]:
 
 @functools.lru_cache(maxsize=256)
 def _count_forward(model):
+    """Returns the counts of a model that is no VAE."""
     inputs = list(model.example_inputs())
     if getattr(model, "condition", None) == "context":
         inputs[-1] = jnp.zeros((1, CLIP_LENGTH, model.context_size))
@@ -53,11 +54,13 @@ def _count_forward(model):
         tokens = height * width // model.patch_size**2
         counts["params_with_pos_embed"] = params + tokens * model.hidden_size
         counts["tokens"] = tokens
+    # A backward pass has twice the products of a forward pass, so training has 3 x 2 gmacs.
     return counts | {"gmacs": gmacs, "gflops": 2 * gmacs, "train_gflops_per_image": 6 * gmacs}
 
 
 @functools.lru_cache(maxsize=256)
 def _count_vae(model, height, width):
+    """Returns the counts of a VAE for an image of this size."""
     image = jnp.zeros((1, height, width, model.image_channels))
     factor, channels = model.factor, model.latent_channels
     latent = jnp.zeros((1, height // factor, width // factor, channels))
@@ -74,7 +77,7 @@ def _count_vae(model, height, width):
 
 
 def _gmacs(model, *inputs, method=None):
-    """1e9 multiply-adds of a forward pass."""
+    """Returns the multiply-adds of a forward pass, in units of 1e9."""
 
     def forward(params, *inputs):
         return model.apply({"params": params}, *inputs, method=method)
@@ -88,10 +91,13 @@ def _count_params(model):
 
 
 def count_products(jaxpr: jax.extend.core.Jaxpr) -> int:
-    """Multiply-adds of a program's matrix products and convolutions, with their padding."""
+    """Returns the multiply-adds of a program's matrix products and convolutions.
+
+    Products with the padding of convolutions are counted too.
+    """
     total = 0
     for equation in jaxpr.eqns:
-        # A scan's body runs once for each of its steps.
+        # A scan's body is traced once, but runs once for each of its steps.
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         total += times * sum(map(count_products, _inner_jaxprs(equation.params)))
         output = math.prod(equation.outvars[0].aval.shape)
@@ -100,25 +106,27 @@ def count_products(jaxpr: jax.extend.core.Jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += output * math.prod(shapes[0][axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            _, *window = equation.params["dimension_numbers"].rhs_spec  # without its outputs
+            _, *window = equation.params["dimension_numbers"].rhs_spec  # without output channels
             total += output * math.prod(shapes[1][axis] for axis in window)
     return total
 
 
 def _inner_jaxprs(params):
+    """Yields the programs in the parameters of an equation."""
     for value in params.values():
         if isinstance(value, jax.extend.core.ClosedJaxpr):
             yield value.jaxpr
-        elif isinstance(value, jax.extend.core.Jaxpr):  # of jax.checkpoint
+        elif isinstance(value, jax.extend.core.Jaxpr):  # as in jax.checkpoint
             yield value
 
 
 def published_config(
     name: str, image_size: sizes.Size | None = None, block: str | None = None
 ) -> ConfigDict:
-    """`config.model` of a DiT of the paper or a preset UNet, as far as its counts depend on it.
+    """Returns `config.model` of a DiT of the paper or a preset UNet.
 
-    Args: of a DiT alone: image_size, 256 if None.   block: adaLN-Zero if None.
+    Only the keys that counts depend on have published values.
+    Args: image_size, 256 if None, and block, adaLN-Zero if None; both are for a DiT only.
     Raises: ValueError for an unknown name, an image size that its patches do not divide, or an
       image size or block for a UNet.
     """
@@ -153,12 +161,13 @@ def published_config(
 def count_names(
     names: list[str], image_size: sizes.Size | None = None, block: str | None = None
 ) -> dict[str, dict[str, int | float]]:
-    """Counts by name, as `published_config`; no names are all of the paper and of the presets.
+    """Returns counts by name; arguments as `published_config`.
 
-    With an image size or a block no names are all of the paper alone.
+    An empty list stands for all DiTs of the paper and all preset UNets. With an image size or a
+    block it stands for the DiTs only.
     """
-    of_dits = image_size is not None or block is not None
+    only_dits = image_size is not None or block is not None
     all_names = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
-    all_names += [] if of_dits else list(unet.PRESETS)
+    all_names += [] if only_dits else list(unet.PRESETS)
     configs = {name: published_config(name, image_size, block) for name in names or all_names}
     return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}

@@ -1,8 +1,8 @@
-"""DINOv2's vision transformer: the features of FD-DINOv2, and the resize they are defined on.
+"""DINOv2's vision transformer, whose features FD-DINOv2 compares, and its resize of images.
 
 Sources: Oquab et al. 2023, "DINOv2", arXiv 2304.07193; Stein et al. 2023, "Exposing flaws of
 generative model evaluation metrics and their unfair treatment of diffusion models", arXiv
-2306.04675, whose images are resized as Pillow does.
+2306.04675, which resizes images with Pillow.
 """
 
 import flax.linen as nn
@@ -15,40 +15,40 @@ from dit_jax.models import dit, layers
 
 IMAGE_SIZE, PATCH_SIZE = 224, 14
 GRID_SIZE = IMAGE_SIZE // PATCH_SIZE
-# Of ImageNet's pixels in [0, 1].
+# Mean and standard deviation of ImageNet's pixels in [0, 1], per channel.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WEIGHT_BITS = 22  # of the fraction of Pillow's fixed-point weights
+WEIGHT_BITS = 22  # fraction bits of Pillow's fixed-point weights
 
 
 def resize(image: jax.Array, size: int) -> jax.Array:
-    """Antialiased bicubic (a = -1/2) resize to size x size: Pillow's, to the bit.
+    """Resizes to size x size by antialiased bicubic (a = -1/2), equal to Pillow's in every bit.
 
     Args: image [B, H, W, C] uint8.   Returns: [B, size, size, C] uint8.
     """
     x = image.astype(jnp.int32)
-    # Either pass rounds, so that the order counts; Pillow 13 turns it round for some upright ones.
+    # Each pass rounds, so that the order matters. Pillow 13 reverses it for some upright images.
     x = _resample(x, 2, size)  # [B, H, size, C]
     x = _resample(x, 1, size)  # [B, size, size, C]
     return x.astype(jnp.uint8)
 
 
 def _resample(x, axis, size):
-    """One pass along an axis of int32 pixels, rounded and clipped to 0..255."""
+    """Resizes int32 pixels along one axis, rounded and clipped to 0..255."""
     index, weight = resize_taps(x.shape[axis], size)
     along = [1] * x.ndim
     along[axis] = size
-    total = jnp.int32(1 << (WEIGHT_BITS - 1))  # rounds the shift to nearest
+    total = jnp.int32(1 << (WEIGHT_BITS - 1))  # makes the shift below round to nearest
     for i, w in zip(index.T, weight.T, strict=True):
         total = total + jnp.take(x, i, axis) * w.reshape(along)
     return jnp.clip(total >> WEIGHT_BITS, 0, 255)
 
 
 def resize_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `length` pixels make each of `size`, and their weights, 1 being 2^22.
+    """Returns which of `length` pixels make each of `size` pixels, and their weights times 2^22.
 
     Returns: index, weight [size, taps] int32; weights of pixels outside the image are 0.
     """
-    stretch = max(length / size, 1.0)  # a smaller image takes in more pixels: no aliasing
+    stretch = max(length / size, 1.0)  # to avoid aliasing, a smaller image uses more pixels
     center = (np.arange(size) + 0.5) * (length / size)
     first = np.maximum(np.floor(center - 2 * stretch + 0.5), 0).astype(np.int32)
     taps = 2 * int(np.ceil(2 * stretch)) + 1
@@ -60,7 +60,7 @@ def resize_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """The cubic convolution kernel, 0 beyond two pixels.   Source: Keys 1981."""
+    """Returns the cubic convolution kernel, 0 beyond two pixels.   Source: Keys 1981."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -68,7 +68,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 class LayerScale(nn.Module):
-    """x [B, N, D] times one number per channel."""
+    """The product of x [B, N, D] and a learned number per channel."""
 
     @nn.compact
     def __call__(self, x):
@@ -90,12 +90,12 @@ class Mlp(nn.Module):
 
 
 def _layer_norm(dtype, name):
-    """LayerNorm, its statistics in f32 and two passes."""
+    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class Block(nn.Module):
-    """Self-attention and MLP after a LayerNorm each, their outputs scaled by channel."""
+    """Self-attention and MLP, each after a LayerNorm, with outputs scaled per channel."""
 
     num_heads: int
     dtype: str
@@ -110,7 +110,7 @@ class Block(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """ViT with patches of 14 pixels, no registers, on images resized to 224 px.
+    """A ViT with patches of 14 pixels and no registers, on images resized to 224 pixels.
 
     Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
     """
@@ -121,27 +121,29 @@ class DinoV2(nn.Module):
     dtype: str  # of the activations; parameters and features are f32
 
     def example_inputs(self) -> tuple[jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         return (jnp.zeros((1, 1, 1, 3), jnp.uint8),)
 
     @nn.compact
     def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
-        """Args: image [B, H, W, 3] or, grey, [B, H, W, 1] uint8 of any size.
+        """Computes the features of images.
 
+        Args: image [B, H, W, 3], or grey [B, H, W, 1], uint8 of any size.
         Returns: 'features' [B, hidden_size] f32, the class token after the last LayerNorm.
-        Raises: ValueError for an image of other channels or another dtype.
+        Raises: ValueError for another number of channels or another dtype.
         """
         if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
             raise UserError(
                 f"image has shape {image.shape} and dtype {image.dtype}; DINOv2 takes "
                 "[B, H, W, 3] or [B, H, W, 1] of uint8."
             )
-        # JAX otherwise multiplies f32 in TF32 or bfloat16 where the device has them.
+        # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
         with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
             return {"features": self._class_token(resize(image, IMAGE_SIZE))}
 
     def _class_token(self, image):
         x = image.astype(jnp.float32) / 255  # [B, 224, 224, 1 or 3]
+        # The means have three channels, so that a grey image is broadcast to three.
         x = (x - jnp.array(MEAN).reshape(1, 1, 1, 3)) / jnp.array(STD).reshape(1, 1, 1, 3)
         x = dit.patchify(x, PATCH_SIZE)  # [B, 256, 14*14*3]
         x = nn.Dense(self.hidden_size, dtype=self.dtype, name="patch_embed")(x)  # [B, 256, D]
@@ -161,7 +163,7 @@ class DinoV2(nn.Module):
 
 
 def from_config(config) -> DinoV2:
-    """The module that `config.model` of a feature extractor describes.
+    """Builds the module that `config.model` of a feature extractor describes.
 
     Raises: ValueError for heads that do not divide the width, or an unknown dtype.
     """

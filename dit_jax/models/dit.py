@@ -1,4 +1,4 @@
-"""DiT: the diffusion transformer, with any of its four blocks, told a label or a caption.
+"""DiT: the diffusion transformer with any of its four blocks, for a label or a caption.
 
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 """
@@ -14,13 +14,13 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError
 from dit_jax.models import blocks, conditioning, layers
 
+MOST_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
 # Hidden size, depth, heads.
-MOST_POSITIONS = 2**28  # numbers in the position table, which the host computes in f64
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
 def parse_name(name: str) -> dict[str, int]:
-    """The config fields that a name of the paper stands for: 'DiT-XL/2' has patch size 2.
+    """Returns the config fields for a name of the paper: 'DiT-XL/2' has patch size 2.
 
     Raises: ValueError for an unknown name.
     """
@@ -40,7 +40,10 @@ def parse_name(name: str) -> dict[str, int]:
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
-    """[B, H, W, C] -> [B, N, p*p*C]: tokens row-major, inside a token row, column, channel."""
+    """Cuts [B, H, W, C] into tokens [B, N, p*p*C].
+
+    Tokens are in row-major order; inside a token the order is row, column, channel.
+    """
     batch, height, width, channels = x.shape
     p = patch_size
     x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
@@ -48,7 +51,7 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(x: jax.Array, patch_size: int, grid: tuple[int, int]) -> jax.Array:
-    """[B, N, p*p*C] -> [B, H, W, C], the inverse of `patchify`; grid: patches down and across."""
+    """Inverts `patchify`: [B, N, p*p*C] to [B, H, W, C]; grid is (patches down, patches across)."""
     batch, _, size = x.shape
     p, (rows, columns) = patch_size, grid
     x = x.reshape(batch, rows, columns, p, p, size // p**2).swapaxes(2, 3)
@@ -56,7 +59,7 @@ def unpatchify(x: jax.Array, patch_size: int, grid: tuple[int, int]) -> jax.Arra
 
 
 class DiT(nn.Module):
-    """Predicts eps, and with learn_sigma the variance, from x_t, its time, and a label or caption.
+    """A noise predictor: eps, and with learn_sigma the variance, from x_t, time and condition.
 
     Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
     """
@@ -68,12 +71,12 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float
-    block: str  # how time and condition come in, a name of blocks.BLOCKS
+    block: str  # how time and condition enter, a key of blocks.BLOCKS
     condition: str  # 'label', 'tokens' or 'context': see `conditioning`
     num_classes: int  # 0: every label is 0
-    null_condition: bool  # trained along, for guidance; of labels it is class num_classes
-    context_size: int  # of the sequence that a caption becomes
-    text_vocab_size: int  # tokens: their ids; these four are of their encoder
+    null_condition: bool  # whether it has one, for guidance; of labels it is class num_classes
+    context_size: int  # width of the sequence that stands for a caption
+    text_vocab_size: int  # for 'tokens', as the next three: number of ids
     text_length: int
     text_depth: int
     text_num_heads: int
@@ -81,17 +84,18 @@ class DiT(nn.Module):
     dtype: str  # of the activations; parameters and output are f32
     attention: str  # 'xla' or 'cudnn'
     remat: str  # what the backward pass recomputes: 'none', 'dots' (all but matmuls), 'full'
-    scan_unroll: bool  # one program for all blocks (fast steps) or a loop (fast compiles)
+    scan_unroll: bool  # True: one program for all blocks, fast steps; False: a loop, fast compiles
 
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         x_t = jnp.zeros((1, *sizes.input_shape(self)))
         return x_t, jnp.zeros(1), conditioning.example(self)
 
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
-        """Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); cond as `conditioning`.
+        """Predicts eps, and with learn_sigma the variance.
 
+        Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); cond as in `conditioning`.
         Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
         """
         height, width, channels = sizes.input_shape(self)
@@ -105,10 +109,13 @@ class DiT(nn.Module):
             nn.Dense, self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier_uniform
         )
 
+        # The position table is a constant, as in the paper, and no parameter.
         x = patchify(x_t, p)  # [B, N, p*p*C]
         x = dense(name="x_embedder")(x)  # [B, N, D]
         position = layers.sincos_position_table(self.hidden_size, *grid)
         x = x + position[None].astype(self.dtype)
+        # Every block needs the condition as a sequence, or as a vector y_emb. A caption's vector is
+        # the mean of its sequence.
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
         modulated = self.block in ("adaLN", "adaLN-Zero")
         if self.condition == "label":
@@ -124,6 +131,8 @@ class DiT(nn.Module):
             if modulated:
                 y_emb = dense(name="pooled_embedder")(context.mean(axis=1))  # [B, D]
 
+        # A scan stacks the parameters of all blocks. XLA could merge the recomputation with the
+        # forward pass (CSE) only where the blocks are unrolled, so only there it is prevented.
         block = blocks.BLOCKS[self.block]
         if self.remat != "none":
             block = nn.remat(
@@ -139,6 +148,8 @@ class DiT(nn.Module):
         )(self.num_heads, self.mlp_ratio, self.dtype, self.attention, name="blocks")
         final_layer = blocks.FinalLayer(p * p * out_channels, self.dtype, name="final_layer")
 
+        # The condition enters as more tokens, by cross-attention or by modulation. Only the image's
+        # tokens become the output.
         tokens = x.shape[1]
         context = jnp.concatenate([t_emb[:, None], sequence], axis=1).astype(self.dtype)
         if self.block == "in-context":
@@ -149,7 +160,8 @@ class DiT(nn.Module):
             x = final_layer(x)
         else:
             c = (t_emb + y_emb).astype(self.dtype)  # [B, D]
-            if self.condition != "label":  # by its mean, and its words are attended to
+            # A caption modulates by its mean, and its words are also tokens that are attended to.
+            if self.condition != "label":
                 x = jnp.concatenate([x, sequence.astype(self.dtype)], axis=1)  # [B, N + M, D]
             x, _ = stack(x, c)
             x = final_layer(x[:, :tokens], c)
@@ -157,7 +169,7 @@ class DiT(nn.Module):
 
 
 def from_config(config) -> DiT:
-    """The module that `config.model` describes.
+    """Builds the module that `config.model` describes.
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """

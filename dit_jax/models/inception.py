@@ -1,10 +1,10 @@
-"""Inception-2015, whose features the published FID, sFID and Inception Score are computed from.
+"""Inception-2015: its features are the basis of the published FID, sFID and Inception Score.
 
-TensorFlow's classifier of 2015-12-05, which is not torchvision's Inception v3: other weights, 1008
-classes, average pools that leave the padding out, and a max pool in the last block. Every module
-has the name it has in PyTorch's copies of the weights, so that import is one rule; the batch norms
-are part of the convolutions.
-Source: Szegedy et al. 2016, table 1; the pools are those of pytorch-fid and torch-fidelity.
+It is TensorFlow's classifier of 2015-12-05, which is not torchvision's Inception v3. It has other
+weights, 1008 classes, average pools that leave the padding out, and a max pool in the last block.
+Modules have the same names as in PyTorch's copies of the weights, so that one rule imports them.
+The batch norms are folded into the convolutions.
+Source: Szegedy et al. 2016, table 1; the pools are as in pytorch-fid and torch-fidelity.
 """
 
 import functools
@@ -17,21 +17,22 @@ import numpy as np
 from dit_jax.errors import UserError
 from dit_jax.models import layers
 
-SIZE = 299  # pixels of a side, after the resize
+SIZE = 299  # side of an image after the resize, in pixels
 CLASSES = 1008
-# What sFID is computed from: mixed_6/conv of TensorFlow's graph after its ReLU, which is branch1x1
-# here, so these are the block's first channels too.
+# sFID is computed from mixed_6/conv of TensorFlow's graph, after its ReLU. Here this is branch1x1,
+# the first branch, so its channels are the first channels of the block.
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7
-MAX_POOLED = ("Mixed_7c",)  # in branch_pool; the paper has an average there, as in the others
+MAX_POOLED = ("Mixed_7c",)  # its branch_pool has a max pool; the paper has an average pool there
 
-# Blocks: for each branch the convolutions that follow one another, (channels, height, width) of the
-# kernel; a tuple of two has both on the same input. A block's output is its branches, one after
-# another. branch_pool begins with a pool; of a halving block it is nothing else.
+# A block has for each branch its convolutions in order, (channels, height, width) of each kernel.
+# FORK is two convolutions of the same input. The output concatenates the branches. branch_pool
+# begins with a pool; in a block that halves the size it is the pool alone.
 FORK = ((384, 1, 3), (384, 3, 1))
 POOL = "branch_pool"
 
 
 def _at_35(pool):
+    """Returns a block for 35 x 35 pixels; pool is the number of channels of branch_pool."""
     return dict(
         branch1x1=[(64, 1, 1)],
         branch5x5=[(48, 1, 1), (64, 5, 5)],
@@ -41,6 +42,7 @@ def _at_35(pool):
 
 
 def _at_17(width):
+    """Returns a block for 17 x 17 pixels; width is the number of channels inside its branches."""
     tall, wide = (width, 7, 1), (width, 1, 7)
     return dict(
         branch1x1=[(192, 1, 1)],
@@ -80,16 +82,16 @@ BLOCKS = {
 
 
 def resize_bilinear_tf1(x: jax.Array, size: int) -> jax.Array:
-    """TensorFlow 1's resize_bilinear: neither aligned corners nor half-pixel centres.
+    """Resizes as TensorFlow 1's resize_bilinear: no aligned corners, no half-pixel centres.
 
-    Output pixel i is the input at i * H / size, between two of its pixels: an enlarged picture
-    repeats its last row, and one made smaller leaves pixels out.
+    Output pixel i is the input at i * H / size, between two pixels. So an enlarged picture repeats
+    its last row, and a picture made smaller leaves pixels out.
 
     Args: x [B, H, W, C] f32.
     Returns: [B, size, size, C] f32.
     """
-    # Gathers of known positions: 0.14 ms for an image of 256 pixels on two CPU cores, where
-    # products with two matrices of weights took 2.3 ms; not measured on accelerators.
+    # Gathers at fixed positions took 0.14 ms for an image of 256 pixels on two CPU cores. Products
+    # with two matrices of weights took 2.3 ms. Neither was measured on accelerators.
     for axis in (1, 2):
         low, high, fraction = _taps(x.shape[axis], size)
         fraction = np.expand_dims(fraction, [i for i in range(x.ndim) if i != axis])
@@ -99,33 +101,34 @@ def resize_bilinear_tf1(x: jax.Array, size: int) -> jax.Array:
 
 
 def _taps(length, size):
-    """Of each output pixel, the input pixels on both sides and how far it is from the first."""
-    at = np.arange(size, dtype=np.float32) * np.float32(length / size)  # f32, as in the graph
+    """Returns each output pixel's two input pixels, and its distance from the first of them."""
+    at = np.arange(size, dtype=np.float32) * np.float32(length / size)  # f32 as in the graph
     low = at.astype(np.int32)
     return low, np.minimum(low + 1, length - 1), at - low
 
 
 class Inception(nn.Module):
-    """Images to the features of the published measures."""
+    """The classifier, which maps images to the features of the published measures."""
 
     dtype: str  # of the activations; parameters and outputs are f32
 
     def example_inputs(self) -> tuple[jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         return (jnp.zeros((1, 1, 1, 3), jnp.uint8),)
 
     @property
     def precision(self) -> jax.lax.Precision | None:
-        """Of the products: for f32 the highest, whatever the caller's; None is the caller's."""
+        """The precision of products: the highest for f32; None leaves the choice to the caller."""
         return jax.lax.Precision.HIGHEST if self.dtype == "float32" else None
 
     @nn.compact
     def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
-        """Args: image [B, H, W, 3] or [B, H, W, 1] uint8 of any size.
+        """Computes features and class probabilities of images.
 
+        Args: image [B, H, W, 3] or [B, H, W, 1] uint8 of any size.
         Returns: f32 arrays: features [B, 2048], TensorFlow's pool_3; spatial [B, 17 * 17 * 7], the
           first channels of its mixed_6/conv, channels last; probabilities [B, 1008], without the
-          classifier's bias, as the Inception Score is computed.
+          classifier's bias, as for the Inception Score.
         Raises: ValueError for another shape or dtype.
         """
         if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
@@ -147,7 +150,7 @@ class Inception(nn.Module):
             h = Block(self.dtype, self.precision, name=name)(h)
             if name == SPATIAL_BLOCK:
                 spatial = h[..., :SPATIAL_CHANNELS].astype(jnp.float32)  # [B, 17, 17, 7]
-        features = jnp.mean(h, axis=(1, 2), dtype=jnp.float32)  # [B, 2048] of [B, 8, 8, 2048]
+        features = jnp.mean(h, axis=(1, 2), dtype=jnp.float32)  # [B, 8, 8, 2048] -> [B, 2048]
         logits = nn.Dense(CLASSES, use_bias=False, precision=self.precision, name="fc")(features)
         return {
             "features": features,
@@ -157,7 +160,7 @@ class Inception(nn.Module):
 
 
 class Block(nn.Module):
-    """The block of BLOCKS that has its name."""
+    """A block, whose branches are in BLOCKS under the name of the module."""
 
     dtype: str
     precision: jax.lax.Precision | None
@@ -176,6 +179,7 @@ class Block(nn.Module):
                     a = conv(h, FORK[0], f"{name}a", padding="SAME")
                     b = conv(h, FORK[1], f"{name}b", padding="SAME")
                     h = jnp.concatenate([a, b], axis=-1)
+                # In a block that halves the size, the last convolution of a branch has the stride.
                 elif halves and i == len(kernels):
                     h = conv(h, kernel, name, stride=2)
                 else:
@@ -199,7 +203,7 @@ def _pool(h, block, halves):
 
 
 def from_config(config) -> Inception:
-    """The module that `config.model` of a feature extractor describes.
+    """Builds the module that `config.model` of a feature extractor describes.
 
     Raises: ValueError for an unknown dtype.
     """

@@ -16,7 +16,7 @@ logger = logging.getLogger("dit_jax")
 LAYER_NORM_EPS = 1e-6
 xavier_uniform = nn.initializers.xavier_uniform()
 normal_002 = nn.initializers.normal(0.02)
-# What the backward pass finds saved: everything, all products of Linears, nothing.
+# What is saved for the backward pass: everything, the outputs of all Linears, or nothing.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -25,10 +25,10 @@ REMAT_POLICIES = {
 
 
 def sincos_position_table(hidden_size: int, height: int, width: int) -> np.ndarray:
-    """The fixed 2-D sin-cos position table [height * width, hidden_size], f32, row-major.
+    """Returns the fixed 2-D sin-cos position table [height * width, hidden_size], f32, row-major.
 
-    The first half of the channels encodes the column, the second the row; each half is sin
-    then cos. Computed in f64.
+    The first half of the channels encodes the column, the second the row. Each half is sin, then
+    cos. The table is computed in f64.
     """
     frequencies = 10000.0 ** -(np.arange(hidden_size // 4) / (hidden_size / 4))
     row, column = np.divmod(np.arange(height * width), width)
@@ -38,7 +38,7 @@ def sincos_position_table(hidden_size: int, height: int, width: int) -> np.ndarr
 
 
 def time_frequencies(t: jax.Array, size: int = 256, max_period: float = 10000.0) -> jax.Array:
-    """Sinusoids [B, size] f32 of the network's time t [B]: cosines first, then sines."""
+    """Returns sinusoids [B, size] f32 of the network's time t [B]: cosines first, then sines."""
     exponent = jnp.arange(size // 2, dtype=jnp.float32) / (size // 2)
     angles = t.astype(jnp.float32)[:, None] * jnp.exp(-math.log(max_period) * exponent)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -46,19 +46,19 @@ def time_frequencies(t: jax.Array, size: int = 256, max_period: float = 10000.0)
 
 @jax.custom_vjp
 def modulated_layer_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """LayerNorm(x) * (1 + scale) + shift, without affine parameters; statistics in f32.
+    """Returns LayerNorm(x) * (1 + scale) + shift, without affine parameters; statistics in f32.
 
     Args:
       x: [B, N, D].   shift, scale: [B, D].
     Returns:
       [B, N, D] in x's dtype.
 
-    The backward pass keeps x, its mean and 1 / deviation. Differentiated by XLA the f32 x_hat of
-    every block would be saved, which costs memory traffic. Differentiated, the variance is
-    E[x^2] - E[x]^2, exact to (E[x] / deviation)^2 1e-7.
+    The backward pass keeps x, its mean and 1 / deviation. Without this custom derivative, the f32
+    x_hat of every block would be saved, which costs memory traffic. In training the variance is
+    E[x^2] - E[x]^2, which is exact to (E[x] / deviation)^2 1e-7.
     """
-    # Not differentiated, two passes over x are one kernel; in training, statistics in one pass are
-    # part of the kernel that makes x.
+    # Without a derivative, two passes over x are fused into one kernel. In training, statistics in
+    # one pass are fused into the kernel that computes x.
     x_32 = x.astype(jnp.float32)
     mean = _mean(x_32)
     rstd = jax.lax.rsqrt(_mean((x_32 - mean) ** 2) + LAYER_NORM_EPS)
@@ -94,12 +94,16 @@ modulated_layer_norm.defvjp(_modulated_layer_norm_fwd, _modulated_layer_norm_bwd
 
 @jax.custom_vjp
 def gelu(h: jax.Array) -> jax.Array:
-    """h / 2 (1 + tanh(u)), u = sqrt(2 / pi) (h + 0.044715 h^3); the backward pass keeps h alone."""
+    """Returns h / 2 (1 + tanh(u)), where u = sqrt(2 / pi) (h + 0.044715 h^3).
+
+    The backward pass keeps only h.
+    """
     return nn.gelu(h, approximate=True)
 
 
 def _gelu_bwd(h, g):
-    # The same GELU as h sigmoid(2 u): written with tanh, XLA would save that for the backward pass.
+    # The derivative of h sigmoid(2 u), the same GELU. With tanh(u) in both passes, XLA would save
+    # it for the backward pass.
     x = h.astype(jnp.float32)
     two_u = math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
     two_du = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x**2)
@@ -111,13 +115,13 @@ gelu.defvjp(lambda h: (gelu(h), h), _gelu_bwd)
 
 
 def check_dtype(dtype: str) -> None:
-    """Raises: ValueError for an unknown dtype of activations."""
+    """Raises ValueError for an unknown dtype of activations."""
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"{dtype=} is unknown; choose float32 or bfloat16.")
 
 
 def check_remat(remat: str) -> None:
-    """Raises: ValueError for an unknown rule of what is recomputed."""
+    """Raises ValueError for an unknown choice of what the backward pass recomputes."""
     if remat not in REMAT_POLICIES:
         raise UserError(f"{remat=} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
 
@@ -125,10 +129,10 @@ def check_remat(remat: str) -> None:
 def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
     """Turns the config's attention choice into 'xla' or 'cudnn', once, at set-up.
 
-    'auto' takes cuDNN on an NVIDIA GPU where a small forward and backward pass compiles with
-    it, and XLA everywhere else.
+    'auto' takes cuDNN on an NVIDIA GPU if a small forward and backward pass compiles with it.
+    Otherwise it takes XLA.
 
-    Raises: ValueError if cuDNN is demanded where it cannot run, or the name is unknown.
+    Raises: ValueError if 'cudnn' is chosen where it cannot run, or the name is unknown.
     """
     if choice not in ("auto", "xla", "cudnn"):
         raise UserError(f"attention={choice!r} is unknown; choose one of auto, xla, cudnn.")
@@ -152,7 +156,7 @@ def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
 
 
 def _cudnn_attention_error(dtype, head_dim):
-    """None if cuDNN attention compiles here, else why not."""
+    """Returns None if cuDNN attention compiles here, else the reason why it does not."""
 
     def total(q):
         return jax.nn.dot_product_attention(q, q, q, implementation="cudnn").sum()
@@ -160,7 +164,7 @@ def _cudnn_attention_error(dtype, head_dim):
     try:
         probe = jax.ShapeDtypeStruct((1, 64, 2, head_dim), dtype)
         jax.jit(jax.grad(total)).lower(probe).compile()
-    # Each cuDNN, driver and card refuses with its own exception type.
+    # The type of the exception depends on the cuDNN, the driver and the card.
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         return f"{type(error).__name__}: {reason}"
@@ -168,7 +172,7 @@ def _cudnn_attention_error(dtype, head_dim):
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm of x [B, N, D] with a scale and a bias; computed as `modulated_layer_norm`."""
+    """LayerNorm of x [B, N, D] with a scale and a bias, by `modulated_layer_norm`."""
 
     @nn.compact
     def __call__(self, x):
@@ -180,9 +184,10 @@ class LayerNorm(nn.Module):
 
 
 class Projections(nn.Module):
-    """x [B, N, D] to so many [B, N, H, D/H]: as many products with the parts of one matrix.
+    """Linears from x [B, N, D] to `parts` arrays [B, N, H, D/H], with a single kernel parameter.
 
-    One product would be split before the attention, and its gradient joined after it.
+    Each part is a product of its own. The result of a single product would have to be split before
+    the attention, and its gradient joined after it.
     """
 
     num_heads: int
@@ -195,7 +200,7 @@ class Projections(nn.Module):
         heads = (self.num_heads, size // self.num_heads)
 
         def init(key, shape):
-            # Separate [D, D] would draw from a wider uniform.
+            # Drawn as one matrix: separate [D, D] kernels would come from a wider uniform.
             return xavier_uniform(key, (size, self.parts * size)).reshape(shape)
 
         kernel = self.param("kernel", init, (size, self.parts, *heads))
@@ -203,7 +208,7 @@ class Projections(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
         def project(i):
-            # cuBLAS takes the bias into the product only where both are flat.
+            # cuBLAS fuses the bias into the product only if both have flat shapes.
             y = x @ kernel[:, i].reshape(size, size) + bias[i].reshape(1, 1, size)
             return y.reshape(batch, tokens, *heads)
 
@@ -227,9 +232,9 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x [B, N, D] to a context [B, M, D] without order; softmax in f32.
+    """Multi-head attention of x [B, N, D] to an unordered context [B, M, D]; softmax in f32.
 
-    Always XLA's: of a few keys there is nothing that a fused kernel would save.
+    It always uses XLA's attention: with few keys, a fused kernel saves nothing.
     """
 
     num_heads: int
@@ -237,7 +242,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x, context):
-        # As qkv: what one sequence is projected to is drawn as one matrix, [D, D] and [D, 2D].
+        # As with qkv, all projections of one sequence are drawn as one matrix: [D, D] and [D, 2D].
         (q,) = Projections(self.num_heads, self.dtype, 1, name="q")(x)
         k, v = Projections(self.num_heads, self.dtype, 2, name="kv")(context)
         size = x.shape[-1]
@@ -259,7 +264,7 @@ class Mlp(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """The network's time [B] to [B, D], in f32 whatever the model's dtype."""
+    """An MLP from the network's time [B] to [B, D], in f32 whatever the model's dtype."""
 
     hidden_size: int
 

@@ -1,4 +1,4 @@
-"""LPIPS: the distance of two images in the features of VGG-16, as autoencoders are trained with.
+"""LPIPS: the distance of two images in VGG-16's features, for training autoencoders.
 
 Source: Zhang et al. 2018, eq. 1; the features are Simonyan & Zisserman 2015's configuration D.
 """
@@ -9,27 +9,29 @@ import jax.numpy as jnp
 
 from dit_jax.models import layers
 
-# Widths of the convolutions of each stage; its last output is compared.
+# Widths of the convolutions of each stage; the last output of a stage is compared.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Pixels in [-1, 1] to those that VGG was trained on: (x - SHIFT) / SCALE.
+# (x - SHIFT) / SCALE maps pixels in [-1, 1] to pixels as in VGG's training.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """The trained linear weights on VGG's normalised feature differences."""
+    """A distance: trained linear weights on squared differences of VGG's normalised features."""
 
     dtype: str  # of the activations; parameters and the distance are f32
 
     def example_inputs(self) -> tuple[jax.Array, jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         return jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3))
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """Args: x, y [B, H, W, 3] or [B, H, W, 1] in [-1, 1], at least 16 pixels high and wide.
+        """Computes the distance of x and y.
 
+        Args: x, y [B, H, W, 3] or [B, H, W, 1] in [-1, 1], at least 16 pixels high and wide.
         Returns: [B] f32.
         """
+        # Both images are one batch, so that VGG is compiled and run once.
         h = jnp.concatenate([x, y])
         h = (h - jnp.array(SHIFT).reshape(1, 1, 1, 3)) / jnp.array(SCALE).reshape(1, 1, 1, 3)
         distance, index = jnp.zeros(len(x)), 0
@@ -37,7 +39,7 @@ class LPIPS(nn.Module):
             if stage:
                 h, index = nn.max_pool(h, (2, 2), (2, 2)), index + 1
             for width in widths:
-                name = f"features_{index}"  # as published: ReLU and pooling count too
+                name = f"features_{index}"  # the published index, which counts ReLU and pooling too
                 h = nn.relu(nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=name)(h))
                 index += 2
             features = h.astype(jnp.float32)
@@ -49,7 +51,7 @@ class LPIPS(nn.Module):
 
 
 def from_config(config) -> LPIPS:
-    """The module that `config.model` of a perceptual distance describes.
+    """Builds the module that `config.model` of a perceptual distance describes.
 
     Raises: ValueError for an unknown dtype.
     """

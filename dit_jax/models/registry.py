@@ -1,4 +1,4 @@
-"""Noise predictors, autoencoders, LPIPS, features, text. Only `build` makes a module of a name."""
+"""The registry of networks. Only `build` turns the name of a model into a module."""
 
 import dataclasses
 import functools
@@ -24,11 +24,15 @@ BUILDERS = {
     "clip": clip.from_config,
 }
 
-BESIDE = {"vae": ("scale", "shift")}  # keys that are of a model's outputs, where they are published
+# Optional keys of `config.model` that are no fields of the module: a converted VAE has the scale
+# and shift of latents that its publisher uses.
+BESIDE = {"vae": ("scale", "shift")}
 
 
 def build(config) -> nn.Module:
-    """The module of `config.model`: `build(config.model).apply({"params": params}, x_t, t, y)`.
+    """Builds the module of `config.model`.
+
+    Use: `build(config.model).apply({"params": params}, x_t, t, y)`.
 
     Raises: ValueError for an unknown `name`, for keys that are missing, unknown or of another type,
       for a size out of its range, or for sizes that do not fit together.
@@ -39,19 +43,19 @@ def build(config) -> nn.Module:
 
 
 def check_keys(config: ConfigDict | Mapping) -> None:
-    """Demands the keys of a model in `config.model`, with values of their types.
+    """Raises unless `config.model` has exactly the keys of its model, with values of their types.
 
-    Numbers may have any size, and names of a choice may be unknown: `build` checks these.
+    Numbers may have any size, and the name of a choice may be unknown: `build` checks these.
     Raises: ValueError with the key.
     """
     name = config["name"]
-    if name not in list(BUILDERS):  # a list compares what has no hash
+    if name not in list(BUILDERS):  # a list, as the name may be a value without a hash
         known = ", ".join(BUILDERS)
         raise UserError(f"unknown model name {forms.shorten(name)}; known: {known}.")
     module = typing.get_type_hints(BUILDERS[name])["return"]
     kinds = typing.get_type_hints(module)
     kinds = {field.name: kinds[field.name] for field in dataclasses.fields(module)}
-    del kinds["parent"], kinds["name"]  # flax's own
+    del kinds["parent"], kinds["name"]  # fields of every flax module
     given = set(config) - {"name"}
     if missing := kinds.keys() - given:
         raise UserError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
@@ -63,24 +67,24 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         if kind == sizes.Size:
             sizes.check_type(f"model.{key}", config[key])
             continue
-        many = typing.get_origin(kind) is tuple
-        kind = typing.get_args(kind)[0] if many else kind
-        # One text chooses the attention of all levels.
-        forms.check_type(f"model.{key}", config[key], kind, many and kind is not str)
+        is_tuple = typing.get_origin(kind) is tuple
+        kind = typing.get_args(kind)[0] if is_tuple else kind
+        # In a config, one text chooses the attention of all levels of a UNet.
+        forms.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
 
 
 def init_params(model: nn.Module, key: jax.Array) -> dict:
-    """The model's initial parameters, f32; under `jax.eval_shape` only their shapes."""
+    """Returns the model's initial parameters, f32; under `jax.eval_shape` only their shapes."""
     if hasattr(model, "scan_unroll"):
-        # The same numbers; unrolled, DiT-XL/2's initialisation compiles for 37 s on an H100.
+        # The numbers are the same. Unrolled, initialising DiT-XL/2 compiles for 37 s on an H100.
         model = model.clone(scan_unroll=False)
     return model.init(key, *model.example_inputs())["params"]
 
 
 def bind(model: nn.Module, params, mesh: jax.sharding.Mesh, rngs: dict | None = None) -> Callable:
-    """Returns `apply(*inputs)`, the model with these parameters and its activations on the mesh.
+    """Returns `apply(*inputs)`: the model with these parameters, and its activations on the mesh.
 
-    Only under the mesh's context does `sharding.pin_batch` pin them.
+    `sharding.pin_batch` pins activations only inside the context of the mesh.
     """
 
     def apply(*inputs):
@@ -92,14 +96,17 @@ def bind(model: nn.Module, params, mesh: jax.sharding.Mesh, rngs: dict | None = 
 
 @functools.lru_cache(maxsize=64)
 def param_shapes(model: nn.Module) -> dict:
-    """The shapes and types of `init_params`, traced once for all equal models. Do not change."""
+    """Returns the shapes and dtypes of `init_params`, traced once for all equal models.
+
+    The result is cached, so callers must not change it.
+    """
     return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def compiler_options() -> dict[str, bool]:
-    """What XLA is told, on the present backend, about a function that applies a transformer."""
+    """Returns XLA's options on this backend, for a function that applies a transformer."""
     if jax.default_backend() != "gpu":
         return {}
-    # XLA otherwise sets its products aside for Triton, and those that cuBLAS wins after all no
-    # longer take bias and GELU with them.
+    # Otherwise XLA reserves matrix products for Triton. If cuBLAS is faster after all, it gets the
+    # products without their bias and GELU, which are then no longer fused.
     return {"xla_gpu_enable_triton_gemm": False}

@@ -1,4 +1,4 @@
-"""A small transformer that reads captions and is trained along with what it tells them."""
+"""A small transformer that encodes captions and is trained together with the noise predictor."""
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,13 @@ from dit_jax.models import blocks, layers
 
 
 class TextEncoder(nn.Module):
-    """Plain blocks over all tokens, padding among them: that the text has ended is told too.
+    """Plain blocks over all tokens, padding included: it shows where the text ends.
 
-    Parameters of the blocks are stacked over depth, as a DiT's.
+    Parameters of the blocks are stacked over depth, as in a DiT.
     """
 
     vocab_size: int
-    length: int  # tokens of a caption
+    length: int  # number of tokens of a caption
     hidden_size: int
     depth: int
     num_heads: int
@@ -23,13 +23,17 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [B, M] int32 to [B, M, hidden_size] f32."""
+        """Maps token ids [B, M] int32 to [B, M, hidden_size] f32.
+
+        Raises: ValueError if M is not `length`.
+        """
         if tokens.shape[1:] != (self.length,):
             raise UserError(f"captions have {tokens.shape[1:]} tokens; the model: {self.length}.")
         embed = nn.Embed(
             self.vocab_size,
             self.hidden_size,
-            embedding_init=nn.initializers.normal(1.0),  # or the blocks' sums drown it
+            # Embeddings with a smaller deviation would vanish beside the outputs of the blocks.
+            embedding_init=nn.initializers.normal(1.0),
             name="token_embedding",
         )
         shape = (self.length, self.hidden_size)

@@ -1,7 +1,7 @@
 """UNet: the noise predictor of DDPM, ADM, latent diffusion and Stable Diffusion.
 
-Every module has the name it has in diffusers' UNet2DConditionModel, so that import is one rule. The
-time's sinusoids and the padding of strided convolutions are ADM's and latent diffusion's.
+Modules have the same names as in diffusers' UNet2DConditionModel, so that one rule imports them.
+The time's sinusoids and the padding of strided convolutions are as in ADM and latent diffusion.
 Sources: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3; Rombach et al. 2022.
 """
 
@@ -16,8 +16,9 @@ from dit_jax.errors import UserError
 from dit_jax.models import conditioning, layers, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
-# Nothing reads them.
+# A preset needs values of these keys, but no preset has a text encoder of its own.
 NO_TOKENS = dict(text_vocab_size=4096, text_length=32, text_depth=2, text_num_heads=4)
+# What the presets of latent diffusion and Stable Diffusion share.
 _LATENT = dict(
     in_channels=4,
     input_size=64,
@@ -36,6 +37,7 @@ _LATENT = dict(
     null_condition=True,
     learn_sigma=False,
 )
+# What the presets of ADM share.
 _ADM = dict(
     in_channels=3,
     transformer_depth=0,
@@ -51,10 +53,10 @@ _ADM = dict(
     null_condition=False,
     learn_sigma=True,
 )
-# Fields of `config.model` but for dtype, attention and remat.
+# Fields of `config.model`, without dtype, attention and remat; the comments count parameters.
 PRESETS = {
-    # Ho et al. 2020, appendix B: 35,746,307 parameters. Its own code has sines before cosines,
-    # other frequencies, and pads strided convolutions at the bottom and the right alone.
+    # Ho et al. 2020, appendix B: 35,746,307 parameters. The published code has sines before cosines
+    # and other frequencies, and pads strided convolutions only at the bottom and the right.
     "ddpm-cifar10": dict(
         input_size=32,
         in_channels=3,
@@ -86,7 +88,7 @@ PRESETS = {
         attention_levels=(1, 2, 3),
         dropout=0.1,
     ),
-    # The same: 553,838,086.
+    # Dhariwal & Nichol 2021, in the same way: 553,838,086.
     "adm-imagenet256": dict(
         _ADM,
         input_size=256,
@@ -114,7 +116,7 @@ PRESETS = {
     "sd15-unet": dict(_LATENT, num_heads=8, head_dim=0, context_size=768),
     # Stable Diffusion 2.0 and 2.1: 865,910,724.
     "sd2-unet": dict(_LATENT, num_heads=0, head_dim=64, context_size=1024),
-    # Of the digits, for tests and CPUs: 702,753.
+    # For the digits, tests and CPUs: 702,753.
     "unet-tiny": dict(
         input_size=8,
         in_channels=1,
@@ -140,7 +142,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> dict:
-    """The config fields that a name of PRESETS stands for.
+    """Returns the config fields for a name of PRESETS.
 
     Raises: ValueError for an unknown name.
     """
@@ -150,36 +152,36 @@ def get_preset(name: str) -> dict:
 
 
 def get_widths(config) -> list[int]:
-    """Channels of every level, from the full size inwards."""
+    """Returns the channels of every level, from the full size inwards."""
     return [round(mult * config.base_channels) for mult in config.channel_mult]
 
 
 class UNet(nn.Module):
-    """Predicts eps, and with learn_sigma the variance, from x_t, its time, and a label or caption.
+    """A noise predictor: eps, and with learn_sigma the variance, from x_t, time and condition.
 
-    A label is added to the time or, where there are transformer blocks, is their only context. The
-    output is 0 at initialisation. Dropout is active where `apply` has a key 'dropout'.
+    A label is added to the time; if there are transformer blocks, it is their only context instead.
+    The output is 0 at initialisation. Dropout is active if `apply` gets a key 'dropout'.
     """
 
     input_size: sizes.Size  # of x_t: one number for a square, or (height, width)
     in_channels: int
     base_channels: int
-    channel_mult: tuple[float, ...]  # channels of each level / base_channels
+    channel_mult: tuple[float, ...]  # channels of each level, divided by base_channels
     blocks_per_level: int  # residual blocks of a level; on the way up one more
     attention_levels: tuple[int, ...]  # 0 is the full size; the middle always has attention
-    transformer_depth: int  # blocks in each place with attention; 0 is self-attention alone
+    transformer_depth: int  # transformer blocks per attention; 0 is plain self-attention
     num_heads: int  # either this or head_dim is 0
     head_dim: int
-    context_size: int  # width of the context; 0 is none
-    time_scale_shift: bool  # the time scales and shifts norms, or is added
-    resample: str  # by convolutions, 'conv', or by residual blocks, 'resnet'
+    context_size: int  # width of the context; 0 is no context
+    time_scale_shift: bool  # True: the time scales and shifts norms; False: it is added
+    resample: str  # 'conv', by convolutions, or 'resnet', by residual blocks
     norm_groups: int
-    norm_epsilon: float  # of the transformers' norms see unet_blocks
+    norm_epsilon: float  # the transformers' norms have other ones, in unet_blocks
     dropout: float  # of residual blocks
     condition: str  # 'label', 'tokens' or 'context': see `conditioning`
     num_classes: int  # 0: labels are ignored
-    null_condition: bool  # trained along, for guidance; of labels it is class num_classes
-    text_vocab_size: int  # tokens: their ids; these four are of their encoder
+    null_condition: bool  # whether it has one, for guidance; of labels it is class num_classes
+    text_vocab_size: int  # for 'tokens', as the next three: number of ids
     text_length: int
     text_depth: int
     text_num_heads: int
@@ -190,19 +192,22 @@ class UNet(nn.Module):
     remat: str
 
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         x_t = jnp.zeros((1, *sizes.input_shape(self)))
         return x_t, jnp.zeros(1), conditioning.example(self)
 
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
-        """Args:
+        """Predicts eps, and with learn_sigma the variance.
+
+        Args:
           x_t: [B, h, w, C].   t: [B] network time (0..999 for DDPM).
-          cond: as `conditioning`.
+          cond: as in `conditioning`.
         Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
         Raises: ValueError for an input of another shape.
         """
         self._check_inputs(x_t, cond)
+        # The settings that all residual blocks and all attentions of a level share.
         channels, last = get_widths(self), len(self.channel_mult) - 1
         resnet = functools.partial(
             self._recomputed(unet_blocks.ResnetBlock),
@@ -213,10 +218,12 @@ class UNet(nn.Module):
             dtype=self.dtype,
         )
         attention = {i: self._attention(i) for i in {*self.attention_levels, last}}
+        # The time, with the label if it is added to it, and what transformer blocks attend to.
         t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
         t_emb = unet_blocks.TimeEmbedding(4 * self.base_channels, name="time_embedding")(t_emb)
         t_emb, context = self._condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
 
+        # Down: every output is kept for a skip connection.
         conv = functools.partial(unet_blocks.conv, dtype=self.dtype)
         x = conv(channels[0], name="conv_in")(x_t)  # [B, h, w, D_0]
         skips = [x]
@@ -233,8 +240,10 @@ class UNet(nn.Module):
                 else:
                     x = resnet(width, resample=unet_blocks.halve, name=name)(x, t_emb)
                 skips.append(x)
+        # The middle always has attention, at the last level.
         middle = functools.partial(resnet, channels[-1])
         x = unet_blocks.MidBlock(middle, attention[last], name="mid_block")(x, t_emb, context)
+        # Up: each level has one block more, for the skip of conv_in or of a downsampling.
         for i, width in reversed(list(enumerate(channels))):
             level = f"up_blocks_{last - i}"
             for j in range(self.blocks_per_level + 1):
@@ -248,17 +257,18 @@ class UNet(nn.Module):
                     x = unet_blocks.Upsample(self.dtype, name=name)(x, t_emb)
                 else:
                     x = resnet(width, resample=unet_blocks.double, name=name)(x, t_emb)
+        # The last convolution is zero at initialisation, and so is the output.
         norm = unet_blocks.norm(self.norm_groups, self.norm_epsilon, self.dtype, "conv_norm_out")
         out_channels = self.in_channels * (2 if self.learn_sigma else 1)
         x = conv(out_channels, name="conv_out", kernel_init=unet_blocks.zeros)(nn.silu(norm(x)))
         return x.astype(jnp.float32)  # [B, h, w, C or 2C]
 
     def heads(self, level: int) -> int:
-        """Of attention at this level."""
+        """Returns the number of attention heads at this level."""
         return self.num_heads or get_widths(self)[level] // self.head_dim
 
     def _attention(self, level):
-        """What makes a module of a name: attention, or transformer blocks, of this level."""
+        """Returns the maker of this level's attention or transformer module, by name."""
         if self.transformer_depth:
             block, option = unet_blocks.SpatialTransformer, dict(depth=self.transformer_depth)
         else:
@@ -273,12 +283,16 @@ class UNet(nn.Module):
         )
 
     def _recomputed(self, block):
+        """Returns the block class with the recomputation that `remat` chooses."""
         if self.remat == "none":
             return block
         return nn.remat(block, policy=layers.REMAT_POLICIES[self.remat])
 
     def _condition(self, t_emb, cond):
-        """The embedding of the time, with the label's where it belongs there, and the context."""
+        """Returns the time embedding and the context.
+
+        Without transformer blocks, the embedding of a label is added to that of the time.
+        """
         if self.condition != "label":
             return t_emb, conditioning.read(self, cond).astype(self.dtype)
         if self.num_classes == 0:
@@ -286,7 +300,7 @@ class UNet(nn.Module):
         embed = nn.Embed(
             self.num_classes + self.null_condition,
             self.context_size if self.transformer_depth else t_emb.shape[-1],
-            embedding_init=nn.initializers.normal(1.0),  # as ADM and latent diffusion
+            embedding_init=nn.initializers.normal(1.0),  # as in ADM and latent diffusion
             name="class_embedding",
         )
         if self.transformer_depth:
@@ -304,7 +318,7 @@ class UNet(nn.Module):
 
 
 def from_config(config) -> UNet:
-    """The module that `config.model` describes.
+    """Builds the module that `config.model` describes.
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """
@@ -322,6 +336,7 @@ def from_config(config) -> UNet:
 
 
 def _check_sizes(model):
+    """Raises ValueError for sizes of the levels, norms or heads that do not fit together."""
     channels, levels = get_widths(model), len(model.channel_mult)
     input_size, groups = model.input_size, model.norm_groups
     if levels < 1:
@@ -363,6 +378,7 @@ def _check_sizes(model):
 
 
 def _check_condition(model):
+    """Raises ValueError unless there is a context exactly if transformer blocks attend to it."""
     depth, size = model.transformer_depth, model.context_size
     if depth == 0 and (size or model.condition != "label"):
         raise UserError(
@@ -382,13 +398,17 @@ def _check_condition(model):
 
 
 def _resolve_attention(model):
-    """'xla' or 'cudnn' for every level; cuDNN must be possible at one of them if demanded."""
+    """Returns 'xla' or 'cudnn' for every level.
+
+    Raises: ValueError if 'cudnn' is chosen and is possible at no level.
+    """
     choice, channels = model.attention, get_widths(model)
     levels = {*model.attention_levels, len(channels) - 1}
     sizes = {level: channels[level] // model.heads(level) for level in levels}
-    wish = "auto" if choice == "cudnn" else choice
+    # Head sizes differ between levels, so cuDNN may be possible at some of them only.
+    attempt = "auto" if choice == "cudnn" else choice
     resolved = {
-        size: layers.resolve_attention(wish, model.dtype, size) for size in {*sizes.values()}
+        size: layers.resolve_attention(attempt, model.dtype, size) for size in {*sizes.values()}
     }
     if choice == "cudnn" and "cudnn" not in resolved.values():
         layers.resolve_attention(choice, model.dtype, min(resolved))  # raises, with the reason

@@ -1,7 +1,7 @@
-"""Blocks of the UNet: residual, attention and transformer ones, and what halves and doubles sizes.
+"""Blocks of the UNet: residual, attention and transformer blocks, downsampling and upsampling.
 
-Every module has the name it has in diffusers' checkpoints. What ends a residual branch is zero at
-initialisation, so that every block is the identity, or its shortcut, as in DDPM and ADM.
+Modules have the same names as in diffusers' checkpoints. The last layer of a residual branch is
+zero at initialisation. So every block is the identity, or its shortcut, as in DDPM and ADM.
 Sources: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3; Rombach et al. 2022, section
 3.3 and appendix E.2.1.
 """
@@ -17,22 +17,22 @@ from dit_jax import sharding
 from dit_jax.models import layers
 
 TRANSFORMER_NORM_EPSILON = 1e-6  # of the GroupNorm before the transformer blocks
-LAYER_NORM_EPSILON = 1e-5  # within them
+LAYER_NORM_EPSILON = 1e-5  # of the LayerNorms inside these blocks
 FEED_FORWARD_RATIO = 4
 zeros = nn.initializers.zeros
 
 
 class ResnetBlock(nn.Module):
-    """x + two normalised convolutions, through a 1x1 one where the channels change.
+    """x + two convolutions of normalised inputs; if the channels change, x has a 1x1 convolution.
 
     The time embedding [B, 4D] is added after the first convolution, or scales and shifts the second
-    norm. A block that resamples does so to x, and to its branch before the first convolution.
+    norm. A block that resamples resamples x, and its branch before the first convolution.
     """
 
     channels: int
     groups: int
     epsilon: float
-    dropout: float  # before the second convolution, where there is a key 'dropout'
+    dropout: float  # before the second convolution, if there is a key 'dropout'
     time_scale_shift: bool
     dtype: str
     resample: Callable | None = None  # `halve` or `double`
@@ -61,7 +61,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + self-attention over all positions, softmax in f32; it takes no notice of the context."""
+    """x + self-attention over all positions, softmax in f32; it does not use the context."""
 
     num_heads: int
     groups: int
@@ -85,7 +85,7 @@ class AttentionBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """x + so many transformer blocks over all positions, which see the context [B, M, any size]."""
+    """x + `depth` transformer blocks over all positions, which attend to [B, M, any size]."""
 
     depth: int
     num_heads: int
@@ -112,7 +112,7 @@ class SpatialTransformer(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the context, feed-forward, each after a LayerNorm.
 
-    All three are pinned on either side, as in the blocks of DiT: see `sharding.pin_batch`.
+    The inputs and outputs of all three are pinned, as in DiT's blocks: see `sharding.pin_batch`.
     """
 
     num_heads: int
@@ -122,7 +122,7 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x, context):
         attn1 = Attention(self.num_heads, self.dtype, self.attention, name="attn1")
-        # Of a few keys there is nothing that a fused kernel would save.
+        # With few keys, a fused kernel would save nothing.
         attn2 = Attention(self.num_heads, self.dtype, "xla", name="attn2")
         h = sharding.pin_batch(_layer_norm(self.dtype, "norm1")(x))
         x = x + sharding.pin_batch(attn1(h, h))
@@ -156,7 +156,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU: Linear(h GELU(gate)), where h and gate are Linears of x; the GELU is the exact one."""
+    """GEGLU: Linear(h GELU(gate)), where h and gate are Linears of x; the GELU is exact."""
 
     dtype: str
 
@@ -174,7 +174,7 @@ class FeedForward(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """A residual block, attention or transformer, and another residual block."""
+    """A residual block, then attention or transformer blocks, then another residual block."""
 
     resnet: Callable  # name -> module of (x, t_emb)
     attention: Callable  # name -> module of (x, context)
@@ -187,7 +187,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size by a strided convolution."""
+    """A strided convolution that halves the size."""
 
     dtype: str
 
@@ -197,7 +197,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by repetition, then a convolution."""
+    """Repetition of every value, which doubles the size, then a convolution."""
 
     dtype: str
 
@@ -207,7 +207,7 @@ class Upsample(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids [B, D] of the time to its embedding [B, 4D], in f32 whatever the model's dtype."""
+    """An MLP from the time's sinusoids [B, D] to [B, 4D], in f32 whatever the model's dtype."""
 
     size: int
 
@@ -218,16 +218,18 @@ class TimeEmbedding(nn.Module):
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """[B, h, w, D] -> [B, h/2, w/2, D], means of 2x2."""
+    """Averages 2x2 positions: [B, h, w, D] -> [B, h/2, w/2, D]."""
     return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
 def double(x: jax.Array) -> jax.Array:
-    """[B, h, w, D] -> [B, 2h, 2w, D], every value four times."""
+    """Repeats every value four times: [B, h, w, D] -> [B, 2h, 2w, D]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def conv(channels, dtype, name, kernel_init=layers.xavier_uniform, kernel=3, strides=1):
+    """Returns a convolution that keeps the size, or divides it by the strides."""
+    # The padding is the same on all sides, as in ADM; with strides, "SAME" would pad one side only.
     return nn.Conv(
         channels,
         (kernel, kernel),
@@ -240,11 +242,13 @@ def conv(channels, dtype, name, kernel_init=layers.xavier_uniform, kernel=3, str
 
 
 def linear(size, dtype, name, kernel_init=layers.xavier_uniform):
+    """Returns a Linear with `size` outputs."""
     return nn.Dense(size, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def norm(groups, epsilon, dtype, name):
-    # The one-pass variance loses f32 digits where the mean is large beside the deviation.
+    """Returns a GroupNorm with statistics in f32."""
+    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
     return nn.GroupNorm(groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 

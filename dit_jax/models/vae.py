@@ -1,7 +1,7 @@
-"""AutoencoderKL: images to the moments of a Gaussian over latents, and latents to images.
+"""AutoencoderKL: maps images to the moments of a Gaussian over latents, and latents to images.
 
-Every module has the name it has in diffusers' checkpoints, so that import is one rule. A latent is
-2^(levels - 1) times smaller than the image on each side.
+Modules have the same names as in diffusers' checkpoints, so that one rule imports them. Each side
+of a latent is 2^(levels - 1) times smaller than that of the image.
 Source: Rombach et al. 2022, appendix G.
 """
 
@@ -18,11 +18,11 @@ NORM_EPSILON = 1e-6
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder."""
+    """The autoencoder: an encoder and a decoder."""
 
     image_channels: int
     latent_channels: int
-    block_channels: tuple[int, ...]  # of each level, from the image inwards
+    block_channels: tuple[int, ...]  # channels of each level, from the image inwards
     layers_per_block: int  # residual blocks of a level; the decoder has one more
     norm_groups: int
     use_quant_conv: bool  # 1x1 convolutions between encoder, latents and decoder
@@ -40,7 +40,7 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1))
 
     def example_inputs(self) -> tuple[jax.Array]:
-        """The smallest arguments of `__call__`, for initialisation."""
+        """Returns the smallest arguments of `__call__`, for initialisation."""
         return (jnp.zeros((1, self.factor, self.factor, self.image_channels)),)
 
     @property
@@ -49,7 +49,7 @@ class AutoencoderKL(nn.Module):
         return 2 ** (len(self.block_channels) - 1)
 
     def encode(self, image: jax.Array) -> jax.Array:
-        """Image [B, H, W, image_channels] f32 in [-1, 1] to moments [B, h, w, 2C] f32.
+        """Maps images [B, H, W, image_channels] f32 in [-1, 1] to moments [B, h, w, 2C] f32.
 
         The moments are the mean and the log-variance of the posterior, unscaled.
         Raises: ValueError if the factor does not divide the size.
@@ -65,20 +65,20 @@ class AutoencoderKL(nn.Module):
         return self.quant_conv(moments) if self.use_quant_conv else moments
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, h, w, C] f32, unscaled, to an image [B, H, W, image_channels] f32."""
+        """Maps latents [B, h, w, C] f32, unscaled, to images [B, H, W, image_channels] f32."""
         if z.shape[-1] != self.latent_channels:
             raise UserError(f"z has shape {z.shape}; the VAE has {self.latent_channels} channels.")
         z = self.post_quant_conv(z) if self.use_quant_conv else z
         return self.decoder(z).astype(jnp.float32)
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """The image of the posterior's mean; calls every module, as initialisation must."""
+        """Decodes the posterior's mean. It calls every module, as initialisation needs."""
         mean, _ = jnp.split(self.encode(image), 2, axis=-1)
         return self.decode(mean)
 
 
 class Encoder(nn.Module):
-    """Residual blocks, halving the size after every level but the last."""
+    """Levels of residual blocks; the size is halved after every level but the last."""
 
     block_channels: tuple[int, ...]
     layers_per_block: int
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's levels from the last to the first, doubling the size after all but one."""
+    """Levels from the last to the first; the size is doubled after every level but the first."""
 
     block_channels: tuple[int, ...]
     layers_per_block: int
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """A residual block, attention over all positions, and another."""
+    """A residual block, attention over all positions, and another residual block."""
 
     groups: int
     attention: bool
@@ -149,7 +149,7 @@ class MidBlock(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """x + two normalised convolutions, through a 1x1 one where the channels change."""
+    """x + two convolutions of normalised inputs; x has a 1x1 convolution if the channels change."""
 
     channels: int
     groups: int
@@ -183,13 +183,13 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size by a strided convolution, padded at the bottom and the right alone."""
+    """A strided convolution that halves the size, padded only at the bottom and the right."""
 
     dtype: str
 
     @nn.compact
     def __call__(self, x):
-        padding = ((0, 1), (0, 1))
+        padding = ((0, 1), (0, 1))  # as in the published code
         conv = nn.Conv(
             x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv"
         )
@@ -197,7 +197,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by repetition, then a convolution."""
+    """Repetition of every value, which doubles the size, then a convolution."""
 
     dtype: str
 
@@ -207,6 +207,7 @@ class Upsample(nn.Module):
 
 
 def _resnet(remat):
+    """Returns the class of residual blocks, recomputed in the backward pass if `remat`."""
     return nn.remat(ResnetBlock) if remat else ResnetBlock
 
 
@@ -215,14 +216,14 @@ def _conv(channels, dtype, name):
 
 
 def _norm(groups, dtype, name):
-    # The one-pass variance loses f32 digits where the mean is large beside the deviation.
+    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
     return nn.GroupNorm(
         groups, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
     )
 
 
 def from_config(config) -> AutoencoderKL:
-    """The module that `config.model` of a VAE describes.
+    """Builds the module that `config.model` of a VAE describes.
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """

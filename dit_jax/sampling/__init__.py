@@ -1,1 +1,1 @@
-"""Images from a trained model: loaded, sampled, edited, and shown in a grid."""
+"""Images from a trained model: loading it, sampling, editing, and pictures of many images."""

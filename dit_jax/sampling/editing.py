@@ -23,7 +23,7 @@ logger = logging.getLogger("dit_jax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edits:
-    """An edit of N images: their conditions, and the edit's arrays [N, ...]."""
+    """An edit of N images: their conditions, and the arrays [N, ...] that the edit takes."""
 
     request: conditions.Request
     edit: edits.Edit
@@ -33,13 +33,14 @@ class Edits:
         return len(self.request)
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of the images with these numbers, by name."""
         return self.request.rows(index) | {
             name: array[index] for name, array in self.arrays.items()
         }
 
 
 def read_image(path: pathlib.Path, config) -> np.ndarray:
-    """An image file, cropped as the model's data are: [1, H, W, C] uint8.
+    """Reads an image file, cropped like the model's data: [1, H, W, C] uint8.
 
     Raises: FileNotFoundError; ValueError for a file that is no image, a damaged one, or one with
       transparent pixels.
@@ -51,10 +52,13 @@ def read_image(path: pathlib.Path, config) -> np.ndarray:
 
 
 def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarray:
-    """A mask [1, h, w, 1] f32 of x_0: 1 where any of its pixels is nearer to white than to black.
+    """Reads a mask [1, h, w, 1] f32 for x_0: 1 is drawn anew, 0 is kept.
 
-    Raises: ValueError for a mask of another size than the image, or with nothing or all white.
+    A value is 1 where any of its pixels is nearer to white than to black.
+    Raises: ValueError if the mask has another size than the image, or if its crop is all white or
+      all black.
     """
+    # Only equal sizes are cropped alike, so that the mask lies on the right pixels.
     mask, image_size = _open(path, "--mask"), _read(image_path, "--image", pixels.read_size)
     if mask.size != image_size:
         raise UserError(
@@ -64,6 +68,7 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
         )
     height, width, _ = sizes.image_shape(config.data)
     rows, columns, _ = sizes.input_shape(config.model)
+    # Each value of x_0 covers a block of pixels; for a model of pixels that is one pixel.
     new = np.asarray(pixels.adm_crop(pixels.to_channels(mask, 1), config.data.image_size)) >= 128
     new = new.reshape(rows, height // rows, columns, width // columns).any(axis=(1, 3))
     if new.all() or not new.any():
@@ -75,7 +80,7 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
 
 
 def _open(path, flag):
-    """The decoded image, of 8 bits; a line in the log if its EXIF would turn it."""
+    """Decodes an image file to 8 bits; warns of an EXIF orientation, which is not applied."""
     image, opaque, orientation = _read(path, flag, _decode)
     name = f"{flag}={files.printable(path)}"
     if not opaque:
@@ -94,13 +99,17 @@ def _open(path, flag):
 
 
 def _decode(path):
+    """Returns (8-bit image, whether it is opaque, its EXIF orientation)."""
     image = pixels.decode(pixels.read_file(path))
-    opaque = image.convert("RGBA").getextrema()[3][0] == 255
+    opaque = image.convert("RGBA").getextrema()[3][0] == 255  # the least alpha
     return pixels.to_8_bits(image), opaque, pixels.orientation(image)
 
 
 def _read(path, flag, read):
-    """read(path) of a file.   Raises: FileNotFoundError; ValueError that names the file."""
+    """Returns read(path).
+
+    Raises: FileNotFoundError; ValueError that names the file.
+    """
     name = f"{flag}={files.printable(path)}"
     if not path.is_file():
         raise MissingFileError(f"no file {name}.")
@@ -111,7 +120,7 @@ def _read(path, flag, read):
 
 
 def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] uint8 to x_0 [N, h, w, C] f32; of latents the posterior's mean."""
+    """Returns x_0 [N, h, w, C] f32 of images [N, H, W, C] uint8, for latents the posterior mean."""
     if trained.vae is None:
         return np.asarray(latents.pixels_from_image(jnp.asarray(image)))
     mean, _ = latents.posterior(jax.jit(latents.encode)(trained.vae, image))
@@ -119,10 +128,10 @@ def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
 
 
 def make_invert_fn(trained: runs.Trained) -> Callable:
-    """The jitted `invert(params, encoder, x_0 [B, h, w, C], cond) -> x_T`, unguided.
+    """Returns the jitted `invert(params, encoder, x_0 [B, h, w, C], cond) -> x_T`, unguided.
 
-    It follows the denoiser that is sampled with: x_0 is clipped where config.sample.clip_x_0 is on.
-    Raises: ValueError unless config.sample is of DDIM with eta 0.
+    It inverts the denoiser that sampling uses: x_0 is clipped if config.sample.clip_x_0 is on.
+    Raises: ValueError unless config.sample is DDIM with eta 0.
     """
     settings, process = trained.config.sample, trained.process
     prediction, mesh = trained.config.objective.prediction, trained.mesh
@@ -143,6 +152,7 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
         denoise = solvers.make_denoise(process, prediction, predict, sampler.times)
         if settings.clip_x_0:
             denoise = solvers.clip_x_0(denoise, process, sampler.times)
+        # One part: without guidance all steps use the same denoiser. With eta 0 no noise is drawn.
         parts = [(denoise, len(sampler.grid) - 1)]
         problem = solvers.Problem(process, sampler.grid, parts, noise=None)
         x_T, _ = solvers.invert_ddim(problem, x_0)
@@ -156,8 +166,9 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
 
 
 def invert(trained: runs.Trained, request: conditions.Request, x_0: np.ndarray) -> np.ndarray:
-    """Returns the x_T like x_0 [1, h, w, C] from which the request's image is drawn."""
-    rows = sharding.local_rows(trained.mesh, trained.mesh.size)  # every device the same one
+    """Returns the noise x_T, like x_0 [1, h, w, C], from which the request's image is drawn."""
+    # A batch has a row for each device, so all of them get the same image.
+    rows = sharding.local_rows(trained.mesh, trained.mesh.size)
     batch = {"x_0": x_0.repeat(len(rows), 0), "cond": request.cond.repeat(len(rows), 0)}
     batch = sharding.put_batch(trained.mesh, batch)
     x_T = make_invert_fn(trained)(trained.params, trained.encoder, **batch)
@@ -165,17 +176,17 @@ def invert(trained: runs.Trained, request: conditions.Request, x_0: np.ndarray) 
 
 
 def from_noise(request: conditions.Request, x_T: np.ndarray) -> Edits:
-    """Each of the N from its own noise, x_T [N, h, w, C]."""
+    """Returns the edit that draws each of the N images from its own noise, x_T [N, h, w, C]."""
     return Edits(request, edits.FromNoise(), {"x_T": x_T})
 
 
 def image_to_image(request: conditions.Request, x_0: np.ndarray) -> Edits:
-    """Every one of the N from the same image, x_0 [1, h, w, C]."""
+    """Returns the edit that starts all N images from the same image, x_0 [1, h, w, C]."""
     return Edits(request, edits.ImageToImage(), {"known": _repeat(x_0, request)})
 
 
 def inpaint(request: conditions.Request, x_0: np.ndarray, mask: np.ndarray) -> Edits:
-    """As `image_to_image`, keeping x_0 where the mask [1, h, w, 1] is 0."""
+    """Returns the edit of `image_to_image`, but keeps x_0 where the mask [1, h, w, 1] is 0."""
     arrays = {"known": _repeat(x_0, request), "mask": _repeat(mask, request)}
     return Edits(request, edits.Inpaint(), arrays)
 
@@ -185,12 +196,16 @@ def _repeat(array, request):
 
 
 def interpolate(first: conditions.Request, second: conditions.Request, numbers) -> Edits:
-    """From the first request to the second, of N images each, in N equal shares from 0 to 1.
+    """Returns the edit from the first request to the second, in N equal shares from 0 to 1.
 
-    Args: numbers, of the two images whose noise is interpolated: the ends are what `sample` draws.
+    Args:
+      first, second: of N images each.
+      numbers: of the two images whose noise is interpolated. The ends are the images that `sample`
+        draws for these numbers.
     """
     count = len(first)
     arrays = {
+        # Replaces the images' own numbers in `generate.batches`: all share the first noise.
         "index": np.full(count, numbers[0], np.int32),
         "other": np.full(count, numbers[1], np.int32),
         "cond_of_other": second.cond,
@@ -200,14 +215,19 @@ def interpolate(first: conditions.Request, second: conditions.Request, numbers) 
 
 
 def draw(trained: runs.Trained, edited: Edits, seed: int = 0, strength: float = 1.0):
-    """The edited images [N, H, W, C] uint8; arguments as `generate`."""
+    """Returns the edited images [N, H, W, C] uint8; arguments as `generate`."""
     sample = trained.make_sample_fn(edited.edit, strength)
+    # `Edits` stands in for a request: it has a length and rows too.
     arguments = trained.params, edited, seed, trained.mesh, trained.to_image
     return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
 
 
 def parse_numbers(texts: Sequence[str]) -> list[int]:
-    """The numbers of two images whose noise is interpolated.   Raises: ValueError for others."""
+    """Parses the numbers of the two images whose noise is interpolated.
+
+    Raises: ValueError unless there are two whole numbers below 2^31.
+    """
+    # Image numbers are int32.
     if len(texts) != 2 or not all(text.isdecimal() and int(text) < 2**31 for text in texts):
         raise UserError(
             f"--numbers={','.join(texts)} must be two whole numbers below 2^31, such as 0,1."
@@ -222,10 +242,11 @@ def parse_ends(
     prompts: Sequence[str] = (),
     negative: str = "",
 ) -> tuple[conditions.Request, conditions.Request]:
-    """Returns the requests of the first and the last of `num` interpolated images, `num` of each.
+    """Returns the requests for the first and the last of `num` interpolated images.
 
-    A single class or prompt is both.
-    Raises: ValueError for more than two, or none of a model that takes some; as `Trained.request`.
+    Each request has its condition `num` times. A single class or prompt is both ends.
+    Raises: ValueError for more than two classes or prompts, or for none where the model takes
+      some; as `Trained.request`.
     """
     ends = trained.condition.split_flags(labels, prompts)
     if len(ends) not in (1, 2):
@@ -244,11 +265,13 @@ def parse_before_and_after(
     prompt_after: str = "",
     negative: str = "",
 ) -> tuple[conditions.Request, conditions.Request]:
-    """Returns the requests of an image to be inverted, and to be drawn again: the same by default.
+    """Returns the requests to invert an image with and to draw it again with; by default the same.
 
-    Raises: ValueError for no class, of a model with classes, or for several; as `Trained.request`.
+    Raises: ValueError for several classes, or for none of a model with classes; as
+      `Trained.request`.
     """
     condition, after = trained.condition, {"labels": labels_after, "prompt": prompt_after}
+    # The flags for the second request must fit the model's condition.
     for flag, text in after.items():
         if text and flag != condition.flag:
             raise UserError(f"--{flag}_after={text}: this model takes --{condition.flag}_after.")
@@ -257,6 +280,7 @@ def parse_before_and_after(
             "invert needs --labels, the class of the image, in "
             f"0..{trained.config.model.num_classes - 1}: with another it comes from another noise."
         )
+    # Names and lists are fine for sampling, but only one number means one image here.
     for flag, text in (("labels", labels), ("labels_after", labels_after)):
         if text and not text.isdecimal():
             raise UserError(f"--{flag}={text}: invert takes one class.")

@@ -1,4 +1,4 @@
-"""Parameters, labels or captions, and seeds to images, sharded, one key per image."""
+"""Sampling: images from parameters, a request and a seed, sharded, with one key per image."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from dit_jax.config import sizes
 from dit_jax.diffusion import edits, guidance, samplers, solvers
 from dit_jax.errors import UserError
 
-# Images per device and call; a device's share of a batch does not change what is drawn.
+# Images per device and call; what is drawn does not depend on it.
 BATCH_PER_DEVICE = 64
-PLAIN = edits.Edit()
+PLAIN = edits.Edit()  # sampling without an edit
 
 
 def make_sample_fn(
@@ -31,19 +31,22 @@ def make_sample_fn(
     edit: edits.Edit = PLAIN,
     strength: float = 1.0,
 ) -> Callable:
-    """The jitted `sample(params, key, index, cond, null, encoder, guide_params, **arrays)`.
+    """Returns the jitted `sample(params, key, index, cond, null, encoder, guide_params, **arrays)`.
 
     Args:
-      sample_config: `config.sample`.   prediction: `config.objective.prediction`.
-      guide: a worse model, which takes the null condition's place in guidance.
-      strength: of an edit, the share of the steps that is taken.
+      sample_config: `config.sample`.
+      prediction: `config.objective.prediction`.
+      guide: a worse model for autoguidance, used instead of the null condition.
+      strength: the share of the steps that an edit takes.
     Returns:
-      sample: index [B] int32, the image's number, cond and null [B, ...] as
-        `conditions.Request`, arrays [B, ...] of the edit, all sharded over the batch, to (x_0
-        [B, h, w, C] f32, finite [steps] bool, whether every x_t was). Image i depends on key and i
-        alone, not on the others. encoder: of captions, for a model of condition 'context'.
+      sample: returns (x_0 [B, h, w, C] f32, finite [steps] bool, whether every x_t was finite).
+        It takes index [B] int32, the images' numbers; cond and null [B, ...] of a
+        `conditions.Request`; and the edit's arrays [B, ...]; all are sharded over the batch.
+        encoder is the frozen text encoder, for a model of condition 'context'. Image i depends on
+        key and i alone, not on the rest of the batch.
     Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
     """
+    # Fixed before tracing: the times of the steps, and which of them are guided.
     sampler = samplers.build(sample_config, process, prediction, strength)
     runs = _guided_runs(sample_config, sampler)
     _check_guidance(sample_config, model, guide)
@@ -55,18 +58,20 @@ def make_sample_fn(
         if arrays.keys() != set(edit.names):
             raise UserError(f"the edit takes arrays {edit.names}, not {tuple(arrays)}.")
 
+        # Noise i of an image comes from its own key, so the batch does not matter.
         def draw(i, index):
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
 
         def bind(model, params, cond):
-            """predict(x_t, network_time, cond) of a network, by default of this condition."""
+            """Returns predict(x_t, network_time, cond=encoded), and encoded, the encoded cond."""
             network = models.bind(model, params, mesh)
             encoded = conditions.encode(model, params, encoder, cond, mesh)
             return lambda x_t, time, cond=encoded: network(x_t, time, cond), encoded
 
+        # An edit may call it twice, such as for the two conditions of an interpolation.
         def networks(cond):
-            """The network, unguided and guided."""
+            """Returns the network [unguided, guided] for the conditions."""
             predict, encoded = bind(model, params, cond)
             if guide is not None:
                 worse, _ = bind(guide, guide_params, cond)
@@ -78,11 +83,13 @@ def make_sample_fn(
             return [predict, guided]
 
         predict, parts = edit.predict(networks, cond, arrays), []
+        # Each run of steps has its own denoiser, so that unguided steps evaluate one condition.
         for guided, count in runs:
             denoise = solvers.make_denoise(process, prediction, predict[guided], sampler.times)
             if sample_config.clip_x_0:
                 denoise = solvers.clip_x_0(denoise, process, sampler.times)
             parts.append((edit.wrap(denoise, process, sampler.times, arrays), count))
+        # Noise 0 is x_T's, so step i takes noise i + 1.
         noise = edit.noise(draw, index, arrays)
         problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
         x_T = edit.begin(process, sampler.grid[0], noise, arrays)
@@ -97,7 +104,10 @@ def make_sample_fn(
 
 
 def forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
-    """How often an image passes through the network; guidance by the null one counts twice."""
+    """Returns how often an image passes through the network.
+
+    An evaluation that the null condition guides is two passes.
+    """
     sampler = samplers.build(sample_config, process, prediction)
     runs = _guided_runs(sample_config, sampler)
     passes = np.repeat([1 + guided for guided, _ in runs], [count for _, count in runs])
@@ -105,8 +115,12 @@ def forward_passes(sample_config, process: diffusion.Process, prediction: str) -
 
 
 def _guided_runs(config, sampler):
-    """The steps as runs of (guided, count)."""
+    """Returns the steps as consecutive runs of (guided, count).
+
+    Raises: ValueError for an invalid interval, or one that holds no step's time.
+    """
     steps = sampler.grid[:-1]
+    # Before the early return, so that an invalid interval always raises.
     runs = guidance.in_interval(steps, config.cfg_interval)
     if config.cfg_scale == 1:
         return [(False, len(steps))]
@@ -129,18 +143,20 @@ def batches(
     batch_size: int | None = None,
     wanted: Sequence[range] | None = None,
 ) -> Iterator[tuple[range, Any]]:
-    """(image numbers, output(x_0) on the devices) of batch after batch.
+    """Yields (image numbers, output(x_0) on the devices), batch after batch.
 
     Image i is a function of (params, seed, i, request.cond[i], request.null[i]). The last batch
-    repeats its last image; its numbers are those that count. The next is under way when one is
-    yielded.
+    repeats its last image to be full; its numbers leave the repeats out. When a batch is yielded,
+    the next one is already computing.
 
     Args:
-      sample: of `make_sample_fn`.   batch_size: images at a time over all devices, rounded up to
-        a multiple of the batch shards; does not change the images.   wanted: numbers of the images,
-        by default of all.
+      sample: from `make_sample_fn`.
+      batch_size: images at a time over all devices, rounded up to a multiple of the batch shards.
+        It does not change the images.
+      wanted: ranges of image numbers to draw, by default all.
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
+    # Devices of a tensor group hold the same rows, so only these shards divide the batch.
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(request))
     batch_size = -(-batch_size // shards) * shards
@@ -148,8 +164,10 @@ def batches(
     previous = None
     wanted = [range(len(request))] if wanted is None else wanted
     for numbers in _split(wanted, batch_size):
+        # Rows beyond the last image repeat it.
         index = np.minimum(numbers.start + rows, numbers.stop - 1).astype(np.int32)
         batch = {"index": index, **request.rows(index)}
+        # Returns before the devices are done, so the host can use the batch before meanwhile.
         x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
         current = numbers, output(x_0), finite
         if previous:
@@ -160,11 +178,15 @@ def batches(
 
 
 def _split(parts, size):
-    """The ranges, each cut into ranges of at most this size."""
+    """Yields the ranges, each cut into ranges of at most `size`."""
     return (part[i : i + size] for part in parts for i in range(0, len(part), size))
 
 
 def _finished(numbers, output, finite):
+    """Returns (numbers, output) when the batch is done.
+
+    Raises: FloatingPointError if an x_t was not finite.
+    """
     finite = np.asarray(finite)
     if not finite.all():
         raise FloatingPointError(
@@ -185,7 +207,7 @@ def generate(
     progress: bool = False,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """All images [N, H, W, C] uint8, in host memory; arguments as `batches`."""
+    """Returns all images [N, H, W, C] uint8, in host memory; arguments as `batches`."""
     images = []
     with tqdm(total=len(request), unit="img", disable=not progress) as bar:
         for numbers, batch in batches(sample, params, request, seed, mesh, to_image, batch_size):
@@ -195,6 +217,7 @@ def generate(
 
 
 def _check_guidance(config, model, guide):
+    """Raises ValueError for guidance out of range, or that the model was not trained for."""
     if not 1 <= config.cfg_scale < np.inf:
         raise UserError(
             f"cfg_scale={config.cfg_scale} must be a number of at least 1 (no guidance)."
@@ -215,7 +238,8 @@ def _check_guidance(config, model, guide):
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """A global array, whole, in every process."""
+    """Returns a global array as a whole, in every process."""
+    # A process can read only the shards on its own devices.
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

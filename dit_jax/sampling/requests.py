@@ -1,4 +1,4 @@
-"""Requests of images whose conditions are drawn: for measures, and for pictures while training."""
+"""Requests with drawn conditions: for measures, and for pictures while training."""
 
 import pathlib
 
@@ -14,11 +14,11 @@ KINDS = ("random", "balanced")
 def draw(
     config: ConfigDict, kind: str, num: int, seed: int = 0, workdir: pathlib.Path | None = None
 ) -> conditions.Request:
-    """Draws `num` labels, or the captions of so many images of the data, held out if there are.
+    """Returns a request of `num` labels, or of the captions of `num` images from the data.
 
-    Captions are drawn without repetition as long as there are enough; 'balanced' ones are the
-    first, in order.
-    Args: workdir, of the run, whose data must be those that it began with.
+    Captions are those of held-out images, if there are any. They repeat only after all were used;
+    'balanced' takes the first ones in order.
+    Args: workdir, of the run; the data must be the ones that it began with.
     Raises: ValueError for another kind; as `latents.open_split` and `identity.check_splits`.
     """
     if kind not in KINDS:
@@ -27,11 +27,12 @@ def draw(
 
 
 def draw_for_picture(config: ConfigDict, num: int) -> conditions.Request:
-    """Returns labels in equal blocks, or the first captions of the data."""
+    """Returns a request of labels in equal blocks, or of the first captions of the data."""
     return conditions.build(config).draw_for_picture(num, lambda: _open(config))
 
 
 def _open(config, workdir=None):
+    # Captions of held-out images, which the model has not seen, are the fairer request.
     split = "eval" if config.data.eval_split else "train"
     source = latents.open_split(config, split)
     if workdir:

@@ -1,4 +1,4 @@
-"""A workdir's model with its parameters on a mesh, ready to draw: VAE, guide and encoder too."""
+"""A trained model, loaded from its workdir with its VAE, guide and text encoder for sampling."""
 
 import dataclasses
 import functools
@@ -20,34 +20,34 @@ from dit_jax.workdirs import checkpoint
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model, its parameters on a mesh of all devices."""
+    """A trained model with its parameters on a mesh of all devices."""
 
     config: ConfigDict
     step: int
-    raw: bool  # not the EMA
+    raw: bool  # trained parameters instead of their EMA
     mesh: Mesh
     model: nn.Module
     process: diffusion.Process
     params: dict
     to_image: Callable  # x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8
-    vae: latents.Vae | None = None  # that decodes; None in pixels
+    vae: latents.Vae | None = None  # decodes x_0; None for a model of pixels
     guide: "Guide | None" = None
-    encoder: conditions.TextEncoder | None = None  # of captions, where it is frozen
-    data: dict = dataclasses.field(default_factory=dict)  # as `workdirs.load_data`
+    encoder: conditions.TextEncoder | None = None  # the frozen text encoder, if the model uses one
+    data: dict = dataclasses.field(default_factory=dict)  # from `workdirs.load_data`
 
     @property
     def condition(self) -> conditions.Condition:
-        """What the model is conditioned on."""
+        """The kind of condition that the model takes."""
         return conditions.build(self.config)
 
     @property
     def class_names(self) -> list[str] | None:
-        """Of the labels in order; None where they have no names."""
+        """Names of the classes, in order; None if they have no names."""
         return self.data.get("train", {}).get("classes")
 
     @property
     def vae_digest(self) -> str:
-        """Of the VAE that decodes; '' in pixels."""
+        """Digest of the VAE that decodes; '' for a model of pixels."""
         return self.vae.digest if self.vae else ""
 
     def request(
@@ -58,11 +58,12 @@ class Trained:
         negative: str = "",
         seed: int = 0,
     ) -> conditions.Request:
-        """The request of a command's flags; as `Condition.from_flags`.
+        """Returns the request that a command's flags describe; as `Condition.from_flags`.
 
-        Raises: ValueError also for a negative prompt that nothing heeds.
+        Raises: ValueError also for a negative prompt that would change nothing.
         """
         request = self.condition.from_flags(num, labels, prompts, negative, seed, self.class_names)
+        # A guide takes the place of the null condition, and scale 1 does not guide at all.
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
             instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
             raise UserError(
@@ -72,7 +73,7 @@ class Trained:
         return request
 
     def make_sample_fn(self, edit: edits.Edit = generate.PLAIN, strength: float = 1.0) -> Callable:
-        """As the function of that name, with guide and text encoder bound."""
+        """Returns `generate.make_sample_fn` of this model, with guide and text encoder bound."""
         prediction = self.config.objective.prediction
         arguments = self.model, self.config.sample, self.process, prediction, self.mesh
         guide = self.guide and self.guide.model
@@ -83,7 +84,7 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guide:
-    """A worse model for autoguidance, on the mesh of the better one."""
+    """A worse model for autoguidance, on the same mesh as the better one."""
 
     workdir: str
     step: int
@@ -101,20 +102,20 @@ def load(
     guide_workdir: pathlib.Path | None = None,
     guide_step: int | None = None,
 ) -> Trained:
-    """The EMA parameters (with raw the trained ones) of a workdir; step None is the newest.
+    """Loads a workdir's EMA parameters, or with `raw` the trained ones; step None is the newest.
 
     Args:
-      vae_workdir, encoder_workdir: of the VAE that decodes and the frozen text encoder, by default
-        the run's.
+      vae_workdir, encoder_workdir: replace the run's own VAE and frozen text encoder.
       settings: override keys of `config.sample`.
-      guide_workdir, guide_step: of the worse model, for autoguidance, always its EMA parameters; by
-        default the same workdir, and the newest step.
+      guide_workdir, guide_step: choose a worse model for autoguidance, always by its EMA
+        parameters. If one is missing it is the same workdir, or the newest step.
     Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
-      ValueError for a model of latents without its VAE, or of pixels with one, the same of a text
-      encoder, or for a guide of another input, process or prediction.
+      ValueError for a model of latents without a VAE, or of pixels with one; likewise for a text
+      encoder; or for a guide with another input, process or prediction.
     """
     config = _load_config(workdir)
     condition, x_0 = conditions.build(config), latents.build(config)
+    # A flag for a frozen network must fit the model, and replaces the path in the run's config.
     if vae_workdir and not x_0.uses_vae:
         raise UserError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
     if vae_workdir:
@@ -137,14 +138,17 @@ def load(
             f"with digest {config.text.encoder_digest or 'not recorded'}; python -m "
             "dit_jax.convert clip writes one."
         )
+    # The sampling settings are checked before anything large is loaded.
     config.sample.update(settings or {})
     ranges.check(config)
     samplers.check_used(config.sample, settings or {}, config.model.learn_sigma)
     x_0.check_clip()
+    # Parameters are restored straight onto the mesh, each device its own share.
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     vae = x_0.load_vae(mesh)
     to_image = x_0.make_to_image(vae, mesh)
+    # The guide may be another workdir, or an earlier step of this one.
     guide = None
     if guide_workdir or guide_step is not None:
         guide_workdir = guide_workdir or workdir
@@ -160,19 +164,21 @@ def load(
 
 
 def _load_config(workdir):
+    """Loads a workdir's config, with its mesh replaced by one of all devices that are here."""
     config = workdirs.load_config(workdir)
     workdirs.check_draws(workdir, config)
     _find_in_workdir(workdir, config)
-    with config.unlocked():  # the run's devices need not be here
+    # The run may have used other devices, and an attention that these do not have.
+    with config.unlocked():
         config.mesh = dict(data=-1, fsdp=1, tensor=1)
         config.model.attention = "auto"
     return config
 
 
 def _find_in_workdir(workdir, config):
-    """Paths to other workdirs are taken from this one where it has such a directory.
+    """Makes a path to another workdir relative to this one, where that directory exists.
 
-    So a workdir that `dit_jax.convert sd` wrote may be moved.
+    A workdir that `dit_jax.convert sd` wrote may therefore be moved.
     """
     for part, key in (("latents", "vae"), ("text", "encoder")):
         text = config.get(part, {}).get(key)
@@ -182,6 +188,7 @@ def _find_in_workdir(workdir, config):
 
 
 def _load_model(workdir, config, mesh, step, raw):
+    """Returns (model, parameters on the mesh, step) of a checkpoint."""
     model = models.build(config.model)
     shapes = models.param_shapes(model)
     shapes = sharding.with_shardings(mesh, shapes)
@@ -189,7 +196,10 @@ def _load_model(workdir, config, mesh, step, raw):
 
 
 def _check_guide(guide, config, workdir):
+    """Raises ValueError unless the guide has the model's inputs, outputs and process."""
+
     def of(config):
+        # All that decides what the inputs of a network and its output mean.
         keys = ["input_size", "in_channels", *conditions.build(config).shared_keys]
         return {
             **{f"model.{key}": config.model[key] for key in keys},
@@ -198,12 +208,12 @@ def _check_guide(guide, config, workdir):
             **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},
         }
 
-    theirs, ours = of(guide), of(config)
+    actual, expected = of(guide), of(config)
     digests = [c.text.encoder_digest for c in (guide, config)]
-    if all(digests):  # an empty one is not known
-        theirs["text.encoder_digest"], ours["text.encoder_digest"] = digests
-    if differing := [key for key in ours if theirs[key] != ours[key]]:
-        lines = [f"  {key}: guide {theirs[key]!r}, model {ours[key]!r}" for key in differing]
+    if all(digests):  # an empty digest is not known
+        actual["text.encoder_digest"], expected["text.encoder_digest"] = digests
+    if differing := [key for key in expected if actual[key] != expected[key]]:
+        lines = [f"  {key}: guide {actual[key]!r}, model {expected[key]!r}" for key in differing]
         raise UserError(
             f"--guide={workdir} must be a model of the same inputs and outputs; these differ:\n"
             + "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The flags of commands that draw: which model, which sampler, which conditions."""
+"""Flags of the commands that sample: the model, the sampler and the conditions."""
 
 from absl import flags
 
@@ -7,6 +7,7 @@ from dit_jax.config import arguments
 from dit_jax.diffusion import grids, sampler_settings, samplers
 
 FLAGS = flags.FLAGS
+# Parsers of flags by the type of a setting; a tuple is two floats.
 PARSERS = {
     str: flags.ArgumentParser(),
     int: flags.IntegerParser(),
@@ -16,7 +17,7 @@ PARSERS = {
 
 
 def define_sampling(required: bool = True) -> None:
-    """--workdir and which checkpoint, seed and sampler to use there."""
+    """Defines --workdir and the flags for the checkpoint, the seed and the sampler."""
     cli.define_path("workdir", None, "Directory of a training run.", required)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", 0)
     cli.define_path("vae", None, "Workdir of the VAE that decodes; the run's by default.")
@@ -29,8 +30,10 @@ def define_sampling(required: bool = True) -> None:
         "guide_step", None, "Checkpoint of --guide, or an earlier one of --workdir to guide it.", 0
     )
     cli.define_seed("Image i is a function of the model, the seed, i and its label.")
+    # One flag for each key of config.sample; None leaves the run's own value.
     for name, setting in sampler_settings.SETTINGS.items():
         text = f"{describe(name)} By default the run's."
+        # With --NAME and --noNAME.
         if setting.type is bool:
             flags.DEFINE_bool(name, None, text)
         else:
@@ -38,7 +41,7 @@ def define_sampling(required: bool = True) -> None:
 
 
 def describe(key: str) -> str:
-    """Returns the help of a key of `config.sample`, with the samplers or grids that heed it."""
+    """Returns the help of a key of `config.sample`, with the samplers or grids that use it."""
     if key == "sampler":
         return ", ".join(f"{name} ({row.help})" for name, row in samplers.SAMPLERS.items()) + "."
     if key == "grid":
@@ -46,13 +49,14 @@ def describe(key: str) -> str:
         return f"{names}; of process ddpm also {', '.join(grids.OF_CHAIN)}, or counts."
     owners = samplers.get_owners(key)
     text = sampler_settings.SETTINGS[key].help
+    # A key that only some samplers or grids use names them first.
     for chosen, names in owners.items():
         text = f"Of {chosen} {', '.join(names)}: {text[0].lower()}{text[1:]}"
     return text
 
 
 def define_conditions() -> None:
-    """The conditions of the images: labels or prompts, and what guidance leads away from."""
+    """Defines the flags for the images' conditions, and for what guidance leads away from."""
     flags.DEFINE_string(
         "labels", "", "Comma-separated classes in equal shares; empty is all; or random."
     )
@@ -61,7 +65,8 @@ def define_conditions() -> None:
 
 
 def get_load_arguments() -> dict:
-    """Returns the arguments of `runs.load` that the flags give."""
+    """Returns the arguments of `runs.load` from the flags."""
+    # A flag that was not given leaves the run's own value.
     names = sampler_settings.SETTINGS
     settings = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     return dict(

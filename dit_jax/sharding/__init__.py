@@ -1,4 +1,4 @@
-"""Devices and processes: the mesh, the axes that shard each parameter, work of several hosts."""
+"""Devices and processes: the mesh, the axes that shard each parameter, several processes."""
 
 from dit_jax.sharding.axes import PARAMETER_AXES
 from dit_jax.sharding.hosts import (

@@ -1,7 +1,8 @@
-"""The table of which axis of the mesh shards which axis of each parameter."""
+"""A table of the mesh axes that shard the axes of each parameter."""
 
-# Ends of parameter paths -> mesh axes; L depth, D hidden, H heads, M = mlp_ratio D, P = p*p*C.
-# Of all four blocks; none has all of these parameters.
+# The end of a parameter's path -> a mesh axis, several or None for each of its axes. L is depth,
+# D hidden size, H heads, M = mlp_ratio D, P = p * p * channels for patches of p * p pixels.
+# The table covers all four blocks; none of them has all of these parameters.
 DIT_AXES = {
     "x_embedder/kernel": (None, "fsdp"),  # [P, D]
     "x_embedder/bias": ("fsdp",),  # [D]
@@ -18,7 +19,7 @@ DIT_AXES = {
     "text_encoder/position_embedding": (None, "fsdp"),  # [tokens, C]
     "text_encoder/final_norm/scale": ("fsdp",),  # [C]
     "text_encoder/final_norm/bias": ("fsdp",),  # [C]
-    # The text encoder's blocks are in-context ones, with C for D.
+    # The text encoder's blocks are in-context blocks, with C instead of D.
     "blocks/adaLN_modulation/kernel": (None, "fsdp", None, "tensor"),  # [L, D, 6 or 4, D]
     "blocks/adaLN_modulation/bias": (None, None, ("tensor", "fsdp")),  # [L, 6 or 4, D]
     "blocks/norm1/scale": (None, "fsdp"),  # [L, D]
@@ -48,7 +49,7 @@ DIT_AXES = {
     "final_layer/linear/kernel": ("fsdp", None),  # [D, P or 2P]
     "final_layer/linear/bias": (None,),  # [P or 2P]
 }
-# Convolutions [h, w, in, out], Linears [in, out] and norms.
+# Kernels are convolutions [h, w, in, out] or Linears [in, out]; scales are of norms.
 VAE_AXES = {
     f"{name}/{leaf}": axes
     for names, leaves in (
@@ -62,7 +63,8 @@ VAE_AXES = {
     for name in names.split()
     for leaf, axes in leaves.items()
 }
-# V tokens of the vocabulary, M = mlp_size; q_proj, k_proj and v_proj are whole heads in order.
+# V is the number of tokens in the vocabulary, M = mlp_size. The columns of q_proj, k_proj and
+# v_proj are whole heads in order, so the tensor axis may shard them.
 CLIP_AXES = {
     "embeddings_token_embedding/embedding": (None, "fsdp"),  # [V, D]
     "embeddings_position_embedding/embedding": (None, "fsdp"),  # [length, D]
@@ -85,8 +87,8 @@ CLIP_AXES = {
     "final_layer_norm/scale": ("fsdp",),  # [D]
     "final_layer_norm/bias": ("fsdp",),  # [D]
 }
-# Of the UNet what the VAE does not have, or has otherwise; M = 4D. Attention without transformer
-# is as the VAE's: it may have one head, which the tensor axis would cut.
+# Parameters of the UNet that the VAE lacks or shards in another way; M = 4D. Attention without a
+# transformer is sharded as in the VAE: it may have one head, which the tensor axis would cut.
 UNET_AXES = {
     f"{name}/{leaf}": axes
     for names, leaves in (
@@ -112,5 +114,5 @@ UNET_AXES = {
     for name in names.split()
     for leaf, axes in leaves.items()
 }
-# The first that ends a path holds: the UNet's longer names are before the VAE's.
+# The first name that ends a path applies. So the UNet's longer names must precede the VAE's.
 PARAMETER_AXES = DIT_AXES | UNET_AXES | VAE_AXES | CLIP_AXES

@@ -1,4 +1,4 @@
-"""Several processes of one run: what one does for all, and what all must agree on."""
+"""Work of several processes of one run: what one does for all, and what all must agree on."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from dit_jax.errors import UserFileError
 
 
 def in_every_process(f: Callable):
-    """f() in every process; where it raises in one it ends all: they would wait for that one.
+    """Runs f in every process; if one raises, all raise, so that none waits forever.
 
-    Raises: the process's own error; OSError where only others failed.
+    Raises: the process's own error; OSError if only other processes failed.
     """
     result, failure = None, None
     try:
         result = f()
-    except Exception as error:  # of any kind
+    except Exception as error:  # whatever it is, the others must not wait for this process
         failure = error
     if not all_processes(failure is None):
         raise failure or OSError(
@@ -27,18 +27,20 @@ def in_every_process(f: Callable):
 
 
 def all_processes(ok: bool) -> bool:
-    """Whether it is so in every process; all of them must ask."""
+    """Returns whether ok is true in every process; all processes must call this."""
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
 def from_first_process(text: str) -> str:
-    """The first process's text, in every process; all of them must ask."""
+    """Returns the first process's text, in every process; all processes must call this."""
     if jax.process_count() == 1:
         return text
     encoded = np.frombuffer(text.encode(), np.uint8)
+    # A broadcast needs arrays of the same shape in all processes, so the length goes first.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    # The other processes only contribute the shape.
     encoded = encoded if jax.process_index() == 0 else np.zeros(size, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(encoded)).tobytes().decode()
 
@@ -46,7 +48,7 @@ def from_first_process(text: str) -> str:
 def in_first_process(act: Callable[[], None], message: str) -> None:
     """Calls act() in the first process.
 
-    Raises: OSError in all processes alike, with the message, if act did: so none waits for it.
+    Raises: OSError with the message, in all processes, if act raised one. So none waits for it.
     """
     problem, failure = "", None
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""The device mesh, and how batches and parameters lie on it."""
+"""The device mesh, and the sharding of batches and parameters over it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,13 +13,15 @@ from dit_jax.sharding import axes
 logger = logging.getLogger("dit_jax")
 
 AXES = ("data", "fsdp", "tensor")
+# The devices along tensor share their rows, so the batch is sharded over the other axes.
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh` over devices, by default all; one axis may be -1, the rest of them.
+    """Returns the mesh of `config.mesh` over the devices, by default all devices.
 
-    Raises: ValueError if the axes do not multiply to the number of devices.
+    One axis may be -1: it takes the devices that are left.
+    Raises: ValueError if the product of the axes is not the number of devices.
     """
     sizes = [config[axis] for axis in AXES]
     devices = jax.devices() if devices is None else devices
@@ -28,9 +30,9 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if sizes.count(-1) == 1 and known > 0 and num_devices % known == 0:
         sizes[sizes.index(-1)] = num_devices // known
     if min(sizes) < 1 or np.prod(sizes) != num_devices:
-        wanted = ", ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
+        shown = ", ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
         raise UserError(
-            f"{wanted} do not multiply to the {num_devices} devices; set at most one of them to -1 "
+            f"{shown} do not multiply to the {num_devices} devices; set at most one of them to -1 "
             "(the rest of the devices)."
         )
     # Auto: under jax.make_mesh's default, Explicit, constraints inside jit may be ignored.
@@ -39,18 +41,18 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-    """All devices of this process, over the batch: for what processes do each for itself."""
+    """Returns a mesh of this process's devices over the batch, for work that needs no others."""
     return make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
 
 
 def pin_batch(x: jax.Array) -> jax.Array:
-    """Pins activations x [B, ...] to rows over the batch axes of the mesh in context.
+    """Pins activations x [B, ...]: their rows are sharded over the batch axes of the current mesh.
 
-    The mesh is that of `jax.sharding.use_abstract_mesh` while tracing; without one x is returned
-    as it is. Needed for right numbers, not only for speed: where a product that is partial over
-    the tensor axis was left to XLA, the gradients of the gates, or of what lies before the
-    blocks, missed some of its parts (data=2, fsdp=2, tensor=2, one row of a micro-batch per shard;
-    jax 0.10.2).
+    The mesh is set by `jax.sharding.use_abstract_mesh` while tracing; without a mesh x is returned
+    as it is. Pinning is needed for correct numbers, not only for speed. Without it, XLA chose the
+    sharding of products that are partial over the tensor axis. Then gradients of the gates, or of
+    layers before the blocks, missed some of the partial sums (data=2, fsdp=2, tensor=2, one row of
+    a micro-batch per shard; jax 0.10.2).
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -58,21 +60,23 @@ def pin_batch(x: jax.Array) -> jax.Array:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that gives every device the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; a tensor group holds the same rows."""
+    """Returns the sharding of rows over data and fsdp; devices along tensor hold the same rows."""
     return NamedSharding(mesh, BATCH)
 
 
 def with_shardings(mesh: Mesh, tree):
-    """The tree of jax.ShapeDtypeStruct with the sharding of every leaf, by its path's end.
+    """Returns the tree of jax.ShapeDtypeStruct with the sharding of every leaf.
 
-    Serves parameters, EMA and optimizer moments alike; other leaves (counters) are replicated.
-    An axis that the mesh axes do not divide stays whole and is logged.
+    The end of a leaf's path names its sharding, so the tree may hold parameters, EMA or optimizer
+    moments. Other leaves (counters) are replicated. An axis that its mesh axes do not divide stays
+    whole, which is logged.
     """
-    logged = set()
+    logged = set()  # names: the EMA and the moments would repeat each line
 
     def attach(key_path, leaf):
         sharding = leaf_sharding(key_path, leaf)
@@ -87,32 +91,32 @@ def with_shardings(mesh: Mesh, tree):
             if leaf.ndim:
                 logger.warning("no sharding for %s %s: every device holds it", path, leaf.shape)
             return replicated(mesh)
-        spec, whole = _fit(mesh, axes.PARAMETER_AXES[name], leaf.shape)
-        if whole and name not in logged:
+        spec, left_out = _fit(mesh, axes.PARAMETER_AXES[name], leaf.shape)
+        if left_out and name not in logged:
             logged.add(name)
-            logger.info("not sharded: %s %s over %s", name, leaf.shape, ", ".join(whole))
+            logger.info("not sharded: %s %s over %s", name, leaf.shape, ", ".join(left_out))
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(attach, tree)
 
 
 def _fit(mesh, spec, shape):
-    """The spec with the mesh axes that divide, and those that had to be left out."""
-    fitted, whole = [], []
+    """Returns the spec with the mesh axes that divide the shape, and the mesh axes left out."""
+    fitted, left_out = [], []
     for size, entry in zip(shape, spec, strict=True):
         kept = []
         for axis in (entry,) if isinstance(entry, str) else entry or ():
             if size % mesh.shape[axis]:
-                whole.append(f"{axis}={mesh.shape[axis]}")
+                left_out.append(f"{axis}={mesh.shape[axis]}")
             else:
                 kept.append(axis)
-                size //= mesh.shape[axis]
+                size //= mesh.shape[axis]  # the next mesh axis must divide what is left
         fitted.append(tuple(kept) or None)
-    return fitted, whole
+    return fitted, left_out
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int = 1) -> None:
-    """Demands that every device gets the same number of rows of every micro-batch.
+    """Raises unless every device gets the same number of rows of every micro-batch.
 
     Raises: ValueError with the sizes.
     """
@@ -126,14 +130,14 @@ def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int =
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process feeds, sorted."""
+    """Returns the indices of the global batch's rows that this process feeds, sorted."""
     slices = batch_sharding(mesh).devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[slices[device]] for device in mesh.local_devices]
     return np.unique(np.concatenate(rows))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from each process's `local_rows`."""
+    """Returns global arrays, made from the `local_rows` of each process."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -142,15 +146,16 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def map_groups(mesh: Mesh, f: Callable, x: jax.Array, at_once: int) -> jax.Array:
-    """f(x) for x [B, ...], computed for a group of rows after another, to bound the memory.
+    """Returns f(x) for x [B, ...], computed for one group of rows after another to save memory.
 
-    Every device's rows stay where they are. For use inside jit, where f is a function of each row.
+    All rows stay on their devices. Use it inside jit, with an f that maps each row alone.
 
-    Args: at_once, the most rows of a group on each device; a group is the largest that divides
-      the device's rows, which B must give every device alike.
+    Args: at_once, the most rows of a group on each device. A group has the largest number of rows
+      that divides the device's rows. B must give every device the same number of rows.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = next(n for n in range(at_once, 0, -1) if x.shape[0] // shards % n == 0)
+    # Each group has rows of every shard, so that no row moves to another device.
     groups = x.reshape(shards, -1, rows, *x.shape[1:]).swapaxes(0, 1)
     groups = groups.reshape(-1, shards * rows, *x.shape[1:])
     grouped = NamedSharding(mesh, PartitionSpec(None, *BATCH))

@@ -1,1 +1,1 @@
-"""The operating system: files that are whole or not there, locks, signals, the terminal."""
+"""Operating system access: atomic files, locks, signals, the terminal."""

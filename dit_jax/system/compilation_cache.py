@@ -1,4 +1,4 @@
-"""Compiled programs kept between commands, in the user's own cache."""
+"""Persistent cache of compiled programs, in the user's cache directory."""
 
 import hashlib
 import logging
@@ -14,16 +14,16 @@ from dit_jax.errors import UserFileError
 
 logger = logging.getLogger("dit_jax")
 
-MAX_BYTES = 8 * 2**30  # the programs used longest ago go first
+MAX_BYTES = 8 * 2**30  # beyond this, the least recently used programs are removed
 
 
 def enable() -> None:
-    """Keeps what JAX compiles in the user's cache directory, unless the user has chosen another.
+    """Enables JAX's persistent compilation cache, unless the user has configured one already.
 
-    An entry is machine code that runs as it is, so nothing is read from a directory that another
-    user could write into.
+    Cache entries are machine code that runs without a check. So a directory that other users can
+    write into is not used; a warning is logged instead.
     """
-    # A program that cannot be kept, on a full disk say, is compiled again the next time.
+    # If a program cannot be stored, on a full disk for example, the next command compiles it again.
     ignored = "Error (reading|writing) persistent compilation cache entry"
     warnings.filterwarnings("ignore", message=ignored)
     if jax.config.jax_compilation_cache_dir:
@@ -38,14 +38,15 @@ def enable() -> None:
 
 
 def make_directory() -> pathlib.Path:
-    """The directory of this user and this kind of machine, made if it is not there.
+    """Returns the cache directory of this user and this kind of machine; creates it if needed.
 
-    Raises: OSError if it cannot be made, or if it belongs to another user or others may write
-      there.
+    Raises: OSError if it cannot be created, belongs to another user, is a link, or is writable for
+      others.
     """
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     directory = root / "dit_jax" / f"compiled-{_machine()}"
     root.mkdir(parents=True, exist_ok=True)
+    # The parent too: whoever can write there can replace the directory.
     for path in (directory.parent, directory):
         if not os.path.lexists(path):
             path.mkdir(mode=0o700)
@@ -60,11 +61,15 @@ def make_directory() -> pathlib.Path:
 
 
 def _machine():
-    """What tells processors apart: a home directory may be on several machines."""
+    """Returns a digest of the kind of processor.
+
+    Machines that share a home directory may have different processors, and machine code of one may
+    not run on another.
+    """
     kind = [platform.machine(), platform.processor()]
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         kind += sorted({line for line in lines if line.startswith(("model name", "flags"))})
     except OSError:
-        pass  # not Linux
+        pass  # only Linux has this file
     return hashlib.sha256(repr(kind).encode()).hexdigest()[:12]

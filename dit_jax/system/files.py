@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all; paths; files and names from elsewhere."""
+"""File system helpers: atomic writes, checked paths, and safe handling of untrusted files.
+
+Directories and files may come from strangers. So their names are escaped in messages, and links,
+pipes and devices are refused where a command would write to them.
+"""
 
 import contextlib
 import errno
@@ -13,10 +17,10 @@ from typing import IO, BinaryIO
 
 from dit_jax.errors import UserError, UserFileError
 
-# Unicode's categories of characters that a terminal obeys or hides: controls, formats such as the
-# bidirectional and zero-width ones, surrogates, line and paragraph separators.
+# Unicode categories of characters that a terminal executes or hides: control characters, format
+# characters (bidirectional, zero-width), surrogates, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-WRITING = {  # flags of the modes that open for it
+WRITING = {  # mode -> flags of os.open
     "wb": os.O_WRONLY | os.O_CREAT,
     "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
     "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
@@ -27,10 +31,10 @@ WRITING = {  # flags of the modes that open for it
 
 
 def printable(text: object) -> str:
-    r"""Shows each control character of a text as its escape: a newline as \n, ESC as \x1b.
+    r"""Returns a text with all control characters escaped: a newline becomes \n, ESC becomes \x1b.
 
-    For names inside messages: whoever made a file or an archive chose its name. Bidirectional and
-    zero-width controls and lone surrogates are escaped too.
+    Bidirectional and zero-width characters and lone surrogates are escaped too. Used for names in
+    messages, because strangers may have chosen them.
     """
     text = str(text)
     if text.isprintable():
@@ -42,9 +46,10 @@ def printable(text: object) -> str:
 
 
 def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
-    """The local path that a flag or a config key names, with `~` and `~user` expanded.
+    """Returns the value of a flag or config key as a local path, with `~` and `~user` expanded.
 
-    Args: name, of the flag or key, such as '--workdir' or 'latents.vae', for messages.
+    Args:
+      name: the flag or key, such as '--workdir' or 'latents.vae', for messages.
     Raises: ValueError for an empty text, a remote path, an unknown user, or a NUL character.
     """
     text = os.fspath(text)
@@ -59,7 +64,7 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
         )
     try:
         return pathlib.Path(text).expanduser()
-    except RuntimeError:  # pathlib's, which names no user
+    except RuntimeError:  # pathlib raises it for an unknown user but does not name the user
         user = text.partition("/")[0]
         raise UserError(
             f"{shown}: {printable(user)} has no home directory; write ./{printable(text)} if that "
@@ -68,8 +73,9 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def check_utf8(directory: pathlib.Path) -> None:
-    """Demands a name in UTF-8, as libraries need that keep checkpoints and array_record files.
+    """Raises unless the path of a directory is valid UTF-8.
 
+    The libraries for checkpoints and array_record files need this.
     Raises: ValueError.
     """
     try:
@@ -82,11 +88,11 @@ def check_utf8(directory: pathlib.Path) -> None:
 
 
 class LostError(UserFileError):
-    """The directory or the lock went away while a command ran; what is kept is told."""
+    """Error for a directory or lock file that was removed or moved while a command ran."""
 
     @classmethod
     def of(cls, directory: pathlib.Path) -> "LostError":
-        """Of a directory that is not where it was."""
+        """Returns the error for a directory that is no longer at its path."""
         return cls(
             f"{directory} is gone: it was removed or moved while this command ran.\n"
             "Nothing more is written; if it was moved, move it back."
@@ -94,13 +100,14 @@ class LostError(UserFileError):
 
 
 class Directory:
-    """A directory that must stay where it is while a command reads it or writes into it.
+    """Directory that must stay in place while a command reads it or writes into it.
 
-    Entered, it turns an OSError from inside into a LostError where the directory has gone: whatever
-    failed there, this is why.   Raises: LostError if it is not there.
+    As a context, it replaces an OSError raised inside with a LostError if the directory is gone,
+    because that is then the real cause.
     """
 
     def __init__(self, path: pathlib.Path):
+        """Remembers which directory is at a path.   Raises: LostError if there is none."""
         self.path = path
         try:
             self._status = path.stat()
@@ -108,11 +115,11 @@ class Directory:
             raise LostError.of(path) from None
 
     def is_there(self) -> bool:
-        """Whether it lies where it did; another of its name does not count."""
+        """Returns whether the same directory is still at the path; a new one does not count."""
         return self.path.is_dir() and os.path.samestat(self.path.stat(), self._status)
 
     def check(self) -> None:
-        """Raises: LostError if it was removed or moved."""
+        """Raises a LostError if the directory was removed, moved or replaced."""
         if not self.is_there():
             raise LostError.of(self.path)
 
@@ -128,11 +135,13 @@ class Directory:
 
 
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """What `write(file)` writes becomes the file, whole or not at all.
+    """Writes a file atomically: the path has the old contents or all of the new ones.
 
-    Of several commands that replace one file each waits for the one before, and the last one's
-    stays.
-    Raises: OSError; LostError if the directory is not there.
+    If several commands replace the same file, they do so one after another; the last one wins.
+
+    Args:
+      write: writes the contents to the file that it is given.
+    Raises: OSError; LostError if the directory does not exist.
     """
     unfinished = temporary(path)
     try:
@@ -140,27 +149,29 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
             try:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename, or a crash could leave an empty file
                 os.replace(unfinished, path)
             except BaseException:
-                unfinished.unlink(missing_ok=True)  # it is still locked, so nobody else's
+                # Safe: it is still locked, so no other command writes to it.
+                unfinished.unlink(missing_ok=True)
                 raise
     except OSError as error:
         if not path.parent.is_dir():
             raise LostError.of(path.parent) from error
-        error.filename = error.filename or str(path)  # a full disk's has none
+        error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
 
 
 def _open_alone(path):
-    """The empty file of this path, open to be written by this process alone."""
+    """Opens an empty file for this process alone; waits while another process writes to it."""
     while True:
         file = open_to_write(path, "r+b")
         try:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if is_at(file, path):  # else who held it has given it its name
-                file.truncate(0)  # of a command that was killed
+            # Otherwise the previous holder has renamed this file to its final name: open a new one.
+            if is_at(file, path):
+                file.truncate(0)  # a killed command may have left something in it
                 return file
         except BaseException:
             file.close()
@@ -169,7 +180,7 @@ def _open_alone(path):
 
 
 def is_at(file: IO, path: pathlib.Path) -> bool:
-    """Whether the open file is the one at the path."""
+    """Returns whether an open file is the one at the path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -177,7 +188,7 @@ def is_at(file: IO, path: pathlib.Path) -> bool:
 
 
 def flush_to_disk(path: pathlib.Path) -> None:
-    """Waits until a file's contents are on the disk.   Raises: OSError."""
+    """Waits until the contents of a file are on the disk (fsync).   Raises: OSError."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -186,21 +197,22 @@ def flush_to_disk(path: pathlib.Path) -> None:
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
-    """The file beside it that `replace` writes first."""
+    """Returns the path of the temporary file that `replace` writes before it renames it."""
     return path.with_name(f"{path.name}.tmp")
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-    """As `replace`, of a text, as UTF-8."""
+    """Writes a text as UTF-8 atomically, as `replace`."""
     replace(path, lambda file: file.write(text.encode()))
 
 
 def open_to_write(path: pathlib.Path, mode: str) -> IO:
-    """Opens a file as `open` does, but no link (a hard one neither), pipe or device.
+    """Opens a file as `open` does, but refuses symbolic and hard links, pipes and devices.
 
-    A directory from elsewhere may hold these under the names that a command writes to.
+    A directory from a stranger may contain these under the names that a command writes to.
 
-    Args: mode, one of WRITING.
+    Args:
+      mode: one of WRITING.
     Raises: OSError.
     """
     safely = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its other end
@@ -210,16 +222,18 @@ def open_to_write(path: pathlib.Path, mode: str) -> IO:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
         raise _no_file(path) from error
+    # The open file is examined, not the path, which could change in between.
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(number)
         raise _no_file(path)
-    if mode == "wb":
+    if mode == "wb":  # not with O_TRUNC, which would empty a hard link's file before the check
         os.truncate(number, 0)
     return os.fdopen(number, mode)
 
 
 def _no_file(path):
+    """Returns the error for a path that is no regular file."""
     return UserFileError(
         f"{printable(path)} is a link, pipe or device, which is not written to: remove it, or put "
         "a file in its place."
@@ -227,7 +241,7 @@ def _no_file(path):
 
 
 def refuse_link(path: str | os.PathLike) -> None:
-    """Raises: OSError if a path, in a directory that is written to, is a link."""
+    """Raises an OSError if a path that a command may write to is a symbolic link."""
     if os.path.islink(path):
         raise UserFileError(
             f"{printable(path)} is a link: what is written there would go elsewhere. Put what it "
@@ -236,18 +250,19 @@ def refuse_link(path: str | os.PathLike) -> None:
 
 
 def check_tree(directory: pathlib.Path, links: bool = True) -> None:
-    """Demands that there is nothing but files and directories in a directory, at any depth.
+    """Raises if a directory contains anything but files and directories, at any depth.
 
-    Reading from a pipe or a device may never end, and writing to a link leads out of the directory.
+    Reading from a pipe or a device may never end. Writing to a link leaves the directory.
 
-    Args: links, whether links to files and directories may be there.
-    Raises: OSError that names what is there.
+    Args:
+      links: whether links to files and directories are allowed.
+    Raises: OSError that names the offending path.
     """
     waiting, seen = [directory], set()
     while waiting:
         try:
             entries = os.scandir(waiting.pop())
-        except FileNotFoundError:  # another command has removed it since
+        except FileNotFoundError:  # another command has just removed it
             continue
         with entries:
             for entry in entries:
@@ -255,10 +270,10 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
                     refuse_link(entry.path)
                 try:
                     status = entry.stat()
-                except OSError:  # a link that leads nowhere
+                except OSError:  # a link without a target
                     continue
                 if stat.S_ISDIR(status.st_mode):
-                    if (status.st_dev, status.st_ino) not in seen:  # links may make a circle
+                    if (status.st_dev, status.st_ino) not in seen:  # links may form a cycle
                         waiting.append(entry.path)
                     seen.add((status.st_dev, status.st_ino))
                 elif not stat.S_ISREG(status.st_mode):
@@ -269,14 +284,17 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
 
 
 def list_some(names: Collection[str], most: int = 5) -> str:
-    """The first few of many names from elsewhere, for messages, and how many more there are."""
+    """Returns the first names, escaped and at most 200 characters each, and how many follow."""
     shown = [printable(name[:200]) for _, name in zip(range(most), names, strict=False)]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(shown) + more if names else "none"
 
 
 def open_and(path, read):
-    """read(path); what the system refuses is said by this project's own OSError."""
+    """Returns read(path).
+
+    Raises: OSError of the same type, with a message that names the path.
+    """
     try:
         return read(path)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The form of what JSON files hold: the keys of an object, and the kind of each value.
+"""Schemas of JSON objects: the expected keys, and a test for the value of each key.
 
-Disks damage such files, and strangers write them. A reader names the keys whose values are wrong,
-and leaves the object out or refuses it, before any other code meets the values.
+JSON files may be damaged on disk or written by strangers. So a reader checks every object with a
+schema before other code uses its values. It skips or refuses an object with wrong values.
 """
 
 import sys
@@ -9,67 +9,75 @@ from collections.abc import Callable, Collection, Mapping
 
 from dit_jax.errors import UserError
 
-Holds = Callable[[object], bool]
+Holds = Callable[[object], bool]  # test of a value
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a text."""
+    """Returns whether a value is a string."""
     return isinstance(value, str)
 
 
 def is_flag(value: object) -> bool:
-    """Whether a value is true or false."""
+    """Returns whether a value is True or False."""
     return isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number that a float holds; true and false are none."""
+    """Returns whether a value is a finite number in the range of a float; bools are no numbers."""
+    # NaN fails the comparison too.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def is_positive(value: object) -> bool:
-    """Whether a value is a finite number above 0."""
+    """Returns whether a value is a finite number above 0."""
     return is_number(value) and value > 0
 
 
 def is_count(value: object) -> bool:
-    """Whether a value is a whole number of at least 0 that fits 64 bits."""
+    """Returns whether a value is a whole number in 0..2**63-1."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is none, true, false, a text, or a number, which may be NaN or infinite."""
+    """Returns whether a value is None, a bool, a string or a number; NaN and infinity pass too."""
     return value is None or isinstance(value, bool | str | float) or is_number(value)
 
 
 def is_setting(value: object) -> bool:
-    """Whether a value is plain, or a list of plain values."""
+    """Returns whether a value is plain, or a list of plain values."""
     return all(map(is_plain, value)) if isinstance(value, list) else is_plain(value)
 
 
 def is_value(value: object) -> bool:
-    """Whether a value is a setting, or an object of such values."""
+    """Returns whether a value is a setting, or an object whose values all pass `is_value`."""
     return all(map(is_value, value.values())) if isinstance(value, dict) else is_setting(value)
 
 
 def optional(holds: Holds) -> Holds:
-    """Returns a test that None passes too."""
+    """Returns a test that accepts None and all values that pass `holds`."""
     return lambda value: value is None or holds(value)
 
 
 def list_of(holds: Holds) -> Holds:
-    """Returns a test for lists, perhaps empty, whose values all pass `holds`."""
+    """Returns a test for lists whose values all pass `holds`; empty lists pass."""
     return lambda value: isinstance(value, list) and all(map(holds, value))
 
 
 def object_of(
     form: Mapping[str, Holds], may_lack: Collection[str] = (), others: Holds = is_value
 ) -> Holds:
-    """Returns a test for objects of a form, whose other values all pass `others`."""
+    """Returns a test for objects.
+
+    Args:
+      form: {key: test of its value}.
+      may_lack: the keys of `form` that an object may lack.
+      others: the test for the values of all other keys.
+    """
 
     def holds(value):
         if not isinstance(value, dict):
             return False
+        # Every key of the object gets a test: its own from the form, or else `others`.
         whole = {**dict.fromkeys(value, others), **form}
         return not wrong_keys(value, whole, may_lack)
 
@@ -79,7 +87,12 @@ def object_of(
 def wrong_keys(
     value: Mapping, form: Mapping[str, Holds], may_lack: Collection[str] = ()
 ) -> list[str]:
-    """The keys of a form that an object lacks, unless it may, or whose values do not pass."""
+    """Returns the keys of a form that are missing in an object or have a wrong value.
+
+    Args:
+      form: {key: test of its value}.
+      may_lack: the keys that the object may lack.
+    """
     return [
         key
         for key, holds in form.items()
@@ -87,31 +100,38 @@ def wrong_keys(
     ]
 
 
+# The names of types in messages.
 TYPES = {str: "a str", bool: "a bool", int: "a whole number", float: "a number"}
 
 
 def check_type(key: str, value: object, kind: type, many: bool = False) -> None:
-    """Demands a value of a type of TYPES, or with `many` a list or tuple of such values.
+    """Raises unless a value has the type `kind`.
 
-    Any number passes as a whole one: its range says more.
+    An int may be given for a float and a float for an int; `ranges` checks for whole numbers.
+
+    Args:
+      kind: a key of TYPES.
+      many: whether the value must be a list or tuple of such values.
     Raises: ValueError with the key, the value and the type.
     """
     types = (int, float) if kind in (int, float) else (kind,)
     if many and isinstance(value, list | tuple) and all(type(one) in types for one in value):
         return
     if many or type(value) not in types:
-        wanted = "a list of numbers" if many else TYPES[kind]
-        raise UserError(f"{key}={shorten(value)} must be {wanted}.")
+        expected = "a list of numbers" if many else TYPES[kind]
+        raise UserError(f"{key}={shorten(value)} must be {expected}.")
 
 
 def shorten(value: object) -> str:
-    """Returns a value in one line of at most 103 characters, for messages."""
+    """Returns a value as one line of at most 103 characters, for messages."""
+    # A ConfigDict's own repr has several lines.
     value = value.to_dict() if hasattr(value, "to_dict") else value
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-SAMPLE: Mapping[str, Holds] = {  # of a row: how images were sampled, or bits measured
+# The settings in a row of evaluations.jsonl: how images were sampled, or bits were measured.
+SAMPLE: Mapping[str, Holds] = {
     "sampler": is_text,
     "steps": is_count,
     "grid": is_text,
@@ -124,6 +144,7 @@ SAMPLE: Mapping[str, Holds] = {  # of a row: how images were sampled, or bits me
     "guide": optional(is_text),
     "guide_step": optional(is_count),
 }
+# A row of evaluations.jsonl, without its measures.
 ROW: Mapping[str, Holds] = {
     "step": is_count,
     "sample": object_of(SAMPLE, SAMPLE, others=is_setting),
@@ -145,10 +166,12 @@ ROW: Mapping[str, Holds] = {
 
 
 def wrong_in_row(row: Mapping) -> list[str]:
-    """The wrong keys of a row of evaluations.jsonl, which may lack any but a likelihood's bits.
+    """Returns the keys of a row of evaluations.jsonl that have wrong values.
 
-    Measures, which follow the picture, are numbers or none.
+    A row may lack any key, but with 'likelihood' it needs a 'bits_per_...'. Measures are numbers or
+    None; they are the keys after 'picture', and 'bits_per_...'.
     """
+    # Measures have no fixed names, so they are recognised by their place in the row.
     names = list(row)
     after_picture = names[names.index("picture") + 1 :] if "picture" in row else []
     bits = [name for name in names if name.startswith("bits_per_")]

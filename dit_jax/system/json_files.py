@@ -1,4 +1,4 @@
-"""JSON that people or disks may have damaged, read within bounds."""
+"""Safe reader of JSON files that may be damaged: sizes are bounded and errors say where."""
 
 import json
 import logging
@@ -12,13 +12,13 @@ from dit_jax.system import files
 logger = logging.getLogger("dit_jax")
 MOST_JSON_BYTES = 64 * 2**20
 MOST_JSON_DEPTH = 100
-MOST_JSON_LINES_BYTES = 256 * 2**20  # of all lines of a file that are kept, each at least 64
+MOST_JSON_LINES_BYTES = 256 * 2**20  # of all lines kept from a file; a line counts 64 or more
 
 
 def read_bytes(path: pathlib.Path, most: int = MOST_JSON_BYTES) -> bytes:
-    """The contents of a file, but for what is beyond `most` bytes.
+    """Returns the first `most` bytes of a file.
 
-    Raises: OSError; FileNotFoundError for a pipe or a device too, which may have no end.
+    Raises: OSError; FileNotFoundError also for a pipe or a device, whose data may never end.
     """
     if not path.is_file():
         raise MissingFileError(f"no file {files.printable(path)}.")
@@ -27,9 +27,10 @@ def read_bytes(path: pathlib.Path, most: int = MOST_JSON_BYTES) -> bytes:
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:
-    """Reads a JSON file that a person or a disk may have damaged.
+    """Reads a JSON file that may be damaged.
 
-    Args: what, completes "It must be ..." in messages.
+    Args:
+      what: completes "It must be ..." in messages.
     Raises: FileNotFoundError; OSError; ValueError as `parse_json`.
     """
     if not path.is_file():
@@ -37,21 +38,22 @@ def read_json(path: pathlib.Path, what: str) -> Any:
 
     def read(path):
         with path.open("rb") as file:
-            return file.read(MOST_JSON_BYTES + 1)
+            return file.read(MOST_JSON_BYTES + 1)  # one more, so that parse_json sees the excess
 
     return parse_json(files.open_and(path, read), files.printable(path), what)
 
 
 def read_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yields the lines of a file one after another, each with its newline.
+    """Yields the lines of a file, each with its newline.
 
-    Of a line longer than MOST_JSON_BYTES its beginning alone, one byte more than that, and its
-    newline: so `parse_json` refuses it.
+    A line longer than MOST_JSON_BYTES is cut to MOST_JSON_BYTES + 1 bytes and its newline, so
+    `parse_json` refuses it.
     Raises: OSError.
     """
     with path.open("rb", buffering=2**20) as file:  # long lines come in parts of this size
         while line := file.readline(MOST_JSON_BYTES + 1):
             rest = line
+            # Skips the remainder of a line that is too long, without keeping it in memory.
             while len(rest) > MOST_JSON_BYTES and not rest.endswith(b"\n"):
                 rest = file.readline(MOST_JSON_BYTES + 1)
             ended = rest.endswith(b"\n") and not line.endswith(b"\n")
@@ -61,12 +63,13 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
 def read_json_lines(
     path: pathlib.Path, list_wrong: Callable[[dict], list[str]] = lambda row: []
 ) -> list[dict]:
-    """The objects in a JSON-lines file; [] if there is no such file.
+    """Reads the objects in a JSON-lines file; returns [] if the file does not exist.
 
-    Lines that are damaged are left out and counted in a warning. A last line that a kill or a full
-    disk cut short is left out without a warning.
+    Damaged lines are skipped, and a warning counts them. A last line that a kill or a full disk cut
+    short has no newline; it is skipped without a warning.
 
-    Args: list_wrong, returns the keys of an object that are wrong: a line with any is damaged.
+    Args:
+      list_wrong: returns the keys of an object with wrong values; a line with any is damaged.
     Raises: OSError; ValueError if the lines have more than MOST_JSON_LINES_BYTES.
     """
     rows, damaged, first, kept = [], 0, "", 0
@@ -78,6 +81,7 @@ def read_json_lines(
             if not isinstance(row, dict):
                 raise UserError
         except ValueError:
+            # A blank line is harmless; an incomplete last line is expected after a kill.
             if not line.strip() or not is_whole:
                 continue
             wrong = f"{number}"
@@ -88,13 +92,15 @@ def read_json_lines(
             damaged, first = damaged + 1, first or wrong
             continue
         rows.append(row)
-        kept += max(len(line), 64)  # {} takes as many in memory
+        # All rows stay in memory, so their total size is bounded.
+        kept += max(len(line), 64)  # in memory even {} takes 64 bytes
         if kept > MOST_JSON_LINES_BYTES:
             raise UserError(
                 f"{files.printable(path)} has more than {MOST_JSON_LINES_BYTES // 2**20} MiB of "
                 f"lines, the most that are read; line {number} goes beyond. Keep the lines you "
                 "need."
             )
+    # One warning for all damaged lines, or a large file could flood the log.
     if damaged:
         logger.warning(
             "%d damaged lines of %s are left out, the first is line %s.",
@@ -106,11 +112,13 @@ def read_json_lines(
 
 
 def parse_json(contents: bytes | str, name: str, what: str) -> Any:
-    """The value of a JSON text; NaN and infinities are numbers, as for Python.
+    """Returns the value of a JSON text; NaN and infinities are accepted, as in Python's json.
 
-    Args: name, of its source in messages.   what: completes "It must be ..." there.
-    Raises: ValueError for what is no JSON, a key that is twice in one object, more than
-      MOST_JSON_BYTES or MOST_JSON_DEPTH.
+    Args:
+      name: the source of the text, for messages.
+      what: completes "It must be ..." in messages.
+    Raises: ValueError for invalid JSON, a duplicate key in an object, or more than MOST_JSON_BYTES
+      or MOST_JSON_DEPTH.
     """
     try:
         if len(contents) > MOST_JSON_BYTES:
@@ -121,20 +129,22 @@ def parse_json(contents: bytes | str, name: str, what: str) -> Any:
             raise RecursionError
         return value
     except UnicodeDecodeError as error:
-        found = error.object[error.start : error.start + 1]
-        reason = f"it is not in UTF-8, with {found!r} at byte {error.start}"
+        byte = error.object[error.start : error.start + 1]
+        reason = f"it is not in UTF-8, with {byte!r} at byte {error.start}"
     except json.JSONDecodeError as error:
+        # A file that was cut short fails at its end or inside a string.
         is_cut = error.pos >= len(error.doc.rstrip()) or "Unterminated" in error.msg
         place = "it ends too early" if is_cut else f"line {error.lineno}, column {error.colno}"
         reason = f"{place}: {error.msg}"
     except RecursionError:
         reason = f"it is nested more than {MOST_JSON_DEPTH} deep"
-    except ValueError as error:  # ours above, or a number of more digits than Python takes
+    except ValueError as error:  # a UserError from above, or a number with too many digits
         reason = str(error).partition(";")[0]
     raise UserError(f"cannot read {name}: {reason}. It must be {what}.")
 
 
 def _to_dict(pairs):
+    """Returns a JSON object as a dict.   Raises: ValueError for a duplicate key."""
     value = dict(pairs)
     if len(value) < len(pairs):
         seen = set()
@@ -144,10 +154,11 @@ def _to_dict(pairs):
 
 
 def _is_deeper(value, most):
+    """Returns whether lists and objects are nested more than `most` deep."""
     level = [value]
     for _ in range(most):
         parts = [v.values() if isinstance(v, dict) else v for v in level]
         level = [child for part in parts for child in part if isinstance(child, dict | list)]
-        if not level:  # most values are flat, and a file may have a million lines
+        if not level:  # for speed: most values are flat, and a file may have a million lines
             break
     return bool(level)

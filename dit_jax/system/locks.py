@@ -1,7 +1,7 @@
-"""Locks: one command at a time writes into a directory.
+"""Directory locks: only one command at a time writes into a directory.
 
-A lock is a file that the operating system locks for a process. It ends with its process, however
-that ends, so a lock left by a dead process does not block.
+A lock is a file that is locked with flock. The operating system releases it when the process ends
+in any way, so a dead process never blocks others.
 """
 
 import contextlib
@@ -25,28 +25,30 @@ from dit_jax.system import files, json_files
 
 logger = logging.getLogger("dit_jax")
 
-# What file systems without locks answer.
+# Errors of file systems without locks.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-MOST_BYTES = 2**20  # of a lock file, which holds a command
-GLANCE_SECONDS = 1e-3  # between two tries while `is_held` of other processes looks at the lock
+MOST_BYTES = 2**20  # the most bytes read from a lock file, which holds a command line
+GLANCE_SECONDS = 1e-3  # between two tries while `is_held` in another process tests the lock
 
 
 class Lock:
-    """A held lock of a directory; `check` tells whether it still guards it.
+    """Held lock of a directory; `check` verifies that it is still valid.
 
-    Whoever holds it may watch more directories inside, of what must not be written anew elsewhere.
+    The holder may append subdirectories to `watched`. `check` then also verifies that these were
+    not removed or moved, or later writes would recreate them.
     """
 
     def __init__(self, path: pathlib.Path, file: TextIO | None):
         self.path = path
-        self._file = file  # None: another process of this command holds it, or nothing can be held
+        # None: the first process of this command holds the lock, or the file system has no locks.
+        self._file = file
         self.directory = files.Directory(path.parent)
         self.watched: list[files.Directory] = [self.directory]
 
     def check(self) -> None:
-        """Demands that the lock's file, and so the directory, is still there and still ours.
+        """Raises unless the watched directories and the lock file are still in place.
 
-        Raises: files.LostError if a directory that is watched was removed or moved, or the file
+        Raises: files.LostError if a watched directory was removed or moved, or the lock file was
           removed or replaced.
         """
         for directory in self.watched:
@@ -59,7 +61,11 @@ class Lock:
         )
 
     def check_together(self) -> None:
-        """As `check`, called and raised in all processes alike: so none waits for another."""
+        """Calls `check`; if it fails in the first process, all processes raise.
+
+        All processes must call this together. So none waits forever for one that has stopped.
+        Raises: files.LostError.
+        """
         problem = ""
         try:
             self.check()
@@ -71,27 +77,31 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
-    """Holds the lock file `path` in the first process, for all processes of this command.
+    """Holds a lock file while the context is entered.
 
-    The directory is made if it is not there; in it may be nothing but files and directories, whose
-    names a stranger may have chosen. On a file system without locks, a warning says so.
+    The first process holds it for all processes of the command. The directory of the lock file is
+    created if needed. It may contain only files and directories; links and pipes are refused. On a
+    file system without locks, a warning is logged and the command continues.
 
-    Args: wait, for another command that holds it to end, instead of raising.
-    Raises: OSError that names the command which holds the lock, or a link or pipe in the
-      directory, in all processes alike; files.LostError in place of an OSError from inside when the
-      directory has gone.
+    Args:
+      path: the lock file, in the directory to lock.
+      wait: whether to wait until another command releases the lock, instead of raising.
+    Raises: in all processes, OSError that names the command which holds the lock, or a link or
+      pipe in the directory; files.LostError in place of an OSError inside the context if the
+      directory is gone.
     """
     opened = []
 
     def take():
         opened.append(_take(path, wait))
         try:
-            files.check_tree(path.parent, links=False)  # all that the command may write to
+            # The command may write to any name in the directory, so no name may be a link or pipe.
+            files.check_tree(path.parent, links=False)
         except OSError:
             _release(path, opened[0])
             raise
 
-    # Every process learns of a failure: the others would wait for the first one.
+    # If the first process fails, all must raise, or the others would wait for it forever.
     sharding.in_first_process(take, f"cannot write into {path.parent}")
     file = opened[0] if opened else None
     lock = Lock(path, file)
@@ -103,13 +113,20 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
 
 
 def _release(path, file):
+    """Removes and unlocks the lock file; does nothing for None."""
     if file is not None:
+        # Removed before it is unlocked: a process that has it open already then finds in _take that
+        # its file is no longer at the path, and starts again.
         if files.is_at(file, path):
-            path.unlink()  # while it is held: who opened it before finds that out
+            path.unlink()
         file.close()
 
 
 def _take(path, wait):
+    """Returns the locked and open lock file, or None on a file system without locks.
+
+    Raises: OSError if another command holds it and `wait` is False.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -134,7 +151,8 @@ def _take(path, wait):
                 )
                 return None
             raise
-        if files.is_at(file, path):  # else its last holder has just removed it
+        # Otherwise the previous holder has just removed this file: lock the new one.
+        if files.is_at(file, path):
             file.truncate(0)
             file.write(json.dumps(_this_command()))
             file.flush()
@@ -146,17 +164,22 @@ WAY_OUT = "Wait for it to end, or stop it; its lock ends with it. Or choose anot
 
 
 def _try_lock(file):
-    """Whether this process holds the file now; no other one holds it then, or looks at it."""
+    """Tries to lock a file exclusively; returns False if another command holds it.
+
+    A shared lock of `is_held` in another process does not count; it is released within moments.
+    """
     while not _try(file, fcntl.LOCK_EX):
         if not _try(file, fcntl.LOCK_SH):
             return False
-        # It was shared, so by processes that only look, or its holder has just ended.
+        # A shared lock was possible, so nobody holds the lock: other processes only test it, or its
+        # holder has just ended. Try again.
         fcntl.flock(file, fcntl.LOCK_UN)
         time.sleep(GLANCE_SECONDS)
     return True
 
 
 def _try(file, kind):
+    """Calls flock without waiting; returns whether it succeeded."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -165,9 +188,10 @@ def _try(file, kind):
 
 
 def is_held(path: pathlib.Path) -> bool:
-    """Whether a process holds the lock file.
+    """Returns whether a process holds the lock file.
 
-    It looks through a shared lock, for which `hold` waits: who only looks makes no `hold` fail.
+    The test takes a shared lock for a moment. `hold` waits for it to go, so a test never makes
+    `hold` fail.
     """
     try:
         with files.open_to_write(path, "r+") as file:
@@ -177,6 +201,7 @@ def is_held(path: pathlib.Path) -> bool:
 
 
 def _this_command():
+    """Returns what is written to the lock file: this command, for the error of another one."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -186,10 +211,10 @@ def _this_command():
 
 
 def _describe_holder(path):
-    """The command that wrote the lock file, in words."""
+    """Returns the command that wrote the lock file, in words, for messages."""
     try:
         holder = json_files.parse_json(json_files.read_bytes(path, MOST_BYTES), "", "")
         pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
         return f"process {pid} on {host}, since {since}, {command!r},"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another command"  # which has only begun, or has just ended
+        return "another command"  # it has not written the file yet, or has just ended

@@ -1,4 +1,4 @@
-"""Arrays of .npz files from elsewhere: described and read within bounds, and nothing run."""
+"""Safe reader of untrusted .npz files: memory is bounded and no code in the file is run."""
 
 import io
 import math
@@ -12,41 +12,42 @@ import numpy as np
 from dit_jax.errors import UserError
 from dit_jax.system import files
 
-MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, and room for what is before the header
-# Arrays may take 16 times the bytes of the file that they come from, so that a small file cannot
-# fill the memory; 1 GiB is always allowed.
+MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, plus the magic and length before the header
+# Arrays may take 16 times as many bytes as their file, plus 1 GiB. So a small compressed file
+# cannot fill the memory.
 MOST_GROWTH = 16
 FREE_BYTES = 2**30
 
 
 class DamagedFileError(UserError):
-    """A file that its reader cannot read."""
+    """Error for a file that its reader cannot read."""
 
 
 class NpzArray(NamedTuple):
-    """An array of an .npz, as its header describes it."""
+    """Description of an array in an .npz, from its header."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran_order: bool
-    offset: int  # of the data in the .npy
+    offset: int  # where the data begins in the .npy, in bytes
     crc: int  # CRC-32 of the whole .npy
 
 
 def describe_npz(path: pathlib.Path) -> dict[str, NpzArray]:
-    """Name -> description of every array in an .npz, from the headers alone.
+    """Returns {name: description} of all arrays in an .npz; reads only the headers.
 
-    Raises: OSError; DamagedFileError as `parse`, or for what NumPy's savez does not write: Python
-      objects, which could run code, members that are no arrays, lengths that do not fit a shape.
+    Raises: OSError; DamagedFileError as `parse`, or for contents that NumPy's savez does not write:
+      Python objects (they could run code), members that are no arrays, sizes that do not match the
+      shape.
     """
     return parse(path, _describe_npz)
 
 
 def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz, or all; nothing in the file is run.
+    """Reads the named arrays of an .npz, or all; runs no code in the file.
 
-    Raises: OSError; DamagedFileError as `describe_npz`; ValueError for a name that is not there, or
-      arrays that take more than `most_bytes`.
+    Raises: OSError; DamagedFileError as `describe_npz`; ValueError for a missing name, or arrays
+      that take more than `most_bytes`.
     """
     described = describe_npz(path)
     names = list(described) if names is None else list(names)
@@ -55,6 +56,7 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
             f"{files.printable(path)} has no {' or '.join(missing)}; it holds "
             f"{files.list_some(described)}."
         )
+    # Before anything is read: compression can make a file small and its arrays huge.
     sizes = [math.prod(described[name].shape) * described[name].dtype.itemsize for name in names]
     check_bytes(path, sum(sizes))
 
@@ -66,13 +68,15 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
 
 
 def most_bytes(path: pathlib.Path) -> int:
-    """How many bytes the arrays of a file may take in memory."""
+    """Returns how many bytes the arrays of a file may take in memory."""
     return FREE_BYTES + MOST_GROWTH * path.stat().st_size
 
 
 def check_bytes(path: pathlib.Path, size: int) -> None:
-    """Demands that a file's arrays, of so many bytes, are no more than a file of its size holds.
+    """Raises if the arrays of a file would take more than `most_bytes`.
 
+    Args:
+      size: the number of bytes of all arrays.
     Raises: ValueError with both sizes.
     """
     if size > most_bytes(path):
@@ -84,10 +88,10 @@ def check_bytes(path: pathlib.Path, size: int) -> None:
 
 
 def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
-    """What the reader makes of a file from elsewhere.
+    """Returns reader(path), for a file that may be damaged.
 
-    Raises: OSError if the system refuses the file; DamagedFileError that says how it begins if the
-      reader cannot read it.
+    Raises: OSError if the file cannot be opened; DamagedFileError, with the first bytes of the
+      file, if the reader fails.
     """
 
     def begin(path):
@@ -99,7 +103,7 @@ def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
         return reader(path)
     except (MemoryError, ImportError, DamagedFileError):
         raise
-    # NumPy, zipfile, safetensors and others each have their own for a damaged file.
+    # NumPy, zipfile, safetensors and others each raise their own exceptions for a damaged file.
     except Exception as error:
         reason = files.printable((str(error).splitlines() or ["no message"])[0][:500])
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
@@ -111,11 +115,13 @@ def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
 
 
 def _bytes(size):
-    """1,234 or, since Python writes no number of more than 4300 digits, how large it is."""
+    """Returns '1,234 bytes'; a huge number is only called large."""
+    # Python refuses to format numbers of more than 4300 digits, which a header may claim.
     return f"{size:,} bytes" if size < 10**30 else "more than 10^30 bytes"
 
 
 def _describe_npz(path):
+    """Returns {name: NpzArray}.   Raises: any exception for a damaged file."""
     with zipfile.ZipFile(path) as archive:
         described = {}
         for member in archive.infolist():
@@ -129,9 +135,10 @@ def _describe_npz(path):
 
 
 def _describe_npy(archive, member):
+    """Returns the NpzArray of a member.   Raises: any exception for a damaged one."""
     name = member.filename[:200]
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # zipfile inflates these in steps without a bound.
+        # zipfile decompresses other methods in steps of unbounded size.
         raise UserError(f"{name!r} in it is compressed in a way that NumPy does not write")
     with archive.open(member) as file:
         beginning = io.BytesIO(file.read(MOST_NPY_HEADER_BYTES))
@@ -144,10 +151,11 @@ def _describe_npy(archive, member):
         raise UserError(f"{name!r} in it has version {version}")
     try:
         shape, fortran_order, dtype = readers[version](beginning)
-    except (MemoryError, RecursionError) as error:  # of Python's parser, within 10 kB
+    except (MemoryError, RecursionError) as error:  # Python's parser: the header nests too deeply
         raise UserError(f"{name!r} in it has a header that is no header") from error
     if dtype.hasobject:
         raise UserError(f"{name!r} in it holds Python objects, which could run code")
+    # The size of the member must match the shape, or reading could allocate any amount of memory.
     offset, size = beginning.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or not dtype.itemsize or offset + size != member.file_size:
         raise UserError(
@@ -158,5 +166,6 @@ def _describe_npy(archive, member):
 
 
 def _read_npy(archive, name):
+    """Reads one array; refuses pickled objects, which could run code."""
     with archive.open(f"{name}.npy") as file:
         return np.lib.format.read_array(file, allow_pickle=False)

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: the first ends the work in order, a second Ctrl-C ends the process at once.
+"""Ctrl-C and SIGTERM: the first one ends the work in order, a second Ctrl-C kills the process.
 
-Python runs a signal's handler between two of its own instructions, and so not while XLA compiles,
-which may take minutes. Therefore a thread waits for the numbers of signals, which Python's C code
-writes to a pipe at once; this thread speaks, and ends the process where it must.
+Python calls a signal handler only between two bytecode instructions, so not while XLA compiles,
+which may take minutes. But Python's C code writes the number of a signal to a pipe at once. A
+thread reads this pipe. It prints the notice and, if needed, ends the process.
 """
 
 import contextlib
@@ -20,11 +20,16 @@ import jax
 from dit_jax.system import files
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-PATIENCE = 1.0  # seconds after which a command that has not ended says that it will
+PATIENCE = 1.0  # seconds after a signal; if the command still runs then, it prints a notice
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ended the work, and what is kept of it, such as 'step 3 is saved'."""
+    """Exception for a signal that ended the work.
+
+    Attributes:
+      number: the number of the signal.
+      kept: what is saved of the work, for the user, such as 'step 3 is saved'.
+    """
 
     def __init__(self, number: int, kept: str = ""):
         super().__init__(f"{NAMES[number]}: {kept}")
@@ -32,18 +37,22 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit status of a process that this signal ended, as shells count: 130 or 143."""
+        """The exit status that shells report for this signal: 130 or 143."""
         return 128 + self.number
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory is short, of the host or of a device; on CPUs JAX may call it INTERNAL."""
+    """Returns whether an error means that host or device memory is exhausted."""
+    # By the message: on CPUs JAX may report it with the status INTERNAL.
     short = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
     return isinstance(error, MemoryError) or any(text in str(error) for text in short)
 
 
 def raise_wrapped(error: BaseException | None) -> None:
-    """Raises the `Stopped` that a library has made an error of its own of, if this is one."""
+    """Raises the `Stopped` among the causes of an error, if there is one.
+
+    A library may catch a `Stopped` and raise its own error from it.
+    """
     while error is not None:
         if isinstance(error, Stopped):
             raise error
@@ -52,27 +61,32 @@ def raise_wrapped(error: BaseException | None) -> None:
 
 @contextlib.contextmanager
 def telling(kept: Callable[[], str]) -> Iterator[None]:
-    """Hands on to an error, as its `kept`, what tells what is kept of the work inside.
+    """Sets the attribute `kept` of an OSError or ValueError raised inside the context.
 
-    Called when all has ended: a checkpoint may yet be being written. Not of a `files.LostError`:
-    what was kept cannot be looked at.
+    Args:
+      kept: returns what is saved of the work, for the user. It is called later, when everything has
+        ended, because a checkpoint may still be being written now.
     """
     try:
         yield
     except (OSError, ValueError) as error:
+        # After a LostError the directory is gone, so `kept` cannot look into it.
         if not isinstance(error, files.LostError):
             error.kept = kept
         raise
 
 
 class Signals:
-    """Receives SIGINT and SIGTERM while it is entered; in other than the main thread neither.
+    """Context that receives SIGINT and SIGTERM; outside the main thread it does nothing.
 
-    The second SIGINT ends the process and its worker processes at once; more SIGTERMs, which
-    schedulers send until the process is gone, are ignored.
+    A second SIGINT ends the process and its worker processes at once. Further SIGTERMs are ignored,
+    because schedulers send them until the process is gone.
+
+    Attributes:
+      received: the number of the first signal, or None.
     """
 
-    numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+    numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)  # the signals that are received
     patience = 0.0  # seconds between the first signal and the notice
 
     def __init__(
@@ -81,16 +95,22 @@ class Signals:
         at_first: Callable[[], object] = lambda: None,
         at_end: Callable[[], object] = lambda: None,
     ):
-        """Args: notice, what happens at the first signal.   at_first, at_end: called in a thread
-        of their own at the first signal, and before the second Ctrl-C ends the process."""
-        self.received: int | None = None  # the first signal's number
+        """Creates the context.
+
+        Args:
+          notice: a text for the user about what happens after the first signal.
+          at_first: called at the first signal, in the thread that reads the pipe.
+          at_end: called there before a second Ctrl-C ends the process.
+        """
+        self.received: int | None = None
         self._notice, self._at_first, self._at_end = notice, at_first, at_end
         self._thread = None
 
     def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+        # Python allows only the main thread to set handlers.
+        if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
-            os.set_blocking(self._pipe[1], False)
+            os.set_blocking(self._pipe[1], False)  # set_wakeup_fd demands it
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
             self._previous_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -99,9 +119,9 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Sets the handlers, also in place of those that a library has set since."""
+        """Sets the handlers; called again, it replaces handlers that a library has set since."""
         for number in self.numbers if self._thread else ():
-            # A shell that starts a command in the background has it ignore Ctrl-C.
+            # A shell starts background commands with Ctrl-C ignored; that must stay so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 previous = signal.signal(number, self._handle)
                 self._previous.setdefault(number, previous)
@@ -112,28 +132,30 @@ class Signals:
         signal.set_wakeup_fd(self._previous_pipe)
         for number, previous in self._previous.items():
             signal.signal(number, previous)
-        os.close(self._pipe[1])
+        os.close(self._pipe[1])  # ends the thread
         self._thread.join()
         os.close(self._pipe[0])
 
     def _handle(self, number, _):
-        """Runs in the main thread, between two of Python's instructions."""
+        """Handles a signal; runs in the main thread, between two bytecode instructions."""
         self.received = self.received or number
 
     def _watch(self):
-        """Runs in a thread: reads signals' numbers from the pipe until it is closed."""
-        first, waits = None, None
+        """Reads the numbers of signals from the pipe until it is closed; runs in a thread."""
+        first, timeout = None, None
         while True:
-            if not select.select(self._pipe[:1], [], [], waits)[0]:
+            # A timeout means that `patience` is over and the command still runs.
+            if not select.select(self._pipe[:1], [], [], timeout)[0]:
                 self._say(first)
-                waits = None
+                timeout = None
                 continue
             numbers = os.read(self._pipe[0], 64)
-            if not numbers:
+            if not numbers:  # the pipe is closed
                 return
+            # Python writes the numbers of all signals that have a handler, also of other ones.
             for number in filter(self.numbers.__contains__, numbers):
                 if first is None:
-                    first, waits = number, self.patience or None
+                    first, timeout = number, self.patience or None
                     self.received = self.received or number
                     if not self.patience:
                         self._say(first)
@@ -144,14 +166,16 @@ class Signals:
                     end(128 + number)
 
     def _say(self, number):
+        """Prints the notice for a signal."""
         again = " Ctrl-C again ends at once." if number == signal.SIGINT else ""
         write(f"{NAMES[number]}: {self._notice}{again}")
 
 
 class Raising(Signals):
-    """Raises `Stopped` in the main thread at the first signal, wherever that is: for commands.
+    """Signals that raise `Stopped` in the main thread, wherever it is; for commands.
 
-    Once it has, SIGTERM is ignored until the process is gone, and Ctrl-C ends it.
+    Only the first signal raises. After it, SIGTERM is ignored until the process is gone, and Ctrl-C
+    ends the process at once.
     """
 
     patience = PATIENCE
@@ -165,38 +189,44 @@ class Raising(Signals):
         return super().__enter__()
 
     def ignore(self) -> None:
-        """From now on no signal raises: the command is ending."""
+        """Makes later signals raise nothing, because the command is already ending."""
         self._ending = True
 
     def finish(self) -> None:
-        """All is done: until Python has ended, signals change nothing."""
+        """Makes all signals ignored until Python has ended, because the work is done."""
         self._ending, self._at_exit = True, signal.SIG_IGN
 
     def _handle(self, number, _):
-        if not self._ending:  # a second one must not break into the removal of temporaries
+        # A second exception would interrupt the removal of temporary files.
+        if not self._ending:
             self._ending = True
             self.received = self.received or number
             raise Stopped(self.received)
 
     def _report(self, unraisable):
-        """Raises again what Python drops: in `__del__`, or where a file is closed by going away."""
+        """Raises a `Stopped` again that Python dropped; other exceptions go to the previous hook.
+
+        Python drops exceptions in `__del__`, and where a file is closed by garbage collection.
+        """
         if not isinstance(unraisable.exc_value, Stopped):
             return self._hook(unraisable)
+        # A hook cannot raise. So a new signal is sent a moment later, when `__del__` has ended.
         self._ending = False
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     def __exit__(self, *exception) -> None:
         sys.unraisablehook = self._hook
-        if self._ending:
+        if self._ending:  # the handlers for the time until Python has ended
             self._previous = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: self._at_exit}
         super().__exit__(*exception)
 
 
 class Deferring(Signals):
-    """Keeps the first signal as `received`, so that a loop can end on a whole step and save.
+    """Signals that only set `received`, so that a loop can finish its step and save.
 
-    Several processes must agree on the step. There JAX's own handler of SIGTERM tells all of them,
-    so a Ctrl-C becomes a SIGTERM and `received` is of no use.
+    Several processes of a run must stop at the same step. JAX's own handler of SIGTERM makes them
+    agree on it. So with several processes a Ctrl-C becomes a SIGTERM, and the loop must use
+    `reached_preemption` of Orbax's manager instead of `received`.
     """
 
     def __init__(self, notice: str, **calls: Callable[[], object]):
@@ -207,10 +237,10 @@ class Deferring(Signals):
 
 
 class Blocked:
-    """While entered, threads and processes that this thread starts get neither SIGINT nor SIGTERM.
+    """Context in which this thread starts threads and processes without SIGINT and SIGTERM.
 
-    For worker processes: a terminal sends Ctrl-C to them too, and Slurm SIGTERM, but the process
-    that they work for decides when they end.
+    A terminal sends Ctrl-C to worker processes too, and Slurm sends them SIGTERM. But the process
+    that they work for must decide when they end.
     """
 
     def __enter__(self) -> None:
@@ -221,7 +251,7 @@ class Blocked:
 
 
 def end_with_parent() -> None:
-    """Ends this worker process when the process that started it is gone, however that ended."""
+    """Makes this worker process end as soon as its parent process is gone, for any reason."""
     parent = multiprocessing.parent_process()
 
     def wait():
@@ -232,16 +262,20 @@ def end_with_parent() -> None:
 
 
 def write(line: str) -> None:
-    """Writes a line to standard error, past Python's locks, which the main thread may hold."""
-    with contextlib.suppress(OSError):  # it is closed
-        begin = "\n" if os.isatty(2) else ""  # a progress bar or the terminal's ^C may stand there
+    """Writes a line to the descriptor of standard error.
+
+    sys.stderr has a lock that the main thread may hold.
+    """
+    with contextlib.suppress(OSError):  # standard error is closed
+        # The current line of a terminal may hold a progress bar or the ^C.
+        begin = "\n" if os.isatty(2) else ""
         os.write(2, f"{begin}{line}\n".encode(errors="backslashreplace"))
 
 
 def end(status: int) -> NoReturn:
-    """Ends the process and its worker processes at once, without Python's tidying.
+    """Kills the worker processes and ends this process at once, without Python's finalization.
 
-    With threads of XLA and Grain at work that may take long, or end in a segmentation fault.
+    Finalization may take long, or crash, while threads of XLA and Grain are still running.
     """
     for process in multiprocessing.active_children():
         process.kill()

@@ -1,7 +1,7 @@
-"""What a command writes to the terminal or the log: harmless, and never the end of its work.
+"""Safe terminal and log output: control characters are escaped, and a closed pipe is no error.
 
-Names of files, tensors and archives may hold escape sequences that move the cursor, rename the
-window or hide text. Every line of a command passes `escape` on its way out.
+Names of files, tensors and archives may contain escape sequences that move the cursor, rename the
+window or hide text. All output of a command passes through `escape`.
 """
 
 import errno
@@ -15,24 +15,28 @@ from typing import TextIO
 
 from dit_jax.system import files
 
-# A progress bar returns to the beginning of its line, or moves up to it.
+# What a progress bar writes to redraw itself: a return to the start of the line, or one line up.
 BAR = re.compile(r"\r|\x1b\[A")
 
 
 def escape(text: str) -> str:
-    """Shows control characters as escapes, but for newlines and tabs; see `files.printable`."""
+    """Returns a text with all control characters escaped except newline and tab."""
     return re.sub(r"[^\n\t]+", lambda part: files.printable(part[0]), text)
 
 
 class Stream:
-    """Standard output or error whose text is escaped, and whose reader may go away.
+    """Wrapper of standard output or error that escapes text and survives a closed reader.
 
-    Without a reader, as after `| head -1`, what is written is dropped and the command goes on.
+    If the reader is gone, as after `| head -1`, the command continues and its output is dropped.
     Characters that the terminal's encoding lacks are written as escapes.
     """
 
     def __init__(self, stream: TextIO, bars: bool = False):
-        """Args: bars, lets through what progress bars write."""
+        """Wraps a stream.
+
+        Args:
+          bars: whether the control characters of progress bars are written as they are.
+        """
         self._stream, self._bars = stream, bars
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -43,19 +47,25 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Raises: OSError of a file on a full disk, once; what follows is dropped."""
+        """Flushes the stream.
+
+        Raises: OSError if the output is a file on a full disk. It is raised once; later output is
+          dropped.
+        """
         self._try(self._stream.flush)
 
     def _try(self, act, *arguments):
+        """Calls act(*arguments); after an OSError drops all later output."""
         try:
             act(*arguments)
         except OSError as error:
             self._drop()
             error.filename = error.filename or self._stream.name
-            if error.errno != errno.EPIPE:
+            if error.errno != errno.EPIPE:  # EPIPE: the reader is gone
                 raise
 
     def _escape(self, text):
+        """Returns the escaped text; with `bars`, matches of BAR stay as they are."""
         if not self._bars:
             return escape(text)
         parts = BAR.split(text)
@@ -64,7 +74,8 @@ class Stream:
         )
 
     def _drop(self):
-        """Sends what follows nowhere; Python would complain of it again when it ends."""
+        """Redirects later output to /dev/null."""
+        # On the level of file descriptors: at exit Python flushes the stream and would fail again.
         nowhere = _open_nowhere()
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -74,34 +85,39 @@ class Stream:
 
 
 class Formatter(logging.Formatter):
-    """Formats log records as escaped text."""
+    """Formatter of log records that escapes their text."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Returns the escaped text of a record."""
         return escape(super().format(record))
 
 
 def open_streams() -> None:
-    """Makes standard output and error of this process `Stream`s; one that is closed goes nowhere.
+    """Replaces standard output and error with `Stream`s; a closed one is replaced with /dev/null.
 
-    For a command; a library leaves both alone.
+    Only commands call this. A library must not replace the streams of its caller.
     """
+    # sys.stdout is None if the descriptor was closed when Python started.
     sys.stdout = Stream(sys.stdout or os.fdopen(_open_nowhere(), "w"))
     sys.stderr = Stream(sys.stderr or os.fdopen(_open_nowhere(), "w"), bars=True)
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The words of a command as a shell takes them, on one line of printable characters."""
+    """Returns a command as one line for a shell, quoted, in printable characters."""
     return " ".join(map(_quote, words))
 
 
 def _open_nowhere():
+    """Returns a file descriptor of /dev/null, open for writing."""
     return os.open(os.devnull, os.O_WRONLY)
 
 
 def _quote(word):
+    """Returns a word quoted for a shell."""
     if files.printable(word) == word:
         return shlex.quote(word)
-    # Bash and zsh read escapes in $'...'; bytes, so that names that are not UTF-8 are exact too.
+    # Bash and zsh understand escapes in $'...'. Escaping single bytes keeps file names exact that
+    # are not valid UTF-8.
     quoted = "".join(
         c if 32 <= ord(c) < 127 and c not in "'\\" else "".join(f"\\x{b:02x}" for b in _bytes(c))
         for c in word
@@ -110,4 +126,5 @@ def _quote(word):
 
 
 def _bytes(character):
+    """Returns the bytes of a character; a lone surrogate stands for a byte that is not UTF-8."""
     return character.encode(errors="surrogateescape")

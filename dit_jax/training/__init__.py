@@ -1,1 +1,1 @@
-"""What a run does in each step and around it: tasks, optimizer, log, best parameters."""
+"""Training: tasks, the optimizer, the step, the log, and the parameters of the best step."""

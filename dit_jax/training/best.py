@@ -1,4 +1,4 @@
-"""The best step of a run by a named metric: its EMA parameters, in a workdir of their own."""
+"""The best step of a run by a metric of choice: its EMA parameters, in a workdir of their own."""
 
 import logging
 import math
@@ -14,22 +14,25 @@ from dit_jax.workdirs import checkpoint
 
 logger = logging.getLogger("dit_jax")
 
-LARGER_IS_BETTER = ("eval_psnr",)  # all else that training measures should be small
-DISTANCE = {  # what one is measured by, as `sample_distance.compile_distance`
+LARGER_IS_BETTER = ("eval_psnr",)  # of all other metrics of training the smallest value is best
+# The form of the settings of a distance that `sample_distance.compile_distance` returns.
+DISTANCE = {
     "sample": forms.object_of({}),
     "fid": forms.object_of({}),
     "extractor": forms.object_of({}),
     "reference": forms.optional(forms.is_text),
 }
-KEPT = {"metric": forms.is_text, "value": forms.is_number, **DISTANCE}  # with the checkpoint
+# The form of what is saved with the checkpoint.
+KEPT = {"metric": forms.is_text, "value": forms.is_number, **DISTANCE}
 
 
 class Best:
-    """DIR/best, a workdir of one checkpoint, which `sample` and `evaluate` take as any other.
+    """DIR/best, a workdir with one checkpoint, which `sample` and `evaluate` load like any other.
 
     Without config.checkpoint_best_metric nothing is kept.
-    Args: data, the identities of the run's data, as `workdirs.write_data`; measured_by, what a
-      distance is measured by, as `sample_distance.compile_distance`.
+    Args:
+      data: identities of the run's data, for `workdirs.write_data`.
+      measured_by: settings of a distance, as `sample_distance.compile_distance` returns them.
     Raises: ValueError for a metric that the run does not measure.
     """
 
@@ -42,21 +45,23 @@ class Best:
         saved = checkpoint.saved_values(self._workdir)
         if saved and (wrong := forms.wrong_keys(saved, KEPT, DISTANCE)):
             logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(wrong))
-            saved = {"metric": ""}  # that a checkpoint is there counts all the same
-        if "sample" in saved:  # which an older version may have written
+            saved = {"metric": ""}  # not empty, because there is a checkpoint
+        if "sample" in saved:  # an older version may have written it
             saved["sample"] = workdirs.upgrade_sample(saved["sample"])
         if saved:
             workdirs.check_config(self._workdir, config)
+        # Held-out losses do not depend on the settings of a distance.
         held_out = self._metric.startswith("eval_")
         self._how = {"metric": self._metric, **({} if held_out else measured_by)}
         same = saved.get("metric") == self._metric
         same = same and not sample_distance.describe_changes(saved, self._how)
+        # A value that was measured with other settings is not comparable, so it is forgotten.
         self._value = saved.get("value") if same else None
         if saved and not same:
             logger.info("%s was chosen by other measures: it begins again", self._workdir)
 
     def update(self, step: int, values: dict[str, float], ema_params) -> None:
-        """Keeps the parameters if the metric is among the values, and better than ever.
+        """Keeps the parameters if the metric is among the values and is better than ever before.
 
         Raises: OSError if they cannot be written; the best ones so far stay.
         """
@@ -64,7 +69,7 @@ class Best:
             return
         value, sign = values[self._metric], -1 if self._metric in LARGER_IS_BETTER else 1
         better = self._value is None or sign * value < sign * self._value
-        if not better or not math.isfinite(value):
+        if not better or not math.isfinite(value):  # the first value may be NaN
             return
         kept = {**self._how, "value": value, "data": self._data}
         checkpoint.replace_params(self._workdir, self._config, ema_params, step, kept)
@@ -73,6 +78,7 @@ class Best:
 
 
 def _check(config):
+    """Raises ValueError unless the run measures config.checkpoint_best_metric."""
     metric, distances = config.checkpoint_best_metric, config.get("fid")
     known = []
     if distances and distances.every_steps:

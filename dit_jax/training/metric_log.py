@@ -1,4 +1,4 @@
-"""A run's scalars: checked, averaged, shown, and kept as JSON lines and TensorBoard."""
+"""The scalars of a run: checked, averaged, shown, and written as JSON lines and to TensorBoard."""
 
 import collections
 import contextlib
@@ -27,18 +27,18 @@ from dit_jax.workdirs import metric_lines
 
 logger = logging.getLogger("dit_jax")
 
-# Steps that the host may run ahead of the devices: enough to keep them busy, few enough that the
-# batches waiting for them fit.
+# Steps that the host may be ahead of the devices: enough to keep them busy, few enough for the
+# waiting batches to fit in memory.
 MAX_STEPS_AHEAD = 8
 
 
 class MetricWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in the workdir, from the first process only.
 
-    A run that resumes at `first_step` first drops what an earlier, killed one wrote beyond it.
-    Where one of them is removed or replaced meanwhile, the next values go to a new one.
-    Raises: OSError, at whatever is written, if it cannot be; `files.LostError` if the workdir was
-      moved, also where another of its name lies there now.
+    A run that resumes at `first_step` first drops later values, which an earlier, killed run wrote.
+    If one of the two is removed or replaced meanwhile, the next values go to a new one.
+    Raises: OSError, from any method, if a write fails; `files.LostError` if the workdir was moved,
+      even if another directory has its name now.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
@@ -49,6 +49,7 @@ class MetricWriter:
         with self._errors():
             self._home = files.Directory(workdir)
             path = self._path = workdir / "metrics.jsonl"
+            # Lines up to first_step are kept; a file without other lines is not rewritten.
             if path.exists():
                 kept = [
                     line for line in metric_lines.read_lines(path) if line["step"] <= first_step
@@ -58,7 +59,7 @@ class MetricWriter:
                 if path.stat().st_size != len(contents) or contents != path.read_bytes():
                     files.replace_text(path, text)
             self._open()
-            # TensorBoard too forgets what was beyond.
+            # Makes TensorBoard drop what was beyond first_step too.
             self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _open(self):
@@ -66,12 +67,17 @@ class MetricWriter:
         directory = self._workdir / "tensorboard"
         directory.mkdir(exist_ok=True)
         self._directory = files.Directory(directory)
-        # tensorboardX's SummaryWriter writes in a thread: when that dies of a full disk the run
-        # would stand still at the next value.
+        # tensorboardX's SummaryWriter writes in a thread. If a full disk ends that thread, the run
+        # hangs at the next value.
         self._events = EventsWriter(str(directory / "events"))
 
     def _open_again_if_lost(self):
-        self._home.check()  # Orbax makes a directory of the old name while it ends a checkpoint
+        """Opens new files if one was removed or replaced.
+
+        Raises: files.LostError if the workdir was moved.
+        """
+        # First, because Orbax makes a new directory of the old name when it ends a checkpoint.
+        self._home.check()
         if not files.is_at(self._file, self._path):
             lost = self._path
         elif not self._directory.is_there():
@@ -85,9 +91,10 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def _errors(self):
+        """Makes an OSError name the workdir and what to do."""
         try:
             yield
-        except files.LostError:
+        except files.LostError:  # says what to do already
             raise
         except OSError as error:
             raise UserFileError(
@@ -97,12 +104,12 @@ class MetricWriter:
 
     def _event(self, step, **content):
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-        self._events.flush()
+        self._events.flush()  # a killed run keeps its points
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One JSON line {'step': step, **values}, and a TensorBoard scalar for each value.
+        """Writes a JSON line {'step': step, **values}, and a TensorBoard scalar for each value.
 
-        In all processes alike; where the first cannot write, all of them raise.
+        All processes must call this; if the first cannot write, all of them raise.
         """
         sharding.in_every_process(functools.partial(self._write_scalars, step, values))
 
@@ -117,9 +124,9 @@ class MetricWriter:
             self._event(step, summary=Summary(value=scalars))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Writes [H, W, 3] uint8 to `<name>/<step>.png` in the workdir, and to TensorBoard.
+        """Writes image [H, W, 3] uint8 to `<name>/<step>.png` in the workdir, and to TensorBoard.
 
-        In all processes alike, as `scalars`.
+        All processes must call this, as for `scalars`.
         """
         sharding.in_every_process(functools.partial(self._write_image, step, name, image))
 
@@ -152,16 +159,15 @@ class MetricWriter:
         try:
             self.close()
         except OSError:
-            if kind is None:  # else what is on its way up says more
+            if kind is None:  # otherwise the first error says more
                 raise
 
 
 class Progress:
-    """The scalars of finished steps, fetched without making the devices wait, and their display.
+    """The scalars of finished steps: fetched without making the devices wait, averaged, shown.
 
-    On a terminal a progress bar; elsewhere one log line per report.
-
-    Args: window, as `window` returned it: the steps since the last report before `first_step`.
+    They are shown by a progress bar on a terminal, elsewhere by one log line per report.
+    Args: window, the result of `window` before the run stopped at `first_step`.
     """
 
     def __init__(
@@ -170,10 +176,11 @@ class Progress:
         self._step, self._total_steps = first_step, total_steps
         self._batch_size = batch_size
         self._pending = collections.deque()  # device scalars of the newest steps
-        # Of the steps since the last report: how many, and the sum of each scalar.
+        # The steps since the last report: their count, and the sum of each scalar.
         window = window or {"steps": 0, "sums": {}}
         self._num_steps, self._sums = window["steps"], dict(window["sums"])
-        self._finite = {}
+        self._finite = {}  # scalars of the last finite step
+        # Start of the timed steps since the last report; None until the first step has compiled.
         self._clock = self._timed_steps = None
         self._bar = tqdm(
             total=total_steps,
@@ -192,19 +199,19 @@ class Progress:
         self._bar.close()
 
     def append(self, scalars: dict[str, jax.Array]) -> None:
-        """Takes the scalars of the next step, on the devices and perhaps not computed yet.
+        """Takes the scalars of the next step, which the devices may still be computing.
 
         Raises: FloatingPointError if a step was not finite, at most MAX_STEPS_AHEAD steps later.
         """
         self._step += 1
         self._pending.append(scalars)
-        if self._clock is None:  # the first step compiles: it is not timed
+        if self._clock is None:  # the first step compiles, so it is not timed
             jax.block_until_ready(scalars)
             self._clock, self._timed_steps = time.monotonic(), 0
             self._bar.unpause()
         else:
             self._timed_steps += 1
-        self._check_all_but(MAX_STEPS_AHEAD)
+        self._check_all_but(MAX_STEPS_AHEAD)  # so the host waits for older steps only
         self._bar.update()
 
     def check(self) -> None:
@@ -215,6 +222,10 @@ class Progress:
         self._check_all_but(0)
 
     def _check_all_but(self, newest):
+        """Waits for all steps but the `newest`, and adds their scalars to the sums.
+
+        Raises: FloatingPointError at the first step that is not finite.
+        """
         while len(self._pending) > newest:
             step = self._step - len(self._pending) + 1
             scalars = jax.device_get(self._pending.popleft())
@@ -232,22 +243,25 @@ class Progress:
             self._sums = {name: self._sums.get(name, 0.0) + v for name, v in values.items()}
 
     def window(self) -> dict:
-        """Returns the finished steps since the last report: JSON, the same in every process."""
+        """Returns the count and sums of the finished steps since the last report, as JSON.
+
+        They are the same in every process.
+        """
         return {"steps": self._num_steps, "sums": self._sums}
 
     def report(self) -> dict[str, float]:
-        """Means over the steps since the last report, and img_per_s; shows them."""
+        """Returns the means over the steps since the last report, and img_per_s; shows them."""
         self.check()
         now = time.monotonic()
         means = {name: total / self._num_steps for name, total in self._sums.items()}
         rate = self._timed_steps / max(now - self._clock, 1e-9)
-        if self._timed_steps:
+        if self._timed_steps:  # not if the first step, which compiles, was the only one
             means["img_per_s"] = rate * self._batch_size
         self._num_steps, self._sums = 0, {}
         self._clock, self._timed_steps = now, 0
         shown = f"loss {means['loss']:.4f}  {means.get('img_per_s', 0):.0f} img/s"
         self._bar.set_postfix_str(shown)
-        if self._bar.disable:
+        if self._bar.disable:  # no bar is shown
             left = (self._total_steps - self._step) / rate if rate else 0
             steps = f"step {self._step}/{self._total_steps}"
             logger.info("%s  %s  %s left", steps, shown, tqdm.format_interval(left))
@@ -255,14 +269,14 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self):
-        """Checks the steps so far; what is done inside does not count as training time."""
+        """Checks the steps so far; the time spent inside does not count as training time."""
         self.check()
         began = time.monotonic()
         yield
-        self._clock += time.monotonic() - began
+        self._clock += time.monotonic() - began  # as if the training steps had begun later
         self._bar.unpause()
 
 
 def format_values(values: dict[str, float]) -> str:
-    """'loss 0.1234  grad_norm 0.56'."""
+    """Returns values in one line: 'loss 0.1234  grad_norm 0.56'."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""AdamW, its learning-rate schedule, and the exponential moving average of the parameters."""
+"""AdamW, its learning-rate schedule, and the exponential moving average of the parameters (EMA)."""
 
 import jax
 import optax
@@ -6,8 +6,9 @@ import optax
 from dit_jax.config import ranges
 from dit_jax.errors import UserError
 
-# Where the input is no wider in a wider model: pixels of a patch, sinusoids of the time, what the
-# encoder of captions makes of them and, if it is trained along, all of its own.
+# Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
+# sinusoids of the time, or the outputs of the captions' encoder. An encoder that is trained along
+# has a width of its own.
 FIXED_INPUT = (
     "x_embedder/",
     "t_embedder/mlp_0/",
@@ -16,16 +17,17 @@ FIXED_INPUT = (
     "text_encoder/",
 )
 
-SCHEDULES = {  # after the warm-up: of (peak, steps)
+SCHEDULES = {  # after the warm-up: (peak, steps) -> schedule
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": optax.cosine_decay_schedule,
 }
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
-    """The learning rate of `config.optim` by step: linear warm-up, then constant or cosine to 0.
+    """Returns the learning rate of `config.optim` by step: linear warm-up, then constant or cosine.
 
-    Raises: ValueError for an unknown schedule, or a warm-up that does not end.
+    The cosine ends at 0 at total_steps.
+    Raises: ValueError for an unknown schedule, or a warm-up that does not end before total_steps.
     """
     if config.schedule not in SCHEDULES:
         raise UserError(
@@ -40,7 +42,7 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     after = SCHEDULES[config.schedule](config.learning_rate, total_steps - warmup)
     if not warmup:
         return after
-    # The first step moves already: (step + 1) / warmup of the peak.
+    # The first step's rate is above 0: step s has (s + 1) / warmup of the peak.
     ramp = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)
     return optax.join_schedules([ramp, after], [warmup])
 
@@ -48,12 +50,13 @@ def schedule(config, total_steps: int) -> optax.Schedule:
 def make_optimizer(
     config, total_steps: int, hidden_size: int | None = None
 ) -> optax.GradientTransformation:
-    """The optax chain of `config.optim`.
+    """Returns the optax chain of `config.optim`.
 
-    Args: hidden_size, of the transformer; None for other models, which mup_base_width is not for.
+    Args: hidden_size, of the transformer; None for other models, which need mup_base_width=0.
     Raises: ValueError for an unknown schedule, or values out of range.
     """
     ranges.check(config, "optim")
+    # A parameter whose gradient has always been 0 would be divided by 0.
     if not config.eps:
         raise UserError(
             "optim.eps=0 makes NaN of what has no gradient at first, as all behind the zeros of "
@@ -78,21 +81,24 @@ def make_optimizer(
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
+    # Before AdamW, whose moments then see the clipped gradients.
     if config.grad_clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), tx)
     return _scale_by_width(tx, base_width / hidden_size) if base_width else tx
 
 
 def width_factors(params, factor: float):
-    """What multiplies each leaf's learning rate: `factor` where its fan-in grows with the width.
+    """Returns the factor of each leaf's learning rate: `factor` if the fan-in grows with the width.
 
-    Every kernel's does, of whatever blocks, but for FIXED_INPUT. Embeddings have a row for each
-    class and no sum over their inputs; biases and norms have none.
+    The fan-in of every kernel does, in all blocks, except in FIXED_INPUT. Embeddings have a row
+    for each class and do not sum over their inputs. Biases and norms have no fan-in. All these
+    have factor 1.
     Source: Yang et al. 2022, arXiv 2203.03466, table 3, Adam.
 
-    The rest of muP holds without help, nearly: scores are divided by the root of the head size,
-    not by it, which is the same where wider models have more heads and not larger ones; xavier's
-    variances go as 1 / fan-in, but x_embedder's, too, as 1 / width, and t_embedder's are fixed.
+    The rest of muP holds nearly without changes. Scores are divided by the root of the head size,
+    not by the head size. This makes no difference if wider models have more heads of the same size.
+    Xavier's variances go as 1 / fan-in. There are two exceptions: x_embedder's variance also goes
+    as 1 / width, and t_embedder's is fixed.
     """
 
     def of_leaf(key_path, _):
@@ -103,7 +109,7 @@ def width_factors(params, factor: float):
 
 
 def _scale_by_width(tx, factor):
-    """tx with its updates, weight decay and all, times `width_factors`; its state is tx's own."""
+    """Returns tx with its updates, and weight decay, times `width_factors`; the state is tx's."""
 
     def update(grads, state, params):
         updates, state = tx.update(grads, state, params)
@@ -113,5 +119,8 @@ def _scale_by_width(tx, factor):
 
 
 def update_ema(ema_params, params, decay: float):
-    """ema = decay ema + (1 - decay) params, after each step, from the initial weights."""
+    """Returns decay * ema + (1 - decay) * params; for use after each step.
+
+    The average begins at the initial weights.
+    """
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)

@@ -1,4 +1,4 @@
-"""The pure step of training and of evaluation, and the program that a config determines."""
+"""The pure steps of training and evaluation, and the program that a config determines."""
 
 import dataclasses
 import functools
@@ -31,24 +31,26 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """What a config determines before any data is read or any array made."""
+    """All that a config determines before data are read or arrays are made."""
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
     model: nn.Module
     task: tasks.Denoising | tasks.Autoencoding
     tx: optax.GradientTransformation
-    state: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    state: TrainState  # a tree of jax.ShapeDtypeStruct with shardings
 
     @property
     def shardings(self) -> TrainState:
+        """The sharding of every leaf of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
 
 def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds and checks everything of a config that needs no data, on devices, by default all.
+    """Builds and checks everything of a config that needs no data.
 
-    Raises: ValueError for values that do not fit together or to the devices.
+    Args: devices, by default all.
+    Raises: ValueError for values that do not fit together, or not the devices.
     """
     _check_keys(config)
     ranges.check(config)
@@ -63,13 +65,17 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     task = tasks.build(config, model, mesh)
     hidden_size = config.model.get("hidden_size")
     tx = optimizer.make_optimizer(config.optim, config.total_steps, hidden_size)
+    # Only shapes: `initial_state.new_state` makes the arrays, sharded from the start.
     shapes = jax.eval_shape(functools.partial(begin, tx), models.param_shapes(model))
     state = sharding.with_shardings(mesh, shapes)
     return Program(config, mesh, model, task, tx, state)
 
 
 def _check_keys(config):
-    """Demands the keys of a run, and no others: what nothing reads would change nothing."""
+    """Raises ValueError unless the config has exactly the keys of a run.
+
+    A key that nothing reads would change nothing, so it is refused.
+    """
     try:
         workdirs.check_types(config.to_dict())
     except ValueError as error:
@@ -77,27 +83,30 @@ def _check_keys(config):
 
 
 def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step; the EMA begins at the initial parameters."""
+    """Returns the state before the first step; the EMA begins at the initial parameters."""
     return begin(tx, models.init_params(model, key))
 
 
 def begin(tx, params):
+    """Returns the state before the first step of a run that begins with these parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, params, tx.init(params))
 
 
 def train_step(
     state: TrainState, batch: dict, key: jax.Array, frozen: latents.Frozen, *, program: Program
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on a global batch.
+    """Takes one optimizer step on a global batch.
 
     Args:
-      batch: 'image' or 'moments', and 'label', or 'record'; [B, ...], as `data` yields them.
-      key: of the run; this step's is folded from it.
-      frozen: of `latents.load_frozen`.
-    Returns: the next state, and scalars: loss, its parts, grad_norm, param_norm,
+      batch: arrays [B, ...] as `data` yields them: 'image' or 'moments', with 'label' or captions;
+        or 'record' alone, numbers of records on the devices.
+      key: of the run; the step's key is folded from it.
+      frozen: from `latents.load_frozen`.
+    Returns: the next state, and the scalars loss, its parts, grad_norm, param_norm and
       learning_rate.
     """
     config, task = program.config, program.task
+    # All randomness is drawn here, before the batch is split for accumulation.
     examples = task.examples(batch, jax.random.fold_in(key, state.step), frozen, dropout=True)
 
     def mean_loss(params, examples):
@@ -107,7 +116,7 @@ def train_step(
 
     grad = functools.partial(jax.grad(mean_loss, has_aux=True), state.params)
     grads, scalars = _accumulate(program, grad, examples)
-    # Left to itself XLA keeps replicated gradients under fsdp.
+    # Without this XLA keeps the gradients replicated under fsdp.
     grads = jax.lax.with_sharding_constraint(grads, program.shardings.params)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -119,14 +128,14 @@ def train_step(
 
 
 def _accumulate(program, grad, examples):
-    """The mean of grad(examples) over config.grad_accumulation_steps micro-batches in turn."""
+    """Returns the mean of grad(examples) over config.grad_accumulation_steps micro-batches."""
     steps = program.config.grad_accumulation_steps
     if steps == 1:
         return grad(examples)
     rows = jax.sharding.PartitionSpec(None, *sharding.BATCH)
 
     def split(a):
-        # [B, ...] -> [steps, B/steps, ...], every device's rows staying where they are.
+        # [B, ...] -> [steps, B/steps, ...]; every row stays on its device.
         a = a.reshape(-1, steps, *a.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(a, jax.NamedSharding(program.mesh, rows))
 
@@ -134,6 +143,7 @@ def _accumulate(program, grad, examples):
         return jax.tree.map(jnp.add, total, grad(micro_batch)), None
 
     micro_batches = jax.tree.map(split, examples)
+    # The scan's sum begins at zeros like grad's outputs, whose shapes are only traced.
     shapes = jax.eval_shape(grad, jax.tree.map(lambda a: a[0], micro_batches))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     total, _ = jax.lax.scan(body, zeros, micro_batches)
@@ -143,7 +153,10 @@ def _accumulate(program, grad, examples):
 def eval_step(
     params, batch: dict, key: jax.Array, frozen: latents.Frozen, *, program: Program
 ) -> dict[str, jax.Array]:
-    """Sums over the batch, weighted by batch['weight']: the loss's parts, and the weight itself."""
+    """Returns sums over the batch, weighted by batch['weight'].
+
+    They are the sums of the loss and its parts, and 'weight', the sum of the weights.
+    """
     examples = program.task.examples(batch, key, frozen, dropout=False)
     losses = program.task.losses(params, frozen, examples)
     sums = {name: jnp.sum(loss * batch["weight"]) for name, loss in losses.items()}
@@ -151,7 +164,7 @@ def eval_step(
 
 
 def compile_train_step(program: Program) -> Callable:
-    """`train_step` jitted; it takes over the state's buffers."""
+    """Returns `train_step` jitted; it donates the state's buffers."""
     return jax.jit(
         functools.partial(train_step, program=program),
         donate_argnums=0,
@@ -161,9 +174,10 @@ def compile_train_step(program: Program) -> Callable:
 
 
 def compile_evaluate(program: Program, source: sources.Source, frozen) -> Callable:
-    """`evaluate(params) -> {name: mean}` over a source, at the same times and noise every call.
+    """Returns `evaluate(params) -> {name: mean}` over a source.
 
-    Each image counts `config.eval_draws` times, every time with others.
+    All calls use the same times and noise. Each image counts `config.eval_draws` times, with new
+    times and noise each time.
     """
     step = jax.jit(
         functools.partial(eval_step, program=program),
@@ -175,6 +189,7 @@ def compile_evaluate(program: Program, source: sources.Source, frozen) -> Callab
 
     def evaluate(params):
         total = {}
+        # A batch's number over all passes is its key, so passes differ and calls do not.
         passes = (loader.eval_batches(source, batch_size, rows) for _ in range(draws))
         for i, batch in enumerate(itertools.chain.from_iterable(passes)):
             sums = step(params, sharding.put_batch(program.mesh, batch), jax.random.key(i), frozen)

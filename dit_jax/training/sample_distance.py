@@ -1,4 +1,4 @@
-"""The distance of a model's samples to a reference, measured while it trains."""
+"""The Frechet distance of a model's samples to a reference, measured while it trains."""
 
 import functools
 import json
@@ -18,20 +18,24 @@ logger = logging.getLogger("dit_jax")
 
 
 def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
-    """`distance(params) -> {'fid5k': value}` by `config.fid`, of the same noise at every call.
+    """Returns `distance(params) -> {'fid5k': value}` by `config.fid`, and its settings.
 
+    Every call of distance draws the same noise.
     Args: task, a `tasks.Denoising`.
-    Returns: distance; what it is measured by, JSON: values by others do not compare.
+    Returns: distance; its settings as JSON: values with other settings are not comparable.
     Raises: as `extractors.load`, `references.load_for_run` and `generate.make_sample_fn`.
     """
     config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(frozen)
+    # Samples are drawn as by config.sample, except for the steps and guidance of config.fid.
     settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
     sample_config.update(steps=settings.steps, cfg_scale=settings.cfg_scale)
+    # What the samples are compared with. Only the first process has the reference.
     name = settings.extractor or references.default_extractor(settings.reference)
     weights = settings.weights and files.to_path(settings.weights, "fid.weights")
     extractor = extractors.load(name, weights)
     reference = references.load_for_run(config, settings.reference, extractor)
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
+    # The same request for every call, and so for every step of training.
     prediction = config.objective.prediction
     sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
     request = requests.draw(config, "random", settings.num_images, config.seed)
@@ -45,6 +49,7 @@ def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
         moments = references.Moments()
         batches = generate.batches(sample, params, request, config.seed, mesh, features)
         for numbers, batch in batches:
+            # The last batch may repeat images, which do not count.
             extracted = {"features": np.asarray(batch)[: len(numbers)]}
             references.check_finite(extracted, numbers)
             moments.add(extracted)
@@ -55,25 +60,31 @@ def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
             gaussians = moments.gaussians()["features"], reference.gaussians["features"]
             return metrics.frechet_distance(*gaussians)
 
+        # The others get the value from the first process, or all raise if it failed.
         value = sharding.from_first_process(json.dumps(sharding.in_every_process(measure)))
         return {training_name(config): json.loads(value)}
 
+    # The settings must be equal in all processes, which save them with the checkpoint.
     digest = reference.source.get("digest") if reference else None
     digest = json.loads(sharding.from_first_process(json.dumps(digest)))
-    drawn = sample_config.to_dict()
-    del drawn["steps"], drawn["cfg_scale"]  # those of `fid` count
+    sample_settings = sample_config.to_dict()
+    del sample_settings["steps"], sample_settings["cfg_scale"]  # config.fid has its own
     measured_by = {
         "fid": {"steps": settings.steps, "cfg_scale": settings.cfg_scale},
-        "sample": drawn,
-        "told": request.digest(),
+        "sample": sample_settings,
+        "told": request.digest(),  # the samples' conditions; checkpoints have this key
         "extractor": extractor.identity,
-        **({"reference": digest} if digest else {}),  # older files hold none
+        **({"reference": digest} if digest else {}),  # references of older versions have none
     }
+    # As they will be read back: JSON makes lists of tuples.
     return distance, json.loads(json.dumps(measured_by))
 
 
 def describe_changes(then: dict, now: dict, prefix: str = "") -> list[str]:
-    """What differs of two that `compile_distance` returned, in words; of what both know."""
+    """Returns the differences of two settings that `compile_distance` returned, in words.
+
+    Only keys that both have are compared.
+    """
     changes = []
     for key, value in now.items():
         name = prefix + key
@@ -85,7 +96,7 @@ def describe_changes(then: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def training_name(config: ConfigDict) -> str:
-    """The distance of `config.fid` with its number of images: 'fid5k', 'fid500', 'fd_pixels_5k'."""
+    """Returns the distance's name with its number of images: 'fid5k', 'fid500', 'fd_pixels_5k'."""
     settings = config.fid
     name = settings.extractor or references.default_extractor(settings.reference)
     num = settings.num_images

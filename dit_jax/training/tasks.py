@@ -1,8 +1,8 @@
 """What a run learns: to predict noise or, where the model is a VAE, to reconstruct images.
 
-A task turns a batch into examples, examples into losses, and parameters into a picture. Whatever
-is random is drawn with the examples, for the whole batch: accumulation must not change what is
-learned.
+A task turns a batch into examples, examples into losses, and parameters into a picture. All random
+values are drawn with the examples, for the whole batch. So gradient accumulation does not change
+what is learned.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ from dit_jax.sampling import generate, pictures, requests
 
 @struct.dataclass
 class NoisyExamples:
-    """Of a batch, all that the loss of a noise predictor takes."""
+    """The inputs of a noise predictor's loss, for a batch."""
 
     x_0: jax.Array  # [B, h, w, C] f32
     cond: jax.Array  # [B, ...]
     t: jax.Array  # [B]
     eps: jax.Array  # like x_0
-    keys: jax.Array | None = None  # [B], where the model has dropout of its own
+    keys: jax.Array | None = None  # [B], for the model's own dropout, if it has any
 
 
 @struct.dataclass
 class ImageExamples:
-    """Of a batch, all that the loss of an autoencoder takes."""
+    """The inputs of an autoencoder's loss, for a batch."""
 
     pixels: jax.Array  # [B, H, W, C] in [-1, 1]
     eps: jax.Array  # [B, h, w, c], the posterior's noise
 
 
 def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
-    """The task of a config's model.
+    """Returns the task of a config's model.
 
     Raises: ValueError for values that do not fit together.
     """
@@ -67,7 +67,7 @@ class Denoising:
 
     @classmethod
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
-        """Checks that what the data yields is what the model takes; errors as `build`."""
+        """Returns the task, if the model takes what the data yield; errors as `build`."""
         condition, x_0 = conditions.build(config), latents.build(config)
         x_0.check(draws=bool(config.sample_every_steps or config.fid.every_steps))
         if config.text.stored and not (condition.needs_encoder and x_0.stored):
@@ -77,6 +77,7 @@ class Denoising:
                 f"'moments' or 'device', not {config.latents.source!r}."
             )
         x_0.check_clip()
+        # A run that begins with trained weights may have a trained null condition already.
         if config.model.null_condition and not (
             config.objective.condition_dropout or config.init_from
         ):
@@ -91,12 +92,13 @@ class Denoising:
         return task
 
     def _check_sampling(self):
-        """Raises: ValueError for settings of what is drawn while training, as it is compiled."""
+        """Raises ValueError for sampling settings with which training could not draw."""
         config = self.config
-        # A run that draws nothing keeps them for the commands that read it.
+        # Checked even if the run draws nothing: commands that load its workdir use them.
         guidance.check_interval(config.sample.cfg_interval)
         sampler_settings.check_churn_range(config.sample.churn_range)
         arguments = self.process, config.objective.prediction, self.mesh
+        # Making these functions checks the settings; nothing is compiled yet.
         if config.sample_every_steps:
             generate.make_sample_fn(self.model, config.sample, *arguments)
             pictures.check_grid(config.sample_num_images, sizes.image_shape(config.data))
@@ -108,25 +110,27 @@ class Denoising:
     def examples(
         self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
     ) -> NoisyExamples:
-        """The examples of a batch; with dropout some conditions are the null one."""
+        """Returns the examples of a batch; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
         cond = self.condition.of_batch(batch, frozen.records)
         if dropout and self.model.null_condition:
             null, prob = self.condition.null(frozen.null), self.config.objective.condition_dropout
             cond = conditions.drop(drop_key, cond, prob, null)
+        # After the dropout: a null condition of token ids passes through the encoder too.
         cond = self.condition.apply_frozen(frozen.text_encoder, cond)
         x_0 = self.latents.x_0(batch, posterior_key, frozen, self.mesh)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
         keys = None
         if dropout and getattr(self.model, "dropout", 0):
+            # A key for each example, so that accumulation splits them with the batch.
             keys = jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
         return NoisyExamples(x_0, cond, t, eps, keys)
 
     def losses(
         self, params, frozen: latents.Frozen, examples: NoisyExamples
     ) -> dict[str, jax.Array]:
-        """'loss' and its parts, each [B]."""
-        # Of the micro-batch: what is dropped differs between its examples all the same.
+        """Returns 'loss' and its parts, each [B]."""
+        # One key serves the micro-batch: what is dropped differs between its examples all the same.
         rngs = None if examples.keys is None else {"dropout": examples.keys[0]}
         network = models.bind(self.model, params, self.mesh, rngs)
 
@@ -143,7 +147,7 @@ class Denoising:
         return self.latents.make_to_image(frozen.vae, self.mesh)
 
     def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
-        """`draw(params) -> [height, width, 3] uint8`: samples, every call of the same noise."""
+        """Returns `draw(params) -> [height, width, 3] uint8`: samples; all calls use one noise."""
         config, num = self.config, self.config.sample_num_images
         prediction = config.objective.prediction
         sample = generate.make_sample_fn(
@@ -159,7 +163,7 @@ class Denoising:
         return draw
 
     def summary(self) -> str:
-        """The model in a line."""
+        """Returns a one-line description of the model."""
         counts, model = models.count(self.config), self.model
         kind = f"{self.config.model.name} of {self.condition.description}"
         if self.config.model.name == "dit":
@@ -181,7 +185,7 @@ class Autoencoding:
 
     @classmethod
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Autoencoding":
-        """Checks that the model takes the images; errors as `build`."""
+        """Returns the task, if the model takes the images; errors as `build`."""
         height, width, channels = sizes.image_shape(config.data)
         size = sizes.simplify((height, width))
         if height % model.factor or width % model.factor or channels != model.image_channels:
@@ -205,7 +209,7 @@ class Autoencoding:
                 f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="
                 f"{loss.lpips_weight} must not be negative."
             )
-        if config.sample_every_steps:  # each image beside its reconstruction
+        if config.sample_every_steps:  # the picture has pairs, an image and its reconstruction
             pictures.check_grid(config.sample_num_images, (height, 2 * width))
         if loss.lpips_weight and (not loss.lpips or min(height, width) < 16):
             raise UserError(
@@ -218,7 +222,7 @@ class Autoencoding:
     def examples(
         self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
     ) -> ImageExamples:
-        """The pixels of a batch, and the posterior's noise."""
+        """Returns the pixels of a batch, and the posterior's noise."""
         pixels = latents.pixels_from_image(batch["image"])
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
@@ -228,7 +232,7 @@ class Autoencoding:
     def losses(
         self, params, frozen: latents.Frozen, examples: ImageExamples
     ) -> dict[str, jax.Array]:
-        """'loss', its parts and 'psnr', each [B]."""
+        """Returns 'loss', its parts and 'psnr', each [B]."""
         pixels, eps = examples.pixels, examples.eps
 
         def apply(x, method):
@@ -253,7 +257,8 @@ class Autoencoding:
         return losses
 
     def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
-        """`draw(params) -> [height, width, 3] uint8`: each image beside its reconstruction."""
+        """Returns `draw(params) -> [height, width, 3] uint8`: each image and its reconstruction."""
+        # The first images of the source, the same in every picture.
         num = min(self.config.sample_num_images, len(source))
         images = loader.gather(source, range(num))["image"]
         everywhere = sharding.replicated(self.mesh)
@@ -270,7 +275,7 @@ class Autoencoding:
         return draw
 
     def summary(self) -> str:
-        """The model in a line."""
+        """Returns a one-line description of the model."""
         counts, model = models.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "

@@ -1,6 +1,6 @@
-"""What a run leaves on disk: its config, checkpoints, and the identity of its data.
+"""Workdirs: the config, checkpoints and data identity that a run keeps on disk.
 
-A directory is a run; config.json in it says which.
+A workdir belongs to one run; its config.json is the config of that run.
 """
 
 from dit_jax.workdirs.claims import LOCK, claim

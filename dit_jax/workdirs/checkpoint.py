@@ -1,7 +1,8 @@
 """Orbax checkpoints in DIR/checkpoints/<step>.
 
-A checkpoint has the items params, ema_params, opt_state, data (the pipeline's state), config, and
-digest: a number per array, by which a bit that changed on the disk is seen.
+A checkpoint has the items params, ema_params, opt_state, data (JSON with the state of the input
+pipeline), config and digest. The digest has a number per array, which reveals bits that changed on
+the disk.
 """
 
 import contextlib
@@ -26,22 +27,24 @@ from dit_jax.workdirs import claims, digests, records, run_config
 logger = logging.getLogger("dit_jax")
 
 STATE_ITEMS = ("params", "ema_params", "opt_state")
-# What cannot be read for now may be whole.
+# Errors that do not mean damage: the checkpoint cannot be read at the moment but may be intact.
 NO_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ESTALE)
 
 
 @contextlib.contextmanager
 def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
-    """Orbax's manager of DIR/checkpoints: asynchronous, atomic, with the config's retention.
+    """Opens Orbax's manager of DIR/checkpoints, which writes asynchronously and atomically.
 
-    On leaving, also by an error, what is being written is finished first.
-    Raises: OSError then, if a checkpoint could not be written.
+    The config decides which checkpoints are kept. When the context ends, also by an error, the
+    checkpoint that is being written is completed first.
+    Raises: OSError at the end of the context if a checkpoint could not be written.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=config.checkpoint_keep,
         keep_period=config.checkpoint_keep_every_steps or None,
         cleanup_tmp_directories=True,
-        create=False,  # `workdirs.claim` has: it would make one anew that was moved away since
+        # `workdirs.claim` created the directory. If it was moved since, it must not be recreated.
+        create=False,
         async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meet),
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
@@ -55,24 +58,31 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
         except Exception as error:
             if not failed:
                 raise _write_error(manager, error) from error
-            logger.error("%s", _write_error(manager, error))  # what ended the run is told last
+            # Only logged: the exception that ended the run must reach the user.
+            logger.error("%s", _write_error(manager, error))
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:
-    """Waits at a barrier of Orbax's for the other processes; not when this one could not write.
+    """Waits at a barrier of Orbax; raises the current exception instead if there is one.
 
-    It would wait at the barrier behind the one where the others wait for it, all ten minutes long.
+    After a failed write this process would skip ahead to a later barrier than the others. Each side
+    would then wait for the other until the timeout of ten minutes.
     """
+    # Orbax may come here while it handles the exception of a failed write.
     if (error := sys.exc_info()[1]) is not None:
         raise error
     ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, config) -> None:
-    """Begins to write checkpoint <step>; an earlier one still being written is awaited first.
+    """Starts writing checkpoint <step>, after waiting for an earlier one that is not complete yet.
 
-    Raises: OSError if the earlier one could not be written, or this one was not begun.
+    Args:
+      state: a train state with the attributes STATE_ITEMS.
+      data_state: a JSON value with the state of the input pipeline and records of the run.
+    Raises: OSError if the earlier one could not be written, or this one was not started.
     """
+    # config and data are saved too, in case config.json or data.json is lost.
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items["data"] = ocp.args.JsonSave(data_state)
@@ -82,7 +92,7 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
         begun = manager.save(step, args=ocp.args.Composite(**items))
     except Exception as error:
         raise _write_error(manager, error) from error
-    if not begun:
+    if not begun:  # Orbax skips a step that is not after its latest one
         raise UserFileError(
             f"checkpoint {step} was not written: {manager.directory} holds {manager.all_steps()}. "
             "Does another process train in this workdir?"
@@ -90,9 +100,9 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
 
 
 def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
-    """Writes a new workdir of parameters that were not trained here: checkpoint 0, EMA alone.
+    """Writes parameters that were not trained here to a new workdir, as EMA of checkpoint 0.
 
-    Raises: ValueError if there are checkpoints in it already; OSError if it cannot be written.
+    Raises: ValueError if the workdir already has checkpoints; OSError if it cannot be written.
     """
     if steps := records.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
@@ -103,12 +113,14 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
 def replace_params(
     workdir: pathlib.Path, config: ConfigDict, params, step: int, values: dict
 ) -> None:
-    """Makes EMA parameters the only checkpoint of a workdir; others go when they are there.
+    """Writes EMA parameters as the only checkpoint of a workdir; then removes all others.
 
-    Args: values, JSON to keep with them, for `saved_values`.
-    Raises: OSError if they cannot be written.
+    Args:
+      values: JSON values to keep with the checkpoint; `saved_values` returns them.
+    Raises: OSError if the checkpoint cannot be written.
     """
     with claims.claim(workdir, config):
+        # The others are removed only after the new one is complete, so one is always left.
         before = records.saved_steps(workdir)
         _write_params(workdir, config, params, step, values)
 
@@ -120,7 +132,11 @@ def replace_params(
 
 
 def saved_values(workdir: pathlib.Path) -> dict:
-    """What `replace_params` kept with the newest checkpoint; {} if there is none, or none whole."""
+    """Returns the values that `replace_params` kept with the newest checkpoint.
+
+    Returns {} if there is no checkpoint, or if its values cannot be read, which is logged.
+    """
+    # Read directly, without Orbax: a JSON item is the file `metadata` in its directory.
     steps = records.saved_steps(workdir)
     if not steps:
         return {}
@@ -133,6 +149,10 @@ def saved_values(workdir: pathlib.Path) -> dict:
 
 
 def _write_params(workdir, config, params, step, values):
+    """Writes config.json and checkpoint <step>, which has EMA parameters alone.
+
+    Raises: OSError; stopping.Stopped after a signal.
+    """
     run_config.write_config(workdir, config)
     items = {
         "ema_params": ocp.args.StandardSave(params),
@@ -144,7 +164,7 @@ def _write_params(workdir, config, params, step, values):
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory, args=ocp.args.Composite(**items), force=True)
-    except BaseException as error:  # a signal too
+    except BaseException as error:  # also a signal: no unfinished checkpoint must stay behind
         for rest in directory.parent.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
         stopping.raise_wrapped(error)
@@ -154,7 +174,7 @@ def _write_params(workdir, config, params, step, values):
 
 
 def check_for_errors(manager: ocp.CheckpointManager) -> None:
-    """Raises: OSError if a checkpoint could not be written since the last save."""
+    """Raises an OSError if a checkpoint that was started could not be written."""
     try:
         manager.check_for_errors()
     except Exception as error:
@@ -162,6 +182,7 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
 
 
 def _write_error(manager, error):
+    """Returns the error for a checkpoint that could not be written, with the way to continue."""
     complete = records.saved_steps(pathlib.Path(manager.directory).parent)
     kept = (
         f"the last complete one is step {complete[-1]}" if complete else "there is no earlier one"
@@ -174,17 +195,20 @@ def _write_error(manager, error):
 
 
 def restore_latest(manager: ocp.CheckpointManager, state):
-    """(state, data_state) of the newest readable checkpoint, or None if there is none at all.
+    """Returns (state, data_state) of the newest readable checkpoint; None if there are none.
 
-    Args: state, a tree of jax.ShapeDtypeStruct with the shardings to restore to.
     An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is used.
-    Raises: OSError if there are checkpoints and none can be read.
+
+    Args:
+      state: a tree of jax.ShapeDtypeStruct with the shardings to restore to.
+    Raises: OSError if there are checkpoints but none can be read.
     """
     steps = records.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
     step, loaded, data_state = _restore_newest(pathlib.Path(manager.directory), steps, trees)
+    # Only after another one was restored: if none can be read, nothing is moved.
     for corrupt in steps[: steps.index(step)]:
         _set_aside(manager, corrupt)
     loaded["step"] = jax.device_put(np.int32(step), state.step.sharding)
@@ -192,7 +216,10 @@ def restore_latest(manager: ocp.CheckpointManager, state):
 
 
 def _set_aside(manager, step):
-    """Keeps what is left of a damaged checkpoint, out of the way of the step's next save."""
+    """Moves a damaged checkpoint to DIR/corrupt_checkpoints, so that its step can be saved again.
+
+    Raises: OSError, in all processes.
+    """
     source = pathlib.Path(manager.directory) / str(step)
     target = source.parents[1] / "corrupt_checkpoints" / str(step)
 
@@ -203,20 +230,23 @@ def _set_aside(manager, step):
         logger.warning("moved the damaged checkpoint %d to %s", step, target)
 
     sharding.in_first_process(move, f"cannot move the damaged checkpoint {source}")
-    manager.reload()
+    manager.reload()  # it has read the list of checkpoints before the move
 
 
 def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: bool = False):
-    """(params, step): the EMA parameters of a checkpoint, or with raw the trained ones.
+    """Returns (parameters, step) of a checkpoint: the EMA parameters, or the raw ones.
 
-    Args: params, a tree of jax.ShapeDtypeStruct with shardings.   step: None is the newest that
-      can be read.
-    Raises: FileNotFoundError, listing the steps there are; OSError if it cannot be read, a
-      `files.LostError` if the workdir was moved; ValueError for the trained parameters of a
-      converted model, which has none.
+    Args:
+      params: a tree of jax.ShapeDtypeStruct with shardings.
+      step: the step of the checkpoint; None for the newest one that can be read.
+      raw: whether to return the trained parameters instead of their EMA.
+    Raises: FileNotFoundError that lists the existing steps; OSError if the checkpoint cannot be
+      read, and `files.LostError` if the workdir was moved; ValueError for raw parameters of a
+      converted model, which has only EMA parameters.
     """
     directory = workdir.absolute() / "checkpoints"
-    with files.Directory(workdir):  # it was there when its config was read
+    # The caller has read the config there before, so a missing directory was moved since.
+    with files.Directory(workdir):
         steps = records.saved_steps(workdir)
         if not steps or step not in (None, *steps):
             raise MissingFileError(
@@ -232,9 +262,12 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):
-    """(model, its newest EMA parameters, replicated over the mesh) of a workdir.
+    """Returns (model, newest EMA parameters) of a workdir; the parameters are replicated.
 
-    Args: dtype, of its activations.   name: what `config.model.name` must be.
+    Args:
+      mesh: the mesh over which the parameters are replicated.
+      dtype: the dtype of the activations.
+      name: the expected `config.model.name`.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
     """
     config = run_config.load_config(workdir)
@@ -252,12 +285,18 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
 
 
 def _restore_newest(directory, steps, trees):
-    """(step, {item: tree}, data_state) of the first of the steps that can be read."""
+    """Returns (step, {item: tree}, data_state) of the first step in `steps` that can be read.
+
+    Args:
+      trees: {item: tree of jax.ShapeDtypeStruct}.
+    Raises: OSError if none can be read, or at once if one cannot be read but may be intact.
+    """
     errors = []
     for step in steps:
         try:
             return step, *_restore(directory, step, trees)
         except OSError as error:
+            # With an errno the checkpoint may be intact, so an older one must not replace it.
             if error.errno is not None:
                 raise
             errors.append(f"  step {step}: {error}")
@@ -272,14 +311,15 @@ def _restore_newest(directory, steps, trees):
 
 
 def _restore(directory, step, trees):
-    """({item: tree}, data_state) of a checkpoint, as it was saved to the bit.
+    """Returns ({item: tree}, data_state) of a checkpoint, bit by bit as it was saved.
 
-    Raises: OSError, in all processes alike; with a number, if it may be whole all the same.
+    Raises: OSError if it cannot be read or is damaged, in all processes; with an errno if the
+      checkpoint may be intact.
     """
     items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
     items |= {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
-    # Every process reads for itself: in Orbax's barriers those that can read would wait for one
-    # that cannot.
+    # Each process restores on its own, without Orbax's barriers. There, the processes that can read
+    # would wait for one that cannot.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -289,24 +329,28 @@ def _restore(directory, step, trees):
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
     )
     problem = ""
+    # A problem is kept instead of raised, so that all processes reach all_processes below.
     try:
         files.check_tree(directory / str(step))
         run_config.check_step(directory.parent, step)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
-    # Orbax, tensorstore and JSON each have their own exceptions for a damaged file.
+    # Orbax, tensorstore and JSON each raise their own exceptions for a damaged file.
     except Exception as error:
         stopping.raise_wrapped(error)
+        # tensorstore reports an errno only by its text.
         for number in NO_DAMAGE:
             if (text := os.strerror(number)) in str(error):
                 raise UserFileError(number, text, str(directory / str(step))) from error
         if stopping.is_out_of_memory(error):
-            raise  # no damage
-        ours = isinstance(error, OSError) and error.errno is None
-        problem = "" if ours else f"{type(error).__name__}: "
+            raise  # not damaged
+        # This project's own errors are plain sentences; others need their type to be understood.
+        is_user_error = isinstance(error, OSError) and error.errno is None
+        problem = "" if is_user_error else f"{type(error).__name__}: "
         problem += (str(error).splitlines() or [""])[0][:300]
     if not sharding.all_processes(not problem):
         raise UserFileError(problem or "another process cannot read its part")
+    # Orbax notices missing files, but not all changed bits: the digests are computed again.
     loaded = {name: restored[name] for name in trees}
     saved, computed = restored["digest"], digests.digest_items(loaded, step, restored["data"])
     if not isinstance(saved, dict):

@@ -1,4 +1,4 @@
-"""A workdir claimed for a run: one command at a time writes checkpoints into it."""
+"""Claim of a workdir for a run: only one command at a time writes checkpoints into it."""
 
 import contextlib
 import logging
@@ -14,23 +14,25 @@ from dit_jax.workdirs import records, run_config
 
 logger = logging.getLogger("dit_jax")
 
-LOCK = "train.lock"  # in a workdir that a command writes checkpoints into
+LOCK = "train.lock"  # the lock file in a workdir
 
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
-    """Makes the workdir, if it is not there, and holds it for a run of this config.
+    """Creates the workdir if needed, and locks it for a run of this config.
 
     Raises: ValueError as `check_config`; OSError as `locks.hold`, if another command writes into
-      the workdir, or if the directory cannot be written.
+      the workdir, or if the directory is not writable.
     """
-    files.check_utf8(workdir)  # first: what is refused must not leave a directory behind
+    # Checked before the lock creates the directory, so that a refused run leaves nothing behind.
+    files.check_utf8(workdir)
     run_config.check_config(workdir, config)
     with locks.hold(workdir / LOCK) as lock:
-        run_config.check_config(workdir, config)  # again: another run may have ended since
+        run_config.check_config(workdir, config)  # again: another run may have ended meanwhile
         _warn_of_length(workdir, config)
 
         def make():
+            # The temporary file is a test: a workdir may exist and not be writable.
             (workdir / "checkpoints").mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=workdir):
                 pass
@@ -42,6 +44,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
 
 
 def _warn_of_length(workdir, config):
+    """Warns if another total_steps changes the cosine schedule of the run."""
     if records.saved_steps(workdir) and config.optim.schedule == "cosine":
         then = run_config.load_config(workdir).total_steps
         if then != config.total_steps:

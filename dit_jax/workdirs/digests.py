@@ -1,4 +1,4 @@
-"""Digests of parameters: one number for the bits of each array."""
+"""Digests of parameters: one number per array, computed from its bits on the devices."""
 
 import hashlib
 import json
@@ -10,13 +10,21 @@ import numpy as np
 
 
 def digest(params) -> str:
-    """16 hexadecimal digits that tell parameters apart, wherever they were read from."""
+    """Returns a digest of parameters, 16 hexadecimal digits; it does not depend on their source."""
     digests = json.dumps(digest_items({"params": params}, 0, {}), sort_keys=True)
     return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
 
 def digest_items(trees, step, data_state):
-    """{'params/blocks/...': number} for every array of the trees, the step and the data's state."""
+    """Returns the digests of a checkpoint: {'params/blocks/...': number} of all arrays.
+
+    The keys 'step' and 'data' are added, for the step and a digest of data_state.
+
+    Args:
+      trees: {item: tree of arrays}.
+      data_state: a JSON value.
+    """
+    # Only the digests leave the devices, not the arrays.
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(digest_arrays(trees)))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     digests = dict(zip(names, (int(digest) for _, digest in leaves), strict=True))
@@ -28,13 +36,15 @@ def digest_items(trees, step, data_state):
 
 @jax.jit
 def digest_arrays(trees):
-    """A uint32 per array, the sum of a hash of every element's bits and place.
+    """Returns a uint32 per array: the sum of a hash of each element's bits and position.
 
-    Whole numbers add up to the same on every mesh, and one changed bit always shows.
+    A sum of integers is the same on every mesh. A single changed bit always changes the digest.
     """
 
     def digest(array):
+        # The bits, not the values, so that NaN and -0.0 count as they are.
         bits = array.view(jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)
+        # The flat index of each element. Without it, swapped elements would have the same digest.
         place = jnp.zeros(array.shape, jnp.uint32)
         for axis, size in enumerate(array.shape):
             place = place * np.uint32(size) + jax.lax.broadcasted_iota(
@@ -46,7 +56,10 @@ def digest_arrays(trees):
 
 
 def _mix(bits):
-    """A bijection of uint32 that scatters its bits.   Source: MurmurHash3's finalizer, Appleby."""
+    """Returns scrambled bits, a bijection of uint32.
+
+    Source: the finalizer of MurmurHash3, Appleby.
+    """
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)

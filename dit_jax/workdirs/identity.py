@@ -1,9 +1,10 @@
-"""The identity of a dataset: what a run, moments or a reference was made of, compared later.
+"""Identity of a dataset: a record of the data behind a run, moments or a reference.
 
-It holds the number of examples, the classes' names in order, names and sizes of the files in
-order, the times of their last change, and a digest of their contents. The times are those that no
-program can set (ctime): equal ones prove that nothing has changed, else the contents decide. Of
-large datasets a sample of the contents is read.
+The identity is saved and compared when the data are opened again. It has the number of examples,
+the class names in order, digests of the names and sizes of the files in order, of the times of
+their last change, and of their contents. The times are ctimes, which programs cannot set. Equal
+times prove that nothing has changed; otherwise the contents are compared. For large datasets only
+a sample of the contents is read.
 """
 
 import hashlib
@@ -23,23 +24,25 @@ from dit_jax.workdirs import records
 
 logger = logging.getLogger("dit_jax")
 
-# Of larger datasets blocks of this many bytes are read at the start, the middle and the end of so
-# many files, spread evenly.
+# Datasets of at most READ_WHOLE_BYTES are read completely. For larger ones, MAX_FILES evenly spaced
+# files are sampled, each with a block at its start, its middle and its end.
 READ_WHOLE_BYTES, BLOCK_BYTES, MAX_FILES = 256 * 2**20, 2**16, 1024
+# The keys of an identity that describe the images themselves, for `digest`.
 IMAGES = ("num_examples", "version", "labels", "captions", "files", "contents")
 
 
 def identify(source: sources.Source, recorded: dict | None = None) -> dict:
-    """Returns the identity of a split as JSON.
+    """Returns the identity of a split as a JSON value.
 
-    Args: recorded, an earlier identity: contents are not read again where nothing has changed.
+    Args:
+      recorded: an earlier identity. If nothing else has changed, its contents digest is reused.
     Raises: OSError if a file cannot be read.
     """
     return _identify(source, recorded)[0]
 
 
 def _identify(source, recorded=None):
-    """(the identity of a split, how many bytes its files have)."""
+    """Returns (identity of a split, total bytes of its files)."""
     if isinstance(source.records, folders.Folder):
         folder = source.records
         paths = [folder.root / name for name in folder.files]
@@ -51,7 +54,7 @@ def _identify(source, recorded=None):
         stats = [path.stat() for path in paths]
         sizes = np.array([stat.st_size for stat in stats])
         times = np.array([stat.st_ctime_ns for stat in stats])
-        labels = captions = None  # in the files
+        labels = captions = None  # they are in the files, so the contents digest covers them
     size = int(sizes.sum())
     identity = {
         "num_examples": len(source) // source.views,
@@ -62,6 +65,7 @@ def _identify(source, recorded=None):
         "files": _digest(names, sizes.tolist()),
         "times": _digest(times.tolist()),
     }
+    # ctimes are among the compared values, so if all are equal the contents are too.
     read = ("contents", "bytes_read")
     if recorded and all(recorded.get(key) == value for key, value in identity.items()):
         return identity | {key: recorded[key] for key in read}, size
@@ -69,8 +73,9 @@ def _identify(source, recorded=None):
 
 
 def identify_contents(source: sources.Source) -> dict:
-    """Returns `identify`'s result without the times where all contents are read: copies are equal.
+    """Returns the identity of a split so that copies of small datasets have equal identities.
 
+    If all contents were read, the times are left out; otherwise the result is that of `identify`.
     Raises: OSError if a file cannot be read.
     """
     identity, size = _identify(source)
@@ -80,14 +85,17 @@ def identify_contents(source: sources.Source) -> dict:
 
 
 def digest(identity: dict) -> str:
-    """Returns 16 hexadecimal digits of an identity, without files' times and classes' names."""
+    """Returns a digest of an identity, 16 hexadecimal digits, from the keys IMAGES.
+
+    The times of the files and the class names are not part of it.
+    """
     return manifest.digest({key: identity[key] for key in IMAGES})
 
 
 def describe_changes(recorded: dict, now: dict) -> list[str]:
-    """Returns what differs between two identities, in words; [] if they are of the same data.
+    """Returns the differences between two identities in words; [] if the data are the same.
 
-    What one of them does not have is not compared: labels, captions, names of classes.
+    Values that are missing in one of them are not compared, such as labels or class names.
     """
     differing = [
         key
@@ -101,6 +109,7 @@ def describe_changes(recorded: dict, now: dict) -> list[str]:
     ]
     if "classes" in differing:
         changes.append(_compare_classes(recorded["classes"], now["classes"]))
+    # With other names or sizes, a difference of the contents says nothing new.
     if "files" in differing:
         changes.append("names or sizes of files differ")
     elif "contents" in differing:
@@ -111,6 +120,7 @@ def describe_changes(recorded: dict, now: dict) -> list[str]:
 
 
 def _compare_classes(recorded, now):
+    """Returns the first difference between two different lists of class names, in words."""
     if len(recorded) != len(now):
         return f"number of classes: then {len(recorded)}, now {len(now)}"
     i = next(i for i, pair in enumerate(zip(recorded, now, strict=True)) if pair[0] != pair[1])
@@ -119,10 +129,12 @@ def _compare_classes(recorded, now):
 
 
 def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
-    """Demands that a split is the one that was recorded, and returns its identity.
+    """Returns the identity of a split, or raises if it differs from the recorded identity.
 
-    Args: recorded, None if it was not.   owner: what was made of it, for the message.
-    Raises: ValueError with what differs.
+    Args:
+      recorded: the recorded identity, or None if there is none.
+      owner: what was made from the data, such as 'the run in DIR', for messages.
+    Raises: ValueError with the differences.
     """
     now, size = _identify(source, recorded)
     if not recorded:
@@ -133,6 +145,7 @@ def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
             + "".join(f"  {change}\n" for change in changes)
             + "Restore it as it was, or begin anew in another directory."
         )
+    # A sample of the contents proves less than equal times, so the user is told.
     if now["bytes_read"] < size and recorded.get("times", now["times"]) != now["times"]:
         logger.warning(
             "files of %s were copied or changed since %s was begun: of their %s bytes %s were "
@@ -142,11 +155,15 @@ def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
             f"{size:,}",
             f"{now['bytes_read']:,}",
         )
+    # Recorded names are kept even if the dataset has no names now.
     return now | {"classes": _keep_names(source, recorded.get("classes"), now["classes"])}
 
 
 def _keep_names(source, recorded, now):
-    """The classes' names as recorded, or as they are where none are; a warning of what changed."""
+    """Returns the recorded class names, or the current ones if none are recorded.
+
+    Warns if only one of the two has names.
+    """
     if recorded and not now:
         logger.warning(
             "%s has no names of classes now; those of then are kept: %s",
@@ -161,17 +178,22 @@ def _keep_names(source, recorded, now):
 
 
 def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) -> dict:
-    """Demands that a run goes on with the data that it began with, and returns their identities.
+    """Returns the identities of a run's data, or raises if the data differ from the recorded ones.
 
-    Args: splits, 'train', 'eval' or both.   workdir: of the run, where they are recorded.
-    Returns: {split: identity}; of moments also 'images', the identities of the encoded images.
-    Raises: ValueError with what differs, in all processes alike.
+    All processes must call this; the first one reads the files.
+
+    Args:
+      splits: {'train': source, 'eval': source}, or one of them.
+      workdir: the workdir of the run, where the identities are recorded.
+    Returns: {split: identity}; for moments also 'images', the identities of the encoded images.
+    Raises: ValueError with the differences, in all processes.
     """
 
     def check_all():
+        # Only the first process reads the files; the others get its result below.
         if jax.process_index() != 0:
             return None
-        saved = records.saved_steps(workdir)  # before the first nothing can be mixed up
+        saved = records.saved_steps(workdir)  # before the first checkpoint the data may change
         recorded = records.load_data(workdir) if saved else {}
         if saved and not recorded:
             logger.warning(
@@ -185,20 +207,25 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
         images = {"images": metadata["dataset"]} if "dataset" in metadata else {}
         return {**recorded, **now, **images}
 
+    # As text, because that is what from_first_process can send to the other processes.
     text = json.dumps(sharding.in_every_process(check_all))
     return json.loads(sharding.from_first_process(text))
 
 
 def get_training_images(data: dict) -> dict | None:
-    """The identity of the images that a run was trained on, as they are or as moments.
+    """Returns the identity of a run's training images, or None if it is not recorded.
 
-    Args: data, as `workdirs.load_data`.   Returns: None if it is not recorded.
+    For a run on moments, it is the identity of the images that were encoded.
+
+    Args:
+      data: the result of `workdirs.load_data`.
     """
     return data.get("images", data).get("train")
 
 
 def _read_contents(paths: Sequence[pathlib.Path], sizes) -> tuple[str, int]:
-    """(a digest of the files' contents, or of a sample of them; how many bytes were read)."""
+    """Returns (digest of the contents or of a sample of them, number of bytes read)."""
+    # Deterministic, so that two identities of the same data sample the same blocks.
     whole = int(sizes.sum()) <= READ_WHOLE_BYTES
     digest, bytes_read = hashlib.sha256(), 0
     count = len(paths) if whole else min(len(paths), MAX_FILES)
@@ -212,10 +239,12 @@ def _read_contents(paths: Sequence[pathlib.Path], sizes) -> tuple[str, int]:
             for start in starts:
                 file.seek(start)
                 block = file.read(length)
+                # With its length, so that bytes moved from one block to the next change the digest.
                 digest.update(len(block).to_bytes(8, "little") + block)
                 bytes_read += len(block)
     return digest.hexdigest()[:16], bytes_read
 
 
 def _digest(*values):
+    """Returns a digest of JSON values, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl, read back, and the speed they record."""
+"""Reader of metrics.jsonl, and the training speed that it records."""
 
 import math
 import pathlib
@@ -7,15 +7,16 @@ from dit_jax.system import forms, json_files
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl, but for damaged ones, which a warning counts.
+    """Returns the lines of metrics.jsonl, without damaged ones, which a warning counts.
 
-    Each has a 'step'; its other values are numbers, or none.
+    Each line has a 'step'. Its other values are numbers or None.
     """
     return json_files.read_json_lines(path, _list_wrong)
 
 
 def _list_wrong(line):
-    # The loss of held-out images may be NaN.
+    """Returns the keys of a line that have wrong values."""
+    # Any float is accepted, because the loss of held-out images may be NaN.
     is_scalar = forms.optional(lambda value: isinstance(value, float) or forms.is_number(value))
     form = dict.fromkeys(line, is_scalar)
     form |= {"step": forms.is_count, "img_per_s": forms.is_positive}
@@ -23,17 +24,18 @@ def _list_wrong(line):
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:
-    """'img_per_s' and 'seconds' of training up to a step, by metrics.jsonl, without compiling.
+    """Returns 'img_per_s' and 'seconds' of training up to a step, from metrics.jsonl.
 
-    Both are None where nothing up to that step was timed.
+    Compilation time is not included. Both are None if nothing up to that step was timed.
     """
     lines = read_lines(workdir / "metrics.jsonl")
     reports = [line for line in lines if "img_per_s" in line and line["step"] <= step]
+    # A report covers the steps since the report before it.
     begins = [0, *(line["step"] for line in reports)]
     images = [
         (line["step"] - begin) * batch_size for line, begin in zip(reports, begins, strict=False)
     ]
     seconds = sum(n / line["img_per_s"] for n, line in zip(images, reports, strict=True))
-    if not 0 < seconds < math.inf:  # no report, or steps that are not in order
+    if not 0 < seconds < math.inf:  # no report, or steps out of order
         return {"img_per_s": None, "seconds": None}
     return {"img_per_s": sum(images) / seconds, "seconds": seconds}

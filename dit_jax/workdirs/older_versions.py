@@ -1,10 +1,10 @@
-"""Configs that older versions wrote, completed with the keys of today."""
+"""Migration of configs that older versions wrote to the current keys."""
 
 from dit_jax.errors import UserError
 from dit_jax.system import forms
 
-CONDITION_DROPOUT = 0.1
-# Keys that older versions did not have, with the value that means what those versions did.
+CONDITION_DROPOUT = 0.1  # the dropout for configs that have none
+# Keys that older versions did not have. Each value reproduces the behaviour of those versions.
 AS_BEFORE = {
     "init_from": "",
     "eval_draws": 1,
@@ -66,21 +66,24 @@ AS_BEFORE_OF_PREDICTOR = {
 
 
 def check_section(key, value):
+    """Raises a ValueError unless the value of a section is an object with keys."""
     if not isinstance(value, dict) or not value:
         raise UserError(f"{key}={forms.shorten(value)} must be an object of keys.")
 
 
 def complete(config: dict) -> dict:
-    """Returns a config with the keys that its version did not have, or had otherwise.
+    """Returns a config with all current keys: missing ones are added, old ones are converted.
 
+    The config is changed in place.
     Raises: ValueError for a section that is no object.
     """
+    # The config is not validated yet. Its sections must be objects before anything looks into them.
     older = AS_BEFORE | AS_BEFORE_OF_VAE | AS_BEFORE_OF_PREDICTOR
     sections = dict.fromkeys(key.partition(".")[0] for key in older if "." in key)
     for section in ("model", *sections):
         if section in config:
             check_section(section, config[section])
-    if config.keys() == {"model"}:  # a converted network's
+    if config.keys() == {"model"}:  # a converted network has no other sections
         return config
     name = config["model"].get("name")
     older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
@@ -91,9 +94,10 @@ def complete(config: dict) -> dict:
     if "sample" in config:
         config["sample"] = upgrade_sample(config["sample"])
     latents = config.get("latents")
-    for key in ("scale", "shift"):  # one number in the first versions
+    for key in ("scale", "shift"):  # the first versions had one number instead of a list
         if isinstance(latents, dict) and isinstance(latents.get(key), int | float):
             latents[key] = [latents[key]]
+    # setdefault: the keys that the config has stay as they are.
     for key, value in older.items():
         section, names = config, key.split(".")
         for part in names[:-1]:
@@ -103,9 +107,10 @@ def complete(config: dict) -> dict:
 
 
 def _split_dropout(config):
-    """Makes of `model.class_dropout_prob` a key of the model and one of training.
+    """Replaces `model.class_dropout_prob`, in place, with two keys.
 
-    It was 0 without a null class. The dropout then means nothing: it gets the default.
+    They are `model.null_condition` and `objective.condition_dropout`. The old key was 0 for a model
+    without a null class. Then the dropout has no effect, and `complete` adds its default.
     """
     if "class_dropout_prob" in config["model"]:
         prob = config["model"].pop("class_dropout_prob")
@@ -116,10 +121,14 @@ def _split_dropout(config):
 
 
 def upgrade_sample(sample: dict) -> dict:
-    """Returns `config.sample`, or the settings in a row, with today's keys in place of older ones.
+    """Returns sample settings with current keys instead of old ones.
 
-    `last_step_size` was the time at which the last step begins, where 0 stood for the default.
-    `num_images`, of pictures while training, is a key outside of it.
+    `last_step_size` became `last_step_t`, the time at which the last step begins; 0 stood for the
+    default, which is None now. `num_images`, for pictures during training, is now a key outside of
+    `config.sample`.
+
+    Args:
+      sample: `config.sample`, or the settings in a row of evaluations.jsonl.
     """
     sample = dict(sample)
     sample.pop("num_images", None)

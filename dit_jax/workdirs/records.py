@@ -1,4 +1,4 @@
-"""What a run leaves beside its arrays: the steps saved, and data.json."""
+"""Records in a workdir: the steps of its checkpoints, and data.json."""
 
 import json
 import logging
@@ -13,9 +13,10 @@ logger = logging.getLogger("dit_jax")
 
 
 def write_data(workdir: pathlib.Path, data: dict) -> None:
-    """Writes data.json: the identities of the data that the run is made of, by split.
+    """Writes data.json: {split: identity} of the data that the run is trained on.
 
-    Raises: OSError.
+    All processes must call this; the first one writes.
+    Raises: OSError, in all processes.
     """
 
     def write():
@@ -26,16 +27,19 @@ def write_data(workdir: pathlib.Path, data: dict) -> None:
 
 
 def load_data(workdir: pathlib.Path) -> dict:
-    """What `write_data` wrote; where that is lost, what the newest checkpoint keeps of it.
+    """Returns the data that `write_data` wrote, from data.json or else from a checkpoint.
 
-    {} of a workdir that an older version wrote, or that was converted.
-    Raises: files.LostError if the workdir is not there: it was moved.
+    If data.json is missing or damaged, the newest checkpoint with a readable copy is used.
+    Returns: {split: identity}; {} if the workdir was converted, or written by an older version.
+    Raises: files.LostError if the workdir does not exist, because it was moved.
     """
+    # Otherwise a workdir that was moved would look like one without records.
     files.Directory(workdir)
     path = workdir / "data.json"
     for candidate in [path, *newest_first(workdir, "data")]:
         try:
             data = json_files.read_json(candidate, "the identities of a run's data")
+            # Only data.json contains a digest of its values.
             data = (
                 manifest.without_digest(data, path) if candidate == path else data.get("data", {})
             )
@@ -49,7 +53,7 @@ def load_data(workdir: pathlib.Path) -> dict:
 
 
 def newest_first(workdir, item):
-    """The paths of a JSON item of the checkpoints."""
+    """Returns the paths of a JSON item in all checkpoints, the newest first."""
     return [
         workdir / "checkpoints" / str(step) / item / "metadata"
         for step in saved_steps(workdir)[::-1]
@@ -57,9 +61,10 @@ def newest_first(workdir, item):
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the complete checkpoints, ascending; directories of other names are none."""
+    """Returns the steps of the complete checkpoints, in ascending order."""
     directory = workdir / "checkpoints"
     if not directory.is_dir():
         return []
+    # Orbax writes to a directory with another name and renames it when the checkpoint is complete.
     names = (path.name for path in directory.iterdir() if path.is_dir())
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))

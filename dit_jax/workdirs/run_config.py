@@ -1,4 +1,4 @@
-"""config.json of a workdir: written, read, and compared with the config of a run."""
+"""config.json of a workdir: writes it, reads it, and compares it with the config of a run."""
 
 import json
 import logging
@@ -15,9 +15,9 @@ from dit_jax.workdirs import older_versions, records
 
 logger = logging.getLogger("dit_jax")
 
-# A run may go on with other values of these: they do not change what is trained on what, up to
-# rounding; total_steps also stretches a cosine schedule. A key that ends with a dot stands for all
-# below it.
+# Keys that may change when a run is resumed: up to rounding they do not change the training. An
+# exception is total_steps, which also stretches a cosine schedule. A key that ends with a dot
+# stands for the whole section.
 MAY_CHANGE = (
     "total_steps",
     "log_every_steps",
@@ -48,24 +48,27 @@ MAY_CHANGE = (
     "fid.",
 )
 
-TRAINED = ("dit", "unet", "vae")  # the models of runs
+TRAINED = ("dit", "unet", "vae")  # the models that a run can train
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Demands that what was trained in the workdir, if anything, was by this config.
+    """Raises unless a workdir has no checkpoints, or was trained with a compatible config.
 
-    A digest that the config leaves empty is filled in by the run, so it differs from none.
-    Raises: ValueError that lists the keys that differ and may not.
+    Only keys in MAY_CHANGE may differ. An empty digest in `config` matches any value, because the
+    run fills it in.
+    Raises: ValueError that lists the keys that differ and must not.
     """
-    if records.saved_steps(workdir):  # before the first checkpoint nothing can be mixed up
-        as_saved = ConfigDict(json.loads(json.dumps(config.to_dict())))  # tuples are lists there
-        as_found = load_config(workdir)
-        for either in (as_found, as_saved):
+    if records.saved_steps(workdir):  # before the first checkpoint, any config may be used
+        # Through JSON, because the saved config has lists for tuples.
+        config_as_json = ConfigDict(json.loads(json.dumps(config.to_dict())))
+        saved_config = load_config(workdir)
+        for either in (saved_config, config_as_json):
             overrides.expand_paths(either)
-        saved, wanted = flatten(as_found), flatten(as_saved)
-        # Where the data are recorded, they are recognised wherever they lie.
+        saved, current = flatten(saved_config), flatten(config_as_json)
+        # Recorded data are recognised by their contents, so their path may change. Otherwise
+        # data.name must stay the same.
         name = () if records.load_data(workdir) else ("data.name",)
-        if differing := _differing(saved, wanted, name):
+        if differing := _differing(saved, current, name):
             lines = [f"  {key}: workdir {before!r}, now {now!r}" for key, before, now in differing]
             raise UserError(
                 f"{workdir} belongs to a run with another config:\n"
@@ -75,18 +78,19 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def check_step(workdir: pathlib.Path, step: int) -> None:
-    """Demands that a checkpoint is of the config that is in config.json, where both can be read.
+    """Raises unless the config in a checkpoint is compatible with config.json.
 
-    Raises: OSError with the keys that differ and may not.
+    If either cannot be read, nothing is compared.
+    Raises: OSError with the keys that differ and must not.
     """
     path = workdir / "checkpoints" / str(step) / "config" / "metadata"
     try:
-        of_step = read_config(json_files.read_bytes(path), str(path))
-        of_run = read_config(json_files.read_bytes(workdir / "config.json"), "config.json")
+        step_config = read_config(json_files.read_bytes(path), str(path))
+        workdir_config = read_config(json_files.read_bytes(workdir / "config.json"), "config.json")
     except (OSError, ValueError):
-        return  # `load_config` says so
-    differing = _differing(flatten(of_step), flatten(of_run))
-    # An empty digest is of what was not known then.
+        return  # `load_config` reports it
+    differing = _differing(flatten(step_config), flatten(workdir_config))
+    # An empty digest was not known when the config was written, so it matches any value.
     differing = [one for one in differing if not (one[0].endswith("_digest") and "" in one[1:])]
     if differing:
         keys = [f"{key} {before!r}, now {now!r}" for key, before, now in differing]
@@ -94,7 +98,12 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
 
 
 def _differing(saved, wanted, fixed=()):
-    """[(key, value saved, value wanted)] of the keys that differ and may not, or are fixed."""
+    """Returns [(key, saved value, wanted value)] of the keys that differ and must not.
+
+    Args:
+      saved, wanted: flat configs.
+      fixed: keys that must not differ although they are in MAY_CHANGE.
+    """
     pairs = [
         (key, saved.get(key, "none"), wanted.get(key, "none"))
         for key in sorted(saved.keys() | wanted.keys())
@@ -107,9 +116,10 @@ def _differing(saved, wanted, fixed=()):
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json, when all of the config has been found good.
+    """Writes config.json; callers do so only after all checks of the config have passed.
 
-    Raises: OSError.
+    All processes must call this; the first one writes.
+    Raises: OSError, in all processes.
     """
 
     def write():
@@ -120,11 +130,12 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a workdir, locked; where config.json is lost, that of the newest checkpoint.
+    """Returns the config of a workdir, locked.
 
-    A file with values of wrong types is as good as lost; numbers out of their range are an error.
-    Raises: FileNotFoundError if nothing was trained there; ValueError if no config can be read, or
-      for numbers out of their range.
+    If config.json is missing, damaged, or has values of wrong types, the copy in the newest
+    checkpoint is used. Numbers out of their range are an error.
+    Raises: FileNotFoundError if the workdir has no config at all; ValueError if no config can be
+      read, or for numbers out of their range.
     """
     files.check_utf8(workdir)
     path = workdir / "config.json"
@@ -134,6 +145,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
             "dit_jax.convert."
         )
+    # The newest copy that can be read wins; each one that is skipped is logged.
     problems = []
     for candidate in [path, *saved]:
         try:
@@ -150,7 +162,10 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Demands the config of a run that trains a noise predictor.   Raises: ValueError."""
+    """Raises a ValueError unless the workdir belongs to a run that trains a noise predictor.
+
+    Only such a workdir can draw images.
+    """
     name = config.model.name
     if name == "vae":
         raise UserError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
@@ -159,9 +174,10 @@ def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def read_config(text: bytes | str, name: str) -> ConfigDict:
-    """Reads a config from its JSON, which an older version may have written; locked.
+    """Returns the config in a JSON text, locked; older versions may have written the text.
 
-    Args: name, of the text's source in messages.
+    Args:
+      name: the source of the text, for messages.
     Raises: ValueError for a text that is no config, or for a value of a wrong type, with its key.
     """
     config = json_files.parse_json(text, name, "the config of a run")
@@ -172,12 +188,13 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     check_types(config)
     try:
         return ConfigDict(config).lock()
-    except (AttributeError, KeyError, TypeError) as error:  # an unknown key that is a method's name
+    # An unknown key may have the name of a method of ConfigDict.
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{files.printable(name)} is no config: {error.args[0]}") from None
 
 
 def _check_ranges(config, path):
-    """Demands numbers in their ranges.   Raises: ValueError that names the file."""
+    """Raises a ValueError, which names the file, unless all numbers are in their ranges."""
     try:
         ranges.check(config)
     except ValueError as error:
@@ -188,13 +205,15 @@ def _check_ranges(config, path):
 
 
 def check_types(config: dict) -> None:
-    """Demands of a complete config values of the types that a run, or a converted network, has.
+    """Raises unless all keys of a complete config exist and their values have the right types.
 
+    Args:
+      config: the config of a run, or of a converted network, which has only 'model'.
     Raises: ValueError with the key.
     """
     name = config["model"]["name"]
     models.check_keys(config["model"])
-    if config.keys() == {"model"}:  # a converted network's
+    if config.keys() == {"model"}:  # a converted network
         return
     if name not in TRAINED:
         raise UserError(f"a run trains {', '.join(TRAINED)}, no {name!r}.")
@@ -202,8 +221,12 @@ def check_types(config: dict) -> None:
 
 
 def _check_types(config, example, prefix=""):
-    """Demands the keys of the default config, but in `model`, with values of their types.
+    """Raises unless a config has the keys and types of the default config `example`.
 
+    The section `model` is left to `models.check_keys`.
+
+    Args:
+      prefix: what precedes a key in messages, such as 'data.'.
     Raises: ValueError with the key.
     """
     if unknown := [f"{prefix}{name}" for name in config if name not in example]:
@@ -225,12 +248,13 @@ def _check_types(config, example, prefix=""):
             forms.check_type(key, config[name], float, many=True)
         elif value is not None:
             forms.check_type(key, config[name], type(value))
-        elif config[name] is not None:  # a placeholder of a number
+        # The default is None only for placeholders of numbers.
+        elif config[name] is not None:
             forms.check_type(key, config[name], float)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """'model.depth' -> value for every key."""
+    """Returns {'model.depth': value} of all keys."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -241,6 +265,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict:
 
 
 def _may_change(key, wanted):
+    """Returns whether a key of the flat config `wanted` may differ from the saved one."""
     if key.endswith("_digest") and wanted.get(key) == "":
         return True
     return key in MAY_CHANGE or key.partition(".")[0] + "." in MAY_CHANGE

@@ -1,16 +1,19 @@
-"""Does one learning rate serve all widths? How far a few steps move the activations of a DiT.
+"""Coordinate check of muP: how far a few training steps move the activations of DiTs by width.
 
   python -m dit_jax.datasets.digits
   python -m experiments.mup.coordinate_check --config configs/digits.py
 
-DiTs of several widths, with heads as large as the config's, take the same steps at its learning
-rate: the same for all widths, or with `optim.mup_base_width`, here the config's hidden_size.
-Measured is rms(f_t(x) - f_0(x)) over the coordinates of the output f of every module with a kernel,
-and of the last block's 'stream', for fixed x. What grows with the width learns too fast in wide
-models; what shrinks stands still there. Printed are the exponents; the JSON has a row for each run
-and step, and a plot of the stream and the network's output lies beside it, as .png.
+The question is whether one learning rate fits all widths. DiTs of several widths, with the config's
+head size, take the same training steps. Each width runs twice: at the config's learning rate, and
+with `optim.mup_base_width` set to the config's hidden_size.
 
-The steps must be few: soon the activations are as far from their first values as they can be.
+The check measures rms(f_t(x) - f_0(x)) over the coordinates of f, for fixed x. f is the output of
+every module with a kernel, and 'stream', the output of the last block. A module whose movement
+grows with the width learns too fast in wide models; one whose movement shrinks stops learning
+there. The command prints the exponents of the growth. The JSON has a row for each run and step. A
+plot of the stream and of the network's output is written beside it, as .png.
+
+Few steps are needed: after many, activations have moved as far as they can at any width.
 Source: Yang et al. 2022, "Tensor Programs V", arXiv 2203.03466, appendix D.1.
 """
 
@@ -35,13 +38,14 @@ from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
-KINDS = {False: "one rate", True: "rates by width"}  # without and with mup_base_width
+KINDS = {False: "one rate", True: "rates by width"}  # key: whether mup_base_width is set
 PANELS = {"stream": "last block's output", "final_layer/linear": "network's output"}
 
 
 def of_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
-    """The config with another hidden_size and a constant learning rate, by width or not.
+    """Returns the config with another hidden_size and a constant learning rate.
 
+    Args: scaled, whether the learning rate depends on the width, by mup_base_width.
     Raises: ValueError for a width that is no multiple of the config's head size.
     """
     size = config.model.hidden_size
@@ -49,15 +53,17 @@ def of_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
     if width < 1 or width % head_size:
         raise UserError(f"{width=} must be a multiple of the config's head size, {head_size}.")
     config = config.copy_and_resolve_references()
+    # The head size stays: muP's scaling of attention scores is then the same at all widths.
     config.model.update(hidden_size=width, num_heads=width // head_size)
     config.optim.update(schedule="constant", warmup_steps=0, mup_base_width=size if scaled else 0)
     return config
 
 
 def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
-    """Rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}} of a config of `of_width`.
+    """Trains a config of `of_width` and measures how far each module's output moves.
 
-    A seed is of parameters, times, noise and dropped labels; the images are those of config.seed.
+    A seed sets parameters, times, noise and dropped labels. config.seed sets the images.
+    Returns: rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}}, for each seed and step.
     Raises: ValueError or OSError as `latents.open_split` and `programs.make_program`.
     """
     source = latents.open_split(config, "train")
@@ -70,58 +76,65 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     iterator = loader.TrainIterator(
         source, config, sharding.local_rows(program.mesh, config.batch_size)
     )
+    # Every seed trains on the same batches; the last batch is the fixed input x of f.
     *batches, fixed = (sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1))
     examples = program.task.examples(fixed, jax.random.key(config.seed), frozen, dropout=False)
     activations = compile_activations(program, frozen, examples)
-    found = []
+    rows = []
     for seed in range(seeds):
         key = jax.random.key(seed)
         state = initial_state.new_state(program, key)
         initial = jax.device_get(activations(state.params))
         for step, batch in enumerate(batches, 1):
             state, _ = step_fn(state, batch, key, frozen)
-            now = jax.device_get(activations(state.params))
-            moved = {name: float(f"{rms(now[name] - initial[name]):.4g}") for name in initial}
+            current = jax.device_get(activations(state.params))
+            moved = {name: float(f"{rms(current[name] - initial[name]):.4g}") for name in initial}
             width, scaled = config.model.hidden_size, config.optim.mup_base_width > 0
             row = {"width": width, "scaled": scaled, "seed": seed, "step": step, "moved": moved}
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def rms(values: np.ndarray) -> float:
+    """Returns the root mean square."""
     return float(np.sqrt(np.mean(np.square(values))))
 
 
 def compile_activations(program: programs.Program, frozen: latents.Frozen, examples):
-    """`activations(params) -> {name: array}` for fixed examples; of blocks [L, ...]."""
+    """Returns a jitted `activations(params) -> {name: array}` for fixed examples.
+
+    Arrays of modules inside the blocks have a leading axis [L] over the blocks.
+    """
 
     @jax.jit
     def activations(params):
-        seen = collections.defaultdict(list)
+        outputs = collections.defaultdict(list)
 
         def intercept(call, args, kwargs, context):
             result, module = call(*args, **kwargs), context.module
             if context.method_name == "__call__":
                 if module.has_variable("params", "kernel"):
-                    seen["/".join(module.path)].append(jnp.stack(jax.tree.leaves(result)))
-                if module.name == "final_layer":
-                    seen["stream"].append(args[0])
+                    outputs["/".join(module.path)].append(jnp.stack(jax.tree.leaves(result)))
+                if module.name == "final_layer":  # its input is the last block's output
+                    outputs["stream"].append(args[0])
             return result
 
-        # Without jit lax.scan is a loop in Python, whose body's values can be had.
+        # Without jit lax.scan is a Python loop, so the interceptor gets the values of every block.
         with jax.disable_jit(), nn.intercept_methods(intercept):
             program.task.losses(params, frozen, examples)
-        depth = program.model.depth  # before the loop flax traces its body once: not of this trace
+        # Flax traces the body of the scan once before the loop. Those tracers come first in each
+        # list and are of another trace, so only the last `depth` values are usable.
+        depth = program.model.depth
         return {
             name: jnp.stack(values[-depth:] if name.startswith("blocks/") else values)
-            for name, values in seen.items()
+            for name, values in outputs.items()
         }
 
     return activations
 
 
 def exponent(rows: list[dict], scaled: bool, step: int, name: str) -> float:
-    """p of the fit moved = c width^p to the means over seeds; nan where something stood still."""
+    """Fits moved = c width^p to the means over seeds and returns p; nan if any mean is 0."""
     moved = means(rows, scaled, step, name)
     if 0 in moved.values():
         return float("nan")
@@ -129,7 +142,7 @@ def exponent(rows: list[dict], scaled: bool, step: int, name: str) -> float:
 
 
 def means(rows: list[dict], scaled: bool, step: int, name: str) -> dict[int, float]:
-    """By width."""
+    """Returns {width: mean over seeds of how far module `name` has moved}."""
     by_width = collections.defaultdict(list)
     for row in rows:
         if (row["scaled"], row["step"]) == (scaled, step):
@@ -138,18 +151,18 @@ def means(rows: list[dict], scaled: bool, step: int, name: str) -> dict[int, flo
 
 
 def table(rows: list[dict]) -> str:
-    """The exponents after the last step."""
+    """Returns the exponents after the last step as text, a line per module."""
     step = max(row["step"] for row in rows)
     title = f"p of width^p after {step} steps"
     lines = [f"{title:32}" + "".join(f"{kind:>16}" for kind in KINDS.values())]
     for name in rows[0]["moved"]:
-        found = [exponent(rows, scaled, step, name) for scaled in KINDS]
-        lines.append(f"{name:32}" + "".join(f"{p:16.2f}" for p in found))
+        exponents = [exponent(rows, scaled, step, name) for scaled in KINDS]
+        lines.append(f"{name:32}" + "".join(f"{p:16.2f}" for p in exponents))
     return "\n".join(lines)
 
 
 def draw(rows: list[dict]):
-    """The matplotlib Figure of the PANELS after the last step: lines of means, points of seeds."""
+    """Returns a matplotlib Figure of PANELS after the last step; lines are means, points seeds."""
     matplotlib = plot_style.import_matplotlib()
 
     step = max(row["step"] for row in rows)
@@ -160,13 +173,14 @@ def draw(rows: list[dict]):
         panels = figure.subplots(len(PANELS), sharex=True)
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             for i, (scaled, kind) in enumerate(KINDS.items()):
-                of_kind = [r for r in rows if (r["scaled"], r["step"]) == (scaled, step)]
-                points = [(row["width"], row["moved"][name]) for row in of_kind]
+                selected = [r for r in rows if (r["scaled"], r["step"]) == (scaled, step)]
+                points = [(row["width"], row["moved"][name]) for row in selected]
                 look = dict(color=plot_style.COLORS[1 - i], marker=plot_style.MARKERS[i])
                 p = exponent(rows, scaled, step, name)
                 moved = means(rows, scaled, step, name)
                 axes.plot(moved.keys(), moved.values(), label=f"{kind}, $p = {p:.2f}$", **look)
                 plot_style.draw_seeds(axes, points, look["color"])
+            # On log axes a power of the width is a straight line.
             plot_style.log_scale(axes.xaxis)
             plot_style.log_scale(axes.yaxis)
             axes.set_ylabel(f"moved after {step} steps (rms)")
@@ -179,7 +193,7 @@ def draw(rows: list[dict]):
 
 
 def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
-    """The .json, with a line for each row, and the .png beside it."""
+    """Writes the .json, with a line for each row, and the plot beside it as .png."""
     head = {
         "base_width": config.model.hidden_size,
         "learning_rate": config.optim.learning_rate,
@@ -201,6 +215,7 @@ def main(_):
     if len(widths) < 2:
         raise UserError(f"--widths={widths[0]}: an exponent needs two or more.")
     rows = []
+    # All configs are made before the first run, so that a wrong width raises at once.
     for changed in [of_width(config, width, scaled) for width in widths for scaled in KINDS]:
         rows += movements(changed, FLAGS.steps, FLAGS.seeds)
         logger.info("width %d, %s: done", rows[-1]["width"], KINDS[rows[-1]["scaled"]])

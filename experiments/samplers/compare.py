@@ -1,13 +1,14 @@
-"""How many steps do samplers need? Three processes on the digits demo's latents, many samplers.
+"""Comparison of samplers by steps and quality, for three processes on latents of the digits.
 
   make demo
   python -m experiments.samplers.compare    # writes results.jsonl beside this file
-  python -m experiments.samplers.compare --measure speed    # its speeds anew, on this machine
-  python -m experiments.samplers.page       # results.jsonl as docs/samplers.md
+  python -m experiments.samplers.compare --measure speed    # measures the speeds on this machine
+  python -m experiments.samplers.page       # writes docs/samplers.md from results.jsonl
 
-Each process is trained in DEMO/samplers/<process>; runs and measures that are there are not done
-again. A line of the results has a sampler's settings, what `evaluate` measures of its samples,
-and, with guidance, 'passes' of an image through the network and 'img_per_s' of sampling a batch.
+Each process is trained in DEMO/samplers/<process>. Existing runs and measurements are reused. A
+line of the results has the settings of a sampler and the measures by `dit_jax.evaluate` of its
+samples. A line with guidance also has 'passes', the forward passes per image, and 'img_per_s', the
+speed of sampling a batch.
 """
 
 import itertools
@@ -27,10 +28,10 @@ from dit_jax.sampling import generate, runs
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-BATCH_SIZE = 1_000  # of samples
+BATCH_SIZE = 1_000  # samples per batch, for quality
 SPEED_BATCH_SIZE = 200
-GUIDANCE = (1.5, 1.0)
-# Process, sampler, grid, steps, other settings; the first is what the others are compared with.
+GUIDANCE = (1.5, 1.0)  # guidance scales; speeds are measured with the first
+# (process, sampler, grid, steps, other settings); page.py compares all rows with the first.
 ROWS = (
     ("ddpm", "ddpm", "uniform", 250, {}),
     ("ddpm", "ddpm", "uniform", 100, {}),
@@ -59,7 +60,7 @@ ROWS = (
 
 
 def train_process(demo: pathlib.Path, process: str) -> pathlib.Path:
-    """The workdir of the process's run, finished."""
+    """Trains the process, unless a finished run exists, and returns the workdir of its run."""
     config = digits_latents.get_config(process)
     config.latents.update(moments=str(demo / "moments"), vae=str(demo / "vae"))
     workdir = demo / "samplers" / process
@@ -68,14 +69,15 @@ def train_process(demo: pathlib.Path, process: str) -> pathlib.Path:
 
 
 def settings_of(row: tuple, cfg_scale: float) -> dict:
-    """What a row sets in `config.sample`."""
+    """Returns the keys of `config.sample` that a row sets."""
     _, sampler, grid, steps, others = row
     return {"sampler": sampler, "grid": grid, "steps": steps, "cfg_scale": cfg_scale, **others}
 
 
 def speed(process: str, settings: dict) -> dict:
-    """'passes', 'img_per_s' and 'speed_device' of a sampler, whatever the weights."""
+    """Measures 'passes', 'img_per_s' and 'speed_device' of a sampler, with random weights."""
     config = digits_latents.get_config(process)
+    # Without moments there are no recorded values to fill in; they do not change the speed.
     config.latents.update(scale=(1.0,), shift=(0.0,))
     config.sample.update(settings)
     measured = benchmark.bench_sample(config, config.sample.steps, SPEED_BATCH_SIZE)
@@ -89,22 +91,22 @@ def speed(process: str, settings: dict) -> dict:
 
 
 def quality(workdir: pathlib.Path, settings: dict, num: int) -> dict:
-    """What `evaluate` measures of num samples."""
+    """Returns the measures by `samples.evaluate` of num samples, with num and the device."""
     trained = runs.load(workdir, settings=settings)
     extractor = extractors.load("pixels")
     reference = references.load_for_run(trained.config, None, extractor)
     row = samples.evaluate(
         trained, workdir, extractor, reference, num, labels="balanced", batch_size=BATCH_SIZE
     )
-    kept = ("step", "fd_pixels", "fd_pixels_real_halves", "label_accuracy")
-    row = {name: row[name] for name in kept}
+    names = ("step", "fd_pixels", "fd_pixels_real_halves", "label_accuracy")
+    row = {name: row[name] for name in names}
     return {"num": num, **row, "device": jax.devices()[0].device_kind}
 
 
 def measure(demo: pathlib.Path, num: int) -> Iterator[dict]:
-    """The results of all rows with every guidance.
+    """Yields a result for every row of ROWS at every guidance scale.
 
-    Raises: ValueError without the demo's VAE and moments.
+    Raises: ValueError if the demo's VAE or moments are missing.
     """
     if not (demo / "vae").is_dir() or not (demo / "moments").is_dir():
         raise UserError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
@@ -116,12 +118,13 @@ def measure(demo: pathlib.Path, num: int) -> Iterator[dict]:
 
 
 def measure_speeds(lines: list[dict]) -> Iterator[dict]:
-    """Results with the speeds of this machine.
+    """Yields the given results with speeds measured on this machine.
 
-    Raises: ValueError if they are not those of ROWS.
+    Raises: ValueError if the results are not of ROWS, in its order.
     """
     for line, (row, cfg_scale) in zip(lines, itertools.product(ROWS, GUIDANCE), strict=True):
         settings = settings_of(row, cfg_scale)
+        # A speed must not be written beside the settings of another sampler.
         if line != line | {"process": row[0], **settings}:
             raise UserError(f"--out has {line} where {row[0]}, {settings} is expected.")
         yield line | (speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {})
@@ -134,6 +137,7 @@ def main(_):
         lines = measure_speeds([json.loads(line) for line in out.read_text().splitlines()])
     else:
         lines = measure(FLAGS.demo, FLAGS.num)
+    # Lines are printed as they are measured, but the file is replaced only when all are done.
     texts = []
     for line in lines:
         texts.append(json.dumps(line))

@@ -1,11 +1,12 @@
-"""How far are samplers from the published programs whose names they bear, and which is nearer?
+"""Comparison of samplers with the published programs of the same names, on data with known flow.
 
   python -m experiments.samplers.originals    # writes originals.jsonl beside this file, in a minute
-  python -m experiments.samplers.page         # with results.jsonl as docs/samplers.md
+  python -m experiments.samplers.page         # writes docs/samplers.md from it and results.jsonl
 
-Only those samplers whose steps differ on purpose are here. The programs' steps are written out in
-NumPy, at the same times as ours. x_0 is one value of two modes, so that its denoiser and where the
-probability flow leads are known. Everything is f64.
+The question is how far the results differ, and which is closer to the exact solution. Only samplers
+whose steps differ on purpose are compared. The steps of the published programs are written here in
+NumPy, at the same times as the sampler's. x_0 is a scalar from a mixture of two Gaussians, so the
+denoiser and the end of the probability flow are known exactly. Everything is computed in f64.
 """
 
 import itertools
@@ -25,9 +26,9 @@ from dit_jax.diffusion import samplers, solvers
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-WEIGHTS, MEANS, STDS = np.array([[[0.3, 0.7]], [[-1.0, 0.6]], [[0.2, 0.4]]])  # of x_0's modes
+WEIGHTS, MEANS, STDS = np.array([[[0.3, 0.7]], [[-1.0, 0.6]], [[0.2, 0.4]]])  # of the mixture
 X_T = scipy.special.ndtri((np.arange(1_000) + 0.5) / 1_000)  # quantiles of N(0, 1)
-# Process, sampler, the program, grid, steps.
+# (process, sampler, published program, grid, steps)
 ROWS = (
     *[("ddpm", "ab4", "LMS", "uniform", steps) for steps in (10, 20, 50)],
     *[
@@ -41,7 +42,8 @@ ROWS = (
 
 
 def denoise(xp, x_t, alpha, sigma):
-    """E[x_0 | x_t] of x_t [n], with NumPy or JAX as `xp`."""
+    """Returns E[x_0 | x_t] [n] of x_t [n].   Args: xp, numpy or jax.numpy."""
+    # x_t is a mixture of Gaussians too; p is the posterior probability of each component.
     variances = alpha**2 * STDS**2 + sigma**2
     log_p = -0.5 * ((x_t[:, None] - alpha * MEANS) ** 2 / variances + xp.log(variances))
     p = WEIGHTS * xp.exp(log_p - log_p.max(axis=1, keepdims=True))
@@ -50,46 +52,57 @@ def denoise(xp, x_t, alpha, sigma):
 
 
 def exact(alpha: float, sigma: float, x_t: np.ndarray) -> np.ndarray:
-    """The x_0 [n] to which the probability flow leads: in one variable it keeps quantiles."""
+    """Returns the x_0 [n] at the end of the probability flow from x_t [n].
+
+    In one dimension trajectories cannot cross, so the flow preserves quantiles.
+    """
 
     def cdf(x, alpha, sigma):
         std = np.sqrt((alpha * STDS) ** 2 + sigma**2)
         return scipy.special.ndtr((x[:, None] - alpha * MEANS) / std) @ WEIGHTS[0]
 
-    x_0 = np.linspace(-4, 4, 1_000_001)
+    x_0 = np.linspace(-4, 4, 1_000_001)  # the inverse CDF is interpolated from this table
     return np.interp(cdf(x_t, alpha, sigma), cdf(x_0, 1.0, 0.0), x_0)
 
 
 def lms(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """k-diffusion's and diffusers' LMS of order 4: its second step is of order 2, uncorrected."""
+    """Samples with the order-4 LMS of k-diffusion and diffusers; returns x_0 [n] from x [n].
+
+    It begins with steps of order 1, 2 and 3 and does not correct them later.
+    """
+    # The ODE is solved for z = x_t / alpha in the variable sigma / alpha, where dz = rate d ratio.
     alpha, ratio = process.alpha(t), process.sigma(t) / process.alpha(t)
     z, rates = x / alpha[0], []
     for i, (start, end) in enumerate(itertools.pairwise(ratio)):
         rates.insert(0, (z - denoise(np, alpha[i] * z, alpha[i], alpha[i] * start)) / start)
-        known = ratio[max(i - 3, 0) : i + 1][::-1]
-        for j, node in enumerate(known):
-            basis = np.poly1d(np.poly(np.delete(known, j)))
+        # The Lagrange polynomial through the last rates, four at most, is integrated exactly.
+        nodes = ratio[max(i - 3, 0) : i + 1][::-1]
+        for j, node in enumerate(nodes):
+            basis = np.poly1d(np.poly(np.delete(nodes, j)))
             integral = (basis / basis(node)).integ()
             z = z + (integral(end) - integral(start)) * rates[j]
     return z
 
 
 def dpm_solver(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Its authors' DPM-Solver++ 2M and a denoising step; below 10 steps the last is of order 1."""
+    """Samples with DPM-Solver++ 2M as in its authors' code, then takes a denoising step.
+
+    With fewer than 10 steps, the last step before the denoising step has order 1.
+    """
     alpha, sigma = process.alpha(t[:-1]), process.sigma(t[:-1])
-    log_ratio, before, steps = np.log(alpha / sigma), None, len(t) - 2
+    log_ratio, previous, steps = np.log(alpha / sigma), None, len(t) - 2
     for i in range(steps):
         x_0 = denoise(np, x, alpha[i], sigma[i])
         size, mean = log_ratio[i + 1] - log_ratio[i], x_0
         if i and not (steps < 10 and i == steps - 1):
-            mean = x_0 + size / (log_ratio[i] - log_ratio[i - 1]) / 2 * (x_0 - before)
+            mean = x_0 + size / (log_ratio[i] - log_ratio[i - 1]) / 2 * (x_0 - previous)
         x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-size) * mean
-        before = x_0
+        previous = x_0
     return denoise(np, x, alpha[-1], sigma[-1])
 
 
 def euler(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Euler's method on dx_t / dt, as the code of score SDEs and of SiT takes it for VP."""
+    """Samples with Euler's method on dx_t / dt, as the codes of score SDEs and SiT do for VP."""
     for start, end in itertools.pairwise(t):
         (d_alpha, d_sigma), sigma = process.velocity(start), process.sigma(start)
         x_0 = denoise(np, x, process.alpha(start), sigma)
@@ -102,16 +115,19 @@ ORIGINALS: dict[str, Callable] = {"LMS": lms, "DPM-Solver++ 2M": dpm_solver, "Eu
 
 
 def measure(rows: tuple = ROWS) -> Iterator[dict]:
-    """The distance of sampler and original, and the error of each, in units of the largest x_0."""
+    """Yields a result per row: the sampler's distance from the original, and the error of each.
+
+    All are largest absolute values over samples, divided by the largest exact |x_0|.
+    """
     for process_name, name, original, grid, steps in rows:
         config = default.get_config("dit", process_name)
         config.sample.update(sampler=name, grid=grid, steps=steps)
         process = diffusion.build(config.diffusion)
         with jax.enable_x64(True):
-            ours, times, x_T = _run(process, config.sample)
-        theirs = ORIGINALS[original](process, times, x_T)
+            x_0, times, x_T = _run(process, config.sample)
+        original_x_0 = ORIGINALS[original](process, times, x_T)
         first = times[:1]
-        right = exact(process.alpha(first)[0], process.sigma(first)[0], x_T)
+        right = exact(process.alpha(first)[0], process.sigma(first)[0], x_T)  # exact x_0 [n]
 
         def largest(difference, right=right):
             return float(f"{np.abs(difference).max() / np.abs(right).max():.3g}")
@@ -122,17 +138,18 @@ def measure(rows: tuple = ROWS) -> Iterator[dict]:
             "original": original,
             "grid": grid,
             "steps": steps,
-            "difference": largest(ours - theirs),
-            "error": largest(ours - right),
-            "original_error": largest(theirs - right),
+            "difference": largest(x_0 - original_x_0),
+            "error": largest(x_0 - right),
+            "original_error": largest(original_x_0 - right),
         }
 
 
 def _run(process, config):
-    """(x_0 [n] of the sampler, its times, x_T [n])."""
+    """Runs a sampler; returns (x_0 [n], the times of its grid, x_T [n])."""
     sampler = samplers.build(config, process, "eps")
     alphas, sigmas = (jnp.asarray(f(sampler.times)) for f in (process.alpha, process.sigma))
 
+    # This network is the exact denoiser, so that every error is the solver's.
     def network(x_t, i):
         x_0 = denoise(jnp, x_t, alphas[i], sigmas[i])
         return solvers.Denoised(x_0, (x_t - alphas[i] * x_0) / sigmas[i], None)

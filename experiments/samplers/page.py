@@ -1,4 +1,4 @@
-"""The results of experiments.samplers.compare and .originals as a page with two tables.
+"""The page docs/samplers.md, with the results of experiments.samplers.compare and .originals.
 
 python -m experiments.samplers.page [--results FILE] [--originals FILE] [--out docs/samplers.md]
 """
@@ -18,12 +18,17 @@ FLAGS = flags.FLAGS
 
 
 def table(lines: list[dict]) -> str:
-    """Markdown: a row for each sampler, with `fd_pixels` beside the first row's."""
+    """Returns a Markdown table with a row per sampler.
+
+    Each row has `fd_pixels` at every guidance scale, and its change relative to the first row.
+    """
     guided = " | ".join(f"guidance {scale:g} | to the first" for scale in compare.GUIDANCE)
     text = [f"| process | sampler | grid | steps | passes | {guided} | images/s |"]
     text.append("|---" * (6 + 2 * len(compare.GUIDANCE)) + "|")
+    # A sampler has consecutive lines, one for each guidance scale.
     size = len(compare.GUIDANCE)
     for start in range(0, len(lines), size):
+        # `zip` pairs each line with the first sampler's line at the same guidance.
         row, cells = lines[start], []
         for line, first in zip(lines[start : start + size], lines, strict=False):
             ratio = line["fd_pixels"] / first["fd_pixels"]
@@ -37,10 +42,11 @@ def table(lines: list[dict]) -> str:
 
 
 def table_of_originals(lines: list[dict]) -> str:
-    """Markdown: a row for each line of experiments.samplers.originals."""
+    """Returns a Markdown table with a row per line of experiments.samplers.originals."""
     text = ["| process | sampler | program | grid | steps | apart | error here | its error |"]
     text.append("|---" * 8 + "|")
     for line in lines:
+        # Less than 1e-12 is rounding in f64.
         apart = f"{line['difference']:.2g}" if line["difference"] > 1e-12 else "0"
         text.append(
             f"| {line['process']} | {line['sampler']} | {line['original']} | {line['grid']} | "

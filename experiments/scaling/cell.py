@@ -1,9 +1,9 @@
-"""One cell of a sweep: trains it, then evaluates every compute point; continues where it was.
+"""Command that trains one cell of a sweep and evaluates its compute points, or continues that.
 
   python -m experiments.scaling.cell --config SWEEP --name NAME --workdir DIR
 
-What `experiments.scaling.sweep` starts for each of its cells, in one process or, on a pod, in all
-of them. The cell's directory DIR/NAME is a workdir of `dit_jax.train`, with `cell.json` in it.
+`experiments.scaling.sweep` starts this command for each cell. On a pod it runs in every process.
+The cell's directory DIR/NAME is a workdir of `dit_jax.train` with an additional file `cell.json`.
 """
 
 from absl import flags
@@ -19,7 +19,7 @@ def main(_):
     config = FLAGS.config
     (one,) = grid.cells(config, FLAGS.name)
     directory = FLAGS.workdir / one.name
-    files.refuse_link(directory)
+    files.refuse_link(directory)  # a link could make the cell write into any other directory
     cell.run(one, config.evaluate, directory, FLAGS.made)
 
 

@@ -1,12 +1,12 @@
-"""The rows of a sweep's cells as one table, and samples of its models.
+"""Command that writes the rows of a sweep's cells as one table, and samples of its models.
 
   python -m experiments.scaling.collect --workdir DIR --out table.csv [--samples samples.npz]
   python -m experiments.scaling.collect --workdir DIR --where cfg_scale=1.5 --out table.csv
 
-Of each cell the evaluations count that its sweep has made last; with --where all that are there,
-those of `dit_jax.evaluate` too. Those that were not done alike are refused. `table.py` tells the
-columns. Beside the table `<out>.cost.json` says what it took: its times differ from run to run,
-and nothing in the table does.
+The table has the evaluations that the sweep's last run made in each cell. With --where it has all
+evaluations in the cells that match, also those by `dit_jax.evaluate`. Evaluations with different
+settings are an error. fits/table.py describes the columns. Beside the table, `<out>.cost.json` has
+the cost of the cells: its times differ from run to run, and nothing in the table does.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
-"""What a study's table tells: curves of quality against compute, and how far they can be trusted.
+"""Command that fits curves of quality against compute to a study's table, with their intervals.
 
   python -m experiments.scaling.fit --table FILE.csv [--quality eval_mse] [--out fit.json]
 
-Quality is a loss or a distance, lower is better. What the table has too few points for is left
-out, with what it needs; the JSON has all that `study` returns.
+Quality is a loss or a distance; lower is better. A fit that needs more points than the table has is
+left out, with the reason. The JSON has everything that `fits.fit.study` returns.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""The figures of a study from its table, each as .png and .svg.
+"""Command that draws all figures of a study from its table, each as .png and .svg.
 
   python -m experiments.scaling.plot --table FILE.csv [--samples FILE.npz] [--out_dir DIR]
     [--qualities eval_mse,fd_pixels,label_accuracy] [--where learning_rate=0.001]
 
-gflops_, compute_, isoflop_, tokens_depth_, extrapolation_, extrapolation_tokens_, blocks_ and
-networks_<quality>; and samples, of the arrays of --samples: `image` [models, n, H, W, C] uint8,
-`label` [n] int32, `cell` [models]. A figure that the table has no rows for is left out, and the log
-says why.
+The files are gflops_, compute_, isoflop_, tokens_depth_, extrapolation_, extrapolation_tokens_,
+blocks_ and networks_<quality>. With --samples there is also a figure samples; the .npz has `image`
+[models, n, H, W, C] uint8, `label` [n] int32 and `cell` [models]. A figure without rows in the
+table is left out, and the log gives the reason.
 """
 
 from absl import flags
@@ -23,6 +23,7 @@ FLAGS = flags.FLAGS
 def main(_):
     path = FLAGS.table
     rows = table.read(path)
+    # A number that matplotlib cannot draw raises here, with its line. Line 1 has the column names.
     for line, row in enumerate(rows, 2):
         plots.check_drawable(f"{path}:{line}", row)
     for condition in FLAGS.where or ():

@@ -1,11 +1,11 @@
-"""The page of a study, from its table: a template's prose around tables, fits, figures and cost.
+"""Command that fills a study's page template with its tables, fits, figures and cost.
 
   python -m experiments.scaling.report --table experiments/depth_width_tokens/results/digits.csv \
       --page experiments/depth_width_tokens/page.md --out experiments/depth_width_tokens/README.md
 
-A template takes the fields of `fields` in braces, so that no number of the prose is typed:
-{eval_mse[largest][relative_error]:+.1%} is of the fits to eval_mse. It is as for str.format,
-but without attributes; a width has at most three digits.
+A template names fields of `fits.report.fields` in braces, so that no number is typed by hand:
+{eval_mse[largest][relative_error]:+.1%} is a value of the fits to eval_mse. The syntax is that of
+str.format without attributes; a width has at most three digits.
 """
 
 from absl import flags
@@ -21,6 +21,7 @@ FLAGS = flags.FLAGS
 def main(_):
     page, out = FLAGS.page, FLAGS.out
     cli.check_out(out, (".md",))
+    # The template is read first, because only the fits that it names are made.
     template, named = report.read_page(page)
     values = report.fields(FLAGS.table, FLAGS.qualities, out, named)
     try:

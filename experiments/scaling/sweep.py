@@ -1,13 +1,14 @@
-"""Runs the cells of a sweep that are not done yet, each trained and evaluated in its own workdir.
+"""Command that runs the cells of a sweep that are not done yet, each in its own workdir.
 
   python -m experiments.scaling.sweep --config experiments/scaling/configs/smoke.py --workdir DIR
-  python -m experiments.scaling.sweep --config ... --workdir DIR --parallel 8     # one to a GPU
+  python -m experiments.scaling.sweep --config ... --workdir DIR --parallel 8     # one per GPU
   python -m experiments.scaling.sweep --config ... --workdir DIR --executor slurm
   python -m experiments.scaling.sweep --config ... --workdir DIR --executor print # the commands
   python -m experiments.scaling.sweep --config ... --workdir DIR --list           # what is done
 
-Killed and run again it continues. A cell that failed is left alone until --retry_failed. At the
-end DIR/table.csv holds what `experiments.scaling.collect` makes of the cells.
+A cell is trained and evaluated. A killed sweep continues when it is run again. Failed cells are
+skipped unless --retry_failed is given. At the end DIR/table.csv has the table that
+`experiments.scaling.collect` makes of the cells.
 """
 
 import collections
@@ -37,10 +38,12 @@ def main(_):
         files.check_tree(workdir, links=False)  # before anything is written into a cell's directory
     left = sweep.waiting(config, cells, workdir, FLAGS.retry_failed)
     commands = {c.name: sweep.command(FLAGS["config"].words(), c.name, workdir) for c in left}
+    # Printed commands are for other machines, so the data and the extractor are not checked here.
     if FLAGS.executor == "print":
         for words in commands.values():
             print(shlex.join(["python", *words]))
         return
+    # Errors of data, extractor or directories come before any cell starts.
     commands = {name: [sys.executable, *words] for name, words in commands.items()}
     sweep.check(config.evaluate, left, workdir)
     for one in left:
@@ -50,8 +53,10 @@ def main(_):
     if FLAGS.executor == "slurm":
         sweep.submit(config, commands, workdir)
         return
-    commands = {name: [*words, "--made"] for name, words in commands.items()}  # by `run`
+    # `sweep.run` makes the directories. A cell must not make its own again after a move.
+    commands = {name: [*words, "--made"] for name, words in commands.items()}
     sweep.run(config, left, commands, workdir, FLAGS.parallel)
+    # The table is written only if all cells are done; otherwise an error lists the others.
     failed = [c for c in cells if cell.state(c, config.evaluate, workdir / c.name) == "failed"]
     if failed:
         lines = [f"  {c.name}: {cell.error(workdir / c.name)}" for c in failed]
@@ -65,7 +70,7 @@ def main(_):
 
 
 def _tell():
-    """What is kept of the sweep, in words."""
+    """Returns the sentence that tells the user what is kept when the sweep ends early."""
     return f"what the cells have saved is kept in {FLAGS.workdir}"
 
 

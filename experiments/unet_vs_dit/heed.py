@@ -1,10 +1,11 @@
-"""How far models heed captions: the loss of images told another's caption, against their own.
+"""The effect of captions: the loss with a wrong caption compared to the loss with the right one.
 
   python -m experiments.unet_vs_dit.heed --workdir runs/emoji/dit --workdir runs/emoji/unet \
       --name DiT --name UNet --out heed.png
 
-It prints the losses, of the newest EMA weights, and draws by how much the wrong caption makes them
-larger. A model that takes no notice of captions has none of it, however good its loss is.
+The wrong caption belongs to another image. The command prints the losses of the newest EMA weights,
+and draws by how much the wrong caption increases them. If a model ignores captions the increase is
+0, however good its loss is.
 """
 
 import pathlib
@@ -22,16 +23,18 @@ from dit_jax.sampling import runs
 from experiments.unet_vs_dit import sheet
 
 FLAGS = flags.FLAGS
-TIMES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of the noise added
-TOLD = ("own", "another's", "none")
-MOST = 128  # images of a split
+TIMES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # t of the noised images
+TOLD = ("own", "another's", "none")  # the three captions that each image is given
+MOST = 128  # images used of a split
 
 
 def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
-    """{'trained' or 'held out': MSE [times, 3] of what the network predicts, told each of TOLD}.
+    """Measures the loss of a model's prediction with each caption of TOLD.
 
-    Of the first images of the splits, their noise and the caption that another gives them the same
-    in every call.
+    It uses the first images of each split. Their noise and their wrong captions are the same in
+    every call, so that models can be compared.
+    Args: draws, of noise for each image and time.
+    Returns: {'trained': MSE [times, 3], 'held out': MSE [times, 3]}, by TIMES and TOLD.
     Raises: ValueError for a model of labels or of latents; as `runs.load`.
     """
     trained = runs.load(workdir)
@@ -40,6 +43,7 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
         raise UserError(f"{workdir} is a model of latents; this takes models of pixels.")
     process, objective = trained.process, config.objective
 
+    # Caption, time and key are arguments, so that one compilation serves all of them.
     @jax.jit
     def mean_loss(params, x_0, cond, time, key):
         network = models.bind(trained.model, params, mesh)
@@ -52,15 +56,16 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
         eps = jax.random.normal(key, x_0.shape)
         return jnp.mean(objectives.denoising_loss(process, objective, predict, x_0, t, eps)["mse"])
 
-    found = {}
+    results = {}
     for name, split in (("trained", config.data.train_split), ("held out", config.data.eval_split)):
         source = conditions.open_images(config, split)
         numbers = range(min(len(source), MOST))
         x_0 = latents.pixels_from_image(jnp.stack([source[i]["image"] for i in numbers]))
         request = conditions.build(config).request([source.captions(i)[0] for i in numbers])
-        conds = request.cond, np.roll(request.cond, 1, axis=0), request.null
+        conds = request.cond, np.roll(request.cond, 1, axis=0), request.null  # in TOLD's order
+        # The same keys for all captions, so that the losses differ in the captions only.
         keys = jax.random.split(jax.random.key(0), draws)
-        found[name] = np.array(
+        results[name] = np.array(
             [
                 [
                     np.mean([mean_loss(trained.params, x_0, cond, t, k) for k in keys])
@@ -69,11 +74,14 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
                 for t in TIMES
             ]
         )
-    return found
+    return results
 
 
 def draw(found: dict[str, dict[str, np.ndarray]]):
-    """The matplotlib Figure of {model: `losses`}: by how much another's caption is worse."""
+    """Draws the increase of the loss by wrong captions in percent; returns the matplotlib Figure.
+
+    Args: found, {model: result of `losses`}.
+    """
     matplotlib = plot_style.import_matplotlib()
 
     with matplotlib.rc_context(plot_style.STYLE):
@@ -82,8 +90,8 @@ def draw(found: dict[str, dict[str, np.ndarray]]):
         )
         panels = figure.subplots(1, 2, sharey=True)
         for axes, split in zip(panels, ("trained", "held out"), strict=True):
-            for i, (name, of_model) in enumerate(found.items()):
-                own, others, _ = of_model[split].T
+            for i, (name, model_losses) in enumerate(found.items()):
+                own, others, _ = model_losses[split].T
                 look = dict(
                     color=plot_style.COLORS[i % 7], marker=plot_style.MARKERS[i % 7], label=name
                 )
@@ -100,14 +108,14 @@ def main(_):
     cli.check_out(out, (".png",))
     workdirs = FLAGS.workdir
     names = sheet.names(FLAGS.name, workdirs)
-    found = {name: losses(workdir) for name, workdir in zip(names, workdirs, strict=True)}
-    print(f"{'model':16} {'images':9} {'t':>5} " + " ".join(f"{told:>9}" for told in TOLD))
-    for name, of_model in found.items():
-        for split, rows in of_model.items():
+    results = {name: losses(workdir) for name, workdir in zip(names, workdirs, strict=True)}
+    print(f"{'model':16} {'images':9} {'t':>5} " + " ".join(f"{caption:>9}" for caption in TOLD))
+    for name, model_losses in results.items():
+        for split, rows in model_losses.items():
             for t, row in zip(TIMES, rows, strict=True):
                 cells = " ".join(f"{loss:9.4f}" for loss in row)
                 print(f"{name:16} {split:9} {t:5.2f} {cells}")
-    plot_style.save(draw(found), out)
+    plot_style.save(draw(results), out)
     print(out)
 
 

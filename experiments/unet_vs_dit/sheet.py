@@ -1,11 +1,11 @@
-"""One sheet of what several models draw of the same prompts, beside the data's own pictures.
+"""A sheet of samples by several models for the same prompts, with the dataset's own images.
 
   python -m experiments.unet_vs_dit.sheet --workdir runs/emoji/dit --workdir runs/emoji/unet \
       --name DiT --name UNet --prompt "grinning face" --prompt "red heart" --num 4 --cfg_scale 3 \
       --out sheet.png
 
-Every model draws a prompt's images of the same noise. A caption of the data is marked as one that
-was trained on or held out; any other prompt has no picture beside it.
+All models draw the images of a prompt from the same noise. If a prompt is a caption of the dataset,
+its image is shown, and the prompt is marked as trained on or held out. Other prompts have no image.
 """
 
 import pathlib
@@ -21,25 +21,31 @@ from dit_jax.evaluation import plot_style
 from dit_jax.sampling import generate, pictures, runs
 
 FLAGS = flags.FLAGS
-# Pixels: of an image, a prompt's letters, the names above, and between the panels.
+# Pixels: side of an image, width of a letter, height of the names at the top, gap between panels.
 CELL, LETTER, TOP, BETWEEN = 64, 9, 40, 12
 
 
 def real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.ndarray]]:
-    """{prompt: ('trained' or 'held out', image [H, W, 3] uint8)} of those that the data have."""
-    found = {}
+    """Finds the images of prompts that are captions of the dataset.
+
+    Returns: {prompt: ('trained' or 'held out', image [H, W, 3] uint8)}.
+    """
+    images = {}
     for name, split in (("trained", config.data.train_split), ("held out", config.data.eval_split)):
         source = conditions.open_images(config, split) if split else ()
         for i in range(len(source)):
             for caption in set(source.captions(i)) & set(prompts):
-                found.setdefault(caption, (name, source[i]["image"]))
-    return found
+                # A caption in both splits counts as trained on, which is the first to be read.
+                images.setdefault(caption, (name, source[i]["image"]))
+    return images
 
 
 def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, settings: dict):
-    """(config, images [prompts, num, H, W, 3] uint8) of a workdir's newest EMA weights.
+    """Draws images with the newest EMA weights of a workdir.
 
-    Image j of each prompt is of the noise j.   Raises: as `runs.load`.
+    Image j of every prompt is drawn from noise j.
+    Returns: config, images [prompts, num, H, W, 3] uint8.
+    Raises: as `runs.load`.
     """
     trained = runs.load(workdir, settings=settings)
     sample = trained.make_sample_fn()
@@ -60,18 +66,22 @@ def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, set
 def sheet(
     prompts: Sequence[str], panels: dict[str, np.ndarray], real: dict[str, tuple[str, np.ndarray]]
 ):
-    """The matplotlib Figure: prompts down, across the data's picture and then each model's panel.
+    """Draws the sheet; returns the matplotlib Figure.
 
-    Args: panels: by the model's name [prompts, num, H, W, 3] uint8.   real: of `real`.
+    It has a row per prompt. The columns are the dataset's images and a panel per model.
+    Args:
+      panels: by the model's name, [prompts, num, H, W, 3] uint8.   real: the result of `real`.
     """
     matplotlib = plot_style.import_matplotlib()
 
+    # The column of prompts is as wide as the longest line of text in it.
     cell = max(CELL, next(iter(panels.values())).shape[2])
-    told = {
+    texts = {
         p: f"{plot_style.literal(p)}\n({real[p][0] if p in real else 'in no caption'})"
         for p in prompts
     }
-    names = LETTER * max(len(line) for text in told.values() for line in text.split("\n"))
+    names = LETTER * max(len(line) for text in texts.values() for line in text.split("\n"))
+    # A white image stands for prompts that are no caption of the dataset.
     blank = np.full(next(iter(panels.values())).shape[2:], 255, np.uint8)
     data = np.stack([real[p][1] if p in real else blank for p in prompts])[:, None]
     grids = {
@@ -80,6 +90,7 @@ def sheet(
     }
     height = next(iter(grids.values())).shape[0]
     total = names + sum(BETWEEN + grid.shape[1] for grid in grids.values()), TOP + height
+    # Axes are placed by hand, so that pixels of the panels and of the figure coincide.
     with matplotlib.rc_context(plot_style.STYLE):
         figure = matplotlib.figure.Figure(figsize=[pixels / plot_style.DPI for pixels in total])
         left = names
@@ -94,23 +105,26 @@ def sheet(
             left += grid.shape[1]
         for i, prompt in enumerate(prompts):
             at = names / total[0], (height - (i + 0.5) * height / len(prompts)) / total[1]
-            figure.text(*at, told[prompt], ha="right", va="center", fontsize=6)
+            figure.text(*at, texts[prompt], ha="right", va="center", fontsize=6)
     return figure
 
 
 def names(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
-    """Of the models, by default their directories'.   Raises: ValueError if two are the same."""
-    found = list(given) or [workdir.name for workdir in workdirs]
-    if len({*found}) < len(found) or len(found) != len(workdirs):
+    """Returns the names of the models: the given ones, by default their directories' names.
+
+    Raises: ValueError if two names are equal, or if there are more or fewer than workdirs.
+    """
+    model_names = list(given) or [workdir.name for workdir in workdirs]
+    if len({*model_names}) < len(model_names) or len(model_names) != len(workdirs):
         raise UserError(
             f"give every --workdir a --name of its own: {len(workdirs)} have the names "
-            f"{', '.join(found)}."
+            f"{', '.join(model_names)}."
         )
-    return found
+    return model_names
 
 
 def define_workdirs() -> None:
-    """--workdir and --name of several models."""
+    """Defines the flags --workdir and --name, each of which may be repeated."""
     cli.define_paths("workdir", "Of a model of captions; repeat.")
     flags.DEFINE_multi_string("name", [], "Of each --workdir; by default the directory's.")
 

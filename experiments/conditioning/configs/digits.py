@@ -1,6 +1,6 @@
-"""The paper's four conditioning blocks at one size, on the digits' latents, on a CPU.
+"""The paper's four conditioning blocks at one model size, on latents of the digits, on a CPU.
 
-  make demo     # its VAE and moments, in runs/digits
+  make demo     # writes the VAE and the moments into runs/digits
   python -m experiments.scaling.sweep --config experiments/conditioning/configs/digits.py \
       --workdir runs/conditioning_digits --parallel 2
 
@@ -12,6 +12,7 @@ from experiments.scaling.configs import default
 
 
 def get_config():
+    """Returns the sweep."""
     config = default.get_config(digits.get_base())
     config.sizes = dict(M=digits.model(*digits.SIZES["M"]))
     blocks = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")

@@ -1,1 +1,1 @@
-"""The runs of a study: a config's cells, each trained and evaluated, and their rows."""
+"""The runs of a study: the cells of a sweep, their training and evaluation, and their rows."""

@@ -1,4 +1,7 @@
-"""One cell of a sweep: trained, then evaluated at every compute point; continued where it was."""
+"""The run of one cell of a sweep: training, then an evaluation at every compute point.
+
+A cell that was interrupted continues from what it has saved.
+"""
 
 import hashlib
 import json
@@ -20,25 +23,27 @@ from experiments.scaling.cells import grid, record
 
 logger = logging.getLogger("dit_jax")
 
-LOCK = "cell.lock"  # in a cell's directory, beside the lock of its training
-# Exit status of a cell that a signal or a full disk ended; sysexits.h's EX_TEMPFAIL.
+LOCK = "cell.lock"  # in a cell's directory, beside the lock that training holds
+# Exit status of a cell that a signal or a full disk ended: EX_TEMPFAIL of sysexits.h.
 INTERRUPTED = 75
 
 
 def run(
     cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, made: bool = False
 ) -> None:
-    """Trains and evaluates a cell, or what is left of it.
+    """Trains and evaluates a cell, or does what remains to be done.
 
-    Args: evaluation, `config.evaluate` of the sweep.   directory: the cell's.   made: a sweep has
-      made it, so it is not made anew.
-    Raises: files.LostError if it was made and is not there; ValueError as `check`; as
-      `train.train_and_evaluate` and `samples.evaluate`, and then what failed is recorded. A
-      signal, as stopping.Stopped, or a full disk is no failure.
+    Args:
+      evaluation: `config.evaluate` of the sweep.   directory: of the cell.
+      made: whether a sweep has made the directory. It is then not made again.
+    Raises: files.LostError if a made directory is gone; ValueError as `check`; as
+      `train.train_and_evaluate` and `samples.evaluate`, whose errors are recorded as the cell's
+      failure. A signal (stopping.Stopped) and a full disk are not failures.
     """
+    # The sweep's directory may have been moved since; a new one would start the cell from scratch.
     if made:
         files.Directory(directory)
-    # Waits for another process that runs it: one of a sweep that was killed, say.
+    # A process of a killed sweep may still run the cell: wait until it ends.
     with locks.hold(directory / LOCK, wait=True) as lock:
         if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
@@ -46,52 +51,54 @@ def run(
         if lost := _lost(_read(directory), directory):
             logger.warning("%s has lost %s: it is measured again.", cell.name, ", ".join(lost))
         check(cell, directory, latents.open_split(cell.config, "train").metadata)
+        # The time of earlier parts of this run adds up. A part that was killed recorded none.
         began = time.monotonic()
-        # Of the parts of this run that came to an end; those that were killed are not known.
         before = _read(directory).get("wall_seconds", 0)
         pictures = []
 
         def note(state, **more):
             if jax.process_index() == 0:
-                lock.directory.check()  # a checkpoint may have made one of its name
+                lock.directory.check()  # after a move, a checkpoint may have made a new directory
                 seconds = before + time.monotonic() - began
                 more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
                 more |= {"pictures": pictures, **rows.describe_code()}
                 _write(cell, evaluation, directory, state, more)
 
+        # The record is written first, so that a killed cell counts as begun.
         note("begun")
         try:
             train.train_and_evaluate(cell.config, directory)
             for row in _evaluate(cell, evaluation, directory) if evaluation.num else ():
                 pictures.append(row["picture"])
-        except Exception as error:  # of any kind
-            if not cli.is_passing(error):  # a full disk is not the cell's: it has only begun
+        except Exception as error:  # any error is the cell's failure
+            if not cli.is_passing(error):  # but a full disk: the cell may continue later
                 note("failed", error=str(error), traceback=traceback.format_exc())
             raise
         except stopping.Stopped:
-            note("begun")  # with the time that it took
+            note("begun")  # again, to record the time until the signal
             raise
         note("done")
 
 
 def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
-    """Demands that what the directory holds is of the cell's config and has its compute points.
+    """Raises unless the directory's run, if any, has the cell's config and its compute points.
 
-    Args: metadata, of the data that it trains on.
-    Raises: ValueError with the keys that differ, or the compute points that are gone.
+    Args: metadata, of the training data.
+    Raises: ValueError with the keys that differ, or the compute points without a checkpoint.
     """
     workdirs.check_config(directory, latents.build(cell.config).resolve(metadata))
     saved = workdirs.saved_steps(directory)
-    gone = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
-    if gone:
+    # Training never goes back, so a step before the last checkpoint cannot be saved any more.
+    missing = [step for step in cell.steps if saved and step <= saved[-1] and step not in saved]
+    if missing:
         raise UserError(
             f"{directory} is trained to step {saved[-1]} and has kept {saved}, not the compute "
-            f"points {gone}. Take steps among these and beyond the last, or another --workdir."
+            f"points {missing}. Take steps among these and beyond the last, or another --workdir."
         )
 
 
 def _evaluate(cell, evaluation, directory):
-    """The row of each compute point."""
+    """Evaluates every compute point and yields its row; a point measured before is read back."""
     extractor = load_extractor(evaluation)
     reference = references.load_for_run(
         cell.config, evaluation.reference, extractor, workdir=directory
@@ -112,7 +119,10 @@ def _evaluate(cell, evaluation, directory):
 
 
 def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
-    """That of `config.evaluate`, else of its reference.   Raises: as `extractors.load`."""
+    """Loads the extractor of `config.evaluate`, by default that of its reference.
+
+    Raises: as `extractors.load`.
+    """
     return extractors.load(
         evaluation.extractor or references.default_extractor(evaluation.reference),
         evaluation.weights and files.to_path(evaluation.weights, "evaluate.weights"),
@@ -120,50 +130,52 @@ def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
 
 
 def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
-    """'waiting', 'begun', 'failed' or 'done', of this very cell.
+    """Returns 'waiting', 'begun', 'failed' or 'done'.
 
-    One of another config has only begun, as has one that was done and has lost rows or pictures.
+    A record of another config or evaluation counts as 'begun'. So does a finished cell that has
+    lost rows or pictures.
     """
-    found = _read(directory)
-    if not found:
+    known = _read(directory)
+    if not known:
         return "waiting"
-    if found["digest"] != _digest(cell, evaluation):
+    if known["digest"] != _digest(cell, evaluation):
         return "begun"
-    return "begun" if found["state"] == "done" and _lost(found, directory) else found["state"]
+    return "begun" if known["state"] == "done" and _lost(known, directory) else known["state"]
 
 
 def _lost(found, directory):
-    """The pictures of a cell's record without a row or a file."""
-    pictures = found.get("pictures", ())  # none without evaluations, or of an older version
+    """Returns the pictures in a cell's record whose row or file is missing."""
+    pictures = found.get("pictures", ())  # absent without evaluations and in older records
     kept = rows.read(directory / "evaluations.jsonl") if pictures else []
     named = {row.get("picture") for row in kept}
     return [name for name in pictures if name not in named or not (directory / name).is_file()]
 
 
 def error(directory: pathlib.Path) -> str:
-    """What made the cell fail."""
+    """Returns the message of the error that made the cell fail."""
     return _read(directory).get("error") or "no message"
 
 
 def record_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, error: str):
-    """Of a process that could not do so itself."""
+    """Records that a cell failed, for a process that died before it could record this itself."""
     if state(cell, evaluation, directory) != "failed":
         _write(cell, evaluation, directory, "failed", _read(directory) | {"error": error})
 
 
 def forget_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
-    """A cell that failed has begun: it is to be tried again."""
+    """Sets a failed cell to 'begun', so that it is tried again."""
     if state(cell, evaluation, directory) == "failed":
         _write(cell, evaluation, directory, "begun", _read(directory))
 
 
 def _digest(cell, evaluation):
+    """Returns a digest of everything that determines the cell's results."""
     parts = cell.config.to_dict(), cell.steps, evaluation.to_dict()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read(directory):
-    """The record of a cell; {} if there is none, or a damaged one, which is made again."""
+    """Returns the record of a cell; {} if there is none or if it is damaged."""
     try:
         return record.read(directory) if (directory / record.FILE).is_file() else {}
     except ValueError as error:
@@ -174,10 +186,11 @@ def _read(directory):
 def _write(cell, evaluation, directory, state, more):
     names = {"name": cell.name, "grid": cell.grid, "size": cell.size, "steps": cell.steps}
     names |= {"axes": cell.axes, "digest": _digest(cell, evaluation), "state": state}
+    # `more` may be an older record, so the current values must win.
     text = json.dumps(more | names, indent=2) + "\n"
     files.replace_text(directory / record.FILE, text)
 
 
 def busy(directory: pathlib.Path) -> bool:
-    """Whether a process runs the cell."""
+    """Returns whether some process is running the cell."""
     return locks.is_held(directory / LOCK)

@@ -1,4 +1,4 @@
-"""The rows of a sweep's cells as one table, and samples of its models."""
+"""The table of a sweep, made of the rows of its cells, and samples of its models."""
 
 import collections
 import json
@@ -20,12 +20,13 @@ from experiments.scaling.fits import selection, table
 
 logger = logging.getLogger("dit_jax")
 
+# Sampling settings in the order in which an error lists them.
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
 CODE = ("device", "jax", "git_revision")
-OF_DIT = ("block", "depth", "hidden_size", "num_heads", "patch_size")  # empty of a UNet
-SHOWN = 10  # samples of a model
+OF_DIT = ("block", "depth", "hidden_size", "num_heads", "patch_size")  # columns; a UNet's are empty
+SHOWN = 10  # samples shown per model
 OF_SAMPLE = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
-NEEDED = {  # of a row of samples
+NEEDED = {  # required keys of an evaluation's row
     "step": forms.is_count,
     "sample": forms.object_of({key: forms.SAMPLE[key] for key in OF_SAMPLE}),
     "extractor": forms.object_of({"name": forms.is_text}),
@@ -38,27 +39,29 @@ NEEDED = {  # of a row of samples
 def collect(
     workdir: pathlib.Path, where: Sequence[str] = (), cells: Sequence[str] | None = None
 ) -> list[dict]:
-    """The table's rows, by gmacs, cell and step: of every compute point that a cell has reached.
+    """Returns the table: a row per compute point that a cell has reached, by gmacs, cell, step.
 
-    Args: where, as --where of `dit_jax.plot`, of the evaluations.   cells, by name; None is
-      all that have begun.
-    Raises: FileNotFoundError if there is no row; ValueError for evaluations that were not done
-      alike, and for a directory of another name than its cell's.
+    Args:
+      where: conditions on the evaluations, as --where of `dit_jax.plot`.
+      cells: names; None is all cells that have begun.
+    Raises: FileNotFoundError if there is no row; ValueError if evaluations differ in their
+      settings, or if a directory does not have its cell's name.
     """
     return [line for line, _ in _points(workdir, where, cells)]
 
 
 def _points(workdir, where, cells=None):
-    """(row of the table, the evaluation it is of or None)."""
-    found = [path for path in directories(workdir) if cells is None or path.name in cells]
-    _check_names(found)
-    evaluations = [row for path in found for row in _evaluations(path, bool(where))]
+    """Returns pairs (row of the table, its evaluation or None)."""
+    paths = [path for path in directories(workdir) if cells is None or path.name in cells]
+    _check_names(paths)
+    evaluations = [row for path in paths for row in _evaluations(path, bool(where))]
     for condition in where:
         evaluations = plots.where(evaluations, condition)
     _check_alike(evaluations)
-    last = {(row["workdir"], row["step"]): row for row in evaluations}
+    last = {(row["workdir"], row["step"]): row for row in evaluations}  # later rows replace earlier
+    # A condition can only hold for an evaluation, so with --where other compute points are dropped.
     points = [
-        (line, row) for path in found for line, row in _of_cell(path, last) if row or not where
+        (line, row) for path in paths for line, row in _of_cell(path, last) if row or not where
     ]
     if not points:
         raise MissingFileError(f"no cell in {workdir} has reached a compute point yet.")
@@ -66,17 +69,17 @@ def _points(workdir, where, cells=None):
 
 
 def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Those of the cells that have begun.   Raises: FileNotFoundError if none has."""
-    found = sorted(path.parent for path in workdir.glob(f"*/{record.FILE}"))
-    if not found:
+    """Returns the directories of cells that have begun.   Raises: FileNotFoundError for none."""
+    paths = sorted(path.parent for path in workdir.glob(f"*/{record.FILE}"))
+    if not paths:
         raise MissingFileError(
             f"{workdir} holds no cells: python -m experiments.scaling.sweep runs them there."
         )
-    return found
+    return paths
 
 
 def _check_names(found):
-    """Demands that each directory bears its cell's name: rows of a copy would count twice."""
+    """Raises unless each directory has its cell's name; rows of a copy would count twice."""
     for path in found:
         if path.name != (name := _record(path)["name"]):
             shown = files.printable(path.parent / name)
@@ -88,31 +91,36 @@ def _check_names(found):
 
 
 def _evaluations(directory, every):
-    """The rows of samples of a cell, with what `dit_jax.plot` asks of them.
+    """Returns the evaluations of a cell, with the keys that `dit_jax.plot` needs.
 
-    Those that the sweep has made last, or every one.
+    Args: every, False for the evaluations of the sweep's last run only, which cell.json lists.
     """
     pictures = _record(directory).get("pictures", ())
-    found = json_files.read_json_lines(directory / "evaluations.jsonl", _list_wrong)
+    lines = json_files.read_json_lines(directory / "evaluations.jsonl", _list_wrong)
     return [
         _placed(row, directory.name, i)
-        for i, row in enumerate(found, 1)
+        for i, row in enumerate(lines, 1)
         if "sample" in row and (every or row["picture"] in pictures)
     ]
 
 
 def _placed(row, workdir, number):
-    """The row with its place in front, since its measures are last; a damaged row may have one."""
+    """Returns the row with keys 'workdir' and 'place' added in front.
+
+    `rows.measures` takes all keys behind 'picture' for measures, so nothing may be added there.
+    """
     place = {"workdir": workdir, "place": f"{workdir} row {number}"}
-    return {**place, **row, **place}
+    return {**place, **row, **place}  # again, in case a damaged row has such keys itself
 
 
 def _list_wrong(row):
+    """Returns the keys of a row that are missing or have a wrong type."""
     form = NEEDED if "sample" in row else {}
     return forms.wrong_in_row(row) or forms.wrong_keys(row, form)
 
 
 def _record(directory):
+    """Returns the record of a cell.   Raises: ValueError, with the way out, if it is damaged."""
     try:
         return record.read(directory)
     except ValueError as error:
@@ -120,22 +128,22 @@ def _record(directory):
 
 
 def _check_alike(found):
-    """Demands one sampler, number of samples, extractor and reference of all evaluations."""
+    """Raises unless all evaluations have the same sampler, number, extractor and reference."""
 
     def settings(row):
         sampled = plots.settings(row)
-        of_vae = {"vae_digest": sampled.get("vae_digest")}
+        vae = {"vae_digest": sampled.get("vae_digest")}
         measured = {name: sampled[name] for name in SETTINGS if name in sampled}
-        rest = {k: v for k, v in sampled.items() if k not in measured and k not in of_vae}
+        rest = {k: v for k, v in sampled.items() if k not in measured and k not in vae}
         extractor = {f"extractor.{k}": v for k, v in row["extractor"].items()}
         reference = {f"reference.{k}": v for k, v in row["reference"].items()}
-        return {**measured, **rest, **of_vae, **extractor, **reference}
+        return {**measured, **rest, **vae, **extractor, **reference}
 
-    of_rows = [settings(row) for row in found]
-    names = dict.fromkeys(name for values in of_rows for name in values)
+    all_settings = [settings(row) for row in found]
+    names = dict.fromkeys(name for values in all_settings for name in values)
     lines = []
     for name in names:
-        counts = collections.Counter(json.dumps(values.get(name)) for values in of_rows)
+        counts = collections.Counter(json.dumps(values.get(name)) for values in all_settings)
         if len(counts) > 1:
             values = ", ".join(f"{value} in {n} rows" for value, n in counts.most_common())
             lines.append(f"  {name}: {values}")
@@ -148,30 +156,36 @@ def _check_alike(found):
 
 
 def _of_cell(directory, evaluations):
-    """The points of a cell, as `_points`."""
-    found = _record(directory)
+    """Returns the points of one cell, as `_points`.
+
+    Args: evaluations, by (name of the cell's directory, step).
+    """
+    # A compute point has an evaluation of samples, held-out losses, or both.
+    cell = _record(directory)
     held_out = {
         line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
         for line in metric_lines.read_lines(directory / "metrics.jsonl")
         if "eval_loss" in line
     }
     config = workdirs.load_config(directory)
-    _warn_of_lost(directory, config, found, held_out)
-    evaluated = {step: evaluations.get((directory.name, step)) for step in found["steps"]}
-    steps = [step for step in found["steps"] if evaluated[step] or step in held_out]
+    _warn_of_lost(directory, config, cell, held_out)
+    evaluated = {step: evaluations.get((directory.name, step)) for step in cell["steps"]}
+    steps = [step for step in cell["steps"] if evaluated[step] or step in held_out]
     if not steps:
         return []
+
+    # The order of the keys is the order of the table's columns; fits/table.py explains each.
     workdirs.check_draws(directory, config)
     model, counts = config.model, models.count(config)
-    of_dit = model.name == "dit"
+    is_dit = model.name == "dit"
     lines = [
         {
-            "cell": found["name"],
-            "grid": found["grid"],
-            "model": f"{found['size']}/{model.patch_size}" if of_dit else found["size"],
+            "cell": cell["name"],
+            "grid": cell["grid"],
+            "model": f"{cell['size']}/{model.patch_size}" if is_dit else cell["size"],
             "network": model.name,
-            "size": found["size"],
-            **{key: model[key] if of_dit else None for key in OF_DIT},
+            "size": cell["size"],
+            **{key: model[key] if is_dit else None for key in OF_DIT},
             "tokens": counts.get("tokens"),
             "params": counts["params"],
             "gmacs": counts["gmacs"],
@@ -179,13 +193,13 @@ def _of_cell(directory, evaluations):
             "learning_rate": config.optim.learning_rate,
             "batch_size": config.batch_size,
             "eval_draws": config.eval_draws,
-            **found["axes"],
+            **cell["axes"],
             "step": step,
             "images_seen": step * config.batch_size,
             "train_gflops": step * config.batch_size * counts["train_gflops_per_image"],
             **held_out.get(step, {}),
             **_measured(evaluated[step]),
-            **{name: (evaluated[step] or found).get(name) for name in CODE},
+            **{name: (evaluated[step] or cell).get(name) for name in CODE},
         }
         for step in steps
     ]
@@ -193,7 +207,8 @@ def _of_cell(directory, evaluations):
 
 
 def _warn_of_lost(directory, config, found, held_out):
-    """Says which held-out losses of a cell that is done are not in its metrics.jsonl."""
+    """Logs a warning if held-out losses of a finished cell are missing in its metrics.jsonl."""
+    # Held-out losses are measured at multiples of `every` and at the end.
     every = config.eval_every_steps
     measured = every and config.data.eval_split and found["state"] == "done"
     due = [s for s in found["steps"] if measured and (s % every == 0 or s == config.total_steps)]
@@ -207,7 +222,7 @@ def _warn_of_lost(directory, config, found, held_out):
 
 
 def _measured(row):
-    """The columns of an evaluation."""
+    """Returns the table's columns from an evaluation; {} for None."""
     if row is None:
         return {}
     sample = row["sample"]
@@ -223,7 +238,7 @@ def _measured(row):
 
 
 def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
-    """What the cells took that are done: hours of each added up, and on which devices each ran."""
+    """Returns the cost of the finished cells: their number, summed hours, and devices used."""
     records = [_record(path) for path in directories(workdir) if path.name in cells]
     done = [one for one in records if one["state"] == "done"]
     return {
@@ -237,17 +252,19 @@ def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
 def samples(
     workdir: pathlib.Path, where: Sequence[str] = (), cells: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Samples of every model at its last step, of its first seed, all of the same noise and labels.
+    """Returns samples of every model, drawn from the same noise and labels.
 
+    A model is shown at the last step of its first seed.
     Args: as `collect`.
-    Returns: image [models, n, H, W, C] uint8, label [n] int32; cell [models], as in the table.
-    Raises: as `collect`; ValueError if there are no samples, for those of several sizes, and for a
-      picture that is none or lies outside of its cell.
+    Returns: image [models, n, H, W, C] uint8; label [n] int32; cell [models] of names.
+    Raises: as `collect`; ValueError if there are no samples, if their shapes differ, or if a
+      picture cannot be read or lies outside its cell.
     """
     points = [(line, row) for line, row in _points(workdir, where, cells) if row]
     if not points:
         raise UserError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
     last = {}
+    # Sorted by seed, then from the last step down: the first point of a model is the one to show.
     for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
         last.setdefault(selection.model_of(line), (line, row))
     order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
@@ -265,7 +282,11 @@ def samples(
 
 
 def _shown(directory, row):
-    """(images [n, H, W, C], labels [n]) out of an evaluation's picture, the first of each label."""
+    """Reads the first image of each label from an evaluation's picture.
+
+    Returns: images [n, H, W, C] uint8, labels [n].
+    Raises: ValueError for a model without labels; as `_read_picture`.
+    """
     config, sample = workdirs.load_config(directory), row["sample"]
     if config.model.condition != "label":
         raise UserError(
@@ -273,19 +294,21 @@ def _shown(directory, row):
             "dit_jax.sample draws prompts."
         )
     images = _read_picture(directory, row, config.data.image_size)
-    # The labels of the first images are the same, however many there are.
+    # The labels are drawn again from the seed: the first ones do not depend on the number drawn.
     num = min(sample["num"], len(images))
     labels = conditions.draw_labels(sample["labels"], num, config.model.num_classes, sample["seed"])
-    labels = np.sort(labels, kind="stable")  # as the picture has them
+    labels = np.sort(labels, kind="stable")  # the picture shows images sorted by label
     _, first = np.unique(labels, return_index=True)
     images = images[first[:SHOWN]]
     return images[..., : config.data.image_channels], labels[first[:SHOWN]]
 
 
 def _read_picture(directory, row, size):
-    """The images [n, H, W, 3] of an evaluation's picture.
+    """Reads the images [n, H, W, 3] in an evaluation's picture.
 
-    Raises: ValueError that names the picture and the row's place.
+    The path comes from a file that a stranger may have written, so it must lie in the cell's
+    directory `evaluations`.
+    Raises: ValueError with the picture and the row's place.
     """
     folder, _, name = row["picture"].partition("/")
     path = directory / folder / name
@@ -309,9 +332,13 @@ def write(
     where: Sequence[str] = (),
     cells: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Writes the table and its cost; arguments and errors as `collect`."""
+    """Writes the table, and its cost as .cost.json beside it; returns the table's rows.
+
+    Args and raises: as `collect`.
+    """
     lines = collect(workdir, where, cells)
     table.write(out, lines)
-    found = cost(workdir, {line["cell"] for line in lines})
-    files.replace_text(out.with_suffix(".cost.json"), json.dumps(found, indent=1) + "\n")
+    total = cost(workdir, {line["cell"] for line in lines})
+    # In a file of its own: times differ between runs, and equal sweeps should make equal tables.
+    files.replace_text(out.with_suffix(".cost.json"), json.dumps(total, indent=1) + "\n")
     return lines

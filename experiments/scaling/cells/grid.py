@@ -1,4 +1,4 @@
-"""The cells of a sweep: every combination of its grids' values, each the config of a run."""
+"""The cells of a sweep: one run config for every combination of values in its grids."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,8 @@ from dit_jax.errors import UserError
 from dit_jax.sampling import generate
 from dit_jax.training import programs
 
-MOST_CHECKPOINTS = 100  # of a run: its compute points have a common divisor
-# Axes that a table has columns for in any case.
+MOST_CHECKPOINTS = 100  # of a run, which keeps one at each multiple of its steps' common divisor
+# Axes with a column in every table.
 COLUMNS = ("size", "seed", "batch_size", "total_steps", "eval_draws", "optim.learning_rate")
 COLUMNS += tuple(f"model.{key}" for key in ("block", "depth", "hidden_size", "num_heads"))
 COLUMNS += ("model.patch_size",)
@@ -23,56 +23,61 @@ COLUMNS += ("model.patch_size",)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """A run and when to evaluate it."""
+    """A run, and the steps at which to evaluate it."""
 
-    name: str  # of its directory: 'S-patch_size=2-seed=0'
-    grid: str
-    size: str  # by name, else '64x4', hidden size and depth
-    config: ConfigDict  # of dit_jax.train
+    name: str  # name of its directory, such as 'S-patch_size=2-seed=0'
+    grid: str  # name of its grid
+    size: str  # name in config.sizes; without one hidden size x depth, such as '64x4'
+    config: ConfigDict  # for dit_jax.train
     steps: tuple[int, ...]  # compute points, ascending
-    axes: dict  # 'optim.weight_decay': its value, for those of the sweep that no column is of
+    axes: dict  # values of the sweep's axes without a column, such as {'optim.weight_decay': 0.1}
 
     @property
     def counts(self) -> dict:
-        """Of `models.count`, and the 'train_gflops' of the whole run."""
+        """The counts of `models.count`, and 'train_gflops' of the whole run."""
         counts = models.count(self.config)
         images = self.steps[-1] * self.config.batch_size
         return counts | {"train_gflops": images * counts["train_gflops_per_image"]}
 
 
 def cells(sweep: ConfigDict, only: str = "") -> list[Cell]:
-    """All cells of a sweep's config, the cheapest first, or the only one of a name.
+    """Returns all cells of a sweep, the cheapest first, or only the cell with a given name.
 
-    Raises: ValueError that lists all cells that cannot be, or are there twice; for a name that
-      none has.
+    Args: only, the name of one cell; empty for all.
+    Raises: ValueError that lists all invalid or duplicate cells; ValueError for an unknown name.
     """
-    found, problems, names = [], [], []
+    valid, problems, names = [], [], []
     grids = {name: _flatten(axes) for name, axes in sweep.grids.items()}
+    # Axes of any grid become columns for all cells, so that every row of the table has them.
     axes = dict.fromkeys(key for grid in grids.values() for key in grid if key not in COLUMNS)
-    for grid, values_of in grids.items():
-        _check_axes(sweep, grid, values_of)
-        for values in itertools.product(*values_of.values()):
-            chosen = dict(zip(values_of, values, strict=True))
+    for grid, grid_axes in grids.items():
+        _check_axes(sweep, grid, grid_axes)
+        for values in itertools.product(*grid_axes.values()):
+            chosen = dict(zip(grid_axes, values, strict=True))
             name = _name(chosen)
             names.append(name)
             if only not in ("", name):
                 continue
+            # Problems are collected, so that one error lists all of them.
             try:
-                found.append(_cell(sweep, name, grid, chosen, axes))
+                valid.append(_cell(sweep, name, grid, chosen, axes))
             except ValueError as error:
                 problems.append(f"  {name}: {error}")
     if not names:
         raise UserError("the sweep has no cells: set config.grids, as configs/default.py tells.")
     if only and only not in names:
         raise UserError(f"the sweep has no cell {only!r}; it has {', '.join(names)}.")
-    problems += _duplicates(found)
+    problems += _duplicates(valid)
     if problems:
         raise UserError("these cells of the sweep cannot be:\n" + "\n".join(problems))
-    return sorted(found, key=lambda cell: cell.counts["train_gflops"])
+    return sorted(valid, key=lambda cell: cell.counts["train_gflops"])
 
 
 def _flatten(axes, prefix=""):
-    """'model.patch_size' -> its values; sizes first and seeds last, as cells are named."""
+    """Returns {'model.patch_size': its values}, with 'size' first and 'seed' last.
+
+    Names of cells list the axes in this order.
+    """
     flat = {}
     for key, value in axes.items():
         nested = isinstance(value, ConfigDict)
@@ -81,6 +86,7 @@ def _flatten(axes, prefix=""):
 
 
 def _check_axes(sweep, grid, axes):
+    """Raises: ValueError for an axis that is no tuple of values, or an unknown size."""
     for key, values in axes.items():
         if not isinstance(values, tuple | list) or not values:
             raise UserError(f"grids.{grid}.{key}={values!r} must be a tuple of values.")
@@ -91,6 +97,7 @@ def _check_axes(sweep, grid, axes):
 
 
 def _name(chosen):
+    """Returns a cell's name, which is also a valid directory name: 'S-patch_size=2-seed=0'."""
     parts = (
         value if key == "size" else f"{key.rpartition('.')[2]}={value}"
         for key, value in chosen.items()
@@ -99,6 +106,11 @@ def _name(chosen):
 
 
 def _cell(sweep, name, grid, chosen, axes):
+    """Builds and checks a cell.
+
+    Args: chosen, the value of every axis of the grid.   axes: those without a column.
+    Raises: ValueError if the values do not fit the base or do not make a valid run.
+    """
     config = sweep.base.copy_and_resolve_references()
     if "size" in chosen:
         _set_model(config, sweep.sizes[chosen["size"]])
@@ -107,13 +119,15 @@ def _cell(sweep, name, grid, chosen, axes):
         config.update_from_flattened_dict(keys)
     except (KeyError, TypeError) as error:
         raise UserError(f"{keys} does not fit config.base: {error.args[0]}") from error
+    # With total_steps as an axis, each cell is a run of its own length, measured at its end only.
     steps = (config.total_steps,) if "total_steps" in chosen else tuple(sorted(sweep.steps))
     _check_steps(steps, config.optim.schedule)
     every = math.gcd(*steps)
-    # Every compute point is a checkpoint, and no more work can be lost than in a run of its own.
-    often = min(every, config.checkpoint_every_steps)
-    often = next(n for n in range(often, 0, -1) if every % n == 0)
-    config.update(total_steps=steps[-1], checkpoint_every_steps=often)
+    # Every compute point must be a checkpoint, so the interval divides their common divisor. It is
+    # at most the base's, so that a crash loses no more work than in an ordinary run.
+    interval = min(every, config.checkpoint_every_steps)
+    interval = next(n for n in range(interval, 0, -1) if every % n == 0)
+    config.update(total_steps=steps[-1], checkpoint_every_steps=interval)
     config.checkpoint_keep_every_steps = every
     if config.eval_every_steps:
         config.eval_every_steps = every
@@ -123,7 +137,7 @@ def _cell(sweep, name, grid, chosen, axes):
 
 
 def _set_model(config, size):
-    """Some keys of the base's model; or, with a name, all of another one."""
+    """Sets some keys of the base's model; a size with a 'name' replaces the whole model."""
     if "name" in size:
         with config.unlocked():
             config.model = size.copy_and_resolve_references()
@@ -132,7 +146,12 @@ def _set_model(config, size):
 
 
 def _size(sweep, model, first):
-    """The name of the size that the model has, `first` before others, else '64x4'."""
+    """Returns the name of the size whose keys the model has, else '64x4', hidden size x depth.
+
+    A grid may set the keys of a size itself, so a size is recognised by its values.
+    Args: first, the name to try first.
+    Raises: ValueError for another network than a DiT without a name.
+    """
     names = dict.fromkeys([*([first] if first else []), *sweep.sizes])
     for name in names:
         if all(model.get(key) == value for key, value in sweep.sizes[name].items()):
@@ -143,13 +162,14 @@ def _size(sweep, model, first):
 
 
 def _get(config, key):
-    """The value of 'optim.weight_decay'."""
+    """Returns the value of a key with dots, such as 'optim.weight_decay'."""
     for part in key.split("."):
         config = config[part]
     return config
 
 
 def _check_steps(steps, schedule):
+    """Raises: ValueError unless one run of this schedule can have these compute points."""
     whole = all(isinstance(step, int) for step in steps)
     if not steps or not whole or steps[0] < 1 or len(set(steps)) < len(steps):
         raise UserError(f"{steps=} must be different whole numbers of at least 1.")
@@ -167,13 +187,16 @@ def _check_steps(steps, schedule):
 
 
 def _check(config):
-    """All that can be checked without data and without the devices that the cell will have."""
+    """Raises: ValueError for a config that fails without its data and its devices.
+
+    It builds the whole program, so that errors come before any cell has run.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.mesh = dict(data=1, fsdp=1, tensor=1)
-        config.model.attention = "auto"  # the cell's device may have what this one has not
+        config.model.attention = "auto"  # the cell's device may support a kernel that is not here
         for key, value in (("scale", (1.0,)), ("shift", (0.0,))):
-            if not config.latents.get(key, True):  # the moments will tell
+            if not config.latents.get(key, True):  # empty: to be read from the moments
                 config.latents[key] = value
     program = programs.make_program(config, jax.devices()[:1])
     arguments = program.task.process, config.objective.prediction, program.mesh
@@ -181,13 +204,15 @@ def _check(config):
 
 
 def _duplicates(found):
+    """Returns a line for each cell with the name or the config of an earlier cell."""
     problems, seen = [], {}
     for cell in found:
-        for what in (("name", cell.name.lower()), ("config", _text(cell.config))):
-            first = seen.setdefault(what, cell)
+        # File systems may ignore case, so names that differ only in case share a directory.
+        for key in (("name", cell.name.lower()), ("config", _text(cell.config))):
+            first = seen.setdefault(key, cell)
             if first is not cell:
                 problems.append(
-                    f"  {cell.name} of grid {cell.grid}: the same {what[0]} as {first.name} of "
+                    f"  {cell.name} of grid {cell.grid}: the same {key[0]} as {first.name} of "
                     f"grid {first.grid}"
                 )
                 break
@@ -195,4 +220,5 @@ def _duplicates(found):
 
 
 def _text(config):
+    """Returns a config as text, equal for equal configs."""
     return json.dumps(config.to_dict(), sort_keys=True)

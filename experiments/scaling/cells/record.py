@@ -1,4 +1,4 @@
-"""The record of a cell, cell.json in its directory: what the cell is, and how far it has come."""
+"""The record of a cell, cell.json in its directory: its identity, its state and its cost."""
 
 import pathlib
 
@@ -16,7 +16,7 @@ def _is_name(value):
 
 
 def _are_axes(value):
-    # A column that all tables have cannot be an axis too.
+    # An axis with the name of a fixed column would overwrite that column in the table.
     return isinstance(value, dict) and forms.is_value(value) and value.keys().isdisjoint(COLUMNS)
 
 
@@ -37,19 +37,20 @@ FORM = {
     "jax": forms.is_text,
     "git_revision": forms.is_text,
 }
-OF_RUN = ("wall_seconds", "devices", "device")  # lacking where a cell's process died at once
+OF_RUN = ("wall_seconds", "devices", "device")  # absent if a cell's process died at once
 MAY_LACK = {"pictures", "error", "traceback", "jax", "git_revision", *OF_RUN}
 
 
 def read(directory: pathlib.Path) -> dict:
-    """The record of a cell.
+    """Reads the record of a cell.
 
-    Raises: FileNotFoundError; OSError; ValueError for a damaged one, with its keys.
+    Raises: FileNotFoundError; OSError; ValueError for a damaged record, with the wrong keys.
     """
     path = directory / FILE
     record = json_files.read_json(path, "the record of a cell")
     if not isinstance(record, dict):
         raise UserError(f"{files.printable(path)} is damaged: it is no record of a cell")
+    # A finished cell has run to its end, so the keys of OF_RUN must be there.
     done = record.get("state") == "done"
     if wrong := forms.wrong_keys(record, FORM, MAY_LACK - {*OF_RUN} if done else MAY_LACK):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The cells of a sweep that are not done yet, each run in its own workdir."""
+"""The execution of a sweep: cells that are not done yet run here, or are submitted to Slurm."""
 
 import json
 import logging
@@ -20,20 +20,21 @@ MOST_JOB_BYTES = 64  # of a job's id, such as 123_4
 def waiting(
     sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path, retry_failed: bool = False
 ) -> list[grid.Cell]:
-    """The cells that are to be run: neither done nor, without retry_failed, failed."""
-    left_alone = ("done",) if retry_failed else ("done", "failed")
-    return [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) not in left_alone]
+    """Returns the cells that are not done; failed cells only with retry_failed."""
+    skipped = ("done",) if retry_failed else ("done", "failed")
+    return [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) not in skipped]
 
 
 def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> None:
-    """Opens what the cells train on and are measured by, and demands that directories are theirs.
+    """Raises unless data and extractor can be opened and each directory belongs to its cell.
 
     Args: evaluation, `config.evaluate` of the sweep.
-    Raises: as `latents.open_split` and `cell.load_extractor`; ValueError that lists the cells whose
-      directories are not theirs.
+    Raises: as `latents.open_split` and `cell.load_extractor`; ValueError that lists the cells
+      whose directory has a run of another config.
     """
     if evaluation.num and cells:
         cell.load_extractor(evaluation)
+    # Many cells share their data, which is opened once for each different config of it.
     metadata, problems = {}, []
     for one in cells:
         keys = json.dumps([one.config.data.to_dict(), one.config.latents.to_dict()])
@@ -50,12 +51,14 @@ def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path)
 def run(
     sweep: ConfigDict, cells: list[grid.Cell], commands: dict, workdir: pathlib.Path, parallel: int
 ) -> None:
-    """Runs cells here; those whose processes die are recorded as failed.
+    """Runs cells on this machine; records a cell whose process died as failed.
 
-    Raises: ValueError for a name that is not in UTF-8; stopping.Stopped after a signal, when the
-      cells that ran have ended.
+    Args: commands, by the cell's name.   parallel: number of cells that run at a time.
+    Raises: ValueError if the workdir's name is not in UTF-8; stopping.Stopped after a signal, once
+      the running cells have ended.
     """
     files.check_utf8(workdir)
+    # The directories are made now, because the logs are in them.
     by_name = {c.name: c for c in cells}
     logs = {name: workdir / name / "log.txt" for name in by_name}
     for log in logs.values():
@@ -68,44 +71,49 @@ def run(
         for name, status in runs:
             here.check()
             one, directory = by_name[name], workdir / name
+            # A cell records its own errors; one that was killed, as by a lack of memory, cannot.
             if status and not runs.stopped and status != cell.INTERRUPTED:
-                told = f"its process ended with status {status}; see {logs[name]}"
-                cell.record_failure(one, sweep.evaluate, directory, told)
+                message = f"its process ended with status {status}; see {logs[name]}"
+                cell.record_failure(one, sweep.evaluate, directory, message)
             left -= 1
-            what = cell.state(one, sweep.evaluate, directory)
-            what += f": {cell.error(directory)}" if what == "failed" else ""
-            logger.info("%s  %s, %d cells left", name, what, left)
+            state = cell.state(one, sweep.evaluate, directory)
+            state += f": {cell.error(directory)}" if state == "failed" else ""
+            logger.info("%s  %s, %d cells left", name, state, left)
     if runs.stopped:
         raise stopping.Stopped(runs.stopped, f"what the cells have saved is kept in {workdir}")
 
 
 def command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Command:
-    """What follows `python` to run a cell. Args: config, the flags of the sweep's config."""
+    """Returns the arguments of `python` that run a cell.
+
+    Args: config, the flags of the sweep's config.
+    """
     module = ["-m", "experiments.scaling.cell"]
     return [*module, *config, f"--name={name}", f"--workdir={workdir}"]
 
 
 def listing(sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> str:
-    """A line for each cell, and their sum."""
+    """Returns a text with a line for each cell, and the total cost of training."""
     width = max(len(c.name) for c in cells)
     lines = [f"{'cell':{width}}  {'params':>11}  {'gmacs':>9}  {'steps':>8}  {'TFLOPs':>10}  state"]
     total = 0.0
     for one in cells:
-        counts, what = one.counts, cell.state(one, sweep.evaluate, workdir / one.name)
-        what += f": {cell.error(workdir / one.name)}" if what == "failed" else ""
+        counts, state = one.counts, cell.state(one, sweep.evaluate, workdir / one.name)
+        state += f": {cell.error(workdir / one.name)}" if state == "failed" else ""
         tflops = counts["train_gflops"] / 1e3
         total += tflops
         lines.append(
             f"{one.name:{width}}  {counts['params']:>11,}  {counts['gmacs']:>9.4g}  "
-            f"{one.steps[-1]:>8,}  {tflops:>10,.4g}  {what}"
+            f"{one.steps[-1]:>8,}  {tflops:>10,.4g}  {state}"
         )
     return "\n".join([*lines, f"{len(cells)} cells, {total:,.4g} TFLOPs of training"])
 
 
 def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
-    """Submits the cells to Slurm but for those whose jobs of an earlier call have not ended.
+    """Submits cells to Slurm, except those with a job of an earlier call that has not ended.
 
-    Raises: as `executors.submit`; ValueError for a file `job` of a cell that holds no id.
+    The id of a cell's job is kept in the file `job` of its directory.
+    Raises: as `executors.submit`; ValueError for a file `job` without an id.
     """
     folder = workdir / "slurm"
     queued = []
@@ -115,6 +123,7 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
             queued.append(name)
     commands = {name: words for name, words in commands.items() if name not in queued}
     slurm = sweep.slurm
+    # Several processes of one cell must find each other and connect.
     if slurm.nodes * slurm.tasks_per_node > 1:
         commands = {name: [*words, "--distributed"] for name, words in commands.items()}
     jobs = executors.submit(commands, folder, slurm) if commands else {}
@@ -129,7 +138,7 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
 
 
 def _read_job(path):
-    """The id of a cell's job.   Raises: OSError; ValueError for what is none."""
+    """Reads the id of a cell's job.   Raises: OSError; ValueError if the file holds no id."""
     text = json_files.read_bytes(path, MOST_JOB_BYTES).decode("ascii", "replace").strip()
     if not re.fullmatch(r"\d{1,20}(_\d{1,20})?", text):
         raise UserError(

@@ -4,8 +4,9 @@
       --workdir runs/scaling_imagenet --executor slurm --config.base.latents.moments=DIR \
       --config.base.latents.vae=runs/vae --config.evaluate.reference=VIRTUAL_imagenet256_labeled.npz
 
-docs/imagenet.md makes the moments. Training alone is 1.8e21 FLOPs for the twelve, the same as
-published; FID-50K of four compute points each comes on top. Cost and result: not measured.
+docs/imagenet.md describes how to make the moments. Training the twelve models takes 1.8e21 FLOPs,
+the same as published. FID-50K at four compute points of each model comes on top.
+Cost and result: not measured.
 """
 
 from configs import imagenet256
@@ -14,10 +15,12 @@ from experiments.scaling.configs import default
 
 
 def get_config():
+    """Returns the sweep."""
     base = imagenet256.get_config()
     base.update(eval_every_steps=0)
     base.sample.update(cfg_scale=1.0)
     config = default.get_config(base)
+    # The patch size is an axis of its own, so a size must not set it.
     for name in dit.SIZES:
         config.sizes[name] = {
             key: value

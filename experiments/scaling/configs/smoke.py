@@ -1,4 +1,4 @@
-"""Four tiny cells on the digits in pixels, two compute points each: tests and first tries.
+"""Four tiny cells on the digits in pixels, two compute points each: for tests and first tries.
 
 python -m dit_jax.datasets.digits
 python -m experiments.scaling.sweep --config experiments/scaling/configs/smoke.py --workdir runs/smoke_sweep
@@ -9,7 +9,9 @@ from experiments.scaling.configs import default
 
 
 def get_config():
+    """Returns the sweep."""
     base = smoke.get_config()
+    # Several compute points need a constant learning rate.
     base.update(eval_draws=2, optim=dict(schedule="constant"))
     base.sample.update(sampler="ddim", steps=5, cfg_scale=1.0)
     config = default.get_config(base)

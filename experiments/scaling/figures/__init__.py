@@ -1,1 +1,1 @@
-"""The figures of a study's table."""
+"""Figures drawn from a study's table."""

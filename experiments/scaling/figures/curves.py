@@ -1,4 +1,4 @@
-"""The figures of quality against the size and the compute of models, with their laws."""
+"""Figures of quality against model size and training compute, with fitted power laws."""
 
 import logging
 
@@ -10,18 +10,20 @@ from experiments.scaling.fits import bootstrap, fit, laws, selection
 
 logger = logging.getLogger("dit_jax")
 
+# Styles of a fitted law and of the optimum at a compute budget.
 LAW = dict(color="0.25", linestyle="--", linewidth=1, marker="", zorder=3)
 STAR = dict(color="black", markerfacecolor="none", marker="*", markersize=7, linestyle="", zorder=3)
-BAND = 5  # points of it
-BUDGETS = 5  # at most, drawn of a number of tokens
-GREYS = 0.35, 0.9  # of the least and the most compute, in matplotlib's 'Greys'
+BAND = 5  # points along a prediction interval's band
+BUDGETS = 5  # budgets drawn in one panel, at most
+GREYS = 0.35, 0.9  # shades of the least and the most compute, in matplotlib's 'Greys'
 
 
 def draw_gflops(rows: list[dict], quality: str):
-    """The matplotlib Figure of quality against multiply-adds, at the last step.
+    """Draws quality against multiply-adds at the last step; returns the matplotlib Figure.
 
-    With Pearson's correlation of quality and log10 of them, and a line in these; of a loss a power
-    law. Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figures 2 and 8.
+    The title has a fit, a power law for a loss, else a line in log10(multiply-adds). It also has
+    Pearson's correlation of quality and log10(multiply-adds).
+    Raises: LackingError for fewer than 2 models.   Source: Peebles & Xie 2023, figures 2 and 8.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -32,29 +34,30 @@ def draw_gflops(rows: list[dict], quality: str):
         figure, (axes,) = looks.new_figure()
         _draw_models(axes, look, drawn, "gmacs", quality)
         x, y = _columns(drawn, "gmacs", quality)
-        of_loss = quality.startswith(selection.LOSSES)
+        is_loss = quality.startswith(selection.LOSSES)
         line = _fitted(laws.log_linear, x, y, f"line of {quality}")
-        law = _fitted(laws.power_law, x, y, f"power law of {quality}") if of_loss else line
+        law = _fitted(laws.power_law, x, y, f"power law of {quality}") if is_loss else line
         texts = [f"fit {_equation(law, 'G')}"] if law else []
         texts += [f"$r = {line.correlation:.2f}$"] if line else []
         _draw_law(axes, law, x)
         axes.set_title(", ".join(texts), fontsize=7, loc="right")
         axes.set_xlabel(plot_style.label("gmacs"))
         plot_style.log_scale(axes.xaxis)
-        looks.name_quality(axes, drawn, quality, log=of_loss)
+        looks.name_quality(axes, drawn, quality, log=is_loss)
         look.legend(figure, drawn)
     return figure
 
 
 def draw_compute(rows: list[dict], quality: str):
-    """The matplotlib Figure of quality against training compute, a line to a model.
+    """Draws quality against training compute, a line per model; returns the matplotlib Figure.
 
-    With the power law of the best of all models, where quality is a loss or a distance. Where
-    there are more sizes than colors, a panel to each number of tokens keeps the lines apart.
-    Raises: LackingError for fewer than 2 models. Source: Peebles & Xie 2023, figure 9.
+    For a loss or a distance it adds the power law of the best quality of any model at each compute.
+    With more sizes than colors it has a panel per number of tokens, to keep the lines apart.
+    Raises: LackingError for fewer than 2 models.   Source: Peebles & Xie 2023, figure 9.
     """
     matplotlib = plot_style.import_matplotlib()
 
+    # `drawn` has a row per seed, `means` one row per model and step.
     drawn = looks.complete(looks.measured(looks.standard(rows), "train_gflops"), quality)
     means = selection.average(drawn, quality)
     _demand_models(means)
@@ -62,6 +65,7 @@ def draw_compute(rows: list[dict], quality: str):
     unit, name = looks.compute_unit([row["train_gflops"] for row in means])
     drawn, means = looks.in_unit(drawn, unit), looks.in_unit(means, unit)
     parts = {(None,): drawn} if look.by_size else looks.group(drawn, "tokens")
+    # A power law needs positive values that fall with compute.
     law = None
     if all(row[quality] > 0 for row in drawn) and not quality.startswith(selection.HIGHER):
         x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
@@ -78,6 +82,7 @@ def draw_compute(rows: list[dict], quality: str):
             looks.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
+        # With several panels the law belongs to none of them alone, so it is written above all.
         if law:
             text = f"best of all {_equation(law, 'C')}, $C$ in {name}"
             if len(panels) == 1:
@@ -89,35 +94,40 @@ def draw_compute(rows: list[dict], quality: str):
 
 
 def draw_isoflop(rows: list[dict], quality: str):
-    """The matplotlib Figure of quality against multiply-adds at equal compute, a panel to tokens.
+    """Draws quality against multiply-adds at equal training compute; returns the matplotlib Figure.
 
-    A star is the optimum of a budget that models on both sides of it bracket.
-    Raises: LackingError where no compute was passed by 3 models of equal tokens.
+    It has a panel per number of tokens. A star is the optimal size for a compute budget, drawn if
+    there are models on both sides of it.
+    Raises: LackingError if no 3 models with equal tokens reach a common compute.
     """
     matplotlib = plot_style.import_matplotlib()
 
+    # `fit.iso_flop` needs all of these columns.
     needed = "train_gflops", "gmacs", "params", "tokens"
     drawn = looks.complete(looks.measured(looks.standard(rows), *needed), quality)
     _demand_fittable(drawn, quality)
-    found = fit.iso_flop(drawn, quality)
-    if not found:
+    budgets = fit.iso_flop(drawn, quality)
+    if not budgets:
         raise looks.LackingError("no compute was passed by 3 models of equal tokens")
     look = looks.Looks.of(rows)
     kinds = {row["model"]: row for row in drawn}
-    budgets = [budget["budget"] for budget in found]
-    unit, name = looks.compute_unit(budgets)
+    computes = [budget["budget"] for budget in budgets]
+    unit, name = looks.compute_unit(computes)
     with matplotlib.rc_context(plot_style.STYLE):
+        # The darker a curve, the larger its budget. The lightest greys are left out, because they
+        # could not be seen on white.
         ramp = matplotlib.colormaps["Greys"](np.linspace(*GREYS, 256))
-        edges = min(budgets) / unit / 1.1, max(budgets) / unit * 1.1
+        edges = min(computes) / unit / 1.1, max(computes) / unit * 1.1
         colors = matplotlib.colors
         greys = matplotlib.cm.ScalarMappable(colors.LogNorm(*edges), colors.ListedColormap(ramp))
-        tokens = sorted({budget["tokens"] for budget in found})
+        tokens = sorted({budget["tokens"] for budget in budgets})
         figure, panels = looks.new_figure(len(tokens), sharex=True)
         for axes, count in zip(panels, tokens, strict=True):
-            of_tokens = [budget for budget in found if budget["tokens"] == count]
-            for i in sorted(set(np.linspace(0, len(of_tokens) - 1, BUDGETS).round().astype(int))):
-                _draw_budget(axes, of_tokens[i], greys.to_rgba(of_tokens[i]["budget"] / unit))
-                for point in of_tokens[i]["models"]:
+            # A selection of budgets, spread evenly, so that the curves do not crowd.
+            panel = [budget for budget in budgets if budget["tokens"] == count]
+            for i in sorted(set(np.linspace(0, len(panel) - 1, BUDGETS).round().astype(int))):
+                _draw_budget(axes, panel[i], greys.to_rgba(panel[i]["budget"] / unit))
+                for point in panel[i]["models"]:
                     kind = kinds[point["model"]]
                     at = point["gmacs"], point["quality"]
                     looks.draw_point(axes, at, look.color(kind), look.marker(kind))
@@ -128,29 +138,31 @@ def draw_isoflop(rows: list[dict], quality: str):
             looks.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
+        # All panels share one color bar. The legend has only models that are drawn.
         bar = figure.colorbar(greys, ax=panels, label=f"training compute ({name})", pad=0.02)
         plot_style.log_scale(bar.ax.yaxis)
-        shown = [kinds[point["model"]] for budget in found for point in budget["models"]]
+        shown = [kinds[point["model"]] for budget in budgets for point in budget["models"]]
         star = matplotlib.lines.Line2D([], [], label="", **STAR)
-        look.legend(figure, shown, ("optimum", [star][: any(b["bracketed"] for b in found)]))
+        look.legend(figure, shown, ("optimum", [star][: any(b["bracketed"] for b in budgets)]))
     return figure
 
 
 def draw_extrapolation(rows: list[dict], quality: str):
-    """The matplotlib Figure of the power law of all models but the largest, and of that one.
+    """Draws a power law of all models but the largest, extrapolated to it; returns the Figure.
 
-    Quality is against multiply-adds, at the last step. With the interval of one more run along
-    the law, and hollow what was measured of the largest. Raises: LackingError where none can be
-    fitted.
+    Quality is drawn against multiply-adds at the last step, with the prediction interval of one
+    more run along the law. Hollow markers are measurements of the largest model.
+    Raises: LackingError if no law can be fitted.
     """
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
     return _draw_extrapolations(rows, {"": drawn}, quality)
 
 
 def draw_extrapolation_tokens(rows: list[dict], quality: str):
-    """As `draw_extrapolation`, a panel to the models of each number of tokens that can be fitted.
+    """Draws `draw_extrapolation` in a panel per number of tokens; returns the matplotlib Figure.
 
-    Raises: LackingError where there are not two numbers, or none can.
+    Numbers of tokens without a fit are left out.
+    Raises: LackingError if all models have the same tokens, or none can be fitted.
     """
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs", "tokens"), quality)
     parts = {
@@ -163,31 +175,37 @@ def draw_extrapolation_tokens(rows: list[dict], quality: str):
 
 
 def _draw_extrapolations(rows, parts, quality):
+    """Draws one panel per part, {title: rows}; returns the matplotlib Figure.
+
+    Raises: LackingError if no part can be fitted, with the reason of the last.
+    """
     matplotlib = plot_style.import_matplotlib()
 
-    found, reason = {}, ""
+    fits, reason = {}, ""
     for title, part in parts.items():
         _demand_fittable(part, quality)
         try:
-            found[title] = fit.largest(part, quality)
+            fits[title] = fit.largest(part, quality)
         except ValueError as error:
             reason = str(error).rstrip(".")
-    if not found:
+    if not fits:
         raise looks.LackingError(reason)
     look = looks.Looks.of(rows)
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, panels = looks.new_figure(len(found), sharey=True)
-        for axes, (title, largest) in zip(panels, found.items(), strict=True):
-            narrow = len(found) > 2
+        figure, panels = looks.new_figure(len(fits), sharey=True)
+        for axes, (title, largest) in zip(panels, fits.items(), strict=True):
+            narrow = len(fits) > 2
             _draw_extrapolation(axes, look, title, parts[title], largest, quality, narrow)
-            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(found)))
+            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(fits)))
         for axes in panels[1:]:
             axes.set_ylabel("")
-        look.legend(figure, [row for title in found for row in parts[title]])
+        look.legend(figure, [row for title in fits for row in parts[title]])
     return figure
 
 
 def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
+    """Draws a panel.   Args: found, the result of `fit.largest`.   narrow: breaks the title."""
+    # The law is fitted again, since `found` has its prediction but not its curve.
     others = [row for row in drawn if row["gmacs"] < found["gmacs"]]
     x, y = _columns(others, "gmacs", quality)
     law = laws.power_law(x, y)
@@ -195,27 +213,32 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
     largest = [row for row in drawn if row["gmacs"] == found["gmacs"]]
     _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
     _draw_law(axes, law, [*x, found["gmacs"]])
-    rest = "\n" if narrow else " "
+    # In a narrow panel the title would run into the next one, so it has more lines.
+    separator = "\n" if narrow else " "
     text, model = f"{title}, " if title else "", plot_style.literal(found["model"])
-    text += f"fit of all but {model}:{rest}{_equation(law, 'G')}\n"
+    text += f"fit of all but {model}:{separator}{_equation(law, 'G')}\n"
     text += f"{model}: predicted {_digits(found['predicted'])}"
     if found["interval"]:
         _draw_interval(axes, others, found, quality)
         ends = ("?" if end is None else _digits(end) for end in found["interval"])
-        text += f"{rest}({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
-    text += f",{rest}measured {_digits(found['measured'])}"
+        text += f"{separator}({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
+    text += f",{separator}measured {_digits(found['measured'])}"
     axes.set_title(text, fontsize=7, loc="right")
     axes.set_xlabel(plot_style.label("gmacs"))
     looks.name_quality(axes, drawn, quality, log=True)
 
 
 def _digits(number):
-    """Three of them, the last ones also if they are 0."""
+    """Returns a number with three significant digits, trailing zeros included."""
     return f"{number:#.3g}".rstrip(".")
 
 
 def _draw_interval(axes, rows, found, quality):
-    """Of one more run: a bar at the largest model, and a band up to it if it has two ends there."""
+    """Draws the prediction interval of one more run.
+
+    It is a bar at the largest model, and a band from the other models up to it. An interval
+    without an end on some side has no band.
+    """
     cells = [str(selection.model_of(row)) for row in rows]
     x, y = _columns(rows, "gmacs", quality)
     across = np.geomspace(x.max(), found["gmacs"], BAND)
@@ -228,6 +251,7 @@ def _draw_interval(axes, rows, found, quality):
 
 
 def _draw_budget(axes, budget, color):
+    """Draws the curve of one compute budget, with a star at its optimum, if it has one."""
     points = [(point["gmacs"], point["quality"]) for point in budget["models"]]
     axes.plot(*zip(*points, strict=True), color=color)
     if budget["bracketed"]:
@@ -235,22 +259,25 @@ def _draw_budget(axes, budget, color):
 
 
 def _draw_models(axes, look, rows, x, quality, hollow=False):
-    """A curve to a model."""
-    for of_model in looks.group(rows, *selection.MODEL).values():
-        color, marker = look.color(of_model[0]), look.marker(of_model[0])
-        looks.draw_curve(axes, looks.curve(of_model, x, quality), color, marker, hollow)
+    """Draws one curve per model."""
+    for model in looks.group(rows, *selection.MODEL).values():
+        color, marker = look.color(model[0]), look.marker(model[0])
+        looks.draw_curve(axes, looks.curve(model, x, quality), color, marker, hollow)
 
 
 def _columns(rows, *names):
+    """Returns the columns as arrays [n]."""
     return [np.array([row[name] for row in rows]) for name in names]
 
 
 def _demand_models(rows):
+    """Raises: LackingError for rows of a single model."""
     if len({selection.model_of(row) for row in rows}) < 2:
         raise looks.LackingError(f"all rows are of one model, {rows[0]['model']}")
 
 
 def _demand_fittable(rows, quality):
+    """Raises: LackingError for a quality that cannot be fitted, with the reason."""
     try:
         selection.measured(rows, quality)
     except ValueError as error:
@@ -258,7 +285,7 @@ def _demand_fittable(rows, quality):
 
 
 def _fitted(law, x, y, what):
-    """The law of these points, or None, which the log explains."""
+    """Fits a law to points; if that fails, returns None and logs the reason."""
     try:
         return law(x, y)
     except ValueError as error:
@@ -267,13 +294,14 @@ def _fitted(law, x, y, what):
 
 
 def _draw_law(axes, law, x):
+    """Draws a law over the range of x; None draws nothing."""
     if law:
         across = np.geomspace(min(x), max(x), 100)
         axes.plot(across, law(across), label="_law", **LAW)
 
 
 def _equation(law, symbol):
-    """In mathtext."""
+    """Returns the equation of a law as matplotlib's mathtext."""
     if isinstance(law, laws.LogLinear):
         sign = "+" if law.slope > 0 else "-"
         slope = _number(abs(law.slope))
@@ -283,6 +311,6 @@ def _equation(law, symbol):
 
 
 def _number(value):
-    """Three digits: '2.44\\times 10^{-5}'."""
+    """Returns mathtext with three significant digits, such as '2.44\\times 10^{-5}'."""
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     return rf"{mantissa}\times 10^{{{int(exponent)}}}" if exponent else mantissa

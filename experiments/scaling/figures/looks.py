@@ -1,7 +1,7 @@
-"""Which rows of a study's table make which points, and how a model looks in all of the figures.
+"""Selection of a table's rows for figures, and the look of each model in all figures.
 
-A color is a size of model, a marker a patch size; a point is the mean of the seeds, which are
-faint beside it.
+The color shows the size of a model, the marker its patch size. A point is the mean over seeds; the
+seeds are drawn faintly beside it.
 """
 
 import collections
@@ -14,34 +14,35 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style, plots
 from experiments.scaling.fits import selection
 
-WIDE = 6.8  # inches: both columns
+WIDE = 6.8  # inches: both columns of a paper
 UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
-EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # parts markers that overlap
-# Inches: of a line, a title, a handle and a letter.
+EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # separates markers that overlap
+# Sizes in a legend in inches: height of a line; widths of a title, a handle and a letter.
 LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
 
 
 class LackingError(UserError):
-    """The table has no rows for a figure."""
+    """An error for a figure that the table has no rows for."""
 
 
 def measured(rows: list[dict], *names: str) -> list[dict]:
-    """The rows with values of all of these.   Raises: LackingError if there is none."""
-    found = [row for row in rows if all(row.get(name) is not None for name in names)]
-    if not found:
+    """Returns the rows with a value in all these columns.   Raises: LackingError for none."""
+    complete_rows = [row for row in rows if all(row.get(name) is not None for name in names)]
+    if not complete_rows:
         absent = [name for name in names if all(row.get(name) is None for row in rows)]
         raise LackingError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
-    return found
+    return complete_rows
 
 
 def standard(rows: list[dict]) -> list[dict]:
-    """The rows of the models that are one to a size and patch size.
+    """Returns the rows of the standard models, one model per size and patch size.
 
-    These are of the most common block, and of a size's most common depth and width: the others
-    are there to be compared with them. Raises: LackingError, also for several networks.
+    They have the most common block, and the most common depth and width of their size. Other
+    variants are in the table only for comparison with them.
+    Raises: LackingError for rows without a size, or of several networks.
     """
-    if len(found := {row.get("network") for row in rows}) > 1:
-        raise LackingError(f"the rows are of {len(found)} networks, which networks_ compares")
+    if len(networks := {row.get("network") for row in rows}) > 1:
+        raise LackingError(f"the rows are of {len(networks)} networks, which networks_ compares")
     rows = of_block(measured(rows, "size", "patch_size"))
     shapes = collections.defaultdict(collections.Counter)
     for row in rows:
@@ -50,39 +51,43 @@ def standard(rows: list[dict]) -> list[dict]:
 
 
 def sizes_of(rows: list[dict]) -> list[str]:
-    """The names of the sizes, the one of the fewest parameters first; [] where rows have none."""
+    """Returns the names of the sizes, fewest parameters first; [] if rows have no size."""
     try:
-        found = sorted(standard(rows), key=lambda row: row.get("params") or 0)
+        ordered = sorted(standard(rows), key=lambda row: row.get("params") or 0)
     except LackingError:
         return []
-    return list(dict.fromkeys(row["size"] for row in found))
+    return list(dict.fromkeys(row["size"] for row in ordered))
 
 
 def of_block(rows: list[dict]) -> list[dict]:
-    """The rows of the most common block."""
+    """Returns the rows with the most common block."""
     ((block, _),) = collections.Counter(row.get("block") for row in rows).most_common(1)
     return [row for row in rows if row.get("block") == block]
 
 
 def _built(row):
+    """Returns (depth, hidden size)."""
     return row.get("depth"), row.get("hidden_size")
 
 
 def complete(rows: list[dict], quality: str) -> list[dict]:
-    """The comparable rows of which `selection.average` makes its means.   Raises: LackingError."""
+    """Returns the comparable rows that `selection.average` uses.   Raises: LackingError."""
     rows = selection.comparable(measured(rows, quality, "step"), quality)
     kept = {(selection.model_of(row), row["step"]) for row in selection.average(rows, quality)}
     return [row for row in rows if (selection.model_of(row), row["step"]) in kept]
 
 
 def at_last_step(rows: list[dict], quality: str) -> list[dict]:
-    """The comparable rows at the last step that most models have.   Raises: LackingError."""
+    """Returns the comparable rows at the last step that most models have.
+
+    Raises: LackingError if no row has the quality.
+    """
     rows = selection.comparable(measured(rows, quality, "step"), quality)
     return selection.at_step(rows, selection.last_step(rows))
 
 
 def curve(rows: list[dict], x: str, y: str) -> plots.Curve:
-    """A point for each x, of all seeds, in the order of x."""
+    """Returns a curve with a point for each x, from all seeds, in the order of x."""
     points = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row[x]):
         points[row[x]].append((row[x], row[y]))
@@ -90,19 +95,22 @@ def curve(rows: list[dict], x: str, y: str) -> plots.Curve:
 
 
 def compute_unit(gflops: list[float]) -> tuple[float, str]:
-    """(GFLOPs in it, its name) of the unit in which the middle of these is in 1 to 1000."""
+    """Returns (GFLOPs per unit, name) of the unit in which the geometric middle is 1 to 1000."""
     middle = np.sqrt(min(gflops) * max(gflops))
     power = int(np.clip(np.log10(middle) // 3, 0, len(UNITS) - 1))
     return 1000.0**power, UNITS[power]
 
 
 def in_unit(rows: list[dict], unit: float) -> list[dict]:
-    """The rows with their 'compute', that of training in this unit of `compute_unit`."""
+    """Returns the rows with a column 'compute', the training compute in a unit.
+
+    Args: unit, in GFLOPs, from `compute_unit`.
+    """
     return [{**row, "compute": row["train_gflops"] / unit} for row in rows]
 
 
 def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
-    """The rows by their values of these, in the order of their first ones."""
+    """Groups rows by their values in these columns, in the order of the first row of each group."""
     groups = collections.defaultdict(list)
     for row in rows:
         groups[tuple(row.get(name) for name in names)].append(row)
@@ -113,8 +121,8 @@ def group(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
 class Looks:
     """The color of each size and the marker of each patch size.
 
-    Models without a size have that of their width; so have all, where there are more sizes than
-    colors.
+    A model without a size has a color for its width. If there are more sizes than colors, all
+    models are colored by their width.
     """
 
     colors: dict[str, str]
@@ -122,7 +130,7 @@ class Looks:
 
     @classmethod
     def of(cls, rows: list[dict]) -> "Looks":
-        """Of all of a table, so that they are the same in all figures."""
+        """Returns the looks for a whole table, so that they are the same in all its figures."""
         names = sizes_of(rows)
         names = [] if len(names) > len(plot_style.COLORS) else names
         widths = {row.get("hidden_size") for row in rows if row.get("size") not in names} - {None}
@@ -135,24 +143,30 @@ class Looks:
 
     @property
     def by_size(self) -> bool:
-        """Whether each size has a color of its own."""
+        """Whether every model is colored by its size."""
         return not any(name.startswith("width ") for name in self.colors)
 
     def name(self, row: dict) -> str:
-        """The size of a row's model, or its width."""
+        """Returns the size of a row's model, or its width: the key of its color."""
         size = row.get("size")
         return size if size in self.colors else f"width {row['hidden_size']}"
 
     def color(self, row: dict) -> str:
+        """Returns the color of a row's model."""
         return self.colors[self.name(row)]
 
     def marker(self, row: dict) -> str:
+        """Returns the marker of a row's model; a dot without a patch size."""
         return self.markers.get(row.get("patch_size"), ".")
 
     def legend(self, figure, rows: list[dict], *lines: tuple[str, list]) -> None:
-        """Below the axes: the sizes, the patch sizes of these rows, and lines as `draw_legend`."""
+        """Draws a legend of the sizes and patch sizes in these rows below the axes.
+
+        Args: lines, more lines as in `draw_legend`.
+        """
         new_line = plot_style.import_matplotlib().lines.Line2D
 
+        # If all entries are widths, the title says so instead of each label.
         drawn = {self.name(row) for row in rows}
         widths = all(name.startswith("width ") for name in drawn)
         sizes = [
@@ -170,7 +184,7 @@ class Looks:
 
 
 def colors_of(count: int) -> tuple[str, ...]:
-    """The palette; of more than it has a ramp."""
+    """Returns `count` colors: the palette's, or a color ramp if the palette has too few."""
     if count <= len(plot_style.COLORS):
         return plot_style.COLORS[:count]
     matplotlib = plot_style.import_matplotlib()
@@ -179,16 +193,22 @@ def colors_of(count: int) -> tuple[str, ...]:
 
 
 def draw_legend(figure, *lines: tuple[str, list]) -> None:
-    """A legend below the axes, of lines of (title, handles); long lines are broken."""
+    """Draws a legend below the axes; long lines are broken.
+
+    Args: lines, of (title, handles).
+    """
     new_line = plot_style.import_matplotlib().lines.Line2D
 
+    # `most` entries fit into a line, if each is as wide as the longest label.
     width, height = figure.get_size_inches()
     letters = max((len(h.get_label()) for _, handles in lines for h in handles), default=0)
-    most = max(1, int((width - LEGEND_TITLE) / (LEGEND_ENTRY + LETTER * letters)))  # of a line
+    most = max(1, int((width - LEGEND_TITLE) / (LEGEND_ENTRY + LETTER * letters)))
     broken = []
     for title, handles in lines:
         for start in range(0, len(handles), most):
             broken.append(("" if start else title, handles[start : start + most]))
+    # matplotlib has no titles inside a legend and fills it by columns. So a title is an entry
+    # without a handle, and blank entries fill up short lines.
     blank = new_line([], [], linestyle="none")
     columns = 1 + max(len(handles) for _, handles in broken)
     cells = [
@@ -211,13 +231,17 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
         labelspacing=0.3,
         borderpad=0.1,
     )
-    for text in legend.texts[: len(broken)]:  # the titles, over their own empty handles
+    for text in legend.texts[: len(broken)]:  # the first column has the titles
         text.set_color("0.3")
+    # The figure grows by the legend's height, so that the axes keep their size.
     figure.set_size_inches(width, height + LEGEND_LINE * len(broken))
 
 
 def new_figure(panels: int = 1, sharex: bool = False, sharey: bool = False):
-    """A figure, and its axes [panels], to be drawn within `matplotlib.rc_context(style.STYLE)`."""
+    """Returns a figure and its axes [panels].
+
+    Call it and draw within `matplotlib.rc_context(plot_style.STYLE)`.
+    """
     matplotlib = plot_style.import_matplotlib()
 
     width = plot_style.WIDTH if panels == 1 else WIDE
@@ -228,7 +252,8 @@ def new_figure(panels: int = 1, sharex: bool = False, sharey: bool = False):
 def draw_curve(
     axes, found: plots.Curve, color: str, marker: str, hollow: bool = False, **options
 ) -> None:
-    """The means, joined, over the faint points of seeds."""
+    """Draws the means, joined by a line, over faint points for the seeds."""
+    # A single seed is its own mean, so it gets no second point.
     if several := [p for seeds in found.points.values() if len(seeds) > 1 for p in seeds]:
         plot_style.draw_seeds(axes, several, color)
     edge = dict(markerfacecolor="white", markersize=5) if hollow else EDGE
@@ -236,21 +261,24 @@ def draw_curve(
 
 
 def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
-    """A mean alone, where a line is of several models."""
+    """Draws a single mean, for a line through several models with markers of their own."""
     axes.plot([at[0]], [at[1]], color=color, marker=marker, label="_mean", **EDGE)
 
 
 def name_quality(axes, rows: list[dict], quality: str, log: bool) -> None:
-    """The label of the y axis, with the number of samples, and a log scale where it can be."""
-    of_samples = not quality.startswith(selection.LOSSES)
-    axes.set_ylabel(plots.axis_label(rows, quality, with_num=of_samples))
+    """Sets the label of the y axis, with the number of samples.
+
+    Args: log, whether to use a log scale, if the quality is positive and lower is better.
+    """
+    from_samples = not quality.startswith(selection.LOSSES)
+    axes.set_ylabel(plots.axis_label(rows, quality, with_num=from_samples))
     positive = all(row[quality] > 0 for row in rows)
     if log and positive and not quality.startswith(selection.HIGHER):
         plot_style.log_scale(axes.yaxis)
 
 
 def tick_values(axis, values: set[float]) -> None:
-    """Ticks at these, where they are few and far enough apart on a log axis."""
+    """Sets ticks at these values if they are at most 6, and far enough apart on a log axis."""
     ordered = sorted(values)
     apart = all(high >= 1.3 * low for low, high in itertools.pairwise(ordered))
     if len(ordered) <= 6 and apart:

@@ -1,4 +1,4 @@
-"""Which figures a study has, and their files."""
+"""The list of a study's figures, and the function that writes all of them."""
 
 import functools
 import logging
@@ -25,16 +25,16 @@ FIGURES = {
 
 
 def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
-    """Writes all figures that there are rows for; their paths.
+    """Writes all figures that the table has rows for, as .png and .svg; returns their paths.
 
-    Args: arrays: of the samples, or None.
-    Raises: ValueError if there is none, or as `selection.comparable`; OSError.
+    Args: arrays, of samples, as `samples.draw_samples` takes them, or None.
+    Raises: ValueError if nothing can be drawn, or as `selection.comparable`; OSError.
     """
     drawn, reasons = [], []
     for quality in qualities:
         if missing := sum(row.get(quality) is None for row in rows):
             logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
-        if missing < len(rows):  # refused before anything is written
+        if missing < len(rows):  # checked now, so that an error comes before any file is written
             selection.comparable(rows, quality, across=("network", "block"))
     todo = {
         f"{name}_{quality}": functools.partial(draw, rows, quality)
@@ -44,6 +44,7 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
     if arrays is not None:
         todo["samples"] = functools.partial(samples.draw_samples, rows, arrays)
     for name, draw in todo.items():
+        # Few tables have rows for all figures, so one that lacks its rows is only logged.
         try:
             figure = draw()
         except looks.LackingError as error:

@@ -1,6 +1,7 @@
-"""The figure of samples, of all models the same noise and labels: sizes down, patches across.
+"""The figure of samples: a grid of models, a row per size and a column per patch size.
 
-Of several blocks these are across.
+All models are shown with the same noise and labels. If the table has several blocks, the columns
+are blocks instead of patch sizes.
 """
 
 import math
@@ -13,23 +14,29 @@ from dit_jax.evaluation import plot_style
 from dit_jax.sampling import pictures
 from experiments.scaling.figures import looks, panels
 
-LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2  # pixels: of names, between panels, between images
-LARGE = 16  # pixels of an image from which on a column is too narrow
+# Pixels: a letter's width, the names' height at the top, gaps between panels and between images.
+LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2
+LARGE = 16  # pixels; larger images do not fit a figure one column wide
 
 
 def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
-    """The matplotlib Figure, in whose .png a pixel of a sample is a whole number of pixels.
+    """Draws samples of all models; returns the matplotlib Figure.
 
+    In its .png, a pixel of a sample takes a whole number of pixels. Samples larger than their cell
+    of the grid are shrunk.
     Args: arrays: image [models, n, H, W, C] uint8, label [n] int32, cell [models] of str, as the
-      rows' 'cell'; cells that have no row are not drawn.
+      rows' 'cell'. Cells without a row are not drawn.
     Raises: ValueError for arrays of other shapes; LackingError if no cell has a row.
     """
     matplotlib = plot_style.import_matplotlib()
 
+    # Which model is where in the grid.
     _check(arrays)
     places, across_name = _places(rows, arrays["cell"])
     sizes = [name for name in looks.sizes_of(rows) if name in {s for s, _ in places}]
     patches = list(dict.fromkeys(across for _, across in sorted(places, key=_column)))
+
+    # All lengths are in whole pixels, from the figure's width down to one image (`cell`).
     count, height, width, _ = arrays["image"].shape[1:]
     columns = _columns(count)
     names = LETTER * max(map(len, sizes)) + BETWEEN
@@ -45,6 +52,8 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
         names + len(patches) * (across + BETWEEN) - BETWEEN,
         TOP + len(sizes) * (down + BETWEEN) - BETWEEN,
     )
+
+    # Axes are placed by hand, so that pixels of the grids and of the figure coincide.
     with matplotlib.rc_context(plot_style.STYLE):
         figure = matplotlib.figure.Figure(figsize=[pixels / plot_style.DPI for pixels in total])
         for (size, patch), grid in grids.items():
@@ -65,36 +74,46 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
 
 
 def _write(figure, at, total, text):
+    """Writes a text centred at the pixel `at` (x, y from below) of a figure of `total` pixels."""
     figure.text(
         at[0] / total[0], at[1] / total[1], plot_style.literal(text), ha="center", va="center"
     )
 
 
 def _places(rows, cells):
-    """{(size, patch size or block): number of the cell}, and what to write before the latter."""
+    """Places models in the grid.
+
+    Returns: {(size, patch size or block): index of the cell}; the text in front of the columns'
+      names.
+    Raises: LackingError if no cell has a row.
+    """
     known = {row["cell"]: row for row in rows}
-    found = [(i, known[str(cell)]) for i, cell in enumerate(cells) if str(cell) in known]
-    if not found:
+    indexed = [(i, known[str(cell)]) for i, cell in enumerate(cells) if str(cell) in known]
+    if not indexed:
         raise looks.LackingError(f"no row is of the cells of the samples, {', '.join(cells)}")
-    blocks = len({row["block"] for _, row in found}) > 1
+    blocks = len({row["block"] for _, row in indexed}) > 1
     name = "block" if blocks else "patch_size"
-    return {(row["size"], row[name]): i for i, row in found}, "" if blocks else "patch size "
+    return {(row["size"], row[name]): i for i, row in indexed}, "" if blocks else "patch size "
 
 
 def _columns(count):
-    """About the root, such that no row is cut short if a number up to twice as large does that."""
+    """Returns the columns of a grid of `count` images.
+
+    It is the smallest number from the square root to twice of it that fills all rows, else the
+    root.
+    """
     root = math.ceil(math.sqrt(count))
     return next((n for n in range(root, 2 * root) if count % n == 0), root)
 
 
 def _column(place):
-    """Few tokens first; blocks in the paper's order."""
+    """Returns the sort key of a column: few tokens first; blocks in the paper's order."""
     across = place[1]
     return panels.BLOCKS.index(across) if across in panels.BLOCKS else -across
 
 
 def _shrunk(images, cell):
-    """Images larger than a cell, as large as one."""
+    """Returns the images, shrunk to the size of a cell if they are larger."""
     height, width = images.shape[1:3]
     if height <= cell and width <= cell:
         return images
@@ -109,6 +128,7 @@ def _shrunk(images, cell):
 
 
 def _check(arrays):
+    """Raises: ValueError unless the arrays are as `draw_samples` takes them."""
     shapes = {name: array.shape for name, array in arrays.items()}
     image, label, cell = (arrays.get(name) for name in ("image", "label", "cell"))
     if (

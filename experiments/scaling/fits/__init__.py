@@ -1,1 +1,1 @@
-"""A study's table and what it says: laws with their intervals, contrasts, its page."""
+"""The table of a study, fits to it with intervals, comparisons of models, and the study's page."""

@@ -1,19 +1,22 @@
-"""What a curve's parameters may be, and a run beyond it: intervals by a bootstrap over cells.
+"""Confidence and prediction intervals of fitted curves, by a wild bootstrap over cells.
 
-A cell is a model with all of its seeds and points. Cells err independently of each other, relative
-to the curve and to either side alike; the errors within one may be alike, and are never parted.
+A cell is one model with all of its seeds and points. The assumptions: errors of different cells are
+independent, relative to the curve, and symmetric. Errors within a cell may be correlated, so they
+always keep or change their signs together.
 
-A value is in a parameter's interval if the data do not reject it. The curve is fitted with that
-value; the ratio of its squared errors to those of the free curve is compared with the ratios of
-data made of the restricted curve and its own errors, where each cell's keep or change their signs
-together. Errors are first enlarged by what the fit has taken of each cell: CR2, for predictions
-CR3.
+A value is in a parameter's interval if a test does not reject it. The test statistic is the ratio
+of two sums of squared errors: of the restricted curve, fitted with that value, and of the free
+curve, fitted without it. It is compared with the same ratio on bootstrap data. These data are the
+restricted curve with its own errors, where the errors of each cell get a random sign. Before that,
+the errors are enlarged to correct for each cell's leverage in the fit: by CR2, or by CR3 for
+predictions.
 
-Measured at 95%, in 400 studies of each of 9 kinds: 5 sizes x 3 patch sizes, 2 seeds, 1 or 4 points
-to a run, errors of 1 to 5%, a of 0 to 1, c of 0.1 to 0.5. In the interval were c in 94.0 to 97.8%,
-a in 94.8 to 97.0%, one more run at twice the compute in 94.5 to 98.0%. Of 8 cells with a = 0: c in
-93.5% of 200; 6 cells, the fewest, have intervals that are too wide: 99 to 100%. Percentiles of fits
-to cells drawn with replacement hold c in 96% of 150 where a > 0, in 66 to 85% where a = 0.
+Measured coverage at 95%, in 400 simulated studies of each of 9 kinds: 5 sizes x 3 patch sizes, 2
+seeds, 1 or 4 points per run, errors of 1 to 5%, a of 0 to 1, c of 0.1 to 0.5. The intervals
+contained c in 94.0 to 97.8%, a in 94.8 to 97.0%, and one more run at twice the compute in 94.5 to
+98.0%. With 8 cells and a = 0, they contained c in 93.5% of 200 studies. With 6 cells, the fewest
+allowed, intervals are too wide: 99 to 100%. For comparison, percentiles of fits to cells drawn with
+replacement contain c in 96% of 150 studies if a > 0, and in 66 to 85% if a = 0.
 
 Source: wild cluster restricted bootstrap, Cameron, Gelbach & Miller 2008; CR2 and CR3, Bell &
 McCaffrey 2002.
@@ -28,10 +31,10 @@ from dit_jax.errors import UserError
 from experiments.scaling.fits import laws
 
 LEVEL = 0.95
-DRAWS = 499  # of signs; where there are not more ways to set them, all
-NEAR = 41  # exponents where the best ones lie
+DRAWS = 499  # draws of signs; if there are no more combinations than that, all are used
+NEAR = 41  # exponents of the fine grid around the best ones
 
-Interval = tuple[float | None, float | None]  # None: as far as can be told there is no end
+Interval = tuple[float | None, float | None]  # None: the search found no end on that side
 
 
 def law_intervals(
@@ -41,11 +44,13 @@ def law_intervals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of the a and c of `laws.power_law`; a's may begin at 0, which is its least value.
+    """Returns the intervals of a and c of `laws.power_law`, {'a': interval, 'c': interval}.
 
-    Args: compute, quality, cells [n]; points with equal cells are of one.
-    Raises: ValueError for fewer than 6 cells, and as `laws.power_law`.
+    The interval of a may begin at 0, the smallest value that a can have.
+    Args: compute, quality, cells: [n]; points with equal values in `cells` belong to one cell.
+    Raises: ValueError for fewer than 6 cells at level 0.95, and as `laws.power_law`.
     """
+    # Everything that does not depend on the tested value.
     law = laws.power_law(compute, quality)
     compute, quality = np.asarray(compute, np.float64), np.asarray(quality, np.float64)
     z, _ = laws.logs(compute)
@@ -53,11 +58,14 @@ def law_intervals(
     signs = _signs(cells, seed)
     near = _near(z, quality, cells)
 
+    # c is searched on a log scale, as are the grids of exponents.
     def rejects_c(log_c):
+        """Returns whether the data reject this exponent."""
         c = np.exp(log_c)
         a, b = (float(value[0]) for value in laws.fit(z, quality, np.array([c]))[1:])
         tried = _around(z, near, c)
 
+        # c is fixed at the tested value, so only a and b are free.
         curve, tangents = _curve(z, a, b, c, ("a", "b"))
 
         def ratios(errors):
@@ -69,9 +77,11 @@ def law_intervals(
         return _p_value(errors, tangents, cells, signs, ratios) <= 1 - level
 
     def rejects_a(a):
+        """Returns whether the data reject this floor."""
         _, b, c = laws.best(z, quality, a)
         tried = _around(z, near, c)
 
+        # a is fixed at the tested value, so only b and c are free.
         curve, tangents = _curve(z, a, b, c, ("b", "c"))
 
         def ratios(errors):
@@ -82,6 +92,7 @@ def law_intervals(
         errors = np.log(quality / curve)
         return _p_value(errors, tangents, cells, signs, ratios) <= 1 - level
 
+    # The search for the ends starts at the fitted values, with steps that suit the data's scale.
     lowest, *_, highest = np.log(laws.exponents(z))
     step = np.log(near[1] / near[0]) / 4
     c = _ends(rejects_c, np.log(law.c), step, lowest, highest)
@@ -100,20 +111,21 @@ def prediction_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Of the quality of one more run, of a cell of its own, at compute `at`.
+    """Returns the prediction interval for one more run, of a new cell, at compute `at`.
 
-    Here the free curve makes the data: of a single point's quality no ratio of squares tells. The
-    ratio of prediction to outcome is drawn, each time with errors of a scale that the data allow:
-    inverse chi-square, with the fit's degrees of freedom.
+    No ratio of squares can test the quality of a single point, so the bootstrap data come from the
+    free curve. Each draw gives a ratio of prediction to outcome. The scale of its errors is drawn
+    too, from the inverse chi-square distribution with the fit's degrees of freedom.
     Raises: ValueError as `law_intervals`.
-    Measured of 15 models at 4 times the compute: 92 to 98% of 200 outcomes.
+    Measured coverage for 15 models at 4 times the compute: 92 to 98% of 200 outcomes.
     """
     law = laws.power_law(compute, quality)
     compute, quality = np.asarray(compute, np.float64), np.asarray(quality, np.float64)
     z, _ = laws.logs(compute)
-    distance = np.log(at / compute[0]) + z[0]
+    distance = np.log(at / compute[0]) + z[0]  # z of `at`: log compute about its mean
     cells = _cells(cells, level)
     rng = np.random.default_rng(seed)
+    # Bootstrap data from the fitted curve and its enlarged errors.
     a, b, c = laws.best(z, quality)
     curve, tangents = _curve(z, a, b, c, ("a", "b", "c"))
     errors = _enlarge(np.log(quality / curve), tangents, cells, power=1)
@@ -121,13 +133,18 @@ def prediction_interval(
     scale = np.sqrt(freedom / rng.chisquare(freedom, DRAWS))
     signs = rng.choice([-1.0, 1.0], (DRAWS, cells.max() + 1))[:, cells]
     drawn = curve[None] * np.exp(scale[:, None] * signs * errors[None])
+
+    # The prediction at `at` of a law fitted to each draw.
     tried = np.concatenate(_around(z, _near(z, quality, cells), c))
     squares, floors, factors = _squares(z, drawn, tried)
     every, best = np.arange(DRAWS), squares.argmin(axis=1)
     predicted = floors[every, best] + factors[every, best] * np.exp(-tried[best] * distance)
+
+    # The outcome is the curve with the error of a cell drawn at random.
     outcome = scale * rng.choice(errors, DRAWS) * rng.choice([-1.0, 1.0], DRAWS)
     value = float(law(at))
     ratios = np.log(predicted / value) - outcome
+    # outcome = prediction / ratio, so the upper quantile of the ratios gives the lower end.
     high, low = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(value * np.exp(-low)), float(value * np.exp(-high))
 
@@ -139,7 +156,10 @@ def slope_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Of the slope of `laws.log_linear`; its errors are absolute.   Raises: as `law_intervals`."""
+    """Returns the interval of the slope of `laws.log_linear`, whose errors are absolute.
+
+    Raises: ValueError for fewer than 6 cells at level 0.95, and as `laws.log_linear`.
+    """
     line = laws.log_linear(x, quality)
     logs, quality = np.log10(x), np.asarray(quality, np.float64)
     logs -= logs.mean()
@@ -157,27 +177,33 @@ def slope_interval(
         errors -= errors.mean()
         return _p_value(errors, np.ones((len(x), 1)), cells, signs, ratios) <= 1 - level
 
+    # Constant quality has no spread, so then the step comes from its size.
     step = np.ptp(quality) / np.ptp(logs) / 50 or quality.max() / 1e3
     return _ends(rejects, line.slope, step, line.slope - 1e4 * step, line.slope + 1e4 * step)
 
 
 def _cells(cells, level):
-    """[n] of 0..cells-1."""
+    """Returns the cells as numbers [n] of 0..cells-1.   Raises: ValueError if they are too few."""
     _, index = np.unique([str(cell) for cell in cells], return_inverse=True)
-    need = int(np.ceil(1 - np.log2(1 - level)))  # of 5 there are 16 ways to set signs
-    if (found := index.max() + 1) < need:
+    # With k cells there are 2^(k - 1) ways to set signs that are not opposites of each other. With
+    # 5 cells these are 16, and no p-value can be below 1 / 16.
+    need = int(np.ceil(1 - np.log2(1 - level)))
+    if (count := index.max() + 1) < need:
         raise UserError(
             f"an interval of {level:.0%} needs {need} cells or more (models, whatever their "
-            f"seeds); here are {found}."
+            f"seeds); here are {count}."
         )
     return index
 
 
 def _signs(cells, seed):
-    """[draws, n] of 1 and -1, equal within a cell, in none equal for all cells."""
+    """Returns signs [draws, n] of 1 and -1, equal within a cell.
+
+    If at most DRAWS combinations are possible, it has each of them once, except all signs equal.
+    """
     count = cells.max() + 1
     if 2 ** (count - 1) - 1 <= DRAWS:
-        # Without those that are others' opposites: the ratios are almost the same.
+        # The first sign is fixed: opposite signs give almost the same ratios.
         ways = [(1, *rest) for rest in itertools.product((1, -1), repeat=count - 1)]
         signs = np.array(ways[1:], np.float64)
     else:
@@ -186,7 +212,7 @@ def _signs(cells, seed):
 
 
 def _near(z, quality, cells):
-    """The range of exponents that leave little more than the least squares, generously."""
+    """Returns a generous range (low, high) of the exponents with close to least squared errors."""
     tried = np.geomspace(*laws.exponents(z)[[0, -1]], 400)
     squares, _, _ = laws.fit(z, quality, tried)
     good = tried[squares <= squares.min() * (1 + 30 / max(cells.max() - 2, 1))]
@@ -194,26 +220,36 @@ def _near(z, quality, cells):
 
 
 def _around(z, near, c):
-    """The exponents tried anywhere, and those tried near c and where the data's best ones are."""
+    """Returns a coarse grid of exponents over their whole range, and a fine grid around the best.
+
+    The fine grid covers `near` and the neighbourhood of c.
+    """
     anywhere, width = laws.exponents(z), np.sqrt(near[1] / near[0])
     low, high = min(near[0], c / width), max(near[1], c * width)
     return anywhere, np.geomspace(max(low, anywhere[0]), min(high, anywhere[-1]), NEAR)
 
 
 def _squares(z, q, c, a=None):
-    """The least squares [B, G] of qualities q [B, n] at each exponent c [G]; their a and b."""
+    """Fits q [B, n] at each exponent c [G]; returns squared relative errors, a and b, [B, G] each.
+
+    Args: a, a fixed value, or None for the best one.
+    """
     x, w = np.exp(-c[None] * z[:, None]), 1 / q
     s_1x, s_xx, t_x = (w * w) @ x, (w * w) @ (x * x), w @ x
     s_11, t_1 = (w * w).sum(axis=1, keepdims=True), w.sum(axis=1, keepdims=True)
     a, b = laws.solve(s_11, s_1x, s_xx, t_1, t_x, a)
     squares = q.shape[1] - 2 * (a * t_1 + b * t_x) + a * a * s_11 + 2 * a * b * s_1x + b * b * s_xx
-    return np.maximum(squares, 1e-12 * q.shape[1]), a, b  # below are rounding errors alone
+    return np.maximum(squares, 1e-12 * q.shape[1]), a, b  # anything below is rounding error
 
 
 def _least(z, q, tried, a=None):
-    """The least squares [B] over all exponents: near the best one they are a parabola."""
+    """Returns the least squared errors [B] over all exponents.
+
+    Around the best exponent of the fine grid, a parabola is fitted through three points.
+    """
     anywhere, near = (_squares(z, q, c, a)[0] for c in tried)
     every = np.arange(len(q))
+    # The vertex is used only if the middle point is the lowest; otherwise it is an extrapolation.
     i = np.clip(near.argmin(axis=1), 1, near.shape[1] - 2)
     left, middle, right = (near[every, i + j] for j in (-1, 0, 1))
     curvature = np.maximum(left - 2 * middle + right, 1e-300)
@@ -223,11 +259,11 @@ def _least(z, q, tried, a=None):
 
 
 def _curve(z, a, b, c, free):
-    """The curve [n], and by how much of it free parameters move it, [n, 1..3]."""
+    """Returns the curve [n], and its relative derivatives [n, 1..3] by the free parameters."""
     x = np.exp(-c * z)
     curve = a + b * x
     moves = {"a": 1 / curve, "b": x / curve, "c": -z * b * x / curve}
-    # An a of 0 that wants to be less is not free.
+    # At a = 0 the constraint a >= 0 is active, so a is not free.
     kept = [moves[name] for name in free if name != "a" or a > 0]
     return curve, np.stack(kept, axis=1)
 
@@ -239,33 +275,44 @@ def _p_value(
     signs: np.ndarray,
     ratios: Callable[[np.ndarray], np.ndarray],
 ) -> float:
-    """The share of the data's ratio, and those of its errors [n] with signs, that is as large."""
+    """Returns the p-value: the share of ratios that are at least as large as the data's.
+
+    The ratios are the data's own and one for each draw of signs.
+    Args:
+      errors: [n].   tangents: [n, parameters].   cells: [n].   signs: [draws, n].
+      ratios: the function from errors [B, n] to ratios [B].
+    """
     actual = ratios(errors[None])[0]
     drawn = ratios(signs * _enlarge(errors, tangents, cells)[None])
     return (1 + np.sum(drawn >= actual)) / (1 + len(drawn))
 
 
 def _enlarge(errors, tangents, cells, power=0.5):
-    """(1 - H_g)^-power e_g for each cell's block H_g of the projection onto the tangents."""
+    """Returns (1 - H_g)^-power e_g for each cell g.
+
+    H_g is the cell's block of the projection onto the tangents. power 0.5 is CR2, 1 is CR3.
+    """
     basis, _ = np.linalg.qr(tangents)
     enlarged = np.empty_like(errors)
     for cell in range(cells.max() + 1):
-        mine = cells == cell
-        values, vectors = np.linalg.eigh(np.eye(mine.sum()) - basis[mine] @ basis[mine].T)
-        # A cell that alone decides on a parameter has no residual there to enlarge.
+        rows = cells == cell
+        values, vectors = np.linalg.eigh(np.eye(rows.sum()) - basis[rows] @ basis[rows].T)
+        # If one cell alone determines a parameter, its residual and an eigenvalue there are 0.
         shares = np.maximum(values, 1e-3) ** power
-        enlarged[mine] = vectors @ ((vectors.T @ errors[mine]) / shares)
+        enlarged[rows] = vectors @ ((vectors.T @ errors[rows]) / shares)
     return enlarged
 
 
 def _ends(rejects, inside, step, lowest, highest):
-    """Where rejection begins on either side of a value, to a part in 256; None if nowhere."""
+    """Returns where rejection begins below and above a value; None on a side without rejection."""
     return tuple(
         _end(rejects, inside, sign * step, limit) for sign, limit in ((-1, lowest), (1, highest))
     )
 
 
 def _end(rejects, inside, step, limit):
+    """Returns where rejection begins on one side, to 1/256 of the last step; None if nowhere."""
+    # Steps double until a value is rejected; then the end lies between it and the one before.
     while True:
         outside = max(inside + step, limit) if step < 0 else min(inside + step, limit)
         if rejects(outside):

@@ -1,6 +1,7 @@
-"""What one thing does with the others held: tokens, depth, width; pairs that cost the same.
+"""Effects of single properties (tokens, depth, width), and pairs of models with equal cost.
 
-All at equal steps, and so at equal images seen. Rows are those of `selection.measured`.
+All comparisons are at equal steps, and so at equal numbers of images seen. Rows come from
+`selection.measured`.
 """
 
 import collections
@@ -11,7 +12,7 @@ import numpy as np
 from dit_jax.errors import UserError
 from experiments.scaling.fits import selection
 
-# What changes with each: the rest of a model is held.
+# The columns that change with each property. Models that are compared are equal in all others.
 VARIED = {
     "tokens": ("patch_size",),
     "depth": ("depth",),
@@ -20,13 +21,17 @@ VARIED = {
 
 
 def slopes(rows: list[dict], quality: str, of: str) -> dict:
-    """The slope of log quality against the log of tokens, depth or hidden_size, all else held.
+    """Fits slopes of log quality against the log of one property, with all others equal.
 
-    Returns: step, the last; groups, of two models or more that differ in it, so in gmacs, and in
-      nothing else (models, values, slope, and per_gmacs, the slope against log gmacs instead), by
-      gmacs; mean and mean_per_gmacs of their slopes, which need not be alike; by_step, that mean
-      at every step (step, mean).
-    Raises: ValueError if no two models differ in it alone.
+    Args: of, the property, a key of VARIED.
+    Returns:
+      step: the last one.
+      groups: one for each set of two or more models that differ in the property, so in gmacs, and
+        in nothing else. A group has models, values, slope, and per_gmacs, the slope against log
+        gmacs instead. Groups are ordered by gmacs.
+      mean, mean_per_gmacs: the means over groups; the slopes of groups may differ widely.
+      by_step: that mean at every step (step, mean).
+    Raises: ValueError if no two models differ in the property alone.
     """
     step = selection.last_step(rows)
     groups = _groups(selection.at_step(rows, step), quality, of)
@@ -36,19 +41,21 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
         )
     by_step = []
     for at in sorted({row["step"] for row in rows}):
-        if there := _groups(selection.at_step(rows, at), quality, of):
-            by_step.append(dict(step=at, mean=_mean(there, "slope")))
+        if groups_at := _groups(selection.at_step(rows, at), quality, of):
+            by_step.append(dict(step=at, mean=_mean(groups_at, "slope")))
     means = dict(mean=_mean(groups, "slope"), mean_per_gmacs=_mean(groups, "per_gmacs"))
     return dict(step=step, groups=groups, **means, by_step=by_step)
 
 
 def _groups(rows, quality, of):
+    """Returns the groups of `slopes` among rows of one step."""
+    # Models have the same key if they differ only in the property and in params, which follows it.
     groups = collections.defaultdict(list)
     for row in selection.average(rows, quality):
-        if row[of] is None:  # a UNet has none
+        if row[of] is None:  # a UNet has no tokens, depth or hidden_size
             continue
         groups[selection.model_of(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
-    found = []
+    results = []
     for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
         group = sorted(group, key=lambda row: row[of])
         values = [row[of] for row in group]
@@ -59,21 +66,28 @@ def _groups(rows, quality, of):
                 for x in (of, "gmacs")
             )
             names = [row["model"] for row in group]
-            found.append(dict(models=names, values=values, slope=slope, per_gmacs=per_gmacs))
-    return found
+            results.append(dict(models=names, values=values, slope=slope, per_gmacs=per_gmacs))
+    return results
 
 
 def _mean(groups, name):
+    """Returns the mean of a value over groups."""
     return float(np.mean([group[name] for group in groups]))
 
 
 def equal_gmacs(rows: list[dict], quality: str, within: float = 0.1) -> dict:
-    """`pairs` of models of about equal gmacs that differ in tokens: depth or width against them."""
+    """Returns `pairs` of models with about equal gmacs and different tokens.
+
+    They compare spending gmacs on tokens with spending them on depth or width.
+    """
     return pairs(rows, quality, "gmacs", within, lambda a, b: a["tokens"] != b["tokens"])
 
 
 def equal_params(rows: list[dict], quality: str, within: float = 0.1) -> dict:
-    """`pairs` of about equal parameters and equal tokens: deep and narrow or shallow and wide."""
+    """Returns `pairs` with about equal parameters, equal tokens and different depths.
+
+    They compare deep and narrow models with shallow and wide ones.
+    """
 
     def differ(a, b):
         return a["tokens"] == b["tokens"] and a["depth"] != b["depth"]
@@ -82,8 +96,9 @@ def equal_params(rows: list[dict], quality: str, within: float = 0.1) -> dict:
 
 
 def networks(rows: list[dict], quality: str, within: float = 0.1) -> dict:
-    """`pairs` of a DiT and a UNet of about equal gmacs, of the rows of a whole table.
+    """Returns `pairs` of a DiT and a UNet with about equal gmacs.
 
+    Args: rows, of a whole table; `selection.measured` would refuse several networks.
     Raises: as `pairs` and `selection.comparable`.
     """
     rows = selection.comparable(rows, quality, across=("network", "block"))
@@ -91,64 +106,72 @@ def networks(rows: list[dict], quality: str, within: float = 0.1) -> dict:
 
 
 def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> dict:
-    """Which of two models is better, of those whose costs differ by at most a share `within`.
+    """Compares every two models at the last step whose costs differ by at most a share `within`.
 
-    Returns: step; cost; noise, the deviations of log quality between seeds of a model, pooled over
-      the models of each number of tokens (tokens, deviation), without those that have one seed;
-      pairs, each of two (model, depth, hidden_size, tokens, cost, quality), ratio of the second's
-      cost to the first's, its better one's name, log_ratio of the second's quality to the first's,
-      and that in deviations of a difference between the two models' means, None without noise.
-    Raises: ValueError if there are none.
+    Args: cost, a column.   differ: a function of two rows; only pairs for which it is true count.
+    Returns:
+      step, cost.
+      noise: the standard deviation of log quality between seeds of a model, pooled over the models
+        with each number of tokens (tokens, deviation). Models with one seed do not count.
+      pairs: a list. Each has pair, two of (model, depth, hidden_size, tokens, cost, quality);
+        ratio, the second's cost over the first's; better, the name of the better model; log_ratio,
+        the log of the second's quality over the first's; deviations, log_ratio in standard
+        deviations of the difference between the two means over seeds, None without noise.
+    Raises: ValueError if there are no pairs.
     """
+    # The noise between seeds is measured before the seeds are averaged away.
     step = selection.last_step(rows)
     rows = selection.at_step(rows, step)
     seeds = collections.Counter(map(selection.model_of, rows))
     noise = _noise(rows, quality)
-    found = []
+    results = []
+    # In this order the first of a pair is the DiT, or has fewer tokens or less depth.
     ordered = sorted(selection.average(rows, quality), key=_order)
     for pair in itertools.combinations(ordered, 2):
         low, high = sorted(row[cost] for row in pair)
         if high > (1 + within) * low or not differ(*pair):
             continue
+        # The variance of a mean over n seeds is the variance between seeds / n.
         log_ratio = float(np.log(pair[1][quality] / pair[0][quality]))
         deviations = None
         if all(row["tokens"] in noise for row in pair):
             squares = (noise[row["tokens"]] ** 2 / seeds[selection.model_of(row)] for row in pair)
             deviations = float(log_ratio / np.sqrt(sum(squares)))
         names = ("model", "depth", "hidden_size", "tokens", cost, quality)
-        found.append(
+        results.append(
             dict(
                 pair=[{name: row[name] for name in names} for row in pair],
                 ratio=pair[1][cost] / pair[0][cost],
-                better=pair[log_ratio < 0]["model"],
+                better=pair[log_ratio < 0]["model"],  # lower quality is better: a loss or distance
                 log_ratio=log_ratio,
                 deviations=deviations,
             )
         )
-    if not found:
+    if not results:
         raise UserError(
             f"needs 2 models whose {cost} are within {within:.0%} of each other and that differ "
             f"otherwise; at step {step} there are none."
         )
-    told = [dict(tokens=tokens, deviation=value) for tokens, value in noise.items()]
-    return dict(step=step, cost=cost, noise=told, pairs=found)
+    # JSON has only text as keys, so the noise is a list instead of {tokens: deviation}.
+    noise_list = [dict(tokens=tokens, deviation=value) for tokens, value in noise.items()]
+    return dict(step=step, cost=cost, noise=noise_list, pairs=results)
 
 
 def _noise(rows, quality):
-    """{tokens: deviation of log quality between seeds}; of UNets, tokens is None."""
+    """Returns {tokens: standard deviation of log quality between seeds}; UNets have tokens None."""
     values = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
         values[row["tokens"]][selection.model_of(row)].append(np.log(row[quality]))
-    found = {}
+    deviations = {}
     for tokens in sorted(values, key=lambda tokens: tokens or 0):
-        of_models = values[tokens].values()
-        freedom = sum(len(logs) - 1 for logs in of_models)
-        squares = sum(np.var(logs) * len(logs) for logs in of_models)
+        models = values[tokens].values()
+        freedom = sum(len(logs) - 1 for logs in models)
+        squares = sum(np.var(logs) * len(logs) for logs in models)
         if freedom and squares:
-            found[tokens] = float(np.sqrt(squares / freedom))
-    return found
+            deviations[tokens] = float(np.sqrt(squares / freedom))
+    return deviations
 
 
 def _order(row):
-    """DiTs by tokens and depth, then UNets, which have neither."""
+    """Returns a sort key: DiTs by tokens and depth, then UNets, which have neither."""
     return str(row.get("network")), row["tokens"] or 0, row["depth"] or 0

@@ -1,4 +1,4 @@
-"""The curves of a study: q = a + b C^-c, a power law of compute, and q against log10(x), a line."""
+"""Curves that are fitted in a study: the power law q = a + b C^-c, and a line in log10(x)."""
 
 import dataclasses
 
@@ -6,15 +6,19 @@ import numpy as np
 
 from dit_jax.errors import UserError
 
-MIN_POWER, MIN_LINE = 4, 3  # different computes that a curve needs
-# c times the range of log C: from a fall by 1% in all to one by 1e-43, which one point tells of.
+MIN_POWER, MIN_LINE = 4, 3  # different values of compute that a power law and a line need
+# Bounds of c, times the range of log C. At the lower one C^-c falls by 1% over all points. At the
+# upper one it falls to 1e-43 of its first value, so that only the first point shows it.
 SHORTEST, LONGEST = 0.01, 100.0
-COARSE = 48  # exponents, 22% apart
+COARSE = 48  # exponents of the coarse grid, 22% apart
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """q = a + b C^-c: a >= 0 is left at infinite compute, b > 0 is in units of C^c, c > 0."""
+    """The power law q = a + b C^-c.
+
+    a >= 0 is the quality at infinite compute. b > 0 has the unit of q C^c. c > 0 is the exponent.
+    """
 
     a: float
     b: float
@@ -26,7 +30,7 @@ class PowerLaw:
 
 @dataclasses.dataclass(frozen=True)
 class LogLinear:
-    """q = intercept + slope log10(x), with Pearson's correlation of q and log10(x)."""
+    """The line q = intercept + slope log10(x), with Pearson's correlation of q and log10(x)."""
 
     intercept: float
     slope: float
@@ -37,11 +41,12 @@ class LogLinear:
 
 
 def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
-    """Least squares of (q - a - b C^-c) / q, for points of any order.
+    """Fits the power law by least squares of (q - a - b C^-c) / q; points may be in any order.
 
-    For a given c the best a and b are linear; c is searched over all that the points can tell.
+    For a given c, a and b have a closed form. c is searched over all exponents that the points can
+    distinguish.
     Raises: ValueError for fewer than 4 different computes, for values that are not positive and
-      finite, and where quality does not fall with compute or falls at its first point alone.
+      finite, and if quality does not fall with compute or falls only at the smallest compute.
     Source: variable projection, Golub & Pereyra 1973.
     """
     compute, quality = points(compute, quality, MIN_POWER, "a + b C^-c")
@@ -52,6 +57,7 @@ def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
             f"quality does not fall with compute: {_ends(compute, quality)}. A power law is of a "
             "loss or a distance, which more compute lowers."
         )
+    # If the largest exponent fits as well, only the first point has a value other than a.
     squares, _, _ = fit(z, quality, np.array([c, exponents(z)[-1]]))
     if squares[1] <= squares[0] * (1 + 1e-6) + 1e-24:
         raise UserError(
@@ -62,7 +68,7 @@ def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
 
 
 def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
-    """Least squares of q against log10(x).
+    """Fits a line to q against log10(x) by least squares.
 
     Raises: ValueError for fewer than 3 different x, or values that are not positive and finite.
     """
@@ -73,14 +79,18 @@ def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's; 0 where one of them does not vary."""
+    """Returns Pearson's correlation; 0 if x or y is constant."""
     return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
 
 
 def points(
     x: np.ndarray, quality: np.ndarray, need: int, curve: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as f64 [n].   Raises: ValueError if they are not what a curve can be fitted to."""
+    """Checks and returns x and quality as f64 [n].
+
+    Args: need, the number of different x.   curve, its name in messages.
+    Raises: ValueError for other shapes, values that are not positive and finite, too few x.
+    """
     x, quality = (np.asarray(values, np.float64) for values in (x, quality))
     if x.shape != quality.shape or x.ndim != 1:
         raise UserError(f"computes and qualities of shapes {x.shape} and {quality.shape}: [n].")
@@ -88,14 +98,15 @@ def points(
         bad = values[~(np.isfinite(values) & (values > 0))]
         if len(bad):
             raise UserError(f"{name} must be positive and finite, not {', '.join(map(str, bad))}.")
-    if (found := len(np.unique(x))) < need:
+    if (count := len(np.unique(x))) < need:
         raise UserError(
-            f"{curve} needs points at {need} different computes or more; here are {found}."
+            f"{curve} needs points at {need} different computes or more; here are {count}."
         )
     return x, quality
 
 
 def _ends(compute, quality):
+    """Returns the quality at the smallest and at the largest compute, as text for messages."""
     first, last = np.argmin(compute), np.argmax(compute)
     return (
         f"{quality[first]:.6g} at {compute[first]:.4g}, {quality[last]:.6g} at {compute[last]:.4g}"
@@ -103,18 +114,22 @@ def _ends(compute, quality):
 
 
 def logs(compute: np.ndarray) -> tuple[np.ndarray, float]:
-    """log C about its mean, so that the unit of C changes b alone; and that mean."""
+    """Returns log C minus its mean, and the mean.
+
+    About the mean, the unit of C changes only b.
+    """
     z = np.log(compute)
     return z - z.mean(), float(z.mean())
 
 
 def exponents(z: np.ndarray) -> np.ndarray:
-    """Those that points at log C = z can tell apart, coarsely."""
+    """Returns a coarse grid of the exponents that points at log C = z can distinguish."""
     return np.geomspace(SHORTEST, LONGEST, COARSE) / np.ptp(z)
 
 
 def best(z: np.ndarray, quality: np.ndarray, a: float | None = None) -> tuple[float, float, float]:
-    """a, b and c of the least squares, with this a if it is given."""
+    """Returns a, b and c of the least squares.   Args: a, a fixed value, or None for the best."""
+    # Each round refines the grid around the best exponent, until double precision is reached.
     tried = exponents(z)
     while True:
         squares, floors, factors = fit(z, quality, tried, a)
@@ -126,24 +141,30 @@ def best(z: np.ndarray, quality: np.ndarray, a: float | None = None) -> tuple[fl
 
 
 def fit(z, quality, c, a=None):
-    """Squares left, a and b [G] of the best law at each exponent c [G]."""
+    """Fits a law at each exponent c [G]; returns squared relative errors, a and b, [G] each.
+
+    Args: a, a fixed value, or None for the best one.
+    """
     x = np.exp(-c[:, None] * z[None]) / quality[None]
     one = 1 / quality
     a, b = solve(one @ one, x @ one, (x * x).sum(axis=1), one.sum(), x.sum(axis=1), a)
-    # Summed as such: differences of moments would leave half of the digits.
+    # The residuals are summed directly: as a difference of moments they would lose half the digits.
     residuals = 1 - a[:, None] * one[None] - b[:, None] * x
     return (residuals**2).sum(axis=1), a, b
 
 
 def solve(s_11, s_1x, s_xx, t_1, t_x, a=None):
-    """a and b >= 0 of least squares, by the sums of w^2, w^2 x, (w x)^2, w and w x; w = 1 / q.
+    """Solves the weighted least squares for a and b >= 0, from their sums; w = 1 / q.
 
-    Without a given a, the best one. Not both would be negative, as quality is positive.
+    Args: s_11, s_1x, s_xx, t_1, t_x: sums of w^2, w^2 x, (w x)^2, w and w x.   a: a fixed value, or
+      None for the best one, which is also >= 0.
     """
     if a is not None:
         return np.full_like(t_x, a), np.maximum(t_x - a * s_1x, 0) / s_xx
-    determinant = np.maximum(s_11 * s_xx - s_1x**2, 1e-300)  # of one point far from all others
+    determinant = np.maximum(s_11 * s_xx - s_1x**2, 1e-300)  # 0 if one point is far from all others
     a, b = (s_xx * t_1 - s_1x * t_x) / determinant, (s_11 * t_x - s_1x * t_1) / determinant
+    # If one is negative, it is set to 0 and the other is fitted alone. Both cannot be negative,
+    # because quality is positive.
     only_a, only_b = b < 0, a < 0
     a, b = np.where(only_b, 0, a), np.where(only_b, t_x / s_xx, b)
     return np.where(only_a, t_1 / s_11, a), np.where(only_a, 0, b)

@@ -1,7 +1,7 @@
-"""The page of a study: a template's prose around tables, fits, figures and cost.
+"""The page of a study: a template that is filled with tables, fits, figures and cost.
 
-A template takes the fields of `fields` in braces, so that no number of the prose is typed. It is as
-for str.format, but without attributes; a width has at most three digits.
+A template names the fields of `fields` in braces, so that no number is typed by hand. The syntax is
+that of str.format without attributes; a width has at most three digits.
 """
 
 import collections
@@ -16,8 +16,8 @@ from dit_jax.errors import UserError
 from dit_jax.system import forms, json_files
 from experiments.scaling.fits import contrasts, fit, selection, summary, table
 
-MOST_PAGE_BYTES = 16 * 2**20  # of a template; and characters of the page
-COST = {  # as `collect.cost` returns it
+MOST_PAGE_BYTES = 16 * 2**20  # bytes of a template; also characters of the filled page
+COST = {  # keys that `collect.cost` returns, and checks of their values
     "cells": forms.is_count,
     "hours": forms.is_number,
     "devices": forms.list_of(forms.is_text),
@@ -27,19 +27,24 @@ COST = {  # as `collect.cost` returns it
 def fields(
     table_path: pathlib.Path, qualities: list[str], out: pathlib.Path, named: set[str]
 ) -> dict:
-    """What a template may name.
+    """Returns the fields that a template may name.
 
-    Args: named, by the template: fits are made of these qualities alone.
-    Returns: table, at the last step; figures, all that lie in figures/ beside the table, linked
-      from the page `out`; cost, of the table's .cost.json; rows, cells, models, seeds and steps;
-      range, largest gmacs over smallest; of each quality its fits, `fit.study`, and under
-      '<quality>_summary' their text, under '<quality>_networks' that of `contrasts.networks`; of
-      each model at the last step `at[model][quality]`.
+    Args: out, path of the page.   named, the names in the template: only their fits are made.
+    Returns:
+      table: the models at the last step.
+      figures: links from the page to all figures in figures/ beside the table, by name.
+      cost: text, from the table's .cost.json.
+      rows, cells, models, seeds: their numbers.   steps: text.
+      range: the largest gmacs over the smallest.
+      at: {model: row at the last step}, as `at_last_step`.
+      <quality>: `fit.study`.   <quality>_summary: the same as text.
+      <quality>_networks: `contrasts.networks` as text.
     Raises: FileNotFoundError; ValueError as `fit.study` and `contrasts.networks`.
     """
     rows = table.read(table_path)
     shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
     at = at_last_step(rows, shown)
+    # Only fits that the template names: a table of several networks has none and would raise.
     fits = {name: fit.study(rows, name) for name in shown if {name, f"{name}_summary"} & named}
     gmacs = [row["gmacs"] for row in rows]
     return {
@@ -54,7 +59,7 @@ def fields(
         "range": max(gmacs) / min(gmacs),
         "at": at,
         **fits,
-        **{f"{name}_summary": _verbatim(summary.of(found)) for name, found in fits.items()},
+        **{f"{name}_summary": _verbatim(summary.of(result)) for name, result in fits.items()},
         **{
             f"{name}_networks": _verbatim(summary.of_networks(contrasts.networks(rows, name), name))
             for name in shown
@@ -64,43 +69,49 @@ def fields(
 
 
 def _verbatim(text):
+    """Returns a Markdown code block."""
     return f"```\n{text}\n```"
 
 
 def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
-    """By model, of the least gmacs first: its row's values, the seeds' mean and deviation.
+    """Returns {model: row} at the last step, the model with the least gmacs first.
 
-    A model bears in its name what else differs in the table: 'M/1 in-context learning_rate=0.001'.
+    Each quality is the mean over seeds. <quality>_std is the standard deviation between seeds, if
+    there are several. A model's name has all other settings that differ in the table:
+    'M/1 in-context learning_rate=0.001'.
     """
     rows = selection.at_step(rows, selection.last_step(rows))
     other = ["learning_rate", "batch_size", *(name for name in rows[0] if "." in name)]
     other = [name for name in other if len({row[name] for row in rows}) > 1]
-    of_models = collections.defaultdict(list)
+    models = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row["gmacs"]):
-        of_models[selection.model_of(row)].append(row)
-    found = {}
-    for alike in of_models.values():
+        models[selection.model_of(row)].append(row)
+    results = {}
+    for alike in models.values():
         row = alike[0]
         parts = [row["model"]]
         parts += [row["block"]] if row["block"] not in ("adaLN-Zero", None) else []
         name = " ".join([*parts, *(f"{n.rpartition('.')[2]}={row[n]}" for n in other)])
-        if name in found:  # sizes of one name in tables joined by hand
+        if name in results:  # tables joined by hand may use one name for two sizes
             name += f" {row['hidden_size']}x{row['depth']}"
-        found[name] = dict(row, seeds=len(alike))
+        results[name] = dict(row, seeds=len(alike))
         for quality in qualities:
             values = [row[quality] for row in alike]
-            found[name][quality] = float(np.mean(values))
+            results[name][quality] = float(np.mean(values))
             if len(values) > 1:
-                found[name][f"{quality}_std"] = float(np.std(values, ddof=1))
-    return found
+                results[name][f"{quality}_std"] = float(np.std(values, ddof=1))
+    return results
 
 
 def model_table(at: dict[str, dict], qualities: list[str]) -> str:
-    """Markdown: a row for each model, each quality with its deviation between seeds."""
+    """Returns a Markdown table with a row per model; qualities have the deviation between seeds.
+
+    Args: at, as `at_last_step` returns it.
+    """
     names = ["model", "hidden", "depth", "tokens", "params", "gmacs", *qualities]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, row in at.items():
-        sizes = (row["hidden_size"], row["depth"], row["tokens"])  # None of a UNet
+        sizes = (row["hidden_size"], row["depth"], row["tokens"])  # None for a UNet
         cells = [name, *("" if size is None else size for size in sizes)]
         cells += [f"{row['params']:,}", f"{row['gmacs']:.3g}"]
         for quality in qualities:
@@ -112,7 +123,7 @@ def model_table(at: dict[str, dict], qualities: list[str]) -> str:
 
 
 def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
-    """Markdown of each PNG by its name, relative to the page."""
+    """Returns {name: Markdown image} of all PNGs of a directory, relative to the page."""
     return {
         path.stem: f"![{path.stem}]({os.path.relpath(path, page_directory)})"
         for path in sorted(directory.glob("*.png"))
@@ -120,18 +131,25 @@ def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[s
 
 
 def cost(path: pathlib.Path) -> str:
-    """'12 cells, 1.5 hours added up, each on 1 x cpu', or that it is not known."""
+    """Returns '12 cells, 1.5 hours added up, each on 1 x cpu', or 'not measured' without a file.
+
+    Raises: ValueError for a damaged file.
+    """
     if not path.is_file():
         return "not measured"
-    found = json_files.read_json(path, "the cost of a sweep")
-    if not isinstance(found, dict) or forms.wrong_keys(found, COST):
+    total = json_files.read_json(path, "the cost of a sweep")
+    if not isinstance(total, dict) or forms.wrong_keys(total, COST):
         raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
-    devices = " or ".join(found["devices"])
-    return f"{found['cells']} cells, {found['hours']:.1f} hours added up, each on {devices}"
+    devices = " or ".join(total["devices"])
+    return f"{total['cells']} cells, {total['hours']:.1f} hours added up, each on {devices}"
 
 
 class _Formatter(string.Formatter):
-    """Fills a template that a stranger may have written: no attributes, in bounded memory."""
+    """A formatter for templates that a stranger may have written.
+
+    Attributes could reach any object of the program, and huge widths could fill the memory, so both
+    are refused.
+    """
 
     def __init__(self):
         self._free = MOST_PAGE_BYTES
@@ -152,17 +170,17 @@ class _Formatter(string.Formatter):
 
 
 def fill(template: str, values: dict) -> str:
-    """A template with the values in place of their names in braces.
+    """Returns a template with the values in place of their names in braces.
 
-    Raises: KeyError, IndexError, TypeError or ValueError for what cannot be filled.
+    Raises: KeyError, IndexError, TypeError or ValueError for a field that cannot be filled.
     """
     return _Formatter().vformat(template, (), values)
 
 
 def read_page(path: pathlib.Path) -> tuple[str, set[str]]:
-    """A template, and the names of the values that it takes.
+    """Reads a template; returns its text and the names of the fields in it.
 
-    Raises: OSError; ValueError for one that is too large, not in UTF-8, or no template.
+    Raises: OSError; ValueError for a file that is too large, not in UTF-8, or not a template.
     """
     contents = json_files.read_bytes(path, MOST_PAGE_BYTES + 1)
     if len(contents) > MOST_PAGE_BYTES:

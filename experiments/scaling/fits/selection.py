@@ -1,4 +1,4 @@
-"""The rows of a table as models, each with its seeds and steps, and whether they compare."""
+"""Selection of a table's rows: by model, with its seeds and steps, and comparable to each other."""
 
 import collections
 
@@ -6,31 +6,32 @@ import numpy as np
 
 from dit_jax.errors import UserError
 
-# Runs that have these in common are of one model: they differ by their seed.
+# Runs with equal values in these columns are of one model and differ in their seed.
 MODEL = ("network", "block", "depth", "hidden_size", "num_heads", "patch_size", "params")
 MODEL += ("learning_rate", "batch_size")
-# What a measure of samples depends on besides the weights.
+# Settings, besides the weights, on which measures of samples depend.
 SAMPLING = ("sampler", "sampling_steps", "cfg_scale", "num", "extractor", "reference")
-HELD_OUT = ("eval_draws",)  # and a held-out loss
-LOSSES = ("eval_",)  # names of held-out losses begin so
+HELD_OUT = ("eval_draws",)  # the settings on which held-out losses depend
+LOSSES = ("eval_",)  # prefix of the names of held-out losses
 RANGE = (1e-30, 1e30)  # of a quality: beyond it squares and ratios overflow
+# Prefixes of qualities for which higher is better.
 HIGHER = ("label_accuracy", "inception_score", "precision", "recall", "density", "coverage")
 
 
 def model_of(row: dict) -> tuple:
-    """What two rows have in common that differ in nothing but seed and step.
+    """Returns a row's model as a key: equal for rows that differ in nothing but seed and step.
 
-    That are also the sweep's other axes, columns such as 'optim.weight_decay'.
+    The key includes the other axes of a sweep, which are columns such as 'optim.weight_decay'.
     """
     axes = sorted(name for name in row if "." in name)
     return (*(row.get(name) for name in MODEL), *((name, row[name]) for name in axes))
 
 
 def measured(rows: list[dict], quality: str) -> list[dict]:
-    """The `comparable` rows, of a loss or a distance that can be fitted.
+    """Returns the `comparable` rows with a quality that can be fitted, a loss or a distance.
 
-    Raises: ValueError as `comparable`; for a quality of which more is better, or that is not
-      in RANGE.
+    Raises: ValueError as `comparable`; ValueError for a quality for which higher is better, or
+      with values outside RANGE.
     """
     if quality.startswith(HIGHER):
         raise UserError(f"of {quality} more is better: the fits are of losses and distances.")
@@ -44,34 +45,36 @@ def measured(rows: list[dict], quality: str) -> list[dict]:
 
 
 def comparable(rows: list[dict], quality: str, across: tuple[str, ...] = ()) -> list[dict]:
-    """The rows that have the quality, each run and step once, if they can be compared.
+    """Returns the rows that have the quality, each run and step once, if they can be compared.
 
-    Args: across, 'network' or 'block', where these are what is compared.
-    Raises: ValueError if there are none; for rows of several samplers, references, networks, blocks
-      or batch sizes, or of one model's several learning rates; for two values at one step of a run.
+    Args: across, columns that may differ because they are compared: 'network', 'block'.
+    Raises: ValueError if no row has the quality; if rows differ in sampler, reference, network,
+      block or batch size; if a model has several learning rates; if a step of a run has two values.
     """
     kept = [row for row in rows if row.get(quality) is not None]
     if not kept:
         numbers = collections.Counter(
             name for row in rows for name in row if _is_quality(row, name)
         )
-        there = ", ".join(f"{name} in {count}" for name, count in numbers.items())
-        raise UserError(f"none of {len(rows)} rows has {quality!r}; there is {there or 'none'}.")
+        known = ", ".join(f"{name} in {count}" for name, count in numbers.items())
+        raise UserError(f"none of {len(rows)} rows has {quality!r}; there is {known or 'none'}.")
     alike = ("network", "block", "batch_size")
     alike += HELD_OUT if quality.startswith(LOSSES) else SAMPLING
     for name in alike:
         if name not in across:
             _check_one(kept, name, quality)
+    # Learning rates may differ between models, but not within one.
     rates = collections.defaultdict(list)
     for row in kept:
         rates[model_of({**row, "learning_rate": None})].append(row)
     for several in rates.values():
         _check_one(several, "learning_rate", quality)
+    # A table that was joined from several may have a run twice.
     runs = {}
     for row in kept:
         key = (*model_of(row), row.get("seed"), row["step"])
         first = runs.setdefault(key, row)
-        if first is not row and first[quality] != row[quality]:  # nan is not itself
+        if first is not row and first[quality] != row[quality]:  # nan does not equal itself
             raise UserError(
                 f"{quality} is {first[quality]} and {row[quality]} in two rows of one run: "
                 f"{first['cell']} and {row['cell']} at step {row['step']}."
@@ -80,24 +83,27 @@ def comparable(rows: list[dict], quality: str, across: tuple[str, ...] = ()) -> 
 
 
 def _is_quality(row, name):
+    """Returns whether a row has a value in a column with a quality's name."""
     starts = ("eval_", "fid", "sfid", "kid", "fd_")
     return name.startswith(starts) and row[name] is not None
 
 
 def _check_one(rows, name, quality):
+    """Raises: ValueError unless all rows have the same value in a column."""
     counts = collections.Counter(row.get(name) for row in rows)
     if len(counts) > 1:
-        found = ", ".join(f"{value} in {count} rows" for value, count in counts.items())
+        values = ", ".join(f"{value} in {count} rows" for value, count in counts.items())
         raise UserError(
-            f"{quality} cannot be compared across {name}: {found}. Keep the rows of one, such as "
+            f"{quality} cannot be compared across {name}: {values}. Keep the rows of one, such as "
             f"--where {name}={next(iter(counts))}."
         )
 
 
 def average(rows: list[dict], quality: str) -> list[dict]:
-    """One row for each model and step, its quality the mean over seeds; by model, then step.
+    """Returns a row for each model and step with the quality's mean over seeds.
 
-    A step counts where as many of the model's seeds have got to as to any.
+    The rows are ordered by model, then step. A model's step is left out if fewer seeds have reached
+    it than some other step: means of different seeds do not compare.
     """
     models = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
@@ -111,14 +117,14 @@ def average(rows: list[dict], quality: str) -> list[dict]:
 
 
 def last_step(rows: list[dict]) -> int:
-    """The largest of the steps that most models have got to."""
+    """Returns the step that most models have reached; the largest of several."""
     models = collections.defaultdict(set)
     for row in rows:
         models[row["step"]].add(model_of(row))
     most = max(map(len, models.values()))
-    return max(step for step, found in models.items() if len(found) == most)
+    return max(step for step, reached in models.items() if len(reached) == most)
 
 
 def at_step(rows: list[dict], step: int) -> list[dict]:
-    """The rows of one step."""
+    """Returns the rows of one step."""
     return [row for row in rows if row["step"] == step]

@@ -1,21 +1,22 @@
-"""The fits of a study as lines for people."""
+"""The fits of a study as readable text."""
 
 import itertools
 
 from dit_jax.evaluation import plot_style
 
-REACHES = 1, 2, 4, 8, 16  # times the gmacs of the largest model fitted
-TOLD_APART = 2  # deviations from which on of two models one is called better
+REACHES = 1, 2, 4, 8, 16  # bins of gmacs / gmacs of the largest model in the fit
+TOLD_APART = 2  # least difference, in standard deviations, at which one model is called better
 
 
 def of(result: dict) -> str:
-    """What `fit.study` returns, as text."""
+    """Returns the result of `fit.study` as text."""
     q = result["quality"]
     lines = [
         f"{q}: {result['rows']} rows, {result['models']} models, {result['seeds']} seeds, "
         f"steps {', '.join(f'{step:,}' for step in result['steps'])}. Intervals are of "
         f"{result['level']:.0%}, over models."
     ]
+    # Fits that failed come last, with their reasons.
     left_out = []
     for name, (title, text) in PARTS.items():
         fit = result[name]
@@ -29,15 +30,19 @@ def of(result: dict) -> str:
 
 
 def of_networks(found: dict, quality: str) -> str:
-    """What `contrasts.networks` returns, as text."""
+    """Returns the result of `contrasts.networks` as text."""
     return "\n".join(_pairs(found, quality))
 
 
 def _interval(interval, digits=3):
+    """Returns '0.1 to 0.2'; an end that was not found is '?'."""
     if interval is None or tuple(interval) == (None, None):
         return "no interval"
     low, high = ("?" if end is None else f"{end:.{digits}g}" for end in interval)
     return f"{low} to {high}"
+
+
+# A function of PARTS takes a fit's result and the quality's name, and yields lines of text.
 
 
 def _line(fit, q):
@@ -74,6 +79,7 @@ def _largest(fit, q):
 
 
 def _rolling(fit, q):
+    # Errors grow with the distance beyond the models in the fit, so they are shown by distance.
     edges = [*REACHES, float("inf")]
     for low, high in itertools.pairwise(edges):
         errors = [p["relative_error"] for p in fit["predictions"] if low < p["reach"] <= high]
@@ -103,12 +109,12 @@ def _iso_flop(fit, q):
             yield f"{best}; optimum {at['gmacs']:.3g} gmacs, {at['params']:.3g} parameters"
         else:
             yield f"{best}; no optimum between the models"
-    for found in fit["exponents"]:
-        seeds = ", ".join(f"{one:.3f}" for one in found["by_seed"]) or "none"
+    for exponent in fit["exponents"]:
+        seeds = ", ".join(f"{one:.3f}" for one in exponent["by_seed"]) or "none"
         yield (
-            f"{_tokens(found)}, {found['optima']} optima: optimal gmacs ~ "
-            f"compute^{found['gmacs']:.3f} (of each seed: {seeds}), parameters ~ "
-            f"compute^{found['params']:.3f}"
+            f"{_tokens(exponent)}, {exponent['optima']} optima: optimal gmacs ~ "
+            f"compute^{exponent['gmacs']:.3f} (of each seed: {seeds}), parameters ~ "
+            f"compute^{exponent['params']:.3f}"
         )
     if not fit["exponents"]:
         yield "fewer than 3 optima: no exponent"
@@ -125,30 +131,31 @@ def _slopes(fit, q):
 
 
 def _pairs(fit, q):
-    noise = ", ".join(f"{_tokens(of)} {of['deviation']:.2%}" for of in fit["noise"])
+    noise = ", ".join(f"{_tokens(one)} {one['deviation']:.2%}" for one in fit["noise"])
     yield f"at step {fit['step']:,}; deviation between seeds: {noise or 'not known'}"
-    for found in fit["pairs"]:
-        a, b = found["pair"]
-        sigma = found["deviations"]
-        better = f"{found['better']} is better"
+    for pair in fit["pairs"]:
+        a, b = pair["pair"]
+        sigma = pair["deviations"]
+        better = f"{pair['better']} is better"
         if sigma is not None:
             apart = abs(sigma) >= TOLD_APART
             better = f"{better if apart else 'not told apart'}, {abs(sigma):.1f} deviations"
         both = f"{_model(a)} {a[q]:.4g}, {_model(b)} {b[q]:.4g}"
-        yield f"{both}, at {found['ratio']:.2f} x the {fit['cost']}: {better}"
+        yield f"{both}, at {pair['ratio']:.2f} x the {fit['cost']}: {better}"
 
 
 def _model(row):
-    """Its name, and what it is built of if it is a DiT."""
-    of_dit = f" (depth {row['depth']}, {_tokens(row)})" if row["tokens"] else ""
-    return f"{row['model']}{of_dit}"
+    """Returns a model's name; for a DiT, with its depth and tokens."""
+    sizes = f" (depth {row['depth']}, {_tokens(row)})" if row["tokens"] else ""
+    return f"{row['model']}{sizes}"
 
 
 def _tokens(found):
+    """Returns '4 tokens', or 'UNets' without tokens."""
     return plot_style.count("token", found["tokens"]) if found["tokens"] else "UNets"
 
 
-# The parts of a study in their order: a title, and what gives its lines.
+# The parts of a study in their order, as keys of `fit.study`: (title, function).
 PARTS = {
     "line": ("Against compute of a pass", _line),
     "law": ("Power law of models at equal steps", _law),

@@ -2,18 +2,19 @@
 
 | column | |
 |---|---|
-| cell, grid | the run's name in its sweep, and which of the sweep's grids it is of |
+| cell, grid | names of the run and of its grid in the sweep |
 | model, size, patch_size | 'S/2' is size 'S' with patch size 2 |
-| network | dit or unet, of which the next columns and patch_size and tokens are empty |
+| network | dit or unet; a unet has empty block, depth, hidden_size, num_heads, patch_size, tokens |
 | block, depth, hidden_size, num_heads | of `config.model` |
-| tokens, params, gmacs | `dit_jax.flops`: patches of an image, multiply-adds of one pass in 1e9 |
+| tokens, params, gmacs | as in `dit_jax.flops`; gmacs are 1e9 multiply-adds of a forward pass |
 | seed, learning_rate, batch_size | of the run |
-| optim.weight_decay, ... | other axes of the sweep, by their keys |
-| step, images_seen, train_gflops | how far it is; 6 gmacs images_seen |
-| eval_loss, eval_mse, ... | of held-out images, by the EMA weights, eval_draws times |
-| fd_pixels, label_accuracy, fid, ... | of samples, as `dit_jax.evaluate` names them |
-| sampler, sampling_steps, cfg_scale, num | how they were drawn, and how many |
-| extractor, reference, device, jax, git_revision | by what, against what, on what, by which code |
+| optim.weight_decay, ... | other axes of the sweep; a column has the key's name |
+| step, images_seen, train_gflops | progress of training; train_gflops = 6 gmacs images_seen |
+| eval_loss, eval_mse, ... | on held-out images with the EMA weights; eval_draws draws per image |
+| fd_pixels, label_accuracy, fid, ... | measures of samples, as in `dit_jax.evaluate` |
+| sampler, sampling_steps, cfg_scale, num | settings and number of the samples |
+| extractor, reference | feature extractor of the measures, and the images compared with |
+| device, jax, git_revision | device, version of JAX and code revision |
 """
 
 import csv
@@ -24,20 +25,20 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
-TEXT += ("device", "jax", "git_revision")  # all else are numbers, but for a sweep's other axes
+TEXT += ("device", "jax", "git_revision")  # other columns have numbers, but for a sweep's axes
 REQUIRED = ("cell", "model", "patch_size", "block", "depth", "hidden_size", "tokens", "params")
 REQUIRED += ("gmacs", "seed", "batch_size", "step", "train_gflops")
-NEEDED = ("params", "gmacs", "batch_size", "step", "train_gflops")  # in no row empty
+NEEDED = ("params", "gmacs", "batch_size", "step", "train_gflops")  # columns without empty cells
 POSITIVE = (*NEEDED, "patch_size", "depth", "hidden_size", "num_heads", "tokens", "images_seen")
-MOST = 1e30  # of these; beyond it, powers and squares of them overflow
+MOST = 1e30  # limit of POSITIVE columns; beyond it, powers and squares overflow
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The rows: text, int or float; None where a cell is empty.
+    """Reads the rows of a table. Values are text, int or float; None if a cell is empty.
 
-    Raises: FileNotFoundError; ValueError for a table without columns that all need, or with two of
-      one name; and, with the line, for a number that is none or out of range, or more cells or
-      fewer than columns.
+    Raises: FileNotFoundError; ValueError for a table without a column of REQUIRED, or with two
+      columns of one name. ValueError with the line for an invalid number, one out of range, or
+      another number of cells than of columns.
     """
     if not path.is_file():
         raise MissingFileError(f"no table {path}: python -m experiments.scaling.collect makes it.")
@@ -56,7 +57,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
-    """All rows, with the names of all of them as columns in the order of their first use."""
+    """Writes all rows; the columns are all keys of rows, in the order of their first use."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     lines = csv.DictWriter(text, names, lineterminator="\n")
@@ -67,6 +68,8 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
 
 
 def _row(line, place):
+    """Returns a line's values.   Raises: ValueError with the place; see `read`."""
+    # csv.DictReader uses None as the key of surplus cells and as the value of missing ones.
     if None in line or None in line.values():
         raise UserError(f"{place}: more cells or fewer than there are columns.")
     row = {name: _value(name, text, place) for name, text in line.items()}
@@ -79,11 +82,12 @@ def _row(line, place):
 
 
 def _value(name, text, place):
+    """Returns the value of a cell.   Raises: ValueError with the place for an invalid number."""
     if name in TEXT or not text:
         return text or None
     try:
         return int(text) if text.lstrip("-").isdecimal() else float(text)
     except ValueError:
-        if "." in name:
+        if "." in name:  # an axis of the sweep may have text
             return text
         raise UserError(f"{place}: {name}={text!r} is no number.") from None
