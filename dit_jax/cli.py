@@ -29,7 +29,7 @@ logger = logging.getLogger("dit_jax")
 FLAGS = flags.FLAGS
 # Faults of a disk or a machine, not of the command. Once the fault is repaired, the same command
 # continues the work.
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
+REPAIRABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
 # JAX settings that seeds and checkpoints depend on: with other values the same seed draws other
 # numbers.
 SETTINGS = {
@@ -38,11 +38,11 @@ SETTINGS = {
     "jax_random_seed_offset": 0,
     "jax_enable_x64": False,
 }
-FOR_THE_USER = (UserError, UserFileError, FloatingPointError)
-OF_PROJECT = ("configs", "experiments")  # the other packages that installing dit_jax adds
-TOGETHER = 10.0  # seconds that a failed process waits for the others to shut down with it
+USER_ERRORS = (UserError, UserFileError, FloatingPointError)
+PROJECT_PACKAGES = ("configs", "experiments")  # the other packages that installing dit_jax adds
+SHUTDOWN_SECONDS = 10.0  # seconds that a failed process waits for the others to shut down with it
 # What to do when memory runs out.
-SMALLER = (
+OUT_OF_MEMORY_ADVICE = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
     "devices."
 )
@@ -203,7 +203,7 @@ def _leave(error):
     leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     leaving.start()
     # If all processes fail with the same error, they shut down together and in order.
-    leaving.join(TOGETHER)
+    leaving.join(SHUTDOWN_SECONDS)
     if leaving.is_alive():
         stopping.end(1)
     sys.exit(1)
@@ -242,7 +242,7 @@ def _parse(argv, positionals):
 def _explain_errors(start, words, kept, passing_status=1):
     """Calls start(words); an error that is for the user ends the command with its message.
 
-    Args: kept, as in `run`.   passing_status, the exit status after an error that `is_passing`.
+    Args: kept, as in `run`.   passing_status, the exit status after an error that `is_repairable`.
     """
     try:
         start(words)
@@ -253,25 +253,25 @@ def _explain_errors(start, words, kept, passing_status=1):
         # XLA's messages may have many lines; the first one is enough.
         first = (str(error).splitlines() or [""])[0]
         if exhausted:
-            _fail(f"out of memory: {first}\n{SMALLER} {TRACEBACK}")
+            _fail(f"out of memory: {first}\n{OUT_OF_MEMORY_ADVICE} {TRACEBACK}")
         message = f"{first}\nAnother process may have ended first: see its output. {TRACEBACK}"
-        _fail(message + _way_on(kept()))
+        _fail(message + _resume_hint(kept()))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        if FLAGS.traceback or not _is_for_the_user(error):
+        if FLAGS.traceback or not _is_user_error(error):
             raise
         message = _message(error)
         # `terminal.Stream` gives its errors this name; then only printed text is lost.
         if getattr(error, "filename", None) == "<stdout>":
             text = "what the command has written to files is kept"
         else:
-            # `stopping.telling` attaches `kept` to the errors that are raised inside it.
-            text = kept() if is_passing(error) else getattr(error, "kept", str)()
-        if text or _is_lost(error):
-            message += _way_on(text)
-        _fail(message, passing_status if is_passing(error) else 1)
+            # `stopping.attach_kept_message` gives `kept` to the errors that are raised inside it.
+            text = kept() if is_repairable(error) else getattr(error, "kept", str)()
+        if text or _has_lost_directory(error):
+            message += _resume_hint(text)
+        _fail(message, passing_status if is_repairable(error) else 1)
 
 
-def _way_on(kept):
+def _resume_hint(kept):
     """Returns the lines that say what is kept, if anything, and which command continues."""
     sentence = f"\n{kept[0].upper()}{kept[1:]}." if kept else ""
     return f"{sentence} To go on, run: {_command()}"
@@ -321,32 +321,32 @@ def _shorten(name):
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
 
 
-def _is_of_a_file(error):
-    """Returns whether an operating system error names a file, or is in PASSING."""
+def _is_file_error(error):
+    """Returns whether an operating system error names a file, or is in REPAIRABLE_ERRNOS."""
     has_number = isinstance(error, OSError) and error.errno is not None
     has_name = isinstance(error, FileNotFoundError) or getattr(error, "filename", None) is not None
-    return has_number and (has_name or error.errno in PASSING)
+    return has_number and (has_name or error.errno in REPAIRABLE_ERRNOS)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Returns whether an error is due to a full disk or another fault in PASSING."""
+def is_repairable(error: BaseException) -> bool:
+    """Returns whether an error is due to a full disk or another fault in REPAIRABLE_ERRNOS."""
     # Libraries wrap the operating system's errors, which leaves only their text.
     text = str(error)
-    return any(os.strerror(number) in text for number in PASSING)
+    return any(os.strerror(number) in text for number in REPAIRABLE_ERRNOS)
 
 
-def _is_lost(error):
+def _has_lost_directory(error):
     """Returns whether an error, or one of its causes, is a `files.LostError`."""
     while error and not isinstance(error, files.LostError):
         error = error.__cause__
     return error is not None
 
 
-def _is_for_the_user(error):
+def _is_user_error(error):
     """Returns whether an error's message says what the user must do; a bug's message does not."""
     if isinstance(error, ModuleNotFoundError):
-        return error.name in OF_PROJECT
-    return isinstance(error, FOR_THE_USER) or _is_of_a_file(error)
+        return error.name in PROJECT_PACKAGES
+    return isinstance(error, USER_ERRORS) or _is_file_error(error)
 
 
 def _start_log():

@@ -34,7 +34,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
       stopping.Stopped after SIGTERM or Ctrl-C, once the step is saved.
     """
     # Output in the run's own image folder would become images of the next run.
-    sources.check_outside(config, workdir)
+    sources.check_outside_images(config, workdir)
     directory = files.Directory(workdir) if workdir.is_dir() else None
     # The data and the frozen networks complete the config, so the program is made after them.
     train_source = latents.open_split(config, "train")
@@ -114,7 +114,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         )
         # An error in the loop then tells what is saved.
         same_data = "a run goes on with the data that it began with"
-        stack.enter_context(stopping.telling(lambda: f"{_tell(workdir)}; {same_data}"))
+        stack.enter_context(
+            stopping.attach_kept_message(lambda: f"{_describe_kept(workdir)}; {same_data}")
+        )
         # The host runs ahead of the devices: it dispatches steps, and fetches their scalars later.
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
@@ -189,7 +191,7 @@ def log_summary(program: programs.Program, class_names: Sequence[str] | None = N
     )
 
 
-def _tell(workdir):
+def _describe_kept(workdir):
     """Returns what is kept of a run, in words for a message."""
     steps = workdirs.saved_steps(workdir)
     return f"step {steps[-1]} is kept in {workdir}" if steps else "no step is saved yet"
@@ -202,4 +204,4 @@ def main(_):
 if __name__ == "__main__":
     cli.define_config()
     cli.define_path("workdir", None, "Directory of this run.", required=True)
-    cli.run(main, kept=lambda: _tell(FLAGS.workdir), saves=True)
+    cli.run(main, kept=lambda: _describe_kept(FLAGS.workdir), saves=True)

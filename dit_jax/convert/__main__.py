@@ -362,7 +362,7 @@ def export_dit(
     config = workdirs.load_config(workdir)
     if config.model.name != "dit":
         raise UserError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
-    workdirs.check_draws(workdir, config)
+    workdirs.check_draws_images(workdir, config)
     dit.check_block(config.model)  # before reading the parameters, which takes longer
     config.model.attention = "auto"  # this machine may lack the run's kind of device
     device_sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -61,7 +61,7 @@ def to_params(
     """
     published = published_shapes(model_config)
 
-    def to_ours(path, array):
+    def to_parameter(path, array):
         part = path.split("/")[-2]
         if part in ("to_q", "to_k", "to_v"):
             array = _part(array, "qkv".index(part[-1]), model_config, new_attention_order)
@@ -71,7 +71,7 @@ def to_params(
             return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
         return array
 
-    return arrays.to_params(found, arrays.parameter_shapes(model_config), published, to_ours)
+    return arrays.to_params(found, arrays.parameter_shapes(model_config), published, to_parameter)
 
 
 def published_shapes(model_config) -> dict[str, dict[str, arrays.Shape]]:

@@ -149,7 +149,7 @@ def to_params(
     found: Mapping[str, np.ndarray],
     shapes: Mapping[str, Shape],
     published: Mapping[str, Mapping[str, Shape]],
-    to_ours: Callable[[str, np.ndarray], np.ndarray],
+    to_parameter: Callable[[str, np.ndarray], np.ndarray],
 ) -> dict:
     """Returns the parameter tree, f32, made of exactly these published arrays.
 
@@ -158,14 +158,16 @@ def to_params(
       shapes: parameter path -> shape.
       published: parameter path -> {published name: shape}, with one name per block if it is
         stacked.
-      to_ours: (parameter path, published array) -> the array with its axes in the parameter's
+      to_parameter: (parameter path, published array) -> the array with its axes in the parameter's
         order.
     Raises: ValueError as `check`.
     """
     check(found, {name: shape for part in published.values() for name, shape in part.items()})
     params = {}
     for path, shape in shapes.items():
-        parts = [to_ours(path, np.asarray(found[name], np.float32)) for name in published[path]]
+        parts = [
+            to_parameter(path, np.asarray(found[name], np.float32)) for name in published[path]
+        ]
         # Blocks are stacked. For a single array the reshape removes the stack axis again.
         params[path] = np.ascontiguousarray(np.stack(parts).reshape(shape))
     return flax.traverse_util.unflatten_dict(params, sep="/")

@@ -49,7 +49,7 @@ def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
     Raises: FileNotFoundError; ValueError for a model of another kind or a wrong number of layers;
       as `fields.read`.
     """
-    path, _, config = _read_theirs(source)
+    path, _, config = _read_config_json(source)
     sizes = {key: config.get(name, default) for key, (name, default, _) in SIZES.items()}
     # All wrong fields are reported together, under the names that the file has for them.
     wrong = {SIZES[k][0]: v for k, v in sizes.items() if not fields.is_count(v, SIZES[k][2])}
@@ -84,7 +84,7 @@ def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
     """
     depth = read_config(source, skip_layers).depth
     skipped = tuple(f"encoder.layers.{depth + i}." for i in range(skip_layers))
-    _, kind, _ = _read_theirs(source)
+    _, kind, _ = _read_config_json(source)
     modules = tuple(name for name in CLASSES[kind] if name.endswith("."))
     return {
         name: array
@@ -141,10 +141,10 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     found = {name: array for name, array in found.items() if name != POSITION_IDS}
     shapes = arrays.parameter_shapes(model_config)
     published = {path: _published(path, shape) for path, shape in shapes.items()}
-    return arrays.to_params(found, shapes, published, _to_ours)
+    return arrays.to_params(found, shapes, published, _to_parameter)
 
 
-def _read_theirs(source):
+def _read_config_json(source):
     """Returns (path of config.json, class of the model, its fields for the text model)."""
     path = weights.directory(source) / "config.json"
     config = fields.read(
@@ -203,6 +203,6 @@ def _published(path, shape):
     return {name.format(i): shape for i in range(depth)}
 
 
-def _to_ours(path, array):
+def _to_parameter(path, array):
     """Returns one published array with its axes in the parameter's order."""
     return array.T if path.endswith("kernel") else array

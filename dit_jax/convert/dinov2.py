@@ -134,7 +134,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
         found["pos_embed"] = interpolate_positions(found["pos_embed"], dinov2.GRID_SIZE)
     shapes = arrays.parameter_shapes(model_config)
     published = {path: _official(path, shape) for path, shape in shapes.items()}
-    return arrays.to_params(found, shapes, published, _to_ours)
+    return arrays.to_params(found, shapes, published, _to_parameter)
 
 
 def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
@@ -179,7 +179,7 @@ def _official(path, shape):
     return {name.format(i): shape for i in range(depth)}
 
 
-def _to_ours(path, array):
+def _to_parameter(path, array):
     """Returns one official array with its axes in the parameter's order.
 
     `arrays.to_params` then reshapes it, which splits axes such as heads.

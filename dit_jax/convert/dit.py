@@ -44,7 +44,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     # The table is added to the expected arrays, so that `arrays.to_params` accepts it.
     table = position_table(model_config)
     shapes = arrays.parameter_shapes(model_config) | {"pos_embed": table.shape}
-    params = arrays.to_params(found, shapes, _published_by_path(model_config), _to_ours)
+    params = arrays.to_params(found, shapes, _published_by_path(model_config), _to_parameter)
     pos_embed = params.pop("pos_embed")
     if not np.allclose(pos_embed, table, atol=1e-5):
         difference = np.abs(pos_embed - table).max()
@@ -64,7 +64,7 @@ def to_published(params, model_config) -> dict[str, np.ndarray]:
         names = _published(path, array.shape, model_config)
         # The first axis of a stacked array is the blocks, each of which has a name of its own.
         for name, part in zip(names, array if path.startswith("blocks/") else [array], strict=True):
-            published[name] = _to_theirs(path, part, names[name])
+            published[name] = _to_published_layout(path, part, names[name])
     return published
 
 
@@ -197,7 +197,7 @@ def _axes(path, rank):
     return (1, 0) if path.endswith("kernel") else tuple(range(rank))
 
 
-def _to_ours(path, array):
+def _to_parameter(path, array):
     """Returns one published array with its axes in the parameter's order.
 
     `arrays.to_params` then reshapes it.
@@ -205,7 +205,7 @@ def _to_ours(path, array):
     return array.transpose(_axes(path, array.ndim))
 
 
-def _to_theirs(path, array, shape):
+def _to_published_layout(path, array, shape):
     """Returns a parameter, or one block's slice of it, in its published shape."""
     axes = _axes(path, len(shape))
     array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))

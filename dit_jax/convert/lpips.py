@@ -31,7 +31,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     published = {
         path: {_published_name(path): _published_shape(shape)} for path, shape in shapes.items()
     }
-    return arrays.to_params(found, shapes, published, _to_ours)
+    return arrays.to_params(found, shapes, published, _to_parameter)
 
 
 def _published_name(path):
@@ -51,6 +51,6 @@ def _published_shape(shape):
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
 
 
-def _to_ours(_, array):
+def _to_parameter(_, array):
     """Returns one published array with its axes in the parameter's order."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

@@ -104,7 +104,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
         path: {published_name(path): _published_shape(path, shape)}
         for path, shape in shapes.items()
     }
-    return arrays.to_params(_linear_projections(found), shapes, published, _to_ours)
+    return arrays.to_params(_linear_projections(found), shapes, published, _to_parameter)
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
@@ -165,7 +165,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             condition="context",
             num_classes=0,
             null_condition=True,
-            **unet.NO_TOKENS,  # nothing reads these with condition 'context'
+            **unet.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
             learn_sigma=config["out_channels"] != config["in_channels"],
             dtype="float32",
             attention="auto",
@@ -209,7 +209,7 @@ def _published_shape(path, shape):
     return (math.prod(shape),) if path.endswith("/bias") else shape
 
 
-def _to_ours(path, array):
+def _to_parameter(path, array):
     """Returns one published array with its axes in the parameter's order; `arrays` reshapes it."""
     if path.endswith("/kernel"):
         return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))

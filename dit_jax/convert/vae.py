@@ -73,7 +73,7 @@ def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
     published = {
         path: {_published_name(path): _published_shape(shape)} for path, shape in shapes.items()
     }
-    return arrays.to_params(found, shapes, published, _to_ours)
+    return arrays.to_params(found, shapes, published, _to_parameter)
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
@@ -162,7 +162,7 @@ def _published_shape(shape):
     return tuple(shape[i] for i in _AXES[len(shape)])
 
 
-def _to_ours(_, array):
+def _to_parameter(_, array):
     """Returns one published array with its axes in the parameter's order."""
     return array.transpose(np.argsort(_AXES[array.ndim]))
 

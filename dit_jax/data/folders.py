@@ -175,7 +175,7 @@ def open_set(path: pathlib.Path) -> Folder:
     return _folder(listed)
 
 
-def same_name(name: str) -> str:
+def normalize_class_name(name: str) -> str:
     """Returns a class name in Unicode's NFC form, in which class names are compared."""
     return unicodedata.normalize("NFC", name)
 
@@ -213,7 +213,7 @@ def _by_name(names, origin):
     """
     compared = {}
     for name in names:
-        if (first := compared.setdefault(same_name(name), name)) != name:
+        if (first := compared.setdefault(normalize_class_name(name), name)) != name:
             raise UserError(
                 f"{origin} has two folders of one name in two spellings of Unicode, "
                 f"{first!a} and {name!a}: rename one."

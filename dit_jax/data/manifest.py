@@ -127,5 +127,5 @@ def _check(value, form, optional, problem):
     """
     if not isinstance(value, dict):
         raise UserError(f"{problem}.")
-    if wrong := forms.wrong_keys(value, form, optional):
+    if wrong := forms.invalid_keys(value, form, optional):
         raise UserError(f"{problem}: {', '.join(wrong)}.")

@@ -199,7 +199,7 @@ def _open_folder(data, split, shape, annotations):
     return Source(folder, "image", shape, annotations, origin, class_names=folder.classes)
 
 
-def check_outside(config, directory: pathlib.Path) -> None:
+def check_outside_images(config, directory: pathlib.Path) -> None:
     """Raises if an output directory is inside a split of the config's image folder.
 
     The next command would read the files there as images and classes.

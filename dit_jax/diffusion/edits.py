@@ -83,11 +83,11 @@ class Inpaint(ImageToImage):
 class Interpolate(Edit):
     """Sampling between two images: interpolates their noise and mixes their predictions.
 
-    Arrays: other [B], numbers of the second images; cond_of_other, conditions of the second images;
+    Arrays: other [B], numbers of the second images; other_cond, conditions of the second images;
       share [B] in 0..1, the weight of the second image.
     """
 
-    names = ("other", "cond_of_other", "share")
+    names = ("other", "other_cond", "share")
 
     def noise(self, draw, index, arrays):
         # `interpolate` expects independent noise. If both images are the same one, their noise is
@@ -96,7 +96,7 @@ class Interpolate(Edit):
         return lambda i: interpolate(draw(i, index), draw(i, arrays["other"]), share)
 
     def predict(self, networks, cond, arrays):
-        pairs = zip(networks(cond), networks(arrays["cond_of_other"]), strict=True)
+        pairs = zip(networks(cond), networks(arrays["other_cond"]), strict=True)
         return [mix(first, second, arrays["share"]) for first, second in pairs]
 
 

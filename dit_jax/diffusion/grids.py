@@ -19,8 +19,8 @@ def build(
     times; 'karras', uniform in (sigma / alpha)^(1 / rho); or 'shifted', which maps uniform times by
     t -> shift t / (1 + (shift - 1) t).
     A chain rounds these times to its levels. Its 'uniform' takes `steps` of its levels, evenly
-    spaced, both ends included. A chain also has the kinds in OF_CHAIN, and counts such as 'a,b,c':
-    the number of levels in each of equal parts of the chain, the part next to data first.
+    spaced, both ends included. A chain also has the kinds in CHAIN_GRIDS, and counts such as
+    'a,b,c': the number of levels in each of equal parts of the chain, the part next to data first.
 
     Args: rho, the exponent of 'karras'.   shift, the factor of 'shifted'.
     Raises: ValueError for an unknown kind, rho or shift out of range, or less than 1 step. For a
@@ -32,7 +32,7 @@ def build(
     if not (0 < rho < np.inf and 0 < shift < np.inf):
         raise UserError(f"{rho=} and {shift=} of a grid must be positive, and finite.")
     if isinstance(process, DiscreteProcess):
-        return check(_of_chain(process, steps, kind, prediction, rho, shift))
+        return check(_make_chain_grid(process, steps, kind, prediction, rho, shift))
     if steps < 1:
         raise UserError(f"cannot take {steps} sampling steps; choose at least 1.")
     if kind not in GRIDS:
@@ -77,7 +77,7 @@ GRIDS: dict[str, Row] = {
 }
 
 
-def _of_chain(process, steps, kind, prediction, rho, shift):
+def _make_chain_grid(process, steps, kind, prediction, rho, shift):
     """Returns the grid of a chain, on its levels; arguments as `build`."""
     num_steps = process.num_steps
     if not 2 <= steps <= num_steps:
@@ -88,8 +88,8 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
     process.first_t(prediction)  # raises if the prediction does not determine x_0 there
     if kind == "uniform":
         index = _sections((steps,), num_steps)
-    elif kind in OF_CHAIN:
-        index = OF_CHAIN[kind](steps, num_steps)
+    elif kind in CHAIN_GRIDS:
+        index = CHAIN_GRIDS[kind](steps, num_steps)
         # Some of these grids leave out level 1. With too many steps they run past the end of the
         # chain, or take the same level in every step.
         if index[-1] >= num_steps or index[0] == index[-1]:
@@ -104,7 +104,7 @@ def _of_chain(process, steps, kind, prediction, rho, shift):
         return process.level(t) / num_steps
     else:
         raise UserError(
-            f"unknown grid {kind!r}; choose {', '.join([*GRIDS, *OF_CHAIN])}, or counts such as "
+            f"unknown grid {kind!r}; choose {', '.join([*GRIDS, *CHAIN_GRIDS])}, or counts such as "
             "100,50,50."
         )
     return np.append(process.time_of_index(index[::-1]), 0.0)
@@ -145,7 +145,7 @@ def _trailing(steps, num_steps):
 
 
 # Grids of a chain only. Each maps (steps, levels) to increasing indices of levels.
-OF_CHAIN = {
+CHAIN_GRIDS = {
     # Every n-th index, beginning with 0.
     "ddim": _strided,
     # Every n-th index, beginning with 1, n = levels // steps: the grid of Stable Diffusion.

@@ -98,8 +98,12 @@ def translate_labels(
     """
     if not class_names or not reference.class_names:
         return labels
-    numbers = {folders.same_name(name): i for i, name in enumerate(reference.class_names)}
-    translated = np.array([numbers.get(folders.same_name(name), -1) for name in class_names])
+    numbers = {
+        folders.normalize_class_name(name): i for i, name in enumerate(reference.class_names)
+    }
+    translated = np.array(
+        [numbers.get(folders.normalize_class_name(name), -1) for name in class_names]
+    )
     if missing := [n for n, i in zip(class_names, translated, strict=True) if i < 0]:
         logger.warning(
             "%s has no classes %s: label_accuracy counts samples of them as wrong.",

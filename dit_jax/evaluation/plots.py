@@ -20,11 +20,16 @@ from dit_jax.system import forms, json_files
 logger = logging.getLogger("dit_jax")
 
 # Values with one number for each model.
-OF_MODELS = ("gmacs", "params")
-OF_STEPS = ("step", "images_seen", "train_gflops", "seconds")  # one number for each checkpoint
+MODEL_COSTS = ("gmacs", "params")
+CHECKPOINT_COSTS = (
+    "step",
+    "images_seen",
+    "train_gflops",
+    "seconds",
+)  # one number for each checkpoint
 # Names with a logarithmic axis. A measure that begins as in DISTANCES gets one if its largest value
 # is more than SPAN times its smallest.
-LOG = ("steps", "num", "images_seen", "train_gflops", *OF_MODELS)
+LOG = ("steps", "num", "images_seen", "train_gflops", *MODEL_COSTS)
 DISTANCES, SPAN = ("fid", "sfid", "fd_"), 10
 # Values that the rows of a plot must share. Otherwise their distances measure different things.
 SAME = ("extractor.name", "extractor.dtype", "extractor.digest", "reference.digest", "num")
@@ -87,7 +92,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
         for i, row in enumerate(
-            json_files.read_json_lines(pathlib.Path(path), forms.wrong_in_row), 1
+            json_files.read_json_lines(pathlib.Path(path), forms.invalid_row_keys), 1
         )
     ]
 
@@ -217,14 +222,16 @@ def curves(rows: list[dict], x: str, y: str) -> list[Curve]:
     rows = list(kept.values())
     # Curves differ in the settings that vary between rows, except for those that vary along a curve
     # or between the seeds of a point.
-    same = {x, y, point_key, "seed", "num", *(["step"] if x in OF_STEPS else [])}
+    same = {x, y, point_key, "seed", "num", *(["step"] if x in CHECKPOINT_COSTS else [])}
     keys = dict.fromkeys(key for row in rows for key in _identity(row) if key not in same)
     varying = [
         key for key in keys if len({_frozen(i[key]) for i in map(_identity, rows) if key in i}) > 1
     ]
     # Rows that agree in all these settings, and in the key of the point, are seeds of one point.
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in sorted(rows, key=lambda row: _order(value(row, x if x in OF_MODELS else point_key))):
+    for row in sorted(
+        rows, key=lambda row: _order(value(row, x if x in MODEL_COSTS else point_key))
+    ):
         identity = _identity(row)
         key = tuple((name, _frozen(identity.get(name))) for name in varying)
         x_value = value(row, x)
@@ -317,7 +324,7 @@ def _point_key(rows, x):
 
     It is x, or the name whose value is written at each point.
     """
-    if x in OF_MODELS:
+    if x in MODEL_COSTS:
         return "workdir"
     # Of two measures plotted against each other, the guidance scale is what changes along the
     # curve.
@@ -326,7 +333,7 @@ def _point_key(rows, x):
 
 def _is_measure(rows, name):
     """Returns whether a name is a measure: a number in a row that is no cost and no setting."""
-    costs = (*OF_STEPS, *OF_MODELS, "img_per_s", "workdir")
+    costs = (*CHECKPOINT_COSTS, *MODEL_COSTS, "img_per_s", "workdir")
     return name not in costs and any(isinstance(row.get(name), int | float) for row in rows)
 
 
@@ -440,7 +447,7 @@ def _draw_curve(axes, i, curve, at, x):
     xs, ys = zip(*means, strict=True)
     xs = [plot_style.literal(name) if isinstance(name, str) else name for name in xs]
     # A line between words or models would suggest values in between.
-    joined = x not in OF_MODELS and not isinstance(xs[0], str)
+    joined = x not in MODEL_COSTS and not isinstance(xs[0], str)
     dash = (
         plot_style.DASHES[i // len(plot_style.COLORS) % len(plot_style.DASHES)]
         if joined

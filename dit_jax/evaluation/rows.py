@@ -71,7 +71,7 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
     """
     directory = path.with_suffix("")
     if not path.parent.is_dir():  # moved while the model was loaded: it is not created again
-        raise files.LostError.of(path.parent)
+        raise files.LostError.for_directory(path.parent)
     for target in (path, directory):
         if target.is_symlink():
             raise UserFileError(
@@ -82,7 +82,7 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
 
 def read(path: pathlib.Path) -> list[dict]:
     """Returns the rows of an evaluations.jsonl without damaged ones, which a warning counts."""
-    return json_files.read_json_lines(path, forms.wrong_in_row)
+    return json_files.read_json_lines(path, forms.invalid_row_keys)
 
 
 def find(path: pathlib.Path, row: dict) -> dict | None:
@@ -96,7 +96,7 @@ def find(path: pathlib.Path, row: dict) -> dict | None:
     if "-dirty" not in row["git_revision"]:
         rows = read(path)
         match = next((r for r in rows if row.items() <= r.items()), None)
-    return json.loads(sharding.from_first_process(json.dumps(match)))
+    return json.loads(sharding.broadcast_text(json.dumps(match)))
 
 
 def measures(row: dict) -> dict[str, float]:

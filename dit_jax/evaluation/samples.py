@@ -143,7 +143,7 @@ def _compared(extractor, reference, num):
       reference: None in all processes but the first.
     """
     sharding.in_every_process(lambda: reference and measures.check_counts(num, reference))
-    source = json.loads(sharding.from_first_process(json.dumps(reference and reference.source)))
+    source = json.loads(sharding.broadcast_text(json.dumps(reference and reference.source)))
     return {"extractor": extractor.identity, "reference": source}
 
 
@@ -170,7 +170,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
         measured = rows.find(path, row)
         complete = picture.is_file()
         complete &= not save_npz or spool.get_name(save_npz) == name
-        if measured and sharding.from_first_process("complete" * complete):
+        if measured and sharding.broadcast_text("complete" * complete):
             logger.info("measured before: %s", path)
             for leftover in spools * first_process:  # left by a command killed after the row
                 leftover.remove()
@@ -211,9 +211,7 @@ def _measure(path, row, speed, num, batches, reference, save_npz, progress, clas
                 leftover.remove()
             return row
 
-        return json.loads(
-            sharding.from_first_process(json.dumps(sharding.in_every_process(finish)))
-        )
+        return json.loads(sharding.broadcast_text(json.dumps(sharding.in_every_process(finish))))
 
 
 def _find_missing(kept, num):
@@ -221,7 +219,7 @@ def _find_missing(kept, num):
     missing = sharding.in_every_process(
         lambda: kept.find_missing(num) if jax.process_index() == 0 else []
     )
-    bounds = sharding.from_first_process(json.dumps([(part.start, part.stop) for part in missing]))
+    bounds = sharding.broadcast_text(json.dumps([(part.start, part.stop) for part in missing]))
     return [range(*pair) for pair in json.loads(bounds)]
 
 

@@ -62,14 +62,16 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
         else:
             # encode.json is lost: every shard's own digest tells what it was made with.
             shards = (shard for split in splits.values() for shard in split if shard.is_file())
-            if other := next((shard for shard in shards if not _is_made_of(shard, identity)), None):
+            if other := next(
+                (shard for shard in shards if not _has_identity(shard, identity)), None
+            ):
                 problem = (
                     f"{other} was made of other images, by another VAE or with other settings."
                 )
         if problem:
             problem += "\nChoose another --out, or restore what it was made of."
     # All processes raise together: otherwise the others would wait for the first one.
-    if problem := sharding.from_first_process(problem):
+    if problem := sharding.broadcast_text(problem):
         raise UserError(problem)
     text = json.dumps(manifest.with_digest(identity), indent=2)
     sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
@@ -80,7 +82,7 @@ def are_begun(out: pathlib.Path) -> bool:
     return any(out.glob("moments-*.array_record-*-of-*[0-9]"))
 
 
-def _made_of(identity):
+def _identity_of_bytes(identity):
     """Returns the part of an identity that decides the shards' bytes.
 
     Images that 'dataset' identifies may be moved, so their name, 'source', is left out.
@@ -106,10 +108,10 @@ def _compare(out, begun, identity):
         logger.warning(
             "%s has no record of its %s: see that it is as then.", out, " and ".join(unknown)
         )
-    # Without a recorded dataset, `_made_of` keeps the images' name: both sides must have it.
+    # Without a recorded dataset `_identity_of_bytes` keeps the images' name, which both must have.
     then, now = (
         _flatten({k: v for k, v in d.items() if k not in unknown})
-        for d in (_made_of(begun), identity if unknown else _made_of(identity))
+        for d in (_identity_of_bytes(begun), identity if unknown else _identity_of_bytes(identity))
     )
     differing = [
         f"\n  {key}: then {_shorten(then.get(key))}, now {_shorten(now.get(key))}"
@@ -254,7 +256,7 @@ def _write_sums(path, shard, parts, identity):
     # Summed over all records at once, so that the batch size does not change the rounding.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
     sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
-    sums = manifest.with_digest(sums | {"identity": manifest.digest(_made_of(identity))})
+    sums = manifest.with_digest(sums | {"identity": manifest.digest(_identity_of_bytes(identity))})
     _sums_path(path).parent.mkdir(exist_ok=True)
     files.replace_text(_sums_path(path), json.dumps(sums))
 
@@ -275,10 +277,10 @@ def _read_sums(path):
     return manifest.without_digest(sums, sums_path)
 
 
-def _is_made_of(path, identity):
+def _has_identity(path, identity):
     """Returns whether a shard was made with this identity; True if its sums do not tell."""
     try:
-        expected = manifest.digest(_made_of(identity))
+        expected = manifest.digest(_identity_of_bytes(identity))
         return _read_sums(path).get("identity", expected) == expected
     except (OSError, ValueError):
         return True  # the shard is written again

@@ -50,7 +50,7 @@ def encode(
       does not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
       written, or if another process failed.
     """
-    sources.check_outside(config, out)
+    sources.check_outside_images(config, out)
     files.check_utf8(out)
     # If a process cannot open its inputs, all raise, so that none waits for it.
     mesh, vae, encoder, images, provenance = sharding.in_every_process(
@@ -89,7 +89,7 @@ def encode(
         # An error then tells which shards are kept.
         same_images = "they go with the images that this began with"
         with (
-            stopping.telling(lambda: f"{describe_progress(out)}; {same_images}"),
+            stopping.attach_kept_message(lambda: f"{describe_progress(out)}; {same_images}"),
             concurrent.futures.ThreadPoolExecutor(max(config.data.num_threads, 1)) as threads,
         ):
             sharding.in_every_process(functools.partial(write_missing, threads))

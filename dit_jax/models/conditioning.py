@@ -50,7 +50,7 @@ def check_kind(name: str) -> None:
         raise UserError(f"condition={name!r} is unknown; choose one of {', '.join(CONDITIONS)}.")
 
 
-def label_rows(config) -> int:
+def count_label_embeddings(config) -> int:
     """Returns the number of label embeddings: all classes and the null class, and at least 1."""
     return max(config.num_classes + config.null_condition, 1)
 

@@ -119,7 +119,7 @@ class DiT(nn.Module):
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
         modulated = self.block in ("adaLN", "adaLN-Zero")
         if self.condition == "label":
-            rows = conditioning.label_rows(self)
+            rows = conditioning.count_label_embeddings(self)
             embed = nn.Embed(
                 rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
             )

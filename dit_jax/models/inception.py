@@ -31,7 +31,7 @@ FORK = ((384, 1, 3), (384, 3, 1))
 POOL = "branch_pool"
 
 
-def _at_35(pool):
+def _make_block_35(pool):
     """Returns a block for 35 x 35 pixels; pool is the number of channels of branch_pool."""
     return dict(
         branch1x1=[(64, 1, 1)],
@@ -41,7 +41,7 @@ def _at_35(pool):
     )
 
 
-def _at_17(width):
+def _make_block_17(width):
     """Returns a block for 17 x 17 pixels; width is the number of channels inside its branches."""
     tall, wide = (width, 7, 1), (width, 1, 7)
     return dict(
@@ -59,18 +59,18 @@ AT_8 = dict(
     branch_pool=[(192, 1, 1)],
 )
 BLOCKS = {
-    "Mixed_5b": _at_35(32),
-    "Mixed_5c": _at_35(64),
-    "Mixed_5d": _at_35(64),
+    "Mixed_5b": _make_block_35(32),
+    "Mixed_5c": _make_block_35(64),
+    "Mixed_5d": _make_block_35(64),
     "Mixed_6a": dict(  # 35 to 17
         branch3x3=[(384, 3, 3)],
         branch3x3dbl=[(64, 1, 1), (96, 3, 3), (96, 3, 3)],
         branch_pool=[],
     ),
-    "Mixed_6b": _at_17(128),
-    "Mixed_6c": _at_17(160),
-    "Mixed_6d": _at_17(160),
-    "Mixed_6e": _at_17(192),
+    "Mixed_6b": _make_block_17(128),
+    "Mixed_6c": _make_block_17(160),
+    "Mixed_6d": _make_block_17(160),
+    "Mixed_6e": _make_block_17(192),
     "Mixed_7a": dict(  # 17 to 8
         branch3x3=[(192, 1, 1), (320, 3, 3)],
         branch7x7x3=[(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)],

@@ -26,7 +26,7 @@ BUILDERS = {
 
 # Optional keys of `config.model` that are no fields of the module: a converted VAE has the scale
 # and shift of latents that its publisher uses.
-BESIDE = {"vae": ("scale", "shift")}
+OPTIONAL_KEYS = {"vae": ("scale", "shift")}
 
 
 def build(config) -> nn.Module:
@@ -59,7 +59,7 @@ def check_keys(config: ConfigDict | Mapping) -> None:
     given = set(config) - {"name"}
     if missing := kinds.keys() - given:
         raise UserError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
-    kinds |= {key: float for key in BESIDE.get(name, ()) if key in given}
+    kinds |= {key: float for key in OPTIONAL_KEYS.get(name, ()) if key in given}
     if unknown := given - kinds.keys():
         names = files.list_some(sorted(unknown))
         raise UserError(f"the model {name!r} does not know {names}.")

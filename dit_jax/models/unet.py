@@ -17,7 +17,7 @@ from dit_jax.models import conditioning, layers, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
 # A preset needs values of these keys, but no preset has a text encoder of its own.
-NO_TOKENS = dict(text_vocab_size=4096, text_length=32, text_depth=2, text_num_heads=4)
+UNUSED_TEXT_FIELDS = dict(text_vocab_size=4096, text_length=32, text_depth=2, text_num_heads=4)
 # What the presets of latent diffusion and Stable Diffusion share.
 _LATENT = dict(
     in_channels=4,
@@ -148,7 +148,7 @@ def get_preset(name: str) -> dict:
     """
     if name not in PRESETS:
         raise UserError(f"unknown model {name!r}; the names are {', '.join(PRESETS)}.")
-    return NO_TOKENS | PRESETS[name]
+    return UNUSED_TEXT_FIELDS | PRESETS[name]
 
 
 def get_widths(config) -> list[int]:

@@ -208,7 +208,7 @@ def interpolate(first: conditions.Request, second: conditions.Request, numbers) 
         # Replaces the images' own numbers in `generate.batches`: all share the first noise.
         "index": np.full(count, numbers[0], np.int32),
         "other": np.full(count, numbers[1], np.int32),
-        "cond_of_other": second.cond,
+        "other_cond": second.cond,
         "share": np.linspace(0, 1, count, dtype=np.float32),
     }
     return Edits(first, edits.Interpolate(), arrays)

@@ -166,8 +166,8 @@ def load(
 def _load_config(workdir):
     """Loads a workdir's config, with its mesh replaced by one of all devices that are here."""
     config = workdirs.load_config(workdir)
-    workdirs.check_draws(workdir, config)
-    _find_in_workdir(workdir, config)
+    workdirs.check_draws_images(workdir, config)
+    _resolve_relative_paths(workdir, config)
     # The run may have used other devices, and an attention that these do not have.
     with config.unlocked():
         config.mesh = dict(data=-1, fsdp=1, tensor=1)
@@ -175,7 +175,7 @@ def _load_config(workdir):
     return config
 
 
-def _find_in_workdir(workdir, config):
+def _resolve_relative_paths(workdir, config):
     """Makes a path to another workdir relative to this one, where that directory exists.
 
     A workdir that `dit_jax.convert sd` wrote may therefore be moved.

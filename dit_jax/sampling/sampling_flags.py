@@ -46,7 +46,7 @@ def describe(key: str) -> str:
         return ", ".join(f"{name} ({row.help})" for name, row in samplers.SAMPLERS.items()) + "."
     if key == "grid":
         names = ", ".join(grids.GRIDS)
-        return f"{names}; of process ddpm also {', '.join(grids.OF_CHAIN)}, or counts."
+        return f"{names}; of process ddpm also {', '.join(grids.CHAIN_GRIDS)}, or counts."
     owners = samplers.get_owners(key)
     text = sampler_settings.SETTINGS[key].help
     # A key that only some samplers or grids use names them first.

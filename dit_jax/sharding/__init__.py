@@ -2,8 +2,8 @@
 
 from dit_jax.sharding.axes import PARAMETER_AXES
 from dit_jax.sharding.hosts import (
-    all_processes,
-    from_first_process,
+    all_true,
+    broadcast_text,
     in_every_process,
     in_first_process,
 )
@@ -26,10 +26,10 @@ __all__ = [
     "AXES",
     "BATCH",
     "PARAMETER_AXES",
-    "all_processes",
+    "all_true",
     "batch_sharding",
+    "broadcast_text",
     "check_batch_size",
-    "from_first_process",
     "in_every_process",
     "in_first_process",
     "local_mesh",

@@ -19,21 +19,21 @@ def in_every_process(f: Callable):
         result = f()
     except Exception as error:  # whatever it is, the others must not wait for this process
         failure = error
-    if not all_processes(failure is None):
+    if not all_true(failure is None):
         raise failure or OSError(
             "another process failed: see its output; run the same command again."
         )
     return result
 
 
-def all_processes(ok: bool) -> bool:
+def all_true(ok: bool) -> bool:
     """Returns whether ok is true in every process; all processes must call this."""
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
-def from_first_process(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """Returns the first process's text, in every process; all processes must call this."""
     if jax.process_count() == 1:
         return text
@@ -56,5 +56,5 @@ def in_first_process(act: Callable[[], None], message: str) -> None:
             act()
         except OSError as error:
             problem, failure = f"{message}: {error}", error
-    if problem := from_first_process(problem):
+    if problem := broadcast_text(problem):
         raise UserFileError(problem) from failure

@@ -91,7 +91,7 @@ class LostError(UserFileError):
     """Error for a directory or lock file that was removed or moved while a command ran."""
 
     @classmethod
-    def of(cls, directory: pathlib.Path) -> "LostError":
+    def for_directory(cls, directory: pathlib.Path) -> "LostError":
         """Returns the error for a directory that is no longer at its path."""
         return cls(
             f"{directory} is gone: it was removed or moved while this command ran.\n"
@@ -112,7 +112,7 @@ class Directory:
         try:
             self._status = path.stat()
         except FileNotFoundError:
-            raise LostError.of(path) from None
+            raise LostError.for_directory(path) from None
 
     def is_there(self) -> bool:
         """Returns whether the same directory is still at the path; a new one does not count."""
@@ -121,7 +121,7 @@ class Directory:
     def check(self) -> None:
         """Raises a LostError if the directory was removed, moved or replaced."""
         if not self.is_there():
-            raise LostError.of(self.path)
+            raise LostError.for_directory(self.path)
 
     def __enter__(self) -> "Directory":
         return self
@@ -157,7 +157,7 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
                 raise
     except OSError as error:
         if not path.parent.is_dir():
-            raise LostError.of(path.parent) from error
+            raise LostError.for_directory(path.parent) from error
         error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
 
@@ -290,7 +290,7 @@ def list_some(names: Collection[str], most: int = 5) -> str:
     return ", ".join(shown) + more if names else "none"
 
 
-def open_and(path, read):
+def read_or_explain(path, read):
     """Returns read(path).
 
     Raises: OSError of the same type, with a message that names the path.

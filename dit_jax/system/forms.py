@@ -64,13 +64,13 @@ def list_of(holds: Holds) -> Holds:
 
 
 def object_of(
-    form: Mapping[str, Holds], may_lack: Collection[str] = (), others: Holds = is_value
+    form: Mapping[str, Holds], optional_keys: Collection[str] = (), others: Holds = is_value
 ) -> Holds:
     """Returns a test for objects.
 
     Args:
       form: {key: test of its value}.
-      may_lack: the keys of `form` that an object may lack.
+      optional_keys: the keys of `form` that an object may lack.
       others: the test for the values of all other keys.
     """
 
@@ -79,24 +79,24 @@ def object_of(
             return False
         # Every key of the object gets a test: its own from the form, or else `others`.
         whole = {**dict.fromkeys(value, others), **form}
-        return not wrong_keys(value, whole, may_lack)
+        return not invalid_keys(value, whole, optional_keys)
 
     return holds
 
 
-def wrong_keys(
-    value: Mapping, form: Mapping[str, Holds], may_lack: Collection[str] = ()
+def invalid_keys(
+    value: Mapping, form: Mapping[str, Holds], optional_keys: Collection[str] = ()
 ) -> list[str]:
     """Returns the keys of a form that are missing in an object or have a wrong value.
 
     Args:
       form: {key: test of its value}.
-      may_lack: the keys that the object may lack.
+      optional_keys: the keys that the object may lack.
     """
     return [
         key
         for key, holds in form.items()
-        if not (key in may_lack if key not in value else holds(value[key]))
+        if not (key in optional_keys if key not in value else holds(value[key]))
     ]
 
 
@@ -165,7 +165,7 @@ ROW: Mapping[str, Holds] = {
 }
 
 
-def wrong_in_row(row: Mapping) -> list[str]:
+def invalid_row_keys(row: Mapping) -> list[str]:
     """Returns the keys of a row of evaluations.jsonl that have wrong values.
 
     A row may lack any key, but with 'likelihood' it needs a 'bits_per_...'. Measures are numbers or
@@ -179,4 +179,4 @@ def wrong_in_row(row: Mapping) -> list[str]:
     if "likelihood" in row and not bits:
         measures["bits_per_dim"] = is_number
     others = dict.fromkeys(names, is_value)
-    return wrong_keys(row, others | measures | dict(ROW), ROW)
+    return invalid_keys(row, others | measures | dict(ROW), ROW)

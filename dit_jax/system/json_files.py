@@ -40,7 +40,7 @@ def read_json(path: pathlib.Path, what: str) -> Any:
         with path.open("rb") as file:
             return file.read(MOST_JSON_BYTES + 1)  # one more, so that parse_json sees the excess
 
-    return parse_json(files.open_and(path, read), files.printable(path), what)
+    return parse_json(files.read_or_explain(path, read), files.printable(path), what)
 
 
 def read_lines(path: pathlib.Path) -> Iterator[bytes]:

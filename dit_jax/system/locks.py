@@ -28,7 +28,7 @@ logger = logging.getLogger("dit_jax")
 # Errors of file systems without locks.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 MOST_BYTES = 2**20  # the most bytes read from a lock file, which holds a command line
-GLANCE_SECONDS = 1e-3  # between two tries while `is_held` in another process tests the lock
+RETRY_SECONDS = 1e-3  # between two tries while `is_held` in another process tests the lock
 
 
 class Lock:
@@ -71,7 +71,7 @@ class Lock:
             self.check()
         except files.LostError as error:
             problem = str(error)
-        if problem := sharding.from_first_process(problem):
+        if problem := sharding.broadcast_text(problem):
             raise files.LostError(problem)
 
 
@@ -174,7 +174,7 @@ def _try_lock(file):
         # A shared lock was possible, so nobody holds the lock: other processes only test it, or its
         # holder has just ended. Try again.
         fcntl.flock(file, fcntl.LOCK_UN)
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(RETRY_SECONDS)
     return True
 
 

@@ -98,7 +98,7 @@ def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
         with path.open("rb") as file:
             return file.read(20)
 
-    beginning = files.open_and(path, begin)
+    beginning = files.read_or_explain(path, begin)
     try:
         return reader(path)
     except (MemoryError, ImportError, DamagedFileError):

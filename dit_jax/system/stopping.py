@@ -60,7 +60,7 @@ def raise_wrapped(error: BaseException | None) -> None:
 
 
 @contextlib.contextmanager
-def telling(kept: Callable[[], str]) -> Iterator[None]:
+def attach_kept_message(kept: Callable[[], str]) -> Iterator[None]:
     """Sets the attribute `kept` of an OSError or ValueError raised inside the context.
 
     Args:

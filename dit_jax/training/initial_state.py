@@ -51,7 +51,7 @@ def _check_weights(config, workdir):
             logger.warning(
                 "init_from=%s was trained on %s.%s=%s, not %s", workdir, part, key, saved, current
             )
-    actual, expected = (_meaning(c) for c in (saved_config, config))
+    actual, expected = (_compatibility_keys(c) for c in (saved_config, config))
     if differing := [key for key in expected if actual.get(key) != expected[key]]:
         lines = [f"  {key}: there {actual.get(key)!r}, here {expected[key]!r}" for key in differing]
         raise UserError(
@@ -60,7 +60,7 @@ def _check_weights(config, workdir):
         )
 
 
-def _meaning(config):
+def _compatibility_keys(config):
     """Returns {key: value} of all that decides which parameters exist and what they compute."""
     kept = {
         key: value

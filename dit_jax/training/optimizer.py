@@ -9,7 +9,7 @@ from dit_jax.errors import UserError
 # Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
 # sinusoids of the time, or the outputs of the captions' encoder. An encoder that is trained along
 # has a width of its own.
-FIXED_INPUT = (
+WIDTH_INDEPENDENT_INPUT = (
     "x_embedder/",
     "t_embedder/mlp_0/",
     "context_embedder/",
@@ -90,9 +90,9 @@ def make_optimizer(
 def width_factors(params, factor: float):
     """Returns the factor of each leaf's learning rate: `factor` if the fan-in grows with the width.
 
-    The fan-in of every kernel does, in all blocks, except in FIXED_INPUT. Embeddings have a row
-    for each class and do not sum over their inputs. Biases and norms have no fan-in. All these
-    have factor 1.
+    The fan-in of every kernel does, in all blocks, except in WIDTH_INDEPENDENT_INPUT. Embeddings
+    have a row for each class and do not sum over their inputs. Biases and norms have no fan-in. All
+    these have factor 1.
     Source: Yang et al. 2022, arXiv 2203.03466, table 3, Adam.
 
     The rest of muP holds nearly without changes. Scores are divided by the root of the head size,
@@ -103,7 +103,11 @@ def width_factors(params, factor: float):
 
     def of_leaf(key_path, _):
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        return factor if path.endswith("/kernel") and not path.startswith(FIXED_INPUT) else 1.0
+        return (
+            factor
+            if path.endswith("/kernel") and not path.startswith(WIDTH_INDEPENDENT_INPUT)
+            else 1.0
+        )
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 

@@ -61,12 +61,12 @@ def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
             return metrics.frechet_distance(*gaussians)
 
         # The others get the value from the first process, or all raise if it failed.
-        value = sharding.from_first_process(json.dumps(sharding.in_every_process(measure)))
+        value = sharding.broadcast_text(json.dumps(sharding.in_every_process(measure)))
         return {training_name(config): json.loads(value)}
 
     # The settings must be equal in all processes, which save them with the checkpoint.
     digest = reference.source.get("digest") if reference else None
-    digest = json.loads(sharding.from_first_process(json.dumps(digest)))
+    digest = json.loads(sharding.broadcast_text(json.dumps(digest)))
     sample_settings = sample_config.to_dict()
     del sample_settings["steps"], sample_settings["cfg_scale"]  # config.fid has its own
     measured_by = {

@@ -8,7 +8,7 @@ from dit_jax.workdirs.older_versions import upgrade_sample
 from dit_jax.workdirs.records import load_data, saved_steps, write_data
 from dit_jax.workdirs.run_config import (
     check_config,
-    check_draws,
+    check_draws_images,
     check_step,
     check_types,
     flatten,
@@ -20,7 +20,7 @@ from dit_jax.workdirs.run_config import (
 __all__ = [
     "LOCK",
     "check_config",
-    "check_draws",
+    "check_draws_images",
     "check_step",
     "check_types",
     "claim",

@@ -329,7 +329,7 @@ def _restore(directory, step, trees):
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
     )
     problem = ""
-    # A problem is kept instead of raised, so that all processes reach all_processes below.
+    # A problem is kept instead of raised, so that all processes reach all_true below.
     try:
         files.check_tree(directory / str(step))
         run_config.check_step(directory.parent, step)
@@ -348,7 +348,7 @@ def _restore(directory, step, trees):
         is_user_error = isinstance(error, OSError) and error.errno is None
         problem = "" if is_user_error else f"{type(error).__name__}: "
         problem += (str(error).splitlines() or [""])[0][:300]
-    if not sharding.all_processes(not problem):
+    if not sharding.all_true(not problem):
         raise UserFileError(problem or "another process cannot read its part")
     # Orbax notices missing files, but not all changed bits: the digests are computed again.
     loaded = {name: restored[name] for name in trees}

@@ -207,9 +207,9 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
         images = {"images": metadata["dataset"]} if "dataset" in metadata else {}
         return {**recorded, **now, **images}
 
-    # As text, because that is what from_first_process can send to the other processes.
+    # As text, because that is what broadcast_text can send to the other processes.
     text = json.dumps(sharding.in_every_process(check_all))
-    return json.loads(sharding.from_first_process(text))
+    return json.loads(sharding.broadcast_text(text))
 
 
 def get_training_images(data: dict) -> dict | None:

@@ -11,16 +11,16 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
     Each line has a 'step'. Its other values are numbers or None.
     """
-    return json_files.read_json_lines(path, _list_wrong)
+    return json_files.read_json_lines(path, _list_invalid_keys)
 
 
-def _list_wrong(line):
+def _list_invalid_keys(line):
     """Returns the keys of a line that have wrong values."""
     # Any float is accepted, because the loss of held-out images may be NaN.
     is_scalar = forms.optional(lambda value: isinstance(value, float) or forms.is_number(value))
     form = dict.fromkeys(line, is_scalar)
     form |= {"step": forms.is_count, "img_per_s": forms.is_positive}
-    return forms.wrong_keys(line, form, {"img_per_s"})
+    return forms.invalid_keys(line, form, {"img_per_s"})
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:

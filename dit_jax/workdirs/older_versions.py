@@ -5,7 +5,7 @@ from dit_jax.system import forms
 
 CONDITION_DROPOUT = 0.1  # the dropout for configs that have none
 # Keys that older versions did not have. Each value reproduces the behaviour of those versions.
-AS_BEFORE = {
+OLD_DEFAULTS = {
     "init_from": "",
     "eval_draws": 1,
     "sample_num_images": 16,
@@ -14,9 +14,9 @@ AS_BEFORE = {
     "data.caption_feature": "",
     "data.captions_per_image": 1,
 }
-AS_BEFORE_OF_VAE = {"autoencoder.lpips": "", "autoencoder.lpips_weight": 0.0}
-AS_BEFORE_OF_DIT = {"model.block": "adaLN-Zero"}
-AS_BEFORE_OF_PREDICTOR = {
+OLD_VAE_DEFAULTS = {"autoencoder.lpips": "", "autoencoder.lpips_weight": 0.0}
+OLD_DIT_DEFAULTS = {"model.block": "adaLN-Zero"}
+OLD_PREDICTOR_DEFAULTS = {
     "model.condition": "label",
     "model.context_size": 0,
     "model.text_vocab_size": 4096,
@@ -78,7 +78,7 @@ def complete(config: dict) -> dict:
     Raises: ValueError for a section that is no object.
     """
     # The config is not validated yet. Its sections must be objects before anything looks into them.
-    older = AS_BEFORE | AS_BEFORE_OF_VAE | AS_BEFORE_OF_PREDICTOR
+    older = OLD_DEFAULTS | OLD_VAE_DEFAULTS | OLD_PREDICTOR_DEFAULTS
     sections = dict.fromkeys(key.partition(".")[0] for key in older if "." in key)
     for section in ("model", *sections):
         if section in config:
@@ -86,9 +86,9 @@ def complete(config: dict) -> dict:
     if config.keys() == {"model"}:  # a converted network has no other sections
         return config
     name = config["model"].get("name")
-    older = AS_BEFORE | (AS_BEFORE_OF_VAE if name == "vae" else AS_BEFORE_OF_PREDICTOR)
+    older = OLD_DEFAULTS | (OLD_VAE_DEFAULTS if name == "vae" else OLD_PREDICTOR_DEFAULTS)
     if name == "dit":
-        older = older | AS_BEFORE_OF_DIT
+        older = older | OLD_DIT_DEFAULTS
     if name != "vae":
         _split_dropout(config)
     if "sample" in config:

@@ -161,7 +161,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     )
 
 
-def check_draws(workdir: pathlib.Path, config: ConfigDict) -> None:
+def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Raises a ValueError unless the workdir belongs to a run that trains a noise predictor.
 
     Only such a workdir can draw images.

@@ -42,7 +42,7 @@ KINDS = {False: "one rate", True: "rates by width"}  # key: whether mup_base_wid
 PANELS = {"stream": "last block's output", "final_layer/linear": "network's output"}
 
 
-def of_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
+def set_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
     """Returns the config with another hidden_size and a constant learning rate.
 
     Args: scaled, whether the learning rate depends on the width, by mup_base_width.
@@ -60,7 +60,7 @@ def of_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
 
 
 def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
-    """Trains a config of `of_width` and measures how far each module's output moves.
+    """Trains a config of `set_width` and measures how far each module's output moves.
 
     A seed sets parameters, times, noise and dropped labels. config.seed sets the images.
     Returns: rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}}, for each seed and step.
@@ -216,7 +216,7 @@ def main(_):
         raise UserError(f"--widths={widths[0]}: an exponent needs two or more.")
     rows = []
     # All configs are made before the first run, so that a wrong width raises at once.
-    for changed in [of_width(config, width, scaled) for width in widths for scaled in KINDS]:
+    for changed in [set_width(config, width, scaled) for width in widths for scaled in KINDS]:
         rows += movements(changed, FLAGS.steps, FLAGS.seeds)
         logger.info("width %d, %s: done", rows[-1]["width"], KINDS[rows[-1]["scaled"]])
     write(out, config, rows)

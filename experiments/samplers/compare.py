@@ -68,7 +68,7 @@ def train_process(demo: pathlib.Path, process: str) -> pathlib.Path:
     return workdir
 
 
-def settings_of(row: tuple, cfg_scale: float) -> dict:
+def make_settings(row: tuple, cfg_scale: float) -> dict:
     """Returns the keys of `config.sample` that a row sets."""
     _, sampler, grid, steps, others = row
     return {"sampler": sampler, "grid": grid, "steps": steps, "cfg_scale": cfg_scale, **others}
@@ -112,7 +112,7 @@ def measure(demo: pathlib.Path, num: int) -> Iterator[dict]:
         raise UserError(f"--demo={demo} has no vae and moments: `make demo` writes them.")
     workdirs = {process: train_process(demo, process) for process in ("ddpm", "flow", "edm")}
     for row, cfg_scale in itertools.product(ROWS, GUIDANCE):
-        settings = settings_of(row, cfg_scale)
+        settings = make_settings(row, cfg_scale)
         line = {"process": row[0], **settings, **quality(workdirs[row[0]], settings, num)}
         yield line | (speed(row[0], settings) if cfg_scale == GUIDANCE[0] else {})
 
@@ -123,7 +123,7 @@ def measure_speeds(lines: list[dict]) -> Iterator[dict]:
     Raises: ValueError if the results are not of ROWS, in its order.
     """
     for line, (row, cfg_scale) in zip(lines, itertools.product(ROWS, GUIDANCE), strict=True):
-        settings = settings_of(row, cfg_scale)
+        settings = make_settings(row, cfg_scale)
         # A speed must not be written beside the settings of another sampler.
         if line != line | {"process": row[0], **settings}:
             raise UserError(f"--out has {line} where {row[0]}, {settings} is expected.")

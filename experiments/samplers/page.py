@@ -41,7 +41,7 @@ def table(lines: list[dict]) -> str:
     return "\n".join(text)
 
 
-def table_of_originals(lines: list[dict]) -> str:
+def make_originals_table(lines: list[dict]) -> str:
     """Returns a Markdown table with a row per line of experiments.samplers.originals."""
     text = ["| process | sampler | program | grid | steps | apart | error here | its error |"]
     text.append("|---" * 8 + "|")
@@ -64,7 +64,7 @@ def main(_):
     first = lines[0]
     text = string.Template((HERE / "page.md").read_text()).substitute(
         table=table(lines),
-        originals=table_of_originals(_read(FLAGS.originals)),
+        originals=make_originals_table(_read(FLAGS.originals)),
         num=f"{first['num']:,}",
         halves=f"{first['fd_pixels_real_halves']:.3f}",
         device=first["device"],

@@ -27,7 +27,7 @@ def main(_):
     result = fit.study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     files.replace_text(out, text)
-    print(summary.of(result))
+    print(summary.format_study(result))
     print(f"\n{out}")
 
 

@@ -63,13 +63,13 @@ def main(_):
         raise UserError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
     if unfinished := sweep.waiting(config, cells, workdir):
         logs = "\n".join(f"  {c.name}: see {workdir / c.name / 'log.txt'}" for c in unfinished)
-        with stopping.telling(_tell):
+        with stopping.attach_kept_message(_describe_kept):
             raise UserError(f"these cells were interrupted:\n{logs}")
     rows = collect.write(workdir, workdir / "table.csv", cells=[c.name for c in cells])
     print(f"{workdir / 'table.csv'}: {len(rows)} rows of {len(cells)} cells")
 
 
-def _tell():
+def _describe_kept():
     """Returns the sentence that tells the user what is kept when the sweep ends early."""
     return f"what the cells have saved is kept in {FLAGS.workdir}"
 
@@ -88,4 +88,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("retry_failed", False, "Run cells again that failed.")
     flags.DEFINE_bool("list", False, "Show all cells, what they cost and what is done.")
-    cli.run(main, kept=_tell, on_cpu=True)
+    cli.run(main, kept=_describe_kept, on_cpu=True)

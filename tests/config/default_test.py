@@ -34,7 +34,7 @@ CHOICES = {
     "objective.t_distribution": objectives.T_DISTRIBUTIONS,
     "latents.source": latents.KINDS,
     "sample.sampler": samplers.SAMPLERS,
-    "sample.grid": [*grids.GRIDS, *grids.OF_CHAIN],
+    "sample.grid": [*grids.GRIDS, *grids.CHAIN_GRIDS],
     "fid.extractor": extractors.NAMES,
     **{
         f"sample.{key}": setting.choices

@@ -262,7 +262,7 @@ ADM = dict(
     condition="label",
     num_classes=CLASSES,
     null_condition=False,
-    **unet.NO_TOKENS,
+    **unet.UNUSED_TEXT_FIELDS,
     learn_sigma=True,
 )
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")

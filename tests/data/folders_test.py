@@ -236,9 +236,9 @@ def test_links_inside_the_root_are_images_of_their_class(config, root):
 def test_directories_within_a_split_are_not_written_to(config, root, name):
     config.data.eval_split = "val"
     with pytest.raises(ValueError, match=f"{name} lies in the image folder .*/{name[:3]}"):
-        sources.check_outside(config, root / name)
-    sources.check_outside(config, root / "runs")
-    sources.check_outside(config, root / "training")
+        sources.check_outside_images(config, root / name)
+    sources.check_outside_images(config, root / "runs")
+    sources.check_outside_images(config, root / "training")
 
 
 @pytest.mark.parametrize("split", ["../other", "/tmp", "train/../../other"])

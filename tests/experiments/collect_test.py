@@ -135,8 +135,8 @@ def test_other_axes_of_the_sweep_are_columns(workdir, tmp_path):
     table.write(tmp_path / "table.csv", rows)
     assert table.read(tmp_path / "table.csv") == rows
     other = {**rows[0], "optim.weight_decay": 0.2}
-    assert selection.model_of(other) != selection.model_of(rows[0])
-    assert selection.model_of({**rows[0], "seed": 5}) == selection.model_of(rows[0])
+    assert selection.get_model_key(other) != selection.get_model_key(rows[0])
+    assert selection.get_model_key({**rows[0], "seed": 5}) == selection.get_model_key(rows[0])
 
 
 def test_of_rows_measured_again_the_last_counts(workdir, append):

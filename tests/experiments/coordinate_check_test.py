@@ -34,7 +34,7 @@ def config(digits_dir):
 @pytest.fixture(scope="module")
 def rows(config):
     configs = [
-        coordinate_check.of_width(config, width, scaled)
+        coordinate_check.set_width(config, width, scaled)
         for width in WIDTHS
         for scaled in (False, True)
     ]
@@ -84,7 +84,7 @@ def test_table_json_and_plot_are_written(rows, config, tmp_path):
 
 
 def test_width_must_hold_whole_heads(config):
-    wide = coordinate_check.of_width(config, 64, True)
+    wide = coordinate_check.set_width(config, 64, True)
     assert (wide.model.num_heads, wide.optim.mup_base_width) == (8, 32)
     with pytest.raises(ValueError, match=r"width=20 must be a multiple of .* head size, 8"):
-        coordinate_check.of_width(config, 20, False)
+        coordinate_check.set_width(config, 20, False)

@@ -354,7 +354,7 @@ def test_nearly_empty_table_is_fitted_as_far_as_it_goes():
     result = fit.study(rows, "eval_mse")
     fitted = {name for name in summary.PARTS if "left_out" not in result[name]}
     assert fitted == {"law_of_frontier", "hidden_size"}
-    text = summary.of(result)
+    text = summary.format_study(result)
     assert "Left out" in text
     assert "needs points at 4 different computes or more; here are 2" in text
 
@@ -376,6 +376,6 @@ def test_command_writes_what_study_returns_and_prints_it(tmp_path):
     result = json.loads((tmp_path / "table.fit.json").read_text())
     expected = fit.study(rows, "eval_mse")
     assert result == json.loads(json.dumps(expected))
-    assert done.stdout.startswith(summary.of(expected))
+    assert done.stdout.startswith(summary.format_study(expected))
     assert "16 rows, 4 models, 2 seeds, steps 100, 1,000" in done.stdout
     assert "needs 6 cells" in result["law"]["no_intervals"]

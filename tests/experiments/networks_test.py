@@ -84,7 +84,7 @@ def test_networks_are_compared_nowhere_else(rows):
     assert fit.study([r for r in rows if r["network"] == "unet"], "eval_mse")["models"] == 3
     for name, draw in plot.FIGURES.items():
         if name != "networks":
-            with pytest.raises(looks.LackingError):
+            with pytest.raises(looks.NoRowsError):
                 draw(rows, "eval_mse")
 
 
@@ -111,7 +111,7 @@ def test_figure_has_a_color_to_a_network(rows):
         "DiT",
         "UNet",
     ]
-    with pytest.raises(looks.LackingError, match="all rows are of one network, unet"):
+    with pytest.raises(looks.NoRowsError, match="all rows are of one network, unet"):
         panels.draw_networks([r for r in rows if r["network"] == "unet"], "eval_mse")
     rows[0]["batch_size"] = 9
     with pytest.raises(ValueError, match="cannot be compared across batch_size"):

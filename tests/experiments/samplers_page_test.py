@@ -35,7 +35,7 @@ def test_page_has_the_table_of_the_results():
 
 def test_page_has_the_table_of_the_originals():
     text = (ROOT / "docs" / "samplers.md").read_text()
-    assert page.table_of_originals(_lines("originals")) in text
+    assert page.make_originals_table(_lines("originals")) in text
 
 
 def test_originals_are_as_far_away_as_the_page_says():

@@ -34,5 +34,5 @@ def test_of_more_sizes_than_colors_those_of_a_width_share_theirs():
 def test_standard_models_are_of_the_common_block_and_depth(rows):
     assert looks.standard(rows) == [row for row in rows if row["grid"] == "sizes"]
     unnamed = [{**row, "size": None} for row in rows]
-    with pytest.raises(looks.LackingError, match="no row has size"):
+    with pytest.raises(looks.NoRowsError, match="no row has size"):
         looks.standard(unnamed)

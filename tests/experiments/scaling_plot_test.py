@@ -148,7 +148,7 @@ def test_what_rises_with_compute_has_no_law_and_no_optimum(rows):
     (axes,) = curves.draw_compute(rows, "label_accuracy").axes
     assert not _lines(axes, "_law")
     assert axes.get_yscale() == "linear"
-    with pytest.raises(looks.LackingError, match="of label_accuracy more is better"):
+    with pytest.raises(looks.NoRowsError, match="of label_accuracy more is better"):
         curves.draw_isoflop(rows, "label_accuracy")
 
 
@@ -156,7 +156,7 @@ def test_what_is_not_positive_has_a_linear_axis_and_no_law(rows):
     (axes,) = curves.draw_compute([{**row, "eval_vb": -1.0} for row in rows], "eval_vb").axes
     assert axes.get_yscale() == "linear"
     assert not _lines(axes, "_law")
-    with pytest.raises(looks.LackingError, match="eval_vb must be in 1e-30"):
+    with pytest.raises(looks.NoRowsError, match="eval_vb must be in 1e-30"):
         curves.draw_isoflop([{**row, "eval_vb": -1.0} for row in rows], "eval_vb")
 
 
@@ -351,7 +351,7 @@ def test_extrapolation_of_few_models_has_no_interval(rows):
     assert not axes.collections
     assert re.search(r"predicted [\d.]+, measured", axes.get_title("right"))
     fewer = [row for row in few if row["size"] != "XS"]
-    with pytest.raises(looks.LackingError, match=r"needs points at 4 .* here are 3$"):
+    with pytest.raises(looks.NoRowsError, match=r"needs points at 4 .* here are 3$"):
         curves.draw_extrapolation(fewer, "eval_mse")
 
 
@@ -366,7 +366,7 @@ def test_extrapolation_of_each_number_of_tokens_is_of_its_models_alone(rows):
         assert axes.get_title("right").startswith(title)
         drawn = {line.get_xdata()[0] for line in _lines(axes)}
         assert {row["gmacs"] for row in alone} <= drawn
-    with pytest.raises(looks.LackingError, match="all models have the same tokens"):
+    with pytest.raises(looks.NoRowsError, match="all models have the same tokens"):
         curves.draw_extrapolation_tokens([r for r in rows if r["patch_size"] == 2], "eval_mse")
 
 

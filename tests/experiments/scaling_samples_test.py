@@ -71,7 +71,7 @@ def test_cells_without_a_row_are_not_drawn(rows):
     kept = [row for row in rows if row["size"] != "S"]
     figure = samples.draw_samples(kept, samples_of(["S/2", "L/2"]))
     assert [axes.get_label() for axes in figure.axes] == ["L/2"]
-    with pytest.raises(looks.LackingError, match="no row is of the cells of the samples, S-2-4"):
+    with pytest.raises(looks.NoRowsError, match="no row is of the cells of the samples, S-2-4"):
         samples.draw_samples(kept, samples_of(["S/2"]))
 
 

@@ -44,7 +44,7 @@ def test_text_of_a_study():
         equal_params=dict(left_out="no pairs."),
     )
     assert (
-        summary.of(study)
+        summary.format_study(study)
         == """\
 q: 24 rows, 6 models, 2 seeds, steps 500, 1,000. Intervals are of 95%, over models.
 
@@ -106,7 +106,7 @@ Left out
 def test_text_of_networks_names_what_a_dit_is_built_of():
     found = dict(step=10, cost="gmacs", noise=[])
     found["pairs"] = [dict(pair=[S, UNET], ratio=1.0, better="U", deviations=None)]
-    assert summary.of_networks(found, "q") == (
+    assert summary.format_networks(found, "q") == (
         "at step 10; deviation between seeds: not known\n"
         "S/4 (depth 2, 1 token) 0.5, U 0.4, at 1.00 x the gmacs: U is better"
     )

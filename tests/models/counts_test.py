@@ -183,7 +183,7 @@ UNET = dict(
     condition="label",
     num_classes=10,
     null_condition=True,
-    **unet.NO_TOKENS,
+    **unet.UNUSED_TEXT_FIELDS,
     learn_sigma=True,
     dtype="float32",
     attention="xla",

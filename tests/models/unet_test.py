@@ -36,7 +36,7 @@ TINY = dict(
     condition="context",
     num_classes=0,
     null_condition=True,
-    **unet.NO_TOKENS,
+    **unet.UNUSED_TEXT_FIELDS,
     learn_sigma=False,
     **RUNTIME,
 )

@@ -116,7 +116,7 @@ ADM = dict(
     condition="label",
     num_classes=10,
     null_condition=False,
-    **unet.NO_TOKENS,
+    **unet.UNUSED_TEXT_FIELDS,
     learn_sigma=True,
     dtype="float32",
     attention="auto",

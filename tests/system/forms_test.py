@@ -40,7 +40,7 @@ VALUES = [
         (forms.list_of(forms.is_count), [[]]),
         (forms.object_of({}), [{}, {"a": 1}, {"a": {}}]),
         (forms.object_of({"a": forms.is_count}), [{"a": 1}]),
-        (forms.object_of({"a": forms.is_count}, may_lack=["a"]), [{}, {"a": 1}]),
+        (forms.object_of({"a": forms.is_count}, optional_keys=["a"]), [{}, {"a": 1}]),
         (forms.object_of({}, others=forms.is_setting), [{}, {"a": 1}]),
     ],
 )
@@ -51,8 +51,8 @@ def test_only_values_of_the_form_pass(holds, passing):
 
 def test_wrong_keys_are_named():
     form = {"a": forms.is_text, "b": forms.is_text, "c": forms.is_text}
-    assert forms.wrong_keys({"a": "x", "b": 3}, form) == ["b", "c"]
-    assert forms.wrong_keys({"a": "x", "b": 3}, form, may_lack=["b", "c"]) == ["b"]
+    assert forms.invalid_keys({"a": "x", "b": 3}, form) == ["b", "c"]
+    assert forms.invalid_keys({"a": "x", "b": 3}, form, optional_keys=["b", "c"]) == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_wrong_keys_are_named():
     ],
 )
 def test_rows_hold_numbers_where_measures_are(row, wrong):
-    assert sorted(forms.wrong_in_row(row)) == wrong
+    assert sorted(forms.invalid_row_keys(row)) == wrong
 
 
 def test_types_are_named_with_the_value():

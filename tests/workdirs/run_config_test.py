@@ -167,9 +167,9 @@ def test_config_of_an_older_version_means_what_it_meant(workdir, smoke_config):
     """Keys added since have the value of before, and the run goes on."""
     config = json.loads((workdir / "config.json").read_text())
     added = {
-        **older_versions.AS_BEFORE,
-        **older_versions.AS_BEFORE_OF_DIT,
-        **older_versions.AS_BEFORE_OF_PREDICTOR,
+        **older_versions.OLD_DEFAULTS,
+        **older_versions.OLD_DIT_DEFAULTS,
+        **older_versions.OLD_PREDICTOR_DEFAULTS,
     }
     del added["diffusion.sigma_data"]  # of which this config has another value
     expected = workdirs.load_config(workdir).to_dict()

@@ -45,7 +45,7 @@ def run(
         files.Directory(directory)
     # A process of a killed sweep may still run the cell: wait until it ends.
     with locks.hold(directory / LOCK, wait=True) as lock:
-        if sharding.from_first_process(state(cell, evaluation, directory)) == "done":
+        if sharding.broadcast_text(state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return
         if lost := _lost(_read(directory), directory):
@@ -71,7 +71,7 @@ def run(
             for row in _evaluate(cell, evaluation, directory) if evaluation.num else ():
                 pictures.append(row["picture"])
         except Exception as error:  # any error is the cell's failure
-            if not cli.is_passing(error):  # but a full disk: the cell may continue later
+            if not cli.is_repairable(error):  # but a full disk: the cell may continue later
                 note("failed", error=str(error), traceback=traceback.format_exc())
             raise
         except stopping.Stopped:

@@ -23,12 +23,18 @@ logger = logging.getLogger("dit_jax")
 # Sampling settings in the order in which an error lists them.
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
 CODE = ("device", "jax", "git_revision")
-OF_DIT = ("block", "depth", "hidden_size", "num_heads", "patch_size")  # columns; a UNet's are empty
+DIT_COLUMNS = (
+    "block",
+    "depth",
+    "hidden_size",
+    "num_heads",
+    "patch_size",
+)  # columns; a UNet's are empty
 SHOWN = 10  # samples shown per model
-OF_SAMPLE = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
+SAMPLE_KEYS = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
 NEEDED = {  # required keys of an evaluation's row
     "step": forms.is_count,
-    "sample": forms.object_of({key: forms.SAMPLE[key] for key in OF_SAMPLE}),
+    "sample": forms.object_of({key: forms.SAMPLE[key] for key in SAMPLE_KEYS}),
     "extractor": forms.object_of({"name": forms.is_text}),
     "reference": forms.object_of({"name": forms.is_text}),
     "picture": forms.is_text,
@@ -61,7 +67,7 @@ def _points(workdir, where, cells=None):
     last = {(row["workdir"], row["step"]): row for row in evaluations}  # later rows replace earlier
     # A condition can only hold for an evaluation, so with --where other compute points are dropped.
     points = [
-        (line, row) for path in paths for line, row in _of_cell(path, last) if row or not where
+        (line, row) for path in paths for line, row in _collect_cell(path, last) if row or not where
     ]
     if not points:
         raise MissingFileError(f"no cell in {workdir} has reached a compute point yet.")
@@ -96,15 +102,15 @@ def _evaluations(directory, every):
     Args: every, False for the evaluations of the sweep's last run only, which cell.json lists.
     """
     pictures = _record(directory).get("pictures", ())
-    lines = json_files.read_json_lines(directory / "evaluations.jsonl", _list_wrong)
+    lines = json_files.read_json_lines(directory / "evaluations.jsonl", _list_invalid_keys)
     return [
-        _placed(row, directory.name, i)
+        _add_place(row, directory.name, i)
         for i, row in enumerate(lines, 1)
         if "sample" in row and (every or row["picture"] in pictures)
     ]
 
 
-def _placed(row, workdir, number):
+def _add_place(row, workdir, number):
     """Returns the row with keys 'workdir' and 'place' added in front.
 
     `rows.measures` takes all keys behind 'picture' for measures, so nothing may be added there.
@@ -113,10 +119,10 @@ def _placed(row, workdir, number):
     return {**place, **row, **place}  # again, in case a damaged row has such keys itself
 
 
-def _list_wrong(row):
+def _list_invalid_keys(row):
     """Returns the keys of a row that are missing or have a wrong type."""
     form = NEEDED if "sample" in row else {}
-    return forms.wrong_in_row(row) or forms.wrong_keys(row, form)
+    return forms.invalid_row_keys(row) or forms.invalid_keys(row, form)
 
 
 def _record(directory):
@@ -155,7 +161,7 @@ def _check_alike(found):
         )
 
 
-def _of_cell(directory, evaluations):
+def _collect_cell(directory, evaluations):
     """Returns the points of one cell, as `_points`.
 
     Args: evaluations, by (name of the cell's directory, step).
@@ -175,7 +181,7 @@ def _of_cell(directory, evaluations):
         return []
 
     # The order of the keys is the order of the table's columns; fits/table.py explains each.
-    workdirs.check_draws(directory, config)
+    workdirs.check_draws_images(directory, config)
     model, counts = config.model, models.count(config)
     is_dit = model.name == "dit"
     lines = [
@@ -185,7 +191,7 @@ def _of_cell(directory, evaluations):
             "model": f"{cell['size']}/{model.patch_size}" if is_dit else cell["size"],
             "network": model.name,
             "size": cell["size"],
-            **{key: model[key] if is_dit else None for key in OF_DIT},
+            **{key: model[key] if is_dit else None for key in DIT_COLUMNS},
             "tokens": counts.get("tokens"),
             "params": counts["params"],
             "gmacs": counts["gmacs"],
@@ -266,7 +272,7 @@ def samples(
     last = {}
     # Sorted by seed, then from the last step down: the first point of a model is the one to show.
     for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
-        last.setdefault(selection.model_of(line), (line, row))
+        last.setdefault(selection.get_model_key(line), (line, row))
     order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
     shown = [_shown(workdir / line["cell"], row) for line, row in order]
     if len(shapes := {image.shape for image, _ in shown}) > 1:

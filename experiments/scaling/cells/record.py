@@ -37,8 +37,8 @@ FORM = {
     "jax": forms.is_text,
     "git_revision": forms.is_text,
 }
-OF_RUN = ("wall_seconds", "devices", "device")  # absent if a cell's process died at once
-MAY_LACK = {"pictures", "error", "traceback", "jax", "git_revision", *OF_RUN}
+COST_KEYS = ("wall_seconds", "devices", "device")  # absent if a cell's process died at once
+OPTIONAL_KEYS = {"pictures", "error", "traceback", "jax", "git_revision", *COST_KEYS}
 
 
 def read(directory: pathlib.Path) -> dict:
@@ -50,9 +50,11 @@ def read(directory: pathlib.Path) -> dict:
     record = json_files.read_json(path, "the record of a cell")
     if not isinstance(record, dict):
         raise UserError(f"{files.printable(path)} is damaged: it is no record of a cell")
-    # A finished cell has run to its end, so the keys of OF_RUN must be there.
+    # A finished cell has run to its end, so the keys of COST_KEYS must be there.
     done = record.get("state") == "done"
-    if wrong := forms.wrong_keys(record, FORM, MAY_LACK - {*OF_RUN} if done else MAY_LACK):
+    if wrong := forms.invalid_keys(
+        record, FORM, OPTIONAL_KEYS - {*COST_KEYS} if done else OPTIONAL_KEYS
+    ):
         raise UserError(
             f"{files.printable(path)} is damaged: it is no record of a cell, with a wrong "
             f"{files.list_some(wrong)}"

@@ -23,7 +23,7 @@ def draw_gflops(rows: list[dict], quality: str):
 
     The title has a fit, a power law for a loss, else a line in log10(multiply-adds). It also has
     Pearson's correlation of quality and log10(multiply-adds).
-    Raises: LackingError for fewer than 2 models.   Source: Peebles & Xie 2023, figures 2 and 8.
+    Raises: NoRowsError for fewer than 2 models.   Source: Peebles & Xie 2023, figures 2 and 8.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -53,7 +53,7 @@ def draw_compute(rows: list[dict], quality: str):
 
     For a loss or a distance it adds the power law of the best quality of any model at each compute.
     With more sizes than colors it has a panel per number of tokens, to keep the lines apart.
-    Raises: LackingError for fewer than 2 models.   Source: Peebles & Xie 2023, figure 9.
+    Raises: NoRowsError for fewer than 2 models.   Source: Peebles & Xie 2023, figure 9.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -98,7 +98,7 @@ def draw_isoflop(rows: list[dict], quality: str):
 
     It has a panel per number of tokens. A star is the optimal size for a compute budget, drawn if
     there are models on both sides of it.
-    Raises: LackingError if no 3 models with equal tokens reach a common compute.
+    Raises: NoRowsError if no 3 models with equal tokens reach a common compute.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -108,7 +108,7 @@ def draw_isoflop(rows: list[dict], quality: str):
     _demand_fittable(drawn, quality)
     budgets = fit.iso_flop(drawn, quality)
     if not budgets:
-        raise looks.LackingError("no compute was passed by 3 models of equal tokens")
+        raise looks.NoRowsError("no compute was passed by 3 models of equal tokens")
     look = looks.Looks.of(rows)
     kinds = {row["model"]: row for row in drawn}
     computes = [budget["budget"] for budget in budgets]
@@ -152,7 +152,7 @@ def draw_extrapolation(rows: list[dict], quality: str):
 
     Quality is drawn against multiply-adds at the last step, with the prediction interval of one
     more run along the law. Hollow markers are measurements of the largest model.
-    Raises: LackingError if no law can be fitted.
+    Raises: NoRowsError if no law can be fitted.
     """
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
     return _draw_extrapolations(rows, {"": drawn}, quality)
@@ -162,7 +162,7 @@ def draw_extrapolation_tokens(rows: list[dict], quality: str):
     """Draws `draw_extrapolation` in a panel per number of tokens; returns the matplotlib Figure.
 
     Numbers of tokens without a fit are left out.
-    Raises: LackingError if all models have the same tokens, or none can be fitted.
+    Raises: NoRowsError if all models have the same tokens, or none can be fitted.
     """
     drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs", "tokens"), quality)
     parts = {
@@ -170,14 +170,14 @@ def draw_extrapolation_tokens(rows: list[dict], quality: str):
         for (tokens,), part in sorted(looks.group(drawn, "tokens").items())
     }
     if len(parts) < 2:
-        raise looks.LackingError("all models have the same tokens")
+        raise looks.NoRowsError("all models have the same tokens")
     return _draw_extrapolations(rows, parts, quality)
 
 
 def _draw_extrapolations(rows, parts, quality):
     """Draws one panel per part, {title: rows}; returns the matplotlib Figure.
 
-    Raises: LackingError if no part can be fitted, with the reason of the last.
+    Raises: NoRowsError if no part can be fitted, with the reason of the last.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -189,7 +189,7 @@ def _draw_extrapolations(rows, parts, quality):
         except ValueError as error:
             reason = str(error).rstrip(".")
     if not fits:
-        raise looks.LackingError(reason)
+        raise looks.NoRowsError(reason)
     look = looks.Looks.of(rows)
     with matplotlib.rc_context(plot_style.STYLE):
         figure, panels = looks.new_figure(len(fits), sharey=True)
@@ -239,7 +239,7 @@ def _draw_interval(axes, rows, found, quality):
     It is a bar at the largest model, and a band from the other models up to it. An interval
     without an end on some side has no band.
     """
-    cells = [str(selection.model_of(row)) for row in rows]
+    cells = [str(selection.get_model_key(row)) for row in rows]
     x, y = _columns(rows, "gmacs", quality)
     across = np.geomspace(x.max(), found["gmacs"], BAND)
     ends = [bootstrap.prediction_interval(x, y, cells, float(at)) for at in across[:-1]]
@@ -271,17 +271,17 @@ def _columns(rows, *names):
 
 
 def _demand_models(rows):
-    """Raises: LackingError for rows of a single model."""
-    if len({selection.model_of(row) for row in rows}) < 2:
-        raise looks.LackingError(f"all rows are of one model, {rows[0]['model']}")
+    """Raises: NoRowsError for rows of a single model."""
+    if len({selection.get_model_key(row) for row in rows}) < 2:
+        raise looks.NoRowsError(f"all rows are of one model, {rows[0]['model']}")
 
 
 def _demand_fittable(rows, quality):
-    """Raises: LackingError for a quality that cannot be fitted, with the reason."""
+    """Raises: NoRowsError for a quality that cannot be fitted, with the reason."""
     try:
         selection.measured(rows, quality)
     except ValueError as error:
-        raise looks.LackingError(str(error).rstrip(".")) from error
+        raise looks.NoRowsError(str(error).rstrip(".")) from error
 
 
 def _fitted(law, x, y, what):

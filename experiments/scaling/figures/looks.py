@@ -21,16 +21,16 @@ EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # separates markers t
 LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
 
 
-class LackingError(UserError):
+class NoRowsError(UserError):
     """An error for a figure that the table has no rows for."""
 
 
 def measured(rows: list[dict], *names: str) -> list[dict]:
-    """Returns the rows with a value in all these columns.   Raises: LackingError for none."""
+    """Returns the rows with a value in all these columns.   Raises: NoRowsError for none."""
     complete_rows = [row for row in rows if all(row.get(name) is not None for name in names)]
     if not complete_rows:
         absent = [name for name in names if all(row.get(name) is None for row in rows)]
-        raise LackingError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
+        raise NoRowsError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
     return complete_rows
 
 
@@ -39,27 +39,27 @@ def standard(rows: list[dict]) -> list[dict]:
 
     They have the most common block, and the most common depth and width of their size. Other
     variants are in the table only for comparison with them.
-    Raises: LackingError for rows without a size, or of several networks.
+    Raises: NoRowsError for rows without a size, or of several networks.
     """
     if len(networks := {row.get("network") for row in rows}) > 1:
-        raise LackingError(f"the rows are of {len(networks)} networks, which networks_ compares")
-    rows = of_block(measured(rows, "size", "patch_size"))
+        raise NoRowsError(f"the rows are of {len(networks)} networks, which networks_ compares")
+    rows = select_block(measured(rows, "size", "patch_size"))
     shapes = collections.defaultdict(collections.Counter)
     for row in rows:
         shapes[row["size"]][_built(row)] += 1
     return [row for row in rows if _built(row) == shapes[row["size"]].most_common(1)[0][0]]
 
 
-def sizes_of(rows: list[dict]) -> list[str]:
+def get_size_names(rows: list[dict]) -> list[str]:
     """Returns the names of the sizes, fewest parameters first; [] if rows have no size."""
     try:
         ordered = sorted(standard(rows), key=lambda row: row.get("params") or 0)
-    except LackingError:
+    except NoRowsError:
         return []
     return list(dict.fromkeys(row["size"] for row in ordered))
 
 
-def of_block(rows: list[dict]) -> list[dict]:
+def select_block(rows: list[dict]) -> list[dict]:
     """Returns the rows with the most common block."""
     ((block, _),) = collections.Counter(row.get("block") for row in rows).most_common(1)
     return [row for row in rows if row.get("block") == block]
@@ -71,16 +71,16 @@ def _built(row):
 
 
 def complete(rows: list[dict], quality: str) -> list[dict]:
-    """Returns the comparable rows that `selection.average` uses.   Raises: LackingError."""
+    """Returns the comparable rows that `selection.average` uses.   Raises: NoRowsError."""
     rows = selection.comparable(measured(rows, quality, "step"), quality)
-    kept = {(selection.model_of(row), row["step"]) for row in selection.average(rows, quality)}
-    return [row for row in rows if (selection.model_of(row), row["step"]) in kept]
+    kept = {(selection.get_model_key(row), row["step"]) for row in selection.average(rows, quality)}
+    return [row for row in rows if (selection.get_model_key(row), row["step"]) in kept]
 
 
 def at_last_step(rows: list[dict], quality: str) -> list[dict]:
     """Returns the comparable rows at the last step that most models have.
 
-    Raises: LackingError if no row has the quality.
+    Raises: NoRowsError if no row has the quality.
     """
     rows = selection.comparable(measured(rows, quality, "step"), quality)
     return selection.at_step(rows, selection.last_step(rows))
@@ -131,13 +131,13 @@ class Looks:
     @classmethod
     def of(cls, rows: list[dict]) -> "Looks":
         """Returns the looks for a whole table, so that they are the same in all its figures."""
-        names = sizes_of(rows)
+        names = get_size_names(rows)
         names = [] if len(names) > len(plot_style.COLORS) else names
         widths = {row.get("hidden_size") for row in rows if row.get("size") not in names} - {None}
         names += [f"width {width}" for width in sorted(widths)]
         patches = sorted({row.get("patch_size") for row in rows} - {None})
         return cls(
-            dict(zip(names, colors_of(len(names)), strict=True)),
+            dict(zip(names, make_colors(len(names)), strict=True)),
             {p: plot_style.MARKERS[i % len(plot_style.MARKERS)] for i, p in enumerate(patches)},
         )
 
@@ -183,7 +183,7 @@ class Looks:
         draw_legend(figure, ("width" if widths else "size", sizes), ("patch size", marks), *lines)
 
 
-def colors_of(count: int) -> tuple[str, ...]:
+def make_colors(count: int) -> tuple[str, ...]:
     """Returns `count` colors: the palette's, or a color ramp if the palette has too few."""
     if count <= len(plot_style.COLORS):
         return plot_style.COLORS[:count]

@@ -18,7 +18,7 @@ def draw_tokens_depth(rows: list[dict], quality: str):
 
     Against tokens, a line has one depth and width. Against depth, it has one width and patch size.
     A panel without lines is left out.
-    Raises: LackingError if neither panel has a line.
+    Raises: NoRowsError if neither panel has a line.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -26,10 +26,10 @@ def draw_tokens_depth(rows: list[dict], quality: str):
     for x, select in (("tokens", _against_tokens), ("depth", _against_depth)):
         try:
             parts[x] = select(rows, quality)
-        except looks.LackingError as error:
+        except looks.NoRowsError as error:
             reasons.append(f"{x}: {error}")
     if not parts:
-        raise looks.LackingError(", ".join(reasons))
+        raise looks.NoRowsError(", ".join(reasons))
     for reason in reasons:
         logger.info("no panel of %s.", reason)
     look = looks.Looks.of(rows)
@@ -49,14 +49,14 @@ def draw_tokens_depth(rows: list[dict], quality: str):
 
 
 def _against_tokens(rows, quality):
-    """Returns the rows of each line against tokens.   Raises: LackingError if there is none."""
+    """Returns the rows of each line against tokens.   Raises: NoRowsError if there is none."""
     rows = looks.at_last_step(looks.measured(looks.standard(rows), "tokens"), quality)
     return _lines(looks.group(rows, "size"), "tokens", "size with 2 numbers of tokens")
 
 
 def _against_depth(rows, quality):
-    """Returns the rows of each line against depth.   Raises: LackingError if there is none."""
-    rows = looks.measured(looks.of_block(rows), "depth", "hidden_size", "patch_size")
+    """Returns the rows of each line against depth.   Raises: NoRowsError if there is none."""
+    rows = looks.measured(looks.select_block(rows), "depth", "hidden_size", "patch_size")
     groups = looks.group(looks.complete(rows, quality), "hidden_size", "patch_size")
     lines = _lines(groups, "depth", "width and patch size with 2 depths")
     # The last step is the lines' own, since other models may have been trained for longer.
@@ -65,13 +65,13 @@ def _against_depth(rows, quality):
 
 
 def _lines(groups, x, what):
-    """Returns the groups with several values of x.   Raises: LackingError if there is none.
+    """Returns the groups with several values of x.   Raises: NoRowsError if there is none.
 
     Args: what, a description of such a group for the message.
     """
     lines = [rows for rows in groups.values() if len({row[x] for row in rows}) > 1]
     if not lines:
-        raise looks.LackingError(f"no {what}")
+        raise looks.NoRowsError(f"no {what}")
     return lines
 
 
@@ -89,7 +89,7 @@ def draw_blocks(rows: list[dict], quality: str):
     """Draws quality against training steps, a color per block; returns the matplotlib Figure.
 
     It has the models that come with several blocks, a dash style for each.
-    Raises: LackingError if there are none.   Source: Peebles & Xie 2023, figure 5.
+    Raises: NoRowsError if there are none.   Source: Peebles & Xie 2023, figure 5.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -101,11 +101,11 @@ def draw_blocks(rows: list[dict], quality: str):
     groups = looks.group(rows, "model", "depth", "hidden_size")
     groups = {k: part for k, part in groups.items() if len({row["block"] for row in part}) > 1}
     if not groups:
-        raise looks.LackingError("no model has several blocks")
+        raise looks.NoRowsError("no model has several blocks")
     drawn = [row for group in groups.values() for row in group]
     # The paper's blocks come first and always have the same colors, also if some are not drawn.
     known = dict.fromkeys([*BLOCKS, *sorted({row["block"] for row in drawn})])
-    colors = dict(zip(known, looks.colors_of(len(known)), strict=True))
+    colors = dict(zip(known, looks.make_colors(len(known)), strict=True))
     dashes = dict(zip(groups, plot_style.DASHES * len(groups), strict=False))
     with matplotlib.rc_context(plot_style.STYLE):
         figure, (axes,) = looks.new_figure()
@@ -135,7 +135,7 @@ def draw_networks(rows: list[dict], quality: str):
 
     On the left is quality against multiply-adds at the last step, with a line per network. On the
     right is quality against training compute, with a line per model.
-    Raises: LackingError if all rows are of one network.
+    Raises: NoRowsError if all rows are of one network.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -144,7 +144,7 @@ def draw_networks(rows: list[dict], quality: str):
     rows = selection.comparable(rows, quality, across=("network", "block"))
     networks = looks.group(rows, "network")
     if len(networks) < 2:
-        raise looks.LackingError(f"all rows are of one network, {rows[0]['network']}")
+        raise looks.NoRowsError(f"all rows are of one network, {rows[0]['network']}")
     colors = dict(zip(NETWORKS, plot_style.COLORS, strict=False))
     unit, name = looks.compute_unit([row["train_gflops"] for row in rows])
     last = selection.at_step(rows, selection.last_step(rows))

@@ -47,7 +47,7 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
         # Few tables have rows for all figures, so one that lacks its rows is only logged.
         try:
             figure = draw()
-        except looks.LackingError as error:
+        except looks.NoRowsError as error:
             reasons.append(f"{name}: {error}")
             logger.info("no %s: %s.", name, error)
             continue

@@ -26,14 +26,14 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
     of the grid are shrunk.
     Args: arrays: image [models, n, H, W, C] uint8, label [n] int32, cell [models] of str, as the
       rows' 'cell'. Cells without a row are not drawn.
-    Raises: ValueError for arrays of other shapes; LackingError if no cell has a row.
+    Raises: ValueError for arrays of other shapes; NoRowsError if no cell has a row.
     """
     matplotlib = plot_style.import_matplotlib()
 
     # Which model is where in the grid.
     _check(arrays)
     places, across_name = _places(rows, arrays["cell"])
-    sizes = [name for name in looks.sizes_of(rows) if name in {s for s, _ in places}]
+    sizes = [name for name in looks.get_size_names(rows) if name in {s for s, _ in places}]
     patches = list(dict.fromkeys(across for _, across in sorted(places, key=_column)))
 
     # All lengths are in whole pixels, from the figure's width down to one image (`cell`).
@@ -85,12 +85,12 @@ def _places(rows, cells):
 
     Returns: {(size, patch size or block): index of the cell}; the text in front of the columns'
       names.
-    Raises: LackingError if no cell has a row.
+    Raises: NoRowsError if no cell has a row.
     """
     known = {row["cell"]: row for row in rows}
     indexed = [(i, known[str(cell)]) for i, cell in enumerate(cells) if str(cell) in known]
     if not indexed:
-        raise looks.LackingError(f"no row is of the cells of the samples, {', '.join(cells)}")
+        raise looks.NoRowsError(f"no row is of the cells of the samples, {', '.join(cells)}")
     blocks = len({row["block"] for _, row in indexed}) > 1
     name = "block" if blocks else "patch_size"
     return {(row["size"], row[name]): i for i, row in indexed}, "" if blocks else "patch size "

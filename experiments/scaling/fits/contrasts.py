@@ -54,7 +54,7 @@ def _groups(rows, quality, of):
     for row in selection.average(rows, quality):
         if row[of] is None:  # a UNet has no tokens, depth or hidden_size
             continue
-        groups[selection.model_of(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
+        groups[selection.get_model_key(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
     results = []
     for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
         group = sorted(group, key=lambda row: row[of])
@@ -122,7 +122,7 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
     # The noise between seeds is measured before the seeds are averaged away.
     step = selection.last_step(rows)
     rows = selection.at_step(rows, step)
-    seeds = collections.Counter(map(selection.model_of, rows))
+    seeds = collections.Counter(map(selection.get_model_key, rows))
     noise = _noise(rows, quality)
     results = []
     # In this order the first of a pair is the DiT, or has fewer tokens or less depth.
@@ -135,7 +135,9 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
         log_ratio = float(np.log(pair[1][quality] / pair[0][quality]))
         deviations = None
         if all(row["tokens"] in noise for row in pair):
-            squares = (noise[row["tokens"]] ** 2 / seeds[selection.model_of(row)] for row in pair)
+            squares = (
+                noise[row["tokens"]] ** 2 / seeds[selection.get_model_key(row)] for row in pair
+            )
             deviations = float(log_ratio / np.sqrt(sum(squares)))
         names = ("model", "depth", "hidden_size", "tokens", cost, quality)
         results.append(
@@ -161,7 +163,7 @@ def _noise(rows, quality):
     """Returns {tokens: standard deviation of log quality between seeds}; UNets have tokens None."""
     values = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
-        values[row["tokens"]][selection.model_of(row)].append(np.log(row[quality]))
+        values[row["tokens"]][selection.get_model_key(row)].append(np.log(row[quality]))
     deviations = {}
     for tokens in sorted(values, key=lambda tokens: tokens or 0):
         models = values[tokens].values()

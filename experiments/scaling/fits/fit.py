@@ -47,7 +47,7 @@ def study(rows: list[dict], quality: str, seed: int = 0) -> dict:
     return {
         "quality": quality,
         "rows": len(rows),
-        "models": len(set(map(selection.model_of, rows))),
+        "models": len(set(map(selection.get_model_key, rows))),
         "seeds": len({row.get("seed") for row in rows}),
         "steps": sorted({row["step"] for row in rows}),
         "level": bootstrap.LEVEL,
@@ -97,7 +97,7 @@ def law(rows: list[dict], quality: str, x: str, seed: int = 0) -> dict:
 
 def _columns(rows, x, quality):
     """Returns x [n], quality [n] and cells [n], the arguments of `bootstrap`; a cell is a model."""
-    cells = [str(selection.model_of(row)) for row in rows]
+    cells = [str(selection.get_model_key(row)) for row in rows]
     return np.array([row[x] for row in rows]), np.array([row[quality] for row in rows]), cells
 
 
@@ -142,9 +142,9 @@ def largest(rows: list[dict], quality: str, seed: int = 0) -> dict:
     rows = selection.at_step(rows, step)
     # If several models have the largest gmacs, the first is predicted and the others are fitted.
     most = max(row["gmacs"] for row in rows)
-    model = selection.model_of(next(row for row in rows if row["gmacs"] == most))
-    held_out = [row for row in rows if selection.model_of(row) == model]
-    others = [row for row in rows if selection.model_of(row) != model]
+    model = selection.get_model_key(next(row for row in rows if row["gmacs"] == most))
+    held_out = [row for row in rows if selection.get_model_key(row) == model]
+    others = [row for row in rows if selection.get_model_key(row) != model]
     if not others:
         raise UserError("needs other models than the largest.")
     arguments = _columns(others, "gmacs", quality)
@@ -275,10 +275,10 @@ def _law_of_envelope(edge, quality):
 
 
 def _curves(rows):
-    """Returns the rows of each model, by `selection.model_of`."""
+    """Returns the rows of each model, by `selection.get_model_key`."""
     curves = collections.defaultdict(list)
     for row in rows:
-        curves[selection.model_of(row)].append(row)
+        curves[selection.get_model_key(row)].append(row)
     return curves
 
 

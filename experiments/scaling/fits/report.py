@@ -59,9 +59,14 @@ def fields(
         "range": max(gmacs) / min(gmacs),
         "at": at,
         **fits,
-        **{f"{name}_summary": _verbatim(summary.of(result)) for name, result in fits.items()},
         **{
-            f"{name}_networks": _verbatim(summary.of_networks(contrasts.networks(rows, name), name))
+            f"{name}_summary": _verbatim(summary.format_study(result))
+            for name, result in fits.items()
+        },
+        **{
+            f"{name}_networks": _verbatim(
+                summary.format_networks(contrasts.networks(rows, name), name)
+            )
             for name in shown
             if f"{name}_networks" in named
         },
@@ -85,7 +90,7 @@ def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
     other = [name for name in other if len({row[name] for row in rows}) > 1]
     models = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row["gmacs"]):
-        models[selection.model_of(row)].append(row)
+        models[selection.get_model_key(row)].append(row)
     results = {}
     for alike in models.values():
         row = alike[0]
@@ -138,7 +143,7 @@ def cost(path: pathlib.Path) -> str:
     if not path.is_file():
         return "not measured"
     total = json_files.read_json(path, "the cost of a sweep")
-    if not isinstance(total, dict) or forms.wrong_keys(total, COST):
+    if not isinstance(total, dict) or forms.invalid_keys(total, COST):
         raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(total["devices"])
     return f"{total['cells']} cells, {total['hours']:.1f} hours added up, each on {devices}"

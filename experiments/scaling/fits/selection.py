@@ -18,7 +18,7 @@ RANGE = (1e-30, 1e30)  # of a quality: beyond it squares and ratios overflow
 HIGHER = ("label_accuracy", "inception_score", "precision", "recall", "density", "coverage")
 
 
-def model_of(row: dict) -> tuple:
+def get_model_key(row: dict) -> tuple:
     """Returns a row's model as a key: equal for rows that differ in nothing but seed and step.
 
     The key includes the other axes of a sweep, which are columns such as 'optim.weight_decay'.
@@ -66,13 +66,13 @@ def comparable(rows: list[dict], quality: str, across: tuple[str, ...] = ()) -> 
     # Learning rates may differ between models, but not within one.
     rates = collections.defaultdict(list)
     for row in kept:
-        rates[model_of({**row, "learning_rate": None})].append(row)
+        rates[get_model_key({**row, "learning_rate": None})].append(row)
     for several in rates.values():
         _check_one(several, "learning_rate", quality)
     # A table that was joined from several may have a run twice.
     runs = {}
     for row in kept:
-        key = (*model_of(row), row.get("seed"), row["step"])
+        key = (*get_model_key(row), row.get("seed"), row["step"])
         first = runs.setdefault(key, row)
         if first is not row and first[quality] != row[quality]:  # nan does not equal itself
             raise UserError(
@@ -107,7 +107,7 @@ def average(rows: list[dict], quality: str) -> list[dict]:
     """
     models = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
-        models[model_of(row)][row["step"]].append(row)
+        models[get_model_key(row)][row["step"]].append(row)
     return [
         {**points[0], "seed": None, quality: float(np.mean([row[quality] for row in points]))}
         for steps in models.values()
@@ -120,7 +120,7 @@ def last_step(rows: list[dict]) -> int:
     """Returns the step that most models have reached; the largest of several."""
     models = collections.defaultdict(set)
     for row in rows:
-        models[row["step"]].add(model_of(row))
+        models[row["step"]].add(get_model_key(row))
     most = max(map(len, models.values()))
     return max(step for step, reached in models.items() if len(reached) == most)
 

@@ -5,10 +5,12 @@ import itertools
 from dit_jax.evaluation import plot_style
 
 REACHES = 1, 2, 4, 8, 16  # bins of gmacs / gmacs of the largest model in the fit
-TOLD_APART = 2  # least difference, in standard deviations, at which one model is called better
+LEAST_DEVIATIONS = (
+    2  # least difference, in standard deviations, at which one model is called better
+)
 
 
-def of(result: dict) -> str:
+def format_study(result: dict) -> str:
     """Returns the result of `fit.study` as text."""
     q = result["quality"]
     lines = [
@@ -29,7 +31,7 @@ def of(result: dict) -> str:
     return "\n".join(lines)
 
 
-def of_networks(found: dict, quality: str) -> str:
+def format_networks(found: dict, quality: str) -> str:
     """Returns the result of `contrasts.networks` as text."""
     return "\n".join(_pairs(found, quality))
 
@@ -138,7 +140,7 @@ def _pairs(fit, q):
         sigma = pair["deviations"]
         better = f"{pair['better']} is better"
         if sigma is not None:
-            apart = abs(sigma) >= TOLD_APART
+            apart = abs(sigma) >= LEAST_DEVIATIONS
             better = f"{better if apart else 'not told apart'}, {abs(sigma):.1f} deviations"
         both = f"{_model(a)} {a[q]:.4g}, {_model(b)} {b[q]:.4g}"
         yield f"{both}, at {pair['ratio']:.2f} x the {fit['cost']}: {better}"
