@@ -386,7 +386,7 @@ def _fix_settings():
     """Undoes JAX settings in the user's environment that would change every random number."""
     for name, value in SETTINGS.items():
         if (current := getattr(jax.config, name)) != value:
-            logger.warning("%s=%s is not used: results would be others.", name.upper(), current)
+            logger.warning("%s=%s is not used: results would differ.", name.upper(), current)
             jax.config.update(name, value)
 
 

@@ -91,7 +91,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
             before = (data_state or {}).get("measured_by", {})
             if changes := sample_distance.describe_changes(before, measured_by):
                 name = sample_distance.training_name(config)
-                logger.warning("%s is measured otherwise from here: %s", name, "; ".join(changes))
+                logger.warning(
+                    "%s is measured with other settings from here on: %s", name, "; ".join(changes)
+                )
         keeper = best.Best(workdir, config, data_record, measured_by)
         # Only steps that are still to come can be profiled.
         profile = range(0)

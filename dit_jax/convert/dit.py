@@ -96,7 +96,7 @@ def check_block(model_config) -> None:
     if model_config.condition != "label":
         raise UserError(
             f"model.condition={model_config.condition!r} has no published names or weights; models "
-            "told labels alone can be converted. Other commands read any workdir as it is."
+            "with labels can be converted. Other commands read any workdir as it is."
         )
 
 

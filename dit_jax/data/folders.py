@@ -230,8 +230,8 @@ def _label(listed, origin, numbers):
     """
     if beside := [name for name in listed.names if "/" not in name]:
         raise UserError(
-            f"{origin} has {listing.count(len(beside), 'image')} beside its folders of classes, so "
-            f"of no class: {files.list_some(beside, SHOWN)}. Move or remove them."
+            f"{origin} has {listing.count(len(beside), 'image')} in no class, beside the folders "
+            f"of classes: {files.list_some(beside, SHOWN)}. Move or remove them."
         )
     folders = [name.partition("/")[0] for name in listed.names]
     if empty := sorted(set(numbers) - set(folders)):

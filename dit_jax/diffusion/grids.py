@@ -36,7 +36,7 @@ def build(
     if steps < 1:
         raise UserError(f"cannot take {steps} sampling steps; choose at least 1.")
     if kind not in GRIDS:
-        raise UserError(f"grid {kind!r} is none of this process; choose {', '.join(GRIDS)}.")
+        raise UserError(f"grid {kind!r} is for process ddpm only; choose {', '.join(GRIDS)}.")
     return check(GRIDS[kind].make(process, steps, process.first_t(prediction), rho, shift))
 
 

@@ -85,8 +85,8 @@ def _open(path, flag):
     name = f"{flag}={files.printable(path)}"
     if not opaque:
         raise UserError(
-            f"{name} has transparent pixels, which are of no colour here: save it on a ground of "
-            "one, a mask in black and white."
+            f"{name} has transparent pixels: save it on an opaque background; a mask, in black and "
+            "white."
         )
     if orientation != 1:
         logger.warning(

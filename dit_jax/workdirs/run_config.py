@@ -168,7 +168,7 @@ def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     name = config.model.name
     if name == "vae":
-        raise UserError(f"{workdir} holds a 'vae', which decodes latents but draws none.")
+        raise UserError(f"{workdir} holds a 'vae', which decodes latents but does not sample.")
     if set(config) == {"model"}:
         raise UserError(f"{workdir} holds a converted {name!r} alone, which draws no images.")
 

@@ -187,7 +187,7 @@ def test_models_of_captions_have_no_published_names(workdir, tmp_path):
     with pytest.raises(ValueError, match=r"model\.condition='tokens' has no published names"):
         convert.dit.published_shapes(config.model)
     workdirs.write_config(workdir, config)
-    with pytest.raises(ValueError, match="told labels alone can be converted"):
+    with pytest.raises(ValueError, match="with labels can be converted"):
         export_dit(workdir, tmp_path / "dit.safetensors")
 
 

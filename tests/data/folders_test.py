@@ -168,7 +168,7 @@ def test_a_model_of_another_number_of_classes_is_refused(config, num_classes):
 
 def test_images_beside_class_folders_are_refused(config, root):
     _save(root / "train" / "stray.png")
-    message = r"has 1 image beside its folders of classes, so of no class: stray\.png\. Move or"
+    message = r"has 1 image in no class, beside the folders of classes: stray\.png\. Move or"
     with pytest.raises(ValueError, match=message):
         conditions.open_images(config, "train")
 

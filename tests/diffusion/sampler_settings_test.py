@@ -47,7 +47,7 @@ def _settings(**changes):
             dict(sampler="euler_maruyama", last_step_t=0.9995),
             "last_step_t=0.9995 must be less than 0.999, the first time",
         ),
-        ("flow", dict(grid="ddim"), "grid 'ddim' is none of this process; choose"),
+        ("flow", dict(grid="ddim"), "grid 'ddim' is for process ddpm only; choose"),
         ("flow", dict(sampler="ddim_level1"), "'ddim_level1' is of diffusion.process=ddpm; choose"),
         ("ddpm", dict(sampler="ddim_level1"), "grid begins at level 1, where .* choose grid leadi"),
     ],

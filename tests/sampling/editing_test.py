@@ -313,7 +313,7 @@ def test_transparent_images_are_refused(trained, tmp_path):
     assert editing.read_image(tmp_path / "a.png", trained.config)[0, :4].max() == 0
     pixels[2, 2, 3] = 254
     Image.fromarray(pixels).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels, which are"):
+    with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels: save"):
         editing.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
 
 

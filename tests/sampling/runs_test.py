@@ -94,7 +94,9 @@ def test_settings_that_do_nothing_are_refused(trained_workdir):
 def test_converted_networks_draw_nothing(clip_dir, vae_dir):
     with pytest.raises(ValueError, match="holds a converted 'clip' alone, which draws no images"):
         runs.load(clip_dir)
-    with pytest.raises(ValueError, match="holds a 'vae', which decodes latents but draws none"):
+    with pytest.raises(
+        ValueError, match="holds a 'vae', which decodes latents but does not sample"
+    ):
         runs.load(vae_dir)
 
 

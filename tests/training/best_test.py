@@ -188,6 +188,8 @@ def test_run_that_measures_otherwise_says_so(tmp_path, config, caplog):
     train.train_and_evaluate(config, tmp_path)
     config.total_steps, config.fid.cfg_scale = 25, 2.0
     train.train_and_evaluate(config, tmp_path)
-    how = "fd_pixels_80 is measured otherwise from here: fid.cfg_scale was 1.0, now 2.0"
+    how = (
+        "fd_pixels_80 is measured with other settings from here on: fid.cfg_scale was 1.0, now 2.0"
+    )
     assert how in caplog.text
     assert runs.load(tmp_path / "best").step == 25

@@ -155,7 +155,7 @@ def _check_alike(found):
             lines.append(f"  {name}: {values}")
     if lines:
         raise UserError(
-            "these rows were not measured alike, so that one table cannot hold them:\n"
+            "these rows have different settings, so one table cannot hold them:\n"
             + "\n".join(lines)
             + "\nChoose with --where, such as --where num=1000 or --where sample.cfg_scale=1.5."
         )
@@ -296,8 +296,8 @@ def _shown(directory, row):
     config, sample = workdirs.load_config(directory), row["sample"]
     if config.model.condition != "label":
         raise UserError(
-            f"{directory} is told {config.model.condition}: samples side by side are of labels. "
-            "dit_jax.sample draws prompts."
+            f"{directory} has condition={config.model.condition}: only models with labels are "
+            "compared. dit_jax.sample draws prompts."
         )
     images = _read_picture(directory, row, config.data.image_size)
     # The labels are drawn again from the seed: the first ones do not depend on the number drawn.

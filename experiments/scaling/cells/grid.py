@@ -69,7 +69,7 @@ def cells(sweep: ConfigDict, only: str = "") -> list[Cell]:
         raise UserError(f"the sweep has no cell {only!r}; it has {', '.join(names)}.")
     problems += _duplicates(valid)
     if problems:
-        raise UserError("these cells of the sweep cannot be:\n" + "\n".join(problems))
+        raise UserError("these cells of the sweep are invalid:\n" + "\n".join(problems))
     return sorted(valid, key=lambda cell: cell.counts["train_gflops"])
 
 
