@@ -45,7 +45,8 @@ def test_synthetic_batches_have_captions(captioned_config, clip_dir, condition):
     batch = next(benchmark._synthetic_batches(program))
     if condition == "stored":
         assert batch["context"].shape == (16, 12, 16)
-    arguments = program.state, batch, jax.random.key(0), latents.Frozen()
+    _, frozen = latents.load_frozen(config, program.mesh)
+    arguments = program.state, batch, jax.random.key(0), frozen
     step = functools.partial(programs.train_step, program=program)
     _, scalars = jax.eval_shape(step, *arguments)
     assert scalars["loss"].shape == ()

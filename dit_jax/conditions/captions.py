@@ -77,7 +77,7 @@ class Captions(Condition):
         return self.request([prompts[i * len(prompts) // num] for i in range(num)], negative)
 
     def split_flags(self, labels, prompts):
-        return [(labels, [prompt]) for prompt in prompts if prompt]
+        return [(labels, [prompt]) for prompt in prompts]
 
     def draw(self, kind, num, seed, open_source):
         """Returns the captions of `num` images, drawn by the seed, or with 'balanced' the first.

@@ -63,7 +63,7 @@ class Labels(Condition):
     def split_flags(self, labels, prompts):
         # Without classes all labels are 0, so no flag is needed.
         labels = labels if labels or self.num_classes else "0"
-        return [(label, list(prompts)) for label in labels.split(",") if label]
+        return [(label, list(prompts)) for label in labels.split(",")]
 
     def draw(self, kind, num, seed, open_source):
         return from_labels(draw_labels(kind, num, self.num_classes, seed), self.num_classes)

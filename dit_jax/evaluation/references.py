@@ -188,7 +188,8 @@ def _open(path):
     )
     tables = metadata if isinstance(metadata, dict) else {}
     values = [(tables.get(table), *key) for table, keys in METADATA.items() for key in keys.items()]
-    if not all(isinstance(t, dict) and isinstance(t.get(key, t), kind) for t, key, kind in values):
+    whole = all(isinstance(t, dict) and isinstance(t.get(key, t), kind) for t, key, kind in values)
+    if not whole or not sizes.is_size(tables["source"]["image_size"]):
         raise UserError(
             f"the metadata in {files.printable(path)} lack values or have others. It must be "
             f"{EXPECTED}."

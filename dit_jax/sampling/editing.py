@@ -249,7 +249,7 @@ def parse_ends(
       some; as `Trained.request`.
     """
     ends = trained.condition.split_flags(labels, prompts)
-    if len(ends) not in (1, 2):
+    if len(ends) not in (1, 2) or not all(label or any(texts) for label, texts in ends):
         raise UserError(
             f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
         )

@@ -287,7 +287,7 @@ def test_command_measures_a_chain_once(run_command, workdir, monkeypatch):
     with (workdir / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps(row | here) + "\n")
     monkeypatch.setattr(rows, "git_revision", lambda: "abc")
-    monkeypatch.setattr(bits_per_dim.data, "gather", None)  # not needed again
+    monkeypatch.setattr(bits_per_dim.loader, "gather", None)  # not needed again
     again = bits_per_dim.evaluate(runs.load(workdir), workdir, num=6, seed=1)
     assert again == row | here
 

@@ -61,8 +61,8 @@ def test_digest_is_of_the_images(tmp_path, pixels):
     [
         ({"images": np.zeros((2, 6, 6, 3), np.uint8)}, "it holds images, and no arr_0"),
         ({"arr_0": np.zeros((2, 6, 6, 3))}, r"is float64, but images must be uint8.*127\.5 \* x"),
-        ({"arr_0": np.zeros((2, 3, 6, 6), np.uint8)}, r"is \[2, 3, 6, 6\]; expected \[N, size"),
-        ({"arr_0": np.zeros((2, 6, 5, 3), np.uint8)}, r"is \[2, 6, 5, 3\]; expected"),
+        ({"arr_0": np.zeros((2, 3, 6, 6), np.uint8)}, r"is \[2, 3, 6, 6\]; expected \[N, H, W"),
+        ({"arr_0": np.zeros((2, 6, 0, 3), np.uint8)}, r"is \[2, 6, 0, 3\]; expected"),
         ({"arr_0": np.zeros((6, 6, 3), np.uint8)}, r"is \[6, 6, 3\]; expected"),
         ({"arr_0": np.asfortranarray(np.zeros((2, 6, 6, 3), np.uint8))}, "in Fortran's order"),
     ],

@@ -42,7 +42,7 @@ def test_moments_are_of_all_images_and_features_of_some(found, pixels, toy_extra
 def test_moments_do_not_depend_on_how_features_come(toy_extractor, pixels, monkeypatch):
     features = _features(toy_extractor, pixels)
 
-    monkeypatch.setattr(references.fid, "ROWS", 40)
+    monkeypatch.setattr(references.metrics, "ROWS", 40)
 
     def moments(sizes):
         moments = references.Moments()
@@ -309,5 +309,7 @@ def test_features_that_are_not_finite_are_named(found, toy_extractor, pixels, tm
 def test_samples_of_another_size_are_refused(found, toy_extractor):
     reference = references.from_images(found, toy_extractor)
     reference.check((8, 8, 1))
-    with pytest.raises(ValueError, match=r"are 8x8x3, but the reference .* of images 8x8x1"):
+    with pytest.raises(
+        ValueError, match=r"are 8 x 8 x 3, but the reference .* of images 8 x 8 x 1"
+    ):
         reference.check((8, 8, 3))

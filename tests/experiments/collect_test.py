@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from dit_jax import conditions, models
-from dit_jax.conditions import requests
 from dit_jax.sampling import generate, runs
 from dit_jax.system import json_files
 from experiments.scaling.cells import collect, grid
@@ -338,7 +337,7 @@ def _other_size(path):
         (_pipe, "it is no file there"),
         (pathlib.Path.unlink, "it is no file there"),
         (_eps, "it is an EPS image; PNG, JPEG, WEBP and BMP are read"),
-        (_other_size, "pixels are no grid of images of 8 pixels"),
+        (_other_size, "pixels are no grid of images of 8 x 8 pixels"),
     ],
     ids=lambda one: getattr(one, "__name__", "").strip("_"),
 )
@@ -361,7 +360,7 @@ def test_labels_of_the_picture_are_drawn_alone(workdir, append):
             assert num <= 100
             return draw(kind, num, *rest)
 
-        patch.setattr(requests, "draw_labels", draw_few)
+        patch.setattr(conditions, "draw_labels", draw_few)
         append(sample=dict(num=2**40))
         assert collect.samples(workdir, [f"num={2**40}"])["image"].shape == (1, 10, 8, 8, 1)
     for kind in ("random", "balanced"):

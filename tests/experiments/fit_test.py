@@ -14,7 +14,7 @@ from helpers.close import assert_close, assert_trees_close
 from dit_jax.models import counts
 from experiments.scaling.fits import contrasts, fit, laws, selection, summary, table
 
-PUBLISHED = pathlib.Path(fit.__file__).parent / "published.csv"
+PUBLISHED = pathlib.Path(fit.__file__).parents[1] / "published.csv"
 SURFACE = dict(e=0.3, a=2.0, b=30.0, alpha=0.3, beta=0.4)
 
 

@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from experiments.scaling import report as report_command
 from experiments.scaling.fits import report, table
 
 
@@ -143,16 +144,16 @@ def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, told
     values = {"rows": 3, "table": "x" * 100, "wide": "3000000000", "range": 1.5}
     values["at"] = {"M/1.5 x": {"eval_mse": 0.5}}
     monkeypatch.setattr(report, "fields", lambda *_: values)
-    monkeypatch.setattr(report.cli, "check_out", lambda *_: None)
+    monkeypatch.setattr(report_command.cli, "check_out", lambda *_: None)
     given = {"page": tmp_path / "page.md", "out": tmp_path / "x.md", "table": "study.csv"}
-    monkeypatch.setattr(report, "FLAGS", types.SimpleNamespace(qualities=[], **given))
+    monkeypatch.setattr(report_command, "FLAGS", types.SimpleNamespace(qualities=[], **given))
     given["page"].write_bytes(template)
     with pytest.raises(ValueError, match=re.escape(told)) as refused:
-        report.main([])
+        report_command.main([])
     assert str(refused.value).startswith(f"{tmp_path / 'page.md'} ")
     assert not given["out"].exists()
     given["page"].write_bytes(b"{at[M/1.5 x][eval_mse]:+.1%} {{{rows!r:>3}}} {table:.2}\r\n")
-    report.main([])
+    report_command.main([])
     assert given["out"].read_bytes() == b"+50.0% {  3} xx\n"
 
 
