@@ -429,7 +429,7 @@ def test_command_makes_a_reference_and_measures_samples(run_command, digits_dir,
     ("flag", "message"),
     [
         ("--image_channels=2", "--image_channels=2 must be one of 1, 3"),
-        ("--image_size=1000000000", "--image_size=1000000000 must be an integer in the range [1, "),
+        ("--image_size=1000000000", "--image_size=1000000000 must be a whole number in 1..8192"),
     ],
 )
 def test_images_that_cannot_be_are_refused(run_command, tmp_path, flag, message):

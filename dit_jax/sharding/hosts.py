@@ -20,7 +20,7 @@ def in_every_process(f: Callable):
     except Exception as error:  # whatever it is, the others must not wait for this process
         failure = error
     if not all_true(failure is None):
-        raise failure or OSError(
+        raise failure or UserFileError(
             "another process failed: see its output; run the same command again."
         )
     return result

@@ -159,7 +159,7 @@ def test_opened_through_a_config(data_dir, splits):
 def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
     script = f"""if True:
         from configs import default
-        from dit_jax.data import sources
+        from dit_jax import conditions
         config = default.get_config()
         config.data.update(name="openmoji/32", data_dir={str(data_dir)!r})
         print(len(conditions.open_images(config, "train")))

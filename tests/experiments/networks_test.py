@@ -261,7 +261,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
         *(("dit-S/4", "dit", 4, step) for step in (1, 2)),
     ]
     assert all(row["eval_mse"] > 0 and row["fd_pixels"] > 0 for row in rows)
-    with pytest.raises(ValueError, match="of labels"):
+    with pytest.raises(ValueError, match="with labels"):
         collect.samples(tmp_path / "sweep")
     written = plot.write(rows, ["eval_mse", "fd_pixels"], None, tmp_path / "figures")
     assert {path.stem for path in written} == {"networks_eval_mse", "networks_fd_pixels"}
