@@ -263,7 +263,9 @@ def _add_objective(config):
     config.objective.t_mean = 0.0
     config.objective.t_std = 1.0  # standard deviation of the same
     config.objective.low_discrepancy = False  # spreads t evenly over the global batch
-    config.objective.condition_dropout = 0.1  # share replaced by the null condition; below 1
+    config.objective.condition_dropout = (
+        0.1  # share replaced by the null condition, if any; below 1
+    )
     config.objective.min_t = 1e-5  # continuous processes: the smallest t that is drawn
 
 

@@ -17,6 +17,11 @@ from dit_jax.config import sizes
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
+# Keys of earlier versions, with what replaces them.
+RENAMED = {
+    "class_dropout_prob": "model.null_condition (whether the model has a null condition) and "
+    "objective.condition_dropout (its share in training) replace model.class_dropout_prob."
+}
 MODULE = "dit_jax_config_file"  # the module name under which a config file is imported
 
 
@@ -46,7 +51,7 @@ def load(spec: str) -> ConfigDict:
         arguments = [argument] * bool(colon)
         _check_signature(name, get_config, arguments)
         config = get_config(*arguments)
-    except (SyntaxError, ImportError, LookupError, AttributeError, TypeError) as error:
+    except (SyntaxError, ImportError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise _explained(error, path, argument) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -105,6 +110,13 @@ def _explained(error, path, argument):
             f"{path}:{line}: {error}. If that is a part of this project, install it: pip install "
             "-e DIRECTORY, where DIRECTORY has its pyproject.toml."
         )
+    if isinstance(error, ValueError):
+        # A config refuses an argument by `raise`; an error of a library needs its place.
+        raised_in = pathlib.Path(frames[-1].filename)
+        in_config = raised_in == path or raised_in.parent.name == "configs"
+        if isinstance(error, UserError) or (in_config and frames[-1].line.startswith("raise ")):
+            return UserError(str(error))
+        return UserError(f"{path}:{line}: {error}; --traceback shows where.")
     if isinstance(error, KeyError) and error.args == (argument,):
         return UserError(f"--config={path} does not know the argument {argument!r}.")
     # ml_collections raises for an unknown key; its errors may be wrapped in each other.
@@ -155,6 +167,7 @@ def get_value(config: ConfigDict, key: str):
             # ml_collections ends its message with a line that names a similar key, if it has one.
             hint = str(error.args[0]).rpartition("\n")[2]
             hint = f" {hint}" if "Did you mean" in hint else ""
+            hint = f" {RENAMED[part]}" if part in RENAMED else hint
             raise UserError(
                 f"unknown config key {'.'.join(key.split('.')[: i + 1])!r} in --config.{key}."
                 f"{hint}\nAll keys are in configs/default.py."

@@ -7,7 +7,7 @@ import safetensors
 from ml_collections import ConfigDict
 
 from dit_jax import diffusion, workdirs
-from dit_jax.config import ranges
+from dit_jax.config import ranges, sizes
 from dit_jax.convert import fields
 from dit_jax.errors import UserError
 from dit_jax.models import dit
@@ -65,7 +65,9 @@ def read(path: pathlib.Path) -> ConfigDict | None:
         try:
             config = older_versions.complete(config)
         except ValueError as error:
-            raise UserError(f"{shown} cannot be read: {error}. It must be {WHAT}.") from error
+            raise UserError(
+                f"{shown} cannot be read: {str(error).rstrip('.')}. It must be {WHAT}."
+            ) from error
     if wrong := _wrong(config):
         raise UserError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
     try:
@@ -101,7 +103,9 @@ def _wrong(config):
     model, data = config["model"], config["data"]
     names = {"name"} | {field for field in dit.DiT.__dataclass_fields__ if field != "parent"}
     wrong = {name: model.get(name, "missing") for name in names ^ model.keys()}
-    wrong |= {
-        n: model.get(n) for n, most in SIZES.items() if not fields.is_count(model.get(n), most)
-    }
+    for name, most in SIZES.items():
+        value = model.get(name)
+        is_pair = f"model.{name}" in sizes.KEYS and isinstance(value, list) and sizes.is_size(value)
+        if not all(fields.is_count(number, most) for number in (value if is_pair else [value])):
+            wrong[name] = value
     return wrong | {n: data.get(n) for n in ("source", "name") if not isinstance(data.get(n), str)}

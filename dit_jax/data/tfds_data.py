@@ -107,9 +107,10 @@ def _data_dirs(tfds, data_dir) -> Iterator[pathlib.Path]:
 def _damaged(directory, error, build):
     """Returns the error for a directory that TFDS cannot read, with the first line of its error."""
     reason = (str(error).splitlines() or [""])[0][:200]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return UserError(
         f"{files.printable(directory)} is no TFDS dataset that can be read: "
-        f"{type(error).__name__}: {files.printable(reason)}. Build it again, with `{build}`."
+        f"{kind}{files.printable(reason)}. Build it again, with `{build}`."
     )
 
 

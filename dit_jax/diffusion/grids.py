@@ -94,7 +94,7 @@ def _make_chain_grid(process, steps, kind, prediction, rho, shift):
         # chain, or take the same level in every step.
         if index[-1] >= num_steps or index[0] == index[-1]:
             raise UserError(f"grid {kind} leaves out level 1: take fewer than {steps} steps.")
-    elif re.fullmatch(r"\d+(,\d+)*", kind, re.ASCII):
+    elif re.fullmatch(r"\d{1,9}(,\d{1,9})*", kind, re.ASCII):
         index = _sections(tuple(map(int, kind.split(","))), num_steps)
         if len(index) != steps:
             raise UserError(f"grid={kind} has {len(index)} steps, not {steps=}.")

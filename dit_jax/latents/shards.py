@@ -55,6 +55,8 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
       be written.
     """
     path, problem = out / "encode.json", ""
+    if (out / "checkpoints").is_dir():
+        raise UserError(f"{out} is the workdir of a run: choose another directory for the shards.")
     # The processes share the directory, so the first one reads it for all.
     if jax.process_index() == 0 and are_begun(out):
         if saved := _read_claim(path):
@@ -131,7 +133,9 @@ def _flatten(value, prefix=""):
 
 def _shorten(value):
     """Returns a value for a message; of a list, such as class names, only the beginning."""
-    return f"[{files.list_some(value)}]" if isinstance(value, list) else repr(value)
+    return (
+        f"[{files.list_some([str(v) for v in value])}]" if isinstance(value, list) else repr(value)
+    )
 
 
 def find_missing(shards: Shards, threads: Executor) -> Shards:

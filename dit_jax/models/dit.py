@@ -25,7 +25,8 @@ def parse_name(name: str) -> dict[str, int]:
     Raises: ValueError for an unknown name.
     """
     size, _, patch = name.removeprefix("DiT-").partition("/")
-    if not name.startswith("DiT-") or size not in SIZES or not patch.isdecimal() or not int(patch):
+    is_number = patch.isdecimal() and len(patch) < 10 and int(patch) > 0
+    if not name.startswith("DiT-") or size not in SIZES or not is_number:
         raise UserError(
             f"unknown model {name!r}; the names are DiT-{{{','.join(SIZES)}}}/PATCH, "
             "for example DiT-XL/2."

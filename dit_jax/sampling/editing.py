@@ -222,13 +222,18 @@ def draw(trained: runs.Trained, edited: Edits, seed: int = 0, strength: float = 
     return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
 
 
+def _is_int32(text):
+    # Python refuses to convert thousands of digits.
+    return text.isdecimal() and len(text) < 20 and int(text) < 2**31
+
+
 def parse_numbers(texts: Sequence[str]) -> list[int]:
     """Parses the numbers of the two images whose noise is interpolated.
 
     Raises: ValueError unless there are two whole numbers below 2^31.
     """
     # Image numbers are int32.
-    if len(texts) != 2 or not all(text.isdecimal() and int(text) < 2**31 for text in texts):
+    if len(texts) != 2 or not all(map(_is_int32, texts)):
         raise UserError(
             f"--numbers={','.join(texts)} must be two whole numbers below 2^31, such as 0,1."
         )

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Collection
 from typing import IO, BinaryIO
 
-from dit_jax.errors import UserError, UserFileError
+from dit_jax.errors import MissingFileError, UserError, UserFileError
 
 # Unicode categories of characters that a terminal executes or hides: control characters, format
 # characters (bidirectional, zero-width), surrogates, line and paragraph separators.
@@ -293,9 +293,10 @@ def list_some(names: Collection[str], most: int = 5) -> str:
 def read_or_explain(path, read):
     """Returns read(path).
 
-    Raises: OSError of the same type, with a message that names the path.
+    Raises: OSError with a message that names the path; a UserError of `read` passes.
     """
     try:
         return read(path)
     except OSError as error:
-        raise type(error)(f"cannot read {printable(path)}: {error.strerror or error}") from error
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else UserFileError
+        raise kind(f"cannot read {printable(path)}: {error.strerror or error}") from error

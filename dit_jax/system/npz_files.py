@@ -106,7 +106,7 @@ def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
     # NumPy, zipfile, safetensors and others each raise their own exceptions for a damaged file.
     except Exception as error:
         reason = files.printable((str(error).splitlines() or ["no message"])[0][:500])
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        kind = "" if type(error) in (ValueError, UserError) else f"{type(error).__name__}: "
         raise DamagedFileError(
             f"cannot read {files.printable(path)}: {kind}{reason}\n"
             f"Its {path.stat().st_size:,} bytes begin with {beginning!r}: it is cut short, "

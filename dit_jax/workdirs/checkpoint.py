@@ -345,7 +345,7 @@ def _restore(directory, step, trees):
         if stopping.is_out_of_memory(error):
             raise  # not damaged
         # This project's own errors are plain sentences; others need their type to be understood.
-        is_user_error = isinstance(error, OSError) and error.errno is None
+        is_user_error = isinstance(error, (UserError, UserFileError))
         problem = "" if is_user_error else f"{type(error).__name__}: "
         problem += (str(error).splitlines() or [""])[0][:300]
     if not sharding.all_true(not problem):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from dit_jax import sharding
+from dit_jax.errors import UserError
 from dit_jax.system import files, locks
 from dit_jax.workdirs import records, run_config
 
@@ -26,6 +27,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
     """
     # Checked before the lock creates the directory, so that a refused run leaves nothing behind.
     files.check_utf8(workdir)
+    if (workdir / "encode.json").is_file():
+        raise UserError(f"{workdir} holds moments of dit_jax.encode: choose another workdir.")
     run_config.check_config(workdir, config)
     with locks.hold(workdir / LOCK) as lock:
         run_config.check_config(workdir, config)  # again: another run may have ended meanwhile

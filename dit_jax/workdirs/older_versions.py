@@ -115,6 +115,8 @@ def _split_dropout(config):
     if "class_dropout_prob" in config["model"]:
         prob = config["model"].pop("class_dropout_prob")
         forms.check_type("model.class_dropout_prob", prob, float)
+        if not 0 <= prob < 1:
+            raise UserError(f"model.class_dropout_prob={prob} must be a number in [0, 1).")
         config["model"].setdefault("null_condition", prob > 0)
         if prob > 0:
             config.setdefault("objective", {}).setdefault("condition_dropout", prob)

@@ -24,6 +24,7 @@ def main(_):
     rows = table.read(FLAGS.table)
     for condition in FLAGS.where or ():
         rows = plots.where(rows, condition)
+    table.check_quality(rows, FLAGS.quality)
     result = fit.study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     files.replace_text(out, text)

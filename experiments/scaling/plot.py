@@ -28,6 +28,8 @@ def main(_):
         plots.check_drawable(f"{path}:{line}", row)
     for condition in FLAGS.where or ():
         rows = plots.where(rows, condition)
+    for quality in FLAGS.qualities:
+        table.check_quality(rows, quality)
     arrays = npz_files.read_npz(FLAGS.samples) if FLAGS.samples else None
     out_dir = FLAGS.out_dir or path.parent / "figures"
     for out in plot.write(rows, FLAGS.qualities, arrays, out_dir):

@@ -172,3 +172,20 @@ def test_other_bugs_of_a_config_file_stay_what_they_are(write):
         overrides.load(str(write("def get_config():\n  return {}['size']\n")))
     with pytest.raises(ZeroDivisionError):
         overrides.load(str(write("def get_config():\n  return 1 // 0\n")))
+
+
+def test_error_of_a_library_in_a_config_file_has_its_place(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("import numpy as np\n\n\ndef get_config():\n    np.zeros(3).reshape(2)\n")
+    with pytest.raises(ValueError, match=rf"^{path}:5: cannot reshape array of size 3"):
+        overrides.load(str(path))
+    path.write_text("def get_config():\n    raise ValueError('choose a or b.')\n")
+    with pytest.raises(ValueError, match=r"^choose a or b\.$"):
+        overrides.load(str(path))
+
+
+def test_renamed_key_names_those_that_replace_it():
+    config = default.get_config()
+    message = r"class_dropout_prob=?.* model\.null_condition .* objective\.condition_dropout"
+    with pytest.raises(ValueError, match=message):
+        overrides.override(config, "model.class_dropout_prob", "0.1")

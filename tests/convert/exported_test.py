@@ -7,6 +7,7 @@ import safetensors
 import safetensors.numpy
 
 from configs import dit_xl_2_256_published
+from dit_jax.convert import exported
 from dit_jax.convert.__main__ import convert_dit, export_dit
 
 
@@ -135,3 +136,14 @@ def test_exported_config_names_no_place_of_this_machine(exported_file, tmp_path,
     config["data"]["name"] = "imagenet2012"  # of TFDS, not a place
     _change_metadata(path, json.dumps(config))
     assert convert_dit(path, tmp_path / "again").data.name == "imagenet2012"
+
+
+def test_export_of_a_model_of_wide_images_is_read_again(workdir, tmp_path):
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["input_size"] = config["data"]["image_size"] = [8, 12]
+    (workdir / "config.json").write_text(json.dumps(config))
+    for path in (workdir / "checkpoints").glob("*/config/metadata"):
+        path.write_text(json.dumps(config))
+    out = tmp_path / "wide.safetensors"
+    export_dit(workdir, out)
+    assert tuple(exported.read(out).model.input_size) == (8, 12)

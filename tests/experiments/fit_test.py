@@ -379,3 +379,31 @@ def test_command_writes_what_study_returns_and_prints_it(tmp_path):
     assert done.stdout.startswith(summary.format_study(expected))
     assert "16 rows, 4 models, 2 seeds, steps 100, 1,000" in done.stdout
     assert "needs 6 cells" in result["law"]["no_intervals"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:0], "has no rows"),
+        (lambda rows: [row | {"model": None} for row in rows], ":2: model must not be empty"),
+        (lambda rows: [row | {"tokens": None} for row in rows], ":2: tokens must not be empty"),
+    ],
+    ids=["rows", "model", "tokens"],
+)
+def test_tables_that_lack_what_all_figures_need_are_refused(tmp_path, change, message):
+    path = tmp_path / "study.csv"
+    rows = change(table.read(PUBLISHED))
+    names = table.read(PUBLISHED)[0]
+    table.write(path, rows or [dict.fromkeys(names, "")])
+    if not rows:
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=message):
+        table.read(path)
+
+
+def test_column_of_text_is_no_quality():
+    rows = table.read(PUBLISHED)
+    table.check_quality(rows, "gmacs")
+    table.check_quality(rows, "nowhere")
+    with pytest.raises(ValueError, match="the column model has text, such as 'S/8'"):
+        table.check_quality(rows, "model")

@@ -163,3 +163,8 @@ def test_shards_of_other_images_are_refused_when_the_claim_is_lost(
 
 def _files(directory):
     return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_sizes_that_differ_are_shown():
+    before, now = {"image_size": [8, 12]}, {"image_size": 8}
+    assert "image_size: then [8, 12], now 8" in shards._compare(pathlib.Path("out"), before, now)

@@ -371,3 +371,12 @@ def test_section_without_keys_is_damage(workdir):
     whole, path = workdirs.load_config(workdir), workdir / "config.json"
     path.write_text(json.dumps(whole.to_dict() | {"sample": {}}))
     assert workdirs.load_config(workdir).sample == whole.sample
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0, float("nan"), "0.1"])
+def test_dropout_of_an_older_version_that_cannot_be_is_refused(smoke_config, value):
+    config = json.loads(json.dumps(smoke_config.to_dict()))
+    del config["model"]["null_condition"], config["objective"]["condition_dropout"]
+    config["model"]["class_dropout_prob"] = value
+    with pytest.raises(ValueError, match=r"model.class_dropout_prob=.* must be a number"):
+        workdirs.read_config(json.dumps(config), "a test")

@@ -42,6 +42,8 @@ def fields(
     Raises: FileNotFoundError; ValueError as `fit.study` and `contrasts.networks`.
     """
     rows = table.read(table_path)
+    for quality in qualities:
+        table.check_quality(rows, quality)
     shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
     at = at_last_step(rows, shown)
     # Only fits that the template names: a table of several networks has none and would raise.
@@ -102,6 +104,8 @@ def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
         results[name] = dict(row, seeds=len(alike))
         for quality in qualities:
             values = [row[quality] for row in alike]
+            if None in values:
+                raise UserError(f"the column {quality} is empty at the last step of {name}.")
             results[name][quality] = float(np.mean(values))
             if len(values) > 1:
                 results[name][f"{quality}_std"] = float(np.std(values, ddof=1))

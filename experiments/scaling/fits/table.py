@@ -28,8 +28,15 @@ TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extract
 TEXT += ("device", "jax", "git_revision")  # other columns have numbers, but for a sweep's axes
 REQUIRED = ("cell", "model", "patch_size", "block", "depth", "hidden_size", "tokens", "params")
 REQUIRED += ("gmacs", "seed", "batch_size", "step", "train_gflops")
-NEEDED = ("params", "gmacs", "batch_size", "step", "train_gflops")  # columns without empty cells
-POSITIVE = (*NEEDED, "patch_size", "depth", "hidden_size", "num_heads", "tokens", "images_seen")
+NEEDED = (
+    "model",
+    "params",
+    "gmacs",
+    "batch_size",
+    "step",
+    "train_gflops",
+)  # columns without empty cells
+POSITIVE = (*NEEDED[1:], "patch_size", "depth", "hidden_size", "num_heads", "tokens", "images_seen")
 MOST = 1e30  # limit of POSITIVE columns; beyond it, powers and squares overflow
 
 
@@ -53,7 +60,15 @@ def read(path: pathlib.Path) -> list[dict]:
         raise UserError(f"{path} has no column {', '.join(missing)}.")
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
         raise UserError(f"{path} has two columns of one name: {', '.join(twice)}.")
+    if not rows:
+        raise UserError(f"{path} has no rows.")
     return [_row(line, f"{path}:{number}") for number, line in enumerate(rows, 2)]
+
+
+def check_quality(rows: list[dict], name: str) -> None:
+    """Raises a ValueError unless the column has numbers, or is empty, in all rows."""
+    if text := next((row[name] for row in rows if isinstance(row.get(name), str)), None):
+        raise UserError(f"the column {name} has text, such as {text!r}: a quality is a number.")
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
@@ -75,6 +90,8 @@ def _row(line, place):
     row = {name: _value(name, text, place) for name, text in line.items()}
     if empty := [name for name in NEEDED if row[name] is None]:
         raise UserError(f"{place}: {', '.join(empty)} must not be empty.")
+    if row.get("network") in (None, "dit") and row["tokens"] is None:
+        raise UserError(f"{place}: tokens must not be empty for a DiT.")
     for name in POSITIVE:
         if (value := row.get(name)) is not None and not 0 < value <= MOST:
             raise UserError(f"{place}: {name}={value} must be above 0 and at most {MOST}.")
