@@ -139,7 +139,7 @@ def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: Con
         )
 
 
-def _not_supported(theirs):
+def _not_supported(published):
     """Returns {field: what is supported} for the fields with unsupported values."""
     wrong = {}
     for name, choices in (
@@ -148,25 +148,25 @@ def _not_supported(theirs):
         ("prediction_type", PREDICTIONS),
         ("timestep_spacing", SPACINGS),
     ):
-        if not isinstance(theirs.get(name), str) or theirs[name] not in choices:
+        if not isinstance(published.get(name), str) or published[name] not in choices:
             wrong[name] = ", ".join(choices)
-    steps = theirs.get("num_train_timesteps")
+    steps = published.get("num_train_timesteps")
     if not fields.is_count(steps, MOST_STEPS) or steps < 2:
         wrong["num_train_timesteps"] = f"a whole number above 1, up to {MOST_STEPS:,}"
-    start, end = (theirs.get(name) for name in ("beta_start", "beta_end"))
+    start, end = (published.get(name) for name in ("beta_start", "beta_end"))
     if not isinstance(start, float) or not 0 < start < 1:
         wrong["beta_start"] = "a number between 0 and 1"
     elif not isinstance(end, float) or not start <= end < 1:
         wrong["beta_end"] = f"a number from beta_start={start} to 1"
-    if theirs["trained_betas"] is not None:
+    if published["trained_betas"] is not None:
         wrong["trained_betas"] = "None, a beta_schedule instead"
-    if theirs["use_flow_sigmas"]:
+    if published["use_flow_sigmas"]:
         wrong["use_flow_sigmas"] = "False"
-    if not isinstance(theirs["set_alpha_to_one"], bool):
+    if not isinstance(published["set_alpha_to_one"], bool):
         wrong["set_alpha_to_one"] = "True, False"
-    if not isinstance(zero_snr := theirs["rescale_betas_zero_snr"], bool):
+    if not isinstance(zero_snr := published["rescale_betas_zero_snr"], bool):
         wrong["rescale_betas_zero_snr"] = "True, False"
-    elif zero_snr and theirs["prediction_type"] == "epsilon":
+    elif zero_snr and published["prediction_type"] == "epsilon":
         # At the last level x_t is pure noise, so that predicted eps does not determine x_0.
         wrong["rescale_betas_zero_snr"] = "False, with prediction_type='epsilon'"
     return wrong

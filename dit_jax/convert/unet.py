@@ -216,24 +216,24 @@ def _to_parameter(path, array):
     return array
 
 
-def _not_supported(theirs):
+def _not_supported(published):
     """Returns {field: what is supported} for the fields with unsupported values."""
     wrong = {
         n: f"a number above 0, up to {most:,}"
         for n, most in COUNTS.items()
-        if not fields.is_count(theirs[n], most)
+        if not fields.is_count(published[n], most)
     }
     wrong |= {
         name: ", ".join(map(repr, values))
         for name, values in FIXED.items()
-        if theirs[name] not in values
+        if published[name] not in values
     }
-    wrong |= {name: "not this field" for name in theirs.keys() - DEFAULTS.keys() - FIXED.keys()}
-    if not (fields.is_number(theirs["norm_eps"]) and theirs["norm_eps"] > 0):
+    wrong |= {name: "not this field" for name in published.keys() - DEFAULTS.keys() - FIXED.keys()}
+    if not (fields.is_number(published["norm_eps"]) and published["norm_eps"] > 0):
         wrong["norm_eps"] = "a number above 0"
-    if not (fields.is_number(theirs["dropout"]) and 0 <= theirs["dropout"] < 1):
+    if not (fields.is_number(published["dropout"]) and 0 <= published["dropout"] < 1):
         wrong["dropout"] = "a number in [0, 1)"
-    channels, kinds = theirs["block_out_channels"], theirs["down_block_types"]
+    channels, kinds = published["block_out_channels"], published["down_block_types"]
     # The checks below compute with these lists, so they return at the first invalid one.
     is_list = isinstance(channels, list) and 0 < len(channels) <= MOST_LEVELS
     if not is_list or not all(map(fields.is_count, channels)):
@@ -242,18 +242,18 @@ def _not_supported(theirs):
     if not are_known or len(kinds) != len(channels):
         return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
     mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
-    if theirs["up_block_types"] != mirrored:
+    if published["up_block_types"] != mirrored:
         wrong["up_block_types"] = f"those of the way down, {mirrored}"
-    heads = theirs["attention_head_dim"]
+    heads = published["attention_head_dim"]
     if not fields.is_count(heads) and _heads(heads, channels) is None:
         wrong["attention_head_dim"] = "the same number of heads, or width of heads, at all levels"
     # Compared only when both are valid numbers.
-    if not wrong and theirs["out_channels"] not in (
-        theirs["in_channels"],
-        2 * theirs["in_channels"],
+    if not wrong and published["out_channels"] not in (
+        published["in_channels"],
+        2 * published["in_channels"],
     ):
         wrong["out_channels"] = "in_channels, or twice that"
-        if theirs["in_channels"] == 9:
+        if published["in_channels"] == 9:
             wrong["in_channels"] = "out_channels, without an inpainting UNet's mask and image"
     return wrong
 

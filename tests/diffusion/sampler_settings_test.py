@@ -81,3 +81,8 @@ def test_keys_that_are_heeded_pass():
     guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
     samplers.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
     samplers.check_used(_settings(), ["variance"], False)
+
+
+def test_count_of_thousands_of_digits_is_no_grid(process):
+    with pytest.raises(ValueError, match="unknown grid"):
+        samplers.build(_settings(grid="9" * 5000), process, "eps")

@@ -201,3 +201,8 @@ def test_images_that_are_no_squares_are_told_from_their_transposes(golden_model_
         model.apply({"params": params}, x_t.swapaxes(1, 2), jnp.ones(1), jnp.zeros(1, int))
     with pytest.raises(ValueError, match=r"input_size=\(8, 9\); choose one of \[1\]"):
         models.build(ConfigDict(config.to_dict() | dict(input_size=(8, 9))))
+
+
+def test_patch_size_of_thousands_of_digits_is_refused():
+    with pytest.raises(ValueError, match="unknown model"):
+        dit.parse_name("DiT-S/" + "9" * 5000)

@@ -417,3 +417,8 @@ def test_the_command(run_command, trained_workdir, image, tmp_path):
     error = run_command("edit", "inpaint", *flags, "--prompt", "a three", *mask, fails=True)
     assert "--prompt is of a model of captions; this one takes --labels" in error
     assert "Traceback" not in error
+
+
+def test_number_of_thousands_of_digits_is_refused():
+    with pytest.raises(ValueError, match=r"must be two whole numbers below 2\^31"):
+        editing.parse_numbers(["9" * 5000, "1"])

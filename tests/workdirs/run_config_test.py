@@ -380,3 +380,14 @@ def test_dropout_of_an_older_version_that_cannot_be_is_refused(smoke_config, val
     config["model"]["class_dropout_prob"] = value
     with pytest.raises(ValueError, match=r"model.class_dropout_prob=.* must be a number"):
         workdirs.read_config(json.dumps(config), "a test")
+
+
+def test_directory_of_moments_is_no_workdir(smoke_config, tmp_path):
+    (tmp_path / "encode.json").write_text("{}")
+    with (
+        pytest.raises(
+            ValueError, match=r"holds moments of dit_jax\.encode: choose another workdir"
+        ),
+        workdirs.claim(tmp_path, smoke_config),
+    ):
+        pass
