@@ -37,7 +37,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import initial_state, programs
+from dit_jax.training import frozen_networks, initial_state, programs
 
 FLAGS = flags.FLAGS
 # What can be measured, with the flags that not all measurements take.
@@ -132,7 +132,7 @@ def _step_window(program, steps, real_data):
     x_0 = latents.build(config)
     if x_0.uses_vae and not x_0.encodes:
         config.latents.vae = ""  # no step reads it, and a benchmark needs no workdir of one
-    _, frozen = latents.load_frozen(config, program.mesh)
+    _, frozen = frozen_networks.load(config, program.mesh)
     frozen = frozen.with_records(program.config, program.mesh, source) if source else frozen
     # Compiled ahead of time, so that no window includes it.
     began = time.perf_counter()

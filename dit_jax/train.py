@@ -18,7 +18,14 @@ from ml_collections import ConfigDict
 from dit_jax import cli, latents, sharding, workdirs
 from dit_jax.data import loader, sources
 from dit_jax.system import files, stopping
-from dit_jax.training import best, initial_state, metric_log, programs, sample_distance
+from dit_jax.training import (
+    best,
+    frozen_networks,
+    initial_state,
+    metric_log,
+    programs,
+    sample_distance,
+)
 from dit_jax.workdirs import checkpoint, identity
 
 logger = logging.getLogger("dit_jax")
@@ -39,7 +46,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
     # The data and the frozen networks complete the config, so the program is made after them.
     train_source = latents.open_split(config, "train")
     mesh = sharding.make_mesh(config.mesh)
-    config, frozen = latents.load_frozen(config, mesh, train_source.metadata)
+    config, frozen = frozen_networks.load(config, mesh, train_source.metadata)
     program = programs.make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:

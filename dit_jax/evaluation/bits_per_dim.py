@@ -87,7 +87,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     config, mesh = trained.config, trained.mesh
     bits, available = make_bits_fn(trained, steps), len(source) // source.views
     x_0 = latents.build(config)
-    frozen = latents.Frozen(vae=x_0.load_vae(mesh) if x_0.encodes else None)
+    vae = x_0.load_vae(mesh) if x_0.encodes else None
     # The batch is rounded up to a multiple of the shards, so that all of them get the same number
     # of rows.
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -100,7 +100,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
         index = np.minimum(start + rows_here, num - 1) * available // num
         batch = loader.with_caption(loader.gather(source, source.views * index))
         batch["index"] = index.astype(np.int32)
-        part = bits(trained.params, frozen, key, sharding.put_batch(mesh, batch))
+        part = bits(trained.params, vae, key, sharding.put_batch(mesh, batch))
         parts.append(jax.tree.map(np.asarray, part))
     name = "bits_per_latent_dim" if x_0.uses_vae else "bits_per_dim"
     values = {part: np.concatenate([p[part] for p in parts])[:num] for part in parts[0]}
@@ -116,14 +116,14 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
 
 
 def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
-    """Returns the jitted `bits(params, frozen, key, batch)` per dimension of each image.
+    """Returns the jitted `bits(params, vae, key, batch)` per dimension of each image.
 
     Args:
       steps: of the respaced chain whose bound is taken, or of the probability flow. Each step of
         the flow takes four evaluations of the network and of its derivatives.
     Returns: bits, which maps a batch to {'': [B]}, and of a chain also '_prior' and '_first_level'.
       The batch holds images or moments, their condition, and 'index' [B], the images' numbers.
-      frozen is as for `Latents.x_0`. Image i's randomness depends on key and i alone.
+      vae is as for `Latents.x_0`. Image i's randomness depends on key and i alone.
     Raises: ValueError as the process's grid, or for an unknown variance.
     """
     config, process, mesh = trained.config, trained.process, trained.mesh
@@ -136,7 +136,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
     else:
         times = likelihood.ode_times(process, steps)
 
-    def bits(params, frozen, key, batch):
+    def bits(params, vae, key, batch):
         network = models.bind(trained.model, params, mesh)
         # The null condition is not needed: there is no guidance.
         cond = trained.condition.of_batch(batch)
@@ -153,7 +153,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
         def draw(distribution, i):
             return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
 
-        x_0 = data.x_0(batch, keys(0), frozen, mesh)
+        x_0 = data.x_0(batch, keys(0), mesh, vae)
         denoise = solvers.make_denoise(process, prediction, predict, times)
         if config.sample.clip_x_0:
             denoise = solvers.clip_x_0(denoise, process, times)

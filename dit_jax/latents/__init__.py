@@ -19,13 +19,11 @@ from dit_jax.latents.codec import (
     scale,
     unscale,
 )
-from dit_jax.latents.frozen import Frozen, load_frozen
 from dit_jax.latents.kinds import KINDS, Latents, build, open_split
 from dit_jax.latents.loading import check_digest, load_vae
 
 __all__ = [
     "KINDS",
-    "Frozen",
     "Latents",
     "Vae",
     "build",
@@ -36,7 +34,6 @@ __all__ = [
     "encode_in_groups",
     "image_from_x_0",
     "images_at_once",
-    "load_frozen",
     "load_vae",
     "make_decode_fn",
     "open_split",

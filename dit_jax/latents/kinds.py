@@ -71,19 +71,25 @@ class Latents(abc.ABC):
         """
 
     def x_0(
-        self, batch: dict[str, jax.Array], key: jax.Array, frozen, mesh: jax.sharding.Mesh
+        self,
+        batch: dict[str, jax.Array],
+        key: jax.Array,
+        mesh: jax.sharding.Mesh,
+        vae: codec.Vae | None = None,
+        records: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
         """Returns the clean x_0 [B, h, w, C] f32 of a batch, with scale and shift applied.
 
         Args:
           batch: 'image' [B, H, W, C] uint8; or 'moments' [B, h, w, 2C] f16, the unscaled mean and
-            log-variance; or 'record' [B] int32, their row numbers in frozen.records['moments'].
+            log-variance; or 'record' [B] int32, their row numbers in records['moments'].
           key: draws the posterior samples, new ones at each call. With keys [B], one per image,
             the sample of an image depends on its own key alone.
-          frozen: a `Frozen` with the VAE that encodes images, or with the records.
           mesh: the mesh over which the batch is sharded.
+          vae: the one that encodes images, if they are encoded in every step.
+          records: what `load_records` returned.
         """
-        mean, log_variance = codec.posterior(self._moments(batch, frozen, mesh))
+        mean, log_variance = codec.posterior(self._moments(batch, mesh, vae, records))
         if key.ndim:
             eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(key)
         else:
@@ -91,7 +97,7 @@ class Latents(abc.ABC):
         return codec.scale(self.config.latents, codec.posterior_sample(mean, log_variance, eps))
 
     @abc.abstractmethod
-    def _moments(self, batch, frozen, mesh) -> jax.Array:
+    def _moments(self, batch, mesh, vae, records) -> jax.Array:
         """Returns the moments [B, h, w, 2C] f16 of a batch, unscaled."""
 
     def load_vae(self, mesh: jax.sharding.Mesh) -> codec.Vae | None:
@@ -140,10 +146,10 @@ class Pixels(Latents):
     def open_split(self, split):
         return _open_images(self.config, split)
 
-    def x_0(self, batch, key, frozen, mesh):
+    def x_0(self, batch, key, mesh, vae=None, records=None):
         return codec.pixels_from_image(batch["image"])
 
-    def _moments(self, batch, frozen, mesh):
+    def _moments(self, batch, mesh, vae, records):
         raise NotImplementedError("pixels have no posterior.")
 
     def load_vae(self, mesh):
@@ -164,9 +170,9 @@ class Images(Latents):
     def open_split(self, split):
         return _open_images(self.config, split)
 
-    def _moments(self, batch, frozen, mesh):
+    def _moments(self, batch, mesh, vae, records):
         # In f16 like stored moments: a run on moments stored in the same dtype is then equal.
-        return codec.encode_in_groups(frozen.vae, batch["image"], mesh)
+        return codec.encode_in_groups(vae, batch["image"], mesh)
 
     def make_batch(self, rows, rng):
         return _make_images(self.config, rows, rng)
@@ -180,7 +186,7 @@ class Moments(Latents):
     def open_split(self, split):
         return moments.open_split(self.config, split)
 
-    def _moments(self, batch, frozen, mesh):
+    def _moments(self, batch, mesh, vae, records):
         return batch["moments"]
 
     def make_batch(self, rows, rng):
@@ -196,10 +202,10 @@ class DeviceMoments(Moments):
         # Training batches then hold record numbers in place of moments.
         return dataclasses.replace(super().open_split(split), on_device=True)
 
-    def _moments(self, batch, frozen, mesh):
+    def _moments(self, batch, mesh, vae, records):
         if "record" not in batch:  # held-out images are not on the devices
             return batch["moments"]
-        return frozen.records["moments"][batch["record"]]
+        return records["moments"][batch["record"]]
 
     def load_records(self, source, mesh):
         return device.load_moments(mesh, source)

@@ -3,7 +3,6 @@
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -106,31 +105,14 @@ class DiT(nn.Module):
             expected = ("B", height, width, channels)
             raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         out_channels = channels * (2 if self.learn_sigma else 1)
-        dense = functools.partial(
-            nn.Dense, self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier_uniform
-        )
 
         # The position table is a constant, as in the paper, and no parameter.
         x = patchify(x_t, p)  # [B, N, p*p*C]
-        x = dense(name="x_embedder")(x)  # [B, N, D]
+        x = self._dense("x_embedder")(x)  # [B, N, D]
         position = layers.sincos_position_table(self.hidden_size, *grid)
         x = x + position[None].astype(self.dtype)
-        # Every block needs the condition as a sequence, or as a vector y_emb. A caption's vector is
-        # the mean of its sequence.
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
-        modulated = self.block in ("adaLN", "adaLN-Zero")
-        if self.condition == "label":
-            rows = conditioning.count_label_embeddings(self)
-            embed = nn.Embed(
-                rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
-            )
-            y_emb = embed(cond)  # [B, D]
-            sequence = y_emb[:, None]  # [B, 1, D]
-        else:
-            context = conditioning.read(self, cond).astype(self.dtype)  # [B, M, context_size]
-            sequence = dense(name="context_embedder")(context)  # [B, M, D]
-            if modulated:
-                y_emb = dense(name="pooled_embedder")(context.mean(axis=1))  # [B, D]
+        sequence, y_emb = self._embed_condition(cond)  # [B, M, D], [B, D]
 
         # A scan stacks the parameters of all blocks. XLA could merge the recomputation with the
         # forward pass (CSE) only where the blocks are unrolled, so only there it is prevented.
@@ -167,6 +149,26 @@ class DiT(nn.Module):
             x, _ = stack(x, c)
             x = final_layer(x[:, :tokens], c)
         return unpatchify(x, p, grid).astype(jnp.float32)  # [B, h, w, C or 2C]
+
+    def _embed_condition(self, cond):
+        """Returns the condition as a sequence, and as the vector that modulates, if one does."""
+        if self.condition == "label":
+            rows = conditioning.count_label_embeddings(self)
+            y_emb = nn.Embed(
+                rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
+            )(cond)
+            return y_emb[:, None], y_emb
+        context = conditioning.read(self, cond).astype(self.dtype)  # [B, M, context_size]
+        sequence = self._dense("context_embedder")(context)
+        if self.block not in ("adaLN", "adaLN-Zero"):
+            return sequence, None
+        # A caption's vector is the mean of its sequence.
+        return sequence, self._dense("pooled_embedder")(context.mean(axis=1))
+
+    def _dense(self, name):
+        return nn.Dense(
+            self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier_uniform, name=name
+        )
 
 
 def from_config(config) -> DiT:

@@ -12,11 +12,11 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import latents, models, sharding, workdirs
+from dit_jax import models, sharding, workdirs
 from dit_jax.config import ranges
 from dit_jax.data import loader, sources
 from dit_jax.errors import UserError
-from dit_jax.training import optimizer, tasks
+from dit_jax.training import frozen_networks, optimizer, tasks
 
 
 @struct.dataclass
@@ -93,7 +93,12 @@ def begin(tx, params):
 
 
 def train_step(
-    state: TrainState, batch: dict, key: jax.Array, frozen: latents.Frozen, *, program: Program
+    state: TrainState,
+    batch: dict,
+    key: jax.Array,
+    frozen: frozen_networks.Frozen,
+    *,
+    program: Program,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step on a global batch.
 
@@ -101,7 +106,7 @@ def train_step(
       batch: arrays [B, ...] as `data` yields them: 'image' or 'moments', with 'label' or captions;
         or 'record' alone, numbers of records on the devices.
       key: of the run; the step's key is folded from it.
-      frozen: from `latents.load_frozen`.
+      frozen: from `frozen_networks.load`.
     Returns: the next state, and the scalars loss, its parts, grad_norm, param_norm and
       learning_rate.
     """
@@ -151,7 +156,7 @@ def _accumulate(program, grad, examples):
 
 
 def eval_step(
-    params, batch: dict, key: jax.Array, frozen: latents.Frozen, *, program: Program
+    params, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, *, program: Program
 ) -> dict[str, jax.Array]:
     """Returns sums over the batch, weighted by batch['weight'].
 

@@ -9,15 +9,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import latents, sharding
+from dit_jax import sharding
 from dit_jax.evaluation import extractors, measures, metrics, references
 from dit_jax.sampling import generate, requests
 from dit_jax.system import files
+from dit_jax.training import frozen_networks
 
 logger = logging.getLogger("dit_jax")
 
 
-def compile_distance(task, frozen: latents.Frozen) -> tuple[Callable, dict]:
+def compile_distance(task, frozen: frozen_networks.Frozen) -> tuple[Callable, dict]:
     """Returns `distance(params) -> {'fid5k': value}` by `config.fid`, and its settings.
 
     Every call of distance draws the same noise.

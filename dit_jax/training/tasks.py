@@ -23,6 +23,7 @@ from dit_jax.diffusion import guidance, objectives, sampler_settings
 from dit_jax.errors import UserError
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures, requests
+from dit_jax.training import frozen_networks
 
 
 @struct.dataclass
@@ -108,7 +109,7 @@ class Denoising:
             generate.make_sample_fn(self.model, settings, *arguments)
 
     def examples(
-        self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
+        self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
     ) -> NoisyExamples:
         """Returns the examples of a batch; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
@@ -118,7 +119,7 @@ class Denoising:
             cond = conditions.drop(drop_key, cond, prob, null)
         # After the dropout: a null condition of token ids passes through the encoder too.
         cond = self.condition.apply_frozen(frozen.text_encoder, cond)
-        x_0 = self.latents.x_0(batch, posterior_key, frozen, self.mesh)
+        x_0 = self.latents.x_0(batch, posterior_key, self.mesh, frozen.vae, frozen.records)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
         keys = None
         if dropout and getattr(self.model, "dropout", 0):
@@ -127,7 +128,7 @@ class Denoising:
         return NoisyExamples(x_0, cond, t, eps, keys)
 
     def losses(
-        self, params, frozen: latents.Frozen, examples: NoisyExamples
+        self, params, frozen: frozen_networks.Frozen, examples: NoisyExamples
     ) -> dict[str, jax.Array]:
         """Returns 'loss' and its parts, each [B]."""
         # One key serves the micro-batch: what is dropped differs between its examples all the same.
@@ -142,11 +143,11 @@ class Denoising:
             self.process, objective, predict, x_0, examples.t, examples.eps
         )
 
-    def to_image(self, frozen: latents.Frozen) -> Callable:
+    def to_image(self, frozen: frozen_networks.Frozen) -> Callable:
         """Returns the function from x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
         return self.latents.make_to_image(frozen.vae, self.mesh)
 
-    def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
+    def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
         """Returns `draw(params) -> [height, width, 3] uint8`: samples; all calls use one noise."""
         config, num = self.config, self.config.sample_num_images
         prediction = config.objective.prediction
@@ -220,7 +221,7 @@ class Autoencoding:
         return cls(config, model, mesh)
 
     def examples(
-        self, batch: dict, key: jax.Array, frozen: latents.Frozen, dropout: bool
+        self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
     ) -> ImageExamples:
         """Returns the pixels of a batch, and the posterior's noise."""
         pixels = latents.pixels_from_image(batch["image"])
@@ -230,7 +231,7 @@ class Autoencoding:
         return ImageExamples(pixels, jax.random.normal(key, shape))
 
     def losses(
-        self, params, frozen: latents.Frozen, examples: ImageExamples
+        self, params, frozen: frozen_networks.Frozen, examples: ImageExamples
     ) -> dict[str, jax.Array]:
         """Returns 'loss', its parts and 'psnr', each [B]."""
         pixels, eps = examples.pixels, examples.eps
@@ -256,7 +257,7 @@ class Autoencoding:
             losses |= {"lpips": distance, "loss": losses["loss"] + weights.lpips_weight * distance}
         return losses
 
-    def compile_picture(self, frozen: latents.Frozen, source: sources.Source) -> Callable:
+    def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
         """Returns `draw(params) -> [height, width, 3] uint8`: each image and its reconstruction."""
         # The first images of the source, the same in every picture.
         num = min(self.config.sample_num_images, len(source))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.close import assert_close
 
-from dit_jax import latents, train
+from dit_jax import train
 from dit_jax.evaluation import (
     extractors,
     image_sets,
@@ -16,7 +16,7 @@ from dit_jax.evaluation import (
     references,
 )
 from dit_jax.sampling import generate, requests
-from dit_jax.training import initial_state, programs, sample_distance, tasks
+from dit_jax.training import frozen_networks, initial_state, programs, sample_distance, tasks
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
     program = programs.make_program(smoke_config)
     state = initial_state.new_state(program, train.jax.random.key(0))
-    distance, measured_by = sample_distance.compile_distance(program.task, latents.Frozen())
+    distance, measured_by = sample_distance.compile_distance(program.task, frozen_networks.Frozen())
     row = distance(state.params)
     assert row == distance(state.params)
     assert list(row) == ["fd_pixels_90"] == [sample_distance.training_name(smoke_config)]
@@ -131,14 +131,16 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
         told,
         smoke_config.seed,
         program.mesh,
-        program.task.to_image(latents.Frozen()),
+        program.task.to_image(frozen_networks.Frozen()),
     )
     real = references.load_for_run(smoke_config, "", extractors.load("pixels"))
     assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
     assert measured_by["reference"] == real.source["digest"]
     assert measured_by["extractor"] == real.extractor
     smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
-    assert sample_distance.compile_distance(program.task, latents.Frozen())[1] == measured_by
+    assert (
+        sample_distance.compile_distance(program.task, frozen_networks.Frozen())[1] == measured_by
+    )
 
 
 @pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])

@@ -25,10 +25,10 @@ KEY = jax.random.key(0)
 MESH = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
 
 
-def _x_0(batch, key, config, frozen=None, mesh=MESH):
+def _x_0(batch, key, config, mesh=MESH, vae=None):
     """Of a batch, by config.latents."""
     x_0 = latents.build(ConfigDict(dict(latents=config)))
-    return x_0.x_0(batch, key, frozen or latents.Frozen(), mesh)
+    return x_0.x_0(batch, key, mesh, vae)
 
 
 def test_every_pixel_value_survives_the_round_trip():
@@ -122,7 +122,7 @@ def test_encoded_images_are_rounded_as_stored_moments_are(latent_config, vae_dir
     for source, batch in (("images", {"image": image}), ("moments", {"moments": stored})):
         latent_config.latents.source = source
         of = functools.partial(_x_0, config=latent_config.latents)
-        x_0[source] = jax.jit(of)(batch, KEY, frozen=latents.Frozen(vae=vae))
+        x_0[source] = jax.jit(of)(batch, KEY, vae=vae)
     np.testing.assert_array_equal(x_0["images"], x_0["moments"])
 
 
@@ -137,11 +137,7 @@ def test_images_are_encoded_a_group_after_another(latent_config, vae_dir, monkey
     def compile_x_0(images_at_once):
         monkeypatch.setattr(codec, "PIXELS_PER_DEVICE", images_at_once * 64)
         return (
-            jax.jit(
-                lambda batch, vae: _x_0(
-                    batch, KEY, latent_config.latents, latents.Frozen(vae=vae), mesh
-                )
-            )
+            jax.jit(lambda batch, vae: _x_0(batch, KEY, latent_config.latents, mesh, vae))
             .lower(batch, vae)
             .compile()
         )

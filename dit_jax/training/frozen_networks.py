@@ -4,9 +4,9 @@ import jax
 from flax import struct
 from ml_collections import ConfigDict
 
-from dit_jax import conditions, sharding
+from dit_jax import conditions, latents, sharding
 from dit_jax.data import sources
-from dit_jax.latents import codec, kinds, loading
+from dit_jax.latents import loading
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 
@@ -15,7 +15,7 @@ from dit_jax.workdirs import checkpoint
 class Frozen:
     """A pytree of arrays that jitted steps take; an array that a run does not need is None."""
 
-    vae: codec.Vae | None = None  # encodes images in each step, or decodes pictures
+    vae: latents.Vae | None = None  # encodes images in each step, or decodes pictures
     text_encoder: conditions.TextEncoder | None = None
     null: jax.Array | None = None  # from `Condition.load_null`, such as the empty caption [M]
     lpips: dict | None = None  # the LPIPS network's parameters
@@ -28,10 +28,10 @@ class Frozen:
 
         Raises: as `Latents.load_records`, if the data do not fit.
         """
-        return self.replace(records=kinds.build(config).load_records(source, mesh))
+        return self.replace(records=latents.build(config).load_records(source, mesh))
 
 
-def load_frozen(
+def load(
     config: ConfigDict, mesh: jax.sharding.Mesh, metadata: dict | None = None
 ) -> tuple[ConfigDict, Frozen]:
     """Loads the frozen networks; returns the completed config and the networks on the mesh.
@@ -39,15 +39,16 @@ def load_frozen(
     The config gets the digests, and an empty scale or shift, from the data and the networks. Each
     network is read once, and compared with the digest that the config or the data record.
     Args: metadata, of the moments that the run trains on.
-    Raises: as `Latents.resolve` and `load_vae`, `Condition.resolve` and `checkpoint.load_model`.
+    Raises: as `Latents.resolve`, `Latents.load_vae`, `Condition.resolve` and
+      `checkpoint.load_model`.
     """
     metadata = metadata or {}
     # A VAE's config has no section fid.
     draws = config.sample_every_steps or config.get("fid", {}).get("every_steps", 0)
     # The data's record comes first: the networks are compared with its digests.
-    config = kinds.build(config).resolve(metadata)
+    config = latents.build(config).resolve(metadata)
     config, text_encoder = conditions.build(config).resolve(metadata, mesh)
-    condition, x_0 = conditions.build(config), kinds.build(config)
+    condition, x_0 = conditions.build(config), latents.build(config)
     vae = x_0.load_vae(mesh) if x_0.uses_vae and config.latents.vae else None
     if vae:
         if x_0.encodes:  # no dataset has recorded the VAE's digest
