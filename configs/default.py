@@ -116,6 +116,7 @@ def _add_run(config):
 
 def _add_optim(config):
     config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw
     config.optim.learning_rate = 1e-4  # after the warm-up
     config.optim.schedule = "constant"  # constant, cosine (to 0 at total_steps)
     config.optim.warmup_steps = 0  # linear; less than total_steps

@@ -23,6 +23,7 @@ from dit_jax.training import (
     frozen_networks,
     initial_state,
     metric_log,
+    profiler,
     programs,
     sample_distance,
 )
@@ -89,30 +90,18 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         if config.sample_every_steps:
             source = eval_source or train_source
             draw = program.task.compile_picture(frozen, source)
-        # What is measured while training, with its interval. Distances measured with other
-        # settings are not comparable, so a change of settings is logged.
+        # What is measured while training, with its interval.
         measured, measured_by = [(evaluate, config.eval_every_steps)] if evaluate else [], {}
         if "fid" in config and config.fid.every_steps:
             distance, measured_by = sample_distance.compile_distance(program.task, frozen)
             measured.append((distance, config.fid.every_steps))
             before = (data_state or {}).get("measured_by", {})
-            if changes := sample_distance.describe_changes(before, measured_by):
-                name = sample_distance.training_name(config)
-                logger.warning(
-                    "%s is measured with other settings from here on: %s", name, "; ".join(changes)
-                )
+            sample_distance.warn_of_changes(config, before, measured_by)
         keeper = best.Best(workdir, config, data_record, measured_by)
-        # Only steps that are still to come can be profiled.
-        profile = range(0)
-        if config.profile_start_step > first_step:
-            start = config.profile_start_step
-            profile = range(start, start + config.profile_num_steps)
-        elif config.profile_start_step:
-            logger.warning("step %d is done, so it is not profiled", config.profile_start_step)
         # Everything has been checked, so the run begins.
         workdirs.write_config(workdir, config)
         workdirs.write_data(workdir, data_record)
-        trace = stack.enter_context(contextlib.ExitStack())  # closed early, or with the rest
+        profile = stack.enter_context(profiler.Profiler(workdir, config, first_step))
         writer = stack.enter_context(metric_log.MetricWriter(workdir, first_step))
         # A resumed run's first means include the steps between the last report and the checkpoint.
         window = (data_state or {}).get("window")
@@ -129,16 +118,12 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         # The host runs ahead of the devices: it dispatches steps, and fetches their scalars later.
         for step in range(first_step + 1, total_steps + 1):
             last = step == total_steps
-            if profile and step == profile[0]:
-                trace.enter_context(jax.profiler.trace(workdir / "profile"))
+            profile.before_step(step)
             state, scalars = step_fn(
                 state, sharding.put_batch(program.mesh, next(batches)), key, frozen
             )
             progress.append(scalars)  # raises if an earlier step was not finite
-            if profile and step == profile[-1]:
-                # Pausing waits for the steps, so the trace is complete.
-                with progress.paused():
-                    trace.close()
+            profile.after_step(step, progress)
             if due(step, config.log_every_steps) or last:
                 lock.check_together()  # nothing is written if the workdir was moved
                 writer.scalars(step, progress.report())

@@ -1,10 +1,10 @@
-"""AdamW, its learning-rate schedule, and the exponential moving average of the parameters (EMA)."""
+"""Optimizers, learning-rate schedules, and the exponential moving average of parameters (EMA)."""
 
 import jax
 import optax
 
 from dit_jax.config import ranges
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 
 # Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
 # sinusoids of the time, or the outputs of the captions' encoder. An encoder that is trained along
@@ -21,6 +21,11 @@ SCHEDULES = {  # after the warm-up: (peak, steps) -> schedule
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": optax.cosine_decay_schedule,
 }
+OPTIMIZERS = {  # (config.optim, schedule) -> optax transformation
+    "adamw": lambda config, rate: optax.adamw(
+        rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    ),
+}
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
@@ -29,10 +34,7 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     The cosine ends at 0 at total_steps.
     Raises: ValueError for an unknown schedule, or a warm-up that does not end before total_steps.
     """
-    if config.schedule not in SCHEDULES:
-        raise UserError(
-            f"unknown optim.schedule={config.schedule!r}; choose one of {', '.join(SCHEDULES)}."
-        )
+    check_choice("optim.schedule", config.schedule, SCHEDULES)
     warmup = config.warmup_steps
     if not 0 <= warmup < total_steps:
         raise UserError(
@@ -53,9 +55,10 @@ def make_optimizer(
     """Returns the optax chain of `config.optim`.
 
     Args: hidden_size, of the transformer; None for other models, which need mup_base_width=0.
-    Raises: ValueError for an unknown schedule, or values out of range.
+    Raises: ValueError for an unknown optimizer or schedule, or values out of range.
     """
     ranges.check(config, "optim")
+    check_choice("optim.name", config.name, OPTIMIZERS)
     # A parameter whose gradient has always been 0 would be divided by 0.
     if not config.eps:
         raise UserError(
@@ -74,14 +77,8 @@ def make_optimizer(
             f"optim.mup_base_width={base_width} scales learning rates by model.hidden_size, which "
             "this model has not; set it to 0."
         )
-    tx = optax.adamw(
-        schedule(config, total_steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
-    # Before AdamW, whose moments then see the clipped gradients.
+    tx = OPTIMIZERS[config.name](config, schedule(config, total_steps))
+    # Before the optimizer, whose moments then see the clipped gradients.
     if config.grad_clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), tx)
     return _scale_by_width(tx, base_width / hidden_size) if base_width else tx
@@ -101,7 +98,7 @@ def width_factors(params, factor: float):
     as 1 / width, and t_embedder's is fixed.
     """
 
-    def of_leaf(key_path, _):
+    def get_factor(key_path, _):
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         return (
             factor
@@ -109,7 +106,7 @@ def width_factors(params, factor: float):
             else 1.0
         )
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params)
+    return jax.tree_util.tree_map_with_path(get_factor, params)
 
 
 def _scale_by_width(tx, factor):

@@ -26,7 +26,7 @@ def compile_distance(task, frozen: frozen_networks.Frozen) -> tuple[Callable, di
     Returns: distance; its settings as JSON: values with other settings are not comparable.
     Raises: as `extractors.load`, `references.load_for_run` and `generate.make_sample_fn`.
     """
-    config, model, mesh, to_image = task.config, task.model, task.mesh, task.to_image(frozen)
+    config, mesh, to_image = task.config, task.mesh, task.to_image(frozen)
     # Samples are drawn as by config.sample, except for the steps and guidance of config.fid.
     settings, sample_config = config.fid, config.sample.copy_and_resolve_references()
     sample_config.update(steps=settings.steps, cfg_scale=settings.cfg_scale)
@@ -37,10 +37,8 @@ def compile_distance(task, frozen: frozen_networks.Frozen) -> tuple[Callable, di
     reference = references.load_for_run(config, settings.reference, extractor)
     logger.info("%s: extractor %s", training_name(config), json.dumps(extractor.identity))
     # The same request for every call, and so for every step of training.
-    prediction = config.objective.prediction
-    sample = generate.make_sample_fn(model, sample_config, task.process, prediction, mesh)
     request = requests.draw(config, "random", settings.num_images, config.seed)
-    sample = functools.partial(sample, encoder=frozen.text_encoder)
+    sample = functools.partial(task.make_sample_fn(sample_config), encoder=frozen.text_encoder)
     extract = extractor.compile(mesh)
 
     def features(x_0):
@@ -65,20 +63,32 @@ def compile_distance(task, frozen: frozen_networks.Frozen) -> tuple[Callable, di
         value = sharding.broadcast_text(json.dumps(sharding.in_every_process(measure)))
         return {training_name(config): json.loads(value)}
 
-    # The settings must be equal in all processes, which save them with the checkpoint.
+    return distance, _describe_settings(sample_config, request, extractor, reference)
+
+
+def _describe_settings(sample_config, request, extractor, reference):
+    """Returns what the distance depends on, as JSON; the same in every process."""
     digest = reference.source.get("digest") if reference else None
     digest = json.loads(sharding.broadcast_text(json.dumps(digest)))
-    sample_settings = sample_config.to_dict()
-    del sample_settings["steps"], sample_settings["cfg_scale"]  # config.fid has its own
-    measured_by = {
-        "fid": {"steps": settings.steps, "cfg_scale": settings.cfg_scale},
-        "sample": sample_settings,
-        "told": request.digest(),  # the samples' conditions; checkpoints have this key
+    sample = sample_config.to_dict()
+    settings = {
+        "fid": {name: sample.pop(name) for name in ("steps", "cfg_scale")},
+        "sample": sample,
+        "request": request.digest(),
         "extractor": extractor.identity,
         **({"reference": digest} if digest else {}),  # references of older versions have none
     }
     # As they will be read back: JSON makes lists of tuples.
-    return distance, json.loads(json.dumps(measured_by))
+    return json.loads(json.dumps(settings))
+
+
+def warn_of_changes(config: ConfigDict, then: dict, now: dict) -> None:
+    """Logs the changes of the settings: distances before and after them are not comparable."""
+    if changes := describe_changes(then, now):
+        name = training_name(config)
+        logger.warning(
+            "%s is measured with other settings from here on: %s", name, "; ".join(changes)
+        )
 
 
 def describe_changes(then: dict, now: dict, prefix: str = "") -> list[str]:

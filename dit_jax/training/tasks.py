@@ -98,15 +98,19 @@ class Denoising:
         # Checked even if the run draws nothing: commands that load its workdir use them.
         guidance.check_interval(config.sample.cfg_interval)
         sampler_settings.check_churn_range(config.sample.churn_range)
-        arguments = self.process, config.objective.prediction, self.mesh
         # Making these functions checks the settings; nothing is compiled yet.
         if config.sample_every_steps:
-            generate.make_sample_fn(self.model, config.sample, *arguments)
+            self.make_sample_fn(config.sample)
             pictures.check_grid(config.sample_num_images, sizes.image_shape(config.data))
         if config.fid.every_steps:
             settings = config.sample.copy_and_resolve_references()
             settings.update(steps=config.fid.steps, cfg_scale=config.fid.cfg_scale)
-            generate.make_sample_fn(self.model, settings, *arguments)
+            self.make_sample_fn(settings)
+
+    def make_sample_fn(self, settings: ConfigDict) -> Callable:
+        """Returns `generate.make_sample_fn` of this model and process, for a `config.sample`."""
+        prediction = self.config.objective.prediction
+        return generate.make_sample_fn(self.model, settings, self.process, prediction, self.mesh)
 
     def examples(
         self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
@@ -150,12 +154,8 @@ class Denoising:
     def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
         """Returns `draw(params) -> [height, width, 3] uint8`: samples; all calls use one noise."""
         config, num = self.config, self.config.sample_num_images
-        prediction = config.objective.prediction
-        sample = generate.make_sample_fn(
-            self.model, config.sample, self.process, prediction, self.mesh
-        )
         to_image, request = self.to_image(frozen), requests.draw_for_picture(config, num)
-        sample = functools.partial(sample, encoder=frozen.text_encoder)
+        sample = functools.partial(self.make_sample_fn(config.sample), encoder=frozen.text_encoder)
 
         def draw(params):
             images = generate.generate(sample, params, request, config.seed, self.mesh, to_image)

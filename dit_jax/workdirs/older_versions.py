@@ -10,6 +10,7 @@ OLD_DEFAULTS = {
     "eval_draws": 1,
     "sample_num_images": 16,
     "checkpoint_best_metric": "",
+    "optim.name": "adamw",
     "optim.mup_base_width": 0,
     "data.caption_feature": "",
     "data.captions_per_image": 1,

@@ -23,6 +23,7 @@ from dit_jax.training import optimizer
 
 SOURCE = pathlib.Path(default.__file__).read_text()
 CHOICES = {
+    "optim.name": optimizer.OPTIMIZERS,
     "optim.schedule": optimizer.SCHEDULES,
     "model.block": blocks.BLOCKS,
     "model.condition": conditions.KINDS,

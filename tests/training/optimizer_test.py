@@ -63,6 +63,7 @@ def test_ema_follows_each_step_from_the_initial_weights():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (dict(name="adam"), "unknown optim.name='adam'; choose one of adamw"),
         (dict(schedule="linear"), "schedule='linear'; choose one of constant, cosine"),
         (dict(warmup_steps=100), "warmup_steps=100 must lie in"),
         (dict(learning_rate=0.0), "optim.learning_rate=0.0 must be a number in"),
