@@ -113,7 +113,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
         # An error in the loop then tells what is saved.
         same_data = "a run goes on with the data that it began with"
         stack.enter_context(
-            stopping.attach_kept_message(lambda: f"{_describe_kept(workdir)}; {same_data}")
+            stopping.attach_kept_message(lambda: f"{_describe_saved(workdir)}; {same_data}")
         )
         # The host runs ahead of the devices: it dispatches steps, and fetches their scalars later.
         for step in range(first_step + 1, total_steps + 1):
@@ -185,7 +185,7 @@ def log_summary(program: programs.Program, class_names: Sequence[str] | None = N
     )
 
 
-def _describe_kept(workdir):
+def _describe_saved(workdir):
     """Returns what is kept of a run, in words for a message."""
     steps = workdirs.saved_steps(workdir)
     return f"step {steps[-1]} is kept in {workdir}" if steps else "no step is saved yet"
@@ -198,4 +198,4 @@ def main(_):
 if __name__ == "__main__":
     cli.define_config()
     cli.define_path("workdir", None, "Directory of this run.", required=True)
-    cli.run(main, kept=lambda: _describe_kept(FLAGS.workdir), saves=True)
+    cli.run(main, kept=lambda: _describe_saved(FLAGS.workdir), saves=True)

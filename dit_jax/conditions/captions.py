@@ -58,8 +58,8 @@ class Captions(Condition):
     def load_null(self, encoder):
         return self.request([""]).cond[0]  # the empty caption
 
-    def null(self, kept):
-        return kept
+    def null(self, stored):
+        return stored
 
     def request(self, captions, negative=""):
         tokenize = self.make_tokenizer()

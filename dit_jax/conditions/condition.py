@@ -61,7 +61,7 @@ class Condition(abc.ABC):
           config.
         """
 
-    def of_batch(self, batch: dict, records: dict | None = None) -> jax.Array:
+    def from_batch(self, batch: dict, records: dict | None = None) -> jax.Array:
         """Returns the conditions [B, ...] of a batch.
 
         Args: records, all arrays by name, for a batch that holds only numbers of records.
@@ -94,10 +94,10 @@ class Condition(abc.ABC):
         return self.config, None
 
     @abc.abstractmethod
-    def null(self, kept: jax.Array | None) -> jax.Array | int:
+    def null(self, stored: jax.Array | None) -> jax.Array | int:
         """Returns the null condition, a class or an array like one row of a batch.
 
-        Args: kept, the result of `load_null`, on the devices.
+        Args: stored, the result of `load_null`, on the devices.
         """
 
     def apply_frozen(self, encoder: TextEncoder | None, cond: jax.Array) -> jax.Array:

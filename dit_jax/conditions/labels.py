@@ -43,7 +43,7 @@ class Labels(Condition):
             )
         return Annotations(self.num_classes or None)
 
-    def null(self, kept):
+    def null(self, stored):
         return self.num_classes  # the class after the last one
 
     @staticmethod

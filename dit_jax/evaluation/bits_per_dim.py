@@ -139,7 +139,7 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
     def bits(params, vae, key, batch):
         network = models.bind(trained.model, params, mesh)
         # The null condition is not needed: there is no guidance.
-        cond = trained.condition.of_batch(batch)
+        cond = trained.condition.from_batch(batch)
         cond = conditions.encode(trained.model, params, trained.encoder, cond, mesh)
 
         def predict(x_t, network_time):

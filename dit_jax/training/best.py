@@ -23,7 +23,7 @@ DISTANCE = {
     "reference": forms.optional(forms.is_text),
 }
 # The form of what is saved with the checkpoint.
-KEPT = {"metric": forms.is_text, "value": forms.is_number, **DISTANCE}
+SAVED = {"metric": forms.is_text, "value": forms.is_number, **DISTANCE}
 
 
 class Best:
@@ -43,7 +43,7 @@ class Best:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
-        if saved and (wrong := forms.invalid_keys(saved, KEPT, DISTANCE)):
+        if saved and (wrong := forms.invalid_keys(saved, SAVED, DISTANCE)):
             logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(wrong))
             saved = {"metric": ""}  # not empty, because there is a checkpoint
         if "sample" in saved:  # an older version may have written it
@@ -71,8 +71,8 @@ class Best:
         better = self._value is None or sign * value < sign * self._value
         if not better or not math.isfinite(value):  # the first value may be NaN
             return
-        kept = {**self._how, "value": value, "data": self._data}
-        checkpoint.replace_params(self._workdir, self._config, ema_params, step, kept)
+        saved = {**self._how, "value": value, "data": self._data}
+        checkpoint.replace_params(self._workdir, self._config, ema_params, step, saved)
         self._value = value
         logger.info("best so far: step %d, %s %.4g", step, self._metric, value)
 

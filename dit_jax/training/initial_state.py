@@ -62,13 +62,13 @@ def _check_weights(config, workdir):
 
 def _compatibility_keys(config):
     """Returns {key: value} of all that decides which parameters exist and what they compute."""
-    kept = {
+    keys = {
         key: value
         for key, value in workdirs.flatten(config).items()
         if key.startswith(("model.", "diffusion.")) or key == "objective.prediction"
     }
     for name in MAY_DIFFER:
-        kept.pop(f"model.{name}", None)
+        keys.pop(f"model.{name}", None)
     for name in conditions.build(config).unused_keys:
-        kept.pop(f"model.{name}", None)
-    return json.loads(json.dumps(kept))  # a workdir's JSON has lists for tuples
+        keys.pop(f"model.{name}", None)
+    return json.loads(json.dumps(keys))  # a workdir's JSON has lists for tuples

@@ -51,10 +51,9 @@ class MetricWriter:
             path = self._path = workdir / "metrics.jsonl"
             # Lines up to first_step are kept; a file without other lines is not rewritten.
             if path.exists():
-                kept = [
-                    line for line in metric_lines.read_lines(path) if line["step"] <= first_step
-                ]
-                text = "".join(json.dumps(line) + "\n" for line in kept)
+                lines = metric_lines.read_lines(path)
+                earlier = (line for line in lines if line["step"] <= first_step)
+                text = "".join(json.dumps(line) + "\n" for line in earlier)
                 contents = text.encode()
                 if path.stat().st_size != len(contents) or contents != path.read_bytes():
                     files.replace_text(path, text)

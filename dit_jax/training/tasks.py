@@ -117,7 +117,7 @@ class Denoising:
     ) -> NoisyExamples:
         """Returns the examples of a batch; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
-        cond = self.condition.of_batch(batch, frozen.records)
+        cond = self.condition.from_batch(batch, frozen.records)
         if dropout and self.model.null_condition:
             null, prob = self.condition.null(frozen.null), self.config.objective.condition_dropout
             cond = conditions.drop(drop_key, cond, prob, null)
