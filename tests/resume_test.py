@@ -91,8 +91,8 @@ def test_two_processes_train_as_one(tmp_path, digits_dir, smoke_config, axis, de
     if more:
         distances = [run[2][-1].pop("fd_pixels_80") for run in (actual, expected)]
         assert_close(*distances, 1e-3)
-        kept = [checkpoint.saved_values(workdir / "best")["value"] for workdir in (two, one)]
-        assert kept == distances
+        saved = [checkpoint.saved_values(workdir / "best")["value"] for workdir in (two, one)]
+        assert saved == distances
     for line, other in zip(actual[2], expected[2], strict=True):
         assert_trees_close(line, other, 1e-5)
     parameters = (jax.flatten_util.ravel_pytree(run[0].params)[0] for run in (actual, expected))

@@ -214,14 +214,14 @@ def test_every_config_builds_without_allocating(name):
         factors = {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}
         assert size == image // factors.get(module, 8)
         shapes["moments"] = ((size, size, 2 * config.model.in_channels), np.float16)
-    told = {
+    expected_message = {
         "tokens": lambda model: ((model.text_length,), np.int32),
         "context": lambda model: ((77, model.context_size), np.float16),
     }.get(config.model.get("condition"))
     null = None
-    if told:
-        shapes[config.model.condition] = told(config.model)
-        null = jax.ShapeDtypeStruct(*told(config.model))
+    if expected_message:
+        shapes[config.model.condition] = expected_message(config.model)
+        null = jax.ShapeDtypeStruct(*expected_message(config.model))
     batch = {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in shapes.items()
@@ -279,8 +279,10 @@ def test_unreadable_data_tell_what_is_kept(workdir, smoke_config, monkeypatch):
     monkeypatch.setattr(train.loader.TrainIterator, "__next__", fail)
     with pytest.raises(OSError, match=r"a\.png") as error:
         train.train_and_evaluate(smoke_config, workdir)
-    told = f"step 40 is kept in {workdir}; a run goes on with the data that it began with"
-    assert error.value.kept() == told
+    expected_message = (
+        f"step 40 is kept in {workdir}; a run goes on with the data that it began with"
+    )
+    assert error.value.kept() == expected_message
 
 
 @pytest.mark.slow
@@ -405,8 +407,8 @@ def test_weights_of_another_model_are_no_beginning(smoke_config, trained_workdir
     program = programs.make_program(smoke_config, jax.devices()[:1])
     with pytest.raises(ValueError, match="holds weights of another model, process or") as error:
         initial_state.new_state(program, jax.random.key(0))
-    found = [line for line in str(error.value).splitlines() if line.startswith("  ")]
-    assert len(found) == len(lines)
+    actual = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert len(actual) == len(lines)
     assert all(line in str(error.value) for line in lines)
 
 

@@ -46,13 +46,15 @@ def test_every_image_has_its_captions(config, cache):
     assert source.captions(3) == ["a three", "the digit three"]
     assert source.captions(4) == ["a four", "a four"]
     batches = loader.TrainIterator(source, config, np.arange(16))
-    told = set()
+    expected_message = set()
     for _ in range(10):
         batch = next(batches)
         assert batch["tokens"].shape == (16, 20)
         for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
-            told.add((int(image[0, 0, 0]) // 10, _read(tokens)))
-    assert told == {(i, caption) for i in range(CAPTIONED) for caption in captions_of(i)}
+            expected_message.add((int(image[0, 0, 0]) // 10, _read(tokens)))
+    assert expected_message == {
+        (i, caption) for i in range(CAPTIONED) for caption in captions_of(i)
+    }
 
 
 def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
@@ -200,21 +202,21 @@ def test_what_modulates_is_the_mean_of_all_words(config):
     def gradient(context):
         return jnp.sum(model.apply({"params": params}, x_t, t, context) ** 2)
 
-    found = gradient(jax.random.normal(jax.random.key(2), (1, 20, 16)))  # [1, M, D]
-    assert np.abs(found[0, 0]).max() > 1e-3
-    assert_close(found, np.broadcast_to(found[:, :1], found.shape), 1e-6)
+    actual = gradient(jax.random.normal(jax.random.key(2), (1, 20, 16)))  # [1, M, D]
+    assert np.abs(actual[0, 0]).max() > 1e-3
+    assert_close(actual, np.broadcast_to(actual[:, :1], actual.shape), 1e-6)
 
 
 def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
     params = random_params(model)
-    told = conditions.build(config).request(["a two", "a three"])
+    expected_message = conditions.build(config).request(["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
-    whole = apply(jnp.asarray(told.cond))
+    whole = apply(jnp.asarray(expected_message.cond))
     encoded = conditions.encode(
-        model, params, None, jnp.asarray(told.cond), sharding.make_mesh(config.mesh)
+        model, params, None, jnp.asarray(expected_message.cond), sharding.make_mesh(config.mesh)
     )
     assert encoded.shape == (2, 20, 16)
     assert_close(apply(encoded), whole, 1e-5)
@@ -256,12 +258,12 @@ def test_training_learns_from_captions(config):
     assert all(jax.tree.leaves(moved["text_encoder"]))
 
 
-def _sample(config, told, params, **settings):
+def _sample(config, expected_message, params, **settings):
     config.sample.update(steps=3, sampler="ddim", **settings)
     program, _ = _program(config)
     arguments = config.sample, program.task.process, "eps", program.mesh
     sample = generate.make_sample_fn(program.model, *arguments)
-    return generate.generate(sample, params, told, 0, program.mesh, lambda x_0: x_0)
+    return generate.generate(sample, params, expected_message, 0, program.mesh, lambda x_0: x_0)
 
 
 def test_prompts_and_negative_prompts(config):
@@ -271,8 +273,8 @@ def test_prompts_and_negative_prompts(config):
     plain = _sample(config, conditions.build(config).request(prompts), params, cfg_scale=1.0)
 
     def guided(prompts, negative=""):
-        told = conditions.build(config).request(prompts, negative)
-        return _sample(config, told, params, cfg_scale=4.0)
+        expected_message = conditions.build(config).request(prompts, negative)
+        return _sample(config, expected_message, params, cfg_scale=4.0)
 
     same = guided(["a two", "a two"], "a two")
     assert_close(same[0], plain[0], 1e-4)
@@ -282,11 +284,11 @@ def test_prompts_and_negative_prompts(config):
 
 
 def test_prompts_are_asked_for_in_blocks(config):
-    asked = conditions.build(config).from_flags(
+    requested = conditions.build(config).from_flags(
         5, prompts=["a two", "a three"], negative="the digit"
     )
-    assert [_read(tokens) for tokens in asked.cond] == ["a two"] * 3 + ["a three"] * 2
-    assert [_read(tokens) for tokens in asked.null] == ["the digit"] * 5
+    assert [_read(tokens) for tokens in requested.cond] == ["a two"] * 3 + ["a three"] * 2
+    assert [_read(tokens) for tokens in requested.null] == ["the digit"] * 5
 
 
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
@@ -306,10 +308,10 @@ def test_captioned_folders_have_no_classes(config):
 def test_conditions_are_drawn_from_the_data(config):
     """Each once before any twice; in order for pictures."""
     drawn = requests.draw(config, "random", 2 * CAPTIONED, seed=1)
-    told = [_read(tokens) for tokens in drawn.cond]
+    expected_message = [_read(tokens) for tokens in drawn.cond]
     firsts = sorted(captions_of(i)[0] for i in range(CAPTIONED))
-    assert sorted(told[:CAPTIONED]) == sorted(told[CAPTIONED:]) == firsts
-    assert told[:CAPTIONED] != told[CAPTIONED:]
+    assert sorted(expected_message[:CAPTIONED]) == sorted(expected_message[CAPTIONED:]) == firsts
+    assert expected_message[:CAPTIONED] != expected_message[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
     with pytest.raises(ValueError, match="unknown labels 'even'; choose random or balanced"):
         requests.draw(config, "even", 2)
@@ -366,8 +368,10 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
 def test_captions_are_drawn_from_stored_ones(stored_config):
     """Whose records are the images and their mirrors, two of each caption."""
     drawn = requests.draw(stored_config, "balanced", 5)
-    told = conditions.build(stored_config).request([captions_of(i)[0] for i in range(5)])
-    np.testing.assert_array_equal(drawn.cond, told.cond)
+    expected_message = conditions.build(stored_config).request(
+        [captions_of(i)[0] for i in range(5)]
+    )
+    np.testing.assert_array_equal(drawn.cond, expected_message.cond)
 
 
 def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):

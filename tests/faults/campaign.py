@@ -122,17 +122,17 @@ def _results(now):
     return _in_fork(lambda: now.job.results(now.directory), now.root / "results")
 
 
-def _compare(found, expected, damaged):
+def _compare(actual, expected, damaged):
     """Raises: LostError that names a result that differs."""
-    names = sorted(found.keys() | expected.keys())
-    differing = [name for name in names if found.get(name) != expected.get(name)]
+    names = sorted(actual.keys() | expected.keys())
+    differing = [name for name in names if actual.get(name) != expected.get(name)]
     if _is_lasting(damaged):
         differing = [name for name in differing if not _is_lasting(name)]
     if differing:
         one = differing[0]
         raise LostError(
             f"{len(differing)} of {len(expected)} results differ, such as {one}:\n"
-            f"{str(found.get(one))[:1000]}\ninstead of\n{str(expected.get(one))[:1000]}"
+            f"{str(actual.get(one))[:1000]}\ninstead of\n{str(expected.get(one))[:1000]}"
         )
 
 

@@ -82,16 +82,16 @@ def _of_run(directory, samples=True):
     program = programs.make_program(config, jax.devices()[: max(1, config.mesh.fsdp)])
     with checkpoint.open_manager(directory, config) as manager:
         state, data_state = checkpoint.restore_latest(manager, program.state)
-    found = {
+    actual = {
         f"state{jax.tree_util.keystr(path)}": _hash(np.asarray(leaf).tobytes())
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     }
-    found["data"] = json.dumps(data_state)
+    actual["data"] = json.dumps(data_state)
     for line in _lines(directory / "metrics.jsonl"):
-        found[f"metrics.jsonl {line['step']} {sorted(line)}"] = json.dumps(line)
+        actual[f"metrics.jsonl {line['step']} {sorted(line)}"] = json.dumps(line)
     for path in sorted(directory.glob("samples/*")):
-        found[f"samples/{path.name}"] = _hash(path.read_bytes())
-    return found
+        actual[f"samples/{path.name}"] = _hash(path.read_bytes())
+    return actual
 
 
 def _of_encode(directory):
@@ -105,18 +105,18 @@ def _of_encode(directory):
 def _of_evaluate(directory):
     # Where code is not committed a row is measured again, and written again.
     rows = {json.dumps(line): None for line in _lines(directory / "evaluations.jsonl")}
-    found = {f"evaluations.jsonl {i}": row for i, row in enumerate(rows)}
+    actual = {f"evaluations.jsonl {i}": row for i, row in enumerate(rows)}
     for path in sorted(directory.glob("evaluations/*")):
-        found[f"evaluations/{path.name}"] = _hash(path.read_bytes())
-    return found
+        actual[f"evaluations/{path.name}"] = _hash(path.read_bytes())
+    return actual
 
 
 def _of_sweep(directory):
-    found = {"table.csv": (directory / "table.csv").read_text()}
+    actual = {"table.csv": (directory / "table.csv").read_text()}
     for cell in sorted(directory.glob("XS-*")):
         for results in (_of_run, _of_evaluate):
-            found |= {f"{cell.name}/{name}": value for name, value in results(cell).items()}
-    return found
+            actual |= {f"{cell.name}/{name}": value for name, value in results(cell).items()}
+    return actual
 
 
 JOBS = {

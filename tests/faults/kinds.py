@@ -114,8 +114,8 @@ def stop(now: Round) -> None:
             ends.add(-number)
         others = set(running.statuses[:first] + running.statuses[first + 1 :])
         if running.statuses[first] not in ends or others - ends - {1, -signal.SIGABRT}:
-            told = f"ends with {running.statuses} after {number.name}"
-            raise LostError(f"{told}:\n{running.text()}")
+            message = f"ends with {running.statuses} after {number.name}"
+            raise LostError(f"{message}:\n{running.text()}")
         if "again: ended at once" not in running.text():
             running.check_way_on()
 

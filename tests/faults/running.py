@@ -133,9 +133,9 @@ def _status(pid, name):
 
 
 def _descendants(pid):
-    found = []
+    actual = []
     for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, path.read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
+                actual += [child, *_descendants(child)]
+    return actual

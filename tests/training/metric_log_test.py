@@ -67,8 +67,8 @@ def test_values_after_a_loss_of_the_file_are_written(tmp_path, caplog, name, rep
         writer.scalars(20, {"loss": 2.0})
         writer.image(20, "samples", np.zeros((8, 8, 3), np.uint8))
         writer.scalars(30, {"loss": 3.0})
-    kept = name == "tensorboard" or replace
-    assert [line["step"] for line in _lines(tmp_path)] == ([10] if kept else []) + [20, 30]
+    saved = name == "tensorboard" or replace
+    assert [line["step"] for line in _lines(tmp_path)] == ([10] if saved else []) + [20, 30]
     assert len(list((tmp_path / "tensorboard").iterdir())) >= 1
     assert [record.message for record in caplog.records] == [
         f"{tmp_path / name} was removed or replaced: what follows is in a new one"
@@ -101,8 +101,10 @@ def test_lines_of_other_types_are_left_out_and_said(tmp_path, caplog, key, value
         assert len(metric_lines.read_lines(path)) == 3
     else:
         assert speed == {"img_per_s": 4.0, "seconds": 15.0}
-        told = f"1 damaged lines of {path} are left out, the first is line 2, with a wrong {key}."
-        assert told in caplog.text
+        expected_message = (
+            f"1 damaged lines of {path} are left out, the first is line 2, with a wrong {key}."
+        )
+        assert expected_message in caplog.text
 
 
 @pytest.mark.parametrize("steps", [(0,), (0, 0), ()], ids=str)
