@@ -38,7 +38,7 @@ def open_split(config, split: str) -> sources.Source:
     if classes:
         names = tuple(classes)
     else:
-        names = sources.read_class_names(builder, annotations.num_classes)
+        names = tfds_data.read_class_names(builder, annotations.num_classes)
     source = sources.Source(
         records,
         "moments",
@@ -48,7 +48,7 @@ def open_split(config, split: str) -> sources.Source:
         views=2 if metadata.get("mirrored") else 1,
         metadata=metadata,
         class_names=names,
-        shards=tuple(shards),
+        files=shards,
         version=f"{builder.info.full_name} {split}",
     )
     # This check reads records, so it needs the opened source.

@@ -11,13 +11,13 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from dit_jax import sharding
-from dit_jax.data import folders, manifest, sources
+from dit_jax.data import manifest, sources
 from dit_jax.errors import UserError
 from dit_jax.system import files
 from dit_jax.workdirs import records
@@ -38,38 +38,26 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
       recorded: an earlier identity. If nothing else has changed, its contents digest is reused.
     Raises: OSError if a file cannot be read.
     """
-    return _identify(source, recorded)[0]
-
-
-def _identify(source, recorded=None):
-    """Returns (identity of a split, total bytes of its files)."""
-    if isinstance(source.records, folders.Folder):
-        folder = source.records
-        paths = [folder.root / name for name in folder.files]
-        names, sizes, times = list(folder.files), folder.sizes, folder.times
-        labels, captions = folder.labels, folder.captions
-    else:
-        paths = [shard.path for shard in source.shards]
-        names = [[shard.path.name, shard.first, shard.count] for shard in source.shards]
-        stats = [path.stat() for path in paths]
-        sizes = np.array([stat.st_size for stat in stats])
-        times = np.array([stat.st_ctime_ns for stat in stats])
-        labels = captions = None  # they are in the files, so the contents digest covers them
-    size = int(sizes.sum())
+    files = source.files
+    names = list(files.names)
+    if files.ranges is not None:
+        names = [[name, *span] for name, span in zip(names, files.ranges, strict=True)]
+    # Labels and captions that are in the files are covered by the contents digest.
+    labels, captions = files.labels, files.captions
     identity = {
         "num_examples": len(source) // source.views,
         "version": source.version,
         "classes": None if source.class_names is None else list(source.class_names),
         "labels": None if labels is None else _digest(np.asarray(labels).tolist()),
         "captions": None if captions is None else _digest(list(captions)),
-        "files": _digest(names, sizes.tolist()),
-        "times": _digest(times.tolist()),
+        "files": _digest(names, files.sizes.tolist()),
+        "times": _digest(files.times.tolist()),
     }
     # ctimes are among the compared values, so if all are equal the contents are too.
     read = ("contents", "bytes_read")
     if recorded and all(recorded.get(key) == value for key, value in identity.items()):
-        return identity | {key: recorded[key] for key in read}, size
-    return identity | dict(zip(read, _read_contents(paths, sizes), strict=True)), size
+        return identity | {key: recorded[key] for key in read}
+    return identity | dict(zip(read, _read_contents(files), strict=True))
 
 
 def identify_contents(source: sources.Source) -> dict:
@@ -78,8 +66,8 @@ def identify_contents(source: sources.Source) -> dict:
     If all contents were read, the times are left out; otherwise the result is that of `identify`.
     Raises: OSError if a file cannot be read.
     """
-    identity, size = _identify(source)
-    if size <= READ_WHOLE_BYTES:
+    identity = identify(source)
+    if source.files.sizes.sum() <= READ_WHOLE_BYTES:
         del identity["times"]
     return identity
 
@@ -136,7 +124,7 @@ def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
       owner: what was made from the data, such as 'the run in DIR', for messages.
     Raises: ValueError with the differences.
     """
-    now, size = _identify(source, recorded)
+    now, size = identify(source, recorded), int(source.files.sizes.sum())
     if not recorded:
         return now
     if changes := describe_changes(recorded, now):
@@ -223,15 +211,16 @@ def get_training_images(data: dict) -> dict | None:
     return data.get("images", data).get("train")
 
 
-def _read_contents(paths: Sequence[pathlib.Path], sizes) -> tuple[str, int]:
+def _read_contents(files: sources.Files) -> tuple[str, int]:
     """Returns (digest of the contents or of a sample of them, number of bytes read)."""
     # Deterministic, so that two identities of the same data sample the same blocks.
-    whole = int(sizes.sum()) <= READ_WHOLE_BYTES
+    whole = files.sizes.sum() <= READ_WHOLE_BYTES
     digest, bytes_read = hashlib.sha256(), 0
-    count = len(paths) if whole else min(len(paths), MAX_FILES)
-    for i in np.linspace(0, len(paths) - 1, count).astype(int):
-        size = int(sizes[i])
-        with paths[i].open("rb") as file:
+    num_files = len(files.names)
+    count = num_files if whole else min(num_files, MAX_FILES)
+    for i in np.linspace(0, num_files - 1, count).astype(int):
+        size = int(files.sizes[i])
+        with files.path(i).open("rb") as file:
             if whole or size <= 3 * BLOCK_BYTES:
                 starts, length = [0], size
             else:
