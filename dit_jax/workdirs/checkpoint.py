@@ -183,10 +183,10 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
 def _write_error(manager, error):
     """Returns the error for a checkpoint that could not be written, with the way to continue."""
     steps = checkpoint_files.saved_steps(pathlib.Path(manager.directory).parent)
-    latest = f"step {steps[-1]} is the last complete one" if steps else "there is no earlier one"
+    last = f"the last complete one is step {steps[-1]}" if steps else "there is no earlier one"
     return UserFileError(
         f"cannot write a checkpoint to {manager.directory}: {type(error).__name__}: {error}\n"
-        f"Training stops; {latest}. If space or permission is what is missing there, mend that; then "
+        f"Training stops; {last}. If space or permission is what is missing there, mend that; then "
         "run the same command."
     )
 
