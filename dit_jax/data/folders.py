@@ -145,10 +145,7 @@ def _scan(root, split, expected=()):
 
 
 def _split_folder(root, split):
-    """Returns the folder of a split.
-
-    Raises: ValueError if the split is outside root; FileNotFoundError if it has no folder.
-    """
+    """Returns the folder of a split."""
     if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
         raise UserError(
             f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
@@ -169,10 +166,7 @@ def _to_folder(listed, **fields):
 
 
 def _add_classes(listed, root, split, train_split, num_classes):
-    """Returns the Folder of a listing, labelled by the subfolders of the training split.
-
-    Raises: ValueError unless the folders match the model's classes.
-    """
+    """Returns the Folder of a listing, labelled by the subfolders of the training split."""
     origin = listed.origin
     if not listed.folders:
         if listed.names:
@@ -212,10 +206,7 @@ def _add_classes(listed, root, split, train_split, num_classes):
 
 
 def _normalize(names, origin):
-    """Returns {NFC name: name as spelled on disk} for folder names.
-
-    Raises: ValueError if two folders have the same NFC name.
-    """
+    """Returns {NFC name: name as spelled on disk} for folder names."""
     spelled = {}
     for name in names:
         if (first := spelled.setdefault(normalize_class_name(name), name)) != name:
@@ -232,12 +223,7 @@ def _list_beside(listed):
 
 
 def _label(listed, numbers):
-    """Returns labels [N] int32 from the class folder of each image.
-
-    Args:
-      numbers: {class folder: label}.
-    Raises: ValueError for images outside the class folders and for folders without images.
-    """
+    """Returns labels [N] int32 from the class folder of each image; `numbers` has their labels."""
     if beside := _list_beside(listed):
         raise UserError(
             f"{listed.origin} has {listing.count(len(beside), 'image')} in no class, beside the "
@@ -258,10 +244,7 @@ def _label(listed, numbers):
 
 
 def _add_captions(listed, feature):
-    """Returns the Folder of the images that metadata.jsonl lists, with their captions.
-
-    Raises: FileNotFoundError; ValueError that lists the invalid lines of metadata.jsonl.
-    """
+    """Returns the Folder of the images that metadata.jsonl lists, with their captions."""
     numbers = {name: i for i, name in enumerate(listed.names)}
     names, texts = captions.read(listed.folder / captions.NAME, feature, numbers)
     if unlisted := len(listed.names) - len(names):

@@ -159,10 +159,7 @@ def list_folders(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
 
 
 def _resolve(folder, root):
-    """Returns (_Links of root, real path of folder).
-
-    Raises: ValueError if the folder is outside root.
-    """
+    """Returns (_Links of root, real path of folder)."""
     links, start = _Links(root), os.path.realpath(folder)
     if not links.is_inside(start):
         raise UserError(

@@ -75,10 +75,7 @@ class Source:
         return {"image": self._decode(record["image"], index), **example}
 
     def _decode(self, contents, index):
-        """Decodes and crops an image to [H, W, C] uint8.
-
-        Raises: ValueError for a damaged image; MemoryError.
-        """
+        """Decodes and crops an image to [H, W, C] uint8."""
         height, width, channels = self.image_shape
         try:
             image = pixels.decode(contents)

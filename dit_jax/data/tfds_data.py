@@ -105,10 +105,7 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
 
 
 def _find_builder(tfds, name, data_dir):
-    """Returns TFDS's builder of a name; None if TFDS has none.
-
-    Raises: as `_check_directory`.
-    """
+    """Returns TFDS's builder of a name; None if TFDS has none."""
     if not (match := NAME.fullmatch(name)):
         return None
     # TFDS may pick any version, so all of them are checked first.
@@ -125,10 +122,7 @@ def _find_builder(tfds, name, data_dir):
 
 
 def _check_directory(directory):
-    """Raises unless TFDS may read a directory: it has files alone, and runs no code from it.
-
-    Raises: OSError as `files.check_tree`; ValueError as `check_descriptions`.
-    """
+    """Raises unless TFDS may read a directory: it has files alone, and runs no code from it."""
     files.check_tree(directory)
     check_descriptions(directory)
 
@@ -241,11 +235,7 @@ def read_split(
 
 
 def _check_shards(builder, info, build):
-    """Returns the shards of a split, after comparing them with the descriptions.
-
-    Raises: ValueError for files outside the dataset's directory, or another number of records;
-      FileNotFoundError.
-    """
+    """Returns the shards of a split, after comparing them with the descriptions."""
     directory = pathlib.Path(builder.data_dir)
     paths = [pathlib.Path(shard.filename) for shard in info.file_instructions]
     inside, shown = directory.resolve(), files.printable(directory)

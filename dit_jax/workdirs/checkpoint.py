@@ -153,10 +153,7 @@ def saved_values(workdir: pathlib.Path) -> dict:
 
 
 def _write_params(workdir, config, params, step, values):
-    """Writes config.json and checkpoint <step>, which has EMA parameters alone.
-
-    Raises: OSError; stopping.Stopped after a signal.
-    """
+    """Writes config.json and checkpoint <step>, which has EMA parameters alone."""
     run_config.write_config(workdir, config)
     items = _make_items({"ema_params": params}, step, values, config)
     directory = workdir.absolute() / "checkpoints" / str(step)
@@ -213,10 +210,7 @@ def restore_latest(manager: ocp.CheckpointManager, state):
 
 
 def _set_aside(manager, step):
-    """Moves a damaged checkpoint to DIR/corrupt_checkpoints, so that its step can be saved again.
-
-    Raises: OSError, in all processes.
-    """
+    """Moves a damaged checkpoint to DIR/corrupt_checkpoints; its step can then be saved again."""
     source = pathlib.Path(manager.directory) / str(step)
     target = source.parents[1] / "corrupt_checkpoints" / str(step)
 
@@ -281,8 +275,6 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
 def _restore_newest(directory, steps, trees):
     """Returns (step, {item: tree}, data_state) of the first step in `steps` that can be read.
 
-    Args:
-      trees: {item: tree of jax.ShapeDtypeStruct}.
     Raises: OSError if none can be read, or at once if one cannot be read but may be intact.
     """
     errors = []

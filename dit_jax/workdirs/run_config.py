@@ -219,11 +219,7 @@ def check_types(config: dict) -> None:
 def _check_types(config, example, prefix=""):
     """Raises unless a config has the keys and types of the default config `example`.
 
-    The section `model` is left to `models.check_keys`.
-
-    Args:
-      prefix: what precedes a key in messages, such as 'data.'.
-    Raises: ValueError with the key.
+    The section `model` is left to `models.check_keys`. `prefix` begins the keys in messages.
     """
     if unknown := [f"{prefix}{name}" for name in config if name not in example]:
         raise UserError(
