@@ -25,12 +25,12 @@ MAX_BYTES_PER_IMAGE = 2**14
 def read(
     path: pathlib.Path, feature: str, known: Collection[str]
 ) -> tuple[list[str], list[str | list[str]]]:
-    """Returns the file names and captions in metadata.jsonl, in the order of its lines.
+    """Returns the file names in metadata.jsonl, and a caption or a list of captions for each.
 
     Args:
-      feature: the key of the caption, or list of captions, in a line.
-      known: the image paths relative to the folder, with "/"; no other file may be listed.
-    Returns: (names spelled as in `known`, a caption or a list of captions for each name).
+      feature: the key of the captions in a line.
+      known: the image paths relative to the folder, with "/"; no other file may be listed, and
+        the names are returned as they are spelled here.
     Raises: FileNotFoundError; ValueError that lists the invalid lines.
     """
     if not path.is_file():

@@ -14,9 +14,7 @@ FORMATS = {"tfds": tfds_data, "folder": folders}
 def open_images(config, split: str, annotations: Annotations | None = None) -> sources.Source:
     """Opens the images of one split of `config.data`.
 
-    Args:
-      annotations: what is read with each image; None for the default, `Annotations()`.
-        `conditions.open_images` passes the annotations of the config's model.
+    `conditions.open_images` passes the annotations of the config's model.
     Raises: FileNotFoundError if the dataset does not exist, with the command to build it;
       ValueError for an empty name, an empty or unknown split, or an unknown config value; as
       the open_split of the format.

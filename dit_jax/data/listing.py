@@ -83,14 +83,8 @@ class _Links:
         return real == self.root or real.startswith(self.root.rstrip(os.sep) + os.sep)
 
     def resolve(self, path: str, target: str) -> str | None:
-        """Returns the real path of a link's target; None if it does not exist.
-
-        Args:
-          path: the link.
-          target: the text of the link, as `os.readlink` returns it.
-        """
-        # Fast path: if the target is no link itself, only its folder needs resolving, which is
-        # cached.
+        """Returns the real path of a link's target, which `os.readlink` gave; None if none."""
+        # Fast path: if the target is no link itself, only its folder is resolved, which is cached.
         head, tail = os.path.split(os.path.join(os.path.dirname(path), target))
         try:
             if tail not in ("", os.curdir, os.pardir):
@@ -120,8 +114,7 @@ def describe(folder: pathlib.Path) -> str:
 def scan(folder: pathlib.Path, root: pathlib.Path) -> Listing:
     """Lists the images below a folder, following links that stay inside `root`.
 
-    Raises: ValueError that lists all faults: links that leave the root or have no target, folders
-      that are reached twice, and entries that cannot be read.
+    Raises: ValueError that lists all faults, such as links that leave the root.
     """
     links, start = _resolve(folder, root)
     entries = collections.defaultdict(list)  # kind -> [(name, detail)]
@@ -255,11 +248,7 @@ def _read_entry(links, entry, name):
 
 
 def report(listing: Listing, expected: Collection[str] = ()) -> None:
-    """Logs what was skipped, one line per reason, once per process.
-
-    Args:
-      expected: the suffixes, each once, of files that are no images and are read all the same.
-    """
+    """Logs what was skipped, once per process, without the files of `expected` suffixes."""
     if listing.hidden:
         names = [name for name, _ in listing.hidden.most_common(3)]
         hidden = count(listing.hidden.total(), "hidden or system name")
@@ -276,11 +265,7 @@ def report(listing: Listing, expected: Collection[str] = ()) -> None:
 
 
 def list_some(lines: list[str], total: int | None = None) -> str:
-    """Returns the first SHOWN lines, indented, and the number of further lines.
-
-    Args:
-      total: the length of the full list, of which `lines` are the first; None for len(lines).
-    """
+    """Returns the first SHOWN lines, indented, and the number of further ones, up to `total`."""
     total = len(lines) if total is None else total
     shown = [f"  {files.printable(line)}" for line in lines[:SHOWN]]
     if total > SHOWN:

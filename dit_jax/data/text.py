@@ -111,12 +111,11 @@ class ClipTokenizer:
         length: int = 77,
         pad: str = END,
     ):
-        """Creates the tokenizer.
+        """Creates a tokenizer to rows of `length` ids.
 
         Args:
           vocab: token -> id.
           merges: pairs of tokens in the order in which they are joined.
-          length: the number of tokens in every row.
           pad: the padding token: END for Stable Diffusion 1, "!" for Stable Diffusion 2.
         Raises: ValueError for a vocabulary that is not CLIP's, or a length outside 2..MAX_LENGTH.
         """
@@ -196,11 +195,7 @@ class ClipTokenizer:
         """Loads a tokenizer from a tokenizer.json.
 
         Only the vocabulary, the merges and the padding are read, so files that `save` did not
-        write are accepted too.
-
-        Args:
-          length: the number of tokens in every row; None takes it and `pad` from the file.
-          pad: the padding token.
+        write are accepted too. Without a length, length and pad are taken from the file.
         Raises: FileNotFoundError; ValueError for a damaged file, another kind of tokenizer, or
           tokens that are added to its vocabulary.
         """

@@ -58,10 +58,9 @@ def open_split(data_config, split: str, annotations: Annotations) -> sources.Sou
 
 
 def open_builder(name: str, data_dir: str, feature: str, build: str):
-    """Returns the TFDS builder of a prepared dataset.
+    """Returns the TFDS builder of a prepared dataset, given by its name or its directory.
 
     Args:
-      name: the name of the dataset, or its directory.
       data_dir: the data directory of TFDS; '' for the standard one.
       feature: a feature that the dataset must have.
       build: the command that prepares the dataset, for messages.

@@ -77,9 +77,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, config) -> None:
     """Starts writing checkpoint <step>, after waiting for an earlier one that is not complete yet.
 
-    Args:
-      state: a train state with the attributes STATE_ITEMS.
-      data_state: a JSON value with the state of the input pipeline and records of the run.
+    `data_state` is a JSON value with the state of the input pipeline and records of the run.
     Raises: OSError if the earlier one could not be written, or this one was not started.
     """
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
@@ -123,9 +121,7 @@ def replace_params(
 ) -> None:
     """Writes EMA parameters as the only checkpoint of a workdir; then removes all others.
 
-    Args:
-      values: JSON values to keep with the checkpoint; `saved_values` returns them.
-    Raises: OSError if the checkpoint cannot be written.
+    `saved_values` returns the JSON values.   Raises: OSError if the checkpoint cannot be written.
     """
     with claims.claim(workdir, config):
         # The others are removed only after the new one is complete, so one is always left.
@@ -225,12 +221,11 @@ def _set_aside(manager, step):
 
 
 def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: bool = False):
-    """Returns (parameters, step) of a checkpoint: the EMA parameters, or the raw ones.
+    """Returns (EMA parameters, step) of a checkpoint; with `raw` the trained parameters instead.
 
     Args:
       params: a tree of jax.ShapeDtypeStruct with shardings.
       step: the step of the checkpoint; None for the newest one that can be read.
-      raw: whether to return the trained parameters instead of their EMA.
     Raises: FileNotFoundError that lists the existing steps; OSError if the checkpoint cannot be
       read, and `files.LostError` if the workdir was moved; ValueError for raw parameters of a
       converted model, which has only EMA parameters.
@@ -253,12 +248,9 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):
-    """Returns (model, newest EMA parameters) of a workdir; the parameters are replicated.
+    """Returns (model, newest EMA parameters) of a workdir, replicated over the mesh.
 
-    Args:
-      mesh: the mesh over which the parameters are replicated.
-      dtype: the dtype of the activations.
-      name: the expected `config.model.name`.
+    The activations get the dtype; `name` is the expected `config.model.name`.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
     """
     config = run_config.load_config(workdir)

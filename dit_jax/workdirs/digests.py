@@ -31,9 +31,7 @@ def with_digest(values: dict) -> dict:
 def without_digest(values: object, name: object) -> dict:
     """Returns the values without their digest, after comparing it.
 
-    Args:
-      name: the source of the values in messages.
-    Raises: ValueError if the digest does not match the values.
+    Raises: ValueError, with the name of their source, if the digest does not match the values.
     """
     if isinstance(values, dict):
         # Older versions wrote no digest; such values are accepted as they are.
@@ -46,11 +44,7 @@ def without_digest(values: object, name: object) -> dict:
 def digest_items(trees, step, data_state):
     """Returns the digests of a checkpoint: {'params/blocks/...': number} of all arrays.
 
-    The keys 'step' and 'data' are added, for the step and a digest of data_state.
-
-    Args:
-      trees: {item: tree of arrays}.
-      data_state: a JSON value.
+    The keys 'step' and 'data' are added, for the step and a digest of the JSON data_state.
     """
     # Only the digests leave the devices, not the arrays.
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(digest_arrays(trees)))

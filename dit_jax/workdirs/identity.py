@@ -212,7 +212,6 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
 
     Args:
       splits: {'train': source, 'eval': source}, or one of them.
-      workdir: the workdir of the run, where the identities are recorded.
     Returns: {split: identity}; for moments also 'images', the identities of the encoded images.
     Raises: ValueError with the differences, in all processes.
     """
@@ -245,10 +244,8 @@ def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) ->
 def get_training_images(data: dict) -> dict | None:
     """Returns the identity of a run's training images, or None if it is not recorded.
 
-    For a run on moments, it is the identity of the images that were encoded.
-
-    Args:
-      data: the result of `workdirs.load_data`.
+    For a run on moments, it is the identity of the images that were encoded. `load_data` returns
+    the data.
     """
     return data.get("images", data).get("train")
 
@@ -294,10 +291,7 @@ def check_identities(value: object, name: object) -> None:
 
     A run on moments also has 'images', which holds {split: identity} of the encoded images. The
     metadata of moments have identities without times.
-
-    Args:
-      name: the source of the value in messages.
-    Raises: ValueError with the name and the wrong keys.
+    Raises: ValueError with the name of the file and the wrong keys.
     """
     if not isinstance(value, dict):
         raise UserError(f"{files.printable(name)} holds no identities of datasets.")

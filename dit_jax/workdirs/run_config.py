@@ -158,10 +158,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raises a ValueError unless the workdir belongs to a run that trains a noise predictor.
-
-    Only such a workdir can draw images.
-    """
+    """Raises a ValueError unless the workdir belongs to a noise predictor, which draws images."""
     name = config.model.name
     if name == "vae":
         raise UserError(f"{workdir} holds a 'vae', which decodes latents but does not sample.")
@@ -172,9 +169,8 @@ def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
 def read_config(text: bytes | str, name: str) -> ConfigDict:
     """Returns the config in a JSON text, locked; older versions may have written the text.
 
-    Args:
-      name: the source of the text, for messages.
-    Raises: ValueError for a text that is no config, or for a value of a wrong type, with its key.
+    Raises: ValueError, with the name of the text's source, for a text that is no config, or with
+      the key for a value of a wrong type.
     """
     config = json_files.parse_json(text, name, "the config of a run")
     model = config.get("model") if isinstance(config, dict) else None
@@ -203,9 +199,7 @@ def _check_ranges(config, path):
 def check_types(config: dict) -> None:
     """Raises unless all keys of a complete config exist and their values have the right types.
 
-    Args:
-      config: the config of a run, or of a converted network, which has only 'model'.
-    Raises: ValueError with the key.
+    Of a converted network, the config has only 'model'.   Raises: ValueError with the key.
     """
     name = config["model"]["name"]
     models.check_keys(config["model"])
