@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, latents, sharding, workdirs
-from dit_jax.data import loader, sources
+from dit_jax.data import folders, loader
 from dit_jax.system import files, stopping
 from dit_jax.training import (
     best,
@@ -42,7 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
       stopping.Stopped after SIGTERM or Ctrl-C, once the step is saved.
     """
     # Output in the run's own image folder would become images of the next run.
-    sources.check_outside_images(config, workdir)
+    folders.check_outside(config, workdir)
     directory = files.Directory(workdir) if workdir.is_dir() else None
     # The data and the frozen networks complete the config, so the program is made after them.
     train_source = latents.open_split(config, "train")

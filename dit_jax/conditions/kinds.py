@@ -10,7 +10,7 @@ from dit_jax.conditions.captions import Context, Tokens
 from dit_jax.conditions.condition import Condition
 from dit_jax.conditions.labels import Labels
 from dit_jax.conditions.text_encoder import TextEncoder
-from dit_jax.data import sources
+from dit_jax.data import formats, sources
 from dit_jax.models import conditioning
 
 KINDS: dict[str, type[Condition]] = {"label": Labels, "tokens": Tokens, "context": Context}
@@ -42,9 +42,9 @@ def open_images(config: ConfigDict, split: str, labels: bool = True) -> sources.
     """Opens the images of one split of `config.data`, with the annotations that the model needs.
 
     Args: labels, False to ignore classes, whatever the config's model takes.
-    Raises: as `sources.open_images` and `Condition.annotations`.
+    Raises: as `formats.open_images` and `Condition.annotations`.
     """
     annotations = build(config).annotations()
     if not labels:
         annotations = dataclasses.replace(annotations, num_classes=None)  # any label is accepted
-    return sources.open_images(config, split, annotations)
+    return formats.open_images(config, split, annotations)

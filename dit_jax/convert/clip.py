@@ -33,7 +33,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 # configs leave out keys with default values.
 SIZES = dict(
     vocab_size=("vocab_size", 49408, fields.MOST),
-    length=("max_position_embeddings", 77, text.MOST_LENGTH),
+    length=("max_position_embeddings", 77, text.MAX_LENGTH),
     hidden_size=("hidden_size", 512, fields.MOST),
     depth=("num_hidden_layers", 12, fields.MOST_LAYERS),
     num_heads=("num_attention_heads", 8, fields.MOST),

@@ -24,8 +24,7 @@ class Annotations:
     def read(self, record: Mapping, name: Callable[[], str]) -> dict[str, np.ndarray]:
         """Reads 'label' [] int32, and 'tokens' [K, M] int32 or 'context' [K, M, D] f16 of captions.
 
-        Args:
-          name: returns the name of the record, for errors.
+        `name` returns the name of the record, for errors.
         Raises: ValueError for a label outside 0..num_classes-1, or a record without captions.
         """
         label = int(record.get("label", 0))  # datasets with captions may have no labels
@@ -44,9 +43,7 @@ class Annotations:
     def read_captions(self, record: Mapping, name: Callable[[], str]) -> list[str]:
         """Reads `captions_per_image` captions; if the image has fewer, they are repeated.
 
-        Args:
-          name: returns the name of the record, for errors.
-        Raises: ValueError for a record without captions.
+        Raises: ValueError for a record without captions, with its name.
         """
         value = record
         for part in self.caption_feature.split("/"):
@@ -59,12 +56,9 @@ class Annotations:
         return [texts[i % len(texts)] for i in range(self.captions_per_image)]
 
     def check_features(self, features: Mapping, name: str) -> None:
-        """Raises unless a TFDS dataset has the labels and captions that are to be read.
+        """Raises unless a TFDS dataset with these features has the labels and captions to be read.
 
-        Args:
-          features: the features of the dataset, from its builder.
-          name: the name of the dataset, for errors.
-        Raises: ValueError that lists the features of the dataset.
+        Raises: ValueError that lists the features.
         """
         if self.num_classes is not None and "label" not in features:
             raise UserError(

@@ -17,20 +17,20 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
 NAME = "metadata.jsonl"
-SHOWN = 100  # the most characters of a line or a name in an error
+MAX_SHOWN = 100  # characters of a line or a name in an error
 # The valid lines may have this many bytes per image of the folder, plus 64 MiB in all.
-MOST_BYTES = 2**14
+MAX_BYTES_PER_IMAGE = 2**14
 
 
 def read(
     path: pathlib.Path, feature: str, known: Collection[str]
 ) -> tuple[list[str], list[str | list[str]]]:
-    """Returns the file names and captions in metadata.jsonl, in the order of its lines.
+    """Returns the file names in metadata.jsonl, and a caption or a list of captions for each.
 
     Args:
-      feature: the key of the caption, or list of captions, in a line.
-      known: the image paths relative to the folder, with "/"; no other file may be listed.
-    Returns: (names spelled as in `known`, a caption or a list of captions for each name).
+      feature: the key of the captions in a line.
+      known: the image paths relative to the folder, with "/"; no other file may be listed, and
+        the names are returned as they are spelled here.
     Raises: FileNotFoundError; ValueError that lists the invalid lines.
     """
     if not path.is_file():
@@ -42,17 +42,17 @@ def read(
     # The file and the file system may spell a name differently in Unicode: "é" is one character or
     # two. Built only when a name is not found as it is written.
     composed = functools.cache(lambda: {_compose(name): name for name in known})
-    most = json_files.MOST_JSON_BYTES + MOST_BYTES * len(known)
-    names, captions, faults, lines = [], [], [], {}  # lines: name -> line number
-    num_faults = kept = 0
+    max_bytes = json_files.MOST_JSON_BYTES + MAX_BYTES_PER_IMAGE * len(known)
+    lines, faults = {}, []  # {name: (line number, caption or list of captions)}, [(number, fault)]
+    num_faults = num_bytes = 0
     # An invalid line does not stop the reading, so that one error can list all of them.
     for number, line in _lines(path):
         try:
             name, caption = _parse(line, feature)
-            name = _find(name, known, composed)
+            name = _spell(name, known, composed)
             if name in lines:
                 raise UserError(
-                    f'lists "{name[:SHOWN]}" again, as line {lines[name]} does; remove one'
+                    f'lists "{name[:MAX_SHOWN]}" again, as line {lines[name][0]} does; remove one'
                 )
         except ValueError as error:
             num_faults += 1
@@ -61,36 +61,31 @@ def read(
                 faults.append((number, str(error)))
             continue
         # A file from elsewhere must not fill the memory.
-        kept += len(line)
-        if kept > most:
+        num_bytes += len(line)
+        if num_bytes > max_bytes:
             raise UserError(
-                f"{files.printable(path)} has more than {most:,} bytes of captions up to line "
+                f"{files.printable(path)} has more than {max_bytes:,} bytes of captions up to line "
                 f"{number}, the most for a folder of {listing.count(len(known), 'image')}: shorten "
                 "them."
             )
-        lines[name] = number
-        names.append(name)
-        captions.append(caption)
-    # A single fault fits in one sentence; several are listed.
-    if num_faults == 1:
-        ((number, fault),) = faults
-        raise UserError(f"line {number} of {files.printable(path)} {files.printable(fault)}.")
+        lines[name] = number, caption
     if faults:
-        listed = listing.list_some(
-            [f"line {number} {fault}" for number, fault in faults], num_faults
-        )
-        raise UserError(
-            f"{num_faults:,} of {len(names) + num_faults:,} lines are wrong in "
-            f"{files.printable(path)}:\n{listed}"
-        )
-    return names, captions
+        raise _describe_faults(path, faults, num_faults, num_faults + len(lines))
+    return list(lines), [caption for _, caption in lines.values()]
+
+
+def _describe_faults(path, faults, num_faults, num_lines):
+    """Returns the error for invalid lines, of which `faults` are the first."""
+    shown = files.printable(path)
+    if num_faults == 1:  # it fits in one sentence
+        ((number, fault),) = faults
+        return UserError(f"line {number} of {shown} {files.printable(fault)}.")
+    listed = listing.list_some([f"line {number} {fault}" for number, fault in faults], num_faults)
+    return UserError(f"{num_faults:,} of {num_lines:,} lines are wrong in {shown}:\n{listed}")
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number from 1, line) of the lines that are not blank.
-
-    The byte order mark and the newline are removed.
-    """
+    """Yields (number from 1, line) of the lines that are not blank, without newline and BOM."""
     # Not splitlines(): it also splits at Unicode's other line ends, which captions may contain.
     for number, line in enumerate(json_files.read_lines(path), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -108,7 +103,7 @@ def _parse(line, feature):
     except UnicodeDecodeError as error:
         byte = error.object[error.start : error.start + 1]
         raise UserError(f"is not in UTF-8: {error.reason}, {byte!r}; save it as UTF-8") from None
-    shown, reason = f"not {text[:SHOWN].strip()!r}", ""
+    shown, reason = f"not {text[:MAX_SHOWN].strip()!r}", ""
     try:
         row = json_files.parse_json(text, "it", "an object of JSON")
     except ValueError as error:
@@ -130,12 +125,10 @@ def _parse(line, feature):
     return name, caption
 
 
-def _find(name, known, composed: Callable[[], dict[str, str]]):
-    """Returns a listed name as the folder spells it.
+def _spell(name, known, composed: Callable[[], dict[str, str]]):
+    """Returns a listed name as the folder spells it; `composed` returns {NFC name: its spelling}.
 
-    Args:
-      composed: returns {NFC name: name in known}.
-    Raises: ValueError with the reason if the folder has no such image.
+    Raises: ValueError with the reason if the folder has no such image, worded as in `_parse`.
     """
     if name in known:
         return name
@@ -146,7 +139,7 @@ def _find(name, known, composed: Callable[[], dict[str, str]]):
             return plain
         if known_name := composed().get(_compose(plain)):
             return known_name
-    raise UserError(f'names "{name[:SHOWN]}", {_why_not(name)}')
+    raise UserError(f'names "{name[:MAX_SHOWN]}", {_why_not(name)}')
 
 
 def _compose(name):

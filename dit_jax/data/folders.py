@@ -19,17 +19,16 @@ The same rules hold wherever a folder of images is read (docs/data.md explains t
 Opening the folder checks all rules and reports all violations at once.
 """
 
-import collections
 import dataclasses
-import logging
 import os
 import pathlib
 import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
 
-from dit_jax.data import captions, listing, pixels
+from dit_jax.config import sizes
+from dit_jax.data import captions, listing, pixels, sources
+from dit_jax.data.annotations import Annotations
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
@@ -37,19 +36,13 @@ SHOWN = 10  # the most names in a message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Folder:
+class Folder(sources.Files):
     """Random access to the N images of a split: `folder[i]` is a record."""
 
-    root: pathlib.Path  # the folder of the split, with links resolved
-    files: Sequence[str]  # N image paths relative to root, with "/" as separator
-    sizes: np.ndarray  # [N] int64, file sizes in bytes
-    times: np.ndarray  # [N] int64, times of the last change (ctime) in ns
     classes: tuple[str, ...] | None = None  # class names; a label is an index into them
-    labels: Sequence[int] | None = None  # [N], indices into classes
-    captions: Sequence[dict] | None = None  # N times {feature: caption or list of captions}
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> dict:
         """Returns {'image': encoded bytes, 'label': int}, plus the caption feature if there is one.
@@ -61,32 +54,120 @@ class Folder:
         record["label"] = self.labels[index] if self.labels is not None else 0
         return record | (self.captions[index] if self.captions is not None else {})
 
-    def path(self, index: int) -> pathlib.Path:
-        """Returns the path of an image file."""
-        return self.root / self.files[index]
 
-
-def open_images(root: pathlib.Path, split: str) -> Folder:
-    """Opens all images of a split, without labels.
+def open_split(data_config, split: str, annotations: Annotations) -> sources.Source:
+    """Opens a split of an image folder, with what the annotations need: captions, classes or none.
 
     Raises: FileNotFoundError if the split has no folder; ValueError for links that break the
-      rules and for folders that cannot be read.
+      rules, for folders that cannot be read, for invalid lines of metadata.jsonl, and unless the
+      folders match the model's classes.
     """
-    listed, origin = _list(root, split)
-    listing.report(listed, origin)
-    return _folder(listed)
+    root = files.to_path(data_config.name, "data.name")
+    feature, num_classes = annotations.caption_feature, annotations.num_classes
+    if feature and num_classes:
+        raise UserError(
+            f"data.caption_feature={feature!r}: an image folder with captions has "
+            f"no classes, which model.num_classes={num_classes} needs. Leave it "
+            "empty for classes by folder; for captions set model.condition, or model."
+            "num_classes=0 with model.null_condition=False."
+        )
+    # metadata.jsonl is no image, but read.
+    listed = _scan(root, split, [".jsonl"] * bool(feature))
+    if feature:
+        folder = _add_captions(listed, feature)
+    elif num_classes:
+        folder = _add_classes(listed, root, split, data_config.train_split, num_classes)
+    else:
+        folder = _to_folder(listed)
+    return sources.Source(
+        folder,
+        "image",
+        sizes.image_shape(data_config),
+        annotations,
+        listed.origin,
+        class_names=folder.classes,
+        files=folder,
+    )
 
 
-def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: int) -> Folder:
-    """Opens the images of a split, labelled by their class folders.
+def open_set(path: pathlib.Path) -> Folder:
+    """Opens a single folder of images, such as samples; its direct subfolders are the classes.
 
-    Args:
-      train_split: the split whose subfolders define the classes.
-      num_classes: the number of classes in the model.
-    Raises: as `open_images`; ValueError unless the folders match the model's classes.
+    Raises: FileNotFoundError if there are no images; ValueError as `open_split`.
     """
-    listed, origin = _list(root, split)
-    listing.report(listed, origin)
+    listed = _scan(path, ".")
+    if not listed.names:
+        raise MissingFileError(
+            f"no images in {files.printable(path)}: {', '.join(sorted(pixels.SUFFIXES))}."
+        )
+    # Images outside all subfolders have no class, so then no image gets one.
+    if not (beside := _list_beside(listed)):
+        classes = _normalize(listed.folders, listed.origin).values()
+        labels = _label(listed, {name: i for i, name in enumerate(classes)})
+        return _to_folder(listed, classes=tuple(classes), labels=labels)
+    if rest := len(listed.names) - len(beside):
+        sources.log_once(
+            f"{listed.origin}: {listing.count(len(beside), 'image')} beside folders with {rest:,}: "
+            "all are taken, without classes."
+        )
+    return _to_folder(listed)
+
+
+def check_outside(config, directory: pathlib.Path) -> None:
+    """Raises if an output directory is inside a split of the config's image folder.
+
+    The next command would read the files there as images and classes.
+    Raises: ValueError.
+    """
+    data = config.get("data") or {}
+    if data.get("source") != "folder":
+        return
+    root, directory = files.to_path(data.name, "data.name"), directory.resolve()
+    for split in filter(None, (data.train_split, data.eval_split)):
+        within = (root / split).resolve()
+        if within in (directory, *directory.parents):
+            raise UserError(
+                f"{files.printable(directory)} lies in the image folder {files.printable(within)}, "
+                "where it would be a class: choose a directory outside of it."
+            )
+
+
+def normalize_class_name(name: str) -> str:
+    """Returns a class name in Unicode's NFC form, in which class names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _scan(root, split, expected=()):
+    """Lists a split and logs what was skipped; `expected` is that of `listing.report`."""
+    listed = listing.scan(_split_folder(root, split), root)
+    listing.report(listed, expected)
+    return listed
+
+
+def _split_folder(root, split):
+    """Returns the folder of a split."""
+    if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
+        raise UserError(
+            f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
+            "name of a folder there."
+        )
+    folder = root / split
+    if not folder.is_dir():
+        raise MissingFileError(
+            f"no {listing.describe(folder)}: data.name is the root, with one folder per split "
+            "(data.train_split, data.eval_split) that holds one folder of images per class."
+        )
+    return folder
+
+
+def _to_folder(listed, **fields):
+    """Returns the Folder of a listing."""
+    return Folder(listed.folder, listed.names, listed.sizes, listed.times, **fields)
+
+
+def _add_classes(listed, root, split, train_split, num_classes):
+    """Returns the Folder of a listing, labelled by the subfolders of the training split."""
+    origin = listed.origin
     if not listed.folders:
         if listed.names:
             raise UserError(
@@ -95,13 +176,13 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
                 "class into a folder of its own, or train without labels: model.num_classes=0, "
                 "model.null_condition=False, sample.cfg_scale=1."
             )
-        return _folder(listed)
+        return _to_folder(listed)
     # The training split defines the classes, so its subfolders are listed for any other split too.
     training, training_origin = listed.folders, origin
     if os.path.normpath(split) != os.path.normpath(train_split):
-        folder, training_origin = _find(root, train_split)
-        training = listing.list_folders(folder, root)
-    classes, folders = _by_name(training, training_origin), _by_name(listed.folders, origin)
+        folder = _split_folder(root, train_split)
+        training, training_origin = listing.list_folders(folder, root), listing.describe(folder)
+    classes, folders = _normalize(training, training_origin), _normalize(listed.folders, origin)
     if others := [name for key, name in folders.items() if key not in classes]:
         raise UserError(
             f"{origin} has folders that are no classes of {training_origin}: "
@@ -109,8 +190,7 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
             f"data.train_split={train_split!r}."
         )
     # Labels follow the training split; the keys are folder names as this split spells them.
-    numbers = {folders[key]: i for i, key in enumerate(classes) if key in folders}
-    labels = _label(listed, origin, numbers)
+    labels = _label(listed, {folders[key]: i for i, key in enumerate(classes) if key in folders})
     if len(classes) != num_classes:
         raise UserError(
             f"model.num_classes={num_classes}, but {training_origin} has {len(classes)} classes: "
@@ -118,27 +198,58 @@ def open_classes(root: pathlib.Path, split: str, train_split: str, num_classes: 
             "correct the folders: a label without images would be drawn untrained."
         )
     if missing := [name for key, name in classes.items() if key not in folders]:
-        message = f"{origin} has no images of {len(missing)} of the {len(classes)} classes: "
-        listing.say(message + files.list_some(missing, SHOWN), logging.WARNING)
-    return _folder(listed, classes=tuple(classes.values()), labels=labels)
+        sources.log_once(
+            f"{origin} has no images of {len(missing)} of the {len(classes)} classes: "
+            f"{files.list_some(missing, SHOWN)}"
+        )
+    return _to_folder(listed, classes=tuple(classes.values()), labels=labels)
 
 
-def open_captions(root: pathlib.Path, split: str, feature: str) -> Folder:
-    """Opens the images that metadata.jsonl of a split lists, with their captions.
+def _normalize(names, origin):
+    """Returns {NFC name: name as spelled on disk} for folder names."""
+    spelled = {}
+    for name in names:
+        if (first := spelled.setdefault(normalize_class_name(name), name)) != name:
+            raise UserError(
+                f"{origin} has two folders of one name in two spellings of Unicode, "
+                f"{first!a} and {name!a}: rename one."
+            )
+    return spelled
 
-    Args:
-      feature: the key of the captions in metadata.jsonl.
-    Raises: as `open_images`; ValueError that lists the invalid lines of metadata.jsonl.
-    """
-    listed, origin = _list(root, split)
+
+def _list_beside(listed):
+    """Returns the images beside the class folders."""
+    return [name for name in listed.names if "/" not in name]
+
+
+def _label(listed, numbers):
+    """Returns labels [N] int32 from the class folder of each image; `numbers` has their labels."""
+    if beside := _list_beside(listed):
+        raise UserError(
+            f"{listed.origin} has {listing.count(len(beside), 'image')} in no class, beside the "
+            f"folders of classes: {files.list_some(beside, SHOWN)}. Move or remove them."
+        )
+    folders = [name.partition("/")[0] for name in listed.names]
+    if empty := sorted(set(numbers) - set(folders)):
+        counts = {name: listed.unsupported.get(name) for name in empty}
+        described = [
+            f"{name} (but {listing.list_counts(count)})" if count else name
+            for name, count in counts.items()
+        ]
+        raise UserError(
+            f"{listed.origin} has folders without images: {files.list_some(described, SHOWN)}. "
+            f"Every folder there is a class: add images ({pixels.READ}), or remove it."
+        )
+    return np.array([numbers[name] for name in folders], np.int32)
+
+
+def _add_captions(listed, feature):
+    """Returns the Folder of the images that metadata.jsonl lists, with their captions."""
     numbers = {name: i for i, name in enumerate(listed.names)}
     names, texts = captions.read(listed.folder / captions.NAME, feature, numbers)
-    # metadata.jsonl itself was read, so the report must not count it as a skipped file.
-    others = listed.others - collections.Counter({".jsonl": 1})
-    listing.report(dataclasses.replace(listed, others=others), origin)
     if unlisted := len(listed.names) - len(names):
-        message = f"{origin}: {listing.count(unlisted, 'image')} left out, not in {captions.NAME}."
-        listing.say(message, logging.WARNING)
+        images = listing.count(unlisted, "image")
+        sources.log_once(f"{listed.origin}: {images} left out, not in {captions.NAME}.")
     order = np.array([numbers[name] for name in names], int)
     return Folder(
         listed.folder,
@@ -147,109 +258,3 @@ def open_captions(root: pathlib.Path, split: str, feature: str) -> Folder:
         listed.times[order],
         captions=[{feature: text} for text in texts],
     )
-
-
-def open_set(path: pathlib.Path) -> Folder:
-    """Opens a single folder of images, such as samples; its direct subfolders are the classes.
-
-    Raises: FileNotFoundError if there are no images; ValueError if some subfolders have no images
-      (as `open_classes`).
-    """
-    listed, origin = _list(path, ".")
-    listing.report(listed, origin)
-    if not listed.names:
-        raise MissingFileError(
-            f"no images in {files.printable(path)}: {', '.join(sorted(pixels.SUFFIXES))}."
-        )
-    # Images outside all subfolders have no class, so then no image gets one.
-    beside = [name for name in listed.names if "/" not in name]
-    if not beside:
-        numbers = {name: i for i, name in enumerate(_by_name(listed.folders, origin).values())}
-        return _folder(listed, classes=tuple(numbers), labels=_label(listed, origin, numbers))
-    if rest := len(listed.names) - len(beside):
-        listing.say(
-            f"{origin}: {listing.count(len(beside), 'image')} beside folders with {rest:,}: all "
-            "are taken, without classes.",
-            logging.WARNING,
-        )
-    return _folder(listed)
-
-
-def normalize_class_name(name: str) -> str:
-    """Returns a class name in Unicode's NFC form, in which class names are compared."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _list(root, split):
-    """Returns (listing of a split, its name in messages)."""
-    folder, origin = _find(root, split)
-    return listing.scan(folder, root), origin
-
-
-def _find(root, split):
-    """Returns (folder of a split, its name in messages).
-
-    Raises: ValueError if the split is outside root; FileNotFoundError if it has no folder.
-    """
-    if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
-        raise UserError(
-            f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
-            "name of a folder there."
-        )
-    folder = root / split
-    origin = f"image folder {files.printable(folder)}"
-    if not folder.is_dir():
-        raise MissingFileError(
-            f"no {origin}: data.name is the root, with one folder per split (data.train_split, "
-            "data.eval_split) that holds one folder of images per class."
-        )
-    return folder, origin
-
-
-def _by_name(names, origin):
-    """Returns {NFC name: name as spelled on disk} for folder names.
-
-    Raises: ValueError if two folders have the same NFC name.
-    """
-    compared = {}
-    for name in names:
-        if (first := compared.setdefault(normalize_class_name(name), name)) != name:
-            raise UserError(
-                f"{origin} has two folders of one name in two spellings of Unicode, "
-                f"{first!a} and {name!a}: rename one."
-            )
-    return compared
-
-
-def _label(listed, origin, numbers):
-    """Returns labels [N] int32 from the class folder of each image.
-
-    Args:
-      numbers: {class folder: label}.
-    Raises: ValueError for images outside the class folders and for folders without images.
-    """
-    if beside := [name for name in listed.names if "/" not in name]:
-        raise UserError(
-            f"{origin} has {listing.count(len(beside), 'image')} in no class, beside the folders "
-            f"of classes: {files.list_some(beside, SHOWN)}. Move or remove them."
-        )
-    folders = [name.partition("/")[0] for name in listed.names]
-    if empty := sorted(set(numbers) - set(folders)):
-        described = [f"{n}{_unread(listed.unread.get(n))}" for n in empty]
-        raise UserError(
-            f"{origin} has folders without images: {files.list_some(described, SHOWN)}. Every "
-            f"folder there is a class: add images ({pixels.READ}), or remove it."
-        )
-    return np.array([numbers[name] for name in folders], np.int32)
-
-
-def _unread(counter):
-    """Returns the number of images in unsupported formats, for a message; '' for none."""
-    return (
-        f" (but {', '.join(f'{n:,} {suffix}' for suffix, n in counter.items())})" if counter else ""
-    )
-
-
-def _folder(listed, **fields):
-    """Returns the Folder of a listing."""
-    return Folder(listed.folder, listed.names, listed.sizes, listed.times, **fields)

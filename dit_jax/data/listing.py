@@ -8,18 +8,19 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
+import re
 import stat
+from collections.abc import Collection
 
 import numpy as np
 
-from dit_jax.data import pixels
+from dit_jax.data import pixels, sources
 from dit_jax.errors import UserError
 from dit_jax.system import files
-
-logger = logging.getLogger("dit_jax")
 
 THREADS = 16  # directories read at the same time, because network file systems are slow
 SHOWN = 10  # the most faults, names or suffixes in a message
@@ -47,46 +48,9 @@ SYSTEM_NAMES = frozenset(
     }
 )
 # Suffixes of unsupported image formats. Skipping them causes a warning, other files only an info.
-UNREAD = frozenset(
-    [
-        ".apng",
-        ".arw",
-        ".avif",
-        ".cr2",
-        ".cr3",
-        ".dng",
-        ".eps",
-        ".exr",
-        ".gif",
-        ".hdr",
-        ".heic",
-        ".heif",
-        ".icns",
-        ".ico",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpx",
-        ".jxl",
-        ".mpo",
-        ".nef",
-        ".orf",
-        ".pbm",
-        ".pcx",
-        ".pgm",
-        ".pnm",
-        ".ppm",
-        ".psd",
-        ".qoi",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".svg",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".xcf",
-    ]
+UNSUPPORTED = re.compile(
+    r"\.(apng|arw|avif|cr2|cr3|dng|eps|exr|gif|hdr|heic|heif|icns|ico|jfif|jp2|jpe|jpx|jxl|mpo|nef"
+    r"|orf|pbm|pcx|pgm|pnm|ppm|psd|qoi|raf|raw|rw2|svg|tga|tif|tiff|xcf)"
 )
 
 
@@ -94,29 +58,16 @@ UNREAD = frozenset(
 class Listing:
     """The images below a folder, and counts of what was skipped."""
 
+    origin: str  # the name of the folder in messages
     folder: pathlib.Path  # with links resolved
     names: list[str]  # N image paths relative to folder, with "/", sorted by their parts
     sizes: np.ndarray  # [N] int64, file sizes in bytes
     times: np.ndarray  # [N] int64, times of the last change (ctime) in ns
     folders: list[str]  # the names of the direct subfolders, sorted
     # Direct subfolder ('' for the folder itself) -> suffix -> number of unsupported images.
-    unread: dict[str, collections.Counter]
+    unsupported: dict[str, collections.Counter]
     others: collections.Counter  # suffix -> number of files that are not images
     hidden: collections.Counter  # name -> number of hidden or system files and folders
-
-
-@dataclasses.dataclass
-class _Directory:
-    """Contents of one directory; names are relative to the folder that is scanned."""
-
-    # (name, size in bytes, ctime in ns)
-    images: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)
-    # (name, real path, whether it is a link)
-    folders: list[tuple[str, str, bool]] = dataclasses.field(default_factory=list)
-    unread: list[str] = dataclasses.field(default_factory=list)  # suffixes
-    others: list[str] = dataclasses.field(default_factory=list)  # suffixes
-    hidden: list[str] = dataclasses.field(default_factory=list)
-    faults: list[str] = dataclasses.field(default_factory=list)
 
 
 class _Links:
@@ -131,22 +82,18 @@ class _Links:
         """Returns whether a path, with links resolved, is the root or below it."""
         return real == self.root or real.startswith(self.root.rstrip(os.sep) + os.sep)
 
-    def resolve(self, path: str, target: str) -> str:
-        """Returns the real path of a link's target.
-
-        Args:
-          path: the link.
-          target: the text of the link, as `os.readlink` returns it.
-        Raises: OSError if the target does not exist.
-        """
-        # Fast path: if the target is no link itself, only its folder needs resolving, which is
-        # cached.
+    def resolve(self, path: str, target: str) -> str | None:
+        """Returns the real path of a link's target, which `os.readlink` gave; None if none."""
+        # Fast path: if the target is no link itself, only its folder is resolved, which is cached.
         head, tail = os.path.split(os.path.join(os.path.dirname(path), target))
-        if tail not in ("", os.curdir, os.pardir):
-            real = os.path.join(self._resolve_folder(head), tail)
-            if not stat.S_ISLNK(os.lstat(real).st_mode):
-                return real
-        return os.path.realpath(path, strict=True)
+        try:
+            if tail not in ("", os.curdir, os.pardir):
+                real = os.path.join(self._resolve_folder(head), tail)
+                if not stat.S_ISLNK(os.lstat(real).st_mode):
+                    return real
+            return os.path.realpath(path, strict=True)
+        except OSError:
+            return None
 
 
 def is_hidden(name: str) -> bool:
@@ -159,66 +106,38 @@ def get_suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def describe(folder: pathlib.Path) -> str:
+    """Returns the name of an image folder in messages."""
+    return f"image folder {files.printable(folder)}"
+
+
 def scan(folder: pathlib.Path, root: pathlib.Path) -> Listing:
     """Lists the images below a folder, following links that stay inside `root`.
 
-    Raises: ValueError that lists all faults: links that leave the root or have no target, folders
-      that are reached twice, and entries that cannot be read.
+    Raises: ValueError that lists all faults, such as links that leave the root.
     """
     links, start = _resolve(folder, root)
-    images, top, faults = [], [], []
-    unread = collections.defaultdict(collections.Counter)
-    others, hidden = collections.Counter(), collections.Counter()
-    for name, part in _walk(links, start):
-        images += part.images
-        unread[_first(name)].update(part.unread)
-        others.update(part.others)
-        hidden.update(part.hidden)
-        faults += part.faults
-        top += [] if name else [child for child, _, _ in part.folders]
-    _check_faults(folder, root, faults)
+    entries = collections.defaultdict(list)  # kind -> [(name, detail)]
+    for kind, name, detail in _walk(links, start):
+        entries[kind].append((name, detail))
+    _check_faults(folder, root, entries["fault"])
     # "\0" sorts before all other characters, so this sorts by the parts of the path.
-    images.sort(key=lambda image: image[0].replace("/", "\0"))
-    names, sizes, times = zip(*images, strict=True) if images else ((), (), ())
+    images = sorted(entries["image"], key=lambda image: image[0].replace("/", "\0"))
+    status = np.array([status for _, status in images], np.int64).reshape(-1, 2)
+    unsupported = collections.defaultdict(collections.Counter)
+    for name, suffix in entries["unsupported"]:
+        unsupported[_first(os.path.dirname(name))][suffix] += 1
     return Listing(
+        origin=describe(folder),
         folder=pathlib.Path(start),
-        names=list(names),
-        sizes=np.array(sizes, np.int64),
-        times=np.array(times, np.int64),
-        folders=sorted(top),
-        unread=dict(unread),
-        others=others,
-        hidden=hidden,
+        names=[name for name, _ in images],
+        sizes=status[:, 0],
+        times=status[:, 1],
+        folders=sorted(name for name, _ in entries["folder"] if "/" not in name),
+        unsupported=dict(unsupported),
+        others=collections.Counter(suffix for _, suffix in entries["other"]),
+        hidden=collections.Counter(name for _, name in entries["hidden"]),
     )
-
-
-def _walk(links, start):
-    """Yields (name, _Directory) of a folder and of all folders below it, level by level.
-
-    The name is relative to the folder, '' for the folder itself.
-    """
-    level, linked, seen = [("", start)], [], {}
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
-        while level:
-            parts = threads.map(functools.partial(_read_directory, links), level)
-            folders, twice = [], []
-            for (name, _), part in zip(level, parts, strict=True):
-                yield name, part
-                folders += [(child, real) for child, real, is_link in part.folders if not is_link]
-                linked += [(child, real) for child, real, is_link in part.folders if is_link]
-            # Links are followed last: if a folder is reached directly and by a link, the error
-            # then names the link.
-            if not folders:
-                folders, linked = sorted(linked), []
-            level = []
-            for child, real in folders:
-                # A folder read twice in a class would duplicate its images. This also stops cycles.
-                first = seen.setdefault((_first(child), real), child)
-                if first == child:
-                    level.append((child, real))
-                else:
-                    twice.append(f"{child}: the same folder as {first}")
-            yield "", _Directory(faults=twice)
 
 
 def list_folders(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
@@ -227,35 +146,63 @@ def list_folders(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
     Raises: ValueError as `scan`, but only for faults directly in the folder.
     """
     links, start = _resolve(folder, root)
-    contents = _read_directory(links, ("", start))
-    _check_faults(folder, root, contents.faults)
-    return sorted(name for name, _, _ in contents.folders)
+    entries = _read_directory(links, ("", start))
+    _check_faults(folder, root, [(name, fault) for kind, name, fault in entries if kind == "fault"])
+    return sorted(name for kind, name, _ in entries if kind == "folder")
 
 
 def _resolve(folder, root):
-    """Returns (_Links of root, real path of folder).
-
-    Raises: ValueError if the folder is outside root.
-    """
+    """Returns (_Links of root, real path of folder)."""
     links, start = _Links(root), os.path.realpath(folder)
     if not links.is_inside(start):
         raise UserError(
-            f"image folder {files.printable(folder)} leads to {files.printable(start)}, outside of "
+            f"{describe(folder)} leads to {files.printable(start)}, outside of "
             f"{files.printable(root)}: only what is inside is read."
         )
     return links, start
 
 
 def _check_faults(folder, root, faults):
-    """Raises a ValueError that lists the faults, if there are any."""
+    """Raises a ValueError that lists the faults, [(name, fault)], if there are any."""
     if faults:
         raise UserError(
-            f"image folder {files.printable(folder)} has {count(len(faults), 'fault')}:\n"
-            f"{list_some(sorted(faults))}\n"
+            f"{describe(folder)} has {count(len(faults), 'fault')}:\n"
+            f"{list_some(sorted(f'{name}: {fault}' for name, fault in faults))}\n"
             f"Nothing outside of {files.printable(root)} is read: copy files there, or choose a "
             "folder that holds both. Remove links that lead nowhere, or to a folder that is read "
             "already."
         )
+
+
+def _walk(links, start):
+    """Yields the entries of a folder and of all folders below it, level by level.
+
+    An entry is (kind, name relative to the folder, detail). The kinds and their details:
+      'image': (size in bytes, ctime in ns);   'folder': (real path, whether it is a link);
+      'unsupported', 'other': suffix;   'hidden': name without its path;   'fault': a sentence.
+    """
+    level, linked, seen = [("", start)], [], {}
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+        while level:
+            folders = []
+            contents = threads.map(functools.partial(_read_directory, links), level)
+            for kind, name, detail in itertools.chain.from_iterable(contents):
+                yield kind, name, detail
+                if kind == "folder":
+                    real, is_link = detail
+                    (linked if is_link else folders).append((name, real))
+            # Links are followed last: if a folder is reached directly and by a link, the error
+            # then names the link.
+            if not folders:
+                folders, linked = sorted(linked), []
+            level = []
+            for name, real in folders:
+                # A folder read twice in a class would duplicate its images. This also stops cycles.
+                first = seen.setdefault((_first(name), real), name)
+                if first == name:
+                    level.append((name, real))
+                else:
+                    yield "fault", name, f"the same folder as {first}"
 
 
 def _first(name):
@@ -263,79 +210,62 @@ def _first(name):
     return name.partition("/")[0]
 
 
-def _read_directory(links, directory) -> _Directory:
-    """Returns the contents of a directory, given as (name, real path)."""
+def _read_directory(links, directory):
+    """Returns the entries, as `_walk`, of a directory, given as (name, real path)."""
     name, real = directory
-    contents = _Directory()
     try:
         with os.scandir(real) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    contents.hidden.append(entry.name)
-                    continue
-                try:
-                    _add(contents, entry, f"{name}/{entry.name}" if name else entry.name, links)
-                except OSError as error:
-                    contents.faults.append(f"{name}/{entry.name}: {error.strerror or error}")
+            return [_read_entry(links, e, f"{name}/{e.name}" if name else e.name) for e in entries]
     except OSError as error:
-        contents.faults.append(f"{name or '.'}: {error.strerror or error}")
-    return contents
+        return [("fault", name or ".", error.strerror or str(error))]
 
 
-def _add(contents, entry, name, links):
-    """Adds an os.DirEntry to the contents of its directory, as an image, a folder or a fault."""
-    suffix, real = get_suffix(entry.name), entry.path
-    if entry.is_symlink():
-        # Checked before the link is followed, so that nothing outside the root is opened.
-        target = os.readlink(entry.path)
-        try:
+def _read_entry(links, entry, name):
+    """Returns the entry, as `_walk`, of an os.DirEntry."""
+    if is_hidden(entry.name):
+        return "hidden", name, entry.name
+    try:
+        real = entry.path
+        if entry.is_symlink():
+            # Checked before the link is followed, so that nothing outside the root is opened.
+            target = os.readlink(entry.path)
             real = links.resolve(entry.path, target)
-        except OSError:
-            real = None
-        if real is None or not links.is_inside(real):
-            where = "nowhere" if real is None else "outside"
-            contents.faults.append(f"{name}: a link that leads {where}, to {target}")
-            return
-    if entry.is_dir():
-        contents.folders.append((name, real, entry.is_symlink()))
-    elif suffix not in pixels.SUFFIXES:
-        (contents.unread if suffix in UNREAD else contents.others).append(suffix or "no suffix")
-    elif entry.is_file():
+            if not real or not links.is_inside(real):
+                where = "outside" if real else "nowhere"
+                return "fault", name, f"a link that leads {where}, to {target}"
+        if entry.is_dir():
+            return "folder", name, (real, entry.is_symlink())
+        suffix = get_suffix(entry.name)
+        if suffix not in pixels.SUFFIXES:
+            kind = "unsupported" if UNSUPPORTED.fullmatch(suffix) else "other"
+            return kind, name, suffix or "no suffix"
+        if not entry.is_file():
+            return "fault", name, "neither a file nor a folder"
         status = entry.stat()
-        contents.images.append((name, status.st_size, status.st_ctime_ns))
-    else:
-        contents.faults.append(f"{name}: neither a file nor a folder")
+        return "image", name, (status.st_size, status.st_ctime_ns)
+    except OSError as error:
+        return "fault", name, error.strerror or str(error)
 
 
-def report(listing: Listing, origin: str) -> None:
-    """Logs what was skipped, one line per reason, once per process."""
+def report(listing: Listing, expected: Collection[str] = ()) -> None:
+    """Logs what was skipped, once per process, without the files of `expected` suffixes."""
     if listing.hidden:
         names = [name for name, _ in listing.hidden.most_common(3)]
-        left_out = count(sum(listing.hidden.values()), "hidden or system name")
-        say(f"{origin}: {left_out} left out, such as {files.list_some(names)}.", logging.INFO)
-    if unread := sum(listing.unread.values(), collections.Counter()):
-        say(
-            f"{origin}: {count(unread.total(), 'image')} of other kinds left out: "
-            f"{_counts(unread)}. Convert them; {pixels.READ} are read.",
-            logging.WARNING,
+        hidden = count(listing.hidden.total(), "hidden or system name")
+        message = f"{listing.origin}: {hidden} left out, such as {files.list_some(names)}."
+        sources.log_once(message, logging.INFO)
+    if unsupported := sum(listing.unsupported.values(), collections.Counter()):
+        sources.log_once(
+            f"{listing.origin}: {count(unsupported.total(), 'image')} of other kinds left out: "
+            f"{list_counts(unsupported)}. Convert them; {pixels.READ} are read."
         )
-    if listing.others:
-        left_out = count(listing.others.total(), "other file")
-        say(f"{origin}: {left_out} left out: {_counts(listing.others)}.", logging.INFO)
-
-
-@functools.cache  # logs once, although a command may open the same dataset several times
-def say(message: str, level: int) -> None:
-    """Logs a message about a dataset, once per process."""
-    logger.log(level, "%s", files.printable(message))
+    if others := listing.others - collections.Counter(expected):
+        message = f"{count(others.total(), 'other file')} left out: {list_counts(others)}."
+        sources.log_once(f"{listing.origin}: {message}", logging.INFO)
 
 
 def list_some(lines: list[str], total: int | None = None) -> str:
-    """Returns the first SHOWN lines, indented, and the number of further lines.
-
-    Args:
-      total: the length of the full list, of which `lines` are the first; None for len(lines).
-    """
+    """Returns the first SHOWN lines, indented, and the number of further ones, up to `total`."""
     total = len(lines) if total is None else total
     shown = [f"  {files.printable(line)}" for line in lines[:SHOWN]]
     if total > SHOWN:
@@ -343,12 +273,11 @@ def list_some(lines: list[str], total: int | None = None) -> str:
     return "\n".join(shown)
 
 
+def list_counts(counter: collections.Counter) -> str:
+    """Returns the most common suffixes with their counts: '3 .gif, 1 .tiff'."""
+    return ", ".join(f"{number:,} {suffix}" for suffix, number in counter.most_common(SHOWN))
+
+
 def count(number: int, noun: str) -> str:
     """Returns a number with its noun: '1 image' or '2 images'."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _counts(counter):
-    """Returns the most common suffixes with their counts: '3 .gif, 1 .tiff'."""
-    common = counter.most_common(SHOWN)
-    return ", ".join(f"{number:,} {suffix}" for suffix, number in common)

@@ -80,11 +80,7 @@ def _captions(seed, epoch, size, count):
 
 
 def with_caption(batch: Batch, caption: np.ndarray | int = 0) -> Batch:
-    """Returns the batch with one caption per image, chosen from its captions [rows, K, ...].
-
-    Args:
-      caption: the index of the chosen caption, [rows] or one number for all rows.
-    """
+    """Returns the batch with one of its captions [rows, K, ...] per image, by index."""
     captions = {name: batch[name] for name in ("tokens", "context") if name in batch}
     return {**batch, **{name: a[np.arange(len(a)), caption] for name, a in captions.items()}}
 
@@ -212,10 +208,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields the batches of one pass in order, with 'weight' [rows] f32.
 
-    The last batch is filled up with record 0; the weight is 0 in these rows and 1 elsewhere.
-
-    Args:
-      num_images: how many of the first images to read; None for all.
+    The last batch is filled up with record 0; the weight is 0 in these rows and 1 elsewhere. Only
+    the first `num_images` are read; None for all.
     """
     num_images = num_images or len(source) // source.views
     for start in range(0, num_images, batch_size):

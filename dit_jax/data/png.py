@@ -46,10 +46,7 @@ def check(contents: bytes) -> None:
 
 
 def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Yields (kind, data) of the chunks of a PNG.
-
-    Raises: ValueError for a truncated file, or a chunk whose checksum is wrong.
-    """
+    """Yields (kind, data) of the chunks of a PNG."""
     start, kind = 8, b""  # the signature of a PNG has 8 bytes
     while kind != b"IEND":
         # A chunk has 4 bytes of length, 4 of kind, its data, and 4 of CRC-32 over kind and data.

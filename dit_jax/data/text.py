@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from dit_jax.errors import MissingFileError, UserError
-from dit_jax.system import files, json_files
+from dit_jax.system import files, forms, json_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -20,8 +20,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 # Pattern of one word in CLIP. Whitespace matches no alternative, so it is dropped.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-MOST_LENGTH = 2**16  # the most tokens of a caption
-MOST_TOKENS = 2**20  # the most tokens of a vocabulary
+MAX_LENGTH = 2**16  # tokens of a caption
+MAX_TOKENS = 2**20  # tokens of a vocabulary
 WARNINGS = 100  # the most warnings about captions that are too long
 # Captions that had a warning. One more than WARNINGS are kept, for the note that warnings end.
 _cut = set()
@@ -29,6 +29,24 @@ FILE = "tokenizer.json"  # its name in the workdir of a text encoder
 SOURCE = (
     "CLIP's repositories have vocab.json and merges.txt beside the weights, Stable Diffusion's in "
     "the folder tokenizer/."
+)
+
+
+def _is_merge(value):
+    """Returns whether a value is a pair of tokens, as a list or, in older files, as one string."""
+    return forms.is_text(value) or (forms.list_of(forms.is_text)(value) and len(value) == 2)
+
+
+# The parts of a tokenizer.json that are read; `padding` is optional.
+MODEL = {
+    "type": lambda value: value == "BPE",
+    "end_of_word_suffix": lambda value: value == WORD_END,
+    "vocab": lambda value: isinstance(value, dict),
+    "merges": forms.list_of(_is_merge),
+}
+ADDED_TOKENS = forms.list_of(forms.object_of({"content": forms.is_text}))
+PADDING = forms.object_of(
+    {"strategy": forms.object_of({"Fixed": forms.is_count}), "pad_token": forms.is_text}
 )
 
 
@@ -41,11 +59,8 @@ class WordTokenizer:
     """
 
     def __init__(self, length: int, vocab_size: int):
-        """Creates the tokenizer.
+        """Creates a tokenizer to rows of `length` ids, of which there are `vocab_size` with PAD.
 
-        Args:
-          length: the number of tokens in every row.
-          vocab_size: the number of ids, including PAD.
         Raises: ValueError for a length below 1 or a vocab_size below 2.
         """
         if length < 1 or vocab_size < 2:
@@ -96,41 +111,37 @@ class ClipTokenizer:
         length: int = 77,
         pad: str = END,
     ):
-        """Creates the tokenizer.
+        """Creates a tokenizer to rows of `length` ids.
 
         Args:
           vocab: token -> id.
           merges: pairs of tokens in the order in which they are joined.
-          length: the number of tokens in every row.
           pad: the padding token: END for Stable Diffusion 1, "!" for Stable Diffusion 2.
-        Raises: ValueError for a vocabulary that is not CLIP's, or a length outside 2..MOST_LENGTH.
+        Raises: ValueError for a vocabulary that is not CLIP's, or a length outside 2..MAX_LENGTH.
         """
         # The files may come from anywhere, so each value is checked before the library gets it.
-        if not 2 <= length <= MOST_LENGTH:
+        if not 2 <= length <= MAX_LENGTH:
             raise UserError(
                 f"length={str(length)[:20]} must be 2 or more, for {START} and {END}, and at most "
-                f"{MOST_LENGTH}."
+                f"{MAX_LENGTH}."
             )
         if missing := [token for token in (START, END, pad) if token not in vocab]:
             raise UserError(
                 f"the vocabulary of {len(vocab)} tokens is not CLIP's: it has no "
                 f"{files.list_some(missing)}. {SOURCE}"
             )
-        ids = [i for i in vocab.values() if type(i) is int and 0 <= i < MOST_TOKENS]
+        ids = [i for i in vocab.values() if type(i) is int and 0 <= i < MAX_TOKENS]
         if len({*ids}) < len(vocab):
             raise UserError(
                 f"the vocabulary of {len(vocab)} tokens has {len({*ids})} different numbers from 0 "
-                f"to {MOST_TOKENS - 1} for them: each token must have one of its own. {SOURCE}"
+                f"to {MAX_TOKENS - 1} for them: each token must have one of its own. {SOURCE}"
             )
         self.length = length
         self.vocab_size = max(vocab.values()) + 1
         # Normalisation and splitting in the order of CLIP: NFC, lower case, words, then bytes.
         self._tokenizer = tokenizers.Tokenizer(_byte_pairs(vocab, merges))
         self._tokenizer.normalizer = tokenizers.normalizers.Sequence(
-            [
-                tokenizers.normalizers.NFC(),
-                tokenizers.normalizers.Lowercase(),
-            ]
+            [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
         )
         words = tokenizers.Regex(WORD)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -157,8 +168,14 @@ class ClipTokenizer:
         Raises: FileNotFoundError; ValueError for a damaged file, for tokens that
           added_tokens.json in the same directory adds, or as the constructor.
         """
+        try:
+            lines = _read(merges).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"cannot read {files.printable(merges)}: {error}. Get it again: {SOURCE}"
+            ) from error
         pairs = []
-        for number, line in enumerate(_read(merges).splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             if line.startswith("#version") or not line:
                 continue
             if len(pair := line.split(" ")) != 2:
@@ -174,44 +191,33 @@ class ClipTokenizer:
         return cls(ids, pairs, length, pad)
 
     @classmethod
-    def load(
-        cls, path: pathlib.Path, length: int | None = None, pad: str | None = None
-    ) -> "ClipTokenizer":
+    def load(cls, path: pathlib.Path, length: int | None = None, pad: str = END) -> "ClipTokenizer":
         """Loads a tokenizer from a tokenizer.json.
 
         Only the vocabulary, the merges and the padding are read, so files that `save` did not
-        write are accepted too.
-
-        Args:
-          length: the number of tokens in every row; None for the value in the file.
-          pad: the padding token; None for the value in the file.
+        write are accepted too. Without a length, length and pad are taken from the file.
         Raises: FileNotFoundError; ValueError for a damaged file, another kind of tokenizer, or
           tokens that are added to its vocabulary.
         """
         contents, shown = _read_json(path), files.printable(path)
-        model, padding = (_fields(contents.get(name)) for name in ("model", "padding"))
-        kind, word_end = model.get("type"), model.get("end_of_word_suffix")
-        if kind != "BPE" or word_end != WORD_END:
+        model, added = contents.get("model"), contents.get("added_tokens", [])
+        wrong = forms.invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
+        if wrong := wrong + ["added_tokens"] * (not ADDED_TOKENS(added)):
             raise UserError(
-                f"{shown} is not CLIP's: its model is {repr(kind)[:100]} with words that end in "
-                f"{repr(word_end)[:100]}, not 'BPE' with {WORD_END!r}. {SOURCE}"
+                f"{shown} is not CLIP's, a model 'BPE' with words that end in {WORD_END!r}: its "
+                f"{', '.join(wrong)} are other values. {SOURCE}"
             )
-        length = length or _fields(padding.get("strategy")).get("Fixed")
-        pad = pad or padding.get("pad_token")
-        if type(length) is not int or not isinstance(pad, str):
-            raise UserError(
-                f"{shown} does not tell to which length captions are padded, and with what; that "
-                "of a workdir does: python -m dit_jax.convert clip writes it."
-            )
-        vocab = _fields(model.get("vocab"))
-        added, merges = _list(contents.get("added_tokens")), _list(model.get("merges"))
-        # Older versions of the library tokenizers write each pair as one string.
-        merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
-        tokens = [_fields(token).get("content") for token in added]
-        if not all(isinstance(token, str) for token in tokens) or not all(map(_is_pair, merges)):
-            raise UserError(f"{shown} has tokens or merges that are no texts. {SOURCE}")
-        _refuse_added(path, tokens, vocab)
-        return cls(vocab, [tuple(pair) for pair in merges], length, pad)
+        if length is None:
+            padding = contents.get("padding")
+            if not PADDING(padding):
+                raise UserError(
+                    f"{shown} does not tell to which length captions are padded, and with what; "
+                    "that of a workdir does: python -m dit_jax.convert clip writes it."
+                )
+            length, pad = padding["strategy"]["Fixed"], padding["pad_token"]
+        _refuse_added(path, [token["content"] for token in added], model["vocab"])
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        return cls(model["vocab"], [tuple(pair) for pair in merges], length, pad)
 
     def save(self, path: pathlib.Path) -> None:
         """Writes a tokenizer.json, which `load` and the library tokenizers can read."""
@@ -226,9 +232,9 @@ class ClipTokenizer:
         encodings = self._tokenizer.encode_batch(list(captions))
         for caption, encoding in zip(captions, encodings, strict=True):
             if encoding.overflowing:
-                _, (kept, _), *_ = encoding.overflowing[0].offsets  # the first offset is of START
+                _, (cut, _), *_ = encoding.overflowing[0].offsets  # the first offset is of START
                 # The cut may be inside a word; the warning shows this word as a whole.
-                start = re.search(r"\S*$", caption[:kept]).start()
+                start = re.search(r"\S*$", caption[:cut]).start()
                 _warn_of_cut(caption, start, self.length)
         tokens = np.array([encoding.ids for encoding in encodings], np.int32)
         return tokens.reshape(-1, self.length)
@@ -245,22 +251,6 @@ def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
             "it from there, or from another workdir of the same text encoder."
         )
     return ClipTokenizer.load(workdir / FILE)
-
-
-def _fields(value):
-    """Returns a JSON object, or {} if the value in a damaged file is no object."""
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value):
-    """Returns a JSON list, or [] if the value is no list."""
-    return value if isinstance(value, list) else []
-
-
-def _is_pair(value):
-    """Returns whether a value is a list of two strings."""
-    is_list = isinstance(value, list) and len(value) == 2
-    return is_list and all(isinstance(token, str) for token in value)
 
 
 def _refuse_added(path, tokens, vocab):
@@ -300,29 +290,22 @@ def _warn_of_cut(caption, start, length):
 
 
 def _read(path):
-    """Returns the text of a file of at most MOST_JSON_BYTES, without a byte order mark."""
+    """Returns the bytes of a file.   Raises: FileNotFoundError; ValueError if it is too large."""
     if not path.is_file():
         raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
-    try:
-        with path.open("rb") as file:
-            contents = file.read(json_files.MOST_JSON_BYTES + 1)
-        if len(contents) > json_files.MOST_JSON_BYTES:
-            raise UserError(f"it has more than {json_files.MOST_JSON_BYTES:,} bytes")
-        return contents.decode("utf-8-sig")
-    except ValueError as error:
+    contents = json_files.read_bytes(path, json_files.MOST_JSON_BYTES + 1)
+    if len(contents) > json_files.MOST_JSON_BYTES:
         raise UserError(
-            f"cannot read {files.printable(path)}: {error}. Get it again: {SOURCE}"
-        ) from error
+            f"cannot read {files.printable(path)}: it has more than {json_files.MOST_JSON_BYTES:,} "
+            f"bytes. Get it again: {SOURCE}"
+        )
+    return contents
 
 
 def _read_json(path):
     """Returns the JSON object in a file of the tokenizer."""
-    if not path.is_file():
-        raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
-    value = json_files.read_json(path, "a file of CLIP's tokenizer, as it is beside the weights")
+    what = "a file of CLIP's tokenizer, as it is beside the weights"
+    value = json_files.parse_json(_read(path), files.printable(path), what)
     if not isinstance(value, dict):
-        raise UserError(
-            f"cannot read {files.printable(path)}: it holds a {type(value).__name__} instead of "
-            f"names with values. Get it again: {SOURCE}"
-        )
+        raise UserError(f"cannot read {files.printable(path)}: it is no object. It must be {what}.")
     return value

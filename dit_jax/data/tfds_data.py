@@ -8,8 +8,12 @@ that it names are TFDS's own.
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
+import numpy as np
+
+from dit_jax.config import sizes
+from dit_jax.data import sources
+from dit_jax.data.annotations import Annotations
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, json_files
 
@@ -34,11 +38,29 @@ def build_command(name: str, data_dir: str) -> str:
     )
 
 
+def open_split(data_config, split: str, annotations: Annotations) -> sources.Source:
+    """Opens a split of a TFDS dataset.   Raises: as `open_builder` and `read_split`."""
+    build = build_command(data_config.name, data_config.data_dir)
+    builder = open_builder(data_config.name, data_config.data_dir, "image", build)
+    annotations.check_features(builder.info.features, data_config.name)
+    names = read_class_names(builder, annotations.num_classes)
+    records, origin, shards = read_split(builder, split, "image", build)
+    return sources.Source(
+        records,
+        "image",
+        sizes.image_shape(data_config),
+        annotations,
+        origin,
+        class_names=names,
+        files=shards,
+        version=f"{builder.info.full_name} {split}",
+    )
+
+
 def open_builder(name: str, data_dir: str, feature: str, build: str):
-    """Returns the TFDS builder of a prepared dataset.
+    """Returns the TFDS builder of a prepared dataset, given by its name or its directory.
 
     Args:
-      name: the name of the dataset, or its directory.
       data_dir: the data directory of TFDS; '' for the standard one.
       feature: a feature that the dataset must have.
       build: the command that prepares the dataset, for messages.
@@ -52,38 +74,21 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
     data_dir = data_dir and str(files.to_path(data_dir, "data.data_dir"))
     for path in filter(None, (name, data_dir)):
         files.check_utf8(pathlib.Path(path))
-    is_directory = (directory / "dataset_info.json").is_file()
-    # `known`: whether the error can name a command that builds the dataset.
-    known = name.partition("/")[0] in DATASETS or feature == "moments"
-    prepared = False
-    # Every directory that TFDS may read is checked first. By name TFDS may pick any version, so
-    # all of them are checked.
-    if is_directory:
-        files.check_tree(directory)
-        check_descriptions(directory)
-    elif match := NAME.fullmatch(name):
-        for root in _data_dirs(tfds, data_dir):
-            for path in sorted(root.glob(f"{match[1]}/**/dataset_info.json")):
-                files.check_tree(path.parent)
-                check_descriptions(path.parent)
-    # Only now TFDS reads the descriptions.
-    if is_directory or NAME.fullmatch(name):
+    if (directory / "dataset_info.json").is_file():
+        _check_directory(directory)
         try:
-            if is_directory:
-                builder = tfds.builder_from_directory(directory)
-            else:
-                builder = tfds.builder(name, data_dir=data_dir or None)
-            prepared = known = True
-            prepared = pathlib.Path(builder.data_dir).is_dir()
-        except (tfds.core.DatasetNotFoundError, ModuleNotFoundError):
-            pass
+            builder = tfds.builder_from_directory(directory)
         # Protocol Buffers and TFDS raise all kinds of exceptions for damaged descriptions.
         except Exception as error:
-            if is_directory:
-                raise _damaged(directory, error, build) from error
+            raise _damaged(directory, error, build) from error
+    else:
+        builder = _find_builder(tfds, name, data_dir)
     # TFDS also has builders for datasets that are not prepared, so a builder is no proof.
-    if not prepared:
-        way_out = f"Build it with `{build}`, or set" if known else "Set"
+    if builder is None or not pathlib.Path(builder.data_dir).is_dir():
+        can_build = (
+            builder is not None or name.partition("/")[0] in DATASETS or feature == "moments"
+        )
+        way_out = f"Build it with `{build}`, or set" if can_build else "Set"
         raise MissingFileError(
             f"no prepared TFDS dataset {files.printable(name)!r} in "
             f"{data_dir or tfds.core.constants.DATA_DIR}. {way_out} data.data_dir, or the name to "
@@ -98,20 +103,41 @@ def open_builder(name: str, data_dir: str, feature: str, build: str):
     return builder
 
 
-def _data_dirs(tfds, data_dir) -> Iterator[pathlib.Path]:
-    """Yields the directories in which TFDS looks for datasets."""
-    for path in tfds.core.utils.file_utils.list_data_dirs(data_dir or None):
-        yield pathlib.Path(path).expanduser()
+def _find_builder(tfds, name, data_dir):
+    """Returns TFDS's builder of a name; None if TFDS has none."""
+    if not (match := NAME.fullmatch(name)):
+        return None
+    # TFDS may pick any version, so all of them are checked first.
+    for root in tfds.core.utils.file_utils.list_data_dirs(data_dir or None):
+        for path in sorted(
+            pathlib.Path(root).expanduser().glob(f"{match[1]}/**/dataset_info.json")
+        ):
+            _check_directory(path.parent)
+    try:
+        return tfds.builder(name, data_dir=data_dir or None)
+    # Of an unknown name, or for damaged descriptions: Protocol Buffers and TFDS raise all kinds.
+    except Exception:
+        return None
+
+
+def _check_directory(directory):
+    """Raises unless TFDS may read a directory: it has files alone, and runs no code from it."""
+    files.check_tree(directory)
+    check_descriptions(directory)
 
 
 def _damaged(directory, error, build):
-    """Returns the error for a directory that TFDS cannot read, with the first line of its error."""
-    reason = (str(error).splitlines() or [""])[0][:200]
+    """Returns the error for a directory that TFDS cannot read."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return UserError(
         f"{files.printable(directory)} is no TFDS dataset that can be read: "
-        f"{kind}{files.printable(reason)}. Build it again, with `{build}`."
+        f"{kind}{_first_line(error)}. Build it again, with `{build}`."
     )
+
+
+def _first_line(error):
+    """Returns the first line of an error's message, for another message."""
+    return files.printable((str(error).splitlines() or [""])[0][:200])
 
 
 def check_descriptions(directory: pathlib.Path) -> None:
@@ -147,16 +173,29 @@ def _class_names(description) -> Iterator[str]:
             waiting += value
 
 
-class Shard(NamedTuple):
-    """A file of a dataset, and the range of its records that belongs to a split or a slice."""
+def read_class_names(builder, num_classes: int | None) -> tuple[str, ...] | None:
+    """Returns the class names of a TFDS dataset, or None if its classes have no names.
 
-    path: pathlib.Path
-    first: int  # index of the first record
-    count: int  # number of records
+    Warns if the number of classes differs from the model's. That is no error here, because
+    `Annotations.read` refuses each label that the model does not have.
+    """
+    if "label" not in builder.info.features:
+        return None
+    label = builder.info.features["label"]
+    count = getattr(label, "num_classes", None)  # None for a label that is a plain integer
+    if num_classes and count not in (None, num_classes):
+        sources.log_once(
+            f"{builder.data_dir} has {count} classes, but model.num_classes={num_classes}."
+        )
+    # TFDS names unnamed classes "0", "1", ...; these are not names.
+    names = tuple(label.names) if count else ()
+    return None if names == tuple(map(str, range(len(names)))) else names
 
 
-def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence, str, list[Shard]]:
-    """Returns (records, name in messages, shards) of a split or slice; without records, empty ones.
+def read_split(
+    builder, split: str, feature: str, build: str
+) -> tuple[Sequence, str, sources.Files | None]:
+    """Returns (records, name in messages, shards) of a split or slice; ((), name, None) if empty.
 
     Args:
       split: a split, or a slice of one such as 'train[:90%]'.
@@ -167,27 +206,24 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
     """
     import tensorflow_datasets as tfds
 
-    name = builder.info.name
     try:
         info = builder.info.splits[split]
         num_examples = info.num_examples
     except (KeyError, ValueError):  # unknown split, or malformed slice
         splits = ", ".join(map(files.printable, builder.info.splits))
         raise UserError(
-            f"dataset {name!r} has no split {split!r}; it has {splits}, and slices of them such as "
-            "'train[:90%]'."
+            f"dataset {builder.info.name!r} has no split {split!r}; it has {splits}, and slices of "
+            "them such as 'train[:90%]'."
         ) from None
     origin = f"split {split!r} of {files.printable(builder.data_dir)}"
     if num_examples < 1:  # negative if a slice ends before it begins
-        return (), origin, []
+        return (), origin, None
     if builder.info.file_format.value != "array_record":
         raise UserError(
             f"{files.printable(builder.data_dir)} is in the format {builder.info.file_format.value}"
             f", which cannot be read at random; build the dataset again, with `{build}`."
         )
-    shards = [Shard(pathlib.Path(f.filename), f.skip, f.take) for f in info.file_instructions]
-    _check_shards(builder, shards, num_examples, build)
-    _check_counts(builder, info.file_instructions, build)
+    shards = _check_shards(builder, info, build)
     # `pixels` decodes the bytes, because TFDS would hide the mode of the image.
     decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
     try:
@@ -197,54 +233,62 @@ def read_split(builder, split: str, feature: str, build: str) -> tuple[Sequence,
         raise _damaged(builder.data_dir, error, build) from error
 
 
-def _check_counts(builder, instructions, build):
-    """Raises a ValueError unless every file has as many records as dataset_info.json says."""
-    # Imported here because it takes long and image folders do not need it.
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for one in instructions:
-        try:
-            reader = ArrayRecordReader(one.filename)
-            count = reader.num_records()
-            reader.close()
-        # array_record raises all kinds of exceptions for a damaged shard.
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(
-                f"cannot read {files.printable(one.filename)}: {files.printable(reason)}. If a "
-                f"shard was cut, remove it and build the dataset again, with `{build}`."
-            ) from error
-        if count != one.examples_in_shard:
-            raise UserError(
-                f"{files.printable(one.filename)} holds {count:,} records, but dataset_info.json "
-                f"says {one.examples_in_shard:,}: one of them is damaged. Build the dataset again, "
-                f"with `{build}`."
-            )
-
-
-def _check_shards(builder, shards, num_examples, build):
-    """Raises unless the shards exist, are in the dataset's directory, and can hold num_examples.
-
-    Raises: ValueError; FileNotFoundError.
-    """
-    directory, paths = pathlib.Path(builder.data_dir), [shard.path for shard in shards]
-    inside = directory.resolve()
+def _check_shards(builder, info, build):
+    """Returns the shards of a split, after comparing them with the descriptions."""
+    directory = pathlib.Path(builder.data_dir)
+    paths = [pathlib.Path(shard.filename) for shard in info.file_instructions]
+    inside, shown = directory.resolve(), files.printable(directory)
     # A missing file resolves to its own path, so it is reported as missing, not as outside.
     outside = [p for p in paths if p.parent != directory or p.resolve().parent != inside]
     if outside:
         raise UserError(
-            f"{files.printable(directory)} names, or links to, a file outside of it, "
-            f"{files.printable(outside[0])}: nothing but the dataset's own files is read. To use "
-            "files that lie elsewhere, copy or hard-link them; the whole directory may be a link."
+            f"{shown} names, or links to, a file outside of it, {files.printable(outside[0])}: "
+            "nothing but the dataset's own files is read. To use files that lie elsewhere, copy or "
+            "hard-link them; the whole directory may be a link."
         )
     if lost := [path for path in paths if not path.is_file()]:
         raise MissingFileError(
-            f"{len(lost)} of {len(paths)} files of {files.printable(directory)} are not there, "
+            f"{len(lost)} of {len(paths)} files of {shown} are not there, "
             f"such as {lost[0].name}. Restore them, or build the dataset again, with `{build}`."
         )
+    status = [path.stat() for path in paths]
+    sizes_in_bytes = np.array([one.st_size for one in status], np.int64)
     # A record takes a byte or more. A huge number would make `loader` allocate huge arrays.
-    if num_examples > sum(path.stat().st_size for path in paths):
+    if info.num_examples > sizes_in_bytes.sum():
         raise UserError(
-            f"{files.printable(directory)} says that it holds {num_examples:,} records, more than "
+            f"{shown} says that it holds {info.num_examples:,} records, more than "
             f"its files have bytes: dataset_info.json is damaged. Build it again, with `{build}`."
+        )
+    for shard in info.file_instructions:
+        _check_count(shard, build)
+    return sources.Files(
+        directory,
+        [path.name for path in paths],
+        sizes_in_bytes,
+        np.array([one.st_ctime_ns for one in status], np.int64),
+        ranges=[(shard.skip, shard.take) for shard in info.file_instructions],
+    )
+
+
+def _check_count(shard, build):
+    """Raises a ValueError unless a file has as many records as dataset_info.json says."""
+    # Imported here because it takes long and image folders do not need it.
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    shown = files.printable(shard.filename)
+    try:
+        reader = ArrayRecordReader(shard.filename)
+        count = reader.num_records()
+        reader.close()
+    # array_record raises all kinds of exceptions for a damaged shard.
+    except Exception as error:
+        raise UserError(
+            f"cannot read {shown}: {_first_line(error)}. If a "
+            f"shard was cut, remove it and build the dataset again, with `{build}`."
+        ) from error
+    if count != shard.examples_in_shard:
+        raise UserError(
+            f"{shown} holds {count:,} records, but dataset_info.json says "
+            f"{shard.examples_in_shard:,}: one of them is damaged. Build the dataset again, with "
+            f"`{build}`."
         )

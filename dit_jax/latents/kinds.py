@@ -67,7 +67,7 @@ class Latents(abc.ABC):
     def open_split(self, split: str) -> sources.Source:
         """Opens one split of a run's data, 'train' or 'eval'.
 
-        Raises: as `sources.open_images` or `moments.open_split`.
+        Raises: as `formats.open_images` or `moments.open_split`.
         """
 
     def x_0(

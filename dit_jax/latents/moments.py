@@ -4,8 +4,10 @@ import numpy as np
 
 from dit_jax import conditions
 from dit_jax.config import sizes
-from dit_jax.data import manifest, sources, tfds_data
+from dit_jax.data import sources, tfds_data
 from dit_jax.errors import UserError
+from dit_jax.system import files, forms
+from dit_jax.workdirs import identity
 
 MOST_CHECKED = 256  # records whose size is compared with the recorded size
 
@@ -27,7 +29,7 @@ def open_split(config, split: str) -> sources.Source:
     metadata = dict(builder.info.metadata or {})
     # Moments that another program wrote have no metadata, so less of them can be checked.
     if metadata:
-        manifest.check_moments(metadata, model.in_channels, builder.data_dir)
+        check_metadata(metadata, model.in_channels, builder.data_dir)
     condition = conditions.build(config)
     annotations = condition.stored_annotations(features, metadata, builder.data_dir)
     # The names of the encoded images' classes, if they were recorded, else the dataset's own.
@@ -38,7 +40,7 @@ def open_split(config, split: str) -> sources.Source:
     if classes:
         names = tuple(classes)
     else:
-        names = sources.read_class_names(builder, annotations.num_classes)
+        names = tfds_data.read_class_names(builder, annotations.num_classes)
     source = sources.Source(
         records,
         "moments",
@@ -48,7 +50,7 @@ def open_split(config, split: str) -> sources.Source:
         views=2 if metadata.get("mirrored") else 1,
         metadata=metadata,
         class_names=names,
-        shards=tuple(shards),
+        files=shards,
         version=f"{builder.info.full_name} {split}",
     )
     # This check reads records, so it needs the opened source.
@@ -82,3 +84,42 @@ def _check_scale(source, channels):
             f"the means in {source.origin} are {size:.3g} large on average, but were written as "
             f"{recorded:.3g}: they may have been scaled already. Encode the images again."
         )
+
+
+def _are_numbers(value):
+    """Returns whether a value is a list of finite numbers, at least one."""
+    return forms.list_of(forms.is_number)(value) and len(value) > 0
+
+
+METADATA = {
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value) and min(value) > 0,
+    "mean_absolute": forms.is_positive,
+    "vae_digest": forms.is_text,
+    "mirrored": forms.is_flag,
+    "published": lambda value: isinstance(value, list | None),
+    "text_encoder_digest": forms.optional(forms.is_text),
+}
+OPTIONAL_METADATA = {"mirrored", "published", "text_encoder_digest"}
+
+
+def check_metadata(metadata: dict, channels: int, name: object) -> None:
+    """Raises unless the metadata of moments have the form that `dit_jax.encode` writes.
+
+    Args:
+      channels: the number of channels of the latents.
+      name: the source of the metadata in messages.
+    Raises: ValueError with the name and the key.
+    """
+    wrong = forms.invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
+    wrong = wrong or [
+        f"{key} has {len(metadata[key])} numbers, not {channels}"
+        for key in ("mean", "std")
+        if len(metadata[key]) != channels
+    ]
+    if wrong:
+        raise UserError(
+            f"{files.printable(name)} holds no moments as dit_jax.encode writes them: "
+            f"{', '.join(wrong)}."
+        )
+    identity.check_identities(metadata.get("dataset", {}), name)

@@ -21,10 +21,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from dit_jax import sharding
-from dit_jax.data import manifest
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.latents import codec
 from dit_jax.system import files, json_files
+from dit_jax.workdirs import digests
 
 logger = logging.getLogger("dit_jax")
 
@@ -75,7 +75,7 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
     # All processes raise together: otherwise the others would wait for the first one.
     if problem := sharding.broadcast_text(problem):
         raise UserError(problem)
-    text = json.dumps(manifest.with_digest(identity), indent=2)
+    text = json.dumps(digests.with_digest(identity), indent=2)
     sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
 
 
@@ -96,7 +96,7 @@ def _read_claim(path):
     """Returns the recorded identity; {} if the record is lost: each shard has a digest of it."""
     try:
         saved = json_files.read_json(path, "what the shards are made of") if path.is_file() else {}
-        return manifest.without_digest(saved, path)
+        return digests.without_digest(saved, path)
     except ValueError as error:
         logger.warning("%s; it is written again.", error)
         return {}
@@ -260,7 +260,9 @@ def _write_sums(path, shard, parts, identity):
     # Summed over all records at once, so that the batch size does not change the rounding.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
     sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
-    sums = manifest.with_digest(sums | {"identity": manifest.digest(_identity_of_bytes(identity))})
+    sums = digests.with_digest(
+        sums | {"identity": digests.digest_json(_identity_of_bytes(identity))}
+    )
     _sums_path(path).parent.mkdir(exist_ok=True)
     files.replace_text(_sums_path(path), json.dumps(sums))
 
@@ -278,13 +280,13 @@ def _read_sums(path):
     sums = json_files.read_json(sums_path, "the sums of a shard")
     if not (isinstance(sums, dict) and sums.keys() >= SUMS):
         raise UserError(f"{sums_path} lacks one of {', '.join(sorted(SUMS))}")
-    return manifest.without_digest(sums, sums_path)
+    return digests.without_digest(sums, sums_path)
 
 
 def _has_identity(path, identity):
     """Returns whether a shard was made with this identity; True if its sums do not tell."""
     try:
-        expected = manifest.digest(_identity_of_bytes(identity))
+        expected = digests.digest_json(_identity_of_bytes(identity))
         return _read_sums(path).get("identity", expected) == expected
     except (OSError, ValueError):
         return True  # the shard is written again

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dit_jax import conditions, sharding
 from dit_jax.config import sizes
-from dit_jax.data import sources
+from dit_jax.data import folders
 from dit_jax.errors import UserError
 from dit_jax.latents import codec, loading, shards
 from dit_jax.system import files, locks, stopping
@@ -50,7 +50,7 @@ def encode(
       does not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
       written, or if another process failed.
     """
-    sources.check_outside_images(config, out)
+    folders.check_outside(config, out)
     files.check_utf8(out)
     # If a process cannot open its inputs, all raise, so that none waits for it.
     mesh, vae, encoder, images, provenance = sharding.in_every_process(

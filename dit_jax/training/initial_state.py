@@ -1,7 +1,6 @@
 """The state that a run begins with: fresh parameters, or the weights of another run."""
 
 import functools
-import json
 import logging
 
 import jax
@@ -71,4 +70,4 @@ def _compatibility_keys(config):
         keys.pop(f"model.{name}", None)
     for name in conditions.build(config).unused_keys:
         keys.pop(f"model.{name}", None)
-    return json.loads(json.dumps(keys))  # a workdir's JSON has lists for tuples
+    return keys

@@ -3,9 +3,10 @@
 A workdir belongs to one run; its config.json is the config of that run.
 """
 
+from dit_jax.workdirs.checkpoint_files import saved_steps
 from dit_jax.workdirs.claims import LOCK, claim
+from dit_jax.workdirs.identity import load_data, write_data
 from dit_jax.workdirs.older_versions import upgrade_sample
-from dit_jax.workdirs.records import load_data, saved_steps, write_data
 from dit_jax.workdirs.run_config import (
     check_config,
     check_draws_images,

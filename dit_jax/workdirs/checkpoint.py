@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from dit_jax import models, sharding
 from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.system import files, json_files, stopping
-from dit_jax.workdirs import claims, digests, records, run_config
+from dit_jax.workdirs import checkpoint_files, claims, digests, run_config
 
 logger = logging.getLogger("dit_jax")
 
@@ -77,19 +77,12 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, config) -> None:
     """Starts writing checkpoint <step>, after waiting for an earlier one that is not complete yet.
 
-    Args:
-      state: a train state with the attributes STATE_ITEMS.
-      data_state: a JSON value with the state of the input pipeline and records of the run.
+    `data_state` is a JSON value with the state of the input pipeline and records of the run.
     Raises: OSError if the earlier one could not be written, or this one was not started.
     """
-    # config and data are saved too, in case config.json or data.json is lost.
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
-    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    items["data"] = ocp.args.JsonSave(data_state)
-    items["config"] = ocp.args.JsonSave(config.to_dict())
-    items["digest"] = ocp.args.JsonSave(digests.digest_items(trees, step, data_state))
     try:
-        begun = manager.save(step, args=ocp.args.Composite(**items))
+        begun = manager.save(step, args=_make_items(trees, step, data_state, config))
     except Exception as error:
         raise _write_error(manager, error) from error
     if not begun:  # Orbax skips a step that is not after its latest one
@@ -99,12 +92,25 @@ def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, con
         )
 
 
+def _make_items(trees, step, data_state, config):
+    """Returns the items of a checkpoint for Orbax: the trees {item: tree of arrays}, and JSON."""
+    # config and data are saved too, in case config.json or data.json is lost.
+    values = {
+        "data": data_state,
+        "config": config.to_dict(),
+        "digest": digests.digest_items(trees, step, data_state),
+    }
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    items |= {name: ocp.args.JsonSave(value) for name, value in values.items()}
+    return ocp.args.Composite(**items)
+
+
 def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
     """Writes parameters that were not trained here to a new workdir, as EMA of checkpoint 0.
 
     Raises: ValueError if the workdir already has checkpoints; OSError if it cannot be written.
     """
-    if steps := records.saved_steps(workdir):
+    if steps := checkpoint_files.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
     with claims.claim(workdir, config):
         _write_params(workdir, config, params, 0, {})
@@ -115,13 +121,11 @@ def replace_params(
 ) -> None:
     """Writes EMA parameters as the only checkpoint of a workdir; then removes all others.
 
-    Args:
-      values: JSON values to keep with the checkpoint; `saved_values` returns them.
-    Raises: OSError if the checkpoint cannot be written.
+    `saved_values` returns the JSON values.   Raises: OSError if the checkpoint cannot be written.
     """
     with claims.claim(workdir, config):
         # The others are removed only after the new one is complete, so one is always left.
-        before = records.saved_steps(workdir)
+        before = checkpoint_files.saved_steps(workdir)
         _write_params(workdir, config, params, step, values)
 
         def remove():
@@ -136,34 +140,22 @@ def saved_values(workdir: pathlib.Path) -> dict:
 
     Returns {} if there is no checkpoint, or if its values cannot be read, which is logged.
     """
-    # Read directly, without Orbax: a JSON item is the file `metadata` in its directory.
-    steps = records.saved_steps(workdir)
-    if not steps:
-        return {}
-    path = workdir / "checkpoints" / str(steps[-1]) / "data" / "metadata"
     try:
-        return dict(json_files.read_json(path, "what was kept with a checkpoint"))
+        for path in checkpoint_files.newest_first(workdir, "data"):
+            return dict(json_files.read_json(path, "what was kept with a checkpoint"))
     except (OSError, ValueError, TypeError) as error:
         logger.warning("cannot read how %s was chosen: %s", workdir, error)
-        return {}
+    return {}
 
 
 def _write_params(workdir, config, params, step, values):
-    """Writes config.json and checkpoint <step>, which has EMA parameters alone.
-
-    Raises: OSError; stopping.Stopped after a signal.
-    """
+    """Writes config.json and checkpoint <step>, which has EMA parameters alone."""
     run_config.write_config(workdir, config)
-    items = {
-        "ema_params": ocp.args.StandardSave(params),
-        "data": ocp.args.JsonSave(values),
-        "config": ocp.args.JsonSave(config.to_dict()),
-        "digest": ocp.args.JsonSave(digests.digest_items({"ema_params": params}, step, values)),
-    }
+    items = _make_items({"ema_params": params}, step, values, config)
     directory = workdir.absolute() / "checkpoints" / str(step)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(directory, args=ocp.args.Composite(**items), force=True)
+            checkpointer.save(directory, args=items, force=True)
     except BaseException as error:  # also a signal: no unfinished checkpoint must stay behind
         for rest in directory.parent.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
@@ -183,13 +175,11 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
 
 def _write_error(manager, error):
     """Returns the error for a checkpoint that could not be written, with the way to continue."""
-    complete = records.saved_steps(pathlib.Path(manager.directory).parent)
-    kept = (
-        f"the last complete one is step {complete[-1]}" if complete else "there is no earlier one"
-    )
+    steps = checkpoint_files.saved_steps(pathlib.Path(manager.directory).parent)
+    last = f"the last complete one is step {steps[-1]}" if steps else "there is no earlier one"
     return UserFileError(
         f"cannot write a checkpoint to {manager.directory}: {type(error).__name__}: {error}\n"
-        f"Training stops; {kept}. If space or permission is what is missing there, mend that; then "
+        f"Training stops; {last}. If space or permission is what is missing there, mend that; then "
         "run the same command."
     )
 
@@ -203,7 +193,7 @@ def restore_latest(manager: ocp.CheckpointManager, state):
       state: a tree of jax.ShapeDtypeStruct with the shardings to restore to.
     Raises: OSError if there are checkpoints but none can be read.
     """
-    steps = records.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
+    steps = checkpoint_files.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
@@ -216,10 +206,7 @@ def restore_latest(manager: ocp.CheckpointManager, state):
 
 
 def _set_aside(manager, step):
-    """Moves a damaged checkpoint to DIR/corrupt_checkpoints, so that its step can be saved again.
-
-    Raises: OSError, in all processes.
-    """
+    """Moves a damaged checkpoint to DIR/corrupt_checkpoints; its step can then be saved again."""
     source = pathlib.Path(manager.directory) / str(step)
     target = source.parents[1] / "corrupt_checkpoints" / str(step)
 
@@ -234,12 +221,11 @@ def _set_aside(manager, step):
 
 
 def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: bool = False):
-    """Returns (parameters, step) of a checkpoint: the EMA parameters, or the raw ones.
+    """Returns (EMA parameters, step) of a checkpoint; with `raw` the trained parameters instead.
 
     Args:
       params: a tree of jax.ShapeDtypeStruct with shardings.
       step: the step of the checkpoint; None for the newest one that can be read.
-      raw: whether to return the trained parameters instead of their EMA.
     Raises: FileNotFoundError that lists the existing steps; OSError if the checkpoint cannot be
       read, and `files.LostError` if the workdir was moved; ValueError for raw parameters of a
       converted model, which has only EMA parameters.
@@ -247,7 +233,7 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
     directory = workdir.absolute() / "checkpoints"
     # The caller has read the config there before, so a missing directory was moved since.
     with files.Directory(workdir):
-        steps = records.saved_steps(workdir)
+        steps = checkpoint_files.saved_steps(workdir)
         if not steps or step not in (None, *steps):
             raise MissingFileError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
@@ -262,12 +248,9 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):
-    """Returns (model, newest EMA parameters) of a workdir; the parameters are replicated.
+    """Returns (model, newest EMA parameters) of a workdir, replicated over the mesh.
 
-    Args:
-      mesh: the mesh over which the parameters are replicated.
-      dtype: the dtype of the activations.
-      name: the expected `config.model.name`.
+    The activations get the dtype; `name` is the expected `config.model.name`.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
     """
     config = run_config.load_config(workdir)
@@ -275,11 +258,8 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
         raise UserError(f"{workdir} holds a {config.model.name!r}, not a {name!r}.")
     config.model.dtype = dtype
     model = models.build(config.model)
-    shapes = models.param_shapes(model)
     everywhere = sharding.replicated(mesh)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
-    )
+    shapes = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), models.param_shapes(model))
     params, _ = restore_params(workdir, shapes)
     return model, params
 
@@ -287,8 +267,6 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
 def _restore_newest(directory, steps, trees):
     """Returns (step, {item: tree}, data_state) of the first step in `steps` that can be read.
 
-    Args:
-      trees: {item: tree of jax.ShapeDtypeStruct}.
     Raises: OSError if none can be read, or at once if one cannot be read but may be intact.
     """
     errors = []
@@ -301,7 +279,7 @@ def _restore_newest(directory, steps, trees):
                 raise
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
-    others = sorted(set(records.saved_steps(directory.parent)) - set(steps))
+    others = sorted(set(checkpoint_files.saved_steps(directory.parent)) - set(steps))
     way_out = f"choose another step: {others}" if others else "restore one from a copy"
     raise UserFileError(
         f"no checkpoint in {directory} can be read:\n"

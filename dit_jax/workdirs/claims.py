@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dit_jax import sharding
 from dit_jax.errors import UserError
 from dit_jax.system import files, locks
-from dit_jax.workdirs import records, run_config
+from dit_jax.workdirs import checkpoint_files, run_config
 
 logger = logging.getLogger("dit_jax")
 
@@ -48,7 +48,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
 
 def _warn_of_length(workdir, config):
     """Warns if another total_steps changes the cosine schedule of the run."""
-    if records.saved_steps(workdir) and config.optim.schedule == "cosine":
+    if checkpoint_files.saved_steps(workdir) and config.optim.schedule == "cosine":
         then = run_config.load_config(workdir).total_steps
         if then != config.total_steps:
             logger.warning(

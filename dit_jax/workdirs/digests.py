@@ -1,4 +1,4 @@
-"""Digests of parameters: one number per array, computed from its bits on the devices."""
+"""Digests of JSON values and of parameters: one number per array, computed on the devices."""
 
 import hashlib
 import json
@@ -8,21 +8,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.errors import UserError
+from dit_jax.system import files
+
 
 def digest(params) -> str:
     """Returns a digest of parameters, 16 hexadecimal digits; it does not depend on their source."""
-    digests = json.dumps(digest_items({"params": params}, 0, {}), sort_keys=True)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+    return digest_json(digest_items({"params": params}, 0, {}))
+
+
+def digest_json(values: object) -> str:
+    """Returns a digest of a JSON value: the first 16 hexadecimal digits of its SHA-256."""
+    # Keys are sorted, so that the digest does not depend on their order.
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_digest(values: dict) -> dict:
+    """Returns the values with their digest under the key 'digest'."""
+    return values | {"digest": digest_json(values)}
+
+
+def without_digest(values: object, name: object) -> dict:
+    """Returns the values without their digest, after comparing it.
+
+    Raises: ValueError, with the name of their source, if the digest does not match the values.
+    """
+    if isinstance(values, dict):
+        # Older versions wrote no digest; such values are accepted as they are.
+        others = {key: value for key, value in values.items() if key != "digest"}
+        if values.get("digest", digest_json(others)) == digest_json(others):
+            return others
+    raise UserError(f"{files.printable(name)} is not as it was written")
 
 
 def digest_items(trees, step, data_state):
     """Returns the digests of a checkpoint: {'params/blocks/...': number} of all arrays.
 
-    The keys 'step' and 'data' are added, for the step and a digest of data_state.
-
-    Args:
-      trees: {item: tree of arrays}.
-      data_state: a JSON value.
+    The keys 'step' and 'data' are added, for the step and a digest of the JSON data_state.
     """
     # Only the digests leave the devices, not the arrays.
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(digest_arrays(trees)))

@@ -64,6 +64,9 @@ OLD_PREDICTOR_DEFAULTS = {
     "fid.extractor": "",
     "fid.weights": "",
 }
+# The sections that this module looks into.
+SECTIONS = {"model", "optim", "data", "latents", "autoencoder"}
+SECTIONS |= {"text", "diffusion", "objective", "sample", "fid"}
 
 
 def check_section(key, value):
@@ -79,31 +82,26 @@ def complete(config: dict) -> dict:
     Raises: ValueError for a section that is no object.
     """
     # The config is not validated yet. Its sections must be objects before anything looks into them.
-    older = OLD_DEFAULTS | OLD_VAE_DEFAULTS | OLD_PREDICTOR_DEFAULTS
-    sections = dict.fromkeys(key.partition(".")[0] for key in older if "." in key)
-    for section in ("model", *sections):
-        if section in config:
-            check_section(section, config[section])
+    for section in SECTIONS & config.keys():
+        check_section(section, config[section])
     if config.keys() == {"model"}:  # a converted network has no other sections
         return config
     name = config["model"].get("name")
     older = OLD_DEFAULTS | (OLD_VAE_DEFAULTS if name == "vae" else OLD_PREDICTOR_DEFAULTS)
     if name == "dit":
-        older = older | OLD_DIT_DEFAULTS
+        older |= OLD_DIT_DEFAULTS
     if name != "vae":
         _split_dropout(config)
     if "sample" in config:
         config["sample"] = upgrade_sample(config["sample"])
-    latents = config.get("latents")
+    latents = config.get("latents", {})
     for key in ("scale", "shift"):  # the first versions had one number instead of a list
-        if isinstance(latents, dict) and isinstance(latents.get(key), int | float):
+        if isinstance(latents.get(key), int | float):
             latents[key] = [latents[key]]
     # setdefault: the keys that the config has stay as they are.
     for key, value in older.items():
-        section, names = config, key.split(".")
-        for part in names[:-1]:
-            section = section.setdefault(part, {})
-        section.setdefault(names[-1], value)
+        section, _, name = key.rpartition(".")
+        (config.setdefault(section, {}) if section else config).setdefault(name, value)
     return config
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -11,7 +12,7 @@ from dit_jax import models, sharding
 from dit_jax.config import overrides, ranges, sizes
 from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.system import files, forms, json_files
-from dit_jax.workdirs import older_versions, records
+from dit_jax.workdirs import checkpoint_files, identity, older_versions
 
 logger = logging.getLogger("dit_jax")
 
@@ -34,7 +35,6 @@ MAY_CHANGE = (
     "model.remat",
     "model.scan_unroll",
     "data.data_dir",
-    "data.name",
     "latents.vae",
     "latents.moments",
     "text.encoder",
@@ -54,27 +54,25 @@ TRAINED = ("dit", "unet", "vae")  # the models that a run can train
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Raises unless a workdir has no checkpoints, or was trained with a compatible config.
 
-    Only keys in MAY_CHANGE may differ. An empty digest in `config` matches any value, because the
-    run fills it in.
+    Only keys in MAY_CHANGE may differ, and data.name if the data are recorded. An empty digest in
+    `config` matches any value, because the run fills it in.
     Raises: ValueError that lists the keys that differ and must not.
     """
-    if records.saved_steps(workdir):  # before the first checkpoint, any config may be used
-        # Through JSON, because the saved config has lists for tuples.
-        config_as_json = ConfigDict(json.loads(json.dumps(config.to_dict())))
-        saved_config = load_config(workdir)
-        for either in (saved_config, config_as_json):
-            overrides.expand_paths(either)
-        saved, current = flatten(saved_config), flatten(config_as_json)
-        # Recorded data are recognised by their contents, so their path may change. Otherwise
-        # data.name must stay the same.
-        name = () if records.load_data(workdir) else ("data.name",)
-        if differing := _differing(saved, current, name):
-            lines = [f"  {key}: workdir {before!r}, now {now!r}" for key, before, now in differing]
-            raise UserError(
-                f"{workdir} belongs to a run with another config:\n"
-                + "\n".join(lines)
-                + "\nChoose another --workdir, or restore these values."
-            )
+    if not checkpoint_files.saved_steps(workdir):
+        return  # before the first checkpoint, any config may be used
+    saved, current = load_config(workdir), config.copy_and_resolve_references()
+    for either in (saved, current):
+        overrides.expand_paths(either)
+    differing = _compare(saved, current)
+    # Recorded data are recognised by their contents, so their path may change.
+    if identity.load_data(workdir):
+        differing.pop("data.name", None)
+    if differing:
+        lines = [f"  {key}: workdir {a!r}, now {b!r}\n" for key, (a, b) in differing.items()]
+        raise UserError(
+            f"{workdir} belongs to a run with another config:\n{''.join(lines)}"
+            "Choose another --workdir, or restore these values."
+        )
 
 
 def check_step(workdir: pathlib.Path, step: int) -> None:
@@ -89,30 +87,30 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
         workdir_config = read_config(json_files.read_bytes(workdir / "config.json"), "config.json")
     except (OSError, ValueError):
         return  # `load_config` reports it
-    differing = _differing(flatten(step_config), flatten(workdir_config))
     # An empty digest was not known when the config was written, so it matches any value.
-    differing = [one for one in differing if not (one[0].endswith("_digest") and "" in one[1:])]
+    differing = [
+        f"{key} {a!r}, now {b!r}"
+        for key, (a, b) in _compare(step_config, workdir_config).items()
+        if key != "data.name" and not (key.endswith("_digest") and "" in (a, b))
+    ]
     if differing:
-        keys = [f"{key} {before!r}, now {now!r}" for key, before, now in differing]
-        raise UserFileError(f"it is of another config than config.json: {'; '.join(keys[:5])}")
+        raise UserFileError(f"it is of another config than config.json: {'; '.join(differing[:5])}")
 
 
-def _differing(saved, wanted, fixed=()):
-    """Returns [(key, saved value, wanted value)] of the keys that differ and must not.
-
-    Args:
-      saved, wanted: flat configs.
-      fixed: keys that must not differ although they are in MAY_CHANGE.
-    """
-    pairs = [
-        (key, saved.get(key, "none"), wanted.get(key, "none"))
-        for key in sorted(saved.keys() | wanted.keys())
-    ]
-    return [
-        (key, a, b)
-        for key, a, b in pairs
-        if a != b and (key in fixed or not _may_change(key, wanted))
-    ]
+def _compare(saved, current):
+    """Returns {key: (saved value, current value)} of the keys that differ and must not."""
+    saved, current = flatten(saved), flatten(current)
+    pairs = {
+        key: (saved.get(key, "none"), current.get(key, "none"))
+        for key in sorted(saved.keys() | current.keys())
+        if key not in MAY_CHANGE and key.partition(".")[0] + "." not in MAY_CHANGE
+    }
+    # The run fills in an empty digest.
+    return {
+        key: (a, b)
+        for key, (a, b) in pairs.items()
+        if a != b and not (key.endswith("_digest") and b == "")
+    }
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -121,12 +119,10 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     All processes must call this; the first one writes.
     Raises: OSError, in all processes.
     """
-
-    def write():
-        text = json.dumps(config.to_dict(), indent=2) + "\n"
-        files.replace_text(workdir / "config.json", text)
-
-    sharding.in_first_process(write, f"cannot write to the workdir {workdir}")
+    path, text = workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n"
+    sharding.in_first_process(
+        lambda: files.replace_text(path, text), f"cannot write to the workdir {workdir}"
+    )
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
@@ -139,7 +135,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     """
     files.check_utf8(workdir)
     path = workdir / "config.json"
-    saved = records.newest_first(workdir, "config")
+    saved = checkpoint_files.newest_first(workdir, "config")
     if not path.is_file() and not saved:
         raise MissingFileError(
             f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
@@ -162,10 +158,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raises a ValueError unless the workdir belongs to a run that trains a noise predictor.
-
-    Only such a workdir can draw images.
-    """
+    """Raises a ValueError unless the workdir belongs to a noise predictor, which draws images."""
     name = config.model.name
     if name == "vae":
         raise UserError(f"{workdir} holds a 'vae', which decodes latents but does not sample.")
@@ -176,9 +169,8 @@ def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
 def read_config(text: bytes | str, name: str) -> ConfigDict:
     """Returns the config in a JSON text, locked; older versions may have written the text.
 
-    Args:
-      name: the source of the text, for messages.
-    Raises: ValueError for a text that is no config, or for a value of a wrong type, with its key.
+    Raises: ValueError, with the name of the text's source, for a text that is no config, or with
+      the key for a value of a wrong type.
     """
     config = json_files.parse_json(text, name, "the config of a run")
     model = config.get("model") if isinstance(config, dict) else None
@@ -207,9 +199,7 @@ def _check_ranges(config, path):
 def check_types(config: dict) -> None:
     """Raises unless all keys of a complete config exist and their values have the right types.
 
-    Args:
-      config: the config of a run, or of a converted network, which has only 'model'.
-    Raises: ValueError with the key.
+    Of a converted network, the config has only 'model'.   Raises: ValueError with the key.
     """
     name = config["model"]["name"]
     models.check_keys(config["model"])
@@ -223,11 +213,7 @@ def check_types(config: dict) -> None:
 def _check_types(config, example, prefix=""):
     """Raises unless a config has the keys and types of the default config `example`.
 
-    The section `model` is left to `models.check_keys`.
-
-    Args:
-      prefix: what precedes a key in messages, such as 'data.'.
-    Raises: ValueError with the key.
+    The section `model` is left to `models.check_keys`. `prefix` begins the keys in messages.
     """
     if unknown := [f"{prefix}{name}" for name in config if name not in example]:
         raise UserError(
@@ -253,19 +239,12 @@ def _check_types(config, example, prefix=""):
             forms.check_type(key, config[name], float)
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """Returns {'model.depth': value} of all keys."""
+def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict:
+    """Returns {'model.depth': value} of all keys, with lists for tuples, as JSON has them."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def _may_change(key, wanted):
-    """Returns whether a key of the flat config `wanted` may differ from the saved one."""
-    if key.endswith("_digest") and wanted.get(key) == "":
-        return True
-    return key in MAY_CHANGE or key.partition(".")[0] + "." in MAY_CHANGE

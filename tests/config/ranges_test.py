@@ -22,7 +22,7 @@ def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
     config = default.get_config(model)
     ranges.check(config)
     for key, value in workdirs.flatten(config).items():
-        first = value[0] if isinstance(value, tuple) and value else value
+        first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, int | float) and not isinstance(first, bool):
             assert key in ranges.RANGES or key in OTHERWISE, key
 
@@ -172,7 +172,7 @@ def test_lists_are_those_of_the_default_config():
     for model in MODELS:
         for key, value in workdirs.flatten(default.get_config(model)).items():
             if key in ranges.RANGES:
-                assert isinstance(value, tuple) == (key in ranges.LISTS), key
+                assert isinstance(value, list) == (key in ranges.LISTS), key
                 assert (value is None) == (key in ranges.OPTIONAL), key
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import default
 from dit_jax import conditions
-from dit_jax.data import folders, sources
+from dit_jax.data import folders
 from dit_jax.evaluation import image_sets
 
 
@@ -58,7 +58,7 @@ def _labels(config, split="train"):
 def test_a_class_per_folder_in_sorted_order(config, root):
     source = conditions.open_images(config, "train")
     assert source.class_names == source.records.classes == ("ant", "bee")
-    assert source.records.files[3] == "bee/0.png"
+    assert source.records.names[3] == "bee/0.png"
     assert source.records.sizes[3] == (root / "train" / "bee" / "0.png").stat().st_size
     assert _labels(config) == [0, 0, 0, 1, 1, 1]
     assert source[3]["image"].shape == (8, 8, 3)
@@ -187,7 +187,7 @@ def test_images_without_class_folders_are_trained_on_without_labels(config, root
     assert conditions.open_images(config, "flat").class_names is None
     _save(root / "train" / "stray.png")
     (root / "train" / "empty").mkdir()
-    files = conditions.open_images(config, "train").records.files
+    files = conditions.open_images(config, "train").records.names
     assert [*files] == [*(f"{c}/{j}.png" for c in ("ant", "bee") for j in range(3)), "stray.png"]
 
 
@@ -224,7 +224,7 @@ def test_links_inside_the_root_are_images_of_their_class(config, root):
     (root / "train" / "ant" / "more").symlink_to("../../pool", target_is_directory=True)
     (root / "train" / "bee" / "9.png").symlink_to("../ant/0.png")
     source = conditions.open_images(config, "train")
-    assert [*source.records.files] == [
+    assert [*source.records.names] == [
         *("ant/0.png", "ant/1.png", "ant/2.png", "ant/more/0.png"),
         *("bee/0.png", "bee/1.png", "bee/2.png", "bee/9.png"),
     ]
@@ -236,9 +236,9 @@ def test_links_inside_the_root_are_images_of_their_class(config, root):
 def test_directories_within_a_split_are_not_written_to(config, root, name):
     config.data.eval_split = "val"
     with pytest.raises(ValueError, match=f"{name} lies in the image folder .*/{name[:3]}"):
-        sources.check_outside_images(config, root / name)
-    sources.check_outside_images(config, root / "runs")
-    sources.check_outside_images(config, root / "training")
+        folders.check_outside(config, root / name)
+    folders.check_outside(config, root / "runs")
+    folders.check_outside(config, root / "training")
 
 
 @pytest.mark.parametrize("split", ["../other", "/tmp", "train/../../other"])
@@ -283,7 +283,7 @@ def test_orientation_is_not_applied_and_said_once(config, root, caplog):
     for i in range(2):
         Image.fromarray(pixels).save(root / "train" / "ant" / f"{i}.jpg", quality=95, exif=exif)
     source = conditions.open_images(config, "train")
-    files = [*source.records.files]
+    files = [*source.records.names]
     for i in range(2):
         image = source[files.index(f"ant/{i}.jpg")]["image"]
         assert image[:, :3, 0].min() > 200
@@ -324,7 +324,7 @@ def test_captions_are_of_the_listed_images_and_the_others_are_counted(config, ro
     lines = [{"file_name": f"{c}/1.png", "text": c} for c in ("bee", "ant")]
     with caplog.at_level("INFO", "dit_jax"):
         source = _captioned(config, root, lines)
-    assert [*source.records.files] == ["bee/1.png", "ant/1.png"]
+    assert [*source.records.names] == ["bee/1.png", "ant/1.png"]
     assert [source.captions(i) for i in range(2)] == [["bee"], ["ant"]]
     assert [source[i]["image"].max() for i in range(2)] == [70, 10]
     paths = [root / "train" / c / "1.png" for c in ("bee", "ant")]

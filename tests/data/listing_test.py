@@ -69,11 +69,11 @@ def test_hidden_and_system_names_are_left_out_and_said(root, name, caplog):
     found = listing.scan(root / "train", root)
     assert (found.names, found.folders) == (before, ["a", "b"])
     with caplog.at_level("INFO", "dit_jax"):
-        listing.report(found, f"folder {root}")
-        listing.report(found, f"folder {root}")
+        listing.report(found)
+        listing.report(found)
     (hidden,) = found.hidden
     assert caplog.messages == [
-        f"folder {root}: 1 hidden or system name left out, such as {hidden}."
+        f"image folder {root}/train: 1 hidden or system name left out, such as {hidden}."
     ]
 
 
@@ -84,14 +84,15 @@ def test_other_files_are_counted_by_suffix(root, caplog):
     found = listing.scan(root / "train", root)
     assert found.names == ["a/0.png", "a/deep/1.png", "b/2.png"]
     with caplog.at_level("INFO", "dit_jax"):
-        listing.report(found, f"folder {root}")
+        listing.report(found)
     images, others = caplog.records
-    expected = f"folder {root}: 5 images of other kinds left out: 2 .gif, 1 .avif, 1 .tiff, 1 .jfif"
+    folder = f"image folder {root}/train"
+    expected = f"{folder}: 5 images of other kinds left out: 2 .gif, 1 .avif, 1 .tiff, 1 .jfif"
     assert sorted(images.getMessage()) == sorted(
         f"{expected}. Convert them; {listing.pixels.READ} are read."
     )
     assert images.levelname == "WARNING"
-    assert others.getMessage().startswith(f"folder {root}: 2 other files left out: ")
+    assert others.getMessage().startswith(f"{folder}: 2 other files left out: ")
     assert others.levelname == "INFO"
 
 

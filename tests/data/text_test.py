@@ -3,7 +3,6 @@
 import json
 import logging
 import pickle
-import re
 import subprocess
 import sys
 import zlib
@@ -288,7 +287,9 @@ def test_added_tokens_are_refused(files, tmp_path):
 
 def test_tokenizer_of_another_kind_is_refused(tmp_path):
     (tmp_path / text.FILE).write_text(json.dumps({"model": {"type": "Unigram"}}))
-    with pytest.raises(ValueError, match=re.escape("its model is 'Unigram' with words that end")):
+    with pytest.raises(
+        ValueError, match=r"is not CLIP's, a model 'BPE' .*: its type, end_of_word_suffix, vocab"
+    ):
         text.load_tokenizer(tmp_path)
 
 

@@ -14,7 +14,20 @@ from dit_jax import latents, train, workdirs
 from dit_jax.evaluation import bits_per_dim, references
 from dit_jax.latents import shards, store
 from dit_jax.sampling import requests, runs
-from dit_jax.workdirs import identity, records
+from dit_jax.workdirs import digests, identity
+
+STRANGE = [None, 5, "x", [], {}, [1], True, {"a": 1}, 10**30, float("nan"), ["a", "a"]]
+IDENTITY = {
+    "num_examples": 4,
+    "version": None,
+    "classes": ["ant", "bee"],
+    "labels": "ab",
+    "captions": None,
+    "files": "cd",
+    "times": "ef",
+    "contents": "gh",
+    "bytes_read": 100,
+}
 
 
 def _save(path, seed):
@@ -283,7 +296,7 @@ def test_a_run_of_an_older_version_says_what_is_not_known(trained, caplog):
     caplog.set_level("INFO")
     (run / "data.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "load_data", lambda _: {})
+        patch.setattr(identity, "load_data", lambda _: {})
         config.total_steps = 3
         train.train_and_evaluate(config, run)
     assert "classes: ant, bee" in caplog.text
@@ -326,3 +339,48 @@ def test_captions_are_drawn_of_the_run_s_own_data(captioned_config, captioned_di
     path.write_text(path.read_text().replace("a one", "a two"))
     with pytest.raises(ValueError, match="captions of images differ"):
         requests.draw(captioned_config, "random", 4, workdir=run)
+
+
+def test_identities_are_those_of_splits():
+    identity.check_identities({}, "x")
+    whole = {"train": IDENTITY, "images": {"train": IDENTITY, "eval": IDENTITY}}
+    identity.check_identities(whole, "x")
+    without = {key: value for key, value in IDENTITY.items() if key != "times"}
+    identity.check_identities({"train": without}, "x")  # of what was encoded
+    for value in (None, [], {"train": []}, {"images": {"train": {}}}, {"images": IDENTITY}):
+        with pytest.raises(ValueError, match="holds no identit"):
+            identity.check_identities(value, "x")
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_strange_identities_are_refused(key):
+    def check(value):
+        identity.check_identities({"train": value}, "x")
+
+    allowed = {"num_examples": [5], "bytes_read": [5], "classes": [None]}.get(key, [None, "x"])
+    for value in STRANGE:
+        if value in allowed and not isinstance(value, bool):
+            check(IDENTITY | {key: value})
+            continue
+        with pytest.raises(ValueError, match=f"^x: train holds no identity of a dataset: {key}.$"):
+            check(IDENTITY | {key: value})
+    if key != "times":
+        del (less := dict(IDENTITY))[key]
+        with pytest.raises(ValueError, match=f": {key}.$"):
+            check(less)
+
+
+@pytest.mark.parametrize("damage", ["names in another order", "another type", "no contents"])
+def test_data_json_that_is_damaged_is_the_checkpoint_s(workdir, damage, caplog):
+    path = workdir / "data.json"
+    whole = workdirs.load_data(workdir)
+    assert "WARNING" not in caplog.text
+    data = json.loads(path.read_text())
+    if damage == "names in another order":
+        data["train"]["classes"] = ["b", "a"]
+    else:
+        data["train"]["classes"] = [1, 2] if damage == "another type" else None
+        data["train"].pop("contents")
+        data = digests.with_digest({key: value for key, value in data.items() if key != "digest"})
+    path.write_text(json.dumps(data))
+    assert workdirs.load_data(workdir) == whole

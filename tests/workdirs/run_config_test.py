@@ -12,7 +12,7 @@ from dit_jax.config import sizes
 from dit_jax.datasets import digits, writing
 from dit_jax.latents import store
 from dit_jax.sampling import runs
-from dit_jax.workdirs import older_versions, records
+from dit_jax.workdirs import identity, older_versions
 
 
 def _as_json(config):
@@ -238,7 +238,7 @@ def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
     workdirs.check_config(workdir, smoke_config)
     smoke_config.data.name = "/home/you/digits"  # moved: its record says whether they are the same
     workdirs.check_config(workdir, smoke_config)
-    monkeypatch.setattr(records, "load_data", lambda _: {})  # of an older version
+    monkeypatch.setattr(identity, "load_data", lambda _: {})  # of an older version
     with pytest.raises(ValueError, match="another config"):
         workdirs.check_config(workdir, smoke_config)
 
