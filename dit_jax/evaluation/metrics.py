@@ -5,9 +5,7 @@ et al. 2021) for the first 7 channels of mixed_6, flattened to [N, 2023].
 """
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,7 +19,7 @@ SPLIT_SIZE = 5_000  # of the Inception Score, as in the ADM evaluator
 # Relative to a covariance's largest value or eigenvalue. Covariances that were summed in f32 are
 # off by less.
 COVARIANCE_ROUNDING = 1e-5
-ROWS = 4096  # of features that are held in f64 at a time
+ROWS = 4096  # of features whose products are summed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,88 +31,60 @@ class Gaussian:
     n: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Count, mean [D] and scatter [D, D] (sum of outer products of deviations), f64."""
+class Moments:
+    """Mean and covariance of features that come in blocks, in f64.
 
-    n: int
-    mean: np.ndarray
-    scatter: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> "Statistics":
-        """Returns the statistics of features [N, D] of any float type; sums are f64.
-
-        Raises: ValueError if there are none, or if they are no matrix.
-        """
-        return cls.of_blocks([features])
-
-    @classmethod
-    def of_blocks(cls, blocks: Iterable[np.ndarray]) -> "Statistics":
-        """Returns the statistics of the features [n, D] of all blocks.
-
-        Many small blocks cost no more than a large one.
-        Raises: ValueError as `of`.
-        """
-        parts = map(cls._of_rows, _collect(blocks, ROWS))
-        if (total := next(parts, None)) is None:
-            raise UserError("there are no features, so they have no mean: give one block or more.")
-        return functools.reduce(cls.merge, parts, total)
-
-    @classmethod
-    def _of_rows(cls, features):
-        """Returns the statistics of a matrix, which is overwritten."""
-        mean = features.mean(axis=0)
-        features -= mean[None]
-        return cls(len(features), mean, features.T @ features)  # of one array: half the products
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """The unbiased estimate [D, D].
-
-        Raises: ValueError for a single sample.
-        """
-        if self.n < 2:
-            raise UserError(f"{self.n} sample has no covariance; take 2 or more.")
-        return self.scatter / (self.n - 1)
-
-    @property
-    def gaussian(self) -> Gaussian:
-        """The Gaussian with this mean and covariance."""
-        return Gaussian(self.mean, self.covariance, self.n)
-
-    def merge(self, other: "Statistics") -> "Statistics":
-        """Returns the statistics of both sets together.
-
-        Source: Chan et al. 1979.
-        """
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        scaled = delta * np.sqrt(self.n * other.n / n)
-        scatter = np.outer(scaled, scaled)
-        scatter += self.scatter
-        scatter += other.scatter
-        return Statistics(n, self.mean + delta * (other.n / n), scatter)
-
-
-def _collect(blocks, rows):
-    """Yields the features as f64 matrices, which may be overwritten.
-
-    A matrix has at least `rows` rows and less than twice as many. The last one may be smaller.
+    Source: Chan et al. 1979, for the union of two sets.
     """
-    held, count = [], 0
-    for block in blocks:
-        if np.ndim(block) != 2:
-            raise UserError(f"features must be [N, D], not {list(np.shape(block))}.")
-        for start in range(0, len(block), rows):
-            # np.array copies: the caller keeps its features as they are.
-            held.append(np.array(block[start : start + rows], np.float64))
-            count += len(held[-1])
-            if count >= rows:
-                yield np.concatenate(held)
-                held, count = [], 0
-    if held:
-        yield np.concatenate(held)
+
+    def __init__(self):
+        self._waiting = []  # fewer than ROWS rows: a merge takes as long as hundreds of them
+        self._n, self._mean, self._scatter = 0, 0.0, 0.0
+
+    def add(self, features: np.ndarray) -> None:
+        """Adds features [n, D] of any float type, which are copied.
+
+        Raises: ValueError if they are no matrix.
+        """
+        if np.ndim(features) != 2:
+            raise UserError(f"features must be [N, D], not {list(np.shape(features))}.")
+        for start in range(0, len(features), ROWS):
+            self._waiting.append(np.array(features[start : start + ROWS], np.float64))
+            if sum(map(len, self._waiting)) >= ROWS:
+                self._merge()
+
+    def _merge(self):
+        """Merges the waiting features into count, mean and scatter (n - 1 covariances)."""
+        deviations = np.concatenate(self._waiting)
+        self._waiting.clear()
+        mean = deviations.mean(axis=0)
+        deviations -= mean[None]
+        n = self._n + len(deviations)
+        delta = mean - self._mean
+        scaled = delta * np.sqrt(self._n * len(deviations) / n)
+        scatter = np.outer(scaled, scaled)
+        scatter += self._scatter
+        scatter += deviations.T @ deviations  # of one array: half the products
+        self._mean = self._mean + delta * (len(deviations) / n)
+        self._n, self._scatter = n, scatter
+
+    def gaussian(self) -> Gaussian:
+        """Returns the mean and the unbiased covariance of all features so far.
+
+        Raises: ValueError for fewer than two.
+        """
+        if self._waiting:
+            self._merge()
+        if self._n < 2:
+            raise UserError(f"{self._n} samples have no covariance; take 2 or more.")
+        return Gaussian(self._mean, self._scatter / (self._n - 1), self._n)
+
+
+def fit_gaussian(features: np.ndarray) -> Gaussian:
+    """Returns the mean and covariance of features [N, D].   Raises: ValueError as `Moments`."""
+    moments = Moments()
+    moments.add(features)
+    return moments.gaussian()
 
 
 def check_covariance(covariance: np.ndarray) -> None:

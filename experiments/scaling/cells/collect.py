@@ -233,7 +233,7 @@ def _measured(row):
         return {}
     sample = row["sample"]
     return {
-        **rows.measures(row),
+        **rows.get_measures(row),
         "sampler": sample["sampler"],
         "sampling_steps": sample["steps"],
         "cfg_scale": sample["cfg_scale"],
