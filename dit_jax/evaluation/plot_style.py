@@ -5,6 +5,7 @@ import pathlib
 import types
 from collections.abc import Iterable
 
+from dit_jax.evaluation import measures
 from dit_jax.system import files
 
 # Name in a row -> its label in a plot.
@@ -21,17 +22,10 @@ LABELS = {
     "num": "samples",
     "steps": "sampling steps",
     "cfg_scale": "guidance scale",
-    "fid": "FID",
-    "sfid": "sFID",
-    "kid": "KID",
-    "fd": "FD",
-    "inception_score": "Inception score",
-    "label_accuracy": "label accuracy",
-    "bits_per_dim": "bits per dimension",
-    "bits_per_latent_dim": "bits per latent dimension",
     "eval_loss": "held-out loss",
     "eval_mse": "held-out MSE",
     "eval_vb": "held-out VB (bits)",
+    **{name: measure.label for name, measure in measures.MEASURES.items()},
 }
 EXTRACTORS = {"dinov2": "DINOv2", "pixels": "pixels"}
 WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: one of two columns
