@@ -24,7 +24,7 @@ ROWS = 4096  # of features whose products are summed at a time
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and covariance [D, D] of `n` features; n is None if a file does not record it."""
+    """Mean [D] and covariance [D, D] f64 of `n` features; n is None if a file does not say it."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -87,11 +87,16 @@ def fit_gaussian(features: np.ndarray) -> Gaussian:
     return moments.gaussian()
 
 
-def check_covariance(covariance: np.ndarray) -> None:
-    """Raises unless a matrix [D, D] f64 is symmetric without negative eigenvalues, up to rounding.
-
-    Raises: ValueError that says what is wrong.
-    """
+def check_gaussian(mean: np.ndarray, covariance: np.ndarray, dim: int) -> None:
+    """Raises ValueError unless arrays are a mean [dim] and, up to rounding, a covariance."""
+    kinds = mean.dtype.kind + covariance.dtype.kind
+    if kinds != "ff" or (mean.shape, covariance.shape) != ((dim,), (dim, dim)):
+        raise UserError(
+            f"they are {mean.dtype} {list(mean.shape)} and {covariance.dtype} "
+            f"{list(covariance.shape)}, not real numbers [{dim}] and [{dim}, {dim}]"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError("they have values that are NaN or infinite")
     largest = np.abs(covariance).max()
     asymmetry = np.abs(covariance - covariance.T).max()
     if asymmetry > COVARIANCE_ROUNDING * largest:
@@ -99,17 +104,7 @@ def check_covariance(covariance: np.ndarray) -> None:
             f"the covariance is not symmetric: two values that must be equal differ by "
             f"{asymmetry:.3g}, the largest is {largest:.3g}"
         )
-    variances = np.diag(covariance)
-    if variances.min() >= 0:
-        # A Cholesky factorisation is much faster than eigenvalues. It is also stricter, as no
-        # variance exceeds the largest eigenvalue.
-        shift = COVARIANCE_ROUNDING * variances.max()
-        try:
-            np.linalg.cholesky(covariance + shift * np.eye(len(covariance)))
-            return
-        except np.linalg.LinAlgError:
-            pass
-    values = np.linalg.eigvalsh(covariance)
+    values = np.linalg.eigvalsh(covariance.astype(np.float64))
     if values[0] < -COVARIANCE_ROUNDING * values[-1]:
         raise UserError(
             f"the covariance has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, but "
@@ -134,8 +129,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
             f"means and covariances of shapes {shapes} do not fit: both sets need features of the "
             "same layer."
         )
-    for name, gaussian in (("first", a), ("second", b)):
-        if not (np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()):
+    for name, g in (("first", a), ("second", b)):
+        if not (np.isfinite(g.mean).all() and np.isfinite(g.covariance).all()):
             raise FloatingPointError(
                 f"the {name} mean or covariance has values that are NaN or infinite: are the "
                 "images, and the features of them, finite?"
@@ -150,16 +145,13 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     # Rounding would make the distance of equal sets a small number instead of 0.
     if np.array_equal(a.mean, b.mean) and np.array_equal(a.covariance, b.covariance):
         return 0.0
-    mu_a, s_a, mu_b, s_b = (
-        np.asarray(array, np.float64) for array in (a.mean, a.covariance, b.mean, b.covariance)
-    )
     # Eigenvalues near 0 may come out negative: they are set to 0 before the root.
-    values, vectors = np.linalg.eigh(s_a)
+    values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
-    product = np.linalg.eigvalsh(root @ s_b @ root)
+    product = np.linalg.eigvalsh(root @ b.covariance @ root)
     trace_root = np.sqrt(np.maximum(product, 0)).sum()
-    traces = np.trace(s_a) + np.trace(s_b)
-    distance = np.sum((mu_a - mu_b) ** 2) + traces - 2 * trace_root
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    distance = np.sum((a.mean - b.mean) ** 2) + traces - 2 * trace_root
     if distance < -1e-4 * abs(traces):  # more than the rounding of roots of eigenvalues near 0
         raise FloatingPointError(
             f"the Frechet distance is {distance:.6g}, below zero: a covariance is none. Make the "
@@ -173,8 +165,7 @@ def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> 
 
     Splits are contiguous, in the samples' order, and the last may be short. Samples that are sorted
     by class therefore score low.
-    Args:
-      probabilities: [N, K]; rows sum to 1.
+    Args: probabilities, [N, K]; rows sum to 1.
     Raises: ValueError if they are no probabilities; FloatingPointError for NaN or infinite ones.
     Source: Salimans et al. 2016, sec. 4.
     """

@@ -54,13 +54,9 @@ class Reference:
     class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raises unless samples [height, width, channels] have the shape of the reference's images.
-
-        Raises: ValueError.
-        """
+        """Raises ValueError unless samples (height, width, channels) have the reference's shape."""
         size, channels = self.source["image_size"], self.source["image_channels"]
-        needed = (*sizes.height_and_width(size), channels)
-        if shape != needed:
+        if shape != (needed := (*sizes.height_and_width(size), channels)):
             raise UserError(
                 f"the samples are {sizes.show(shape)}, but the reference "
                 f"{files.printable(self.source['name'])} was made of images {sizes.show(needed)}: "
@@ -68,10 +64,7 @@ class Reference:
             )
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes an .npz that `load` reads.
-
-        Raises: OSError.
-        """
+        """Writes an .npz that `load` reads.   Raises: OSError."""
         arrays = {"features": self.features}
         for kind, gaussian in self.gaussians.items():
             mean, covariance = MOMENTS[kind]
@@ -89,9 +82,8 @@ class Reference:
 
 
 def default_extractor(spec: str | None) -> str:
-    """Returns the name of the extractor that fits a reference.
+    """Returns the extractor that made a reference: inception for images, pixels without `spec`.
 
-    It is the one that a file was made with, inception for other images, and pixels without `spec`.
     Raises: FileNotFoundError or ValueError as `load`, in all processes.
     """
 
@@ -117,8 +109,7 @@ def load_for_run(
     """Returns the reference for a run's samples: that of `spec`, by default its training images.
 
     Only the first process loads it. The others return None.
-    Args:
-      workdir: of the run, to check that the images are the ones it was trained on.
+    Args: workdir, of the run, to check that the images are the ones it was trained on.
     Raises: as `load` and `Reference.check`, in all processes.
     """
 
@@ -152,11 +143,9 @@ def load(
 ) -> Reference:
     """Returns the reference in an .npz that `save` or ADM wrote, or that of other images.
 
-    Uses this process's devices only.
-    Args:
-      image_size, channels, data_dir: for a folder or a split, as for `image_sets.open_images`.
-    Raises: FileNotFoundError; ValueError for a file of another extractor or with other arrays; as
-      `image_sets.open_images`.
+    Uses this process's devices only. The images of a folder or split are read as by
+    `image_sets.open_images`.
+    Raises: FileNotFoundError; ValueError for a file of another extractor or with other arrays.
     """
     path = files.to_path(spec, "reference")
     if path.suffix != ".npz":
@@ -174,10 +163,7 @@ def load(
 
 
 def _open(path):
-    """Returns (descriptions of the arrays in an .npz, this project's metadata or None).
-
-    Raises: FileNotFoundError; ValueError for metadata of another form.
-    """
+    """Returns (descriptions of the arrays in an .npz, this project's metadata or None)."""
     if not path.is_file():
         raise MissingFileError(f"no reference {files.printable(path)}.")
     members = npz_files.describe_npz(path)
@@ -203,8 +189,7 @@ def _read(path, members, metadata, extractor):
         raise UserError(
             f"{name} has lost its {', '.join(missing)}: make it again with --make_reference."
         )
-    # A file may be damaged or made by hand: all arrays are checked, and the moments against the
-    # features.
+    # The file may be damaged or made by hand: the moments are checked against the features too.
     arrays = npz_files.read_npz(path, members.keys() & {"features", "labels"})
     features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
@@ -237,8 +222,7 @@ def _read_adm(path, members, extractor, progress):
             f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
             f"compared with features of {extractor.name} in {extractor.dtype}."
         )
-    # The extractor is applied to the images in the file: its features must have the means that the
-    # file has.
+    # The extractor's features of the images in the file must have the means in the file.
     images = image_sets.open_npz(path)
     shape = jax.ShapeDtypeStruct((1, *images.shape), np.uint8)
     features = jax.eval_shape(extractor.apply, extractor.params, shape)
@@ -253,52 +237,34 @@ def _read_adm(path, members, extractor, progress):
 
 
 def _read_gaussians(path, members, dims, extractor, num_images):
-    """Returns kind -> the moments in a file.
-
-    Args:
-      dims: kind -> the number of dimensions, if known.
-    Raises: ValueError unless they can be moments of the extractor's features.
-    """
+    """Returns kind -> the moments in a file, checked against dims: kind -> dimensions, if known."""
     gaussians = {}
     for kind, keys in MOMENTS.items():
         if not members.keys() >= set(keys):
             continue
         mean, covariance = npz_files.read_npz(path, keys).values()
-        where, dim = f"{' and '.join(keys)} in {files.printable(path)}", dims.get(kind, mean.size)
-        wrong = ""
-        if not mean.dtype.kind == covariance.dtype.kind == "f":
-            wrong = f"of {mean.dtype} and {covariance.dtype} instead of real numbers, "
-        elif not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            wrong = "with values that are NaN or infinite, "
-        if wrong or (mean.shape, covariance.shape) != ((dim,), (dim, dim)):
-            raise UserError(
-                f"{where} are {mean.shape} and {covariance.shape}, {wrong}but {kind} of "
-                f"{extractor.name} have {dim} dimensions. Get or make it again."
-            )
-        covariance = np.asarray(covariance, np.float64)
         try:
-            metrics.check_covariance(covariance)
+            metrics.check_gaussian(mean, covariance, dims.get(kind, mean.size))
         except ValueError as error:
-            raise UserError(f"{where} are no moments: {error}. Get or make it again.") from error
-        gaussians[kind] = metrics.Gaussian(np.asarray(mean, np.float64), covariance, num_images)
+            raise UserError(
+                f"{' and '.join(keys)} in {files.printable(path)} are no moments of {kind} of "
+                f"{extractor.name}: {error}. Get or make it again."
+            ) from error
+        arrays = (np.asarray(array, np.float64) for array in (mean, covariance))
+        gaussians[kind] = metrics.Gaussian(*arrays, num_images)
     return gaussians
 
 
 def _check_sample(path, gaussians, means, num):
-    """Raises unless the means of `num` of the images are near the means of all.
-
-    Raises: ValueError.
-    """
+    """Raises ValueError unless the means of `num` of the images are near the means of all."""
     for kind, mean in means.items():
         deviation = np.sqrt(np.diag(gaussians[kind].covariance))
         varies = deviation > 0
-        if not varies.any():
-            continue
         shifts = np.abs(mean - gaussians[kind].mean)[varies] / deviation[varies]
         # On average, a sample's mean is 0.8 / sqrt(num) deviations from the mean of all images.
-        if shifts.mean() > 0.25 + 2 / np.sqrt(num):
+        if varies.any() and (shift := shifts.mean()) > 0.25 + 2 / np.sqrt(num):
             raise UserError(
-                f"{MOMENTS[kind][0]} in {files.printable(path)} is {shifts.mean():.2f} deviations "
+                f"{MOMENTS[kind][0]} in {files.printable(path)} is {shift:.2f} deviations "
                 f"from the mean of {num:,} of its images, on average over the {kind}: the moments "
                 "are of other images or of another extractor. Get or make it again."
             )
@@ -338,11 +304,7 @@ def from_images(
         "crop": "adm",  # of images that do not have this size
         "digest": digest.hexdigest()[:16],
     }
-    return Reference(
-        extractor.identity,
-        source,
-        {kind: moments[kind].gaussian() for kind in MOMENTS if kind in extracted},
-        np.concatenate(features),
-        np.concatenate(labels) if labels else None,
-        images.class_names,
-    )
+    gaussians = {kind: moments[kind].gaussian() for kind in MOMENTS if kind in extracted}
+    labels = np.concatenate(labels) if labels else None
+    arrays = np.concatenate(features), labels
+    return Reference(extractor.identity, source, gaussians, *arrays, images.class_names)

@@ -138,20 +138,20 @@ def test_covariances_are_accepted_with_their_rounding(dim):
     covariance = np.cov(x.T).reshape(dim, dim)
     single = np.cov(x.T.astype(np.float32), dtype=np.float32).reshape(dim, dim).astype(float)
     for matrix in (covariance, single, np.zeros((dim, dim)), np.diag(np.arange(dim) > 3) * 1.0):
-        metrics.check_covariance(matrix)
+        metrics.check_gaussian(np.zeros(dim), matrix, dim)
     # Below zero by more than a variance's rounding, by less than the largest eigenvalue's.
-    metrics.check_covariance(np.ones((dim, dim)) - 3e-5 * np.eye(dim))
+    metrics.check_gaussian(np.zeros(dim), np.ones((dim, dim)) - 3e-5 * np.eye(dim), dim)
 
 
 def test_what_is_no_covariance_is_refused():
     covariance = np.cov(np.random.default_rng(0).normal(size=(6, 100)))
     with pytest.raises(ValueError, match="not symmetric: two values that must be equal differ by"):
-        metrics.check_covariance(np.tril(covariance))
+        metrics.check_gaussian(np.zeros(6), np.tril(covariance), 6)
     with pytest.raises(ValueError, match=r"has eigenvalues from -1\.\d+ to -0\.\d+, but variances"):
-        metrics.check_covariance(-covariance)
+        metrics.check_gaussian(np.zeros(6), -covariance, 6)
     correlated = np.array([[1.0, 1.5], [1.5, 1.0]])  # more than is possible
     with pytest.raises(ValueError, match=r"has eigenvalues from -0\.5 to 2\.5"):
-        metrics.check_covariance(correlated)
+        metrics.check_gaussian(np.zeros(2), correlated, 2)
 
 
 @pytest.mark.parametrize("rows", [1, 4096])

@@ -128,29 +128,48 @@ def test_files_with_other_keys_are_refused(toy_extractor, adm_arrays, tmp_path, 
 
 
 DAMAGE = {
-    "NaN": (lambda mu, sigma: (mu * np.nan, sigma), "with values that are NaN or infinite"),
-    "infinite": (lambda mu, sigma: (mu, sigma * np.inf), "with values that are NaN or infinite"),
+    "NaN": (lambda mu, sigma: (mu * np.nan, sigma), "they have values that are NaN or infinite"),
+    "infinite": (
+        lambda mu, sigma: (mu, sigma * np.inf),
+        "they have values that are NaN or infinite",
+    ),
     "complex": (
         lambda mu, sigma: (mu, sigma + 0j),
-        "of float64 and complex128 instead of real num",
+        r"are float64 \[5\] and complex128 \[5, 5\], not",
     ),
-    "integers": (lambda mu, sigma: (mu.astype(int), sigma), "of int64 and float64 instead of real"),
-    "text": (lambda mu, sigma: (mu.astype(str), sigma), "of <U32 and float64 instead of real nu"),
-    "a dimension less": (lambda mu, sigma: (mu[1:], sigma), r"are \(4,\) and \(5, 5\), but"),
-    "two less": (lambda mu, sigma: (mu[1:], sigma[1:, 1:]), r"are \(4,\) and \(4, 4\), but"),
-    "half": (lambda mu, sigma: (mu, sigma[:3]), r"are \(5,\) and \(3, 5\), but features of inc"),
-    "a number": (lambda mu, sigma: (mu, sigma[0, 0]), r"are \(5,\) and \(\), but features of"),
-    "a triangle": (
-        lambda mu, sigma: (mu, np.triu(sigma)),
-        "no moments: the covariance is not symm",
+    "integers": (
+        lambda mu, sigma: (mu.astype(int), sigma),
+        r"are int64 \[5\] and float64 .* not real",
     ),
+    "text": (
+        lambda mu, sigma: (mu.astype(str), sigma),
+        r"are <U32 \[5\] and float64 .* not real num",
+    ),
+    "a dimension less": (
+        lambda mu, sigma: (mu[1:], sigma),
+        r"\[4\] and float64 \[5, 5\], not real",
+    ),
+    "two less": (
+        lambda mu, sigma: (mu[1:], sigma[1:, 1:]),
+        r"\[4\] and float64 \[4, 4\], not real numbers \[5\] and \[5, 5\]",
+    ),
+    "half": (
+        lambda mu, sigma: (mu, sigma[:3]),
+        r"\[5\] and float64 \[3, 5\], not real numbers \[5",
+    ),
+    "a number": (lambda mu, sigma: (mu, sigma[0, 0]), r"\[5\] and float64 \[\], not real numbers"),
+    "no mean": (
+        lambda mu, sigma: (mu[0], sigma),
+        r"float64 \[\] and float64 \[5, 5\], not real num",
+    ),
+    "a triangle": (lambda mu, sigma: (mu, np.triu(sigma)), "inception: the covariance is not symm"),
     "negated": (
         lambda mu, sigma: (mu, -sigma),
-        "no moments: the covariance has eigenvalues from -",
+        "inception: the covariance has eigenvalues from -",
     ),
     "not positive": (
         lambda mu, sigma: (mu, sigma + 2 * sigma.max() * np.eye(5)[::-1]),
-        "no moments: the covariance has eigenvalues from -",
+        "inception: the covariance has eigenvalues from -",
     ),
     "a negated mean": (lambda mu, sigma: (-mu, sigma), "deviations from the mean of 130 of its im"),
     "another mean": (lambda mu, sigma: (mu[::-1], sigma), "deviations from the mean of 130 of its"),
@@ -180,7 +199,7 @@ def test_moments_that_are_none_are_refused(
 
 def test_moments_of_the_second_kind_are_checked_too(adm_arrays, toy_extractor, tmp_path):
     np.savez(tmp_path / "adm.npz", **(adm_arrays | {"sigma_s": np.eye(4)}))
-    message = r"mu_s and sigma_s in .* but spatial of inception have 3 dim"
+    message = r"mu_s and sigma_s in .* no moments of spatial of inception.* not real numbers \[3\]"
     with pytest.raises(ValueError, match=message):
         references.load(str(tmp_path / "adm.npz"), toy_extractor)
 
