@@ -47,10 +47,7 @@ class Extractor:
         return {"name": self.name, "dtype": self.dtype, "digest": self.digest}
 
     def compile(self, mesh: Mesh) -> Callable:
-        """Returns the jitted `extract(image)` of a batch that is sharded over the mesh.
-
-        Every process gets all features.
-        """
+        """Returns the jitted `extract(image)` of a sharded batch; all processes get all features."""
         everywhere = sharding.replicated(mesh)
         # The parameters are on the devices of this process only. As global arrays, replicated over
         # the mesh, they go with batches of several processes.
@@ -116,9 +113,7 @@ def extract(
     """Yields (numbers, images, features) of part of a set, by this process's devices.
 
     The devices compute the next batch while the caller handles one.
-    Args:
-      batch_size: at most so many images are yielded at a time.
-      part: the numbers of the images, by default all.
+    Args: part, the numbers of the images, by default all.
     """
     part = part or range(images.num)
     mesh = sharding.local_mesh()
@@ -144,9 +139,7 @@ def extract(
 def check_finite(extracted: dict[str, np.ndarray], numbers: range) -> None:
     """Raises unless the features are finite.
 
-    Args:
-      extracted: name -> features of these images.
-      numbers: of the images, for the message.
+    Args: numbers, of the images, for the message.
     Raises: FloatingPointError with the first image whose features are not finite.
     """
     for name, array in extracted.items():

@@ -109,11 +109,7 @@ def measure_features(
 
 
 def check_counts(num: int, reference: references.Reference) -> None:
-    """Raises unless samples and reference features are enough for all measures.
-
-    Called before any sample is drawn.
-    Raises: ValueError with the numbers.
-    """
+    """Raises ValueError if there are too few samples or features; called before any is drawn."""
     least = NEIGHBOURS + 1  # the point itself and its neighbours
     if min(num, len(reference.features)) < least:
         raise UserError(
@@ -124,19 +120,15 @@ def check_counts(num: int, reference: references.Reference) -> None:
 
 
 def _translate_labels(labels, class_names, reference):
-    """Returns the samples' labels [N] in the numbering of the reference, whose classes may differ.
+    """Returns the samples' labels [N] in the numbering of the reference, by the classes' names.
 
-    Classes are matched by name if both sets have names. Otherwise the labels are returned
-    unchanged. A class that the reference lacks becomes -1.
+    Without names they stay as they are. A class that the reference lacks becomes -1.
     """
     if not class_names or not reference.class_names:
         return labels
-    numbers = {
-        folders.normalize_class_name(name): i for i, name in enumerate(reference.class_names)
-    }
-    translated = np.array(
-        [numbers.get(folders.normalize_class_name(name), -1) for name in class_names]
-    )
+    normalize = folders.normalize_class_name
+    numbers = {normalize(name): i for i, name in enumerate(reference.class_names)}
+    translated = np.array([numbers.get(normalize(name), -1) for name in class_names])
     if missing := [n for n, i in zip(class_names, translated, strict=True) if i < 0]:
         logger.warning(
             "%s has no classes %s: label_accuracy counts samples of them as wrong.",
@@ -149,12 +141,9 @@ def _translate_labels(labels, class_names, reference):
 def label_accuracy(
     features: np.ndarray, labels: np.ndarray, reference: references.Reference
 ) -> float:
-    """Returns the share of samples that a classifier by 3 nearest neighbours labels correctly.
+    """Returns the share of samples [N, D] that the 3 nearest images of the reference label right.
 
-    The neighbours are images of the reference.
-    Args:
-      features: [N, D]; distances are Euclidean.
-      labels: [N].
+    Distances are Euclidean.
     """
     # Imported here, since only this function needs it, and the import takes a second.
     from sklearn.neighbors import KNeighborsClassifier

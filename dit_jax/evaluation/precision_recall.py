@@ -163,10 +163,7 @@ def compute(
 ) -> tuple[float, float]:
     """Returns (precision, recall): the share of each set inside the manifold of the other one.
 
-    Args:
-      samples: [N, D].
-      reference: [M, D].
-      neighbours, half: as for `inside`.
+    Args: neighbours, half, as for `inside`.
     Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
     """
@@ -181,10 +178,7 @@ def compute(
 
 
 def check_pair(samples, reference):
-    """Raises unless the sets are matrices with equally many columns.
-
-    Raises: ValueError with both shapes.
-    """
+    """Raises ValueError unless the sets are matrices with equally many columns."""
     shapes = np.shape(samples), np.shape(reference)
     if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
         raise UserError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")

@@ -49,11 +49,7 @@ def describe_code() -> dict:
 
 
 def get_name(row: dict) -> str:
-    """Returns the name of a measurement in file names: its step, and a digest of its settings.
-
-    Args:
-      row: without its measures.
-    """
+    """Returns the name of a row without measures in file names: its step, and a digest."""
     # The revision is left out: `spool.Spool` compares it, and reports a difference.
     known = {key: value for key, value in row.items() if key != "git_revision"}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
@@ -61,11 +57,8 @@ def get_name(row: dict) -> str:
 
 
 def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[locks.Lock]:
-    """Locks a measurement, so that no two commands make the same one. Other measurements may go on.
+    """Locks a row without measures, so that no two commands measure the same. Others may go on.
 
-    Args:
-      path: of the JSON-lines file.
-      row: without its measures.
     Raises: OSError as `locks.hold`; files.LostError if the file's directory has gone.
     """
     directory = path.with_suffix("")

@@ -43,8 +43,7 @@ def evaluate(
 ) -> dict:
     """Returns the row of `num` samples. A row that was measured before is read back.
 
-    Features and images of finished batches are kept in the workdir until the row is written, so
-    that a command that was killed continues.
+    Finished batches are kept in the workdir until the row is written: a killed command continues.
     Args:
       reference: as `references.load_for_run` returns it.
       labels: a kind of `requests.draw`.
@@ -116,9 +115,8 @@ def evaluate_images(
 
     def batches(wanted):
         for part in wanted:
-            blocks = extractors.extract(extractor, images, batch_size, part)
-            for numbers, block, extracted in blocks:
-                yield numbers, block | extracted
+            extracted = extractors.extract(extractor, images, batch_size, part)
+            yield from ((numbers, block | features) for numbers, block, features in extracted)
 
     def measure(arrays):
         return _measure(arrays, reference, images.class_names, progress)
@@ -127,10 +125,7 @@ def evaluate_images(
 
 
 def path_beside(images: image_sets.ImageSet) -> pathlib.Path:
-    """Returns the path of NAME.evaluations.jsonl beside the images.
-
-    For images of a split it is in the working directory.
-    """
+    """Returns NAME.evaluations.jsonl beside the images; of a split, in the working directory."""
     path = pathlib.Path(images.name).expanduser().resolve()
     if not path.exists():
         path = pathlib.Path(images.name.replace("/", "_"))
@@ -138,20 +133,13 @@ def path_beside(images: image_sets.ImageSet) -> pathlib.Path:
 
 
 def _describe_comparison(extractor, reference, num):
-    """Returns the part of a row about extractor and reference.
+    """Returns the part of a row about extractor and reference, which the first process has."""
 
-    Args:
-      reference: None in all processes but the first.
-    """
-
-    def check_and_describe():
+    def describe():
         measures.check_counts(num, reference)
         return reference.source
 
-    return {
-        "extractor": extractor.identity,
-        "reference": sharding.broadcast_result(check_and_describe),
-    }
+    return {"extractor": extractor.identity, "reference": sharding.broadcast_result(describe)}
 
 
 def _measure(arrays, reference, class_names, progress):

@@ -190,10 +190,10 @@ def test_tfds_split(digits_dir):
 
 def test_threads_read_no_further_ahead_than_allowed(monkeypatch):
     monkeypatch.setattr(image_sets, "AHEAD", 3)
-    asked = []
-    reading = image_sets._read_ahead(lambda i: asked.append(i) or i, 50, 10)
+    loaded = []
+    reading = image_sets._read_in_threads(lambda i: loaded.append(i) or i, 50, 10)
     assert [next(reading) for _ in range(5)] == [10, 11, 12, 13, 14]
-    assert max(asked) <= 14 + 3 + 1
+    assert max(loaded) <= 14 + 3
     assert list(reading) == list(range(15, 50))
 
 
