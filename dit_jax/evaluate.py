@@ -51,7 +51,7 @@ def main(_):
 
 
 def _kept():
-    """Returns what is kept of a stopped command, in words for a message."""
+    """Returns what remains of a stopped command, in words for a message."""
     if FLAGS.bpd or not FLAGS.workdir:
         return "nothing is kept"
     return "the batches that are complete are kept"
@@ -122,18 +122,8 @@ def _evaluate(workdir, extractor, progress):
     trained = runs.load(**sampling_flags.get_load_arguments())
     arguments = trained.config, FLAGS.reference, extractor, progress, workdir
     reference = references.load_for_run(*arguments)
-    row = samples.evaluate(
-        trained,
-        workdir,
-        extractor,
-        reference,
-        FLAGS.num or 1000,
-        FLAGS.seed,
-        FLAGS.labels,
-        FLAGS.batch_size,
-        FLAGS.save_npz,
-        progress,
-    )
+    options = FLAGS.num or 1000, FLAGS.seed, FLAGS.labels, FLAGS.batch_size, FLAGS.save_npz
+    row = samples.evaluate(trained, workdir, extractor, reference, *options, progress)
     return row, workdir
 
 

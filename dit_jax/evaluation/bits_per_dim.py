@@ -34,9 +34,8 @@ def evaluate(
     """Returns the row with the bits per dimension of `num` held-out images, spread evenly over all.
 
     The model gets labels or captions, and there is no guidance. The denoiser is the one that
-    samples, so x_0 is clipped if `config.sample.clip_x_0` is on. 'bits_per_dim' is about pixels.
-    'bits_per_latent_dim' is about latents, where it is a density: compare it only between runs with
-    the same VAE and scale.
+    samples, so x_0 is clipped if `config.sample.clip_x_0` is on. 'bits_per_latent_dim' is a
+    density: compare it only between runs with the same VAE and scale.
     Args:
       num: the number of images; all are taken if there are fewer.
       steps: as for `make_bits_fn`. None is all levels of a chain, or ODE_STEPS for other processes.

@@ -66,18 +66,16 @@ class Curve:
 def from_rows(rows: list[dict], x: str, y: str) -> list[Curve]:
     """Returns the curves of y against x, without the rows that lack one of them.
 
-    If rows differ only in their measures, such as rows of two code revisions, the last one is
-    drawn.
+    Of rows that differ only in their measures, as those of two code revisions, the last counts.
     Raises: ValueError if no row has both, if y is no number, or for rows that cannot be compared;
       as `check_drawable`.
     """
     complete = select_complete(rows, x, y)
     _check(rows, complete, x, y)
-    rows = complete
-    point_key = get_point_key(rows, x)
+    point_key = get_point_key(complete, x)
     # A row replaces earlier ones of the same measurement.
-    latest = {_to_json(_identity(row)): row for row in rows}
-    if num_replaced := len(rows) - len(latest):
+    latest = {_to_json(_identity(row)): row for row in complete}
+    if num_replaced := len(complete) - len(latest):
         logger.info("%d rows were measured again: the last ones count.", num_replaced)
     rows = list(latest.values())
     # Curves differ in the settings that vary between rows, except for those that vary along a curve
@@ -138,12 +136,11 @@ def _check(rows, complete, x, y):
 
 
 def check_drawable(place: str, values: dict) -> None:
-    """Raises unless each number of a row is 0 or has a magnitude from LEAST to MOST.
+    """Raises ValueError unless each number of a row is 0 or has a magnitude from LEAST to MOST.
 
     Args:
       place: of the row, for the message.
       values: name -> value; other values than numbers pass.
-    Raises: ValueError with the row's place, and the name and value of the first other number.
     """
     for name, number in values.items():
         if queries.is_number(number) and (abs(number) > MOST or 0 < abs(number) < LEAST):
@@ -155,43 +152,37 @@ def check_drawable(place: str, values: dict) -> None:
 
 
 def _check_comparable(rows, x):
-    """Raises unless the rows agree in the values SAME, of which x may vary.
-
-    Raises: ValueError with the values that differ, and a condition that keeps the most common kind.
-    """
-    kinds, differing, lines = [], [], []
+    """Raises ValueError, with a way out, unless rows agree in the values SAME; x may vary."""
+    differing, lines = [], []
     for name in SAME:
-        texts = [queries.to_text(queries.get_value(row, name)) for row in rows]
         places = collections.defaultdict(list)
-        for text, row in zip(texts, rows, strict=True):
+        for row in rows:
+            text = queries.to_text(queries.get_value(row, name))
             places[text].append(row.get("place", "a row"))
-        if len(places) == 1 or name == x:
-            continue
-        differing.append(name)
-        kinds.append(texts)
-        for text, found in places.items():
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            lines.append(f"  {name}={text or repr(text)} in {found[0]}{more}")
+        if len(places) > 1 and name != x:
+            differing.append(name)
+            for text, (first, *others) in places.items():
+                more = f" and {len(others)} more" if others else ""
+                lines.append(f"  {name}={text or repr(text)} in {first}{more}")
     if not differing:
         return
-    ((most_common, _),) = collections.Counter(zip(*kinds, strict=True)).most_common(1)
-    condition = ",".join(map("=".join, zip(differing, most_common, strict=True)))
+    conditions = collections.Counter(
+        ",".join(f"{name}={queries.to_text(queries.get_value(row, name))}" for name in differing)
+        for row in rows
+    )
+    ((most_common, _),) = conditions.most_common(1)
     raise UserError(
         "these rows cannot be compared in one plot, they differ in what they measure:\n"
         + "\n".join(lines)
-        + f"\nKeep those of one kind, such as --where {condition}"
+        + f"\nKeep those of one kind, such as --where {most_common}"
     )
 
 
 def get_point_key(rows: list[dict], x: str) -> str:
-    """Returns the name whose values tell the points of a curve apart.
-
-    It is x, or the name whose value is written at each point.
-    """
+    """Returns the name whose values distinguish the points: x, or what is written at each."""
     if x in MODEL_COSTS:
         return "workdir"
-    # Of two measures plotted against each other, the guidance scale is what changes along the
-    # curve.
+    # Between two measures, the guidance scale is what changes along the curve.
     return "cfg_scale" if is_measure(rows, x) else x
 
 
@@ -203,11 +194,8 @@ def is_measure(rows: list[dict], name: str) -> bool:
 
 def _identity(row):
     """Returns all values that determine a result."""
-    return {
-        "workdir": row.get("workdir"),
-        "step": row.get("step"),
-        **queries.get_settings(row),
-    }
+    names = ("workdir", "step")
+    return {name: row.get(name) for name in names} | queries.get_settings(row)
 
 
 def _to_json(value):
@@ -225,11 +213,7 @@ def _order(value):
 
 
 def _label(varying):
-    """Returns the label of a curve: {'sampler': '"ddpm"', 'steps': '250'} gives 'ddpm, 250 steps'.
-
-    Args:
-      varying: name -> JSON of the value.
-    """
+    """Returns a curve's label, 'ddpm, 250 steps', from name -> JSON of a varying setting."""
     first = [name for name in FIRST if name in varying]
     names = first + [name for name in varying if name not in first]
     return ", ".join(filter(None, (_describe(name, varying[name]) for name in names)))

@@ -47,7 +47,7 @@ class Extractor:
         return {"name": self.name, "dtype": self.dtype, "digest": self.digest}
 
     def compile(self, mesh: Mesh) -> Callable:
-        """Returns the jitted `extract(image)` of a sharded batch; all processes get all features."""
+        """Returns the jitted function of a sharded batch; every process gets all features."""
         everywhere = sharding.replicated(mesh)
         # The parameters are on the devices of this process only. As global arrays, replicated over
         # the mesh, they go with batches of several processes.

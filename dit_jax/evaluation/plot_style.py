@@ -49,8 +49,7 @@ def import_matplotlib() -> types.ModuleType:
     """Returns matplotlib, with the modules that figures need.
 
     The import takes a second, so only functions that draw a figure call this. MPLBACKEND is unset
-    during the import. In a notebook it names a module that may not be installed, and then the
-    import would fail. Figures are only written to files, which needs no backend.
+    meanwhile: it may name a module of a notebook that is not installed. Files need no backend.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:

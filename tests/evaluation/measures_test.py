@@ -105,6 +105,14 @@ def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path,
     assert "KID is of subsets of 70, fewer than the usual 1000" in caplog.text
 
 
+def test_names_in_rows_are_found_in_the_table():
+    bases = {"fid": "fid", "fd_pixels": "fd", "kid_dinov2_std": "kid", "recall_pixels": "recall"}
+    bases |= {"fd_pixels_real_halves": "fd", "bits_per_latent_dim_prior": "bits_per_latent_dim"}
+    for name, base in bases.items():
+        assert measures.find(name) is measures.MEASURES[base]
+    assert measures.find("fidelity") is measures.find("cfg_scale") is None
+
+
 def test_names_of_distances():
     assert measures.distance_name("inception", "spatial") == "sfid"
     assert measures.distance_name("dinov2") == "fd_dinov2"

@@ -15,7 +15,7 @@ def pixels():
 
 
 @pytest.fixture
-def found(tmp_path, pixels):
+def images(tmp_path, pixels):
     np.savez(tmp_path / "real.npz", arr_0=pixels, label=np.arange(130) % 7)
     return image_sets.open_npz(tmp_path / "real.npz")
 
@@ -24,9 +24,9 @@ def _features(extractor, pixels):
     return {k: np.asarray(a) for k, a in extractor.apply(extractor.params, pixels).items()}
 
 
-def test_moments_are_of_all_images_and_features_of_some(found, pixels, toy_extractor, monkeypatch):
+def test_moments_are_of_all_images_and_features_of_some(images, pixels, toy_extractor, monkeypatch):
     monkeypatch.setattr(references, "MAX_FEATURES", 26)
-    reference = references.from_images(found, toy_extractor)
+    reference = references.from_images(images, toy_extractor)
     expected = _features(toy_extractor, pixels)
     for kind in ("features", "spatial"):
         gaussian = reference.gaussians[kind]
@@ -39,19 +39,19 @@ def test_moments_are_of_all_images_and_features_of_some(found, pixels, toy_extra
     assert reference.source["image_size"] == 8
 
 
-def test_moments_do_not_depend_on_the_batches(found, toy_extractor, monkeypatch):
-    whole = references.from_images(found, toy_extractor)
+def test_moments_do_not_depend_on_the_batches(images, toy_extractor, monkeypatch):
+    whole = references.from_images(images, toy_extractor)
     monkeypatch.setattr(references, "BATCH_PER_DEVICE", 1)
     monkeypatch.setattr(metrics, "ROWS", 40)
-    parts = references.from_images(found, toy_extractor)
+    parts = references.from_images(images, toy_extractor)
     for kind in ("features", "spatial"):
         assert parts.gaussians[kind].n == whole.gaussians[kind].n == 130
         assert_close(parts.gaussians[kind].mean, whole.gaussians[kind].mean, 1e-6)
         assert_close(parts.gaussians[kind].covariance, whole.gaussians[kind].covariance, 1e-5)
 
 
-def test_saved_reference_is_read_back(found, toy_extractor, tmp_path):
-    reference = references.from_images(found, toy_extractor)
+def test_saved_reference_is_read_back(images, toy_extractor, tmp_path):
+    reference = references.from_images(images, toy_extractor)
     reference.save(tmp_path / "reference.npz")
     assert references.default_extractor(str(tmp_path / "reference.npz")) == "inception"
     loaded = references.load(str(tmp_path / "reference.npz"), toy_extractor)
@@ -93,7 +93,7 @@ def adm_arrays(pixels, toy_extractor):
     return arrays
 
 
-def test_reference_of_the_adm_evaluator(found, adm_arrays, toy_extractor, tmp_path):
+def test_reference_of_the_adm_evaluator(images, adm_arrays, toy_extractor, tmp_path):
     path = tmp_path / "adm.npz"
     np.savez(path, **adm_arrays)
     assert references.default_extractor(str(path)) == "inception"
@@ -103,7 +103,7 @@ def test_reference_of_the_adm_evaluator(found, adm_arrays, toy_extractor, tmp_pa
     np.testing.assert_array_equal(covariance, adm_arrays["sigma_s"])
     assert reference.gaussians["features"].n is None
     np.testing.assert_array_equal(
-        reference.features, references.from_images(found, toy_extractor).features
+        reference.features, references.from_images(images, toy_extractor).features
     )
     assert reference.source["num_images"] is None
     for other in (dataclasses.replace(toy_extractor, dtype="bfloat16"), extractors.load("pixels")):
@@ -179,13 +179,13 @@ DAMAGE = {
 @pytest.mark.parametrize("layout", ["adm", "ours"])
 @pytest.mark.parametrize("name", DAMAGE)
 def test_moments_that_are_none_are_refused(
-    found, adm_arrays, toy_extractor, tmp_path, layout, name
+    images, adm_arrays, toy_extractor, tmp_path, layout, name
 ):
     path = tmp_path / "reference.npz"
     if layout == "adm":
         arrays = adm_arrays
     else:
-        references.from_images(found, toy_extractor).save(path)
+        references.from_images(images, toy_extractor).save(path)
         with np.load(path) as file:
             arrays = dict(file)
     damage, message = DAMAGE[name]
@@ -260,9 +260,9 @@ def test_covariances_of_rounding_are_accepted(pixels, toy_extractor, tmp_path, n
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_damaged_references_of_ours_are_refused(found, toy_extractor, tmp_path, change, message):
+def test_damaged_references_of_ours_are_refused(images, toy_extractor, tmp_path, change, message):
     path = tmp_path / "reference.npz"
-    references.from_images(found, toy_extractor).save(path)
+    references.from_images(images, toy_extractor).save(path)
     with np.load(path) as file:
         arrays = dict(file) | change
     np.savez(path, **{key: a for key, a in arrays.items() if a is not None})
@@ -271,8 +271,8 @@ def test_damaged_references_of_ours_are_refused(found, toy_extractor, tmp_path, 
 
 
 @pytest.mark.parametrize("key", ["num_images", "image_size", "image_channels", "name"])
-def test_metadata_without_a_key_are_refused(found, toy_extractor, tmp_path, key):
-    reference = references.from_images(found, toy_extractor)
+def test_metadata_without_a_key_are_refused(images, toy_extractor, tmp_path, key):
+    reference = references.from_images(images, toy_extractor)
     for value in (..., [1]):
         source = {k: value if k == key else v for k, v in reference.source.items()}
         source = {k: v for k, v in source.items() if v is not ...}
@@ -285,10 +285,10 @@ def test_metadata_without_a_key_are_refused(found, toy_extractor, tmp_path, key)
                 read(str(tmp_path / "reference.npz"))
 
 
-def test_names_of_classes_are_kept(found, toy_extractor, tmp_path):
+def test_names_of_classes_are_kept(images, toy_extractor, tmp_path):
     names = ("b", "a", *"cdefg")
-    found = dataclasses.replace(found, class_names=names)
-    reference = references.from_images(found, toy_extractor)
+    images = dataclasses.replace(images, class_names=names)
+    reference = references.from_images(images, toy_extractor)
     assert reference.class_names == names
     reference.save(tmp_path / "reference.npz")
     loaded = references.load(str(tmp_path / "reference.npz"), toy_extractor)
@@ -304,7 +304,7 @@ def test_missing_and_damaged_files(toy_extractor, tmp_path):
         references.load(str(tmp_path / "cut.npz"), toy_extractor)
 
 
-def test_features_that_are_not_finite_are_named(found, toy_extractor, pixels, tmp_path):
+def test_features_that_are_not_finite_are_named(images, toy_extractor, pixels, tmp_path):
     pixels[77] = 255
 
     def apply(params, image):
@@ -318,8 +318,8 @@ def test_features_that_are_not_finite_are_named(found, toy_extractor, pixels, tm
         references.from_images(image_sets.open_npz(tmp_path / "real.npz"), broken)
 
 
-def test_samples_of_another_size_are_refused(found, toy_extractor):
-    reference = references.from_images(found, toy_extractor)
+def test_samples_of_another_size_are_refused(images, toy_extractor):
+    reference = references.from_images(images, toy_extractor)
     reference.check((8, 8, 1))
     with pytest.raises(
         ValueError, match=r"are 8 x 8 x 3, but the reference .* of images 8 x 8 x 1"
