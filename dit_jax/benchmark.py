@@ -258,16 +258,13 @@ def bench_metrics(num: int) -> dict:
 
     samples, reference = draw(num), draw(min(num, REFERENCE_FEATURES))
     # Sizes matter here, not values: spatial features and probabilities come from the same array.
-    spatial = [samples[i : i + 500, :2023] for i in range(0, num, 500)]
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    pool = metrics.Statistics.of(reference).gaussian
-    other = metrics.Gaussian(pool.mean[:2023], pool.covariance[:2023, :2023], pool.n)
+    pool = metrics.fit_gaussian(reference)
+    spatial = metrics.Gaussian(pool.mean[:2023], pool.covariance[:2023, :2023], pool.n)
     measures = {
-        "fid": lambda: metrics.frechet_distance(metrics.Statistics.of(samples).gaussian, pool),
-        "sfid": lambda: metrics.frechet_distance(
-            metrics.Statistics.of_blocks(spatial).gaussian, other
-        ),
+        "fid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples), pool),
+        "sfid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples[:, :2023]), spatial),
         "inception_score": lambda: metrics.inception_score(probabilities),
         "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
         "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),

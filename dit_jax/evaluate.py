@@ -24,7 +24,7 @@ from dit_jax import cli, diffusion
 from dit_jax.config import ranges, sizes
 from dit_jax.diffusion import sampler_settings
 from dit_jax.errors import UserError
-from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, samples
+from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, rows, samples
 from dit_jax.sampling import runs, sampling_flags
 from dit_jax.system import files
 
@@ -37,12 +37,8 @@ def main(_):
     _check_flags()
     # Bits per dimension need no extractor and no reference.
     if FLAGS.bpd:
-        _print_bpd(workdir, sampling_flags.get_load_arguments(), progress)
+        _print_bpd(workdir, progress)
         return
-    if FLAGS.bpd_steps:
-        raise UserError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
-    if not FLAGS.workdir and not FLAGS.reference:
-        raise UserError(f"--reference is missing: {references.FORMS}.")
     # Features of samples and reference must come from the same extractor.
     default = references.default_extractor(FLAGS.reference)
     extractor = extractors.load(FLAGS.extractor or default, FLAGS.weights, FLAGS.extractor_dtype)
@@ -55,7 +51,7 @@ def main(_):
 
 
 def _kept():
-    """Returns what is kept of a stopped command, in words for a message."""
+    """Returns what remains of a stopped command, in words for a message."""
     if FLAGS.bpd or not FLAGS.workdir:
         return "nothing is kept"
     return "the batches that are complete are kept"
@@ -66,52 +62,45 @@ def _check_flags():
     given = [name for name in ("workdir", "samples", "make_reference") if FLAGS[name].value]
     if len(given) != 1:
         raise UserError("give one of --workdir, --samples and --make_reference.")
-    sample_flags = {
-        *sampler_settings.SETTINGS,
-        "step",
-        "vae",
-        "raw",
-        "guide",
-        "guide_step",
-        "seed",
-        "labels",
-    }
-    sample_flags |= {"save_npz"}
+    job = "bpd" if FLAGS.bpd and FLAGS.workdir else given[0]
+    guide_flags, image_flags = {"guide", "guide_step"}, {"image_size", "image_channels", "data_dir"}
+    sample_flags = {*sampler_settings.SETTINGS, *guide_flags, "labels", "save_npz"}
+    run_flags = sample_flags | {"step", "vae", "raw", "seed", "bpd", "bpd_steps"}
     reference_flags = {"reference", "extractor", "weights", "extractor_dtype"}
-    image_flags = {"image_size", "image_channels", "data_dir"}
-    bpd_flags = {"bpd", "bpd_steps"}
-    # A flag that the requested thing does not use would silently change nothing.
-    others = {
+    # A flag that a job does not use would silently change nothing.
+    unused = {
         "workdir": image_flags,
-        "samples": sample_flags | bpd_flags,
-        "make_reference": sample_flags | bpd_flags | {"num", "batch_size"},
-    }[given[0]]
-    if FLAGS.bpd and FLAGS.workdir:
-        others = image_flags | reference_flags | {"labels", "save_npz"}
-    if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
-        mode = "bpd" if FLAGS.bpd and FLAGS.workdir else given[0]
-        raise UserError(f"--{mode} takes no {', '.join(useless)}.")
+        # Of the sampling settings the bits depend on variance and clip_x_0 alone.
+        "bpd": image_flags | reference_flags | sample_flags - {"variance", "clip_x_0"},
+        "samples": run_flags,
+        "make_reference": run_flags | {"num", "batch_size"},
+    }[job]
+    if useless := sorted(f"--{name}" for name in unused if FLAGS[name].present):
+        raise UserError(f"--{job} takes no {', '.join(useless)}.")
+    if FLAGS.bpd_steps and not FLAGS.bpd:
+        raise UserError(f"--bpd_steps={FLAGS.bpd_steps} goes with --bpd; samples have --steps.")
+    if not FLAGS.workdir and not FLAGS.reference:
+        raise UserError(f"--reference is missing: {references.FORMS}.")
+    if not FLAGS.workdir and jax.process_count() > 1:
+        raise UserError(f"--{job} is done by one process: start the command alone.")
 
 
 def _make_reference(extractor, progress):
     """Writes the .npz of the statistics of --reference's images."""
-    if jax.process_count() > 1:
-        raise UserError("--make_reference is done by one process: start the command alone.")
     out = FLAGS.make_reference
     cli.check_out(out, (".npz",), "--make_reference=")
-    given = FLAGS.image_size, int(FLAGS.image_channels), str(FLAGS.data_dir or "")
-    reference = references.load(FLAGS.reference, extractor, *given, progress)
+    size, channels = FLAGS.image_size, int(FLAGS.image_channels)
+    arguments = FLAGS.reference, extractor, size, channels, str(FLAGS.data_dir or ""), progress
+    reference = references.load(*arguments)
     reference.save(out)
     print(f"{out}: {json.dumps({'extractor': reference.extractor, 'source': reference.source})}")
 
 
 def _evaluate_images(extractor, progress):
     """Returns (row, the directory that its picture's path is relative to) for --samples."""
-    if jax.process_count() > 1:
-        raise UserError("--samples are measured by one process: start the command alone.")
     data_dir = str(FLAGS.data_dir or "")
-    given = FLAGS.image_size, int(FLAGS.image_channels), data_dir
-    images = image_sets.open_images(FLAGS.samples, *given)
+    arguments = FLAGS.samples, FLAGS.image_size, int(FLAGS.image_channels), data_dir
+    images = image_sets.open_images(*arguments)
     # The reference is made at the size of the images.
     height, width, channels = images.shape
     size = sizes.simplify((height, width))
@@ -120,11 +109,9 @@ def _evaluate_images(extractor, progress):
         raise UserError(
             f"--image_size={FLAGS.image_size}, but {name} has images of {height} x {width} pixels."
         )
-    arguments = FLAGS.reference, extractor, size, channels, data_dir, progress
-    reference = references.load(*arguments)
-    row = samples.evaluate_images(
-        images, extractor, reference, FLAGS.num, FLAGS.batch_size, progress
-    )
+    reference = references.load(FLAGS.reference, extractor, size, channels, data_dir, progress)
+    options = FLAGS.num, FLAGS.batch_size, progress
+    row = samples.evaluate_images(images, extractor, reference, *options)
     return row, samples.path_beside(images).parent
 
 
@@ -133,21 +120,10 @@ def _evaluate(workdir, extractor, progress):
     if FLAGS.save_npz:  # checked before anything is drawn
         cli.check_out(FLAGS.save_npz, (".npz",), "--save_npz=")
     trained = runs.load(**sampling_flags.get_load_arguments())
-    reference = references.load_for_run(
-        trained.config, FLAGS.reference, extractor, progress, workdir
-    )
-    row = samples.evaluate(
-        trained,
-        workdir,
-        extractor,
-        reference,
-        FLAGS.num or 1000,
-        FLAGS.seed,
-        FLAGS.labels,
-        FLAGS.batch_size,
-        FLAGS.save_npz,
-        progress,
-    )
+    arguments = trained.config, FLAGS.reference, extractor, progress, workdir
+    reference = references.load_for_run(*arguments)
+    options = FLAGS.num or 1000, FLAGS.seed, FLAGS.labels, FLAGS.batch_size, FLAGS.save_npz
+    row = samples.evaluate(trained, workdir, extractor, reference, *options, progress)
     return row, workdir
 
 
@@ -155,37 +131,24 @@ def _print_row(row, directory):
     """Prints the row as JSON, then its picture and its measures for people."""
     print(json.dumps(row))
     print(f"picture: {directory / row['picture']}")
-    # The measures follow the picture in a row. Speeds are those of training, not of this command.
-    names = list(row)[list(row).index("picture") + 1 :]
-    training = {"img_per_s": "training img_per_s", "seconds": "training seconds"}
-    known = {training.get(name, name): row[name] for name in names if row[name] is not None}
-    print("  ".join(f"{name} {value:.6g}" for name, value in known.items()))
+    # Speeds are those of training, not of this command.
+    speeds = {f"training {name}": row.get(name) for name in ("img_per_s", "seconds")}
+    values = {k: v for k, v in (rows.get_measures(row) | speeds).items() if v is not None}
+    print("  ".join(f"{name} {value:.6g}" for name, value in values.items()))
 
 
-def _print_bpd(workdir, loading, progress):
+def _print_bpd(workdir, progress):
     """Prints the bits per dimension of held-out images."""
-    # Of the sampling settings the bits depend on variance and clip_x_0 alone.
+    loading = sampling_flags.get_load_arguments()
     variance = loading["settings"].pop("variance", None)
-    others = [f"--{name}" for name in loading["settings"] if name != "clip_x_0"]
-    if loading["guide_workdir"] or loading["guide_step"] is not None:
-        others.append("--guide or --guide_step")
-    if others:
-        raise UserError(f"--bpd draws no samples, so it takes no {', '.join(others)}.")
     trained = runs.load(**loading)
     # A chain's bound needs a variance: the model's, if it is learned.
     chain = isinstance(trained.process, diffusion.DiscreteProcess)
     if variance and (not chain or trained.model.learn_sigma):
         raise UserError(f"--variance={variance} is of process ddpm without a learned variance.")
     trained.config.sample.variance = variance or trained.config.sample.variance
-    row = bits_per_dim.evaluate(
-        trained,
-        workdir,
-        FLAGS.num or 1000,
-        FLAGS.seed,
-        FLAGS.bpd_steps,
-        FLAGS.batch_size,
-        progress,
-    )
+    options = FLAGS.num or 1000, FLAGS.seed, FLAGS.bpd_steps, FLAGS.batch_size, progress
+    row = bits_per_dim.evaluate(trained, workdir, *options)
     # The bits are named by the model: bits_per_dim of pixels, bits_per_latent_dim of latents.
     name = next(name for name in row if name.startswith("bits_per_"))
     parts = (f"  {key.removeprefix(name + '_')} {row[key]:.4f}" for key in row if name + "_" in key)

@@ -14,7 +14,7 @@ the points are named by their workdirs.
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.evaluation import plots
+from dit_jax.evaluation import plots, queries
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -25,9 +25,9 @@ def main(_):
     cli.check_out(out, (".png", ".svg"))
     # --rows may be repeated, and each may have several patterns.
     patterns = [pattern for text in FLAGS.rows for pattern in text.split(",")]
-    rows = plots.read(str(files.to_path(pattern, "--rows")) for pattern in patterns)
+    rows = queries.read(str(files.to_path(pattern, "--rows")) for pattern in patterns)
     for condition in FLAGS.where or ():
-        rows = plots.where(rows, condition)
+        rows = queries.select(rows, condition)
     plots.plot(rows, FLAGS.x, FLAGS.y, out)
     print(out)
 

@@ -89,14 +89,8 @@ def reconstruct(
 def main(_):
     out = FLAGS.out
     cli.check_out(out, (".png",))
-    row, picture = reconstruct(
-        FLAGS.config,
-        FLAGS.vae,
-        FLAGS.num,
-        FLAGS.batch_size,
-        FLAGS.dtype,
-        progress=sys.stderr.isatty(),
-    )
+    options = FLAGS.num, FLAGS.batch_size, FLAGS.dtype, sys.stderr.isatty()
+    row, picture = reconstruct(FLAGS.config, FLAGS.vae, *options)
     if jax.process_index() == 0:
         files.replace(out, lambda file: Image.fromarray(picture).save(file, "PNG"))
     print(

@@ -34,9 +34,8 @@ def evaluate(
     """Returns the row with the bits per dimension of `num` held-out images, spread evenly over all.
 
     The model gets labels or captions, and there is no guidance. The denoiser is the one that
-    samples, so x_0 is clipped if `config.sample.clip_x_0` is on. 'bits_per_dim' is about pixels.
-    'bits_per_latent_dim' is about latents, where it is a density: compare it only between runs with
-    the same VAE and scale.
+    samples, so x_0 is clipped if `config.sample.clip_x_0` is on. 'bits_per_latent_dim' is a
+    density: compare it only between runs with the same VAE and scale.
     Args:
       num: the number of images; all are taken if there are fewer.
       steps: as for `make_bits_fn`. None is all levels of a chain, or ODE_STEPS for other processes.
@@ -51,10 +50,8 @@ def evaluate(
             f"data.eval_split of {workdir} is empty: bits per dimension are of held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
-    # The images' digest is one of the settings: other images make another row.
     x_0 = latents.build(config)
     source = x_0.open_split("eval")
-    images = identity.digest(identity.check_splits({"eval": source}, workdir)["eval"])
     available = len(source) // source.views
     num = min(num, available)
     if num < 2:
@@ -63,7 +60,7 @@ def evaluate(
     steps = steps or (trained.process.num_steps if chain else ODE_STEPS)
     # All that the result depends on apart from the parameters: `rows.find` compares it.
     settings = {"kind": "vlb" if chain else "ode", "steps": steps, "num": num, "seed": seed}
-    settings["images"] = images
+    settings["images"] = identity.digest(identity.check_splits({"eval": source}, workdir)["eval"])
     if x_0.encodes:
         settings["vae_digest"] = trained.vae_digest
     if chain:
@@ -88,8 +85,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     bits, available = make_bits_fn(trained, steps), len(source) // source.views
     x_0 = latents.build(config)
     vae = x_0.load_vae(mesh) if x_0.encodes else None
-    # The batch is rounded up to a multiple of the shards, so that all of them get the same number
-    # of rows.
+    # All shards get the same number of rows.
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
     batch_size = -(-batch_size // shards) * shards
@@ -104,10 +100,10 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
         parts.append(jax.tree.map(np.asarray, part))
     name = "bits_per_latent_dim" if x_0.uses_vae else "bits_per_dim"
     values = {part: np.concatenate([p[part] for p in parts])[:num] for part in parts[0]}
-    if not np.isfinite(values[""]).all():
+    if wrong := np.sum(~np.isfinite(values[""])):
         raise FloatingPointError(
-            f"{name} of {np.sum(~np.isfinite(values['']))} of {num} images is NaN or infinite. Is "
-            "the loss of this checkpoint finite? Try an earlier --step, or more --bpd_steps."
+            f"{name} of {wrong} of {num} images is NaN or infinite. Is the loss of this checkpoint "
+            "finite? Try an earlier --step, or more --bpd_steps."
         )
     means = {name + part: float(value.mean(dtype=np.float64)) for part, value in values.items()}
     means[f"{name}_standard_error"] = float(values[""].std(ddof=1, dtype=np.float64) / num**0.5)
@@ -128,13 +124,11 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
     """
     config, process, mesh = trained.config, trained.process, trained.mesh
     prediction, data = config.objective.prediction, latents.build(config)
-    pixels = not data.uses_vae
-    chain = isinstance(process, diffusion.DiscreteProcess)
     # A chain has a bound over its levels. Other processes have a density by their flow.
-    if chain:
-        times = grids.build(process, steps, prediction=prediction)
+    if isinstance(process, diffusion.DiscreteProcess):
+        times, measure = grids.build(process, steps, prediction=prediction), _measure_bound
     else:
-        times = likelihood.ode_times(process, steps)
+        times, measure = likelihood.ode_times(process, steps), _measure_density
 
     def bits(params, vae, key, batch):
         network = models.bind(trained.model, params, mesh)
@@ -157,28 +151,35 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
         denoise = solvers.make_denoise(process, prediction, predict, times)
         if config.sample.clip_x_0:
             denoise = solvers.clip_x_0(denoise, process, times)
-        if chain:
-            # Pixels are discrete: the last step gives the probability of a grey level, not a
-            # density.
-            bound = likelihood.variational_bound(
-                process,
-                denoise,
-                x_0,
-                times,
-                noise=lambda i: draw(jax.random.normal, i + 1),
-                variance=config.sample.variance,
-                discretised=pixels,
-            )
-            return {"": bound.total, "_prior": bound.prior, "_first_level": bound.steps[-1]}
-        if pixels:
-            # A density needs continuous values: pixels are spread over their bins.
-            x_0 = likelihood.dequantise(x_0, draw(jax.random.uniform, 1))
-        probe = draw(jax.random.rademacher, 2)
-        log_p = likelihood.ode_log_likelihood(process, denoise, x_0, times, probe)
-        return {"": likelihood.bits_per_dim(log_p, x_0, dequantised=pixels)}
+        return measure(trained, denoise, x_0, times, draw, pixels=not data.uses_vae)
 
     return jax.jit(
         bits,
         compiler_options=models.compiler_options(),
         out_shardings=sharding.replicated(mesh),
     )
+
+
+def _measure_bound(trained, denoise, x_0, times, draw, pixels):
+    """Returns the bits of the variational bound of a chain, and its first and last parts."""
+    bound = likelihood.variational_bound(
+        trained.process,
+        denoise,
+        x_0,
+        times,
+        noise=lambda i: draw(jax.random.normal, i + 1),
+        variance=trained.config.sample.variance,
+        # Pixels are discrete: the last step gives the probability of a grey level, not a density.
+        discretised=pixels,
+    )
+    return {"": bound.total, "_prior": bound.prior, "_first_level": bound.steps[-1]}
+
+
+def _measure_density(trained, denoise, x_0, times, draw, pixels):
+    """Returns the bits of the density by the probability flow."""
+    if pixels:
+        # A density needs continuous values: pixels are spread over their bins.
+        x_0 = likelihood.dequantise(x_0, draw(jax.random.uniform, 1))
+    probe = draw(jax.random.rademacher, 2)
+    log_p = likelihood.ode_log_likelihood(trained.process, denoise, x_0, times, probe)
+    return {"": likelihood.bits_per_dim(log_p, x_0, dequantised=pixels)}

@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from dit_jax import sharding
+from dit_jax.data import loader
 from dit_jax.errors import MissingFileError, UserError
+from dit_jax.evaluation import image_sets
 from dit_jax.workdirs import checkpoint, digests
 
 MAX_PIXEL_VALUES = 4096  # of an image; a covariance costs their cube, and means little beyond
@@ -46,10 +47,7 @@ class Extractor:
         return {"name": self.name, "dtype": self.dtype, "digest": self.digest}
 
     def compile(self, mesh: Mesh) -> Callable:
-        """Returns the jitted `extract(image)` of a batch that is sharded over the mesh.
-
-        Every process gets all features.
-        """
+        """Returns the jitted function of a sharded batch; every process gets all features."""
         everywhere = sharding.replicated(mesh)
         # The parameters are on the devices of this process only. As global arrays, replicated over
         # the mesh, they go with batches of several processes.
@@ -80,11 +78,15 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
     weights = weights or pathlib.Path("runs") / name
     sharding.in_every_process(lambda: _check_weights(name, weights))
     model, params = checkpoint.load_model(weights, sharding.local_mesh(), dtype, name)
-    return Extractor(name, dtype, digests.digest(params), _apply(model), params)
+
+    def apply(params, image):
+        return model.apply({"params": params}, image)
+
+    return Extractor(name, dtype, digests.digest(params), apply, params)
 
 
 def _check_weights(name, weights):
-    """Raises FileNotFoundError, with the commands to get them, if there are no weights."""
+    """Raises FileNotFoundError, with the commands that get them, if there are no weights."""
     if not (weights / "config.json").is_file():
         url = WEIGHTS[name]
         raise MissingFileError(
@@ -92,11 +94,6 @@ def _check_weights(name, weights):
             f"  curl -LO {url}\n"
             f"  python -m dit_jax.convert {name} {url.rpartition('/')[2]} {weights}"
         )
-
-
-def _apply(model: nn.Module):
-    """Returns the model's function (params, image) -> features."""
-    return lambda params, image: model.apply({"params": params}, image)
 
 
 def _pixels(_, image):
@@ -108,3 +105,48 @@ def _pixels(_, image):
             f"{values}. Use --extractor inception."
         )
     return {"features": image.reshape(-1, values).astype(jnp.float32) / 127.5 - 1}
+
+
+def extract(
+    extractor: Extractor, images: image_sets.ImageSet, batch_size: int, part: range | None = None
+) -> Iterator[tuple[range, loader.Batch, dict[str, np.ndarray]]]:
+    """Yields (numbers, images, features) of part of a set, by this process's devices.
+
+    The devices compute the next batch while the caller handles one.
+    Args: part, the numbers of the images, by default all.
+    """
+    part = part or range(images.num)
+    mesh = sharding.local_mesh()
+    padded_size = -(-batch_size // mesh.size) * mesh.size
+    compute, previous, start = extractor.compile(mesh), None, part.start
+
+    def finished(numbers, block, extracted):
+        return numbers, block, {k: np.asarray(a)[: len(numbers)] for k, a in extracted.items()}
+
+    for block in images.blocks(batch_size, part.start, part.stop):
+        numbers = range(start, start + len(block["image"]))
+        start = numbers.stop
+        # The last block is filled up with its own images: another shape would be compiled again.
+        image = np.resize(block["image"], (padded_size, *block["image"].shape[1:]))
+        current = numbers, block, compute(sharding.put_batch(mesh, {"image": image})["image"])
+        if previous:
+            yield finished(*previous)
+        previous = current
+    if previous:
+        yield finished(*previous)
+
+
+def check_finite(extracted: dict[str, np.ndarray], numbers: range) -> None:
+    """Raises unless the features are finite.
+
+    Args: numbers, of the images, for the message.
+    Raises: FloatingPointError with the first image whose features are not finite.
+    """
+    for name, array in extracted.items():
+        finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if not finite.all():
+            raise FloatingPointError(
+                f"{np.sum(~finite)} of the images {numbers[0]} to {numbers[-1]} have {name} that "
+                f"are NaN or infinite, first image {numbers[int(finite.argmin())]}. Are the "
+                "extractor's weights whole? Convert them again, and compare their digest."
+            )

@@ -18,7 +18,7 @@ class ImageProgress:
     def __init__(self, total: int, done: int, bar: bool, name: str = "samples"):
         self._bar = tqdm(total=total, initial=done, desc=name, unit="img", disable=not bar)
         self._name, self._total, self._done = name, total, done
-        self._clock = self._told = None
+        self._began = self._logged = None  # times
 
     def __enter__(self) -> "ImageProgress":
         return self
@@ -34,12 +34,12 @@ class ImageProgress:
         self._bar.update(count)
         self._done += count
         now = time.monotonic()
-        if self._clock is None:
-            self._clock = self._told = now
-            self._timed_from = self._done
-        elif self._bar.disable and now - self._told >= LOG_EVERY_SECONDS:
-            self._told = now
-            rate = (self._done - self._timed_from) / (now - self._clock)
+        if self._began is None:
+            self._began = self._logged = now
+            self._done_then = self._done
+        elif self._bar.disable and now - self._logged >= LOG_EVERY_SECONDS:
+            self._logged = now
+            rate = (self._done - self._done_then) / (now - self._began)
             left = tqdm.format_interval((self._total - self._done) / rate)
             logger.info(
                 "%s %d/%d  %.4g img/s  %s left", self._name, self._done, self._total, rate, left

@@ -1,6 +1,5 @@
 """Sets of images that exist, read in order: the samples in an .npz, a folder, or a TFDS split."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -24,7 +23,7 @@ FORMS = "an .npz, a folder of images, or NAME:SPLIT of a TFDS dataset, as imagen
 LABELS = ("label", "labels", "arr_1")  # in an .npz: of samples, of references, and in ADM's files
 MAX_LABEL = 2**31 - 1
 THREADS = 4
-AHEAD = 256  # images that are read before they are needed
+AHEAD = 256  # images that are read together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,9 @@ class ImageSet:
     class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[loader.Batch]:
-        """Yields blocks: 'image' [size, H, W, C] uint8, and 'label' [size] if there are labels.
+        """Yields 'image' [size, H, W, C] uint8, and 'label' [size] if there are labels.
 
-        The blocks hold the images from start to stop, by default all. The last one may be shorter.
+        The images are those from start to stop, by default all. The last block may be shorter.
         """
         examples = itertools.islice(self.read(start), (stop or self.num) - start)
         while block := list(itertools.islice(examples, size)):
@@ -54,13 +53,12 @@ def open_images(
     """Returns the images that `spec` names in one of the FORMS.
 
     Args:
-      spec: a path, or NAME:SPLIT.
       image_size: of the ADM crop, for a folder or split. None takes a folder's images as they are;
         they must then be of one size.
-      channels: 1 (grey) or 3 (RGB).
+      channels: 1 (grey) or 3 (RGB), for a folder or split.
       data_dir: of TFDS; '' is TFDS's default.
-    Raises: FileNotFoundError; ValueError if a file holds other arrays than uint8 images, if images
-      have several sizes, for a split without image_size, or for other channels.
+    Raises: FileNotFoundError; ValueError for files of other contents, images of several sizes, a
+      split without image_size, or other channels.
     """
     if channels not in (1, 3):
         raise UserError(f"{channels=} must be 1 (grey) or 3 (RGB).")
@@ -82,7 +80,7 @@ def open_images(
 def from_source(source: sources.Source, name: str) -> ImageSet:
     """Returns the images of a dataset's split, cropped as the source crops them."""
     shape = source.image_shape
-    read = functools.partial(_read_ahead, source.__getitem__, len(source))
+    read = functools.partial(_read_in_threads, source.__getitem__, len(source))
     return ImageSet(name, len(source), shape, _digest_files(source), read, source.class_names)
 
 
@@ -101,8 +99,7 @@ def open_npz(path: pathlib.Path) -> ImageSet:
             f"{files.list_some(members)}, and no arr_0."
         )
     # All is checked now, from the header alone: the images are read much later.
-    header = members["arr_0"]
-    shape = header.shape
+    header, shape = members["arr_0"], members["arr_0"].shape
     if header.dtype != np.uint8:
         raise UserError(
             f"arr_0 in {name} is {header.dtype}, but images must be uint8, 0 to 255. Of pixels in "
@@ -137,31 +134,22 @@ def open_npz(path: pathlib.Path) -> ImageSet:
 
 
 def _read_labels(path, members, num):
-    """Returns labels [num], or None if there are none.
-
-    Raises: ValueError unless they are one whole number for each image, and the same in all arrays.
-    """
-    labels_by_name = npz_files.read_npz(path, [name for name in LABELS if name in members])
-    for name, labels in labels_by_name.items():
+    """Returns labels [num] of an .npz, or None.   Raises: ValueError for wrong or unequal ones."""
+    arrays = npz_files.read_npz(path, [name for name in LABELS if name in members])
+    for name, labels in arrays.items():
         check_labels(labels, num, f"{name} in {files.printable(path)}")
-    if not labels_by_name:
-        return None
-    (first, labels), *others = labels_by_name.items()
-    for name, other in others:
-        if not np.array_equal(labels, other):
+    first = next(iter(arrays), None)
+    for name, labels in arrays.items():
+        if not np.array_equal(labels, arrays[first]):
             raise UserError(
                 f"{files.printable(path)} holds labels twice, {first} and {name}, which differ: "
                 "remove the wrong ones."
             )
-    return labels
+    return arrays.get(first)
 
 
 def check_labels(labels: np.ndarray, num: int, name: str) -> None:
-    """Raises unless the labels are the class numbers of `num` images.
-
-    An .npz of images without labels must hold no such array.
-    Raises: ValueError for another shape or type, or for the first value outside 0..MAX_LABEL.
-    """
+    """Raises ValueError unless labels are `num` class numbers in 0..MAX_LABEL."""
     if labels.shape != (num,) or labels.dtype.kind not in "iu":
         raise UserError(
             f"{name} is {labels.dtype} {list(labels.shape)}, but labels of {num} images must be "
@@ -193,15 +181,12 @@ def _open_folder(path, image_size, channels):
         example = source[i]
         return example if folder.classes else {"image": example["image"]}
 
-    read = functools.partial(_read_ahead, load, len(folder))
+    read = functools.partial(_read_in_threads, load, len(folder))
     return ImageSet(str(path), len(folder), shape, _digest_files(source), read, folder.classes)
 
 
 def _read_size(folder, i):
-    """Returns (height, width) of an image of a folder.
-
-    Raises: ValueError that names the file.
-    """
+    """Returns (height, width) of an image of a folder.   Raises: ValueError with its name."""
     try:
         return pixels.read_size(folder.path(i))[::-1]
     except (ValueError, OSError) as error:
@@ -211,19 +196,11 @@ def _read_size(folder, i):
         ) from error
 
 
-def _read_ahead(load, num, start):
-    """Yields load(i) for i from start to num.
-
-    Threads load up to AHEAD of them before they are needed.
-    """
+def _read_in_threads(load, num, start):
+    """Yields load(i) for i from start to num."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
-        reading = collections.deque()
-        # After the last image is submitted, the extra rounds only yield those still in the queue.
-        for i in range(start, num + AHEAD):
-            if i < num:
-                reading.append(threads.submit(load, i))
-            if len(reading) > AHEAD or (i >= num and reading):
-                yield reading.popleft().result()
+        for first in range(start, num, AHEAD):
+            yield from threads.map(load, range(first, min(first + AHEAD, num)))
 
 
 def _digest_files(source):

@@ -1,11 +1,15 @@
-"""Measures of samples, computed from their features and a reference.
+"""Measures of samples: what is known of each, and their values from features and a reference.
 
 A measure of Inception's features has its published name. For other features the extractor's name is
 appended: `fid` and `fd_pixels`, `precision` and `precision_pixels`.
+
+To add one, write its function in `metrics`, call it in `measure_features`, and give it a row in
+MEASURES.
 """
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +22,36 @@ logger = logging.getLogger("dit_jax")
 
 NEIGHBOURS = 3  # for precision and recall, and for label_accuracy
 KID_SUBSET_SIZE = 1_000
+
+
+class Measure(NamedTuple):
+    """A measure: its label in plots, and its possible values."""
+
+    label: str
+    larger_is_better: bool = False
+    is_distance: bool = False  # positive, and compared by ratios: large ranges are drawn as logs
+    may_be_negative: bool = False
+
+
+# Names in a row may add an extractor and more: 'fd_pixels', 'kid_dinov2_std'.
+MEASURES = {
+    "fid": Measure("FID", is_distance=True),
+    "sfid": Measure("sFID", is_distance=True),
+    "fd": Measure("FD", is_distance=True),
+    "inception_score": Measure("Inception score", larger_is_better=True),
+    "precision": Measure("precision", larger_is_better=True),
+    "recall": Measure("recall", larger_is_better=True),
+    "kid": Measure("KID", may_be_negative=True),  # an unbiased estimate
+    "label_accuracy": Measure("label accuracy", larger_is_better=True),
+    "bits_per_dim": Measure("bits per dimension"),
+    # The logarithm of a density.
+    "bits_per_latent_dim": Measure("bits per latent dimension", may_be_negative=True),
+}
+
+
+def find(name: str) -> Measure | None:
+    """Returns the measure that a name in a row belongs to, or None."""
+    return next((m for base, m in MEASURES.items() if f"{name}_".startswith(f"{base}_")), None)
 
 
 def distance_name(extractor: str, kind: str = "features") -> str:
@@ -44,11 +78,12 @@ def measure_features(
     """
     name, features = reference.extractor["name"], extracted["features"]
     suffix = "" if name == "inception" else f"_{name}"
-    moments = references.Moments()
-    moments.add(extracted)
     row = {
-        distance_name(name, kind): metrics.frechet_distance(gaussian, reference.gaussians[kind])
-        for kind, gaussian in moments.gaussians().items()
+        distance_name(name, kind): metrics.frechet_distance(
+            metrics.fit_gaussian(extracted[kind]), gaussian
+        )
+        for kind, gaussian in reference.gaussians.items()
+        if kind in extracted
     }
     if "probabilities" in extracted:
         row["inception_score"], row["inception_score_std"] = metrics.inception_score(
@@ -59,9 +94,9 @@ def measure_features(
         features, reference.features, NEIGHBOURS, half=name == "inception", progress=progress
     )
     if name == "pixels":
-        row |= _halves(reference)
+        row |= _compare_halves(reference)
         if labels is not None and reference.labels is not None:
-            labels = translate_labels(labels, class_names, reference)
+            labels = _translate_labels(labels, class_names, reference)
             row["label_accuracy"] = label_accuracy(features, labels, reference)
         return row
     size = min(KID_SUBSET_SIZE, len(features), len(reference.features))
@@ -74,11 +109,7 @@ def measure_features(
 
 
 def check_counts(num: int, reference: references.Reference) -> None:
-    """Raises unless samples and reference features are enough for all measures.
-
-    Called before any sample is drawn.
-    Raises: ValueError with the numbers.
-    """
+    """Raises ValueError if there are too few samples or features; called before any is drawn."""
     least = NEIGHBOURS + 1  # the point itself and its neighbours
     if min(num, len(reference.features)) < least:
         raise UserError(
@@ -88,22 +119,16 @@ def check_counts(num: int, reference: references.Reference) -> None:
         )
 
 
-def translate_labels(
-    labels: np.ndarray, class_names: Sequence[str] | None, reference: references.Reference
-) -> np.ndarray:
-    """Returns the samples' labels [N] in the numbering of the reference, whose classes may differ.
+def _translate_labels(labels, class_names, reference):
+    """Returns the samples' labels [N] in the numbering of the reference, by the classes' names.
 
-    Classes are matched by name if both sets have names. Otherwise the labels are returned
-    unchanged. A class that the reference lacks becomes -1.
+    Without names they stay as they are. A class that the reference lacks becomes -1.
     """
     if not class_names or not reference.class_names:
         return labels
-    numbers = {
-        folders.normalize_class_name(name): i for i, name in enumerate(reference.class_names)
-    }
-    translated = np.array(
-        [numbers.get(folders.normalize_class_name(name), -1) for name in class_names]
-    )
+    normalize = folders.normalize_class_name
+    numbers = {normalize(name): i for i, name in enumerate(reference.class_names)}
+    translated = np.array([numbers.get(normalize(name), -1) for name in class_names])
     if missing := [n for n, i in zip(class_names, translated, strict=True) if i < 0]:
         logger.warning(
             "%s has no classes %s: label_accuracy counts samples of them as wrong.",
@@ -116,12 +141,9 @@ def translate_labels(
 def label_accuracy(
     features: np.ndarray, labels: np.ndarray, reference: references.Reference
 ) -> float:
-    """Returns the share of samples that a classifier by 3 nearest neighbours labels correctly.
+    """Returns the share of samples [N, D] that the 3 nearest images of the reference label right.
 
-    The neighbours are images of the reference.
-    Args:
-      features: [N, D]; distances are Euclidean.
-      labels: [N].
+    Distances are Euclidean.
     """
     # Imported here, since only this function needs it, and the import takes a second.
     from sklearn.neighbors import KNeighborsClassifier
@@ -131,17 +153,17 @@ def label_accuracy(
     return float(classifier.score(features, labels))
 
 
-def _halves(reference):
-    """Returns the distance between two random halves of the real images, or {} if some are missing.
+def _compare_halves(reference):
+    """Returns the distance between two random halves of the real images, a baseline for fd_pixels.
 
-    This is a baseline for fd_pixels: both sets are real.
+    {} if some images are missing.
     """
     # A large reference has the features of some of its images only.
     if reference.source["num_images"] != len(reference.features):
         return {}
     # Shuffled, since the images may be sorted by class.
     shuffled = np.random.RandomState(0).permutation(len(reference.features))
-    halves = [
-        metrics.Statistics.of(reference.features[half]) for half in np.array_split(shuffled, 2)
-    ]
-    return {"fd_pixels_real_halves": metrics.frechet_distance(*(half.gaussian for half in halves))}
+    halves = (
+        metrics.fit_gaussian(reference.features[half]) for half in np.array_split(shuffled, 2)
+    )
+    return {"fd_pixels_real_halves": metrics.frechet_distance(*halves)}

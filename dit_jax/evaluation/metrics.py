@@ -5,9 +5,7 @@ et al. 2021) for the first 7 channels of mixed_6, flattened to [N, 2023].
 """
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,107 +19,84 @@ SPLIT_SIZE = 5_000  # of the Inception Score, as in the ADM evaluator
 # Relative to a covariance's largest value or eigenvalue. Covariances that were summed in f32 are
 # off by less.
 COVARIANCE_ROUNDING = 1e-5
-ROWS = 4096  # of features that are held in f64 at a time
+ROWS = 4096  # of features whose products are summed at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and covariance [D, D] of `n` features; n is None if a file does not record it."""
+    """Mean [D] and covariance [D, D] f64 of `n` features; n is None if a file does not say it."""
 
     mean: np.ndarray
     covariance: np.ndarray
     n: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Count, mean [D] and scatter [D, D] (sum of outer products of deviations), f64."""
+class Moments:
+    """Mean and covariance of features that come in blocks, in f64.
 
-    n: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    Source: Chan et al. 1979, for the union of two sets.
+    """
 
-    @classmethod
-    def of(cls, features: np.ndarray) -> "Statistics":
-        """Returns the statistics of features [N, D] of any float type; sums are f64.
+    def __init__(self):
+        self._waiting = []  # fewer than ROWS rows: a merge takes as long as hundreds of them
+        self._n, self._mean, self._scatter = 0, 0.0, 0.0
 
-        Raises: ValueError if there are none, or if they are no matrix.
+    def add(self, features: np.ndarray) -> None:
+        """Adds features [n, D] of any float type, which are copied.
+
+        Raises: ValueError if they are no matrix.
         """
-        return cls.of_blocks([features])
+        if np.ndim(features) != 2:
+            raise UserError(f"features must be [N, D], not {list(np.shape(features))}.")
+        for start in range(0, len(features), ROWS):
+            self._waiting.append(np.array(features[start : start + ROWS], np.float64))
+            if sum(map(len, self._waiting)) >= ROWS:
+                self._merge()
 
-    @classmethod
-    def of_blocks(cls, blocks: Iterable[np.ndarray]) -> "Statistics":
-        """Returns the statistics of the features [n, D] of all blocks.
-
-        Many small blocks cost no more than a large one.
-        Raises: ValueError as `of`.
-        """
-        parts = map(cls._of_rows, _collect(blocks, ROWS))
-        if (total := next(parts, None)) is None:
-            raise UserError("there are no features, so they have no mean: give one block or more.")
-        return functools.reduce(cls.merge, parts, total)
-
-    @classmethod
-    def _of_rows(cls, features):
-        """Returns the statistics of a matrix, which is overwritten."""
-        mean = features.mean(axis=0)
-        features -= mean[None]
-        return cls(len(features), mean, features.T @ features)  # of one array: half the products
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """The unbiased estimate [D, D].
-
-        Raises: ValueError for a single sample.
-        """
-        if self.n < 2:
-            raise UserError(f"{self.n} sample has no covariance; take 2 or more.")
-        return self.scatter / (self.n - 1)
-
-    @property
-    def gaussian(self) -> Gaussian:
-        """The Gaussian with this mean and covariance."""
-        return Gaussian(self.mean, self.covariance, self.n)
-
-    def merge(self, other: "Statistics") -> "Statistics":
-        """Returns the statistics of both sets together.
-
-        Source: Chan et al. 1979.
-        """
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        scaled = delta * np.sqrt(self.n * other.n / n)
+    def _merge(self):
+        """Merges the waiting features into count, mean and scatter (n - 1 covariances)."""
+        deviations = np.concatenate(self._waiting)
+        self._waiting.clear()
+        mean = deviations.mean(axis=0)
+        deviations -= mean[None]
+        n = self._n + len(deviations)
+        delta = mean - self._mean
+        scaled = delta * np.sqrt(self._n * len(deviations) / n)
         scatter = np.outer(scaled, scaled)
-        scatter += self.scatter
-        scatter += other.scatter
-        return Statistics(n, self.mean + delta * (other.n / n), scatter)
+        scatter += self._scatter
+        scatter += deviations.T @ deviations  # of one array: half the products
+        self._mean = self._mean + delta * (len(deviations) / n)
+        self._n, self._scatter = n, scatter
+
+    def gaussian(self) -> Gaussian:
+        """Returns the mean and the unbiased covariance of all features so far.
+
+        Raises: ValueError for fewer than two.
+        """
+        if self._waiting:
+            self._merge()
+        if self._n < 2:
+            raise UserError(f"{self._n} samples have no covariance; take 2 or more.")
+        return Gaussian(self._mean, self._scatter / (self._n - 1), self._n)
 
 
-def _collect(blocks, rows):
-    """Yields the features as f64 matrices, which may be overwritten.
-
-    A matrix has at least `rows` rows and less than twice as many. The last one may be smaller.
-    """
-    held, count = [], 0
-    for block in blocks:
-        if np.ndim(block) != 2:
-            raise UserError(f"features must be [N, D], not {list(np.shape(block))}.")
-        for start in range(0, len(block), rows):
-            # np.array copies: the caller keeps its features as they are.
-            held.append(np.array(block[start : start + rows], np.float64))
-            count += len(held[-1])
-            if count >= rows:
-                yield np.concatenate(held)
-                held, count = [], 0
-    if held:
-        yield np.concatenate(held)
+def fit_gaussian(features: np.ndarray) -> Gaussian:
+    """Returns the mean and covariance of features [N, D].   Raises: ValueError as `Moments`."""
+    moments = Moments()
+    moments.add(features)
+    return moments.gaussian()
 
 
-def check_covariance(covariance: np.ndarray) -> None:
-    """Raises unless a matrix [D, D] f64 is symmetric without negative eigenvalues, up to rounding.
-
-    Raises: ValueError that says what is wrong.
-    """
+def check_gaussian(mean: np.ndarray, covariance: np.ndarray, dim: int) -> None:
+    """Raises ValueError unless arrays are a mean [dim] and, up to rounding, a covariance."""
+    kinds = mean.dtype.kind + covariance.dtype.kind
+    if kinds != "ff" or (mean.shape, covariance.shape) != ((dim,), (dim, dim)):
+        raise UserError(
+            f"they are {mean.dtype} {list(mean.shape)} and {covariance.dtype} "
+            f"{list(covariance.shape)}, not real numbers [{dim}] and [{dim}, {dim}]"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError("they have values that are NaN or infinite")
     largest = np.abs(covariance).max()
     asymmetry = np.abs(covariance - covariance.T).max()
     if asymmetry > COVARIANCE_ROUNDING * largest:
@@ -129,17 +104,7 @@ def check_covariance(covariance: np.ndarray) -> None:
             f"the covariance is not symmetric: two values that must be equal differ by "
             f"{asymmetry:.3g}, the largest is {largest:.3g}"
         )
-    variances = np.diag(covariance)
-    if variances.min() >= 0:
-        # A Cholesky factorisation is much faster than eigenvalues. It is also stricter, as no
-        # variance exceeds the largest eigenvalue.
-        shift = COVARIANCE_ROUNDING * variances.max()
-        try:
-            np.linalg.cholesky(covariance + shift * np.eye(len(covariance)))
-            return
-        except np.linalg.LinAlgError:
-            pass
-    values = np.linalg.eigvalsh(covariance)
+    values = np.linalg.eigvalsh(covariance.astype(np.float64))
     if values[0] < -COVARIANCE_ROUNDING * values[-1]:
         raise UserError(
             f"the covariance has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, but "
@@ -164,8 +129,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
             f"means and covariances of shapes {shapes} do not fit: both sets need features of the "
             "same layer."
         )
-    for name, gaussian in (("first", a), ("second", b)):
-        if not (np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()):
+    for name, g in (("first", a), ("second", b)):
+        if not (np.isfinite(g.mean).all() and np.isfinite(g.covariance).all()):
             raise FloatingPointError(
                 f"the {name} mean or covariance has values that are NaN or infinite: are the "
                 "images, and the features of them, finite?"
@@ -180,16 +145,13 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     # Rounding would make the distance of equal sets a small number instead of 0.
     if np.array_equal(a.mean, b.mean) and np.array_equal(a.covariance, b.covariance):
         return 0.0
-    mu_a, s_a, mu_b, s_b = (
-        np.asarray(array, np.float64) for array in (a.mean, a.covariance, b.mean, b.covariance)
-    )
     # Eigenvalues near 0 may come out negative: they are set to 0 before the root.
-    values, vectors = np.linalg.eigh(s_a)
+    values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
-    product = np.linalg.eigvalsh(root @ s_b @ root)
+    product = np.linalg.eigvalsh(root @ b.covariance @ root)
     trace_root = np.sqrt(np.maximum(product, 0)).sum()
-    traces = np.trace(s_a) + np.trace(s_b)
-    distance = np.sum((mu_a - mu_b) ** 2) + traces - 2 * trace_root
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    distance = np.sum((a.mean - b.mean) ** 2) + traces - 2 * trace_root
     if distance < -1e-4 * abs(traces):  # more than the rounding of roots of eigenvalues near 0
         raise FloatingPointError(
             f"the Frechet distance is {distance:.6g}, below zero: a covariance is none. Make the "
@@ -203,8 +165,7 @@ def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> 
 
     Splits are contiguous, in the samples' order, and the last may be short. Samples that are sorted
     by class therefore score low.
-    Args:
-      probabilities: [N, K]; rows sum to 1.
+    Args: probabilities, [N, K]; rows sum to 1.
     Raises: ValueError if they are no probabilities; FloatingPointError for NaN or infinite ones.
     Source: Salimans et al. 2016, sec. 4.
     """

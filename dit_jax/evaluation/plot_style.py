@@ -5,6 +5,7 @@ import pathlib
 import types
 from collections.abc import Iterable
 
+from dit_jax.evaluation import measures
 from dit_jax.system import files
 
 # Name in a row -> its label in a plot.
@@ -21,17 +22,10 @@ LABELS = {
     "num": "samples",
     "steps": "sampling steps",
     "cfg_scale": "guidance scale",
-    "fid": "FID",
-    "sfid": "sFID",
-    "kid": "KID",
-    "fd": "FD",
-    "inception_score": "Inception score",
-    "label_accuracy": "label accuracy",
-    "bits_per_dim": "bits per dimension",
-    "bits_per_latent_dim": "bits per latent dimension",
     "eval_loss": "held-out loss",
     "eval_mse": "held-out MSE",
     "eval_vb": "held-out VB (bits)",
+    **{name: measure.label for name, measure in measures.MEASURES.items()},
 }
 EXTRACTORS = {"dinov2": "DINOv2", "pixels": "pixels"}
 WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: one of two columns
@@ -55,8 +49,7 @@ def import_matplotlib() -> types.ModuleType:
     """Returns matplotlib, with the modules that figures need.
 
     The import takes a second, so only functions that draw a figure call this. MPLBACKEND is unset
-    during the import. In a notebook it names a module that may not be installed, and then the
-    import would fail. Figures are only written to files, which needs no backend.
+    meanwhile: it may name a module of a notebook that is not installed. Files need no backend.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:

@@ -57,11 +57,10 @@ def inside(
 
 
 def _to_blocks(features, centre, half):
-    """Returns [(points [B, D], squared norms [B])], f32, on the device.
+    """Returns [(points [B, D], squared norms [B])], f32, or rounded to float16's values by `half`.
 
-    With `half` they are rounded to float16's values. B is the same for all blocks. The last block
-    is filled up with points of infinite norm. Their distance to any point is infinite, so that they
-    are nobody's neighbours and in no ball.
+    B is the same for all blocks. The last block is filled up with points of infinite norm: at an
+    infinite distance to any point they are nobody's neighbours and in no ball.
     """
     count = -(-len(features) // BLOCK)
     size = -(-len(features) // count)
@@ -101,10 +100,7 @@ def _squared_radii(blocks, neighbours, half, bar):
 
 
 def _squared_distances(a, b, half):
-    """Returns squared distances [A, B] twice, the second time with the roles of a and b exchanged.
-
-    Only in float16 do the two differ, since they are rounded in another order.
-    """
+    """Returns squared distances [A, B] of a and b, and of b and a, which float16 rounds apart."""
     (points_a, norms_a), (points_b, norms_b) = a, b
     products = jnp.matmul(points_a, points_b.T, precision="highest")
     if not half:
@@ -163,10 +159,7 @@ def compute(
 ) -> tuple[float, float]:
     """Returns (precision, recall): the share of each set inside the manifold of the other one.
 
-    Args:
-      samples: [N, D].
-      reference: [M, D].
-      neighbours, half: as for `inside`.
+    Args: neighbours, half, as for `inside`.
     Raises: ValueError for too few points; FloatingPointError for NaN, infinite or huge features.
     Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
     """
@@ -181,10 +174,7 @@ def compute(
 
 
 def check_pair(samples, reference):
-    """Raises unless the sets are matrices with equally many columns.
-
-    Raises: ValueError with both shapes.
-    """
+    """Raises ValueError unless the sets are matrices with equally many columns."""
     shapes = np.shape(samples), np.shape(reference)
     if len(shapes[0]) != 2 or shapes[0][1:] != shapes[1][1:]:
         raise UserError(f"features must be [N, D] and [M, D], not {shapes[0]} and {shapes[1]}.")

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -13,11 +12,10 @@ from ml_collections import ConfigDict
 
 from dit_jax import conditions, sharding, workdirs
 from dit_jax.config import sizes
-from dit_jax.data import loader
 from dit_jax.errors import MissingFileError, UserError, UserFileError
-from dit_jax.evaluation import image_progress, image_sets, metrics
+from dit_jax.evaluation import extractors, image_progress, image_sets, metrics
 from dit_jax.evaluation.extractors import Extractor
-from dit_jax.system import files, json_files, npz_files
+from dit_jax.system import files, forms, json_files, npz_files
 from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")
@@ -28,16 +26,19 @@ BATCH_PER_DEVICE = 64
 # Features that distances are taken of -> names of their mean and covariance in files, this
 # project's and ADM's.
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-METADATA = {  # of this project's files: the required fields and their types
-    "extractor": {"name": str, "dtype": str},
-    "source": {
-        "name": str,
-        "num_images": int | None,
-        "image_size": int | list,
-        "image_channels": int,
-    },
+# The form of the metadata in this project's files.
+METADATA = {
+    "extractor": forms.object_of({"name": forms.is_text, "dtype": forms.is_text}),
+    "source": forms.object_of(
+        {
+            "name": forms.is_text,
+            "num_images": forms.optional(forms.is_count),
+            "image_size": sizes.is_size,
+            "image_channels": forms.is_count,
+        }
+    ),
 }
-EXPECTED = "what --make_reference writes: make the reference again"
+METADATA_EXPECTED = "what --make_reference writes: make the reference again"
 ADM_KEYS = {"arr_0", *(key for keys in MOMENTS.values() for key in keys)}
 
 
@@ -53,13 +54,9 @@ class Reference:
     class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raises unless samples [height, width, channels] have the shape of the reference's images.
-
-        Raises: ValueError.
-        """
+        """Raises ValueError unless samples (height, width, channels) have the reference's shape."""
         size, channels = self.source["image_size"], self.source["image_channels"]
-        needed = (*sizes.height_and_width(size), channels)
-        if shape != needed:
+        if shape != (needed := (*sizes.height_and_width(size), channels)):
             raise UserError(
                 f"the samples are {sizes.show(shape)}, but the reference "
                 f"{files.printable(self.source['name'])} was made of images {sizes.show(needed)}: "
@@ -67,10 +64,7 @@ class Reference:
             )
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes an .npz that `load` reads.
-
-        Raises: OSError.
-        """
+        """Writes an .npz that `load` reads.   Raises: OSError."""
         arrays = {"features": self.features}
         for kind, gaussian in self.gaussians.items():
             mean, covariance = MOMENTS[kind]
@@ -88,9 +82,8 @@ class Reference:
 
 
 def default_extractor(spec: str | None) -> str:
-    """Returns the name of the extractor that fits a reference.
+    """Returns the extractor that made a reference: inception for images, pixels without `spec`.
 
-    It is the one that a file was made with, inception for other images, and pixels without `spec`.
     Raises: FileNotFoundError or ValueError as `load`, in all processes.
     """
 
@@ -116,8 +109,7 @@ def load_for_run(
     """Returns the reference for a run's samples: that of `spec`, by default its training images.
 
     Only the first process loads it. The others return None.
-    Args:
-      workdir: of the run, to check that the images are the ones it was trained on.
+    Args: workdir, of the run, to check that the images are the ones it was trained on.
     Raises: as `load` and `Reference.check`, in all processes.
     """
 
@@ -151,11 +143,9 @@ def load(
 ) -> Reference:
     """Returns the reference in an .npz that `save` or ADM wrote, or that of other images.
 
-    Uses this process's devices only.
-    Args:
-      image_size, channels, data_dir: for a folder or a split, as for `image_sets.open_images`.
-    Raises: FileNotFoundError; ValueError for a file of another extractor or with other arrays; as
-      `image_sets.open_images`.
+    Uses this process's devices only. The images of a folder or split are read as by
+    `image_sets.open_images`.
+    Raises: FileNotFoundError; ValueError for a file of another extractor or with other arrays.
     """
     path = files.to_path(spec, "reference")
     if path.suffix != ".npz":
@@ -173,27 +163,17 @@ def load(
 
 
 def _open(path):
-    """Returns (descriptions of the arrays in an .npz, this project's metadata or None).
-
-    Raises: FileNotFoundError; ValueError for metadata of another form.
-    """
+    """Returns (descriptions of the arrays in an .npz, this project's metadata or None)."""
     if not path.is_file():
         raise MissingFileError(f"no reference {files.printable(path)}.")
     members = npz_files.describe_npz(path)
     if "metadata" not in members:
         return members, None
+    name = f"the metadata in {files.printable(path)}"
     text = npz_files.read_npz(path, ["metadata"])["metadata"]
-    metadata = json_files.parse_json(
-        str(text), f"the metadata in {files.printable(path)}", EXPECTED
-    )
-    tables = metadata if isinstance(metadata, dict) else {}
-    values = [(tables.get(table), *key) for table, keys in METADATA.items() for key in keys.items()]
-    whole = all(isinstance(t, dict) and isinstance(t.get(key, t), kind) for t, key, kind in values)
-    if not whole or not sizes.is_size(tables["source"]["image_size"]):
-        raise UserError(
-            f"the metadata in {files.printable(path)} lack values or have others. It must be "
-            f"{EXPECTED}."
-        )
+    metadata = json_files.parse_json(str(text), name, METADATA_EXPECTED)
+    if not forms.object_of(METADATA)(metadata):
+        raise UserError(f"{name} lack values or have others. It must be {METADATA_EXPECTED}.")
     return members, metadata
 
 
@@ -209,8 +189,7 @@ def _read(path, members, metadata, extractor):
         raise UserError(
             f"{name} has lost its {', '.join(missing)}: make it again with --make_reference."
         )
-    # A file may be damaged or made by hand: all arrays are checked, and the moments against the
-    # features.
+    # The file may be damaged or made by hand: the moments are checked against the features too.
     arrays = npz_files.read_npz(path, members.keys() & {"features", "labels"})
     features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
@@ -222,9 +201,8 @@ def _read(path, members, metadata, extractor):
         image_sets.check_labels(labels, len(features), f"labels in {name}")
     dims = {"features": features.shape[1]}
     gaussians = _read_gaussians(path, members, dims, extractor, source["num_images"])
-    _check_sample(
-        path, gaussians, {"features": features.mean(axis=0, dtype=np.float64)}, len(features)
-    )
+    means = {"features": features.mean(axis=0, dtype=np.float64)}
+    _check_sample(path, gaussians, means, len(features))
     names = metadata.get("class_names")
     names = tuple(map(str, names)) if isinstance(names, list) else None
     return Reference(metadata["extractor"], source, gaussians, features, labels, names)
@@ -244,8 +222,7 @@ def _read_adm(path, members, extractor, progress):
             f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
             f"compared with features of {extractor.name} in {extractor.dtype}."
         )
-    # The extractor is applied to the images in the file: its features must have the means that the
-    # file has.
+    # The extractor's features of the images in the file must have the means in the file.
     images = image_sets.open_npz(path)
     shape = jax.ShapeDtypeStruct((1, *images.shape), np.uint8)
     features = jax.eval_shape(extractor.apply, extractor.params, shape)
@@ -260,175 +237,74 @@ def _read_adm(path, members, extractor, progress):
 
 
 def _read_gaussians(path, members, dims, extractor, num_images):
-    """Returns kind -> the moments in a file.
-
-    Args:
-      dims: kind -> the number of dimensions, if known.
-    Raises: ValueError unless they can be moments of the extractor's features.
-    """
+    """Returns kind -> the moments in a file, checked against dims: kind -> dimensions, if known."""
     gaussians = {}
     for kind, keys in MOMENTS.items():
         if not members.keys() >= set(keys):
             continue
         mean, covariance = npz_files.read_npz(path, keys).values()
-        where, dim = f"{' and '.join(keys)} in {files.printable(path)}", dims.get(kind, len(mean))
-        real = mean.dtype.kind == covariance.dtype.kind == "f"
-        finite = real and np.isfinite(mean).all() and np.isfinite(covariance).all()
-        if (mean.shape, covariance.shape) != ((dim,), (dim, dim)) or not finite:
-            wrong = "" if finite else "with values that are NaN or infinite, "
-            if not real:
-                wrong = f"of {mean.dtype} and {covariance.dtype} instead of real numbers, "
-            raise UserError(
-                f"{where} are {mean.shape} and {covariance.shape}, {wrong}but {kind} of "
-                f"{extractor.name} have {dim} dimensions. Get or make it again."
-            )
-        covariance = np.asarray(covariance, np.float64)
         try:
-            metrics.check_covariance(covariance)
+            metrics.check_gaussian(mean, covariance, dims.get(kind, mean.size))
         except ValueError as error:
-            raise UserError(f"{where} are no moments: {error}. Get or make it again.") from error
-        gaussians[kind] = metrics.Gaussian(np.asarray(mean, np.float64), covariance, num_images)
+            raise UserError(
+                f"{' and '.join(keys)} in {files.printable(path)} are no moments of {kind} of "
+                f"{extractor.name}: {error}. Get or make it again."
+            ) from error
+        arrays = (np.asarray(array, np.float64) for array in (mean, covariance))
+        gaussians[kind] = metrics.Gaussian(*arrays, num_images)
     return gaussians
 
 
 def _check_sample(path, gaussians, means, num):
-    """Raises unless the means of `num` of the images are near the means of all.
-
-    Raises: ValueError.
-    """
+    """Raises ValueError unless the means of `num` of the images are near the means of all."""
     for kind, mean in means.items():
         deviation = np.sqrt(np.diag(gaussians[kind].covariance))
         varies = deviation > 0
-        if not varies.any():
-            continue
         shifts = np.abs(mean - gaussians[kind].mean)[varies] / deviation[varies]
         # On average, a sample's mean is 0.8 / sqrt(num) deviations from the mean of all images.
-        if shifts.mean() > 0.25 + 2 / np.sqrt(num):
+        if varies.any() and (shift := shifts.mean()) > 0.25 + 2 / np.sqrt(num):
             raise UserError(
-                f"{MOMENTS[kind][0]} in {files.printable(path)} is {shifts.mean():.2f} deviations "
+                f"{MOMENTS[kind][0]} in {files.printable(path)} is {shift:.2f} deviations "
                 f"from the mean of {num:,} of its images, on average over the {kind}: the moments "
                 "are of other images or of another extractor. Get or make it again."
             )
 
 
 def from_images(
-    found: image_sets.ImageSet, extractor: Extractor, progress: bool = False
+    images: image_sets.ImageSet, extractor: Extractor, progress: bool = False
 ) -> Reference:
     """Returns the reference of all images of a set, computed by this process's devices.
 
     Raises: FloatingPointError for features that are not finite.
     """
     # Features of MAX_FEATURES images, spread evenly, are kept. All images count in the moments.
+    num_kept = min(MAX_FEATURES, images.num)
+    keep = np.zeros(images.num, bool)
+    keep[np.arange(num_kept) * images.num // num_kept] = True
+    moments = {kind: metrics.Moments() for kind in MOMENTS}
+    features, labels, digest = [], [], hashlib.sha256()
     batch_size = BATCH_PER_DEVICE * jax.local_device_count()
-    num_kept = min(MAX_FEATURES, found.num)
-    keep = np.zeros(found.num, bool)
-    keep[np.arange(num_kept) * found.num // num_kept] = True
-    moments, features, labels, digest = Moments(), [], [], hashlib.sha256()
-    blocks, start = found.blocks(batch_size), 0
-    with image_progress.ImageProgress(found.num, 0, progress, "reference") as bar:
-        for block, extracted in extract_blocks(extractor, blocks, batch_size):
-            numbers = range(start, start + len(block["image"]))
-            start = numbers.stop
-            check_finite(extracted, numbers)
-            moments.add(extracted)
+    with image_progress.ImageProgress(images.num, 0, progress, "reference") as bar:
+        for numbers, block, extracted in extractors.extract(extractor, images, batch_size):
+            extractors.check_finite(extracted, numbers)
+            for kind in moments.keys() & extracted.keys():
+                moments[kind].add(extracted[kind])
             chosen = keep[numbers.start : numbers.stop]
             features.append(extracted["features"][chosen])
-            labels.append(block["label"][chosen] if "label" in block else None)
+            if "label" in block:
+                labels.append(block["label"][chosen])
             digest.update(block["image"])
             bar.update(len(numbers))
-    height, width, channels = found.shape
+    height, width, channels = images.shape
     source = {
-        "name": found.name,
-        "num_images": found.num,
+        "name": images.name,
+        "num_images": images.num,
         "image_size": sizes.to_json((height, width)),
         "image_channels": channels,
         "crop": "adm",  # of images that do not have this size
         "digest": digest.hexdigest()[:16],
     }
-    labels = None if labels[0] is None else np.concatenate(labels)
-    return Reference(
-        extractor.identity,
-        source,
-        moments.gaussians(),
-        np.concatenate(features),
-        labels,
-        found.class_names,
-    )
-
-
-class Moments:
-    """Mean and covariance of a stream of features, of each kind in MOMENTS.
-
-    Features wait until there are some thousand rows, since a merge takes as long as hundreds of
-    rows.
-    """
-
-    def __init__(self):
-        self._waiting = {kind: [] for kind in MOMENTS}
-        self._statistics = {}
-
-    def add(self, extracted: dict[str, np.ndarray]) -> None:
-        """Adds the features [B, D] of some images."""
-        for kind, waiting in self._waiting.items():
-            if kind in extracted:
-                waiting.append(extracted[kind])
-                if sum(map(len, waiting)) >= metrics.ROWS:
-                    self._flush(kind)
-
-    def _flush(self, kind):
-        """Merges the waiting features of a kind into its statistics."""
-        block = metrics.Statistics.of_blocks(self._waiting[kind])
-        before = self._statistics.get(kind)
-        self._statistics[kind] = before.merge(block) if before else block
-        self._waiting[kind].clear()
-
-    def gaussians(self) -> dict[str, metrics.Gaussian]:
-        """Returns kind -> mean and covariance of all features added so far."""
-        for kind, waiting in self._waiting.items():
-            if waiting:
-                self._flush(kind)
-        return {kind: statistics.gaussian for kind, statistics in self._statistics.items()}
-
-
-def extract_blocks(
-    extractor: Extractor, blocks: Iterable[loader.Batch], batch_size: int
-) -> Iterator[tuple[loader.Batch, dict[str, np.ndarray]]]:
-    """Yields (block, features) for blocks of at most batch_size images, by this process's devices.
-
-    The devices compute the next block while the caller handles one.
-    """
-    mesh = sharding.local_mesh()
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    extract, previous = extractor.compile(mesh), None
-
-    def finished(block, extracted):
-        count = len(block["image"])
-        return block, {name: np.asarray(array)[:count] for name, array in extracted.items()}
-
-    for block in blocks:
-        # The last block is filled up with its own images: another shape would be compiled again.
-        image = np.resize(block["image"], (batch_size, *block["image"].shape[1:]))
-        current = block, extract(sharding.put_batch(mesh, {"image": image})["image"])
-        if previous:
-            yield finished(*previous)
-        previous = current
-    if previous:
-        yield finished(*previous)
-
-
-def check_finite(extracted: dict[str, np.ndarray], numbers: range) -> None:
-    """Raises unless the features are finite.
-
-    Args:
-      extracted: name -> features of these images.
-      numbers: of the images, for the message.
-    Raises: FloatingPointError with the first image whose features are not finite.
-    """
-    for name, array in extracted.items():
-        finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-        if not finite.all():
-            raise FloatingPointError(
-                f"{np.sum(~finite)} of the images {numbers[0]} to {numbers[-1]} have {name} that "
-                f"are NaN or infinite, first image {numbers[int(finite.argmin())]}. Are the "
-                "extractor's weights whole? Convert them again, and compare their digest."
-            )
+    gaussians = {kind: moments[kind].gaussian() for kind in MOMENTS if kind in extracted}
+    labels = np.concatenate(labels) if labels else None
+    arrays = np.concatenate(features), labels
+    return Reference(extractor.identity, source, gaussians, *arrays, images.class_names)

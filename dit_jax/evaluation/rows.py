@@ -14,13 +14,12 @@ import jax
 
 from dit_jax import models, sharding
 from dit_jax.errors import UserFileError
+from dit_jax.evaluation import measures
 from dit_jax.sampling import runs
 from dit_jax.system import files, forms, json_files, locks
 from dit_jax.workdirs import digests
 
-# Measures that may be negative: an unbiased estimate, and the logarithm of a density.
-SIGNED = ("kid", "bits_per_latent_dim")
-ROUNDING = 1e-3  # how far below 0 any other measure may be
+ROUNDING = 1e-3  # how far below 0 a measure may be that cannot be negative
 
 
 def describe_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
@@ -50,11 +49,7 @@ def describe_code() -> dict:
 
 
 def get_name(row: dict) -> str:
-    """Returns the name of a measurement in file names: its step, and a digest of its settings.
-
-    Args:
-      row: without its measures.
-    """
+    """Returns the name of a row without measures in file names: its step, and a digest."""
     # The revision is left out: `spool.Spool` compares it, and reports a difference.
     known = {key: value for key, value in row.items() if key != "git_revision"}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
@@ -62,11 +57,8 @@ def get_name(row: dict) -> str:
 
 
 def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[locks.Lock]:
-    """Locks a measurement, so that no two commands make the same one. Other measurements may go on.
+    """Locks a row without measures, so that no two commands measure the same. Others may go on.
 
-    Args:
-      path: of the JSON-lines file.
-      row: without its measures.
     Raises: OSError as `locks.hold`; files.LostError if the file's directory has gone.
     """
     directory = path.with_suffix("")
@@ -88,18 +80,18 @@ def read(path: pathlib.Path) -> list[dict]:
 def find(path: pathlib.Path, row: dict) -> dict | None:
     """Returns the row of a file that has all values of this one, and its measures; else None.
 
-    All processes return what the first one reads. A row of code with uncommitted changes is never
-    returned.
+    The first process reads for all. A row of code with uncommitted changes is never returned.
     """
     row = json.loads(json.dumps(row))  # the file has lists for tuples
-    match = None
-    if "-dirty" not in row["git_revision"]:
-        rows = read(path)
-        match = next((r for r in rows if row.items() <= r.items()), None)
-    return json.loads(sharding.broadcast_text(json.dumps(match)))
+
+    def match():
+        rows = [] if "-dirty" in row["git_revision"] else read(path)
+        return next((r for r in rows if row.items() <= r.items()), None)
+
+    return sharding.broadcast_result(match)
 
 
-def measures(row: dict) -> dict[str, float]:
+def get_measures(row: dict) -> dict[str, float]:
     """Returns the measures in a row of samples, without the run's training speed."""
     # The keys after 'picture' are the measures.
     names = list(row)[list(row).index("picture") + 1 :]
@@ -111,12 +103,13 @@ def check(measured: dict[str, float | None]) -> None:
 
     Raises: FloatingPointError for values that are not finite, or below zero beyond rounding.
     """
-    wrong = [
-        f"{name} {value}"
-        for name, value in measured.items()
-        if value is not None
-        and not (math.isfinite(value) and (value > -ROUNDING or name.startswith(SIGNED)))
-    ]
+
+    def is_possible(name, value):
+        measure = measures.find(name)
+        signed = measure and measure.may_be_negative
+        return value is None or (math.isfinite(value) and (signed or value > -ROUNDING))
+
+    wrong = [f"{name} {value}" for name, value in measured.items() if not is_possible(name, value)]
     if wrong:
         raise FloatingPointError(
             f"measured {', '.join(wrong)}, which cannot be, so no row is written. Are the losses "

@@ -1,7 +1,6 @@
 """Evaluation of samples against a reference, for a run's samples or for images that exist."""
 
 import functools
-import json
 import logging
 import pathlib
 
@@ -44,8 +43,7 @@ def evaluate(
 ) -> dict:
     """Returns the row of `num` samples. A row that was measured before is read back.
 
-    Features and images of finished batches are kept in the workdir until the row is written, so
-    that a command that was killed continues.
+    Finished batches are kept in the workdir until the row is written: a killed command continues.
     Args:
       reference: as `references.load_for_run` returns it.
       labels: a kind of `requests.draw`.
@@ -64,7 +62,7 @@ def evaluate(
         settings |= {"guide": guide.workdir, "guide_step": guide.step}
         settings["guide_digest"] = digests.digest(guide.params)
     row = rows.describe_checkpoint(trained, "sample", settings)
-    row |= _compared(extractor, reference, num)
+    row |= _describe_comparison(extractor, reference, num)
     # Images become features on the devices, without a copy to the host.
     extract = extractor.compile(mesh)
 
@@ -83,13 +81,16 @@ def evaluate(
             yield numbers, batch
 
     speed = metric_lines.training_speed(workdir, trained.step, config.batch_size)
+
+    def measure(arrays):
+        return _measure(arrays, reference, trained.class_names, progress) | speed
+
     path = workdir / "evaluations.jsonl"
-    names = trained.class_names
-    return _measure(path, row, speed, num, batches, reference, save_npz, progress, names)
+    return _add_row(path, row, num, batches, measure, save_npz, progress)
 
 
 def evaluate_images(
-    found: image_sets.ImageSet,
+    images: image_sets.ImageSet,
     extractor: extractors.Extractor,
     reference: references.Reference,
     num: int | None = None,
@@ -102,144 +103,143 @@ def evaluate_images(
     its picture to NAME.evaluations/.
     Raises: ValueError if there are fewer images than `num`; as `evaluate`.
     """
-    num = num or found.num
-    if num > found.num:
-        name = files.printable(found.name)
-        raise UserError(f"{name} has {found.num} images, fewer than --num={num}.")
-    samples = {"name": found.name, "num": num, "digest": found.digest}
+    num = num or images.num
+    if num > images.num:
+        name = files.printable(images.name)
+        raise UserError(f"{name} has {images.num} images, fewer than --num={num}.")
+    reference.check(images.shape)
+    samples = {"name": images.name, "num": num, "digest": images.digest}
     row = {"samples": samples, **rows.describe_code()}
-    reference.check(found.shape)
-    row |= _compared(extractor, reference, num)
+    row |= _describe_comparison(extractor, reference, num)
     batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
 
     def batches(wanted):
         for part in wanted:
-            blocks, start = found.blocks(batch_size, part.start, part.stop), part.start
-            for block, extracted in references.extract_blocks(extractor, blocks, batch_size):
-                numbers = range(start, start + len(block["image"]))
-                start = numbers.stop
-                yield numbers, {**block, **extracted}
+            extracted = extractors.extract(extractor, images, batch_size, part)
+            yield from ((numbers, block | features) for numbers, block, features in extracted)
 
-    path = path_beside(found)
-    names = found.class_names
-    return _measure(path, row, {}, num, batches, reference, None, progress, names)
+    def measure(arrays):
+        return _measure(arrays, reference, images.class_names, progress)
+
+    return _add_row(path_beside(images), row, num, batches, measure, progress=progress)
 
 
-def path_beside(found: image_sets.ImageSet) -> pathlib.Path:
-    """Returns the path of NAME.evaluations.jsonl beside the images.
-
-    For images of a split it is in the working directory.
-    """
-    path = pathlib.Path(found.name).expanduser().resolve()
+def path_beside(images: image_sets.ImageSet) -> pathlib.Path:
+    """Returns NAME.evaluations.jsonl beside the images; of a split, in the working directory."""
+    path = pathlib.Path(images.name).expanduser().resolve()
     if not path.exists():
-        path = pathlib.Path(found.name.replace("/", "_"))
+        path = pathlib.Path(images.name.replace("/", "_"))
     return path.with_name(f"{path.name.removesuffix('.npz')}.evaluations.jsonl")
 
 
-def _compared(extractor, reference, num):
-    """Returns the part of a row about extractor and reference, in every process.
+def _describe_comparison(extractor, reference, num):
+    """Returns the part of a row about extractor and reference, which the first process has."""
+
+    def describe():
+        measures.check_counts(num, reference)
+        return reference.source
+
+    return {"extractor": extractor.identity, "reference": sharding.broadcast_result(describe)}
+
+
+def _measure(arrays, reference, class_names, progress):
+    """Returns the measures of samples from their features and labels."""
+    label = arrays.get("label")
+    if label is not None and "probabilities" in arrays:
+        _warn_if_sorted(label)
+    values = measures.measure_features(arrays, reference, label, progress, class_names)
+    rows.check(values)
+    return values
+
+
+def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
+    """Returns the row with its measures, and writes it to `path`, or reads it back from there.
 
     Args:
-      reference: None in all processes but the first.
+      batches: as for `_fill`.
+      measure: measure(arrays) returns the values of all images' features and labels.
     """
-    sharding.in_every_process(lambda: reference and measures.check_counts(num, reference))
-    source = json.loads(sharding.broadcast_text(json.dumps(reference and reference.source)))
-    return {"extractor": extractor.identity, "reference": source}
+    with rows.hold(path, row) as lock:
+        name, first_process = rows.get_name(row), jax.process_index() == 0
+        row["picture"] = f"{path.with_suffix('').name}/{name}.png"
+        picture = path.parent / row["picture"]
+        # The first process keeps batches in one of two directories: with or without all images.
+        few_images, all_images = (
+            spool.Spool(picture.with_suffix(suffix), row["git_revision"])
+            for suffix in ("", ".images")
+        )
+        store = all_images if save_npz else few_images
+
+        def remove_batches():
+            few_images.remove()
+            all_images.remove()
+
+        # A finished row is read back only if its picture, and the .npz if requested, exist as well.
+        measured = rows.find(path, row)
+        complete = sharding.broadcast_result(
+            lambda: picture.is_file() and (not save_npz or spool.get_name(save_npz) == name)
+        )
+        if measured and complete:
+            logger.info("measured before: %s", path)
+            if first_process:
+                remove_batches()  # left by a command that was killed after the row
+            return measured
+
+        _fill(store, num, batches, bool(save_npz), lock, progress)
+
+        # The first process alone has all features, so it measures for all.
+        def finish():
+            arrays = store.read(SHOWN)
+            row.update(measure(arrays))
+            _write_picture(picture, arrays["image"], arrays.get("label"))
+            if save_npz:
+                store.write_npz(save_npz, name)
+            # Written last, when picture and .npz are complete.
+            rows.append(path, row)
+            remove_batches()
+            return row
+
+        return sharding.broadcast_result(finish)
 
 
-def _measure(path, row, speed, num, batches, reference, save_npz, progress, class_names=None):
-    """Returns the row with its measures, and writes it to `path`, or reads it back from there.
+def _fill(store, num, batches, all_images, lock, progress):
+    """Adds the images that a spool lacks: none, some after an interruption, or all.
 
     Args:
       batches: batches(wanted) yields (numbers, arrays) for the images in these ranges. The arrays
         are 'image', perhaps 'label', and the features. They may have more rows than there are
         numbers.
-      class_names: of the labels, if known.
+      all_images: whether the spool takes all images, or only those of the picture.
     """
-    with rows.hold(path, row) as lock:
-        # The first process keeps batches in one of two directories: with or without all images.
-        name, first_process = rows.get_name(row), jax.process_index() == 0
-        row["picture"] = f"{path.with_suffix('').name}/{name}.png"
-        picture = path.parent / row["picture"]
-        spools = [
-            spool.Spool(picture.with_suffix(suffix), row["git_revision"])
-            for suffix in ("", ".images")
-        ]
-        kept = spools[bool(save_npz)]
-        # A finished row is read back only if its picture, and the .npz if requested, exist as well.
-        measured = rows.find(path, row)
-        complete = picture.is_file()
-        complete &= not save_npz or spool.get_name(save_npz) == name
-        if measured and sharding.broadcast_text("complete" * complete):
-            logger.info("measured before: %s", path)
-            for leftover in spools * first_process:  # left by a command killed after the row
-                leftover.remove()
-            return measured
-
-        # An interrupted command left batches behind: only the missing images are made.
-        missing = _find_missing(kept, num)
-        with image_progress.ImageProgress(num, num - sum(map(len, missing)), progress) as bar:
-            for numbers, batch in batches(missing) if missing else ():
-                arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
-                # Images are large: only those that will be written leave the device.
-                if save_npz or numbers.start < SHOWN:
-                    arrays["image"] = generate.to_host(batch["image"])
-                arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
-                references.check_finite(arrays, numbers)
-                # The directory may have been moved or removed since the last batch.
-                lock.check_together()
-                sharding.in_every_process(functools.partial(_add, kept, numbers, arrays))
-                bar.update(len(numbers))
-
-        # The first process alone has all features, so it measures for all.
-        def finish():
-            if not first_process:
-                return None
-            arrays = kept.read(SHOWN)
-            _warn_if_sorted(arrays)
-            label = arrays.get("label")
-            values = measures.measure_features(arrays, reference, label, progress, class_names)
-            rows.check(values)
-            row.update(values)
-            row.update(speed)
-            _write_picture(picture, arrays["image"], label)
-            if save_npz:
-                kept.write_npz(save_npz, name)
-            # Written last, when picture and .npz are complete.
-            rows.append(path, row)
-            for leftover in spools:
-                leftover.remove()
-            return row
-
-        return json.loads(sharding.broadcast_text(json.dumps(sharding.in_every_process(finish))))
-
-
-def _find_missing(kept, num):
-    """Returns the ranges of images that the first process has not kept yet, in every process."""
-    missing = sharding.in_every_process(
-        lambda: kept.find_missing(num) if jax.process_index() == 0 else []
+    bounds = sharding.broadcast_result(
+        lambda: [(part.start, part.stop) for part in store.find_missing(num)]
     )
-    bounds = sharding.broadcast_text(json.dumps([(part.start, part.stop) for part in missing]))
-    return [range(*pair) for pair in json.loads(bounds)]
+    missing = [range(*pair) for pair in bounds]
+    with image_progress.ImageProgress(num, num - sum(map(len, missing)), progress) as bar:
+        for numbers, batch in batches(missing) if missing else ():
+            arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
+            # Images are large: only those that will be written leave the device.
+            if all_images or numbers.start < SHOWN:
+                arrays["image"] = generate.to_host(batch["image"])
+            arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
+            extractors.check_finite(arrays, numbers)
+            # The directory may have been moved or removed since the last batch.
+            lock.check_together()
+            sharding.broadcast_result(functools.partial(store.add, numbers, arrays))
+            bar.update(len(numbers))
 
 
-def _add(kept, numbers, arrays):
-    """Keeps a batch in the first process."""
-    if jax.process_index() == 0:
-        kept.add(numbers, arrays)
-
-
-def _warn_if_sorted(arrays):
+def _warn_if_sorted(label):
     """Logs a warning if images sorted by class make the Inception Score too low."""
-    if "probabilities" not in arrays or "label" not in arrays:
-        return
-    label, size = arrays["label"], metrics.SPLIT_SIZE
+    size = metrics.SPLIT_SIZE
     parts = [label[i : i + size] for i in range(0, len(label) - size + 1, size)]
+    if not parts:
+        return
     classes = len(np.unique(label))
-    classes_in_part = np.mean([len(np.unique(part)) for part in parts or [label]])
+    classes_in_part = np.mean([len(np.unique(part)) for part in parts])
     # The expected number of different classes in a part of shuffled images.
     in_random_order = classes * (1 - (1 - 1 / classes) ** size)
-    if parts and classes_in_part < in_random_order / 2:
+    if classes_in_part < in_random_order / 2:
         logger.warning(
             "the images are sorted by class: of %d classes the parts of %d images, in their order, "
             "whose mean the Inception Score is, have %.0f, so it is too low. Shuffle them.",

@@ -16,7 +16,6 @@ from dit_jax.system import files, npz_files
 
 logger = logging.getLogger("dit_jax")
 
-
 # The numbers of the first image and of the one after the last, and the CRC-32 of the file.
 NAME = re.compile(r"(\d{8,18})-(\d{8,18})-([0-9a-f]{8})\.npz")
 MOST_TEXT_BYTES = 4096
@@ -25,10 +24,8 @@ MOST_TEXT_BYTES = 4096
 class Spool:
     """A directory of batches. Each is written whole, with its checksum in its name.
 
-    A command that was killed continues with the images that are missing. Images of a damaged batch
-    count as missing.
-    Args:
-      revision: of the code that makes the batches. Batches of different revisions are not mixed.
+    A command that was killed continues with the missing images, also those of damaged batches.
+    Args: revision, of the code that makes the batches. Those of different revisions are not mixed.
     Raises: OSError if something cannot be written, in any method that writes.
     """
 
@@ -36,18 +33,14 @@ class Spool:
         self.directory, self.revision = directory, revision
         self._form = {}  # name -> (shape for one image, dtype) of the arrays on disk
 
-    def _has_form(self, form):
-        """Returns whether arrays have the form of the other batches'.
-
-        Not all batches have 'image'.
-        """
+    def _accepts(self, form):
+        """Returns whether arrays have the other batches' form, which may lack 'image'."""
         same = all(self._form.get(name, value) == value for name, value in form.items())
         return same and (not self._form or form.keys() ^ self._form.keys() <= {"image"})
 
     def find_missing(self, num_images: int) -> list[range]:
-        """Returns the numbers of the missing images as ranges, in order.
+        """Returns the numbers of the missing images as ranges, in order; checks all batches.
 
-        Makes the directory, and reads and checks every batch in it.
         Raises: ValueError if the batches were made by another revision of the code.
         """
         try:
@@ -70,22 +63,17 @@ class Spool:
         return missing
 
     def _is_whole(self, path, count):
-        """Returns whether a batch is undamaged, has `count` images, and has the others' arrays.
-
-        Raises: ValueError as `find_missing`.
-        """
+        """Returns whether a batch is undamaged, has `count` images, and has the others' arrays."""
         if NAME.fullmatch(path.name)[3] != f"{_crc(path):08x}":
             return False
         try:
-            described = npz_files.describe_npz(path)
-            saved = _read_text(path, "revision")
+            arrays, saved = npz_files.describe_npz(path), _read_text(path, "revision")
         except ValueError:
             return False
-        arrays = {name: array for name, array in described.items() if name != "revision"}
-        if any(array.shape[:1] != (count,) for array in arrays.values()):
-            return False
+        del arrays["revision"]
         form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
-        if not self._has_form(form):
+        counts = {array.shape[:1] for array in arrays.values()}
+        if counts - {(count,)} or not self._accepts(form):
             return False
         self._form |= form
         if saved != self.revision:
@@ -102,7 +90,7 @@ class Spool:
         Raises: OSError; ValueError if the batches in the directory hold other arrays.
         """
         form = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
-        if not self._has_form(form):
+        if not self._accepts(form):
             raise UserError(
                 f"{self.directory} holds batches of other arrays than this command makes: "
                 f"{self._form}, not {form}. Remove the directory, then run the same command."
@@ -123,26 +111,26 @@ class Spool:
 
     def read(self, num_images: int) -> dict[str, np.ndarray]:
         """Returns all arrays, but of 'image' only those of the first `num_images` images."""
-        spooled, kept, images = list(self._files()), {}, []
-        total = spooled[-1][0].stop
-        for numbers, path in spooled:
+        batches, whole, images = list(self._files()), {}, []
+        total = batches[-1][0].stop
+        for numbers, path in batches:
             names = self._form.keys() - ({"image"} if numbers.start >= num_images else set())
             arrays = npz_files.read_npz(path, names)
             if "image" in arrays:
                 images.append(arrays.pop("image"))
             for key, array in arrays.items():
-                if key not in kept:  # allocated once: joining parts would take twice the memory
-                    kept[key] = np.empty((total, *array.shape[1:]), array.dtype)
-                kept[key][numbers.start : numbers.stop] = array
-        return kept | {"image": np.concatenate(images)[:num_images]}
+                if key not in whole:  # allocated once: joining parts would take twice the memory
+                    whole[key] = np.empty((total, *array.shape[1:]), array.dtype)
+                whole[key][numbers.start : numbers.stop] = array
+        return whole | {"image": np.concatenate(images)[:num_images]}
 
     def write_npz(self, out: pathlib.Path, name: str) -> None:
         """Writes all images as 'arr_0', and labels, if there are any, as 'label'.
 
         Only one batch is in memory at a time. The file also holds `name`, which `get_name` returns.
         """
-        spooled = list(self._files())
-        shape = (spooled[-1][0].stop, *self._form["image"][0])
+        batches = list(self._files())
+        shape = (batches[-1][0].stop, *self._form["image"][0])
         names = self._form.keys() & {"image", "label"}  # a model of captions has no labels
 
         def write(file):
@@ -152,7 +140,7 @@ class Spool:
                 with npz.open("arr_0.npy", "w", force_zip64=True) as member:
                     header = dict(descr="|u1", fortran_order=False, shape=shape)
                     np.lib.format.write_array_header_1_0(member, header)
-                    for _, path in spooled:
+                    for _, path in batches:
                         batch = npz_files.read_npz(path, names)
                         member.write(np.ascontiguousarray(batch["image"]).data)
                         if "label" in batch:
@@ -198,10 +186,7 @@ def _crc(path):
 
 
 def _read_text(path, name):
-    """Returns a short text in an .npz.
-
-    Raises: OSError; ValueError for anything else.
-    """
+    """Returns a short text in an .npz.   Raises: OSError; ValueError for anything else."""
     text = npz_files.describe_npz(path).get(name)
     if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MOST_TEXT_BYTES:
         raise UserError(f"{files.printable(path)} holds no text {name!r}")

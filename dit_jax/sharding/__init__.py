@@ -3,6 +3,7 @@
 from dit_jax.sharding.axes import PARAMETER_AXES
 from dit_jax.sharding.hosts import (
     all_true,
+    broadcast_result,
     broadcast_text,
     in_every_process,
     in_first_process,
@@ -28,6 +29,7 @@ __all__ = [
     "PARAMETER_AXES",
     "all_true",
     "batch_sharding",
+    "broadcast_result",
     "broadcast_text",
     "check_batch_size",
     "in_every_process",

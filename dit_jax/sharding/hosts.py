@@ -1,5 +1,6 @@
 """Work of several processes of one run: what one does for all, and what all must agree on."""
 
+import json
 from collections.abc import Callable
 
 import jax
@@ -24,6 +25,12 @@ def in_every_process(f: Callable):
             "another process failed: see its output; run the same command again."
         )
     return result
+
+
+def broadcast_result(f: Callable):
+    """Returns f() of the first process, in every process, as JSON keeps it; all raise if f does."""
+    result = in_every_process(lambda: f() if jax.process_index() == 0 else None)
+    return json.loads(broadcast_text(json.dumps(result)))
 
 
 def all_true(ok: bool) -> bool:

@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -45,31 +44,25 @@ def compile_distance(task, frozen: frozen_networks.Frozen) -> tuple[Callable, di
         return extract(to_image(x_0))["features"]
 
     def distance(params):
-        moments = references.Moments()
+        moments = metrics.Moments()
         batches = generate.batches(sample, params, request, config.seed, mesh, features)
         for numbers, batch in batches:
             # The last batch may repeat images, which do not count.
-            extracted = {"features": np.asarray(batch)[: len(numbers)]}
-            references.check_finite(extracted, numbers)
+            extracted = np.asarray(batch)[: len(numbers)]
+            extractors.check_finite({"features": extracted}, numbers)
             moments.add(extracted)
 
         def measure():
-            if jax.process_index() != 0:
-                return None
-            gaussians = moments.gaussians()["features"], reference.gaussians["features"]
-            return metrics.frechet_distance(*gaussians)
+            return metrics.frechet_distance(moments.gaussian(), reference.gaussians["features"])
 
-        # The others get the value from the first process, or all raise if it failed.
-        value = sharding.broadcast_text(json.dumps(sharding.in_every_process(measure)))
-        return {training_name(config): json.loads(value)}
+        return {training_name(config): sharding.broadcast_result(measure)}
 
     return distance, _describe_settings(sample_config, request, extractor, reference)
 
 
 def _describe_settings(sample_config, request, extractor, reference):
     """Returns what the distance depends on, as JSON; the same in every process."""
-    digest = reference.source.get("digest") if reference else None
-    digest = json.loads(sharding.broadcast_text(json.dumps(digest)))
+    digest = sharding.broadcast_result(lambda: reference.source.get("digest"))
     sample = sample_config.to_dict()
     settings = {
         "fid": {name: sample.pop(name) for name in ("steps", "cfg_scale")},

@@ -11,7 +11,7 @@ import json
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.evaluation import plots
+from dit_jax.evaluation import queries
 from dit_jax.system import files
 from experiments.scaling.fits import fit, summary, table
 
@@ -23,7 +23,7 @@ def main(_):
     cli.check_out(out, (".json",))
     rows = table.read(FLAGS.table)
     for condition in FLAGS.where or ():
-        rows = plots.where(rows, condition)
+        rows = queries.select(rows, condition)
     table.check_quality(rows, FLAGS.quality)
     result = fit.study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"

@@ -310,7 +310,7 @@ def test_flags_that_say_nothing_are_refused(run_command, workdir):
         return run_command("evaluate", "--workdir", workdir, *flags, fails=True)
 
     message = error("--bpd", "--cfg_scale", 2, "--guide_step", 20)
-    assert "so it takes no --cfg_scale, --guide or --guide_step." in message
+    assert "--bpd takes no --cfg_scale, --guide_step." in message
     assert "--bpd_steps=3 goes with --bpd" in error("--bpd_steps", 3)
 
 

@@ -16,29 +16,29 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (23, 6, 6, 3), np.uint8)
 
 
-def _all(found, size=5, **options):
+def _all(images, size=5, **options):
     return {
-        name: np.concatenate([block[name] for block in found.blocks(size, **options)])
-        for name in next(found.blocks(size, **options))
+        name: np.concatenate([block[name] for block in images.blocks(size, **options)])
+        for name in next(images.blocks(size, **options))
     }
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_is_read_in_order_from_any_image_on(tmp_path, pixels, save):
     save(tmp_path / "samples.npz", arr_0=pixels)
-    found = image_sets.open_images(str(tmp_path / "samples.npz"))
-    assert (found.num, found.shape) == (23, (6, 6, 3))
-    assert [len(block["image"]) for block in found.blocks(10)] == [10, 10, 3]
-    np.testing.assert_array_equal(_all(found)["image"], pixels)
-    np.testing.assert_array_equal(_all(found, start=7, stop=19)["image"], pixels[7:19])
+    images = image_sets.open_images(str(tmp_path / "samples.npz"))
+    assert (images.num, images.shape) == (23, (6, 6, 3))
+    assert [len(block["image"]) for block in images.blocks(10)] == [10, 10, 3]
+    np.testing.assert_array_equal(_all(images)["image"], pixels)
+    np.testing.assert_array_equal(_all(images, start=7, stop=19)["image"], pixels[7:19])
 
 
 @pytest.mark.parametrize("key", ["label", "labels", "arr_1"])
 def test_npz_with_labels(tmp_path, pixels, key):
     path = tmp_path / "samples.npz"
     np.savez(path, **{"arr_0": pixels, key: np.arange(23) % 4})
-    found = _all(image_sets.open_images(str(path)), start=2)
-    np.testing.assert_array_equal(found["label"], np.arange(2, 23) % 4)
+    images = _all(image_sets.open_images(str(path)), start=2)
+    np.testing.assert_array_equal(images["label"], np.arange(2, 23) % 4)
     np.savez(path, **{"arr_0": pixels, key: np.arange(22)})
     message = rf"{key} in .* is int64 \[22\], but labels of 23 images must be whole numbers"
     with pytest.raises(ValueError, match=message):
@@ -88,10 +88,10 @@ def test_damaged_npz_and_missing_ones(tmp_path):
 def test_folder_is_read_in_the_order_of_its_names(tmp_path, pixels):
     for i in reversed(range(23)):
         Image.fromarray(pixels[i]).save(tmp_path / f"{i:03d}.png")
-    found = image_sets.open_images(str(tmp_path))
-    assert (found.num, found.shape) == (23, (6, 6, 3))
-    assert _all(found).keys() == {"image"}
-    np.testing.assert_array_equal(_all(found, start=3)["image"], pixels[3:])
+    images = image_sets.open_images(str(tmp_path))
+    assert (images.num, images.shape) == (23, (6, 6, 3))
+    assert _all(images).keys() == {"image"}
+    np.testing.assert_array_equal(_all(images, start=3)["image"], pixels[3:])
     Image.fromarray(pixels[0, :5]).save(tmp_path / "023.png")
     with pytest.raises(ValueError, match=r"023\.png has 5 x 6 pixels, but .*000\.png has 6 x 6"):
         _all(image_sets.open_images(str(tmp_path)))
@@ -102,9 +102,9 @@ def test_folder_is_cropped_and_has_a_class_for_a_sub_folder(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "0.png")
-    found = _all(image_sets.open_images(str(tmp_path), image_size=8))
-    assert found["label"].tolist() == [0, 1]
-    np.testing.assert_array_equal(found["image"][0], np.asarray(adm_crop(picture, 8)))
+    images = _all(image_sets.open_images(str(tmp_path), image_size=8))
+    assert images["label"].tolist() == [0, 1]
+    np.testing.assert_array_equal(images["image"][0], np.asarray(adm_crop(picture, 8)))
     as_they_are = _all(image_sets.open_images(str(tmp_path)))
     np.testing.assert_array_equal(as_they_are["image"][1], np.asarray(picture))
 
@@ -179,9 +179,9 @@ def test_empty_folder_and_damaged_image(tmp_path):
 
 def test_tfds_split(digits_dir):
     spec, where = "digits:test[:30]", dict(channels=1, data_dir=str(digits_dir))
-    found = image_sets.open_images(spec, 8, **where)
-    assert (found.name, found.num, found.shape) == (spec, 30, (8, 8, 1))
-    blocks = _all(found)
+    images = image_sets.open_images(spec, 8, **where)
+    assert (images.name, images.num, images.shape) == (spec, 30, (8, 8, 1))
+    blocks = _all(images)
     assert blocks["image"].std() > 10
     assert len(set(blocks["label"].tolist())) > 5
     with pytest.raises(ValueError, match="needs --image_size"):
@@ -190,10 +190,10 @@ def test_tfds_split(digits_dir):
 
 def test_threads_read_no_further_ahead_than_allowed(monkeypatch):
     monkeypatch.setattr(image_sets, "AHEAD", 3)
-    asked = []
-    reading = image_sets._read_ahead(lambda i: asked.append(i) or i, 50, 10)
+    loaded = []
+    reading = image_sets._read_in_threads(lambda i: loaded.append(i) or i, 50, 10)
     assert [next(reading) for _ in range(5)] == [10, 11, 12, 13, 14]
-    assert max(asked) <= 14 + 3 + 1
+    assert max(loaded) <= 14 + 3
     assert list(reading) == list(range(15, 50))
 
 

@@ -93,7 +93,7 @@ def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path,
     names = "fid sfid inception_score inception_score_std precision recall kid kid_std"
     assert list(row) == names.split()
     for name, kind in (("fid", "features"), ("sfid", "spatial")):
-        gaussian = metrics.Statistics.of(extracted[kind]).gaussian
+        gaussian = metrics.fit_gaussian(extracted[kind])
         expected = metrics.frechet_distance(gaussian, reference.gaussians[kind])
         assert_close(row[name], expected, 1e-9)
     assert row["fid"] != row["sfid"]
@@ -103,6 +103,14 @@ def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path,
     features = extracted["features"], reference.features
     assert (row["precision"], row["recall"]) == precision_recall.compute(*features, half=True)
     assert "KID is of subsets of 70, fewer than the usual 1000" in caplog.text
+
+
+def test_names_in_rows_are_found_in_the_table():
+    bases = {"fid": "fid", "fd_pixels": "fd", "kid_dinov2_std": "kid", "recall_pixels": "recall"}
+    bases |= {"fd_pixels_real_halves": "fd", "bits_per_latent_dim_prior": "bits_per_latent_dim"}
+    for name, base in bases.items():
+        assert measures.find(name) is measures.MEASURES[base]
+    assert measures.find("fidelity") is measures.find("cfg_scale") is None
 
 
 def test_names_of_distances():

@@ -60,16 +60,14 @@ def test_distance_of_few_samples_is_that_of_their_deviations():
     x_a, x_b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b))
     expected = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + np.sum(x_a**2) + np.sum(x_b**2)
     expected -= 2 * np.linalg.svd(x_a @ x_b.T, compute_uv=False).sum()
-    actual = metrics.frechet_distance(
-        metrics.Statistics.of(a).gaussian, metrics.Statistics.of(b).gaussian
-    )
+    actual = metrics.frechet_distance(metrics.fit_gaussian(a), metrics.fit_gaussian(b))
     assert_close(actual, expected, 1e-6)
 
 
 def test_distance_is_zero_for_equal_and_symmetric_for_others():
     rng = np.random.default_rng(0)
-    a = metrics.Statistics.of(rng.normal(size=(50, 4))).gaussian
-    b = metrics.Statistics.of(rng.normal(size=(70, 4)) + 0.3).gaussian
+    a = metrics.fit_gaussian(rng.normal(size=(50, 4)))
+    b = metrics.fit_gaussian(rng.normal(size=(70, 4)) + 0.3)
     same = metrics.Gaussian(a.mean.copy(), a.covariance.copy())
     assert metrics.frechet_distance(a, same) == 0.0
     assert_close(metrics.frechet_distance(a, b), metrics.frechet_distance(b, a), 1e-10)
@@ -78,7 +76,7 @@ def test_distance_is_zero_for_equal_and_symmetric_for_others():
 
 def test_too_few_samples_are_told_once(caplog):
     rng = np.random.default_rng(0)
-    few, enough = (metrics.Statistics.of(rng.normal(size=(n, 4))).gaussian for n in (4, 5))
+    few, enough = (metrics.fit_gaussian(rng.normal(size=(n, 4))) for n in (4, 5))
     published = metrics.Gaussian(enough.mean, enough.covariance)
     metrics.frechet_distance(enough, published)
     assert not caplog.records
@@ -104,21 +102,28 @@ def test_gaussians_that_do_not_fit_or_are_not_finite_are_refused():
             metrics.frechet_distance(metrics.Gaussian(np.full(2, value), np.eye(2)), a)
 
 
-def _assert_statistics_of(features, statistics):
+def _assert_gaussian_of(features, gaussian):
     """Within 1e-12 of the mean's and covariance's scale."""
     features = features.astype(np.float64)
-    assert statistics.n == len(features)
-    assert_close(statistics.mean, features.mean(axis=0), 1e-12)
+    assert gaussian.n == len(features)
+    assert_close(gaussian.mean, features.mean(axis=0), 1e-12)
     expected = np.cov(features.T)
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
-    assert np.abs((statistics.covariance - expected) / scale).max() < 1e-12
-    assert statistics.gaussian.covariance.dtype == np.float64
+    assert np.abs((gaussian.covariance - expected) / scale).max() < 1e-12
+    assert gaussian.covariance.dtype == np.float64
+
+
+def _gaussian_of_blocks(blocks):
+    moments = metrics.Moments()
+    for block in blocks:
+        moments.add(block)
+    return moments.gaussian()
 
 
 def test_distances_are_not_below_zero():
     """What rounding leaves is 0; what a matrix that is no covariance leaves is an error."""
     x = np.random.default_rng(0).normal(size=(20, 300))
-    few = metrics.Statistics.of(x).gaussian
+    few = metrics.fit_gaussian(x)
     for factor in (1 - 1e-15, 1 + 1e-15, 1 + 1e-12):
         turned = metrics.Gaussian(few.mean, few.covariance * factor, few.n)
         assert 0 <= metrics.frechet_distance(few, turned) < 1e-3
@@ -133,46 +138,54 @@ def test_covariances_are_accepted_with_their_rounding(dim):
     covariance = np.cov(x.T).reshape(dim, dim)
     single = np.cov(x.T.astype(np.float32), dtype=np.float32).reshape(dim, dim).astype(float)
     for matrix in (covariance, single, np.zeros((dim, dim)), np.diag(np.arange(dim) > 3) * 1.0):
-        metrics.check_covariance(matrix)
+        metrics.check_gaussian(np.zeros(dim), matrix, dim)
     # Below zero by more than a variance's rounding, by less than the largest eigenvalue's.
-    metrics.check_covariance(np.ones((dim, dim)) - 3e-5 * np.eye(dim))
+    metrics.check_gaussian(np.zeros(dim), np.ones((dim, dim)) - 3e-5 * np.eye(dim), dim)
 
 
 def test_what_is_no_covariance_is_refused():
     covariance = np.cov(np.random.default_rng(0).normal(size=(6, 100)))
     with pytest.raises(ValueError, match="not symmetric: two values that must be equal differ by"):
-        metrics.check_covariance(np.tril(covariance))
+        metrics.check_gaussian(np.zeros(6), np.tril(covariance), 6)
     with pytest.raises(ValueError, match=r"has eigenvalues from -1\.\d+ to -0\.\d+, but variances"):
-        metrics.check_covariance(-covariance)
+        metrics.check_gaussian(np.zeros(6), -covariance, 6)
     correlated = np.array([[1.0, 1.5], [1.5, 1.0]])  # more than is possible
     with pytest.raises(ValueError, match=r"has eigenvalues from -0\.5 to 2\.5"):
-        metrics.check_covariance(correlated)
+        metrics.check_gaussian(np.zeros(2), correlated, 2)
 
 
+@pytest.mark.parametrize("rows", [1, 4096])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_merged_statistics_are_those_of_the_whole_in_any_order(dtype):
+def test_moments_are_those_of_the_whole_in_any_order(dtype, rows, monkeypatch):
+    monkeypatch.setattr(metrics, "ROWS", rows)  # each row is merged, or all at once
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(1000, 5)) * 3 + 100).astype(dtype)
     parts = np.split(features, [1, 7, 300, 310, 900])
     for order in ([0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 3, 1]):
-        merged = metrics.Statistics.of(parts[order[0]])
-        for i in order[1:]:
-            merged = merged.merge(metrics.Statistics.of(parts[i]))
-        _assert_statistics_of(features, merged)
+        _assert_gaussian_of(features, _gaussian_of_blocks(parts[i] for i in order))
 
 
-def test_blocks_of_any_size_give_the_statistics_of_the_whole(monkeypatch):
+def test_moments_so_far_stay_as_they_are():
+    features, moments = np.random.default_rng(0).normal(size=(50, 3)), metrics.Moments()
+    moments.add(features[:20])
+    first = moments.gaussian()
+    moments.add(features[20:])
+    _assert_gaussian_of(features, moments.gaussian())
+    _assert_gaussian_of(features[:20], first)
+
+
+def test_blocks_of_any_size_give_the_moments_of_the_whole(monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", 64)
     features = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32) + 10
     before = features.copy()
     for size in (1, 63, 64, 65, 500, 1000):
-        blocks = [features[i : i + size] for i in range(0, 1000, size)]
-        _assert_statistics_of(features, metrics.Statistics.of_blocks(blocks))
-    _assert_statistics_of(features, metrics.Statistics.of(features))
+        blocks = (features[i : i + size] for i in range(0, 1000, size))
+        _assert_gaussian_of(features, _gaussian_of_blocks(blocks))
+    _assert_gaussian_of(features, metrics.fit_gaussian(features))
     np.testing.assert_array_equal(features, before)
 
 
-def test_a_block_may_be_overwritten_when_the_next_one_is_asked_for():
+def test_a_block_may_be_overwritten_when_the_next_one_is_made():
     features, block = np.random.default_rng(0).normal(size=(30, 3)), np.empty((10, 3))
 
     def blocks():
@@ -180,16 +193,15 @@ def test_a_block_may_be_overwritten_when_the_next_one_is_asked_for():
             block[:] = part
             yield block
 
-    _assert_statistics_of(features, metrics.Statistics.of_blocks(blocks()))
+    _assert_gaussian_of(features, _gaussian_of_blocks(blocks()))
 
 
-def test_statistics_of_too_little_are_refused():
-    with pytest.raises(ValueError, match="there are no features"):
-        metrics.Statistics.of(np.zeros((0, 3)))
+def test_moments_of_too_little_are_refused():
     with pytest.raises(ValueError, match=r"must be \[N, D\], not \[3\]"):
-        metrics.Statistics.of(np.zeros(3))
-    with pytest.raises(ValueError, match="1 sample has no covariance"):
-        _ = metrics.Statistics.of(np.zeros((1, 3))).gaussian
+        metrics.fit_gaussian(np.zeros(3))
+    for n in (0, 1):
+        with pytest.raises(ValueError, match=f"{n} samples have no covariance; take 2"):
+            metrics.fit_gaussian(np.zeros((n, 3)))
 
 
 def test_inception_score_is_1_for_one_prediction_and_k_for_all():

@@ -119,8 +119,8 @@ def test_npz_is_as_the_evaluator_of_adm_reads_it(kept, tmp_path):
         assert file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_0"], _batch(range(19))["image"])
         np.testing.assert_array_equal(file["label"], np.arange(19) % 3)
-    found = image_sets.open_npz(tmp_path / "samples.npz")  # and our own
-    assert (found.num, found.shape) == (19, (4, 4, 3))
+    images = image_sets.open_npz(tmp_path / "samples.npz")  # and our own
+    assert (images.num, images.shape) == (19, (4, 4, 3))
 
 
 def test_npz_of_captions_has_no_labels(kept, tmp_path):

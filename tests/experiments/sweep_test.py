@@ -87,11 +87,13 @@ def test_done_cell_that_lost_its_rows_or_pictures_is_measured_again(
     directory = tmp_path / "sweep" / one.name
     path = directory / "evaluations.jsonl"
     before = path.read_text()
-    measured = [rows.measures(json.loads(line)) for line in before.splitlines()]
+    measured = [rows.get_measures(json.loads(line)) for line in before.splitlines()]
     path.unlink()
     assert cell.state(one, config.evaluate, directory) == "begun"
     cell.run(one, config.evaluate, directory)
-    assert [rows.measures(json.loads(line)) for line in path.read_text().splitlines()] == measured
+    assert [
+        rows.get_measures(json.loads(line)) for line in path.read_text().splitlines()
+    ] == measured
     assert f"{one.name} has lost evaluations/10-" in caplog.text
     next(directory.glob("evaluations/20-*.png")).unlink()
     assert cell.state(one, config.evaluate, directory) == "begun"

@@ -33,7 +33,7 @@ def reference():
 
 
 def _gaussian(features):
-    return metrics.Statistics.of(features).gaussian
+    return metrics.fit_gaussian(features)
 
 
 def _in_f64(features):
@@ -63,11 +63,12 @@ def _frechet_distance(x, y):
 )
 def test_frechet_distance_of_spatial_features_in_blocks_agrees_with_schur_s_root(n, dim):
     x, y = _features(n, dim, seed=2), _features(n - 100, dim, seed=0)
-    blocks = [x[i : i + 50] for i in range(0, n, 50)]
-    statistics = metrics.Statistics.of_blocks(blocks[:7])
-    for block in blocks[7:]:
-        statistics = statistics.merge(metrics.Statistics.of(block))
-    ours = metrics.frechet_distance(statistics.gaussian, _gaussian(y))
+    moments = metrics.Moments()
+    for i in range(0, n, 50):
+        moments.add(x[i : i + 50])
+        if i == 300:
+            moments.gaussian()  # merges the blocks so far
+    ours = metrics.frechet_distance(moments.gaussian(), _gaussian(y))
     assert_close(ours, _frechet_distance(x, y), 1e-6)
 
 

@@ -114,7 +114,7 @@ def _evaluate(cell, evaluation, directory):
             evaluation.labels,
             evaluation.batch_size or None,
         )
-        logger.info("step %d  %s", step, metric_log.format_values(rows.measures(row)))
+        logger.info("step %d  %s", step, metric_log.format_values(rows.get_measures(row)))
         yield row
 
 

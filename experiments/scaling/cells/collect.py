@@ -11,7 +11,7 @@ import numpy as np
 from dit_jax import conditions, models, workdirs
 from dit_jax.data import pixels
 from dit_jax.errors import MissingFileError, UserError
-from dit_jax.evaluation import plots, rows
+from dit_jax.evaluation import queries, rows
 from dit_jax.sampling import pictures
 from dit_jax.system import files, forms, json_files
 from dit_jax.workdirs import metric_lines
@@ -62,7 +62,7 @@ def _points(workdir, where, cells=None):
     _check_names(paths)
     evaluations = [row for path in paths for row in _evaluations(path, bool(where))]
     for condition in where:
-        evaluations = plots.where(evaluations, condition)
+        evaluations = queries.select(evaluations, condition)
     _check_alike(evaluations)
     last = {(row["workdir"], row["step"]): row for row in evaluations}  # later rows replace earlier
     # A condition can only hold for an evaluation, so with --where other compute points are dropped.
@@ -137,7 +137,7 @@ def _check_alike(found):
     """Raises unless all evaluations have the same sampler, number, extractor and reference."""
 
     def settings(row):
-        sampled = plots.settings(row)
+        sampled = queries.get_settings(row)
         vae = {"vae_digest": sampled.get("vae_digest")}
         measured = {name: sampled[name] for name in SETTINGS if name in sampled}
         rest = {k: v for k, v in sampled.items() if k not in measured and k not in vae}
@@ -233,7 +233,7 @@ def _measured(row):
         return {}
     sample = row["sample"]
     return {
-        **rows.measures(row),
+        **rows.get_measures(row),
         "sampler": sample["sampler"],
         "sampling_steps": sample["steps"],
         "cfg_scale": sample["cfg_scale"],

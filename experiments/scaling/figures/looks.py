@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 
 from dit_jax.errors import UserError
-from dit_jax.evaluation import plot_style, plots
+from dit_jax.evaluation import curves, plot_style, plots
 from experiments.scaling.fits import selection
 
 WIDE = 6.8  # inches: both columns of a paper
@@ -86,12 +86,12 @@ def at_last_step(rows: list[dict], quality: str) -> list[dict]:
     return selection.at_step(rows, selection.last_step(rows))
 
 
-def curve(rows: list[dict], x: str, y: str) -> plots.Curve:
+def curve(rows: list[dict], x: str, y: str) -> curves.Curve:
     """Returns a curve with a point for each x, from all seeds, in the order of x."""
     points = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row[x]):
         points[row[x]].append((row[x], row[y]))
-    return plots.Curve("", dict(points))
+    return curves.Curve("", dict(points))
 
 
 def compute_unit(gflops: list[float]) -> tuple[float, str]:
@@ -250,7 +250,7 @@ def new_figure(panels: int = 1, sharex: bool = False, sharey: bool = False):
 
 
 def draw_curve(
-    axes, found: plots.Curve, color: str, marker: str, hollow: bool = False, **options
+    axes, found: curves.Curve, color: str, marker: str, hollow: bool = False, **options
 ) -> None:
     """Draws the means, joined by a line, over faint points for the seeds."""
     # A single seed is its own mean, so it gets no second point.

@@ -5,6 +5,7 @@ import collections
 import numpy as np
 
 from dit_jax.errors import UserError
+from dit_jax.evaluation import measures
 
 # Runs with equal values in these columns are of one model and differ in their seed.
 MODEL = ("network", "block", "depth", "hidden_size", "num_heads", "patch_size", "params")
@@ -15,7 +16,7 @@ HELD_OUT = ("eval_draws",)  # the settings on which held-out losses depend
 LOSSES = ("eval_",)  # prefix of the names of held-out losses
 RANGE = (1e-30, 1e30)  # of a quality: beyond it squares and ratios overflow
 # Prefixes of qualities for which higher is better.
-HIGHER = ("label_accuracy", "inception_score", "precision", "recall", "density", "coverage")
+HIGHER = tuple(name for name, m in measures.MEASURES.items() if m.larger_is_better)
 
 
 def get_model_key(row: dict) -> tuple:
