@@ -168,15 +168,9 @@ def _layer_norm(dtype, name):
 def from_config(config) -> ClipText:
     """Builds the module that `config.model` of a text encoder describes.
 
-    Raises: ValueError for sizes that do not fit together, an unknown activation or dtype.
+    Raises: ValueError for heads that do not divide the width, or an unknown activation.
     """
-    fields = {name: config[name] for name in ClipText.__dataclass_fields__ if name in config}
-    hidden_size, num_heads, activation = (
-        fields[name] for name in ("hidden_size", "num_heads", "activation")
-    )
-    if not num_heads or hidden_size % num_heads:
-        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L/14's has 12 for 768.")
-    if activation not in ACTIVATIONS:
+    layers.check_heads(config.num_heads, config.hidden_size)
+    if (activation := config.activation) not in ACTIVATIONS:
         raise UserError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
-    layers.check_dtype(fields["dtype"])
-    return ClipText(**fields)
+    return ClipText(**config)

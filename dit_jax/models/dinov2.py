@@ -165,10 +165,7 @@ class DinoV2(nn.Module):
 def from_config(config) -> DinoV2:
     """Builds the module that `config.model` of a feature extractor describes.
 
-    Raises: ValueError for heads that do not divide the width, or an unknown dtype.
+    Raises: ValueError for heads that do not divide the width.
     """
-    hidden_size, num_heads, dtype = config.hidden_size, config.num_heads, config.dtype
-    if hidden_size % num_heads:
-        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
-    layers.check_dtype(dtype)
-    return DinoV2(hidden_size, config.depth, num_heads, dtype)
+    layers.check_heads(config.num_heads, config.hidden_size)
+    return DinoV2(**config)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import UserError
-from dit_jax.models import layers
 
 SIZE = 299  # side of an image after the resize, in pixels
 CLASSES = 1008
@@ -203,9 +202,5 @@ def _pool(h, block, halves):
 
 
 def from_config(config) -> Inception:
-    """Builds the module that `config.model` of a feature extractor describes.
-
-    Raises: ValueError for an unknown dtype.
-    """
-    layers.check_dtype(config.dtype)
-    return Inception(config.dtype)
+    """Builds the module that `config.model` of a feature extractor describes."""
+    return Inception(**config)

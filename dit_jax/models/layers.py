@@ -120,6 +120,12 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f"{dtype=} is unknown; choose float32 or bfloat16.")
 
 
+def check_heads(num_heads: int, hidden_size: int) -> None:
+    """Raises ValueError unless the number of heads divides the width."""
+    if not num_heads or hidden_size % num_heads:
+        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
+
+
 def check_remat(remat: str) -> None:
     """Raises ValueError for an unknown choice of what the backward pass recomputes."""
     if remat not in REMAT_POLICIES:

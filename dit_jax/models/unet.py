@@ -322,16 +322,11 @@ def from_config(config) -> UNet:
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """
-    fields = {key: config[key] for key in config if key != "name"}
-    fields["input_size"] = sizes.simplify(fields["input_size"])
-    fields["channel_mult"] = tuple(fields["channel_mult"])
-    fields["attention_levels"] = tuple(fields["attention_levels"])
-    model = UNet(**fields)
+    model = UNet(**config)
     _check_sizes(model)
     _check_condition(model)
     conditioning.check(model)
     layers.check_remat(model.remat)
-    layers.check_dtype(model.dtype)
     return model.clone(attention=_resolve_attention(model))
 
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.errors import UserError
-from dit_jax.models import layers
 
 NORM_EPSILON = 1e-6
 
@@ -227,12 +226,9 @@ def from_config(config) -> AutoencoderKL:
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """
-    fields = {name: config[name] for name in AutoencoderKL.__dataclass_fields__ if name in config}
-    fields["block_channels"] = tuple(fields["block_channels"])
-    channels, groups = fields["block_channels"], fields["norm_groups"]
-    if not channels:
+    norm_groups = config.norm_groups
+    if not config.block_channels:
         raise UserError("block_channels=() needs a number for each level.")
-    if wrong := [c for c in channels if c < 1 or c % groups]:
-        raise UserError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
-    layers.check_dtype(fields["dtype"])
-    return AutoencoderKL(**fields)
+    if wrong := [channels for channels in config.block_channels if channels % norm_groups]:
+        raise UserError(f"{norm_groups=} must divide all block_channels, not {wrong}.")
+    return AutoencoderKL(**config)
