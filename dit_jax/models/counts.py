@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.models import dit, registry, unet, vae
+from dit_jax.models import dit, registry, unet_presets, vae
 
 CLIP_LENGTH = 77  # tokens of any caption in CLIP
 VAE_FACTOR = 8  # pixels per latent, along a side, in the published models
@@ -118,19 +118,19 @@ def published_config(
     Raises: ValueError for an unknown name, an image size that its patches do not divide, or an
       image size or block for a UNet.
     """
-    if name in unet.PRESETS:
+    if name in unet_presets.PRESETS:
         if image_size is not None or block is not None:
             raise UserError(
                 f"{name} is a UNet, of the one size that its name says: image_size={image_size}, "
                 f"block={block} are of a DiT. For another UNet give --config."
             )
         model = default.get_config("unet").model.unlock()
-        model.update(unet.get_preset(name))
+        model.update(unet_presets.get(name))
         return model
     if not name.startswith("DiT-"):
         raise UserError(
             f"unknown model {name!r}; the names are DiT-{{{','.join(dit.SIZES)}}}/PATCH, "
-            f"{', '.join(unet.PRESETS)}."
+            f"{', '.join(unet_presets.PRESETS)}."
         )
     image_size = 256 if image_size is None else image_size
     height, width = sizes.height_and_width(image_size)
@@ -156,6 +156,6 @@ def count_names(
     """
     only_dits = image_size is not None or block is not None
     all_names = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
-    all_names += [] if only_dits else list(unet.PRESETS)
+    all_names += [] if only_dits else list(unet_presets.PRESETS)
     configs = {name: published_config(name, image_size, block) for name in names or all_names}
     return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}

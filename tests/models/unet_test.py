@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding
-from dit_jax.models import layers, unet, unet_blocks
+from dit_jax.models import layers, unet, unet_blocks, unet_presets
 
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")
 TINY = dict(
@@ -36,7 +36,7 @@ TINY = dict(
     condition="context",
     num_classes=0,
     null_condition=True,
-    **unet.UNUSED_TEXT_FIELDS,
+    **unet_presets.UNUSED_TEXT_FIELDS,
     learn_sigma=False,
     **RUNTIME,
 )
@@ -313,14 +313,14 @@ QUICK_COUNTS = ("ddpm-cifar10", "unet-tiny")
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK_COUNTS)) for n in COUNTS]
 )
 def test_presets_have_the_published_counts(name):
-    shapes = _shapes(_build(dict(name="unet", **unet.get_preset(name), **RUNTIME)))
+    shapes = _shapes(_build(dict(name="unet", **unet_presets.get(name), **RUNTIME)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
 
 
 def test_names_of_presets():
-    assert COUNTS.keys() == unet.PRESETS.keys()
+    assert COUNTS.keys() == unet_presets.PRESETS.keys()
     with pytest.raises(ValueError, match=r"unknown model 'sd3'; the names are ddpm-cifar10, adm"):
-        unet.get_preset("sd3")
+        unet_presets.get("sd3")
 
 
 @pytest.mark.parametrize(
