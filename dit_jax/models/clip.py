@@ -16,6 +16,7 @@ from dit_jax.errors import UserError
 from dit_jax.models import layers
 
 NORM_EPSILON = 1e-5
+_layer_norm = functools.partial(layers.layer_norm, NORM_EPSILON)
 
 VIT_L_14 = dict(
     vocab_size=49408,
@@ -40,10 +41,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {
-    "quick_gelu": quick_gelu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-}
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": layers.exact_gelu}
 
 
 class CausalAttention(nn.Module):
@@ -130,24 +128,18 @@ class ClipText(nn.Module):
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; this CLIP takes "
                 f"[B, M] of int32, M up to {self.length}."
             )
-        # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
-        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+        with layers.product_precision(self.dtype):
             return self._hidden_states(tokens)
 
     def _hidden_states(self, tokens):
         embed = _embed(self.vocab_size, self.hidden_size, 0.02, self.dtype, "token_embedding")
         position = _embed(self.length, self.hidden_size, 0.01, self.dtype, "position_embedding")
         x = embed(tokens) + position(jnp.arange(tokens.shape[1]))[None]  # [B, M, D]
-        stack = nn.scan(
-            Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-        )
         # With this, the standard deviation of the sum of 2 L branches does not grow with L.
         out_std = (self.hidden_size * 2 * self.depth) ** -0.5
         sizes = self.num_heads, self.mlp_size, self.activation, out_std
-        x, _ = stack(*sizes, self.dtype, name="encoder_layers")(x)  # [B, M, D]
+        stack = layers.stack(Layer, self.depth)(*sizes, self.dtype, name="encoder_layers")
+        x, _ = stack(x)  # [B, M, D]
         return _layer_norm("float32", "final_layer_norm")(x.astype(jnp.float32))
 
 
@@ -158,11 +150,6 @@ def _embed(num, size, std, dtype, name):
 
 def _dense(size, std, dtype, name):
     return nn.Dense(size, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
-
-
-def _layer_norm(dtype, name):
-    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
-    return nn.LayerNorm(epsilon=NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def from_config(config) -> ClipText:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -114,6 +115,9 @@ def _gelu_bwd(h, g):
 gelu.defvjp(lambda h: (gelu(h), h), _gelu_bwd)
 
 
+exact_gelu = functools.partial(nn.gelu, approximate=False)
+
+
 def check_dtype(dtype: str) -> None:
     """Raises ValueError for an unknown dtype of activations."""
     if dtype not in ("float32", "bfloat16"):
@@ -175,6 +179,29 @@ def _cudnn_attention_error(dtype, head_dim):
         reason = (str(error).splitlines() or [""])[0]
         return f"{type(error).__name__}: {reason}"
     return None
+
+
+def product_precision(dtype: str):
+    """Returns the context in which products of f32 activations are computed in full f32."""
+    # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
+    return jax.default_matmul_precision("highest" if dtype == "float32" else "default")
+
+
+def group_norm(groups: int, epsilon: float, dtype: str, name: str) -> nn.GroupNorm:
+    """Returns a GroupNorm whose statistics are computed in f32 and in two passes."""
+    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
+    return nn.GroupNorm(groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def layer_norm(epsilon: float, dtype: str, name: str) -> nn.LayerNorm:
+    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def stack(block: type[nn.Module], depth: int) -> Callable:
+    """Returns the maker of a scan over `depth` blocks, whose parameters are [depth, ...]."""
+    options = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+    return nn.scan(block, length=depth, **options)
 
 
 class LayerNorm(nn.Module):
@@ -257,15 +284,16 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, tanh GELU, Linear."""
+    """Linear, activation, Linear."""
 
     hidden_size: int
     dtype: str
+    activation: Callable = gelu
 
     @nn.compact
     def __call__(self, x):
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier_uniform)
-        h = gelu(dense(self.hidden_size, name="fc1")(x))  # [B, N, 4D]
+        h = self.activation(dense(self.hidden_size, name="fc1")(x))  # [B, N, 4D]
         return dense(x.shape[-1], name="fc2")(h)
 
 

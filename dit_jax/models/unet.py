@@ -125,7 +125,7 @@ class UNet(nn.Module):
                 else:
                     x = resnet(width, resample=unet_blocks.double, name=name)(x, t_emb)
         # The last convolution is zero at initialisation, and so is the output.
-        norm = unet_blocks.norm(self.norm_groups, self.norm_epsilon, self.dtype, "conv_norm_out")
+        norm = layers.group_norm(self.norm_groups, self.norm_epsilon, self.dtype, "conv_norm_out")
         out_channels = self.in_channels * (2 if self.learn_sigma else 1)
         x = conv(out_channels, name="conv_out", kernel_init=unet_blocks.zeros)(nn.silu(norm(x)))
         return x.astype(jnp.float32)  # [B, h, w, C or 2C]

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.errors import UserError
-
-NORM_EPSILON = 1e-6
+from dit_jax.models import layers
 
 
 class AutoencoderKL(nn.Module):
@@ -215,10 +214,7 @@ def _conv(channels, dtype, name):
 
 
 def _norm(groups, dtype, name):
-    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
-    return nn.GroupNorm(
-        groups, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
-    )
+    return layers.group_norm(groups, 1e-6, dtype, name)
 
 
 def from_config(config) -> AutoencoderKL:
