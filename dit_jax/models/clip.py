@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.errors import UserError
-from dit_jax.models import layers
+from dit_jax.models import layers, options
 
 NORM_EPSILON = 1e-5
 _layer_norm = functools.partial(layers.layer_norm, NORM_EPSILON)
@@ -157,7 +157,6 @@ def from_config(config) -> ClipText:
 
     Raises: ValueError for heads that do not divide the width, or an unknown activation.
     """
-    layers.check_heads(config.num_heads, config.hidden_size)
-    if (activation := config.activation) not in ACTIVATIONS:
-        raise UserError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+    options.check_heads(config.num_heads, config.hidden_size)
+    options.check_choice("activation", config.activation, ACTIVATIONS)
     return ClipText(**config)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import UserError
-from dit_jax.models import dit, layers
+from dit_jax.models import dit, layers, options
 
 IMAGE_SIZE, PATCH_SIZE = 224, 14
 GRID_SIZE = IMAGE_SIZE // PATCH_SIZE
@@ -146,5 +146,5 @@ def from_config(config) -> DinoV2:
 
     Raises: ValueError for heads that do not divide the width.
     """
-    layers.check_heads(config.num_heads, config.hidden_size)
+    options.check_heads(config.num_heads, config.hidden_size)
     return DinoV2(**config)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError
-from dit_jax.models import clip, dinov2, dit, inception, layers, lpips, unet, vae
+from dit_jax.models import clip, dinov2, dit, inception, lpips, options, unet, vae
 from dit_jax.system import files, forms
 
 # Each takes a ConfigDict of its module's fields.
@@ -40,7 +40,7 @@ def build(config) -> nn.Module:
     """
     check_keys(config)
     ranges.check(config, "model")
-    layers.check_dtype(config.dtype)
+    options.check_choice("dtype", config.dtype, ("float32", "bfloat16"))
     fields = {key: config[key] for key in _field_types(config.name)}
     for key, value in fields.items():
         if f"model.{key}" in sizes.KEYS:
@@ -51,10 +51,9 @@ def build(config) -> nn.Module:
 
 
 def check_keys(config: ConfigDict | Mapping) -> None:
-    """Raises unless `config.model` has exactly the keys of its model, with values of their types.
+    """Raises ValueError unless `config.model` has exactly its model's keys, of the right types.
 
     Numbers may have any size, and the name of a choice may be unknown: `build` checks these.
-    Raises: ValueError with the key.
     """
     name = config["name"]
     if name not in list(BUILDERS):  # a list, as the name may be a value without a hash

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.models import conditioning, layers, unet_blocks
+from dit_jax.models import conditioning, layers, options, unet_blocks
 
 RESAMPLE = ("conv", "resnet")
 
@@ -153,7 +153,7 @@ class UNet(nn.Module):
         """Returns the block class with the recomputation that `remat` chooses."""
         if self.remat == "none":
             return block
-        return nn.remat(block, policy=layers.REMAT_POLICIES[self.remat])
+        return nn.remat(block, policy=options.REMAT_POLICIES[self.remat])
 
     def _condition(self, t_emb, cond):
         """Returns the time embedding and the context.
@@ -193,7 +193,7 @@ def from_config(config) -> UNet:
     _check_sizes(model)
     _check_condition(model)
     conditioning.check(model)
-    layers.check_remat(model.remat)
+    options.check_choice("remat", model.remat, options.REMAT_POLICIES)
     return model.clone(attention=_resolve_attention(model))
 
 
@@ -270,8 +270,8 @@ def _resolve_attention(model):
     # Head sizes differ between levels, so cuDNN may be possible at some of them only.
     attempt = "auto" if choice == "cudnn" else choice
     resolved = {
-        size: layers.resolve_attention(attempt, model.dtype, size) for size in {*sizes.values()}
+        size: options.resolve_attention(attempt, model.dtype, size) for size in {*sizes.values()}
     }
     if choice == "cudnn" and "cudnn" not in resolved.values():
-        layers.resolve_attention(choice, model.dtype, min(resolved))  # raises, with the reason
+        options.resolve_attention(choice, model.dtype, min(resolved))  # raises, with the reason
     return tuple(resolved[sizes[i]] if i in sizes else "xla" for i in range(len(channels)))

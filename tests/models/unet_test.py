@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding
-from dit_jax.models import layers, unet, unet_blocks, unet_presets
+from dit_jax.models import options, unet, unet_blocks, unet_presets
 
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")
 TINY = dict(
@@ -370,7 +370,7 @@ def test_cudnn_where_the_head_size_allows(monkeypatch):
     def resolve(choice, dtype, head_dim):
         return "cudnn" if choice == "auto" and head_dim == 48 else "xla"
 
-    monkeypatch.setattr(layers, "resolve_attention", resolve)
+    monkeypatch.setattr(options, "resolve_attention", resolve)
     sizes = dict(base_channels=48, channel_mult=(1, 2, 2), attention_levels=(0, 1))
     for choice in ("auto", "cudnn"):
         assert _build(TINY, **sizes, attention=choice).attention == ("xla", "cudnn", "cudnn")
