@@ -187,23 +187,25 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided convolution that halves the size."""
+    """A strided convolution that halves the size; it does not use the time."""
 
+    channels: int
     dtype: str
 
     @nn.compact
     def __call__(self, x, t_emb):
-        return sharding.pin_batch(conv(x.shape[-1], self.dtype, "conv", strides=2)(x))
+        return sharding.pin_batch(conv(self.channels, self.dtype, "conv", strides=2)(x))
 
 
 class Upsample(nn.Module):
     """Repetition of every value, which doubles the size, then a convolution."""
 
+    channels: int
     dtype: str
 
     @nn.compact
     def __call__(self, x, t_emb):
-        return sharding.pin_batch(conv(x.shape[-1], self.dtype, "conv")(double(x)))
+        return sharding.pin_batch(conv(self.channels, self.dtype, "conv")(double(x)))
 
 
 class TimeEmbedding(nn.Module):
