@@ -62,22 +62,6 @@ class CausalAttention(nn.Module):
         return _dense(size, self.out_std, self.dtype, "out_proj")(x.reshape(batch, tokens, size))
 
 
-class Mlp(nn.Module):
-    """Linear, activation, Linear."""
-
-    mlp_size: int
-    activation: str
-    out_std: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x):
-        size = x.shape[-1]
-        h = _dense(self.mlp_size, (2 * size) ** -0.5, self.dtype, "fc1")(x)  # [B, M, mlp_size]
-        h = ACTIVATIONS[self.activation](h)
-        return _dense(size, self.out_std, self.dtype, "fc2")(h)
-
-
 class Layer(nn.Module):
     """Causal self-attention and MLP, each after a LayerNorm."""
 
@@ -91,7 +75,9 @@ class Layer(nn.Module):
     def __call__(self, x):
         attn = CausalAttention(self.num_heads, self.out_std, self.dtype, name="self_attn")
         x = x + attn(_layer_norm(self.dtype, "layer_norm1")(x))
-        mlp = Mlp(self.mlp_size, self.activation, self.out_std, self.dtype, name="mlp")
+        normal, activation = nn.initializers.normal, ACTIVATIONS[self.activation]
+        inits = normal((2 * x.shape[-1]) ** -0.5), normal(self.out_std)
+        mlp = layers.Mlp(self.mlp_size, self.dtype, activation, inits, name="mlp")
         x = x + mlp(_layer_norm(self.dtype, "layer_norm2")(x))
         return x, None
 

@@ -215,12 +215,14 @@ class Mlp(nn.Module):
     hidden_size: int
     dtype: str
     activation: Callable = gelu
+    kernel_inits: tuple[Callable, Callable] = (xavier_uniform, xavier_uniform)  # of fc1, fc2
 
     @nn.compact
     def __call__(self, x):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier_uniform)
-        h = self.activation(dense(self.hidden_size, name="fc1")(x))  # [B, N, 4D]
-        return dense(x.shape[-1], name="fc2")(h)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        init_1, init_2 = self.kernel_inits
+        h = dense(self.hidden_size, kernel_init=init_1, name="fc1")(x)  # [B, N, hidden_size]
+        return dense(x.shape[-1], kernel_init=init_2, name="fc2")(self.activation(h))
 
 
 class TimestepEmbedder(nn.Module):

@@ -169,7 +169,7 @@ class FeedForward(nn.Module):
             kernel_init=layers.xavier_uniform,
             name="net_0_proj",
         )(x)  # [B, N, 2, 4D]
-        h = both[:, :, 0] * nn.gelu(both[:, :, 1], approximate=False)
+        h = both[:, :, 0] * layers.exact_gelu(both[:, :, 1])
         return linear(size, self.dtype, "net_2")(h)
 
 
