@@ -16,11 +16,6 @@ from dit_jax.errors import UserError
 from dit_jax.models import conditioning, layers, options, unet_blocks
 
 
-def get_widths(config) -> list[int]:
-    """Returns the channels of every level, from the full size inwards."""
-    return [round(mult * config.base_channels) for mult in config.channel_mult]
-
-
 class UNet(nn.Module):
     """A noise predictor: eps, and with learn_sigma the variance, from x_t, time and condition.
 
@@ -73,7 +68,7 @@ class UNet(nn.Module):
         """
         self._check_inputs(x_t, cond)
         # The makers of blocks, by width and name; those of attention by level, then by name.
-        channels, last = get_widths(self), len(self.channel_mult) - 1
+        widths, last = self.widths, len(self.channel_mult) - 1
         resnet, downsample, upsample = self._make_resnets()
         attention = {i: self._make_attention(i) for i in self.levels_with_attention}
         # The time, with the label if it is added to it, and what transformer blocks attend to.
@@ -82,9 +77,9 @@ class UNet(nn.Module):
         t_emb, context = self._embed_condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
 
         # Down: every output is kept for a skip connection.
-        x = unet_blocks.conv(channels[0], self.dtype, "conv_in")(x_t)  # [B, h, w, D_0]
+        x = unet_blocks.conv(widths[0], self.dtype, "conv_in")(x_t)  # [B, h, w, D_0]
         skips = [x]
-        for i, width in enumerate(channels):
+        for i, width in enumerate(widths):
             for j in range(self.blocks_per_level):
                 x = resnet(width, name=f"down_blocks_{i}_resnets_{j}")(x, t_emb)
                 if i in self.attention_levels:
@@ -94,10 +89,10 @@ class UNet(nn.Module):
                 x = downsample(width, name=f"down_blocks_{i}_downsamplers_0")(x, t_emb)
                 skips.append(x)
         # The middle always has attention, at the last level.
-        middle = functools.partial(resnet, channels[-1])
+        middle = functools.partial(resnet, widths[-1])
         x = unet_blocks.MidBlock(middle, attention[last], name="mid_block")(x, t_emb, context)
         # Up: each level has one block more, for the skip of conv_in or of a downsampling.
-        for i, width in reversed(list(enumerate(channels))):
+        for i, width in reversed(list(enumerate(widths))):
             level = f"up_blocks_{last - i}"
             for j in range(self.blocks_per_level + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -114,13 +109,18 @@ class UNet(nn.Module):
         return x.astype(jnp.float32)  # [B, h, w, C or 2C]
 
     @property
+    def widths(self) -> list[int]:
+        """The channels of every level, from the full size inwards."""
+        return [round(mult * self.base_channels) for mult in self.channel_mult]
+
+    @property
     def levels_with_attention(self) -> list[int]:
         """The attention_levels and the last, whose attention the middle has."""
         return sorted({*self.attention_levels, len(self.channel_mult) - 1})
 
     def heads(self, level: int) -> int:
         """Returns the number of attention heads at this level."""
-        return self.num_heads or get_widths(self)[level] // self.head_dim
+        return self.num_heads or self.widths[level] // self.head_dim
 
     def _make_resnets(self):
         """Returns the makers of residual blocks, of downsampling and of upsampling."""
@@ -207,7 +207,7 @@ def from_config(config) -> UNet:
 
 def _check_levels(model):
     """Raises ValueError for sizes or channels of the levels that do not fit together."""
-    channels, levels = get_widths(model), len(model.channel_mult)
+    levels = len(model.channel_mult)
     base_channels, norm_groups = model.base_channels, model.norm_groups
     if not levels:
         raise UserError("channel_mult=() needs a number for each level.")
@@ -220,7 +220,7 @@ def _check_levels(model):
         )
     if base_channels % 2:
         raise UserError(f"{base_channels=} must be even for the sinusoids.")
-    if wrong := [c for c in channels if c < 1 or c % norm_groups]:
+    if wrong := [c for c in model.widths if c < 1 or c % norm_groups]:
         raise UserError(
             f"{norm_groups=} must divide the channels of all levels, not {wrong}; all are "
             f"{base_channels=} x channel_mult={model.channel_mult}."
@@ -235,9 +235,8 @@ def _check_levels(model):
 def _check_heads(model):
     """Raises ValueError unless the heads divide the channels wherever there is attention."""
     num_heads, head_dim = model.num_heads, model.head_dim
-    channels = [get_widths(model)[level] for level in model.levels_with_attention]
-    one_is_0 = (num_heads == 0) != (head_dim == 0)
-    if not one_is_0 or any(c % (num_heads or head_dim) for c in channels):
+    channels = [model.widths[level] for level in model.levels_with_attention]
+    if (num_heads > 0) == (head_dim > 0) or any(c % (num_heads or head_dim) for c in channels):
         raise UserError(
             f"{num_heads=}, {head_dim=}: exactly one must not be 0, and it must divide the "
             f"channels of the levels with attention and of the middle, {channels}."
@@ -265,7 +264,7 @@ def _resolve_attention(model):
 
     Raises: ValueError if 'cudnn' is chosen and is possible at no level.
     """
-    choice, widths = model.attention, get_widths(model)
+    choice, widths = model.attention, model.widths
     head_dims = {i: widths[i] // model.heads(i) for i in model.levels_with_attention}
     # Head sizes differ between levels, so cuDNN may be possible at some of them only.
     attempt = "auto" if choice == "cudnn" else choice

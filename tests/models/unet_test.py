@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding
-from dit_jax.models import options, unet, unet_blocks, unet_presets
+from dit_jax.models import options, unet_blocks, unet_presets
 
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")
 TINY = dict(
@@ -382,7 +382,7 @@ def test_cudnn_where_the_head_size_allows(monkeypatch):
 
 def test_channels_may_be_fractions_of_the_base():
     model = _build(TINY, channel_mult=[0.5, 1.25])  # lists, as JSON has them
-    assert unet.get_widths(model) == [8, 20]
+    assert model.widths == [8, 20]
     shapes = _shapes(model)
     assert shapes["conv_in"]["kernel"].shape == (3, 3, 4, 8)
     assert shapes["time_embedding"]["linear_1"]["kernel"].shape == (16, 64)
