@@ -14,7 +14,7 @@ Cost and result: not measured.
 """
 
 from configs import default
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 
 RUNS = {
     "imagenet64": dict(steps=540_000, batch=2048, learning_rate=3e-4, schedule="cosine"),
@@ -32,7 +32,7 @@ def get_config(name: str = "imagenet64"):
         raise ValueError(f"unknown dataset {name!r}; choose {' or '.join(RUNS)}.")
     run = RUNS[name]
     config = default.get_config("unet")
-    config.model.update(unet.get_preset(f"adm-{name}") | dict(null_condition=True))
+    config.model.update(unet_presets.get(f"adm-{name}") | dict(null_condition=True))
     config.model.dtype = "bfloat16"
     config.update(total_steps=run["steps"], batch_size=run["batch"])
     config.optim.learning_rate = run["learning_rate"]

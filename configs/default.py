@@ -181,7 +181,7 @@ def _add_dit(config):
 
 
 def _add_unet(config):
-    # models.unet.PRESETS has published combinations of these keys.
+    # models.unet_presets.PRESETS has published combinations of these keys.
     config.model = ConfigDict()
     config.model.name = "unet"
     config.model.input_size = _size(32)  # of x_0, in latents or pixels; or (height, width)

@@ -19,7 +19,7 @@ Cost and result: not measured.
 """
 
 from configs import default
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 
 # (preset of the UNet, pixels of an image's side, prediction)
 VERSIONS = {
@@ -39,7 +39,7 @@ def get_config(name: str = "sd15"):
         raise ValueError(f"unknown version {name!r}; choose {', '.join(VERSIONS)}.")
     preset, size, prediction = VERSIONS[name]
     config = default.get_config("unet")
-    config.model.update(unet.get_preset(preset) | dict(input_size=size // 8))  # the VAE's factor
+    config.model.update(unet_presets.get(preset) | dict(input_size=size // 8))  # the VAE's factor
     config.model.update(dtype="bfloat16", remat="full", learn_sigma=False)
     config.init_from = f"runs/{name}"
     config.update(total_steps=10_000, batch_size=8, eval_every_steps=0)

@@ -10,13 +10,13 @@ Cost and result: not measured.
 """
 
 from configs import default
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 
 
 def get_config():
     """Returns the config."""
     config = default.get_config("unet")
-    config.model.update(unet.get_preset("ddpm-cifar10"))
+    config.model.update(unet_presets.get("ddpm-cifar10"))
     config.update(total_steps=800_000, batch_size=128)
     config.data.update(name="cifar10", eval_split="test", image_size=32, cache=True)
     config.latents.source = "pixels"

@@ -3,8 +3,8 @@
   python -m dit_jax.flops [DiT-XL/2 --image_size 256 --block adaLN-Zero | --config FILE] [--json]
   python -m dit_jax.flops sd15-unet adm-imagenet256
 
-Model names are the DiT paper's and the keys of models.unet.PRESETS. The paper's "Gflops" are
-multiply-adds of one forward pass. Here these are `gmacs`, and gflops = 2 gmacs.
+Model names are the DiT paper's and the keys of models.unet_presets.PRESETS. The paper's "Gflops"
+are multiply-adds of one forward pass. Here these are `gmacs`, and gflops = 2 gmacs.
 """
 
 import json

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays
 from dit_jax.errors import UserError
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 
 # Preset -> noise schedule, and whether rows of q, k, v are [3, H, D/H] instead of [H, 3, D/H].
 PUBLISHED = {
@@ -109,7 +109,7 @@ def preset(found: Mapping[str, np.ndarray]) -> str:
 
 def model_config(name: str) -> ConfigDict:
     """Returns `config.model` of a preset."""
-    fields = dict(name="unet", **unet.get_preset(name))
+    fields = dict(name="unet", **unet_presets.get(name))
     return ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dit_jax.convert import arrays, fields
 from dit_jax.errors import UserError
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 from dit_jax.system import files
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -165,7 +165,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
             condition="context",
             num_classes=0,
             null_condition=True,
-            **unet.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
+            **unet_presets.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
             learn_sigma=config["out_channels"] != config["in_channels"],
             dtype="float32",
             attention="auto",

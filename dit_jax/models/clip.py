@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.errors import UserError
-from dit_jax.models import layers
+from dit_jax.models import layers, options
 
 NORM_EPSILON = 1e-5
+_layer_norm = functools.partial(layers.layer_norm, NORM_EPSILON)
 
 VIT_L_14 = dict(
     vocab_size=49408,
@@ -40,10 +41,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {
-    "quick_gelu": quick_gelu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-}
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": layers.exact_gelu}
 
 
 class CausalAttention(nn.Module):
@@ -64,22 +62,6 @@ class CausalAttention(nn.Module):
         return _dense(size, self.out_std, self.dtype, "out_proj")(x.reshape(batch, tokens, size))
 
 
-class Mlp(nn.Module):
-    """Linear, activation, Linear."""
-
-    mlp_size: int
-    activation: str
-    out_std: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x):
-        size = x.shape[-1]
-        h = _dense(self.mlp_size, (2 * size) ** -0.5, self.dtype, "fc1")(x)  # [B, M, mlp_size]
-        h = ACTIVATIONS[self.activation](h)
-        return _dense(size, self.out_std, self.dtype, "fc2")(h)
-
-
 class Layer(nn.Module):
     """Causal self-attention and MLP, each after a LayerNorm."""
 
@@ -93,7 +75,9 @@ class Layer(nn.Module):
     def __call__(self, x):
         attn = CausalAttention(self.num_heads, self.out_std, self.dtype, name="self_attn")
         x = x + attn(_layer_norm(self.dtype, "layer_norm1")(x))
-        mlp = Mlp(self.mlp_size, self.activation, self.out_std, self.dtype, name="mlp")
+        normal, activation = nn.initializers.normal, ACTIVATIONS[self.activation]
+        inits = normal((2 * x.shape[-1]) ** -0.5), normal(self.out_std)
+        mlp = layers.Mlp(self.mlp_size, self.dtype, activation, inits, name="mlp")
         x = x + mlp(_layer_norm(self.dtype, "layer_norm2")(x))
         return x, None
 
@@ -130,24 +114,18 @@ class ClipText(nn.Module):
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; this CLIP takes "
                 f"[B, M] of int32, M up to {self.length}."
             )
-        # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
-        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+        with layers.product_precision(self.dtype):
             return self._hidden_states(tokens)
 
     def _hidden_states(self, tokens):
         embed = _embed(self.vocab_size, self.hidden_size, 0.02, self.dtype, "token_embedding")
         position = _embed(self.length, self.hidden_size, 0.01, self.dtype, "position_embedding")
         x = embed(tokens) + position(jnp.arange(tokens.shape[1]))[None]  # [B, M, D]
-        stack = nn.scan(
-            Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-        )
         # With this, the standard deviation of the sum of 2 L branches does not grow with L.
         out_std = (self.hidden_size * 2 * self.depth) ** -0.5
         sizes = self.num_heads, self.mlp_size, self.activation, out_std
-        x, _ = stack(*sizes, self.dtype, name="encoder_layers")(x)  # [B, M, D]
+        stack = layers.stack(Layer, self.depth)(*sizes, self.dtype, name="encoder_layers")
+        x, _ = stack(x)  # [B, M, D]
         return _layer_norm("float32", "final_layer_norm")(x.astype(jnp.float32))
 
 
@@ -160,23 +138,11 @@ def _dense(size, std, dtype, name):
     return nn.Dense(size, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
 
 
-def _layer_norm(dtype, name):
-    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
-    return nn.LayerNorm(epsilon=NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
-
-
 def from_config(config) -> ClipText:
     """Builds the module that `config.model` of a text encoder describes.
 
-    Raises: ValueError for sizes that do not fit together, an unknown activation or dtype.
+    Raises: ValueError for heads that do not divide the width, or an unknown activation.
     """
-    fields = {name: config[name] for name in ClipText.__dataclass_fields__ if name in config}
-    hidden_size, num_heads, activation = (
-        fields[name] for name in ("hidden_size", "num_heads", "activation")
-    )
-    if not num_heads or hidden_size % num_heads:
-        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L/14's has 12 for 768.")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{activation=} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
-    layers.check_dtype(fields["dtype"])
-    return ClipText(**fields)
+    options.check_heads(config.num_heads, config.hidden_size)
+    options.check_choice("activation", config.activation, ACTIVATIONS)
+    return ClipText(**config)

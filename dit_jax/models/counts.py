@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.models import dit, registry, unet
+from dit_jax.models import dit, registry, unet_presets, vae
 
 CLIP_LENGTH = 77  # tokens of any caption in CLIP
 VAE_FACTOR = 8  # pixels per latent, along a side, in the published models
@@ -33,47 +33,39 @@ def count(config) -> dict[str, int | float]:
     if "scan_unroll" in model_config:
         model_config.scan_unroll = False  # the same products, but traces one block only
     model = registry.build(model_config)
-    if model_config.name == "vae":
-        return dict(_count_vae(model, *sizes.height_and_width(config.data.image_size)))
-    counts = dict(_count_forward(model))
+    size = sizes.simplify(config.data.image_size) if model_config.name == "vae" else None
+    counts = dict(_count(model, size))
     if model_config.name == "inception":
         del counts["train_gflops_per_image"]  # it is never trained here
     return counts
 
 
 @functools.lru_cache(maxsize=256)
-def _count_forward(model):
-    """Returns the counts of a model that is no VAE."""
-    inputs = list(model.example_inputs())
-    if getattr(model, "condition", None) == "context":
-        inputs[-1] = jnp.zeros((1, CLIP_LENGTH, model.context_size))
-    params, gmacs = _count_params(model), _gmacs(model, *inputs)
+def _count(model, image_size):
+    """Returns the counts of a model; only a VAE needs the size of an image."""
+    shapes = jax.tree.leaves(registry.param_shapes(model))
+    params = sum(math.prod(leaf.shape) for leaf in shapes)
     counts = {"params": params}
-    if isinstance(model, dit.DiT):
-        height, width, _ = sizes.input_shape(model)
-        tokens = height * width // model.patch_size**2
-        counts["params_with_pos_embed"] = params + tokens * model.hidden_size
-        counts["tokens"] = tokens
+    if isinstance(model, vae.AutoencoderKL):
+        height, width = sizes.height_and_width(image_size)
+        image = jnp.zeros((1, height, width, model.image_channels))
+        factor, channels = model.factor, model.latent_channels
+        latent = jnp.zeros((1, height // factor, width // factor, channels))
+        counts["encode_gmacs"] = _gmacs(model, image, method="encode")
+        counts["decode_gmacs"] = _gmacs(model, latent, method="decode")
+        gmacs = counts["encode_gmacs"] + counts["decode_gmacs"]
+    else:
+        inputs = list(model.example_inputs())
+        if getattr(model, "condition", None) == "context":
+            inputs[-1] = jnp.zeros((1, CLIP_LENGTH, model.context_size))
+        if isinstance(model, dit.DiT):
+            height, width, _ = sizes.input_shape(model)
+            tokens = height * width // model.patch_size**2
+            counts["params_with_pos_embed"] = params + tokens * model.hidden_size
+            counts["tokens"] = tokens
+        counts["gmacs"] = gmacs = _gmacs(model, *inputs)
     # A backward pass has twice the products of a forward pass, so training has 3 x 2 gmacs.
-    return counts | {"gmacs": gmacs, "gflops": 2 * gmacs, "train_gflops_per_image": 6 * gmacs}
-
-
-@functools.lru_cache(maxsize=256)
-def _count_vae(model, height, width):
-    """Returns the counts of a VAE for an image of this size."""
-    image = jnp.zeros((1, height, width, model.image_channels))
-    factor, channels = model.factor, model.latent_channels
-    latent = jnp.zeros((1, height // factor, width // factor, channels))
-    encode_gmacs = _gmacs(model, image, method="encode")
-    decode_gmacs = _gmacs(model, latent, method="decode")
-    gmacs = encode_gmacs + decode_gmacs
-    return {
-        "params": _count_params(model),
-        "encode_gmacs": encode_gmacs,
-        "decode_gmacs": decode_gmacs,
-        "gflops": 2 * gmacs,
-        "train_gflops_per_image": 6 * gmacs,
-    }
+    return counts | {"gflops": 2 * gmacs, "train_gflops_per_image": 6 * gmacs}
 
 
 def _gmacs(model, *inputs, method=None):
@@ -84,10 +76,6 @@ def _gmacs(model, *inputs, method=None):
 
     jaxpr = jax.make_jaxpr(forward)(registry.param_shapes(model), *inputs)
     return count_products(jaxpr.jaxpr) / 1e9
-
-
-def _count_params(model):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(registry.param_shapes(model)))
 
 
 def count_products(jaxpr: jax.extend.core.Jaxpr) -> int:
@@ -130,19 +118,19 @@ def published_config(
     Raises: ValueError for an unknown name, an image size that its patches do not divide, or an
       image size or block for a UNet.
     """
-    if name in unet.PRESETS:
+    if name in unet_presets.PRESETS:
         if image_size is not None or block is not None:
             raise UserError(
                 f"{name} is a UNet, of the one size that its name says: image_size={image_size}, "
                 f"block={block} are of a DiT. For another UNet give --config."
             )
         model = default.get_config("unet").model.unlock()
-        model.update(unet.get_preset(name))
+        model.update(unet_presets.get(name))
         return model
     if not name.startswith("DiT-"):
         raise UserError(
             f"unknown model {name!r}; the names are DiT-{{{','.join(dit.SIZES)}}}/PATCH, "
-            f"{', '.join(unet.PRESETS)}."
+            f"{', '.join(unet_presets.PRESETS)}."
         )
     image_size = 256 if image_size is None else image_size
     height, width = sizes.height_and_width(image_size)
@@ -168,6 +156,6 @@ def count_names(
     """
     only_dits = image_size is not None or block is not None
     all_names = [f"DiT-{size}/{patch}" for size in dit.SIZES for patch in (8, 4, 2)]
-    all_names += [] if only_dits else list(unet.PRESETS)
+    all_names += [] if only_dits else list(unet_presets.PRESETS)
     configs = {name: published_config(name, image_size, block) for name in names or all_names}
     return {name: count(ConfigDict(dict(model=model))) for name, model in configs.items()}

@@ -5,19 +5,22 @@ generative model evaluation metrics and their unfair treatment of diffusion mode
 2306.04675, which resizes images with Pillow.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import UserError
-from dit_jax.models import dit, layers
+from dit_jax.models import dit, layers, options
 
 IMAGE_SIZE, PATCH_SIZE = 224, 14
 GRID_SIZE = IMAGE_SIZE // PATCH_SIZE
 # Mean and standard deviation of ImageNet's pixels in [0, 1], per channel.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHT_BITS = 22  # fraction bits of Pillow's fixed-point weights
+_layer_norm = functools.partial(layers.layer_norm, 1e-6)
 
 
 def resize(image: jax.Array, size: int) -> jax.Array:
@@ -76,24 +79,6 @@ class LayerScale(nn.Module):
         return x * gamma.astype(x.dtype).reshape(1, 1, -1)
 
 
-class Mlp(nn.Module):
-    """Linear, exact GELU, Linear."""
-
-    hidden_size: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x):
-        h = nn.Dense(self.hidden_size, dtype=self.dtype, name="fc1")(x)  # [B, N, 4D]
-        h = nn.gelu(h, approximate=False)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
-
-
-def _layer_norm(dtype, name):
-    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
-
-
 class Block(nn.Module):
     """Self-attention and MLP, each after a LayerNorm, with outputs scaled per channel."""
 
@@ -104,7 +89,7 @@ class Block(nn.Module):
     def __call__(self, x):
         attn = layers.Attention(self.num_heads, self.dtype, "xla", name="attn")
         x = x + LayerScale(name="ls1")(attn(_layer_norm(self.dtype, "norm1")(x)))
-        mlp = Mlp(4 * x.shape[-1], self.dtype, name="mlp")
+        mlp = layers.Mlp(4 * x.shape[-1], self.dtype, layers.exact_gelu, name="mlp")
         x = x + LayerScale(name="ls2")(mlp(_layer_norm(self.dtype, "norm2")(x)))
         return x, None
 
@@ -137,8 +122,7 @@ class DinoV2(nn.Module):
                 f"image has shape {image.shape} and dtype {image.dtype}; DINOv2 takes "
                 "[B, H, W, 3] or [B, H, W, 1] of uint8."
             )
-        # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
-        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+        with layers.product_precision(self.dtype):
             return {"features": self._class_token(resize(image, IMAGE_SIZE))}
 
     def _class_token(self, image):
@@ -152,23 +136,15 @@ class DinoV2(nn.Module):
         pos_embed = self.param("pos_embed", normal, (1, 1 + GRID_SIZE**2, size))
         cls_token = jnp.broadcast_to(cls_token.astype(x.dtype), (len(x), 1, size))
         x = jnp.concatenate([cls_token, x], axis=1) + pos_embed.astype(x.dtype)  # [B, 257, D]
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-        )(self.num_heads, self.dtype, name="blocks")
-        x, _ = blocks(x)  # [B, 257, D]
+        stack = layers.stack(Block, self.depth)(self.num_heads, self.dtype, name="blocks")
+        x, _ = stack(x)  # [B, 257, D]
         return _layer_norm("float32", "norm")(x[:, 0].astype(jnp.float32))  # [B, D]
 
 
 def from_config(config) -> DinoV2:
     """Builds the module that `config.model` of a feature extractor describes.
 
-    Raises: ValueError for heads that do not divide the width, or an unknown dtype.
+    Raises: ValueError for heads that do not divide the width.
     """
-    hidden_size, num_heads, dtype = config.hidden_size, config.num_heads, config.dtype
-    if hidden_size % num_heads:
-        raise UserError(f"{num_heads=} must divide {hidden_size=}; ViT-L has 16 heads for 1024.")
-    layers.check_dtype(dtype)
-    return DinoV2(hidden_size, config.depth, num_heads, dtype)
+    options.check_heads(config.num_heads, config.hidden_size)
+    return DinoV2(**config)

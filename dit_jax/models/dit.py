@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.models import blocks, conditioning, layers
+from dit_jax.models import blocks, conditioning, layers, options
 
 MOST_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
 # Hidden size, depth, heads.
@@ -119,7 +119,7 @@ class DiT(nn.Module):
         block = blocks.BLOCKS[self.block]
         if self.remat != "none":
             block = nn.remat(
-                block, policy=layers.REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll
+                block, policy=options.REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll
             )
         stack = nn.scan(
             block,
@@ -198,9 +198,8 @@ def from_config(config) -> DiT:
     blocks.check(fields["block"])
     blocks.mlp_size(hidden_size, fields["mlp_ratio"])
     conditioning.check(config)
-    layers.check_remat(config.remat)
-    layers.check_dtype(config.dtype)
-    fields["attention"] = layers.resolve_attention(
+    options.check_choice("remat", config.remat, options.REMAT_POLICIES)
+    fields["attention"] = options.resolve_attention(
         fields["attention"], fields["dtype"], hidden_size // num_heads
     )
     return DiT(**fields)

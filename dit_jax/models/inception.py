@@ -116,11 +116,6 @@ class Inception(nn.Module):
         """Returns the smallest arguments of `__call__`, for initialisation."""
         return (jnp.zeros((1, 1, 1, 3), jnp.uint8),)
 
-    @property
-    def precision(self) -> jax.lax.Precision | None:
-        """The precision of products: the highest for f32; None leaves the choice to the caller."""
-        return jax.lax.Precision.HIGHEST if self.dtype == "float32" else None
-
     @nn.compact
     def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
         """Computes features and class probabilities of images.
@@ -136,7 +131,11 @@ class Inception(nn.Module):
                 f"images are {image.dtype} {image.shape}; Inception reads uint8 [B, H, W, 3] or "
                 "[B, H, W, 1], 0..255."
             )
-        conv = functools.partial(_conv, dtype=self.dtype, precision=self.precision)
+        with layers.product_precision(self.dtype):
+            return self._classify(image)
+
+    def _classify(self, image):
+        conv = functools.partial(_conv, dtype=self.dtype)
         h = resize_bilinear_tf1(image.astype(jnp.float32), SIZE)
         h = (jnp.broadcast_to(h, (*h.shape[:-1], 3)) - 128) / 128  # [B, 299, 299, 3]
         h = conv(h, (32, 3, 3), "Conv2d_1a_3x3", stride=2)  # [B, 149, 149, 32]
@@ -147,11 +146,11 @@ class Inception(nn.Module):
         h = conv(h, (192, 3, 3), "Conv2d_4a_3x3")  # [B, 71, 71, 192]
         h = nn.max_pool(h, (3, 3), (2, 2))  # [B, 35, 35, 192]
         for name in BLOCKS:
-            h = Block(self.dtype, self.precision, name=name)(h)
+            h = Block(self.dtype, name=name)(h)
             if name == SPATIAL_BLOCK:
                 spatial = h[..., :SPATIAL_CHANNELS].astype(jnp.float32)  # [B, 17, 17, 7]
         features = jnp.mean(h, axis=(1, 2), dtype=jnp.float32)  # [B, 8, 8, 2048] -> [B, 2048]
-        logits = nn.Dense(CLASSES, use_bias=False, precision=self.precision, name="fc")(features)
+        logits = nn.Dense(CLASSES, use_bias=False, name="fc")(features)
         return {
             "features": features,
             "spatial": spatial.reshape(len(spatial), -1),
@@ -163,13 +162,12 @@ class Block(nn.Module):
     """A block, whose branches are in BLOCKS under the name of the module."""
 
     dtype: str
-    precision: jax.lax.Precision | None
 
     @nn.compact
     def __call__(self, x):
         branches = BLOCKS[self.name]
         halves = not branches[POOL]
-        conv = functools.partial(_conv, dtype=self.dtype, precision=self.precision)
+        conv = functools.partial(_conv, dtype=self.dtype)
         outputs = []
         for branch, kernels in branches.items():
             h = _pool(x, self.name, halves) if branch == POOL else x
@@ -188,10 +186,9 @@ class Block(nn.Module):
         return jnp.concatenate(outputs, axis=-1)
 
 
-def _conv(h, kernel, name, *, stride=1, padding="VALID", dtype, precision):
+def _conv(h, kernel, name, *, stride=1, padding="VALID", dtype):
     width, *window = kernel
-    conv = nn.Conv(width, window, stride, padding, dtype=dtype, precision=precision, name=name)
-    return nn.relu(conv(h))
+    return nn.relu(nn.Conv(width, window, stride, padding, dtype=dtype, name=name)(h))
 
 
 def _pool(h, block, halves):
@@ -203,9 +200,5 @@ def _pool(h, block, halves):
 
 
 def from_config(config) -> Inception:
-    """Builds the module that `config.model` of a feature extractor describes.
-
-    Raises: ValueError for an unknown dtype.
-    """
-    layers.check_dtype(config.dtype)
-    return Inception(config.dtype)
+    """Builds the module that `config.model` of a feature extractor describes."""
+    return Inception(**config)

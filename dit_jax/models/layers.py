@@ -1,27 +1,17 @@
 """Layers of the transformer: embeddings, LayerNorm, attention, MLP."""
 
 import functools
-import logging
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.errors import UserError
-
-logger = logging.getLogger("dit_jax")
-
 LAYER_NORM_EPS = 1e-6
 xavier_uniform = nn.initializers.xavier_uniform()
 normal_002 = nn.initializers.normal(0.02)
-# What is saved for the backward pass: everything, the outputs of all Linears, or nothing.
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def sincos_position_table(hidden_size: int, height: int, width: int) -> np.ndarray:
@@ -114,61 +104,30 @@ def _gelu_bwd(h, g):
 gelu.defvjp(lambda h: (gelu(h), h), _gelu_bwd)
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises ValueError for an unknown dtype of activations."""
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"{dtype=} is unknown; choose float32 or bfloat16.")
+exact_gelu = functools.partial(nn.gelu, approximate=False)
 
 
-def check_remat(remat: str) -> None:
-    """Raises ValueError for an unknown choice of what the backward pass recomputes."""
-    if remat not in REMAT_POLICIES:
-        raise UserError(f"{remat=} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
+def product_precision(dtype: str):
+    """Returns the context in which products of f32 activations are computed in full f32."""
+    # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
+    return jax.default_matmul_precision("highest" if dtype == "float32" else "default")
 
 
-def resolve_attention(choice: str, dtype: str, head_dim: int) -> str:
-    """Turns the config's attention choice into 'xla' or 'cudnn', once, at set-up.
-
-    'auto' takes cuDNN on an NVIDIA GPU if a small forward and backward pass compiles with it.
-    Otherwise it takes XLA.
-
-    Raises: ValueError if 'cudnn' is chosen where it cannot run, or the name is unknown.
-    """
-    if choice not in ("auto", "xla", "cudnn"):
-        raise UserError(f"attention={choice!r} is unknown; choose one of auto, xla, cudnn.")
-    if choice == "xla":
-        return "xla"
-    if jax.default_backend() != "gpu":
-        reason = f"the backend is {jax.default_backend()!r}, not an NVIDIA GPU"
-    elif dtype != "bfloat16":
-        reason = f"cuDNN attention takes bfloat16, not {dtype}"
-    elif head_dim % 8:
-        reason = f"cuDNN attention needs a head size divisible by 8, not {head_dim}"
-    else:
-        reason = _cudnn_attention_error(dtype, head_dim)
-    if reason is None:
-        return "cudnn"
-    if choice == "cudnn":
-        raise UserError(f"attention='cudnn' cannot run: {reason}. Use attention='auto' or 'xla'.")
-    if jax.default_backend() == "gpu":
-        logger.info("attention: xla (%s)", reason)
-    return "xla"
+def group_norm(groups: int, epsilon: float, dtype: str, name: str) -> nn.GroupNorm:
+    """Returns a GroupNorm whose statistics are computed in f32 and in two passes."""
+    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
+    return nn.GroupNorm(groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
-def _cudnn_attention_error(dtype, head_dim):
-    """Returns None if cuDNN attention compiles here, else the reason why it does not."""
+def layer_norm(epsilon: float, dtype: str, name: str) -> nn.LayerNorm:
+    """Returns a LayerNorm whose statistics are computed in f32 and in two passes."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
-    def total(q):
-        return jax.nn.dot_product_attention(q, q, q, implementation="cudnn").sum()
 
-    try:
-        probe = jax.ShapeDtypeStruct((1, 64, 2, head_dim), dtype)
-        jax.jit(jax.grad(total)).lower(probe).compile()
-    # The type of the exception depends on the cuDNN, the driver and the card.
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        return f"{type(error).__name__}: {reason}"
-    return None
+def stack(block: type[nn.Module], depth: int) -> Callable:
+    """Returns the maker of a scan over `depth` blocks, whose parameters are [depth, ...]."""
+    options = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+    return nn.scan(block, length=depth, **options)
 
 
 class LayerNorm(nn.Module):
@@ -251,16 +210,19 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, tanh GELU, Linear."""
+    """Linear, activation, Linear."""
 
     hidden_size: int
     dtype: str
+    activation: Callable = gelu
+    kernel_inits: tuple[Callable, Callable] = (xavier_uniform, xavier_uniform)  # of fc1, fc2
 
     @nn.compact
     def __call__(self, x):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier_uniform)
-        h = gelu(dense(self.hidden_size, name="fc1")(x))  # [B, N, 4D]
-        return dense(x.shape[-1], name="fc2")(h)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        init_1, init_2 = self.kernel_inits
+        h = dense(self.hidden_size, kernel_init=init_1, name="fc1")(x)  # [B, N, hidden_size]
+        return dense(x.shape[-1], kernel_init=init_2, name="fc2")(self.activation(h))
 
 
 class TimestepEmbedder(nn.Module):

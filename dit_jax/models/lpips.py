@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.models import layers
-
 # Widths of the convolutions of each stage; the last output of a stage is compared.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # (x - SHIFT) / SCALE maps pixels in [-1, 1] to pixels as in VGG's training.
@@ -51,9 +49,5 @@ class LPIPS(nn.Module):
 
 
 def from_config(config) -> LPIPS:
-    """Builds the module that `config.model` of a perceptual distance describes.
-
-    Raises: ValueError for an unknown dtype.
-    """
-    layers.check_dtype(config.dtype)
-    return LPIPS(config.dtype)
+    """Builds the module that `config.model` of a perceptual distance describes."""
+    return LPIPS(**config)

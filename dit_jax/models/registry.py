@@ -1,7 +1,7 @@
 """The registry of networks. Only `build` turns the name of a model into a module."""
 
-import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 
@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError
-from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
+from dit_jax.models import clip, dinov2, dit, inception, lpips, options, unet, vae
 from dit_jax.system import files, forms
 
+# Each takes a ConfigDict of its module's fields.
 BUILDERS = {
     "dit": dit.from_config,
     "unet": unet.from_config,
@@ -35,27 +36,30 @@ def build(config) -> nn.Module:
     Use: `build(config.model).apply({"params": params}, x_t, t, y)`.
 
     Raises: ValueError for an unknown `name`, for keys that are missing, unknown or of another type,
-      for a size out of its range, or for sizes that do not fit together.
+      for a size out of its range, for sizes that do not fit together, or for an unknown choice.
     """
     check_keys(config)
     ranges.check(config, "model")
-    return BUILDERS[config.name](config)
+    options.check_choice("dtype", config.dtype, ("float32", "bfloat16"))
+    fields = {key: config[key] for key in _field_types(config.name)}
+    for key, value in fields.items():
+        if f"model.{key}" in sizes.KEYS:
+            fields[key] = sizes.simplify(value)
+        elif isinstance(value, list):
+            fields[key] = tuple(value)  # JSON has lists, but a module needs a hash
+    return BUILDERS[config.name](ConfigDict(fields))
 
 
 def check_keys(config: ConfigDict | Mapping) -> None:
-    """Raises unless `config.model` has exactly the keys of its model, with values of their types.
+    """Raises ValueError unless `config.model` has exactly its model's keys, of the right types.
 
     Numbers may have any size, and the name of a choice may be unknown: `build` checks these.
-    Raises: ValueError with the key.
     """
     name = config["name"]
     if name not in list(BUILDERS):  # a list, as the name may be a value without a hash
         known = ", ".join(BUILDERS)
         raise UserError(f"unknown model name {forms.shorten(name)}; known: {known}.")
-    module = typing.get_type_hints(BUILDERS[name])["return"]
-    kinds = typing.get_type_hints(module)
-    kinds = {field.name: kinds[field.name] for field in dataclasses.fields(module)}
-    del kinds["parent"], kinds["name"]  # fields of every flax module
+    kinds = _field_types(name)
     given = set(config) - {"name"}
     if missing := kinds.keys() - given:
         raise UserError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
@@ -71,6 +75,14 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         kind = typing.get_args(kind)[0] if is_tuple else kind
         # In a config, one text chooses the attention of all levels of a UNet.
         forms.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
+
+
+def _field_types(name):
+    """Returns {field: type} of the module that the builder of this name returns."""
+    module = inspect.get_annotations(BUILDERS[name])["return"]
+    types = dict(inspect.get_annotations(module))
+    del types["parent"], types["name"]  # fields of every flax module
+    return types
 
 
 def init_params(model: nn.Module, key: jax.Array) -> dict:

@@ -13,147 +13,7 @@ import jax.numpy as jnp
 
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.models import conditioning, layers, unet_blocks
-
-RESAMPLE = ("conv", "resnet")
-# A preset needs values of these keys, but no preset has a text encoder of its own.
-UNUSED_TEXT_FIELDS = dict(text_vocab_size=4096, text_length=32, text_depth=2, text_num_heads=4)
-# What the presets of latent diffusion and Stable Diffusion share.
-_LATENT = dict(
-    in_channels=4,
-    input_size=64,
-    base_channels=320,
-    channel_mult=(1, 2, 4, 4),
-    blocks_per_level=2,
-    attention_levels=(0, 1, 2),
-    transformer_depth=1,
-    time_scale_shift=False,
-    resample="conv",
-    norm_groups=32,
-    norm_epsilon=1e-5,
-    dropout=0.0,
-    condition="context",
-    num_classes=0,
-    null_condition=True,
-    learn_sigma=False,
-)
-# What the presets of ADM share.
-_ADM = dict(
-    in_channels=3,
-    transformer_depth=0,
-    num_heads=0,
-    head_dim=64,
-    context_size=0,
-    time_scale_shift=True,
-    resample="resnet",
-    norm_groups=32,
-    norm_epsilon=1e-5,
-    condition="label",
-    num_classes=1000,
-    null_condition=False,
-    learn_sigma=True,
-)
-# Fields of `config.model`, without dtype, attention and remat; the comments count parameters.
-PRESETS = {
-    # Ho et al. 2020, appendix B: 35,746,307 parameters. The published code has sines before cosines
-    # and other frequencies, and pads strided convolutions only at the bottom and the right.
-    "ddpm-cifar10": dict(
-        input_size=32,
-        in_channels=3,
-        base_channels=128,
-        channel_mult=(1, 2, 2, 2),
-        blocks_per_level=2,
-        attention_levels=(1,),
-        transformer_depth=0,
-        num_heads=1,
-        head_dim=0,
-        context_size=0,
-        time_scale_shift=False,
-        resample="conv",
-        norm_groups=32,
-        norm_epsilon=1e-6,
-        dropout=0.1,
-        condition="label",
-        num_classes=0,
-        null_condition=False,
-        learn_sigma=False,
-    ),
-    # Dhariwal & Nichol 2021, table 11, and the flags of the published checkpoints: 295,904,454.
-    "adm-imagenet64": dict(
-        _ADM,
-        input_size=64,
-        base_channels=192,
-        channel_mult=(1, 2, 3, 4),
-        blocks_per_level=3,
-        attention_levels=(1, 2, 3),
-        dropout=0.1,
-    ),
-    # Dhariwal & Nichol 2021, in the same way: 553,838,086.
-    "adm-imagenet256": dict(
-        _ADM,
-        input_size=256,
-        base_channels=256,
-        channel_mult=(1, 1, 2, 2, 4, 4),
-        blocks_per_level=2,
-        attention_levels=(3, 4, 5),
-        dropout=0.0,
-    ),
-    # Rombach et al. 2022, LDM-4-G, with one head as in the published checkpoint's config:
-    # 401,433,091, of which 512,512 embed the labels.
-    "ldm4-imagenet256": dict(
-        _LATENT,
-        in_channels=3,
-        base_channels=192,
-        channel_mult=(1, 2, 3, 5),
-        attention_levels=(1, 2, 3),
-        num_heads=1,
-        head_dim=0,
-        context_size=512,
-        condition="label",
-        num_classes=1000,
-    ),
-    # Stable Diffusion 1.1 to 1.5: 859,520,964.
-    "sd15-unet": dict(_LATENT, num_heads=8, head_dim=0, context_size=768),
-    # Stable Diffusion 2.0 and 2.1: 865,910,724.
-    "sd2-unet": dict(_LATENT, num_heads=0, head_dim=64, context_size=1024),
-    # For the digits, tests and CPUs: 702,753.
-    "unet-tiny": dict(
-        input_size=8,
-        in_channels=1,
-        base_channels=32,
-        channel_mult=(1, 2),
-        blocks_per_level=1,
-        attention_levels=(1,),
-        transformer_depth=0,
-        num_heads=4,
-        head_dim=0,
-        context_size=0,
-        time_scale_shift=False,
-        resample="conv",
-        norm_groups=8,
-        norm_epsilon=1e-5,
-        dropout=0.0,
-        condition="label",
-        num_classes=10,
-        null_condition=True,
-        learn_sigma=False,
-    ),
-}
-
-
-def get_preset(name: str) -> dict:
-    """Returns the config fields for a name of PRESETS.
-
-    Raises: ValueError for an unknown name.
-    """
-    if name not in PRESETS:
-        raise UserError(f"unknown model {name!r}; the names are {', '.join(PRESETS)}.")
-    return UNUSED_TEXT_FIELDS | PRESETS[name]
-
-
-def get_widths(config) -> list[int]:
-    """Returns the channels of every level, from the full size inwards."""
-    return [round(mult * config.base_channels) for mult in config.channel_mult]
+from dit_jax.models import conditioning, layers, options, unet_blocks
 
 
 class UNet(nn.Module):
@@ -207,44 +67,32 @@ class UNet(nn.Module):
         Raises: ValueError for an input of another shape.
         """
         self._check_inputs(x_t, cond)
-        # The settings that all residual blocks and all attentions of a level share.
-        channels, last = get_widths(self), len(self.channel_mult) - 1
-        resnet = functools.partial(
-            self._recomputed(unet_blocks.ResnetBlock),
-            groups=self.norm_groups,
-            epsilon=self.norm_epsilon,
-            dropout=self.dropout,
-            time_scale_shift=self.time_scale_shift,
-            dtype=self.dtype,
-        )
-        attention = {i: self._attention(i) for i in {*self.attention_levels, last}}
+        # The makers of blocks, by width and name; those of attention by level, then by name.
+        widths, last = self.widths, len(self.channel_mult) - 1
+        resnet, downsample, upsample = self._make_resnets()
+        attention = {i: self._make_attention(i) for i in self.levels_with_attention}
         # The time, with the label if it is added to it, and what transformer blocks attend to.
         t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
         t_emb = unet_blocks.TimeEmbedding(4 * self.base_channels, name="time_embedding")(t_emb)
-        t_emb, context = self._condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
+        t_emb, context = self._embed_condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
 
         # Down: every output is kept for a skip connection.
-        conv = functools.partial(unet_blocks.conv, dtype=self.dtype)
-        x = conv(channels[0], name="conv_in")(x_t)  # [B, h, w, D_0]
+        x = unet_blocks.conv(widths[0], self.dtype, "conv_in")(x_t)  # [B, h, w, D_0]
         skips = [x]
-        for i, width in enumerate(channels):
+        for i, width in enumerate(widths):
             for j in range(self.blocks_per_level):
                 x = resnet(width, name=f"down_blocks_{i}_resnets_{j}")(x, t_emb)
                 if i in self.attention_levels:
                     x = attention[i](name=f"down_blocks_{i}_attentions_{j}")(x, context)
                 skips.append(x)
             if i < last:  # [B, h/2, w/2, D_i]
-                name = f"down_blocks_{i}_downsamplers_0"
-                if self.resample == "conv":
-                    x = unet_blocks.Downsample(self.dtype, name=name)(x, t_emb)
-                else:
-                    x = resnet(width, resample=unet_blocks.halve, name=name)(x, t_emb)
+                x = downsample(width, name=f"down_blocks_{i}_downsamplers_0")(x, t_emb)
                 skips.append(x)
         # The middle always has attention, at the last level.
-        middle = functools.partial(resnet, channels[-1])
+        middle = functools.partial(resnet, widths[-1])
         x = unet_blocks.MidBlock(middle, attention[last], name="mid_block")(x, t_emb, context)
         # Up: each level has one block more, for the skip of conv_in or of a downsampling.
-        for i, width in reversed(list(enumerate(channels))):
+        for i, width in reversed(list(enumerate(widths))):
             level = f"up_blocks_{last - i}"
             for j in range(self.blocks_per_level + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -252,29 +100,54 @@ class UNet(nn.Module):
                 if i in self.attention_levels:
                     x = attention[i](name=f"{level}_attentions_{j}")(x, context)
             if i > 0:  # [B, 2h, 2w, D_i]
-                name = f"{level}_upsamplers_0"
-                if self.resample == "conv":
-                    x = unet_blocks.Upsample(self.dtype, name=name)(x, t_emb)
-                else:
-                    x = resnet(width, resample=unet_blocks.double, name=name)(x, t_emb)
+                x = upsample(width, name=f"{level}_upsamplers_0")(x, t_emb)
         # The last convolution is zero at initialisation, and so is the output.
-        norm = unet_blocks.norm(self.norm_groups, self.norm_epsilon, self.dtype, "conv_norm_out")
+        norm = layers.group_norm(self.norm_groups, self.norm_epsilon, self.dtype, "conv_norm_out")
         out_channels = self.in_channels * (2 if self.learn_sigma else 1)
-        x = conv(out_channels, name="conv_out", kernel_init=unet_blocks.zeros)(nn.silu(norm(x)))
+        conv_out = unet_blocks.conv(out_channels, self.dtype, "conv_out", unet_blocks.zeros)
+        x = conv_out(nn.silu(norm(x)))
         return x.astype(jnp.float32)  # [B, h, w, C or 2C]
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels of every level, from the full size inwards."""
+        return [round(mult * self.base_channels) for mult in self.channel_mult]
+
+    @property
+    def levels_with_attention(self) -> list[int]:
+        """The attention_levels and the last, whose attention the middle has."""
+        return sorted({*self.attention_levels, len(self.channel_mult) - 1})
 
     def heads(self, level: int) -> int:
         """Returns the number of attention heads at this level."""
-        return self.num_heads or get_widths(self)[level] // self.head_dim
+        return self.num_heads or self.widths[level] // self.head_dim
 
-    def _attention(self, level):
-        """Returns the maker of this level's attention or transformer module, by name."""
+    def _make_resnets(self):
+        """Returns the makers of residual blocks, of downsampling and of upsampling."""
+        resnet = functools.partial(
+            self._recompute(unet_blocks.ResnetBlock),
+            groups=self.norm_groups,
+            epsilon=self.norm_epsilon,
+            dropout=self.dropout,
+            time_scale_shift=self.time_scale_shift,
+            dtype=self.dtype,
+        )
+        if self.resample == "conv":
+            downsample = functools.partial(unet_blocks.Downsample, dtype=self.dtype)
+            upsample = functools.partial(unet_blocks.Upsample, dtype=self.dtype)
+        else:
+            downsample = functools.partial(resnet, resample=unet_blocks.halve)
+            upsample = functools.partial(resnet, resample=unet_blocks.double)
+        return resnet, downsample, upsample
+
+    def _make_attention(self, level):
+        """Returns the maker of this level's attention or transformer module."""
         if self.transformer_depth:
             block, option = unet_blocks.SpatialTransformer, dict(depth=self.transformer_depth)
         else:
             block, option = unet_blocks.AttentionBlock, dict(epsilon=self.norm_epsilon)
         return functools.partial(
-            self._recomputed(block),
+            self._recompute(block),
             num_heads=self.heads(level),
             groups=self.norm_groups,
             dtype=self.dtype,
@@ -282,13 +155,13 @@ class UNet(nn.Module):
             **option,
         )
 
-    def _recomputed(self, block):
+    def _recompute(self, block):
         """Returns the block class with the recomputation that `remat` chooses."""
         if self.remat == "none":
             return block
-        return nn.remat(block, policy=layers.REMAT_POLICIES[self.remat])
+        return nn.remat(block, policy=options.REMAT_POLICIES[self.remat])
 
-    def _condition(self, t_emb, cond):
+    def _embed_condition(self, t_emb, cond):
         """Returns the time embedding and the context.
 
         Without transformer blocks, the embedding of a label is added to that of the time.
@@ -322,78 +195,67 @@ def from_config(config) -> UNet:
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """
-    fields = {key: config[key] for key in config if key != "name"}
-    fields["input_size"] = sizes.simplify(fields["input_size"])
-    fields["channel_mult"] = tuple(fields["channel_mult"])
-    fields["attention_levels"] = tuple(fields["attention_levels"])
-    model = UNet(**fields)
-    _check_sizes(model)
-    _check_condition(model)
+    model = UNet(**config)
+    _check_levels(model)
+    _check_heads(model)
+    _check_context(model)
     conditioning.check(model)
-    layers.check_remat(model.remat)
-    layers.check_dtype(model.dtype)
+    options.check_choice("remat", model.remat, options.REMAT_POLICIES)
+    options.check_choice("resample", model.resample, ("conv", "resnet"))
     return model.clone(attention=_resolve_attention(model))
 
 
-def _check_sizes(model):
-    """Raises ValueError for sizes of the levels, norms or heads that do not fit together."""
-    channels, levels = get_widths(model), len(model.channel_mult)
-    input_size, groups = model.input_size, model.norm_groups
-    if levels < 1:
-        raise UserError(f"channel_mult={model.channel_mult} needs a number for each level.")
+def _check_levels(model):
+    """Raises ValueError for sizes or channels of the levels that do not fit together."""
+    levels = len(model.channel_mult)
+    base_channels, norm_groups = model.base_channels, model.norm_groups
+    if not levels:
+        raise UserError("channel_mult=() needs a number for each level.")
     unit = 2 ** (levels - 1)
-    if any(side < unit or side % unit for side in sizes.height_and_width(input_size)):
+    if any(side % unit for side in sizes.height_and_width(model.input_size)):
         raise UserError(
-            f"{input_size=} must be a multiple of {unit}: each of the {levels} levels of "
-            f"channel_mult={model.channel_mult} but the first halves it. Take fewer levels, or "
-            "another size."
+            f"input_size={model.input_size} must be a multiple of {unit}: each of the {levels} "
+            f"levels of channel_mult={model.channel_mult} but the first halves it. Take fewer "
+            "levels, or another size."
         )
-    if model.base_channels % 2:
-        raise UserError(f"base_channels={model.base_channels} must be even for the sinusoids.")
-    if wrong := [c for c in channels if groups < 1 or c < 1 or c % groups]:
+    if base_channels % 2:
+        raise UserError(f"{base_channels=} must be even for the sinusoids.")
+    if wrong := [c for c in model.widths if c < 1 or c % norm_groups]:
         raise UserError(
-            f"norm_groups={groups} must divide the channels of all levels, not {wrong}; all are "
-            f"base_channels={model.base_channels} x channel_mult={model.channel_mult}."
+            f"{norm_groups=} must divide the channels of all levels, not {wrong}; all are "
+            f"{base_channels=} x channel_mult={model.channel_mult}."
         )
-    if strange := [level for level in model.attention_levels if level not in range(levels)]:
+    if wrong := [level for level in model.attention_levels if level >= levels]:
         raise UserError(
-            f"attention_levels={model.attention_levels} has {strange}; the levels are "
+            f"attention_levels={model.attention_levels} has {wrong}; the levels are "
             f"0..{levels - 1}, 0 the full size."
         )
-    if (model.num_heads > 0) == (model.head_dim > 0) or min(model.num_heads, model.head_dim) < 0:
+
+
+def _check_heads(model):
+    """Raises ValueError unless the heads divide the channels wherever there is attention."""
+    num_heads, head_dim = model.num_heads, model.head_dim
+    channels = [model.widths[level] for level in model.levels_with_attention]
+    if (num_heads > 0) == (head_dim > 0) or any(c % (num_heads or head_dim) for c in channels):
         raise UserError(
-            f"num_heads={model.num_heads}, head_dim={model.head_dim}: exactly one must not be 0; "
-            "the other follows from the channels."
-        )
-    attended = [channels[level] for level in {*model.attention_levels, levels - 1}]
-    if wrong := [c for c in attended if c % (model.num_heads or model.head_dim)]:
-        raise UserError(
-            f"num_heads={model.num_heads}, head_dim={model.head_dim} must divide the channels of "
-            f"the levels with attention and of the middle, not {sorted(wrong)}."
-        )
-    if model.resample not in RESAMPLE:
-        raise UserError(
-            f"resample={model.resample!r} is unknown; choose one of {', '.join(RESAMPLE)}."
+            f"{num_heads=}, {head_dim=}: exactly one must not be 0, and it must divide the "
+            f"channels of the levels with attention and of the middle, {channels}."
         )
 
 
-def _check_condition(model):
+def _check_context(model):
     """Raises ValueError unless there is a context exactly if transformer blocks attend to it."""
-    depth, size = model.transformer_depth, model.context_size
-    if depth == 0 and (size or model.condition != "label"):
+    transformer_depth, condition = model.transformer_depth, model.condition
+    context_size, num_classes = model.context_size, model.num_classes
+    is_label = condition == "label"
+    has_context = context_size > 0 and (num_classes > 0 or not is_label)
+    has_none = context_size == 0 and is_label
+    if not (has_context if transformer_depth else has_none):
         raise UserError(
-            f"condition={model.condition!r}, context_size={size}: with transformer_depth=0 nothing "
-            "attends to a context. Set transformer_depth, or condition='label' and context_size=0."
-        )
-    if depth and size < 1:
-        raise UserError(
-            f"transformer_depth={depth} needs context_size, the width of what its blocks attend "
-            f"to, not {size}: 768 for Stable Diffusion 1."
-        )
-    if depth and model.condition == "label" and model.num_classes < 1:
-        raise UserError(
-            f"transformer_depth={depth} with condition='label' needs num_classes for the context, "
-            f"not {model.num_classes}; without labels set transformer_depth=0."
+            f"{transformer_depth=}, {condition=}, {context_size=}, {num_classes=}: transformer "
+            "blocks attend to a context, a caption or a label. They need context_size, 768 for "
+            "Stable Diffusion 1, and for labels num_classes. Without such blocks, set "
+            "transformer_depth=0, condition='label' and context_size=0."
         )
 
 
@@ -402,14 +264,14 @@ def _resolve_attention(model):
 
     Raises: ValueError if 'cudnn' is chosen and is possible at no level.
     """
-    choice, channels = model.attention, get_widths(model)
-    levels = {*model.attention_levels, len(channels) - 1}
-    sizes = {level: channels[level] // model.heads(level) for level in levels}
+    choice, widths = model.attention, model.widths
+    head_dims = {i: widths[i] // model.heads(i) for i in model.levels_with_attention}
     # Head sizes differ between levels, so cuDNN may be possible at some of them only.
     attempt = "auto" if choice == "cudnn" else choice
     resolved = {
-        size: layers.resolve_attention(attempt, model.dtype, size) for size in {*sizes.values()}
+        size: options.resolve_attention(attempt, model.dtype, size)
+        for size in {*head_dims.values()}
     }
     if choice == "cudnn" and "cudnn" not in resolved.values():
-        layers.resolve_attention(choice, model.dtype, min(resolved))  # raises, with the reason
-    return tuple(resolved[sizes[i]] if i in sizes else "xla" for i in range(len(channels)))
+        options.resolve_attention(choice, model.dtype, min(resolved))  # raises, with the reason
+    return tuple(resolved[head_dims[i]] if i in head_dims else "xla" for i in range(len(widths)))

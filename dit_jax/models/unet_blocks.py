@@ -17,8 +17,8 @@ from dit_jax import sharding
 from dit_jax.models import layers
 
 TRANSFORMER_NORM_EPSILON = 1e-6  # of the GroupNorm before the transformer blocks
-LAYER_NORM_EPSILON = 1e-5  # of the LayerNorms inside these blocks
 FEED_FORWARD_RATIO = 4
+_layer_norm = functools.partial(layers.layer_norm, 1e-5)  # inside these blocks
 zeros = nn.initializers.zeros
 
 
@@ -40,14 +40,14 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x, t_emb):
         x = sharding.pin_batch(x)
-        h = nn.silu(norm(self.groups, self.epsilon, self.dtype, "norm1")(x))
+        h = nn.silu(layers.group_norm(self.groups, self.epsilon, self.dtype, "norm1")(x))
         if self.resample:
             x, h = self.resample(x), self.resample(h)
         h = conv(self.channels, self.dtype, "conv1")(h)
         parts = 2 if self.time_scale_shift else 1
         time_emb_proj = linear(parts * self.channels, self.dtype, "time_emb_proj")
         t_emb = time_emb_proj(nn.silu(t_emb))[:, None, None]  # [B, 1, 1, D or 2D]
-        norm2 = norm(self.groups, self.epsilon, self.dtype, "norm2")
+        norm2 = layers.group_norm(self.groups, self.epsilon, self.dtype, "norm2")
         if self.time_scale_shift:
             scale, shift = jnp.split(t_emb, 2, axis=-1)
             h = norm2(h) * (1 + scale) + shift
@@ -74,7 +74,7 @@ class AttentionBlock(nn.Module):
         batch, height, width, channels = x.shape
         heads = (batch, height * width, self.num_heads, channels // self.num_heads)
         x = sharding.pin_batch(x)
-        h = norm(self.groups, self.epsilon, self.dtype, "group_norm")(x)
+        h = layers.group_norm(self.groups, self.epsilon, self.dtype, "group_norm")(x)
         h = h.reshape(batch, height * width, channels)  # [B, N, D]
         q, k, v = (
             linear(channels, self.dtype, f"to_{part}")(h).reshape(heads) for part in "qkv"
@@ -97,7 +97,7 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x, context):
         batch, height, width, channels = x.shape
         x = sharding.pin_batch(x)
-        h = norm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, "norm")(x)
+        h = layers.group_norm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, "norm")(x)
         h = h.reshape(batch, height * width, channels)  # [B, N, D]
         h = linear(channels, self.dtype, "proj_in")(h)
         for i in range(self.depth):
@@ -169,7 +169,7 @@ class FeedForward(nn.Module):
             kernel_init=layers.xavier_uniform,
             name="net_0_proj",
         )(x)  # [B, N, 2, 4D]
-        h = both[:, :, 0] * nn.gelu(both[:, :, 1], approximate=False)
+        h = both[:, :, 0] * layers.exact_gelu(both[:, :, 1])
         return linear(size, self.dtype, "net_2")(h)
 
 
@@ -187,23 +187,25 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided convolution that halves the size."""
+    """A strided convolution that halves the size; it does not use the time."""
 
+    channels: int
     dtype: str
 
     @nn.compact
     def __call__(self, x, t_emb):
-        return sharding.pin_batch(conv(x.shape[-1], self.dtype, "conv", strides=2)(x))
+        return sharding.pin_batch(conv(self.channels, self.dtype, "conv", strides=2)(x))
 
 
 class Upsample(nn.Module):
     """Repetition of every value, which doubles the size, then a convolution."""
 
+    channels: int
     dtype: str
 
     @nn.compact
     def __call__(self, x, t_emb):
-        return sharding.pin_batch(conv(x.shape[-1], self.dtype, "conv")(double(x)))
+        return sharding.pin_batch(conv(self.channels, self.dtype, "conv")(double(x)))
 
 
 class TimeEmbedding(nn.Module):
@@ -244,13 +246,3 @@ def conv(channels, dtype, name, kernel_init=layers.xavier_uniform, kernel=3, str
 def linear(size, dtype, name, kernel_init=layers.xavier_uniform):
     """Returns a Linear with `size` outputs."""
     return nn.Dense(size, dtype=dtype, kernel_init=kernel_init, name=name)
-
-
-def norm(groups, epsilon, dtype, name):
-    """Returns a GroupNorm with statistics in f32."""
-    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
-    return nn.GroupNorm(groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
-
-
-def _layer_norm(dtype, name):
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name)

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 from dit_jax.errors import UserError
 from dit_jax.models import layers
 
-NORM_EPSILON = 1e-6
-
 
 class AutoencoderKL(nn.Module):
     """The autoencoder: an encoder and a decoder."""
@@ -31,10 +29,10 @@ class AutoencoderKL(nn.Module):
     remat: bool  # recompute the residual blocks in the backward pass
 
     def setup(self):
-        levels = self.block_channels, self.layers_per_block, self.norm_groups
-        options = dict(mid_attention=self.mid_attention, dtype=self.dtype, remat=self.remat)
-        self.encoder = Encoder(*levels, 2 * self.latent_channels, **options)
-        self.decoder = Decoder(*levels, self.image_channels, **options)
+        levels = self.block_channels, self.layers_per_block, self.norm_groups, self.mid_attention
+        options = *levels, self.dtype, self.remat
+        self.encoder = Encoder(*options, out_channels=2 * self.latent_channels)
+        self.decoder = Decoder(*options, out_channels=self.image_channels)
         if self.use_quant_conv:
             self.quant_conv = nn.Conv(2 * self.latent_channels, (1, 1))
             self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1))
@@ -77,16 +75,28 @@ class AutoencoderKL(nn.Module):
         return self.decode(mean)
 
 
-class Encoder(nn.Module):
-    """Levels of residual blocks; the size is halved after every level but the last."""
+class _Coder(nn.Module):
+    """The base of encoder and decoder: sizes, the blocks in the middle, and the output."""
 
     block_channels: tuple[int, ...]
     layers_per_block: int
     norm_groups: int
-    out_channels: int
     mid_attention: bool
     dtype: str
     remat: bool
+    out_channels: int
+
+    def apply_middle(self, x):
+        options = self.norm_groups, self.mid_attention, self.dtype, self.remat
+        return MidBlock(*options, name="mid_block")(x)
+
+    def apply_output(self, x):
+        x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
+        return _conv(self.out_channels, self.dtype, "conv_out")(x)
+
+
+class Encoder(_Coder):
+    """Levels of residual blocks; the size is halved after every level but the last."""
 
     @nn.compact
     def __call__(self, x):
@@ -97,38 +107,24 @@ class Encoder(nn.Module):
                 x = block(channels, name=f"down_blocks_{i}_resnets_{j}")(x)
             if i < len(self.block_channels) - 1:
                 x = Downsample(self.dtype, name=f"down_blocks_{i}_downsamplers_0")(x)
-        x = MidBlock(
-            self.norm_groups, self.mid_attention, self.dtype, self.remat, name="mid_block"
-        )(x)
-        x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
-        return _conv(self.out_channels, self.dtype, "conv_out")(x)  # [B, h, w, 2C]
+        x = self.apply_middle(x)
+        return self.apply_output(x)  # [B, h, w, 2C]
 
 
-class Decoder(nn.Module):
+class Decoder(_Coder):
     """Levels from the last to the first; the size is doubled after every level but the first."""
-
-    block_channels: tuple[int, ...]
-    layers_per_block: int
-    norm_groups: int
-    out_channels: int
-    mid_attention: bool
-    dtype: str
-    remat: bool
 
     @nn.compact
     def __call__(self, x):
         block = functools.partial(_resnet(self.remat), groups=self.norm_groups, dtype=self.dtype)
         x = _conv(self.block_channels[-1], self.dtype, "conv_in")(x)  # [B, h, w, D_last]
-        x = MidBlock(
-            self.norm_groups, self.mid_attention, self.dtype, self.remat, name="mid_block"
-        )(x)
+        x = self.apply_middle(x)
         for i, channels in enumerate(reversed(self.block_channels)):
             for j in range(self.layers_per_block + 1):
                 x = block(channels, name=f"up_blocks_{i}_resnets_{j}")(x)
             if i < len(self.block_channels) - 1:
                 x = Upsample(self.dtype, name=f"up_blocks_{i}_upsamplers_0")(x)
-        x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
-        return _conv(self.out_channels, self.dtype, "conv_out")(x)  # [B, H, W, image channels]
+        return self.apply_output(x)  # [B, H, W, image channels]
 
 
 class MidBlock(nn.Module):
@@ -190,10 +186,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         padding = ((0, 1), (0, 1))  # as in the published code
-        conv = nn.Conv(
-            x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv"
-        )
-        return conv(x)
+        return _conv(x.shape[-1], self.dtype, "conv", strides=2, padding=padding)(x)
 
 
 class Upsample(nn.Module):
@@ -211,15 +204,12 @@ def _resnet(remat):
     return nn.remat(ResnetBlock) if remat else ResnetBlock
 
 
-def _conv(channels, dtype, name):
-    return nn.Conv(channels, (3, 3), padding=1, dtype=dtype, name=name)
+def _conv(channels, dtype, name, strides=1, padding=1):
+    return nn.Conv(channels, (3, 3), strides, padding, dtype=dtype, name=name)
 
 
 def _norm(groups, dtype, name):
-    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
-    return nn.GroupNorm(
-        groups, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
-    )
+    return layers.group_norm(groups, 1e-6, dtype, name)
 
 
 def from_config(config) -> AutoencoderKL:
@@ -227,12 +217,9 @@ def from_config(config) -> AutoencoderKL:
 
     Raises: ValueError for sizes that do not fit together, with the values.
     """
-    fields = {name: config[name] for name in AutoencoderKL.__dataclass_fields__ if name in config}
-    fields["block_channels"] = tuple(fields["block_channels"])
-    channels, groups = fields["block_channels"], fields["norm_groups"]
-    if not channels:
+    norm_groups = config.norm_groups
+    if not config.block_channels:
         raise UserError("block_channels=() needs a number for each level.")
-    if wrong := [c for c in channels if c < 1 or c % groups]:
-        raise UserError(f"norm_groups={groups} must divide all block_channels, not {wrong}.")
-    layers.check_dtype(fields["dtype"])
-    return AutoencoderKL(**fields)
+    if wrong := [channels for channels in config.block_channels if channels % norm_groups]:
+        raise UserError(f"{norm_groups=} must divide all block_channels, not {wrong}.")
+    return AutoencoderKL(**config)

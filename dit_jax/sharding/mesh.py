@@ -79,23 +79,16 @@ def with_shardings(mesh: Mesh, tree):
     logged = set()  # names: the EMA and the moments would repeat each line
 
     def attach(key_path, leaf):
-        sharding = leaf_sharding(key_path, leaf)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    def leaf_sharding(key_path, leaf):
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        name = next(
-            (name for name in axes.PARAMETER_AXES if ("/" + path).endswith("/" + name)), None
-        )
-        if name is None:
-            if leaf.ndim:
-                logger.warning("no sharding for %s %s: every device holds it", path, leaf.shape)
-            return replicated(mesh)
-        spec, left_out = _fit(mesh, axes.PARAMETER_AXES[name], leaf.shape)
+        path = "/" + jax.tree_util.keystr(key_path, simple=True, separator="/")
+        name = next((name for name in axes.PARAMETER_AXES if path.endswith(f"/{name}")), None)
+        if name is None and leaf.ndim:
+            logger.warning("no sharding for %s %s: every device holds it", path[1:], leaf.shape)
+        spec, left_out = _fit(mesh, axes.PARAMETER_AXES[name], leaf.shape) if name else ((), ())
         if left_out and name not in logged:
             logged.add(name)
             logger.info("not sharded: %s %s over %s", name, leaf.shape, ", ".join(left_out))
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(attach, tree)
 
@@ -116,10 +109,7 @@ def _fit(mesh, spec, shape):
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int = 1) -> None:
-    """Raises unless every device gets the same number of rows of every micro-batch.
-
-    Raises: ValueError with the sizes.
-    """
+    """Raises ValueError unless every device gets equally many rows of every micro-batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shards * grad_accumulation_steps
     if grad_accumulation_steps < 1 or batch_size < unit or batch_size % unit:

@@ -18,7 +18,7 @@ from dit_jax.diffusion import (
     schedules,
 )
 from dit_jax.evaluation import extractors
-from dit_jax.models import blocks, layers
+from dit_jax.models import blocks, options
 from dit_jax.training import optimizer
 
 SOURCE = pathlib.Path(default.__file__).read_text()
@@ -27,7 +27,7 @@ CHOICES = {
     "optim.schedule": optimizer.SCHEDULES,
     "model.block": blocks.BLOCKS,
     "model.condition": conditions.KINDS,
-    "model.remat": layers.REMAT_POLICIES,
+    "model.remat": options.REMAT_POLICIES,
     "diffusion.process": processes.PROCESSES,
     "diffusion.schedule": schedules.SCHEDULES,
     "objective.prediction": predictions.PREDICTIONS,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import models
-from dit_jax.models import counts, unet
+from dit_jax.models import counts, unet_presets
 
 # gmacs as printed in the paper, parameters with the position table.
 PUBLISHED = {
@@ -183,7 +183,7 @@ UNET = dict(
     condition="label",
     num_classes=10,
     null_condition=True,
-    **unet.UNUSED_TEXT_FIELDS,
+    **unet_presets.UNUSED_TEXT_FIELDS,
     learn_sigma=True,
     dtype="float32",
     attention="xla",
@@ -306,7 +306,7 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     plain = run_command("flops", "DiT-XL/2", "--block", "in-context", "--json")
     assert json.loads(plain)["params"] < 0.7 * row["params"]
     table = run_command("flops").splitlines()
-    assert len(table) == 1 + 12 + len(unet.PRESETS)
+    assert len(table) == 1 + 12 + len(unet_presets.PRESETS)
     assert table[12].split()[0] == "DiT-XL/2"
     assert table[-1].split()[:4] == ["unet-tiny", "702,753", "-", "-"]
     assert (

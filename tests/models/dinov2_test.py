@@ -168,6 +168,7 @@ def test_other_images_are_refused(params, image):
     ("changes", "message"),
     [
         ({"num_heads": 3}, "num_heads=3 must divide hidden_size=128"),
+        ({"num_heads": 0}, "num_heads=0 must divide hidden_size=128"),
         ({"dtype": "float16"}, "dtype='float16' is unknown"),
     ],
 )

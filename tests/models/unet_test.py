@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding
-from dit_jax.models import layers, unet, unet_blocks
+from dit_jax.models import options, unet_blocks, unet_presets
 
 RUNTIME = dict(dtype="float32", attention="auto", remat="none")
 TINY = dict(
@@ -36,7 +36,7 @@ TINY = dict(
     condition="context",
     num_classes=0,
     null_condition=True,
-    **unet.UNUSED_TEXT_FIELDS,
+    **unet_presets.UNUSED_TEXT_FIELDS,
     learn_sigma=False,
     **RUNTIME,
 )
@@ -313,14 +313,14 @@ QUICK_COUNTS = ("ddpm-cifar10", "unet-tiny")
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK_COUNTS)) for n in COUNTS]
 )
 def test_presets_have_the_published_counts(name):
-    shapes = _shapes(_build(dict(name="unet", **unet.get_preset(name), **RUNTIME)))
+    shapes = _shapes(_build(dict(name="unet", **unet_presets.get(name), **RUNTIME)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
 
 
 def test_names_of_presets():
-    assert COUNTS.keys() == unet.PRESETS.keys()
+    assert COUNTS.keys() == unet_presets.PRESETS.keys()
     with pytest.raises(ValueError, match=r"unknown model 'sd3'; the names are ddpm-cifar10, adm"):
-        unet.get_preset("sd3")
+        unet_presets.get("sd3")
 
 
 @pytest.mark.parametrize(
@@ -335,17 +335,20 @@ def test_names_of_presets():
         (dict(attention_levels=(1, 2)), r"attention_levels=\(1, 2\) has \[2\]; .* 0..1, 0 the"),
         (dict(head_dim=8), "num_heads=2, head_dim=8: exactly one must not be 0"),
         (dict(num_heads=0), "num_heads=0, head_dim=0: exactly one must not be 0"),
-        (dict(num_heads=3), r"num_heads=3, head_dim=0 must divide .* not \[32\]"),
-        (dict(num_heads=0, head_dim=24), r"head_dim=24 must divide .* middle, not \[32\]"),
+        (dict(num_heads=3), r"num_heads=3, head_dim=0: .* must divide .* middle, \[32\]"),
+        (dict(num_heads=0, head_dim=24), r"head_dim=24: .* must divide .* middle, \[32\]"),
         (dict(resample="fir"), "resample='fir' is unknown; choose one of conv, resnet"),
         (
             dict(condition="text"),
             "condition='text' is unknown; choose one of label, tokens, context",
         ),
-        (dict(transformer_depth=0), "condition='context', context_size=12: .*transformer_depth=0"),
+        (
+            dict(transformer_depth=0),
+            "=0, condition='context', context_size=12, .*condition='label'",
+        ),
         (dict(transformer_depth=0, condition="label", num_classes=5), "'label', context_size=12"),
-        (dict(context_size=0), "transformer_depth=1 needs context_size, .*768"),
-        (dict(condition="label"), "transformer_depth=1 with condition='label' needs num_classes"),
+        (dict(context_size=0), "transformer_depth=1, .*context_size=0, .*need context_size, 768"),
+        (dict(condition="label"), "'label', .* num_classes=0: .*for labels num_classes"),
         (
             dict(condition="label", transformer_depth=0, context_size=0),
             "null_condition=True with num_classes=0",
@@ -370,7 +373,7 @@ def test_cudnn_where_the_head_size_allows(monkeypatch):
     def resolve(choice, dtype, head_dim):
         return "cudnn" if choice == "auto" and head_dim == 48 else "xla"
 
-    monkeypatch.setattr(layers, "resolve_attention", resolve)
+    monkeypatch.setattr(options, "resolve_attention", resolve)
     sizes = dict(base_channels=48, channel_mult=(1, 2, 2), attention_levels=(0, 1))
     for choice in ("auto", "cudnn"):
         assert _build(TINY, **sizes, attention=choice).attention == ("xla", "cudnn", "cudnn")
@@ -379,7 +382,7 @@ def test_cudnn_where_the_head_size_allows(monkeypatch):
 
 def test_channels_may_be_fractions_of_the_base():
     model = _build(TINY, channel_mult=[0.5, 1.25])  # lists, as JSON has them
-    assert unet.get_widths(model) == [8, 20]
+    assert model.widths == [8, 20]
     shapes = _shapes(model)
     assert shapes["conv_in"]["kernel"].shape == (3, 3, 4, 8)
     assert shapes["time_embedding"]["linear_1"]["kernel"].shape == (16, 64)

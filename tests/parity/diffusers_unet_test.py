@@ -8,7 +8,7 @@ import torch
 from ml_collections import ConfigDict
 
 from dit_jax import convert, models
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 
 T = np.array([0, 17, 500, 999])
 DOWN, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -89,7 +89,7 @@ def test_stable_diffusion_is_diffusers_default():
     """Its sizes are the preset's, and so are the names and shapes of all its arrays."""
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-    fields = dict(name="unet", **unet.get_preset("sd15-unet"))
+    fields = dict(name="unet", **unet_presets.get("sd15-unet"))
     config = ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
     shapes = convert.arrays.parameter_shapes(config)
     ours = {convert.unet.published_name(path): np.prod(shape) for path, shape in shapes.items()}
@@ -116,7 +116,7 @@ ADM = dict(
     condition="label",
     num_classes=10,
     null_condition=False,
-    **unet.UNUSED_TEXT_FIELDS,
+    **unet_presets.UNUSED_TEXT_FIELDS,
     learn_sigma=True,
     dtype="float32",
     attention="auto",

@@ -9,7 +9,7 @@ from helpers.close import assert_close
 from configs import default
 from dit_jax import latents, sharding, train
 from dit_jax.data import loader
-from dit_jax.models import unet
+from dit_jax.models import unet_presets
 from dit_jax.system import json_files
 from dit_jax.training import frozen_networks, initial_state, programs, tasks
 
@@ -18,7 +18,7 @@ from dit_jax.training import frozen_networks, initial_state, programs, tasks
 def config(digits_dir):
     """unet-tiny with dropout on the digits' pixels."""
     config = default.get_config("unet")
-    config.model.update(unet.get_preset("unet-tiny") | dict(dropout=0.1, learn_sigma=True))
+    config.model.update(unet_presets.get("unet-tiny") | dict(dropout=0.1, learn_sigma=True))
     config.update(total_steps=6, batch_size=16, log_every_steps=1, eval_every_steps=6)
     config.update(checkpoint_every_steps=3)
     config.data.update(name="digits", eval_split="test", image_size=8, image_channels=1)
