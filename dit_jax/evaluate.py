@@ -22,7 +22,7 @@ from absl import flags
 
 from dit_jax import cli, diffusion
 from dit_jax.config import ranges, sizes
-from dit_jax.diffusion import sampler_settings
+from dit_jax.diffusion import samplers
 from dit_jax.errors import UserError
 from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, samples
 from dit_jax.sampling import runs, sampling_flags
@@ -67,7 +67,7 @@ def _check_flags():
     if len(given) != 1:
         raise UserError("give one of --workdir, --samples and --make_reference.")
     sample_flags = {
-        *sampler_settings.SETTINGS,
+        *samplers.SETTINGS,
         "step",
         "vae",
         "raw",
