@@ -150,13 +150,13 @@ CHAIN_GRIDS = {
 }
 
 
-def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
-    """Returns the grid with its last step to level 1 of the chain instead of to data.
+def from_config_to_level_1(config, process: DiscreteProcess, prediction: str) -> np.ndarray:
+    """Returns the grid of `config.sample`, but ending at level 1 of the chain, a little noisy.
 
-    Level 1 is a little noisy.
-    Raises: ValueError if the last step begins at this level.
+    Raises: ValueError as `build`, or if the last step begins at this level.
     Source: the code of Rombach et al. 2022, ddim_alphas_prev; diffusers' set_alpha_to_one=False.
     """
+    grid = from_config(config, process, prediction)
     if process.level(grid[-2]) <= 1:
         raise UserError(
             "the last step of this grid begins at level 1, where sampler ddim_level1 ends: choose "

@@ -22,7 +22,7 @@ def classifier_free_guidance(
     cond: jax.Array,
     null: jax.Array,
     scale: float,
-    channels: int | None = None,
+    channels: int = 0,
     rescale: float = 0.0,
 ) -> objectives.Predict:
     """Wraps predict(x_t, network_time, cond) into a guided predict(x_t, network_time).
@@ -30,7 +30,7 @@ def classifier_free_guidance(
     Args:
       cond: [B, ...], labels or captions.
       null: like cond, the null class, the empty caption, or a condition that is to be avoided.
-      channels: how many channels are guided, the first ones; None or 0 is all C of x_t. The others
+      channels: how many channels are guided, the first ones; 0 is all C of x_t. The others
         and the variance stay conditional. The published DiT samples guide 3 of 4 latent channels.
       rescale: 0..1, how far the standard deviation of an image's guided channels is moved to that
         of the conditional channels.
@@ -52,7 +52,7 @@ def autoguidance(
     predict: objectives.Predict,
     predict_worse: objectives.Predict,
     scale: float,
-    channels: int | None = None,
+    channels: int = 0,
     rescale: float = 0.0,
 ) -> objectives.Predict:
     """Guides a network by a worse one with the same prediction; as `classifier_free_guidance`.

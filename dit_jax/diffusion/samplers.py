@@ -68,10 +68,6 @@ def _make_heun(spec, config, process, prediction, grid):
     return Sampler(grid, times, 2 - (grid[1:] == 0), solve)
 
 
-def _make_level_1_grid(config, process, prediction):
-    return grids.to_level_1(process, grids.from_config(config, process, prediction))
-
-
 def _get_last_step_t(config, process, prediction):
     """Returns the time at which euler_maruyama's last step begins; if it takes none, its end."""
     if config.last_step_t is not None:
@@ -122,7 +118,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         "to the chain's first level, as Stable Diffusion's files",
         ("eta",),
         continuous=False,
-        make_grid=_make_level_1_grid,
+        make_grid=grids.from_config_to_level_1,
     ),
     "dpmpp1": SamplerSpec(partial(solvers.dpmpp, order=1), "DPM-Solver++ of order 1"),
     "dpmpp2m": SamplerSpec(partial(solvers.dpmpp, order=2), "DPM-Solver++ 2M"),
