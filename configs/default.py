@@ -289,9 +289,8 @@ def _add_latents(config):
 
 def _add_sample(config):
     config.sample = ConfigDict()  # for pictures while training; defaults of the commands
-    # ddpm, ddim, ddim_level1 (process ddpm only; ends at its first level, not on data, as Stable
-    # Diffusion's files specify), dpmpp1, dpmpp2m, dpmpp2m_sde, euler, heun, ab2, ab4,
-    # euler_maruyama. docs/samplers.md lists differences from programs with the same names.
+    # A row of SAMPLERS in dit_jax/diffusion/samplers.py; `dit_jax.sample --help` describes each.
+    # docs/samplers.md lists differences from programs with the same names.
     config.sample.sampler = "ddpm"
     config.sample.steps = 250  # process ddpm: 2..diffusion.num_steps
     # Times of the steps: uniform, quadratic, karras, shifted. Process ddpm also has ddim (a stride

@@ -20,7 +20,8 @@ from absl import flags
 from PIL import Image
 
 from dit_jax import cli
-from dit_jax.config import ranges, sizes
+from dit_jax.config import arguments, ranges, sizes
+from dit_jax.diffusion import edits
 from dit_jax.errors import UserError
 from dit_jax.sampling import editing, pictures, runs, sampling_flags
 from dit_jax.system import files
@@ -45,54 +46,42 @@ def main(words):
     others = {name for names in TASKS.values() for name in names} - {*TASKS[task]}
     if useless := sorted(f"--{name}" for name in others if FLAGS[name].present):
         raise UserError(f"{task} takes no {', '.join(useless)}.")
+    for name in ("image", "mask"):
+        if name in TASKS[task] and not FLAGS[name].value:
+            raise UserError(f"{task} needs --{name}.")
     loading = sampling_flags.get_load_arguments()
     # Drawing must not be guided if it is to return the image, because the inversion is not.
     if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
-    config, shown = trained.config, []
     # The picture is one row: the given image, if there is one, then `num` drawn ones.
-    pictures.check_grid(FLAGS.num + 1, sizes.image_shape(config.data), FLAGS.num + 1)
-    if task == "interpolate":
-        condition_flags = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-        ends = editing.parse_ends(trained, FLAGS.num, *condition_flags)
-        images = editing.draw(
-            trained, editing.interpolate(*ends, editing.parse_numbers(FLAGS.numbers)), FLAGS.seed
-        )
-    else:
-        # All other tasks start from an image, which the picture shows first.
-        if not FLAGS.image:
-            raise UserError(f"{task} needs --image.")
-        image = editing.read_image(FLAGS.image, config)
-        x_0, shown = editing.encode(trained, image), [image]
-        if task == "invert":
-            before, after = editing.parse_before_and_after(
-                trained,
-                FLAGS.labels,
-                FLAGS.prompt,
-                FLAGS.labels_after,
-                FLAGS.prompt_after,
-                FLAGS.negative_prompt,
-            )
-            x_T = editing.invert(trained, before, x_0)
-            # The noise is given, so there is no seed.
-            images = editing.draw(trained, editing.from_noise(after, x_T))
-        else:
-            condition_flags = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
-            arguments = trained.request(FLAGS.num, *condition_flags, FLAGS.seed), x_0
-            if task == "inpaint":
-                if not FLAGS.mask:
-                    raise UserError("inpaint needs --mask, white where it draws anew.")
-                mask = editing.read_mask(FLAGS.mask, FLAGS.image, config)
-                edited = editing.inpaint(*arguments, mask)
-            else:
-                edited = editing.image_to_image(*arguments)
-            images = editing.draw(trained, edited, FLAGS.seed, FLAGS.strength)
-    images = np.concatenate([*shown, images])
+    shape = sizes.image_shape(trained.config.data)
+    pictures.check_grid(FLAGS.num + 1, shape, FLAGS.num + 1)
+    given = [editing.read_image(FLAGS.image, trained.config)] if "image" in TASKS[task] else []
+    request = _make_request(task, trained, *(editing.encode(trained, image) for image in given))
+    images = np.concatenate([*given, editing.draw(trained, request, FLAGS.seed, FLAGS.strength)])
     if jax.process_index() == 0:  # every process has all images, one writes them
         picture = Image.fromarray(pictures.image_grid(images, len(images)))
         files.replace(out, lambda file: picture.save(file, "PNG"))
     print(f"{task} by step {trained.step}: {out}")
+
+
+def _make_request(task, trained, x_0=None):
+    """Returns the `editing.EditRequest` of a task, for an image with this x_0."""
+    condition_flags = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+    if task == "interpolate":
+        ends = editing.parse_ends(trained, FLAGS.num, *condition_flags)
+        return editing.interpolate(*ends, FLAGS.numbers)
+    if task == "invert":
+        after_flags = FLAGS.labels_after, FLAGS.prompt_after
+        before, after = editing.parse_before_and_after(trained, *condition_flags, *after_flags)
+        edit = edits.FromNoise(editing.invert(trained, before, x_0))
+        return editing.EditRequest(after, edit)
+    request = trained.request(FLAGS.num, *condition_flags, FLAGS.seed)
+    if task == "image-to-image":
+        return editing.EditRequest(request, edits.ImageToImage(x_0))
+    mask = editing.read_mask(FLAGS.mask, FLAGS.image, trained.config)
+    return editing.EditRequest(request, edits.Inpaint(x_0, mask))
 
 
 if __name__ == "__main__":
@@ -101,10 +90,11 @@ if __name__ == "__main__":
     cli.define_path("image", None, "Image file, cropped as the model's data are.")
     cli.define_path("mask", None, "inpaint: image of the same size, white where it draws anew.")
     flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].", 0, 1)
-    flags.DEFINE_list("numbers", ["0", "0"], "interpolate: of the images whose noise is taken.")
+    text = "interpolate: numbers of the two images whose noise is taken."
+    flags.DEFINE(arguments.NumbersParser(int, 2), "numbers", "0,0", text)
     flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
     flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
     most = ranges.MOST_PICTURE_IMAGES
-    flags.DEFINE_integer("num", 4, "Images; inverted ones are one.", 1, most)
+    flags.DEFINE_integer("num", 4, "Number of images; invert draws one.", 1, most)
     cli.define_path("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
     cli.run(main, "TASK")

@@ -22,7 +22,7 @@ from absl import flags
 
 from dit_jax import cli, diffusion
 from dit_jax.config import ranges, sizes
-from dit_jax.diffusion import sampler_settings
+from dit_jax.diffusion import samplers
 from dit_jax.errors import UserError
 from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, rows, samples
 from dit_jax.sampling import runs, sampling_flags
@@ -64,7 +64,7 @@ def _check_flags():
         raise UserError("give one of --workdir, --samples and --make_reference.")
     job = "bpd" if FLAGS.bpd and FLAGS.workdir else given[0]
     guide_flags, image_flags = {"guide", "guide_step"}, {"image_size", "image_channels", "data_dir"}
-    sample_flags = {*sampler_settings.SETTINGS, *guide_flags, "labels", "save_npz"}
+    sample_flags = {*samplers.SETTINGS, *guide_flags, "labels", "save_npz"}
     run_flags = sample_flags | {"step", "vae", "raw", "seed", "bpd", "bpd_steps"}
     reference_flags = {"reference", "extractor", "weights", "extractor_dtype"}
     # A flag that a job does not use would silently change nothing.

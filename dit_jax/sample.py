@@ -15,7 +15,7 @@ from PIL import Image
 from dit_jax import cli
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError, UserFileError
-from dit_jax.sampling import generate, pictures, runs, sampling_flags
+from dit_jax.sampling import pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
@@ -51,19 +51,11 @@ def main(_):
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
     request = trained.request(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
-    images = generate.generate(
-        trained.make_sample_fn(),
-        trained.params,
-        request,
-        FLAGS.seed,
-        trained.mesh,
-        trained.to_image,
-        batch_size=FLAGS.batch_size,
-        progress=sys.stderr.isatty(),
-    )
+    progress = sys.stderr.isatty()
+    images = trained.generate(request, FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)
     if jax.process_index() == 0:  # every process has all images, one writes them
-        has_classes = trained.condition.has_classes
-        _write(out, images, {"label": request.cond} if has_classes else {})
+        labels = {"label": request.cond} if trained.condition.has_classes else {}
+        _write(out, images, labels)
     print(f"{len(images)} samples of step {trained.step}: {out}")
 
 
@@ -71,8 +63,10 @@ if __name__ == "__main__":
     sampling_flags.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     sampling_flags.define_conditions()
-    text = f"Images; by default one of each --prompt, else {NUM}."
+    text = f"Number of images; by default one of each --prompt, else {NUM}."
     flags.DEFINE_integer("num", None, text, 1, ranges.MOST)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
-    flags.DEFINE_integer("columns", 0, "Of the grid; 0 makes it about square.", lower_bound=0)
+    flags.DEFINE_integer(
+        "columns", 0, "Columns of the grid; 0 makes it about square.", lower_bound=0
+    )
     cli.run(main)

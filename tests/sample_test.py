@@ -27,13 +27,13 @@ def test_labels_are_guided_away_from_the_null_class():
     """Whose index is the number of classes; whether they are listed, drawn or of a picture."""
     config = smoke.get_config()
     drawn = requests.draw(config, "balanced", 3), conditions.build(config).from_flags(3, "1,2,3")
-    for told in (
+    for request in (
         *drawn,
         requests.draw_for_picture(config, 3),
         conditions.from_labels([0, 4, 9], 10),
     ):
-        assert told.null.tolist() == [10, 10, 10]
-    assert told.cond.tolist() == [0, 4, 9]
+        assert request.null.tolist() == [10, 10, 10]
+    assert request.cond.tolist() == [0, 4, 9]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ RANGES = {
     "sample.last_step_t": BELOW_1,
     "sample.cfg_scale": GUIDANCE,
     "sample.cfg_channels": SIZE_OR_0,
-    "sample.cfg_interval": ANY,
+    "sample.cfg_interval": SHARE,
     "sample.cfg_rescale": SHARE,
     "fid.every_steps": FROM_0,
     "fid.num_images": FROM_2,

@@ -22,31 +22,26 @@ def build(
     spaced, both ends included. A chain also has the kinds in CHAIN_GRIDS, and counts such as
     'a,b,c': the number of levels in each of equal parts of the chain, the part next to data first.
 
-    Args: rho, the exponent of 'karras'.   shift, the factor of 'shifted'.
-    Raises: ValueError for an unknown kind, rho or shift out of range, or less than 1 step. For a
-      chain also for less than 2 steps, more steps than levels, or two times at the same level.
+    Args: rho > 0, the exponent of 'karras'.   shift > 0, the factor of 'shifted'.
+    Raises: ValueError for an unknown kind, or no steps. For a chain also for less than 2 steps,
+      more steps than levels, or two times at the same level.
     Source: karras: Karras et al. 2022, eq. 5; shifted: Esser et al. 2024, eq. 23; kinds of a chain:
       Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.3; Lin et al. 2023, table 2;
       dpm_leading, dpm_linspace: diffusers' DPMSolverMultistepScheduler.
     """
-    if not (0 < rho < np.inf and 0 < shift < np.inf):
-        raise UserError(f"{rho=} and {shift=} of a grid must be positive, and finite.")
+    # Raises if the prediction does not determine x_0 at the last level of a chain.
+    first_t = process.first_t(prediction)
     if isinstance(process, DiscreteProcess):
-        return check(_make_chain_grid(process, steps, kind, prediction, rho, shift))
-    if steps < 1:
-        raise UserError(f"cannot take {steps} sampling steps; choose at least 1.")
+        return check(_make_chain_grid(process, steps, kind, first_t, rho, shift))
     if kind not in GRIDS:
         raise UserError(f"grid {kind!r} is for process ddpm only; choose {', '.join(GRIDS)}.")
-    return check(GRIDS[kind].make(process, steps, process.first_t(prediction), rho, shift))
+    return check(GRIDS[kind].make(process, steps, first_t, rho, shift))
 
 
 def from_config(config, process: Process, prediction: str, steps: int | None = None) -> np.ndarray:
-    """Returns the grid of `config.sample`, or the same grid with another number of steps.
-
-    Raises: as `build`.
-    """
-    options = dict(rho=config.rho, shift=config.shift)
-    return build(process, steps or config.steps, config.grid, prediction, **options)
+    """Returns the grid of `config.sample`, or with another number of steps; raises as `build`."""
+    steps = config.steps if steps is None else steps
+    return build(process, steps, config.grid, prediction, rho=config.rho, shift=config.shift)
 
 
 def _karras(process, steps, first_t, rho, shift):
@@ -62,30 +57,31 @@ def _shifted(process, steps, first_t, rho, shift):
     return first_t * shift * u / (1 + (shift - 1) * u)
 
 
-class Row(NamedTuple):
+class GridSpec(NamedTuple):
     """A kind of grid: how to make it, and the config keys that it alone uses."""
 
     make: Callable[..., np.ndarray]  # (process, steps, first_t, rho, shift) -> [steps + 1] f64
     options: tuple[str, ...] = ()  # keys of config.sample that no other grid uses
 
 
-GRIDS: dict[str, Row] = {
-    "uniform": Row(lambda _, steps, first_t, *__: first_t * np.linspace(1, 0, steps + 1)),
-    "quadratic": Row(lambda _, steps, first_t, *__: first_t * np.linspace(1, 0, steps + 1) ** 2),
-    "karras": Row(_karras, ("rho",)),
-    "shifted": Row(_shifted, ("shift",)),
+GRIDS: dict[str, GridSpec] = {
+    "uniform": GridSpec(lambda _, steps, first_t, *__: first_t * np.linspace(1, 0, steps + 1)),
+    "quadratic": GridSpec(
+        lambda _, steps, first_t, *__: first_t * np.linspace(1, 0, steps + 1) ** 2
+    ),
+    "karras": GridSpec(_karras, ("rho",)),
+    "shifted": GridSpec(_shifted, ("shift",)),
 }
 
 
-def _make_chain_grid(process, steps, kind, prediction, rho, shift):
-    """Returns the grid of a chain, on its levels; arguments as `build`."""
+def _make_chain_grid(process, steps, kind, first_t, rho, shift):
+    """Returns the grid of a chain, on its levels."""
     num_steps = process.num_steps
     if not 2 <= steps <= num_steps:
         raise UserError(
             f"cannot take {steps} sampling steps: the process has {num_steps}, so choose 2 to "
             f"{num_steps}."
         )
-    process.first_t(prediction)  # raises if the prediction does not determine x_0 there
     if kind == "uniform":
         index = _sections((steps,), num_steps)
     elif kind in CHAIN_GRIDS:
@@ -99,7 +95,7 @@ def _make_chain_grid(process, steps, kind, prediction, rho, shift):
         if len(index) != steps:
             raise UserError(f"grid={kind} has {len(index)} steps, not {steps=}.")
     elif kind in GRIDS:
-        t = GRIDS[kind].make(process, steps, process.first_t(prediction), rho, shift)
+        t = GRIDS[kind].make(process, steps, first_t, rho, shift)
         # Two times may be rounded to the same level, which `check` refuses.
         return process.level(t) / num_steps
     else:
@@ -125,15 +121,11 @@ def _sections(counts, num_steps):
 
 
 def _strided(steps, num_steps):
-    """Returns the indices 0, n, 2 n, ... for the n that gives this number of steps.
-
-    Raises: ValueError if there is no such n.
-    """
-    for stride in range(1, num_steps + 1):
-        if len(index := np.arange(0, num_steps, stride)) == steps:
-            return index
-    counts = sorted({len(range(0, num_steps, stride)) for stride in range(1, num_steps + 1)})
-    near = sorted(counts, key=lambda count: abs(count - steps))[:2]
+    """Returns the indices 0, n, 2 n, ... for the n that gives this number of steps."""
+    strides = {len(range(0, num_steps, stride)): stride for stride in range(num_steps, 0, -1)}
+    if steps in strides:
+        return np.arange(0, num_steps, strides[steps])
+    near = sorted(strides, key=lambda count: (abs(count - steps), count))[:2]
     raise UserError(f"no stride retains {steps} of {num_steps} levels; {near} can be had.")
 
 
@@ -158,13 +150,13 @@ CHAIN_GRIDS = {
 }
 
 
-def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
-    """Returns the grid with its last step to level 1 of the chain instead of to data.
+def from_config_to_level_1(config, process: DiscreteProcess, prediction: str) -> np.ndarray:
+    """Returns the grid of `config.sample`, but ending at level 1 of the chain, a little noisy.
 
-    Level 1 is a little noisy.
-    Raises: ValueError if the last step begins at this level.
+    Raises: ValueError as `build`, or if the last step begins at this level.
     Source: the code of Rombach et al. 2022, ddim_alphas_prev; diffusers' set_alpha_to_one=False.
     """
+    grid = from_config(config, process, prediction)
     if process.level(grid[-2]) <= 1:
         raise UserError(
             "the last step of this grid begins at level 1, where sampler ddim_level1 ends: choose "
@@ -173,13 +165,11 @@ def to_level_1(process: DiscreteProcess, grid: np.ndarray) -> np.ndarray:
     return np.append(grid[:-1], process.time_of_index(0))
 
 
-def last(grid: np.ndarray, strength: float) -> np.ndarray:
+def take_last(grid: np.ndarray, strength: float) -> np.ndarray:
     """Returns the last steps of a grid, the share `strength` of all steps, and at least one.
 
-    An edit begins at the first of these times.
-
     Raises: ValueError unless 0 < strength <= 1.
-    Source: Meng et al. 2022, "SDEdit", whose t_0 is this first time.
+    Source: Meng et al. 2022, "SDEdit", whose t_0 is the first of these times.
     """
     if not 0 < strength <= 1:
         raise UserError(f"{strength=} must lie in (0, 1]; 1 keeps next to nothing of the image.")
@@ -188,10 +178,7 @@ def last(grid: np.ndarray, strength: float) -> np.ndarray:
 
 
 def check(grid: np.ndarray) -> np.ndarray:
-    """Returns the grid if its times decrease to 0.
-
-    Raises: ValueError that names the first time that does not decrease.
-    """
+    """Returns the grid; raises ValueError unless its times decrease to 0."""
     if len(grid) < 2 or grid[-1] != 0:
         raise UserError(f"a grid ends on data, t = 0, after at least one step, not {grid[-2:]}.")
     if (wrong := np.flatnonzero(np.diff(grid) >= 0)).size:

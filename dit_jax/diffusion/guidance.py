@@ -22,18 +22,16 @@ def classifier_free_guidance(
     cond: jax.Array,
     null: jax.Array,
     scale: float,
-    channels: int | None = None,
+    channels: int = 0,
     rescale: float = 0.0,
 ) -> objectives.Predict:
     """Wraps predict(x_t, network_time, cond) into a guided predict(x_t, network_time).
 
-    Guidance acts on the first `channels` channels; None or 0 is all C channels of x_t. The other
-    channels and the variance stay conditional. The published DiT samples guide 3 of the 4 latent
-    channels.
-
     Args:
       cond: [B, ...], labels or captions.
       null: like cond, the null class, the empty caption, or a condition that is to be avoided.
+      channels: how many channels are guided, the first ones; 0 is all C of x_t. The others
+        and the variance stay conditional. The published DiT samples guide 3 of 4 latent channels.
       rescale: 0..1, how far the standard deviation of an image's guided channels is moved to that
         of the conditional channels.
     Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w; Lin et al. 2023, eq. 15 and 16.
@@ -54,12 +52,10 @@ def autoguidance(
     predict: objectives.Predict,
     predict_worse: objectives.Predict,
     scale: float,
-    channels: int | None = None,
+    channels: int = 0,
     rescale: float = 0.0,
 ) -> objectives.Predict:
-    """Wraps a network and a worse one with the same prediction into a guided predict.
-
-    Args: channels, rescale, as in `classifier_free_guidance`.
+    """Guides a network by a worse one with the same prediction; as `classifier_free_guidance`.
 
     Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", eq. 3.
     """
@@ -71,26 +67,23 @@ def autoguidance(
     return guided
 
 
-def in_interval(t: np.ndarray, interval: tuple[float, float]) -> list[tuple[bool, int]]:
-    """Returns runs of steps, (guided, count); a step from time t is guided if low <= t <= high.
+def split_steps(
+    t: np.ndarray, scale: float, interval: tuple[float, float]
+) -> list[tuple[bool, int]]:
+    """Splits steps from the times t [n] into spans (guided, count), in their order.
 
-    Args: t, [n] times at which the steps begin.   interval, (low, high).
-
+    A step is guided if its time lies in the interval, both ends included, and the scale is not 1.
+    Raises: ValueError if a scale other than 1 guides no step.
     Source: Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval".
-    Raises: as `check_interval`.
     """
-    check_interval(interval)
     low, high = interval
-    runs = itertools.groupby((low <= t) & (t <= high))
-    return [(bool(guided), len(list(steps))) for guided, steps in runs]
-
-
-def check_interval(interval: tuple[float, float]) -> None:
-    """Raises ValueError unless the interval is two times, 0 <= low < high <= 1."""
-    low, high = interval if len(interval) == 2 else (np.nan, np.nan)
-    if not 0 <= low < high <= 1:
-        shown = ",".join(map(str, interval))
-        raise UserError(f"cfg_interval={shown} must be two times 0 <= low < high <= 1.")
+    guided = (low <= t) & (t <= high) & (scale != 1)
+    if scale != 1 and not guided.any():
+        raise UserError(
+            f"cfg_scale={scale} guides no step: none of their times lies in cfg_interval={low},"
+            f"{high}; they are {', '.join(f'{time:.3g}' for time in t)}."
+        )
+    return [(bool(value), len(list(steps))) for value, steps in itertools.groupby(guided)]
 
 
 def _extrapolate(better, worse, scale, channels, rescale):

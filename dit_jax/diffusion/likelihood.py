@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.diffusion import objectives, processes, sampler_settings, solvers
-from dit_jax.errors import UserError
+from dit_jax.diffusion import objectives, processes, solvers
 
 FIRST_RATIO = 0.002  # sigma / alpha where the density is computed: the least of Karras et al. 2022
 BIN = 2 / 255  # distance of two grey levels, in [-1, 1]
@@ -40,24 +39,20 @@ def variational_bound(
 ) -> Bound:
     """Returns the bound on -log p(x_0) of the chain from which `solvers.ddpm` draws samples.
 
-    Each step's term is computed for one drawn x_t.
+    Each step's term is computed for one x_t, drawn with noise(i).
     Args:
-      denoise: at grid[:-1]; if it predicts the variance, that variance is used.
-      x_0: [B, ...] f32.   grid: [n + 1] f64, decreasing to 0.   noise: noise(i) makes step i's x_t.
-      variance: used if none is predicted: 'large', beta, or 'small', the posterior's. The last
-        step, which gives x_0 itself, always uses the posterior's, as published.
+      denoise: at grid[:-1].   x_0: [B, ...] f32.   grid: [n + 1] f64, decreasing to 0.
+      variance: as in `solvers.ddpm`. The last step, which gives x_0 itself, always uses the
+        posterior's, as published.
       discretised: x_0 are pixels, and the last step gives the probability of a bin. Otherwise it
         gives the density of its Gaussian.
-    Raises: ValueError for an unknown variance.
     Source: Ho et al. 2020, eq. 5 to 8 and 13; its three parts: Kingma et al. 2021, section 3.
     """
-    if variance not in sampler_settings.SETTINGS["variance"].choices:
-        raise UserError(f"unknown {variance=}; choose large or small.")
     # Computed in f64, for all steps at once: differences of neighbouring levels lose digits in f32.
     t, s = grid[:-1], grid[1:]
     posterior = process.posterior(t, s)
-    is_small = (s == 0) | (variance == "small")
-    fixed = np.where(is_small, posterior.log_variance, posterior.log_beta)
+    log_variances = {"large": posterior.log_beta, "small": posterior.log_variance}
+    fixed = np.where(s == 0, posterior.log_variance, log_variances[variance])
     tables = (process.alpha(t), process.sigma(t), posterior.x_0_coef, posterior.x_t_coef)
     tables += (posterior.log_beta, posterior.log_variance, fixed, s == 0)
 
@@ -85,10 +80,9 @@ def variational_bound(
 
 
 def ode_times(process: processes.Process, steps: int) -> np.ndarray:
-    """Returns the times [2 steps + 1] f64 of the steps' ends and middles.
+    """Returns the times [2 steps + 1] f64 of the steps' ends and middles, data first.
 
-    They are uniform in log(sigma / alpha), from FIRST_RATIO to the time at which samplers of a
-    predicted eps begin.
+    They are uniform in log(sigma / alpha), from FIRST_RATIO to where samplers of eps begin.
     """
     end = np.array(process.first_t("eps"))
     ratios = np.geomspace(FIRST_RATIO, process.sigma(end) / process.alpha(end), 2 * steps + 1)
@@ -102,19 +96,16 @@ def ode_log_likelihood(
     times: np.ndarray,
     probe: jax.Array,
 ) -> jax.Array:
-    """Returns log p(x_0) [B] in nats by the probability flow.
+    """Returns log p(x_0) [B] in nats, by the probability flow of x_0 + FIRST_RATIO eps.
 
-    p is the density of x_0 + FIRST_RATIO eps.
     The variable is y = x_t / (alpha s), where s^2 = (sigma / alpha)^2 + sigma_data^2. Its flow is
     dy / d log(sigma / alpha) = g eps - g^2 y, where g = sigma / (alpha s). For data N(0,
     sigma_data^2 I) this is 0, whatever the process. Hence the prior is y ~ N(0, I), that is x_t ~
-    N(0, sigma^2 + alpha^2 sigma_data^2). The flow is integrated by the Runge-Kutta method of order
-    4.
+    N(0, sigma^2 + alpha^2 sigma_data^2). The method is Runge-Kutta's of order 4.
 
     Args:
       denoise: at times.   x_0: [B, ...] f32.   times: from `ode_times`.
-      probe: like x_0, each value -1 or 1 with equal probability, for an unbiased estimate of the
-        divergence.
+      probe: like x_0, values -1 or 1 at random, for an unbiased estimate of the divergence.
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 39 and 40 and
       appendix D.2.
     """
@@ -170,8 +161,7 @@ def dequantise(x_0: jax.Array, uniform: jax.Array) -> jax.Array:
 def bits_per_dim(log_likelihood: jax.Array, x_0: jax.Array, dequantised: bool) -> jax.Array:
     """Returns -log p(x_0) [B] in bits per dimension.
 
-    For dequantised pixels it estimates -log of the probability of a bin. On average it is an upper
-    bound, as the logarithm is concave.
+    For dequantised pixels it estimates -log of the probability of a bin, on average from above.
     Source: Theis et al. 2016, section 3.1.
     """
     bits = -log_likelihood / (math.log(2) * math.prod(x_0.shape[1:]))

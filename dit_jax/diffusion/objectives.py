@@ -57,33 +57,16 @@ def denoising_loss(
 
 
 def check(process: processes.Process, config, learn_sigma: bool) -> None:
-    """Raises unless the values of `config.objective` are known and fit the process.
-
-    Raises: ValueError with the keys and values.
-    """
+    """Raises ValueError unless the names in `config.objective` are known and fit the process."""
     # These raise for an unknown prediction, and for one that does not determine x_0 at the last
     # level of a chain. The time 0.5 is arbitrary.
     predictions.coefficients(process, config.prediction, np.full(1, 0.5))
     process.first_t(config.prediction)
-    if config.weight not in WEIGHTS:
-        raise UserError(
-            f"unknown objective.weight={config.weight!r}; choose one of {', '.join(WEIGHTS)}."
-        )
-    if config.t_distribution not in T_DISTRIBUTIONS:
-        raise UserError(
-            f"unknown objective.t_distribution={config.t_distribution!r}; choose one of "
-            f"{', '.join(T_DISTRIBUTIONS)}."
-        )
-    if not (0 <= config.min_t < 1 and config.t_std > 0):
-        raise UserError(
-            f"objective.min_t={config.min_t} must lie in [0, 1), and objective.t_std="
-            f"{config.t_std} be positive."
-        )
-    if not (config.snr_gamma > 0 and config.p2_gamma >= 0):
-        raise UserError(
-            f"objective.snr_gamma={config.snr_gamma} must be positive, and objective.p2_gamma="
-            f"{config.p2_gamma} not negative."
-        )
+    for key, known in (("weight", WEIGHTS), ("t_distribution", T_DISTRIBUTIONS)):
+        if config[key] not in known:
+            raise UserError(
+                f"unknown objective.{key}={config[key]!r}; choose one of {', '.join(known)}."
+            )
     # The levels of a chain are fixed, so that min_t would do nothing.
     chain = isinstance(process, processes.DiscreteProcess)
     if chain and config.min_t != MIN_T:
@@ -108,36 +91,30 @@ def check(process: processes.Process, config, learn_sigma: bool) -> None:
 def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
     """Returns the weight [B] of the prediction's squared error at t, by `config.objective.weight`.
 
-    'uniform' is 1. The papers define the other weights for an error of x_0 or of eps. Here they are
-    converted to the error of this prediction.
-    'min_snr': min(snr, gamma), for x_0.   'p2': (1 + snr)^-gamma, for eps.   'edm':
-    (r^2 + d^2) / (r d)^2, for x_0, where r = sigma / alpha and d = sigma_data.   'likelihood': the
-    weight for x_0 that makes the loss, at uniform t, the bound on -log p(x_0) in nats per value.
-    Source: Hang et al. 2023, eq. 8; Choi et al. 2022, eq. 8; Karras et al. 2022, table 1; Kingma et
-      al. 2021, eq. 13 and 17.
+    The papers define most weights for the error of x_0 or of eps. Here they are converted to the
+    error of this prediction. 'likelihood' makes the loss, at uniform t, the bound on -log p(x_0) in
+    nats per value.
     """
-    if config.weight == "uniform":
-        return jnp.ones_like(t)
-    snr = (process.alpha(t) / process.sigma(t)) ** 2
+    target, target_weight = WEIGHTS[config.weight]
+    value = target_weight(process, config, t)
+    if target == "output":
+        return value
+    # The factor turns a squared error of the network's output into one of the target.
     solution = predictions.solve(process, config.prediction, t)
-    squares = solution.x_0_of_output**2, solution.eps_of_output**2
-    return WEIGHTS[config.weight](process, config, t, snr, *squares)
+    return value * getattr(solution, f"{target}_of_output") ** 2
 
 
-# Each maps (process, config, t, snr, of_x_0, of_eps) to weights [B]. of_x_0 and of_eps are the
-# factors that turn a squared error of the prediction into one of x_0 or of eps.
+# Each has the target of the squared error, and maps (process, config, t) to its weights [B].
 WEIGHTS = {
-    "uniform": lambda process, config, t, snr, of_x_0, of_eps: jnp.ones_like(t),
-    "min_snr": lambda _, config, t, snr, of_x_0, of_eps: (
-        jnp.minimum(snr, config.snr_gamma) * of_x_0
-    ),
-    "p2": lambda _, config, t, snr, of_x_0, of_eps: (1 + snr) ** -config.p2_gamma * of_eps,
-    "edm": lambda process, config, t, snr, of_x_0, of_eps: (
-        (1 / process.sigma_data**2 + snr) * of_x_0
-    ),
-    "likelihood": lambda process, config, t, snr, of_x_0, of_eps: (
-        0.5 * process.snr_rate(t) * of_x_0
-    ),
+    "uniform": ("output", lambda process, config, t: jnp.ones_like(t)),
+    # Hang et al. 2023, eq. 8
+    "min_snr": ("x_0", lambda process, config, t: jnp.minimum(process.snr(t), config.snr_gamma)),
+    # Choi et al. 2022, eq. 8
+    "p2": ("eps", lambda process, config, t: (1 + process.snr(t)) ** -config.p2_gamma),
+    # (r^2 + d^2) / (r d)^2 for r = sigma / alpha and d = sigma_data: Karras et al. 2022, table 1
+    "edm": ("x_0", lambda process, config, t: 1 / process.sigma_data**2 + process.snr(t)),
+    # Kingma et al. 2021, eq. 13 and 17
+    "likelihood": ("x_0", lambda process, config, t: 0.5 * process.snr_rate(t)),
 }
 
 

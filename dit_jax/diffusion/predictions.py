@@ -1,4 +1,4 @@
-"""Predictions of a network, a x_0 + b eps, and the conversion of one into another."""
+"""Predictions of a network, a x_0 + b eps, and the x_0 and eps that follow from one."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.diffusion import processes
-from dit_jax.diffusion.processes import Process
 from dit_jax.errors import UserError
 
 
-def coefficients(process: Process, prediction: str, t):
+def coefficients(process: processes.Process, prediction: str, t):
     """Returns (a, b) at t, for a network whose target is a x_0 + b eps.
 
     Targets: 'eps'; 'x_0'; 'v' = alpha eps - sigma x_0; 'u' = d x_t / dt; 'score' = -eps / sigma;
@@ -66,19 +65,10 @@ class Solution(NamedTuple):
         return a * x_t + b * output, c * x_t + d * output
 
 
-def solve(process: Process, prediction: str, t) -> Solution:
+def solve(process: processes.Process, prediction: str, t) -> Solution:
     """Solves for x_0 and eps at t: x_t and the output are two linear equations in them."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     a, b = coefficients(process, prediction, t)
     # Cramer's rule for x_t = alpha x_0 + sigma eps and output = a x_0 + b eps.
     determinant = alpha * b - sigma * a
     return Solution(b / determinant, -sigma / determinant, -a / determinant, alpha / determinant)
-
-
-def convert(
-    process: Process, output: jax.Array, x_t: jax.Array, t: jax.Array, source: str, target: str
-) -> jax.Array:
-    """Converts a network's output at x_t and t [B] from prediction `source` to `target`."""
-    x_0, eps = solve(process, source, t).x_0_and_eps(x_t, output)
-    a, b = coefficients(process, target, t)
-    return processes.expand(a, x_t) * x_0 + processes.expand(b, x_t) * eps

@@ -6,7 +6,7 @@ output, for training.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ class Process:
     time_scale: float  # the network's time at t = 1
     sigma_data: float  # standard deviation of x_0, for EDM's scales and weights and the likelihood
     smallest_t: ClassVar[float] = 1e-3  # the karras grid's least time above 0; see `end_t`
+    x_T_std: ClassVar[float] = 1.0  # standard deviation of x_T, with which samplers begin
+    # Time at which a sampler of the SDE takes its last step, to data; SiT's value.
+    last_step_t: ClassVar[float] = 0.04
 
     def alpha(self, t):
         """Returns the signal's factor at t."""
@@ -44,16 +47,12 @@ class Process:
         """Returns the t at which sigma / alpha is `ratio`."""
         raise NotImplementedError
 
-    def log_snr(self, t):
-        """Returns log(alpha^2 / sigma^2); infinite where there is no noise, or no signal."""
-        xp = get_array_module(t)
-        return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
+    def snr(self, t):
+        """Returns the signal-to-noise ratio, alpha^2 / sigma^2."""
+        return (self.alpha(t) / self.sigma(t)) ** 2
 
     def snr_rate(self, t):
-        """Returns -d/dt (alpha^2 / sigma^2).
-
-        It is twice the weight of x_0's squared error in the likelihood.
-        """
+        """Returns -d snr / dt, twice the weight of x_0's squared error in the likelihood."""
         (d_alpha, d_sigma), alpha, sigma = self.velocity(t), self.alpha(t), self.sigma(t)
         return 2 * alpha * (alpha * d_sigma - sigma * d_alpha) / sigma**3
 
@@ -66,36 +65,29 @@ class Process:
         return get_array_module(t).ones_like(t)
 
     @property
-    def x_T_std(self) -> float:
-        """The standard deviation of x_T, with which samplers begin."""
-        return 1.0
-
-    @property
-    def last_step_t(self) -> float:
-        """The time at which a sampler of the SDE takes its last step, to data; SiT's value."""
-        return 0.04
+    def ends_without_signal(self) -> bool:
+        """Whether alpha is 0 at t = 1, where x_t is noise alone."""
+        return bool(self.alpha(np.ones(1)) == 0)
 
     def end_t(self, prediction: str) -> float:
-        """Returns the time at which a sampler of the SDE ends without that step; SiT's value."""
+        """Returns the time at which a sampler of the SDE ends without its last step; SiT's."""
         # In SiT, only flows that predict neither eps nor the score end at data itself.
-        flow = self.alpha(np.ones(1)) == 0
-        return 0.0 if flow and prediction not in ("eps", "score") else self.smallest_t
+        to_data = self.ends_without_signal and prediction not in ("eps", "score")
+        return 0.0 if to_data else self.smallest_t
 
     def from_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
         """Maps uniform u in [0, 1) to a training time."""
         return self.nearest(u, min_t)
 
     def nearest(self, t: jax.Array, min_t: float) -> jax.Array:
-        """Returns the training time nearest to t.
-
-        If alpha is 0 at t = 1, that time is left out: weights of a predicted eps are infinite.
-        """
-        return jnp.clip(t, min_t, 1.0 if self.last_t_of_eps == 1 else 1 - 1e-6)
+        """Returns the training time nearest to t; a time without signal is none."""
+        # There the weight of a predicted eps is infinite.
+        return jnp.clip(t, min_t, 1 - 1e-6 if self.ends_without_signal else 1.0)
 
     @property
     def last_t_of_eps(self) -> float:
         """The last time at which x_t and eps determine x_0."""
-        return LAST_T_OF_EPS if self.alpha(np.ones(1)) == 0 else 1.0
+        return LAST_T_OF_EPS if self.ends_without_signal else 1.0
 
     def first_t(self, prediction: str) -> float:
         """Returns the time at which samplers begin, for a network with this prediction."""
@@ -106,12 +98,8 @@ class Process:
 
         Source: Kingma et al. 2021, appendix A.2; for DDPM Ho et al. 2020, eq. 6 and 7.
         """
-        alpha_t, alpha_s, sigma_t, sigma_s = (
-            self.alpha(t),
-            self.alpha(s),
-            self.sigma(t),
-            self.sigma(s),
-        )
+        alpha_t, alpha_s = self.alpha(t), self.alpha(s)
+        sigma_t, sigma_s = self.sigma(t), self.sigma(s)
         beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
         variance = beta * (sigma_s / sigma_t) ** 2
         # At s = 0 the variance is 0 and has no logarithm. That of the step before is used instead.
@@ -128,19 +116,14 @@ class Process:
 
         Source: Karras et al. 2022, eq. 4 with s = alpha. If alpha ends at 0, t itself is the clock.
         """
-        if self.alpha(np.ones(1)) == 0:
-            one = np.ones_like(t)
-            return Ode(t, one, *self.velocity(t))
+        if self.ends_without_signal:
+            return Ode(t, np.ones_like(t), *self.velocity(t))
         alpha = self.alpha(t)
         return Ode(self.sigma(t) / alpha, alpha, np.zeros_like(t), np.ones_like(t))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Posterior:
-    """The normal q(x_s | x_t, x_0) = N(x_0_coef x_0 + x_t_coef x_t, exp(log_variance)).
-
-    All arrays are [n] f64.
-    """
+class Posterior(NamedTuple):
+    """The normal q(x_s | x_t, x_0) = N(x_0_coef x_0 + x_t_coef x_t, exp(log_variance)), [n] f64."""
 
     x_0_coef: np.ndarray
     x_t_coef: np.ndarray
@@ -148,12 +131,8 @@ class Posterior:
     log_variance: np.ndarray  # lower bound; at s = 0 the value of the step before
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ode:
-    """The probability flow, as d(x / scale) / d clock = x_0_coef x_0 + eps_coef eps.
-
-    All arrays are [n] f64.
-    """
+class Ode(NamedTuple):
+    """The probability flow, d(x / scale) / d clock = x_0_coef x_0 + eps_coef eps; all [n] f64."""
 
     clock: np.ndarray
     scale: np.ndarray
@@ -190,31 +169,36 @@ class DiscreteProcess(Process):
 
     def network_time(self, t):
         """Returns DDPM's index k, the network's time for t."""
-        return (self.level(t) - 1).astype(_float_of(t))
+        return (self.level(t) - 1).astype(np.float64 if get_array_module(t) is np else jnp.float32)
+
+    def _look_up(self, table, t):
+        """Returns the values of a table [T + 1] f64 of all levels at the level of t."""
+        if get_array_module(t) is jnp:
+            table = jnp.asarray(table, jnp.float32)
+        return table[self.level(t)]
 
     def alpha(self, t):
-        return _gather(np.sqrt(self.alpha_bar), self.level(t), t)
+        return self._look_up(np.sqrt(self.alpha_bar), t)
 
     def sigma(self, t):
-        return _gather(np.sqrt(1 - self.alpha_bar), self.level(t), t)
+        return self._look_up(np.sqrt(1 - self.alpha_bar), t)
 
     def velocity(self, t):
         """Returns the derivatives, computed as differences of neighbouring levels."""
         tables = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
-        level = self.level(t)
-        return tuple(_gather(np.gradient(a, 1 / self.num_steps), level, t) for a in tables)
+        return tuple(self._look_up(np.gradient(a, 1 / self.num_steps), t) for a in tables)
 
     def snr_rate(self, t):
-        """Returns T times the fall of the signal-to-noise ratio from the level below.
+        """Returns T times the fall of the snr from the level below.
 
-        The ratio is infinite at level 0, so level 1 has the value of level 2.
+        The snr is infinite at level 0, so level 1 has the value of level 2.
 
         Source: Kingma et al. 2021, eq. 13.
         """
         # Level 0 is never trained; its value is NaN.
         snr = self.alpha_bar[1:] / (1 - self.alpha_bar[1:])
         rate = self.num_steps * np.append(snr[:1] - snr[1:2], snr[:-1] - snr[1:])
-        return _gather(np.append(np.nan, rate), self.level(t), t)
+        return self._look_up(np.append(np.nan, rate), t)
 
     def time_of_ratio(self, ratio):
         """Returns t by interpolation between the levels, in log(sigma / alpha)."""
@@ -226,7 +210,7 @@ class DiscreteProcess(Process):
 
     def ode(self, t):
         """Returns `Process.ode`; if alpha ends at 0, the clock is the angle of (alpha, sigma)."""
-        if self.alpha_bar[-1] > 0:
+        if not self.ends_without_signal:
             return super().ode(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         return Ode(np.arctan2(sigma, alpha), np.ones_like(t), -sigma, alpha)
@@ -240,10 +224,10 @@ class DiscreteProcess(Process):
 
     @property
     def last_t_of_eps(self) -> float:
-        return 1.0 if self.alpha_bar[-1] > 0 else 1 - 1 / self.num_steps
+        return 1 - 1 / self.num_steps if self.ends_without_signal else 1.0
 
     def first_t(self, prediction):
-        if prediction in ("eps", "score") and self.alpha_bar[-1] == 0:
+        if prediction in ("eps", "score") and self.ends_without_signal:
             raise UserError(
                 f"with diffusion.zero_terminal_snr a predicted {prediction} says nothing of x_0 at "
                 "the last level: train with objective.prediction=v, x_0 or u."
@@ -253,9 +237,7 @@ class DiscreteProcess(Process):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VariancePreserving(Process):
-    """DDPM in continuous time: d log alpha^2 / dt = -beta(t).
-
-    beta is linear in t, from beta_min to beta_max.
+    """DDPM in continuous time: d log alpha^2 / dt = -beta(t), linear from beta_min to beta_max.
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 11 and 32.
     """
@@ -376,7 +358,7 @@ class VarianceExploding(Process):
 def build(config) -> Process:
     """Returns the process of `config.diffusion`.
 
-    Raises: ValueError for an unknown process or schedule, and values out of range.
+    Raises: ValueError for an unknown process or schedule, and values that do not fit together.
     """
     if config.process not in PROCESSES:
         raise UserError(
@@ -387,8 +369,6 @@ def build(config) -> Process:
             f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="
             f"{config.zero_terminal_snr} are of diffusion.process=ddpm, not {config.process!r}."
         )
-    if not config.sigma_data > 0:
-        raise UserError(f"diffusion.sigma_data={config.sigma_data} must be positive.")
     return PROCESSES[config.process](config, config.num_steps, config.sigma_data)
 
 
@@ -404,19 +384,18 @@ def _make_vp(config, *common):
 
 
 def _check_betas(config):
-    start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
-    if not (0 < start <= end < 1 and num_steps >= 2):
+    if config.beta_start > config.beta_end:
         raise UserError(
-            f"beta_start={start}, beta_end={end}, num_steps={num_steps}: a DDPM needs "
-            "0 < beta_start <= beta_end < 1 and at least 2 steps; the paper's are 1e-4, 0.02, 1000."
+            f"diffusion.beta_start={config.beta_start} must be at most beta_end={config.beta_end}; "
+            "the paper's are 1e-4 and 0.02."
         )
 
 
 def _make_edm(config, *common):
-    if not 0 < config.sigma_min < config.sigma_max:
+    if config.sigma_min >= config.sigma_max:
         raise UserError(
-            f"sigma_min={config.sigma_min}, sigma_max={config.sigma_max}: EDM needs "
-            "0 < sigma_min < sigma_max; the paper's are 0.002 and 80."
+            f"diffusion.sigma_min={config.sigma_min} must be less than sigma_max="
+            f"{config.sigma_max}; the paper's are 0.002 and 80."
         )
     return VarianceExploding(*common, config.sigma_min, config.sigma_max)
 
@@ -451,11 +430,3 @@ def expand(a: jax.Array, x: jax.Array) -> jax.Array:
 def get_array_module(t):
     """Returns the module that computes with t: NumPy for its arrays and floats, else jax.numpy."""
     return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp
-
-
-def _float_of(t):
-    return np.float64 if get_array_module(t) is np else jnp.float32
-
-
-def _gather(table, index, t):
-    return table[index] if get_array_module(t) is np else jnp.asarray(table, jnp.float32)[index]

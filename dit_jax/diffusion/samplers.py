@@ -1,18 +1,18 @@
-"""Samplers by name: the solver, its grid, and the keys of `config.sample` that it alone uses.
+"""Samplers by name, and the keys of `config.sample` that choose one and set it.
 
 A new sampler needs a function in `solvers` and a row of SAMPLERS here. The commands' flags, their
 help and their checks follow from that row.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from dit_jax.diffusion import grids, processes, sampler_settings, solvers
+from dit_jax.diffusion import grids, processes, solvers
 from dit_jax.errors import UserError
 
 
@@ -29,60 +29,43 @@ class Sampler:
     solve: Callable[[solvers.Problem, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-class Row(NamedTuple):
-    """A row of SAMPLERS."""
-
-    make: Callable[..., Sampler]  # (config, process, prediction, grid) -> Sampler
-    help: str
-    options: tuple[str, ...] = ()  # keys of config.sample that it uses, but not every sampler
-    chain: bool = True  # whether it works with process ddpm, a chain
-    continuous: bool = True  # whether it works in continuous time
-    make_grid: Callable[..., np.ndarray] = grids.from_config  # of (config, process, prediction)
-
-
 def build(config, process: processes.Process, prediction: str, strength: float = 1.0) -> Sampler:
     """Returns the sampler of `config.sample`, for networks with this prediction.
 
     Args: strength, the share of the steps that it takes; these are the last ones.
-    Raises: ValueError for an unknown sampler, for settings out of range, or for settings that the
-      process or the prediction does not allow.
+    Raises: ValueError as `check`, or for settings that the sampler, the process or the prediction
+      does not allow.
     """
-    row = _check(config, process)
-    grid = grids.last(row.make_grid(config, process, prediction), strength)
-    return row.make(config, process, prediction, grid)
+    check(config)
+    spec = SAMPLERS[config.sampler]
+    _check_process(config.sampler, process)
+    for key, setting in SETTINGS.items():
+        if setting.zero_if_unused and config[key]:
+            _check_users(config, key)
+    grid = grids.take_last(spec.make_grid(config, process, prediction), strength)
+    return spec.make(spec, config, process, prediction, grid)
 
 
-def _plain(solver: Callable, **options: str) -> Callable[..., Sampler]:
-    """Returns the maker of a sampler that calls the network once a step, at the grid's times.
-
-    Args: options, the solver's arguments, each with the key of config.sample that sets it.
-    """
-
-    def make(config, process, prediction, grid):
-        solve = functools.partial(solver, **{name: config[key] for name, key in options.items()})
-        return Sampler(grid, grid, np.ones(len(grid) - 1, int), solve)
-
-    return make
+def _make_plain(spec, config, process, prediction, grid):
+    """Returns a sampler that calls the network once a step, at the grid's times."""
+    solve = partial(spec.solver, **{key: config[key] for key in spec.options})
+    return Sampler(grid, grid, np.ones(len(grid) - 1, int), solve)
 
 
-def _make_heun(config, process, prediction, grid):
+def _make_heun(spec, config, process, prediction, grid):
     # Churn calls the network at noisier times too, so their coefficients must be computed.
     noisier, times = None, grid
     if config.churn:
-        if isinstance(process, processes.DiscreteProcess) or process.alpha(np.ones(1)) == 0:
+        if isinstance(process, processes.DiscreteProcess) or process.ends_without_signal:
             raise UserError(
                 f"churn={config.churn} needs diffusion.process=edm or vp, where x_t tells x_0 at "
                 "every level, continuous in t."
             )
         noisier = solvers.churn_levels(process, grid, config.churn, config.churn_range)
         times = np.append(grid, noisier)
-    solve = functools.partial(solvers.heun, noisier=noisier, noise_scale=config.churn_noise)
+    solve = partial(spec.solver, noisier=noisier, noise_scale=config.churn_noise)
     # Only the step to t = 0 has one evaluation: it is Euler's.
     return Sampler(grid, times, 2 - (grid[1:] == 0), solve)
-
-
-def _make_level_1_grid(config, process, prediction):
-    return grids.to_level_1(process, grids.from_config(config, process, prediction))
 
 
 def _get_last_step_t(config, process, prediction):
@@ -93,125 +76,195 @@ def _get_last_step_t(config, process, prediction):
 
 
 def _make_sde_grid(config, process, prediction):
+    if config.steps < 2:
+        raise UserError(f"euler_maruyama needs at least 2 steps, not {config.steps}.")
     last_t = _get_last_step_t(config, process, prediction)
-    if not (config.steps > 1 and 0 <= last_t < 1):
-        raise UserError(
-            f"euler_maruyama needs at least 2 steps, not {config.steps}, and last_step_t="
-            f"{config.last_step_t} in [0, 1)."
-        )
     # With sbdm, w is infinite where alpha is 0. The grid of a predicted eps begins below that time.
     grid_prediction = "eps" if config.sde_diffusion == "sbdm" else prediction
     grid = grids.from_config(config, process, grid_prediction, steps=config.steps - 1)
-    if not last_t < grid[0]:
+    if last_t >= grid[0]:
         raise UserError(f"last_step_t={last_t} must be less than {grid[0]}, the first time.")
     # These steps end at last_t; the last step to data, if there is one, is appended.
     grid = last_t + (1 - last_t / grid[0]) * grid
     return np.append(grid, 0.0) if last_t and config.last_step != "none" else grid
 
 
-def _make_euler_maruyama(config, process, prediction, grid):
+def _make_euler_maruyama(spec, config, process, prediction, grid):
     # A last step that begins at time 0 is left out.
     last_step = config.last_step if _get_last_step_t(config, process, prediction) else "none"
-    make = _plain(
-        functools.partial(solvers.euler_maruyama, last_step=last_step), form="sde_diffusion"
-    )
-    return make(config, process, prediction, grid)
+    solve = partial(spec.solver, sde_diffusion=config.sde_diffusion, last_step=last_step)
+    return Sampler(grid, grid, np.ones(len(grid) - 1, int), solve)
 
 
-def _dpmpp(order: int, sde: bool = False) -> Callable[..., Sampler]:
-    return _plain(functools.partial(solvers.dpmpp, order=order, sde=sde))
+class SamplerSpec(NamedTuple):
+    """What there is to know of a sampler: its solver, how it is made, and what it works with."""
+
+    solver: Callable  # of (problem, x_T); `make` binds its other arguments
+    help: str
+    options: tuple[str, ...] = ()  # keys of config.sample that it uses, but not every sampler
+    chain: bool = True  # whether it works with process ddpm, a chain
+    continuous: bool = True  # whether it works in continuous time
+    make_grid: Callable[..., np.ndarray] = grids.from_config  # of (config, process, prediction)
+    # (spec, config, process, prediction, grid) -> Sampler. `_make_plain` hands the options to the
+    # solver, as arguments of the same names.
+    make: Callable[..., Sampler] = _make_plain
 
 
-def _adams_bashforth(order: int) -> Callable[..., Sampler]:
-    return _plain(functools.partial(solvers.adams_bashforth, order=order))
-
-
-SAMPLERS: dict[str, Row] = {
-    "ddpm": Row(_plain(solvers.ddpm, variance="variance"), "ancestral sampling", ("variance",)),
-    "ddim": Row(_plain(solvers.ddim, eta="eta"), "to data", ("eta",)),
-    "ddim_level1": Row(
-        _plain(solvers.ddim, eta="eta"),
+SAMPLERS: dict[str, SamplerSpec] = {
+    "ddpm": SamplerSpec(solvers.ddpm, "ancestral sampling", ("variance",)),
+    "ddim": SamplerSpec(solvers.ddim, "to data", ("eta",)),
+    "ddim_level1": SamplerSpec(
+        solvers.ddim,
         "to the chain's first level, as Stable Diffusion's files",
         ("eta",),
         continuous=False,
-        make_grid=_make_level_1_grid,
+        make_grid=grids.from_config_to_level_1,
     ),
-    "dpmpp1": Row(_dpmpp(1), "DPM-Solver++ of order 1"),
-    "dpmpp2m": Row(_dpmpp(2), "DPM-Solver++ 2M"),
-    "dpmpp2m_sde": Row(_dpmpp(2, sde=True), "the same with noise"),
-    "euler": Row(_adams_bashforth(1), "the probability flow, order 1"),
-    "heun": Row(
-        _make_heun,
+    "dpmpp1": SamplerSpec(partial(solvers.dpmpp, order=1), "DPM-Solver++ of order 1"),
+    "dpmpp2m": SamplerSpec(partial(solvers.dpmpp, order=2), "DPM-Solver++ 2M"),
+    "dpmpp2m_sde": SamplerSpec(partial(solvers.dpmpp, order=2, sde=True), "2M with noise"),
+    "euler": SamplerSpec(partial(solvers.adams_bashforth, order=1), "probability flow, order 1"),
+    "heun": SamplerSpec(
+        solvers.heun,
         "order 2, two evaluations a step; with churn EDM's",
         ("churn", "churn_range", "churn_noise"),
+        make=_make_heun,
     ),
-    "ab2": Row(_adams_bashforth(2), "Adams-Bashforth, order 2"),
-    "ab4": Row(_adams_bashforth(4), "order 3 or more"),
-    "euler_maruyama": Row(
-        _make_euler_maruyama,
+    "ab2": SamplerSpec(partial(solvers.adams_bashforth, order=2), "Adams-Bashforth, order 2"),
+    "ab4": SamplerSpec(partial(solvers.adams_bashforth, order=4), "order 3 or more"),
+    "euler_maruyama": SamplerSpec(
+        solvers.euler_maruyama,
         "the SDE, as SiT",
         ("sde_diffusion", "last_step", "last_step_t"),
         chain=False,
         make_grid=_make_sde_grid,
+        make=_make_euler_maruyama,
     ),
 }
 
 
-def get_owners(key: str) -> dict[str, list[str]]:
-    """Returns the samplers or grids that alone use a key of `config.sample`.
+class Setting(NamedTuple):
+    """A key of `config.sample`: its type and help, and when it has no effect."""
+
+    type: type  # tuple stands for two floats, low and high
+    help: str  # `describe` adds the samplers or grids that alone use the key
+    choices: tuple[str, ...] = ()
+    needs: tuple[str, float] | None = None  # (other key, its value with which this key is unused)
+    zero_if_unused: bool = False  # whether it must be 0 with samplers that do not use it
+
+
+SETTINGS: dict[str, Setting] = {
+    "sampler": Setting(
+        str,
+        f"{', '.join(f'{name} ({spec.help})' for name, spec in SAMPLERS.items())}.",
+        tuple(SAMPLERS),
+    ),
+    "steps": Setting(int, "Sampling steps."),
+    "grid": Setting(
+        str,
+        f"Times of the steps: {', '.join(grids.GRIDS)}; of process ddpm also "
+        f"{', '.join(grids.CHAIN_GRIDS)}, or counts.",
+    ),
+    "rho": Setting(float, "Exponent of a grid that is uniform in (sigma / alpha)^(1 / rho)."),
+    "shift": Setting(float, "Factor by which the grid is shifted towards noise."),
+    "variance": Setting(
+        str, "Variance, unless learned: large (beta) or small (posterior).", ("large", "small")
+    ),
+    "eta": Setting(float, "Noise: 0 is deterministic, 1 is DDPM's variance.", zero_if_unused=True),
+    "churn": Setting(float, "EDM's S_churn: noise added before steps.", zero_if_unused=True),
+    "churn_range": Setting(tuple, "LOW,HIGH of sigma / alpha that churn.", needs=("churn", 0)),
+    "churn_noise": Setting(float, "Standard deviation of churn's noise.", needs=("churn", 0)),
+    "sde_diffusion": Setting(
+        str, "Noise of the SDE: sigma (SiT's) or sbdm (the process's).", ("sigma", "sbdm")
+    ),
+    "last_step": Setting(
+        str,
+        "The step to data, without noise: mean, euler, tweedie or none.",
+        ("mean", "euler", "tweedie", "none"),
+    ),
+    "last_step_t": Setting(
+        float,
+        "Time at which the step to data begins; with --last_step none, at which sampling ends; 0 "
+        "leaves this step out.",
+    ),
+    "clip_x_0": Setting(bool, "Keep x_0 of pixels in [-1, 1] in every step."),
+    "cfg_scale": Setting(float, "Scale of guidance; 1 is none."),
+    "cfg_channels": Setting(
+        int, "Guided channels; 0 is all, the paper's samples use 3.", needs=("cfg_scale", 1)
+    ),
+    "cfg_interval": Setting(
+        tuple,
+        "LOW,HIGH of the times t that are guided; of process edm t = sigma / sigma_max.",
+        needs=("cfg_scale", 1),
+    ),
+    "cfg_rescale": Setting(
+        float,
+        "0..1: how far guided outputs keep the deviation of unguided ones.",
+        needs=("cfg_scale", 1),
+    ),
+}
+
+
+def find_users(key: str) -> dict[str, list[str]]:
+    """Finds the samplers or grids that alone use a key of `config.sample`.
 
     Returns: {'sampler': names} or {'grid': names}; {} for a key that all use.
     """
-    owners = {}
-    for chosen, table in (("sampler", SAMPLERS), ("grid", grids.GRIDS)):
-        if names := [name for name, row in table.items() if key in row.options]:
-            owners[chosen] = names
-    return owners
+    users = {}
+    for chooser, specs in (("sampler", SAMPLERS), ("grid", grids.GRIDS)):
+        if names := [name for name, spec in specs.items() if key in spec.options]:
+            users[chooser] = names
+    return users
+
+
+def check(config) -> None:
+    """Raises ValueError for an unknown choice, or for two numbers that are no range.
+
+    All numbers by themselves are checked by `config.ranges`.
+    """
+    for key, setting in SETTINGS.items():
+        value = config[key]
+        if setting.choices and value not in setting.choices:
+            raise UserError(f"unknown {key}={value!r}; choose one of {', '.join(setting.choices)}.")
+        if setting.type is tuple and not (len(value) == 2 and value[0] < value[1]):
+            shown = ",".join(map(str, value))
+            raise UserError(f"{key}={shown} must be two numbers, low < high.")
 
 
 def check_used(config, keys, learn_sigma: bool) -> None:
-    """Raises if one of these keys of `config.sample` has no effect.
+    """Raises ValueError for the first of these keys of `config.sample` that has no effect.
 
     Args: learn_sigma, whether the model predicts the variance.
-    Raises: ValueError with the first key that has no effect.
     """
     for key in keys:
-        value = f"{key}={config[key]}"
-        for chosen, owners in get_owners(key).items():
-            if config[chosen] not in owners:
-                raise UserError(
-                    f"{value} is of {chosen} {', '.join(owners)}; {config[chosen]!r} takes none."
-                )
-        if off := sampler_settings.SETTINGS[key].off:
-            other, off_value = off
-            if config[other] == off_value:
-                raise UserError(
-                    f"{value} does nothing with {other}={off_value}: give a larger {other}."
-                )
+        _check_users(config, key)
+        other, unused_at = SETTINGS[key].needs or (None, None)
+        if other and config[other] == unused_at:
+            raise UserError(
+                f"{key}={config[key]} does nothing with {other}={unused_at}: give a larger {other}."
+            )
         if key == "variance" and learn_sigma:
-            raise UserError(f"{value} does nothing: the model predicts the variance itself.")
+            raise UserError(
+                f"variance={config.variance} does nothing: the model predicts the variance itself."
+            )
 
 
-def _check(config, process):
-    """Returns the row of the config's sampler.
+def _check_users(config, key):
+    """Raises ValueError if only other samplers or grids than the config's use a key."""
+    for chooser, users in find_users(key).items():
+        if config[chooser] not in users:
+            raise UserError(
+                f"{key}={config[key]} is of {chooser} {', '.join(users)}; {config[chooser]!r} "
+                "takes none."
+            )
 
-    Raises: ValueError unless the process allows the sampler, and the sampler allows the settings.
-    """
-    name, discrete = config.sampler, isinstance(process, processes.DiscreteProcess)
-    if name not in SAMPLERS:
-        raise UserError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
-    row = SAMPLERS[name]
-    if not discrete and not row.continuous:
-        raise UserError(f"sampler {name!r} is of diffusion.process=ddpm; choose ddim or another.")
-    if discrete and not row.chain:
-        others = ", ".join(other for other, row in SAMPLERS.items() if row.chain)
+
+def _check_process(name, process):
+    """Raises ValueError unless the sampler works with the process."""
+    kind = "chain" if isinstance(process, processes.DiscreteProcess) else "continuous"
+    others = [other for other, spec in SAMPLERS.items() if getattr(spec, kind)]
+    if name not in others:
+        where = {"chain": "diffusion.process=ddpm", "continuous": "a process in continuous time"}
         raise UserError(
-            f"sampler {name!r} needs a process in continuous time, vp, flow, gvp or edm; for "
-            f"diffusion.process=ddpm choose {others}."
+            f"sampler {name!r} does not work with {where[kind]}; choose {', '.join(others)}."
         )
-    sampler_settings.check(config)
-    for key, setting in sampler_settings.SETTINGS.items():
-        if setting.refused and config[key] and key not in row.options:
-            owners = ", ".join(get_owners(key)["sampler"])
-            raise UserError(f"{key}={config[key]} is of sampler {owners}; {name!r} takes none.")
-    return row

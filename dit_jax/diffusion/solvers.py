@@ -3,6 +3,9 @@
 A solver calls `denoise(x_t, i)`, which returns x_0 and eps at the i-th of its times. It never gets
 labels or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns N(0, I)
 noise like x_T for step i, so that the caller owns the random keys.
+
+Every solver takes a `Problem` and x_T [B, h, w, C], N(0, x_T_std^2). It returns x_0 like x_T, and
+[n] bool: whether x was finite after each step.
 """
 
 import dataclasses
@@ -27,8 +30,6 @@ class Denoised(NamedTuple):
 
 Denoise = Callable[[jax.Array, jax.Array], Denoised]
 Noise = Callable[[jax.Array], jax.Array]
-
-
 Parts = Sequence[tuple[Denoise, int]]
 
 
@@ -43,17 +44,25 @@ class Problem:
 
 
 def make_denoise(
-    process: processes.Process, prediction: str, predict: objectives.Predict, times: np.ndarray
+    process: processes.Process,
+    prediction: str,
+    predict: objectives.Predict,
+    times: np.ndarray,
+    clip_x_0: bool = False,
 ) -> Denoise:
     """Returns `denoise(x_t, i)` at times[i], for a network with this prediction.
 
     `times` may have times at which the network is undefined, if denoise is never called there.
-    Args: predict, as in `objectives`.
+    Args:
+      predict: as in `objectives`.
+      clip_x_0: whether to clip x_0 to [-1, 1], the range of pixels; eps is then the one that fits.
+    Source: clip_x_0: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are so drawn.
     """
     # At t = 0 some coefficients divide by 0. No sampler calls denoise there.
     with np.errstate(divide="ignore", invalid="ignore"):
         solution = predictions.solve(process, prediction, times)
         network_time, scale = process.network_time(times), process.network_scale(times)
+    eps_of = make_eps_fn(process, times)
 
     def denoise(x_t, i):
         at = functools.partial(_at, i=i)
@@ -61,24 +70,13 @@ def make_denoise(
         output = predict(at(scale) * x_t, time)
         output, variance = objectives.split_prediction(output, x_t.shape[-1])
         solution_i = predictions.Solution(*map(at, solution))
-        return Denoised(*solution_i.x_0_and_eps(x_t, output), variance)
+        x_0, eps = solution_i.x_0_and_eps(x_t, output)
+        if clip_x_0:
+            x_0 = jnp.clip(x_0, -1, 1)
+            eps = eps_of(x_t, x_0, i)
+        return Denoised(x_0, eps, variance)
 
     return denoise
-
-
-def clip_x_0(denoise: Denoise, process: processes.Process, times: np.ndarray) -> Denoise:
-    """Wraps denoise: clips x_0 to [-1, 1], the range of pixels, and returns the eps that fits x_t.
-
-    Source: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are drawn in this way.
-    """
-    eps_of = make_eps_fn(process, times)
-
-    def clipped(x_t, i):
-        denoised = denoise(x_t, i)
-        x_0 = jnp.clip(denoised.x_0, -1, 1)
-        return Denoised(x_0, eps_of(x_t, x_0, i), denoised.variance)
-
-    return clipped
 
 
 def make_eps_fn(process: processes.Process, times: np.ndarray) -> Callable:
@@ -92,11 +90,9 @@ def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
     """Draws samples by ancestral sampling on a respaced chain; the last step adds no noise.
 
     Args:
-      x_T: [B, h, w, C] N(0, x_T_std^2).
       variance: used if the network predicts none: 'large', beta, or 'small', the posterior's. If
         the process preserves variance, 'large' is exact for data N(0, I), 'small' for one datum.
         For other processes 'large' is too large in few steps.
-    Returns: x_0 like x_T, and [n] bool: whether x was finite after each step.
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4.
     """
     grid, posterior = problem.grid, problem.process.posterior(problem.grid[:-1], problem.grid[1:])
@@ -117,11 +113,9 @@ def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
 
 
 def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
-    """Draws samples by DDIM.
+    """Draws samples by DDIM; eta 0 is deterministic and calls no noise, 1 has DDPM's variance.
 
-    eta 0 is deterministic and never calls noise; eta 1 has DDPM's variance.
-
-    Args and returns: as `ddpm`.   Source: Song et al. 2021, eq. 12 and 16.
+    Source: Song et al. 2021, eq. 12 and 16.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
     # eta times the posterior's standard deviation.
@@ -143,7 +137,7 @@ def invert_ddim(problem: Problem, x_0: jax.Array):
 
     A step computes eps at the time of its noisier end, but at the x of its other end. So the
     network is not called at t = 0.
-    Returns: x_T like x_0, and [n] bool as `ddpm`, noisiest first as in the grid.
+    Returns: x_T like x_0, and [n] bool as others, noisiest first as in the grid.
     Source: Song et al. 2021, section 4.3.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
@@ -163,7 +157,6 @@ def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
     """Draws samples by DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), or with noise if sde.
 
     The first step and a step to t = 0 are of order 1.
-    Args and returns: as `ddpm`.
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and section 5 (SDE).
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
@@ -195,7 +188,7 @@ def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
 
     The first steps use as many rates as there are. With order 3 and 4, the second step corrects the
     first, an Euler step, by the trapezoidal rule. Without this the whole would be of order 2.
-    Args and returns: as `ddpm`.   Source: Hairer et al. 1993, section III.1.
+    Source: Hairer et al. 1993, section III.1.
     """
     ode = problem.process.ode(problem.grid)
     weights = _adams_bashforth_weights(ode.clock, order)
@@ -242,10 +235,7 @@ def churn_levels(process: processes.Process, grid: np.ndarray, churn: float, spa
 
 
 def heun(
-    problem: Problem,
-    x_T: jax.Array,
-    noisier: np.ndarray | None = None,
-    noise_scale: float = 1.0,
+    problem: Problem, x_T: jax.Array, noisier: np.ndarray | None = None, noise_scale: float = 1.0
 ):
     """Integrates the probability flow by Heun's method, of order 2; the last step is Euler's.
 
@@ -254,13 +244,18 @@ def heun(
       noisier: from `churn_levels`: before each step, noise brings x to this time. In the denoiser
         these times have the indices n + 1, n + 2, ...
       noise_scale: the standard deviation of that noise.
-    Other args and returns: as `ddpm`.   Source: Karras et al. 2022, algorithms 1 and 2.
+    Source: Karras et al. 2022, algorithms 1 and 2.
     """
     # A step leads from from_t, the noisier time if there is churn, to the next time of the grid.
     process, grid = problem.process, problem.grid
     from_t = grid[:-1] if noisier is None else noisier
     ode_from, ode = process.ode(from_t), process.ode(grid)
     step_of_clock = ode.clock[1:] - ode_from.clock
+    if noisier is not None:
+        # At the noisier time, x is scaled by factor and has more noise, of standard deviation std.
+        factor = process.alpha(noisier) / process.alpha(grid[:-1])
+        variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
+        std = np.sqrt(np.maximum(variance, 0))
 
     def move(x_t, rate, i):
         change = _at(step_of_clock, i) * rate
@@ -281,36 +276,27 @@ def heun(
         x_t, rate = start(denoise, x_t, i)
         return move(x_t, rate, i), history
 
-    # At the noisier time, x is scaled by factor and has more noise, of standard deviation std.
-    if noisier is not None:
-        factor = process.alpha(noisier) / process.alpha(grid[:-1])
-        variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
-        std = np.sqrt(np.maximum(variance, 0))
-    return _scan_but_last(problem.parts, x_T, step, last)
+    return _scan(problem.parts, x_T, step, last=last)
 
 
 def euler_maruyama(
-    problem: Problem,
-    x_T: jax.Array,
-    form: str = "sigma",
-    last_step: str = "mean",
+    problem: Problem, x_T: jax.Array, sde_diffusion: str = "sigma", last_step: str = "mean"
 ):
     """Draws samples by Euler-Maruyama of the reverse SDE, with the probability flow's marginals.
 
     x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
     Args:
-      form: what w(t) is: 'sigma', 2 sigma(t); 'sbdm', the w of the process as an SDE.
+      sde_diffusion: w(t): 'sigma', 2 sigma(t); 'sbdm', the w of the process as an SDE.
       last_step: the step to t = 0, without noise: 'mean', the mean of the step; 'euler', a step of
         the probability flow; 'tweedie', the network's x_0. With 'none', the last step is like the
         others, with noise.
-    Other args and returns: as `ddpm`.
     Source: Ma et al. 2024, "SiT", section 2. Its published code has these names of w and of the
       last steps, and the factor 2 of 'sigma'.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
     alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
     w = 2 * sigma
-    if form == "sbdm":
+    if sde_diffusion == "sbdm":
         w = w * (d_sigma - d_alpha / alpha * sigma)
     std = np.sqrt(w * (t - s))
 
@@ -330,9 +316,7 @@ def euler_maruyama(
         # With w = 0 the step is Euler's, of the probability flow.
         return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
 
-    if last_step == "none":
-        return _scan(problem.parts, x_T, step)
-    return _scan_but_last(problem.parts, x_T, step, last)
+    return _scan(problem.parts, x_T, step, last=None if last_step == "none" else last)
 
 
 def _rate(ode, denoised, i):
@@ -340,35 +324,28 @@ def _rate(ode, denoised, i):
     return _at(ode.x_0_coef, i) * denoised.x_0 + _at(ode.eps_coef, i) * denoised.eps
 
 
-def _scan(parts, x, step, history=(), first=0):
-    """Runs step(denoise, x, i, history) -> (x, history) for every step of the parts, in order.
+def _scan(parts, x, step, history=(), last=None):
+    """Runs step(denoise, x, i, history) -> (x, history) for all steps of the parts, in order.
 
-    Args: first, the number of the first step.
+    Args: last, what runs in place of `step` for the last step, if that differs.
     Returns: the last x, and [n] bool: whether x was finite after each step.
     """
-    carry, finite = (x, history), [jnp.zeros(0, bool)]
-    for denoise, count in parts:
+    spans = [(denoise, count, step) for denoise, count in parts]
+    if last:
+        denoise, count, _ = spans.pop()
+        spans += [(denoise, count - 1, step)] * (count > 1) + [(denoise, 1, last)]
+    carry, finite, first = (x, history), [], 0
+    for denoise, count, run in spans:
 
-        def body(carry, i, denoise=denoise):
-            x, history = step(denoise, carry[0], i, carry[1])
+        def body(carry, i, denoise=denoise, run=run):
+            x, history = run(denoise, carry[0], i, carry[1])
             return (x, history), jnp.isfinite(x).all()
 
-        # One scan per part: each part has its own denoiser, such as a guided one.
+        # One scan per span: each has its own denoiser, such as a guided one.
         carry, ok = jax.lax.scan(body, carry, first + jnp.arange(count))
         finite.append(ok)
         first += count
     return carry[0], jnp.concatenate(finite)
-
-
-def _scan_but_last(parts, x, step, last):
-    """Runs `step` for every step but the last, and `last` for that one; otherwise as `_scan`."""
-    *parts, (denoise, count) = parts
-    before = sum(count for _, count in parts) + count - 1
-    # The last part may have no other step than the last.
-    parts = parts if count == 1 else [*parts, (denoise, count - 1)]
-    x, finite = _scan(parts, x, step)
-    x, finite_last = _scan([(denoise, 1)], x, last, first=before)
-    return x, jnp.concatenate([finite, finite_last])
 
 
 def _at(table, i):

@@ -148,9 +148,8 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
             return jax.vmap(lambda k: distribution(k, x_0.shape[1:], jnp.float32))(keys(i))
 
         x_0 = data.x_0(batch, keys(0), mesh, vae)
-        denoise = solvers.make_denoise(process, prediction, predict, times)
-        if config.sample.clip_x_0:
-            denoise = solvers.clip_x_0(denoise, process, times)
+        clip_x_0 = config.sample.clip_x_0
+        denoise = solvers.make_denoise(process, prediction, predict, times, clip_x_0)
         return measure(trained, denoise, x_0, times, draw, pixels=not data.uses_vae)
 
     return jax.jit(

@@ -80,8 +80,8 @@ def get_settings(row: dict) -> dict:
     sample = {"guide": None, "guide_step": None, **workdirs.upgrade_sample(row["sample"])}
     # Otherwise rows that differ in an ignored setting would become different curves.
     for key in list(sample):
-        for chosen, owners in samplers.get_owners(key).items():
-            if sample.get(chosen) not in owners:
+        for chooser, users in samplers.find_users(key).items():
+            if sample.get(chooser) not in users:
                 sample.pop(key, None)
     return sample
 

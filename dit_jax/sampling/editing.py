@@ -4,14 +4,14 @@ import dataclasses
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dit_jax import conditions, latents, models, sharding
-from dit_jax.config import sizes
+from dit_jax.config import ranges, sizes
 from dit_jax.data import pixels
 from dit_jax.diffusion import edits, samplers, solvers
 from dit_jax.errors import MissingFileError, UserError
@@ -22,21 +22,19 @@ logger = logging.getLogger("dit_jax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Edits:
-    """An edit of N images: their conditions, and the arrays [N, ...] that the edit takes."""
+class EditRequest:
+    """A request for N edited images: their conditions, and their edit."""
 
     request: conditions.Request
-    edit: edits.Edit
-    arrays: dict[str, np.ndarray]
+    edit: edits.Edit  # its arrays are [N, ...], or [1, ...] for all images
 
     def __len__(self) -> int:
         return len(self.request)
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the arrays of the images with these numbers, by name."""
-        return self.request.rows(index) | {
-            name: array[index] for name, array in self.arrays.items()
-        }
+        arrays = {name: a[index % len(a)] for name, a in vars(self.edit).items()}
+        return self.request.rows(index) | arrays
 
 
 def read_image(path: pathlib.Path, config) -> np.ndarray:
@@ -46,7 +44,7 @@ def read_image(path: pathlib.Path, config) -> np.ndarray:
       transparent pixels.
     """
     height, width, channels = sizes.image_shape(config.data)
-    image = pixels.to_channels(_open(path, "--image"), channels)
+    image = pixels.to_channels(_decode(path, "--image"), channels)
     cropped = np.asarray(pixels.adm_crop(image, config.data.image_size), np.uint8)
     return cropped.reshape(1, height, width, channels)
 
@@ -55,11 +53,12 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
     """Reads a mask [1, h, w, 1] f32 for x_0: 1 is drawn anew, 0 is kept.
 
     A value is 1 where any of its pixels is nearer to white than to black.
-    Raises: ValueError if the mask has another size than the image, or if its crop is all white or
-      all black.
+    Args: image_path, of the image that `read_image` read.
+    Raises: as `read_image`; ValueError if the mask has another size than the image, or if its crop
+      is all white or all black.
     """
     # Only equal sizes are cropped alike, so that the mask lies on the right pixels.
-    mask, image_size = _open(path, "--mask"), _read(image_path, "--image", pixels.read_size)
+    mask, image_size = _decode(path, "--mask"), pixels.read_size(image_path)
     if mask.size != image_size:
         raise UserError(
             f"--mask={files.printable(path)} has {mask.size[0]} x {mask.size[1]} pixels, but "
@@ -79,44 +78,33 @@ def read_mask(path: pathlib.Path, image_path: pathlib.Path, config) -> np.ndarra
     return new.astype(np.float32).reshape(1, rows, columns, 1)
 
 
-def _open(path, flag):
-    """Decodes an image file to 8 bits; warns of an EXIF orientation, which is not applied."""
-    image, opaque, orientation = _read(path, flag, _decode)
+def _decode(path, flag):
+    """Decodes an image file to 8 bits; warns of an EXIF orientation, which is not applied.
+
+    Raises: FileNotFoundError or ValueError, with the flag.
+    """
     name = f"{flag}={files.printable(path)}"
-    if not opaque:
+    if not path.is_file():
+        raise MissingFileError(f"no file {name}.")
+    try:
+        image = pixels.decode(pixels.read_file(path))
+        least_alpha = image.convert("RGBA").getextrema()[3][0]
+        decoded = pixels.to_8_bits(image)
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read the image {name}: {error}.") from error
+    if least_alpha < 255:
         raise UserError(
             f"{name} has transparent pixels: save it on an opaque background; a mask, in black and "
             "white."
         )
-    if orientation != 1:
+    if (orientation := pixels.orientation(image)) != 1:
         logger.warning(
             "%s has EXIF orientation %d, which is not applied, as in training: %s",
             name,
             orientation,
             pixels.ORIENTATION_WAY_OUT,
         )
-    return image
-
-
-def _decode(path):
-    """Returns (8-bit image, whether it is opaque, its EXIF orientation)."""
-    image = pixels.decode(pixels.read_file(path))
-    opaque = image.convert("RGBA").getextrema()[3][0] == 255  # the least alpha
-    return pixels.to_8_bits(image), opaque, pixels.orientation(image)
-
-
-def _read(path, flag, read):
-    """Returns read(path).
-
-    Raises: FileNotFoundError; ValueError that names the file.
-    """
-    name = f"{flag}={files.printable(path)}"
-    if not path.is_file():
-        raise MissingFileError(f"no file {name}.")
-    try:
-        return read(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read the image {name}: {error}.") from error
+    return decoded
 
 
 def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
@@ -127,10 +115,10 @@ def encode(trained: runs.Trained, image: np.ndarray) -> np.ndarray:
     return np.asarray(latents.scale(trained.config.latents, mean))
 
 
-def make_invert_fn(trained: runs.Trained) -> Callable:
-    """Returns the jitted `invert(params, encoder, x_0 [B, h, w, C], cond) -> x_T`, unguided.
+def invert(trained: runs.Trained, request: conditions.Request, x_0: np.ndarray) -> np.ndarray:
+    """Returns the noise x_T, like x_0 [1, h, w, C], from which the request's image is drawn.
 
-    It inverts the denoiser that sampling uses: x_0 is clipped if config.sample.clip_x_0 is on.
+    Sampling is inverted without guidance; x_0 is clipped if config.sample.clip_x_0 is on.
     Raises: ValueError unless config.sample is DDIM with eta 0.
     """
     settings, process = trained.config.sample, trained.process
@@ -143,101 +131,53 @@ def make_invert_fn(trained: runs.Trained) -> Callable:
     sampler = samplers.build(settings, process, prediction)
 
     def invert(params, encoder, x_0, cond):
-        network = models.bind(trained.model, params, mesh)
         encoded = conditions.encode(trained.model, params, encoder, cond, mesh)
-
-        def predict(x_t, network_time):
-            return network(x_t, network_time, encoded)
-
-        denoise = solvers.make_denoise(process, prediction, predict, sampler.times)
-        if settings.clip_x_0:
-            denoise = solvers.clip_x_0(denoise, process, sampler.times)
+        predict = generate.bind_condition(models.bind(trained.model, params, mesh), encoded)
+        arguments = predict, sampler.times, settings.clip_x_0
+        denoise = solvers.make_denoise(process, prediction, *arguments)
         # One part: without guidance all steps use the same denoiser. With eta 0 no noise is drawn.
         parts = [(denoise, len(sampler.grid) - 1)]
         problem = solvers.Problem(process, sampler.grid, parts, noise=None)
         x_T, _ = solvers.invert_ddim(problem, x_0)
         return x_T
 
-    return jax.jit(
+    invert = jax.jit(
         invert,
         compiler_options=models.compiler_options(),
         out_shardings=sharding.batch_sharding(mesh),
     )
-
-
-def invert(trained: runs.Trained, request: conditions.Request, x_0: np.ndarray) -> np.ndarray:
-    """Returns the noise x_T, like x_0 [1, h, w, C], from which the request's image is drawn."""
     # A batch has a row for each device, so all of them get the same image.
-    rows = sharding.local_rows(trained.mesh, trained.mesh.size)
+    rows = sharding.local_rows(mesh, mesh.size)
     batch = {"x_0": x_0.repeat(len(rows), 0), "cond": request.cond.repeat(len(rows), 0)}
-    batch = sharding.put_batch(trained.mesh, batch)
-    x_T = make_invert_fn(trained)(trained.params, trained.encoder, **batch)
+    x_T = invert(trained.params, trained.encoder, **sharding.put_batch(mesh, batch))
     return generate.to_host(x_T)[:1]
 
 
-def from_noise(request: conditions.Request, x_T: np.ndarray) -> Edits:
-    """Returns the edit that draws each of the N images from its own noise, x_T [N, h, w, C]."""
-    return Edits(request, edits.FromNoise(), {"x_T": x_T})
-
-
-def image_to_image(request: conditions.Request, x_0: np.ndarray) -> Edits:
-    """Returns the edit that starts all N images from the same image, x_0 [1, h, w, C]."""
-    return Edits(request, edits.ImageToImage(), {"known": _repeat(x_0, request)})
-
-
-def inpaint(request: conditions.Request, x_0: np.ndarray, mask: np.ndarray) -> Edits:
-    """Returns the edit of `image_to_image`, but keeps x_0 where the mask [1, h, w, 1] is 0."""
-    arrays = {"known": _repeat(x_0, request), "mask": _repeat(mask, request)}
-    return Edits(request, edits.Inpaint(), arrays)
-
-
-def _repeat(array, request):
-    return np.broadcast_to(array, (len(request), *array.shape[1:]))
-
-
-def interpolate(first: conditions.Request, second: conditions.Request, numbers) -> Edits:
-    """Returns the edit from the first request to the second, in N equal shares from 0 to 1.
+def interpolate(
+    first: conditions.Request, second: conditions.Request, numbers: tuple[int, int]
+) -> EditRequest:
+    """Returns the request for images from the first to the second, in N equal shares from 0 to 1.
 
     Args:
       first, second: of N images each.
       numbers: of the two images whose noise is interpolated. The ends are the images that `sample`
         draws for these numbers.
+    Raises: ValueError for a number that no image has.
     """
-    count = len(first)
-    arrays = {
-        # Replaces the images' own numbers in `generate.batches`: all share the first noise.
-        "index": np.full(count, numbers[0], np.int32),
-        "other": np.full(count, numbers[1], np.int32),
-        "other_cond": second.cond,
-        "share": np.linspace(0, 1, count, dtype=np.float32),
-    }
-    return Edits(first, edits.Interpolate(), arrays)
+    if not all(map(ranges.FROM_0.holds, numbers)):
+        raise UserError(f"--numbers={numbers[0]},{numbers[1]} must each be {ranges.FROM_0}.")
+    indices = (np.full(len(first), number, np.int32) for number in numbers)
+    share = np.linspace(0, 1, len(first), dtype=np.float32)
+    return EditRequest(first, edits.Interpolate(*indices, second.cond, share))
 
 
-def draw(trained: runs.Trained, edited: Edits, seed: int = 0, strength: float = 1.0):
-    """Returns the edited images [N, H, W, C] uint8; arguments as `generate`."""
-    sample = trained.make_sample_fn(edited.edit, strength)
-    # `Edits` stands in for a request: it has a length and rows too.
-    arguments = trained.params, edited, seed, trained.mesh, trained.to_image
-    return generate.generate(sample, *arguments, progress=sys.stderr.isatty())
+def draw(trained: runs.Trained, request: EditRequest, seed: int = 0, strength: float = 1.0):
+    """Returns the edited images [N, H, W, C] uint8.
 
-
-def _is_int32(text):
-    # Python refuses to convert thousands of digits.
-    return text.isdecimal() and len(text) < 20 and int(text) < 2**31
-
-
-def parse_numbers(texts: Sequence[str]) -> list[int]:
-    """Parses the numbers of the two images whose noise is interpolated.
-
-    Raises: ValueError unless there are two whole numbers below 2^31.
+    Args: strength, the share of the sampling steps that are taken, the last ones.
     """
-    # Image numbers are int32.
-    if len(texts) != 2 or not all(map(_is_int32, texts)):
-        raise UserError(
-            f"--numbers={','.join(texts)} must be two whole numbers below 2^31, such as 0,1."
-        )
-    return [int(text) for text in texts]
+    sample = trained.make_sample_fn(type(request.edit), strength)
+    return trained.generate(request, seed, sample, progress=sys.stderr.isatty())
 
 
 def parse_ends(
@@ -249,9 +189,8 @@ def parse_ends(
 ) -> tuple[conditions.Request, conditions.Request]:
     """Returns the requests for the first and the last of `num` interpolated images.
 
-    Each request has its condition `num` times. A single class or prompt is both ends.
-    Raises: ValueError for more than two classes or prompts, or for none where the model takes
-      some; as `Trained.request`.
+    A single class or prompt is both ends.
+    Raises: ValueError for more than two classes or prompts, or none; as `Trained.request`.
     """
     ends = trained.condition.split_flags(labels, prompts)
     if len(ends) not in (1, 2) or not all(label or any(texts) for label, texts in ends):
@@ -266,14 +205,13 @@ def parse_before_and_after(
     trained: runs.Trained,
     labels: str = "",
     prompts: Sequence[str] = (),
+    negative: str = "",
     labels_after: str = "",
     prompt_after: str = "",
-    negative: str = "",
 ) -> tuple[conditions.Request, conditions.Request]:
     """Returns the requests to invert an image with and to draw it again with; by default the same.
 
-    Raises: ValueError for several classes, or for none of a model with classes; as
-      `Trained.request`.
+    Raises: ValueError for several conditions, or for no class; as `Trained.request`.
     """
     condition, after = trained.condition, {"labels": labels_after, "prompt": prompt_after}
     # The flags for the second request must fit the model's condition.
@@ -291,7 +229,8 @@ def parse_before_and_after(
             raise UserError(f"--{flag}={text}: invert takes one class.")
     if len(prompts) > 1:
         raise UserError(f"--prompt={prompts}: invert takes one.")
-    before = after = trained.request(1, labels, prompts, negative)
-    if labels_after or prompt_after:
-        after = trained.request(1, labels_after, [prompt_after] * bool(prompt_after), negative)
-    return before, after
+    before = trained.request(1, labels, prompts, negative)
+    if not (labels_after or prompt_after):
+        return before, before
+    prompts_after = [prompt_after] if prompt_after else []
+    return before, trained.request(1, labels_after, prompts_after, negative)

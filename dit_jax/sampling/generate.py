@@ -13,12 +13,11 @@ from tqdm import tqdm
 
 from dit_jax import conditions, diffusion, models, sharding
 from dit_jax.config import sizes
-from dit_jax.diffusion import edits, guidance, samplers, solvers
+from dit_jax.diffusion import edits, guidance, objectives, samplers, solvers
 from dit_jax.errors import UserError
 
 # Images per device and call; what is drawn does not depend on it.
 BATCH_PER_DEVICE = 64
-PLAIN = edits.Edit()  # sampling without an edit
 
 
 def make_sample_fn(
@@ -28,7 +27,7 @@ def make_sample_fn(
     prediction: str,
     mesh: Mesh,
     guide: nn.Module | None = None,
-    edit: edits.Edit = PLAIN,
+    edit: type[edits.Edit] = edits.Edit,
     strength: float = 1.0,
 ) -> Callable:
     """Returns the jitted `sample(params, key, index, cond, null, encoder, guide_params, **arrays)`.
@@ -48,53 +47,26 @@ def make_sample_fn(
     """
     # Fixed before tracing: the times of the steps, and which of them are guided.
     sampler = samplers.build(sample_config, process, prediction, strength)
-    runs = _guided_runs(sample_config, sampler)
-    _check_guidance(sample_config, model, guide)
-    scale = sample_config.cfg_scale
-    options = dict(channels=sample_config.cfg_channels, rescale=sample_config.cfg_rescale)
-    shape = sizes.input_shape(model)
+    scale, interval = sample_config.cfg_scale, sample_config.cfg_interval
+    spans = guidance.split_steps(sampler.grid[:-1], scale, interval)
+    bind_networks = _make_bind_fn(model, guide, sample_config, mesh)
+    draw_noise = functools.partial(_draw_noise, sizes.input_shape(model))
 
     def sample(params, key, index, cond, null, encoder=None, guide_params=None, **arrays):
-        if arrays.keys() != set(edit.names):
-            raise UserError(f"the edit takes arrays {edit.names}, not {tuple(arrays)}.")
-
-        # Noise i of an image comes from its own key, so the batch does not matter.
-        def draw(i, index):
-            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-            return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
-
-        def bind(model, params, cond):
-            """Returns predict(x_t, network_time, cond=encoded), and encoded, the encoded cond."""
-            network = models.bind(model, params, mesh)
-            encoded = conditions.encode(model, params, encoder, cond, mesh)
-            return lambda x_t, time, cond=encoded: network(x_t, time, cond), encoded
-
-        # An edit may call it twice, such as for the two conditions of an interpolation.
-        def networks(cond):
-            """Returns the network [unguided, guided] for the conditions."""
-            predict, encoded = bind(model, params, cond)
-            if guide is not None:
-                worse, _ = bind(guide, guide_params, cond)
-                return [predict, guidance.autoguidance(predict, worse, scale, **options)]
-            null_encoded = conditions.encode(model, params, encoder, null, mesh)
-            guided = guidance.classifier_free_guidance(
-                predict, encoded, null_encoded, scale, **options
-            )
-            return [predict, guided]
-
-        predict, parts = edit.predict(networks, cond, arrays), []
-        # Each run of steps has its own denoiser, so that unguided steps evaluate one condition.
-        for guided, count in runs:
-            denoise = solvers.make_denoise(process, prediction, predict[guided], sampler.times)
-            if sample_config.clip_x_0:
-                denoise = solvers.clip_x_0(denoise, process, sampler.times)
-            parts.append((edit.wrap(denoise, process, sampler.times, arrays), count))
+        # An edit may bind the networks twice, such as to both conditions of an interpolation.
+        networks = functools.partial(bind_networks, params, guide_params, encoder, null)
+        edited = edit(**arrays)
+        predict, parts = edited.predict(networks, cond), []
+        # Each span has its own denoiser, so that unguided steps evaluate one condition.
+        for guided, count in spans:
+            arguments = predict[guided], sampler.times, sample_config.clip_x_0
+            denoise = solvers.make_denoise(process, prediction, *arguments)
+            parts.append((edited.wrap(denoise, process, sampler.times), count))
         # Noise 0 is x_T's, so step i takes noise i + 1.
-        noise = edit.noise(draw, index, arrays)
+        noise = edited.noise(functools.partial(draw_noise, key), index)
         problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
-        x_T = edit.begin(process, sampler.grid[0], noise, arrays)
-        x_0, finite = sampler.solve(problem, x_T)
-        return edit.finish(x_0, arrays), finite
+        x_0, finite = sampler.solve(problem, edited.begin(process, sampler.grid[0], noise))
+        return edited.finish(x_0), finite
 
     return jax.jit(
         sample,
@@ -103,34 +75,51 @@ def make_sample_fn(
     )
 
 
+def _make_bind_fn(model, guide, config, mesh):
+    """Returns `bind(params, guide_params, encoder, null, cond)` -> networks [unguided, guided].
+
+    Raises: ValueError for guidance that the model does not allow.
+    """
+    _check_guidance(config, model, guide)
+    options = config.cfg_scale, config.cfg_channels, config.cfg_rescale
+
+    def bind(params, guide_params, encoder, null, cond):
+        def encode(model, params, cond):
+            return conditions.encode(model, params, encoder, cond, mesh)
+
+        network, encoded = models.bind(model, params, mesh), encode(model, params, cond)
+        predict = bind_condition(network, encoded)
+        if guide is None:
+            null = encode(model, params, null)
+            return [predict, guidance.classifier_free_guidance(network, encoded, null, *options)]
+        worse = models.bind(guide, guide_params, mesh), encode(guide, guide_params, cond)
+        return [predict, guidance.autoguidance(predict, bind_condition(*worse), *options)]
+
+    return bind
+
+
+def bind_condition(network: Callable, cond: jax.Array) -> objectives.Predict:
+    """Returns predict(x_t, network_time) of a network with encoded conditions [B, ...]."""
+    return lambda x_t, network_time: network(x_t, network_time, cond)
+
+
+def _draw_noise(shape, key, i, index):
+    """Returns noise i of the images with these numbers, [B, *shape]."""
+    # It comes from the image's own key, so the batch does not matter.
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
+
+
 def forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
     """Returns how often an image passes through the network.
 
     An evaluation that the null condition guides is two passes.
     """
     sampler = samplers.build(sample_config, process, prediction)
-    runs = _guided_runs(sample_config, sampler)
-    passes = np.repeat([1 + guided for guided, _ in runs], [count for _, count in runs])
-    return int(passes @ sampler.evaluations)
-
-
-def _guided_runs(config, sampler):
-    """Returns the steps as consecutive runs of (guided, count).
-
-    Raises: ValueError for an invalid interval, or one that holds no step's time.
-    """
-    steps = sampler.grid[:-1]
-    # Before the early return, so that an invalid interval always raises.
-    runs = guidance.in_interval(steps, config.cfg_interval)
-    if config.cfg_scale == 1:
-        return [(False, len(steps))]
-    if not any(guided for guided, _ in runs):
-        shown = ", ".join(f"{t:.3g}" for t in steps)
-        raise UserError(
-            f"cfg_scale={config.cfg_scale} guides no step: none of their times lies in "
-            f"cfg_interval={','.join(map(str, config.cfg_interval))}; they are {shown}."
-        )
-    return runs
+    scale, interval = sample_config.cfg_scale, sample_config.cfg_interval
+    spans = guidance.split_steps(sampler.grid[:-1], scale, interval)
+    guided, counts = zip(*spans, strict=True)
+    return int((1 + np.repeat(guided, counts)) @ sampler.evaluations)
 
 
 def batches(
@@ -145,14 +134,13 @@ def batches(
 ) -> Iterator[tuple[range, Any]]:
     """Yields (image numbers, output(x_0) on the devices), batch after batch.
 
-    Image i is a function of (params, seed, i, request.cond[i], request.null[i]). The last batch
-    repeats its last image to be full; its numbers leave the repeats out. When a batch is yielded,
-    the next one is already computing.
+    Image i is a function of (params, seed, i, request.cond[i], request.null[i]), whatever the
+    batch size. The last batch repeats its last image to be full; its numbers leave the repeats out.
+    When a batch is yielded, the next one is already computing.
 
     Args:
       sample: from `make_sample_fn`.
       batch_size: images at a time over all devices, rounded up to a multiple of the batch shards.
-        It does not change the images.
       wanted: ranges of image numbers to draw, by default all.
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
@@ -163,7 +151,8 @@ def batches(
     key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
     previous = None
     wanted = [range(len(request))] if wanted is None else wanted
-    for numbers in _split(wanted, batch_size):
+    spans = [part[i : i + batch_size] for part in wanted for i in range(0, len(part), batch_size)]
+    for numbers in spans:
         # Rows beyond the last image repeat it.
         index = np.minimum(numbers.start + rows, numbers.stop - 1).astype(np.int32)
         batch = {"index": index, **request.rows(index)}
@@ -177,16 +166,8 @@ def batches(
         yield _finished(*previous)
 
 
-def _split(parts, size):
-    """Yields the ranges, each cut into ranges of at most `size`."""
-    return (part[i : i + size] for part in parts for i in range(0, len(part), size))
-
-
 def _finished(numbers, output, finite):
-    """Returns (numbers, output) when the batch is done.
-
-    Raises: FloatingPointError if an x_t was not finite.
-    """
+    """Returns (numbers, output) when the batch is done, and all its x_t were finite."""
     finite = np.asarray(finite)
     if not finite.all():
         raise FloatingPointError(
@@ -217,17 +198,11 @@ def generate(
 
 
 def _check_guidance(config, model, guide):
-    """Raises ValueError for guidance out of range, or that the model was not trained for."""
-    if not 1 <= config.cfg_scale < np.inf:
-        raise UserError(
-            f"cfg_scale={config.cfg_scale} must be a number of at least 1 (no guidance)."
-        )
-    if not 0 <= config.cfg_channels <= model.in_channels:
+    """Raises ValueError for guidance that the model was not trained for, or that does nothing."""
+    if config.cfg_channels > model.in_channels:
         raise UserError(
             f"cfg_channels={config.cfg_channels} must lie in 0 (all) .. {model.in_channels}."
         )
-    if not 0 <= config.cfg_rescale <= 1:
-        raise UserError(f"cfg_rescale={config.cfg_rescale} must lie in [0, 1].")
     if config.cfg_scale != 1 and guide is None and not model.null_condition:
         raise UserError(
             f"cfg_scale={config.cfg_scale} needs a null class or empty captions, but the model was "

@@ -20,10 +20,7 @@ def grid_columns(count: int) -> int:
 def check_grid(count: int, shape: Sequence[int], columns: int = 0) -> None:
     """Raises ValueError, before images are drawn, if their picture would not fit in memory.
 
-    Args:
-      count: how many images.
-      shape: of an image, (height, width, ...).
-      columns: of the grid; 0 makes it about square.
+    Args: shape, of an image, (height, width, ...).   columns, 0 for a grid that is about square.
     """
     columns = columns or grid_columns(count)
     # Small images are enlarged, as in `image_grid`.
@@ -40,8 +37,8 @@ def check_grid(count: int, shape: Sequence[int], columns: int = 0) -> None:
 def image_grid(images: np.ndarray, columns: int, cell: int = CELL, gap: int = GAP) -> np.ndarray:
     """Puts images [N, H, W, C] uint8 into one picture [height, width, 3] uint8.
 
-    Images less than `cell` pixels high are enlarged by a whole factor. `gap` grey pixels separate
-    them; empty cells are grey too.
+    Images less than `cell` pixels high are enlarged by a whole factor. Gaps and empty cells are
+    grey.
     """
     count, height, width, channels = images.shape
     rows = -(-count // columns)

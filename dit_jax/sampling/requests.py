@@ -14,10 +14,9 @@ KINDS = ("random", "balanced")
 def draw(
     config: ConfigDict, kind: str, num: int, seed: int = 0, workdir: pathlib.Path | None = None
 ) -> conditions.Request:
-    """Returns a request of `num` labels, or of the captions of `num` images from the data.
+    """Returns a request of `num` labels, or of the captions of `num` images, held-out if possible.
 
-    Captions are those of held-out images, if there are any. They repeat only after all were used;
-    'balanced' takes the first ones in order.
+    Captions repeat only after all were used; 'balanced' takes the first ones in order.
     Args: workdir, of the run; the data must be the ones that it began with.
     Raises: ValueError for another kind; as `latents.open_split` and `identity.check_splits`.
     """

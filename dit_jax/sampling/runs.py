@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,6 +17,12 @@ from dit_jax.errors import UserError
 from dit_jax.sampling import generate
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
+
+# By the flag for a frozen network's workdir: its key in the config, and the network's name.
+FROZEN = {
+    "vae": (("latents", "vae"), "a VAE"),
+    "text_encoder": (("text", "encoder"), "a frozen text encoder"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +65,10 @@ class Trained:
         negative: str = "",
         seed: int = 0,
     ) -> conditions.Request:
-        """Returns the request that a command's flags describe; as `Condition.from_flags`.
+        """Returns the request that a command's flags describe.
 
-        Raises: ValueError also for a negative prompt that would change nothing.
+        Raises: ValueError as `Condition.from_flags`, or for a negative prompt that would change
+          nothing.
         """
         request = self.condition.from_flags(num, labels, prompts, negative, seed, self.class_names)
         # A guide takes the place of the null condition, and scale 1 does not guide at all.
@@ -72,14 +80,25 @@ class Trained:
             )
         return request
 
-    def make_sample_fn(self, edit: edits.Edit = generate.PLAIN, strength: float = 1.0) -> Callable:
+    def make_sample_fn(
+        self, edit: type[edits.Edit] = edits.Edit, strength: float = 1.0
+    ) -> Callable:
         """Returns `generate.make_sample_fn` of this model, with guide and text encoder bound."""
         prediction = self.config.objective.prediction
         arguments = self.model, self.config.sample, self.process, prediction, self.mesh
-        guide = self.guide and self.guide.model
+        guide, guide_params = (self.guide.model, self.guide.params) if self.guide else (None, None)
         sample = generate.make_sample_fn(*arguments, guide, edit, strength)
-        guide_params = self.guide and self.guide.params
         return functools.partial(sample, encoder=self.encoder, guide_params=guide_params)
+
+    def generate(
+        self, request: conditions.Request, seed: int, sample: Callable | None = None, **options
+    ) -> np.ndarray:
+        """Returns the images [N, H, W, C] uint8 of a request; options as `generate.generate`.
+
+        Args: sample, from `make_sample_fn`; by default without an edit.
+        """
+        arguments = self.params, request, seed, self.mesh, self.to_image
+        return generate.generate(sample or self.make_sample_fn(), *arguments, **options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,32 +134,12 @@ def load(
     """
     config = _load_config(workdir)
     condition, x_0 = conditions.build(config), latents.build(config)
-    # A flag for a frozen network must fit the model, and replaces the path in the run's config.
-    if vae_workdir and not x_0.uses_vae:
-        raise UserError(f"{workdir} holds a model of pixels, which takes no --vae={vae_workdir}.")
-    if vae_workdir:
-        config.latents.vae = str(vae_workdir)
-    if x_0.uses_vae and not config.latents.vae:
-        raise UserError(
-            f"{workdir} holds a model of latents: give --vae, the workdir of the VAE that decodes "
-            f"them, with digest {config.latents.vae_digest or 'not recorded'}."
-        )
-    if encoder_workdir and not condition.needs_encoder:
-        raise UserError(
-            f"{workdir} holds a model of condition={config.model.condition!r}, which takes no "
-            f"--text_encoder={encoder_workdir}."
-        )
-    if encoder_workdir:
-        config.text.encoder = str(encoder_workdir)
-    if condition.needs_encoder and not config.text.encoder:
-        raise UserError(
-            f"{workdir} holds a model of a frozen text encoder: give --text_encoder, its workdir, "
-            f"with digest {config.text.encoder_digest or 'not recorded'}; python -m "
-            "dit_jax.convert clip writes one."
-        )
+    _set_frozen(config, workdir, "vae", vae_workdir, x_0.uses_vae)
+    _set_frozen(config, workdir, "text_encoder", encoder_workdir, condition.needs_encoder)
     # The sampling settings are checked before anything large is loaded.
     config.sample.update(settings or {})
     ranges.check(config)
+    samplers.check(config.sample)
     samplers.check_used(config.sample, settings or {}, config.model.learn_sigma)
     x_0.check_clip()
     # Parameters are restored straight onto the mesh, each device its own share.
@@ -148,14 +147,9 @@ def load(
     model, params, step = _load_model(workdir, config, mesh, step, raw)
     vae = x_0.load_vae(mesh)
     to_image = x_0.make_to_image(vae, mesh)
-    # The guide may be another workdir, or an earlier step of this one.
     guide = None
     if guide_workdir or guide_step is not None:
-        guide_workdir = guide_workdir or workdir
-        guide_config = _load_config(guide_workdir)
-        _check_guide(guide_config, config, guide_workdir)
-        loaded = _load_model(guide_workdir, guide_config, mesh, guide_step, raw=False)
-        guide = Guide(str(guide_workdir), loaded[2], *loaded[:2])
+        guide = _load_guide(config, guide_workdir or workdir, guide_step, mesh)
     process = diffusion.build(config.diffusion)
     encoder = condition.load_encoder(mesh)
     data = workdirs.load_data(workdir)
@@ -180,11 +174,29 @@ def _resolve_relative_paths(workdir, config):
 
     A workdir that `dit_jax.convert sd` wrote may therefore be moved.
     """
-    for part, key in (("latents", "vae"), ("text", "encoder")):
-        text = config.get(part, {}).get(key)
-        path = text and workdir / files.to_path(text, f"{part}.{key}")
+    for (section, key), _ in FROZEN.values():
+        text = config.get(section, {}).get(key)
+        path = text and workdir / files.to_path(text, f"{section}.{key}")
         if path and path.is_dir():
-            config[part][key] = str(path)
+            config[section][key] = str(path)
+
+
+def _set_frozen(config, workdir, flag, path, is_used):
+    """Sets the workdir of a frozen network to the path that its flag names, if it is given.
+
+    Raises: ValueError if the model does not use such a network, or if it does and none is known.
+    """
+    (section, key), network = FROZEN[flag]
+    if path and not is_used:
+        raise UserError(f"{workdir} holds a model without {network}: leave out --{flag}={path}.")
+    if path:
+        config[section][key] = str(path)
+    if is_used and not config[section][key]:
+        raise UserError(
+            f"{workdir} holds a model with {network}: give its workdir as --{flag}, with digest "
+            f"{config[section][f'{key}_digest'] or 'not recorded'}; dit_jax.convert writes "
+            "published ones."
+        )
 
 
 def _load_model(workdir, config, mesh, step, raw):
@@ -195,10 +207,18 @@ def _load_model(workdir, config, mesh, step, raw):
     return model, *checkpoint.restore_params(workdir, shapes, step, raw)
 
 
+def _load_guide(config, workdir, step, mesh):
+    """Loads the guide of a model from another workdir, or from another step of the same one."""
+    guide_config = _load_config(workdir)
+    _check_guide(guide_config, config, workdir)
+    model, params, step = _load_model(workdir, guide_config, mesh, step, raw=False)
+    return Guide(str(workdir), step, model, params)
+
+
 def _check_guide(guide, config, workdir):
     """Raises ValueError unless the guide has the model's inputs, outputs and process."""
 
-    def of(config):
+    def describe_interface(config):
         # All that decides what the inputs of a network and its output mean.
         keys = ["input_size", "in_channels", *conditions.build(config).shared_keys]
         return {
@@ -208,7 +228,7 @@ def _check_guide(guide, config, workdir):
             **{f"latents.{key}": config.latents[key] for key in ("vae_digest", "scale", "shift")},
         }
 
-    actual, expected = of(guide), of(config)
+    actual, expected = describe_interface(guide), describe_interface(config)
     digests = [c.text.encoder_digest for c in (guide, config)]
     if all(digests):  # an empty digest is not known
         actual["text.encoder_digest"], expected["text.encoder_digest"] = digests

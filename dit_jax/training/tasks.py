@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from dit_jax import conditions, diffusion, latents, models, sharding
 from dit_jax.config import sizes
 from dit_jax.data import loader, sources
-from dit_jax.diffusion import guidance, objectives, sampler_settings
+from dit_jax.diffusion import objectives, samplers
 from dit_jax.errors import UserError
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures, requests
@@ -96,8 +96,7 @@ class Denoising:
         """Raises ValueError for sampling settings with which training could not draw."""
         config = self.config
         # Checked even if the run draws nothing: commands that load its workdir use them.
-        guidance.check_interval(config.sample.cfg_interval)
-        sampler_settings.check_churn_range(config.sample.churn_range)
+        samplers.check(config.sample)
         # Making these functions checks the settings; nothing is compiled yet.
         if config.sample_every_steps:
             self.make_sample_fn(config.sample)

@@ -13,7 +13,6 @@ from dit_jax.diffusion import (
     objectives,
     predictions,
     processes,
-    sampler_settings,
     samplers,
     schedules,
 )
@@ -34,13 +33,12 @@ CHOICES = {
     "objective.weight": objectives.WEIGHTS,
     "objective.t_distribution": objectives.T_DISTRIBUTIONS,
     "latents.source": latents.KINDS,
-    "sample.sampler": samplers.SAMPLERS,
     "sample.grid": [*grids.GRIDS, *grids.CHAIN_GRIDS],
     "fid.extractor": extractors.NAMES,
     **{
         f"sample.{key}": setting.choices
-        for key, setting in sampler_settings.SETTINGS.items()
-        if setting.choices
+        for key, setting in samplers.SETTINGS.items()
+        if setting.choices and key != "sampler"
     },
 }
 
@@ -63,5 +61,13 @@ def test_comment_of_a_key_names_every_choice(key):
     assert overrides.get_value(default.get_config(), key) in [*CHOICES[key], ""]
 
 
+def test_comment_of_the_sampler_names_the_table_and_help_every_row():
+    """So that a new sampler is a row, and no edit of the config."""
+    assert "SAMPLERS in dit_jax/diffusion/samplers.py" in _comment("sample.sampler")
+    text = samplers.SETTINGS["sampler"].help
+    assert all(f"{name} ({spec.help})" in text for name, spec in samplers.SAMPLERS.items())
+    assert default.get_config().sample.sampler in samplers.SAMPLERS
+
+
 def test_settings_of_samplers_are_the_keys_of_the_config():
-    assert set(sampler_settings.SETTINGS) == set(default.get_config().sample)
+    assert set(samplers.SETTINGS) == set(default.get_config().sample)

@@ -72,9 +72,9 @@ def test_karras_grid_is_the_published_one(build_process):
 def test_shifted_grid_moves_log_snr(build_process):
     """A shift by s is one of log SNR by -2 log s."""
     process = build_process("flow")
-    plain = process.log_snr(grids.build(process, 9, "uniform", "u")[1:-1])
-    shifted = process.log_snr(grids.build(process, 9, "shifted", "u", shift=3.0)[1:-1])
-    assert_close(shifted, plain - 2 * np.log(3), 1e-12)
+    plain = process.snr(grids.build(process, 9, "uniform", "u")[1:-1])
+    shifted = process.snr(grids.build(process, 9, "shifted", "u", shift=3.0)[1:-1])
+    assert_close(np.log(shifted), np.log(plain) - 2 * np.log(3), 1e-12)
 
 
 def test_samplers_of_eps_begin_where_x_t_tells_x_0(build_process):
@@ -88,16 +88,6 @@ def test_a_chain_without_signal_at_its_end_has_a_grid_in_ratios(build_process):
     process = build_process("ddpm", zero_terminal_snr=True)
     assert grids.build(process, 10, "karras", "v")[0] == 0.999
     assert grids.build(process, 20, "uniform", "v")[0] == 1
-
-
-@pytest.mark.parametrize(
-    "option",
-    [dict(rho=0.0), dict(shift=-1.0), dict(rho=float("nan")), dict(shift=float("inf"))],
-    ids=str,
-)
-def test_grid_options_out_of_range_are_refused(process, option):
-    with pytest.raises(ValueError, match=r"rho=.* and shift=.* of a grid must be positive"):
-        grids.build(process, 10, "karras", **option)
 
 
 def test_grid_that_does_not_decrease_names_the_step(process):

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers.close import assert_close
 
 from dit_jax.diffusion import guidance
@@ -85,13 +84,7 @@ def test_autoguidance_goes_away_from_the_worse_model():
 
 def test_interval_splits_the_steps():
     t = np.linspace(1, 0.1, 10)
-    assert guidance.in_interval(t, (0.0, 1.0)) == [(True, 10)]
-    assert guidance.in_interval(t, (0.25, 0.75)) == [(False, 3), (True, 5), (False, 2)]
-    assert guidance.in_interval(t, (0.5, 1.0)) == [(True, 6), (False, 4)]
-
-
-@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.5), (0.5, 0.5), (0.8, 0.2), (0.5,)])
-def test_intervals_outside_0_and_1_are_refused(interval):
-    shown = ",".join(map(str, interval))
-    with pytest.raises(ValueError, match=f"cfg_interval={shown} must be two times 0 <= low"):
-        guidance.in_interval(np.ones(1), interval)
+    assert guidance.split_steps(t, 1.5, (0.0, 1.0)) == [(True, 10)]
+    assert guidance.split_steps(t, 1.5, (0.25, 0.75)) == [(False, 3), (True, 5), (False, 2)]
+    assert guidance.split_steps(t, 1.5, (0.5, 1.0)) == [(True, 6), (False, 4)]
+    assert guidance.split_steps(t, 1.0, (0.25, 0.75)) == [(False, 10)]

@@ -71,8 +71,6 @@ def test_bound_with_another_variance_is_looser_and_a_learned_one_interpolates(pr
         for variance in ("large", "small"):
             bound = bound_of_normal(process, x_0, variance, learned=learned)
             assert_trees_close(list(bound.steps[:-1]), list(of.steps[:-1]), 1e-5)
-    with pytest.raises(ValueError, match="unknown variance='medium'; choose large or small"):
-        bound_of_normal(process, x_0, "medium")
 
 
 def test_last_step_of_the_bound_has_the_posterior_s_variance(process):

@@ -202,7 +202,7 @@ def test_t_has_its_distribution(build_process, name, low_discrepancy):
     logits = scipy.special.logit(draw(t_distribution="logit_normal", t_mean=-0.5, t_std=0.7))
     assert scipy.stats.kstest(logits, scipy.stats.norm(-0.5, 0.7).cdf).statistic < limit
     t = draw(t_distribution="log_normal", t_mean=-1.2, t_std=1.2)
-    log_ratio = -0.5 * process.log_snr(t)
+    log_ratio = -0.5 * np.log(process.snr(t))
     assert scipy.stats.kstest(log_ratio, scipy.stats.norm(-1.2, 1.2).cdf).statistic < limit
 
 
@@ -257,11 +257,7 @@ def test_noise_and_times_are_the_key_s(process):
         ("ddpm", dict(prediction="noise"), True, "unknown objective.prediction='noise'"),
         ("ddpm", dict(weight="snr"), True, "unknown objective.weight='snr'; choose one of uniform"),
         ("flow", dict(t_distribution="cosine"), False, "unknown objective.t_distribution='cosine'"),
-        ("flow", dict(min_t=1.0), False, r"objective.min_t=1.0 must lie in \[0, 1\)"),
         ("ddpm", dict(min_t=1e-3), True, "min_t=0.001 is of processes in continuous time"),
-        ("flow", dict(t_std=0.0), False, "objective.t_std=0.0 be positive"),
-        ("ddpm", dict(snr_gamma=-1.0), True, "objective.snr_gamma=-1.0 must be positive"),
-        ("ddpm", dict(p2_gamma=float("nan")), True, "objective.p2_gamma=nan not negative"),
         ("flow", {}, True, "diffusion.process=ddpm only: set model.learn_sigma=False"),
     ],
 )

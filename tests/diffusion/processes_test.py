@@ -46,7 +46,7 @@ def test_t_0_is_data_and_t_1_noise_of_the_deviation_samplers_begin_with(build_pr
 def test_numpy_gives_f64_and_jax_f32_of_the_same_values(build_process, name):
     process = build_process(name)
     t = np.array([0.001, 0.25, 0.6, 0.999])
-    functions = [process.alpha, process.sigma, process.log_snr, process.network_time]
+    functions = [process.alpha, process.sigma, process.snr, process.network_time]
     functions += [process.network_scale, process.snr_rate, process.velocity]
     for function in functions:
         ours, theirs = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
@@ -67,7 +67,7 @@ def test_velocity_is_the_derivative(build_process, name):
 def test_snr_rate_is_the_loss_of_signal_to_noise(build_process, name):
     process = build_process(name)
     t, h = np.linspace(0.01, 0.98, 50), 1e-6
-    snr = [np.exp(process.log_snr(t + d)) for d in (-h, h)]
+    snr = [process.snr(t + d) for d in (-h, h)]
     numeric = (snr[0] - snr[1]) / (2 * h)
     assert_trees_close(process.snr_rate(t).tolist(), numeric.tolist(), 1e-5)  # each by itself
 
@@ -75,17 +75,17 @@ def test_snr_rate_is_the_loss_of_signal_to_noise(build_process, name):
 def test_snr_rate_of_levels_adds_up_to_the_whole(process):
     """Over the levels 2..T, T times the mean loss is the loss from level 1 to T."""
     t = process.time_of_index(np.arange(1, 1000))
-    ends = np.exp(process.log_snr(np.array([0.001, 1.0])))
+    ends = process.snr(np.array([0.001, 1.0]))
     assert_close(process.snr_rate(t).sum() / 1000, ends[0] - ends[1], 1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_log_snr_decreases_and_time_of_ratio_inverts_it(build_process, name):
+def test_snr_decreases_and_time_of_ratio_inverts_it(build_process, name):
     process = build_process(name)
     t = np.linspace(0.001, 0.999, 999) if name != "edm" else np.geomspace(1e-5, 1, 999)
-    log_snr = process.log_snr(t)
-    assert np.all(np.diff(log_snr) < 0)
-    inverse = process.time_of_ratio(np.exp(-log_snr / 2))
+    snr = process.snr(t)
+    assert np.all(np.diff(snr) < 0)
+    inverse = process.time_of_ratio(snr**-0.5)
     assert_trees_close(inverse.tolist(), t.tolist(), 1e-6)  # each by itself
 
 
@@ -167,14 +167,12 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("ddpm", dict(beta_start=0.0), "beta_start=0.0, beta_end=0.02"),
-        ("ddpm", dict(beta_start=0.03), "beta_start=0.03, beta_end=0.02"),
-        ("vp", dict(beta_end=1.0), "beta_start=0.0001, beta_end=1.0"),
-        ("ddpm", dict(num_steps=1), "num_steps=1.*at least 2 steps"),
+        ("ddpm", dict(beta_start=0.03), "beta_start=0.03 must be at most beta_end=0.02"),
+        ("vp", dict(beta_start=0.03), "beta_start=0.03 must be at most beta_end=0.02"),
         ("ddpm", dict(schedule="sigmoid"), "unknown diffusion.schedule='sigmoid'; choose one of"),
         ("ot", {}, "unknown diffusion.process='ot'; choose one of ddpm, vp, flow, gvp, edm"),
-        ("edm", dict(sigma_min=90.0), "sigma_min=90.0, sigma_max=80.0: EDM needs"),
-        ("flow", dict(sigma_data=0.0), "diffusion.sigma_data=0.0 must be positive"),
+        ("edm", dict(sigma_min=90.0), "sigma_min=90.0 must be less than sigma_max=80.0"),
+        ("edm", dict(sigma_min=80.0), "sigma_min=80.0 must be less than sigma_max=80.0"),
         (
             "vp",
             dict(schedule="cosine"),
@@ -182,6 +180,6 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
         ),
     ],
 )
-def test_processes_out_of_range_are_refused(build_process, name, changes, message):
+def test_processes_that_do_not_exist_are_refused(build_process, name, changes, message):
     with pytest.raises(ValueError, match=message):
         build_process(name, **changes)

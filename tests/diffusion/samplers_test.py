@@ -59,11 +59,17 @@ def test_samples_equal_the_published_ones(golden, process, golden_predict, name)
 
 def test_clipped_x_0_has_an_eps_that_fits(process):
     times = samplers.build(_settings(sampler="ddim", steps=10), process, "eps").times
-    denoise = NORMAL.denoise(process, times)
-    clipped = solvers.clip_x_0(denoise, process, times)
+    exact = NORMAL.denoise(process, times)
     x_t = jnp.linspace(-2, 4, 100).reshape(1, 100, 1, 1)
     for i in (5, 9):  # at 0, noise alone, x_0 is the mean
-        before, after = denoise(x_t, i), clipped(x_t, i)
+
+        def predict(x, network_time, i=i):
+            return exact(x, i).eps
+
+        before, after = (
+            solvers.make_denoise(process, "eps", predict, times, clip_x_0)(x_t, i)
+            for clip_x_0 in (False, True)
+        )
         inside = np.abs(before.x_0) < 1
         assert 0 < inside.sum() < 100
         np.testing.assert_array_equal(after.x_0, np.clip(before.x_0, -1, 1))

@@ -14,6 +14,7 @@ from helpers import bpe
 
 from dit_jax import conditions
 from dit_jax.convert.__main__ import convert_sd
+from dit_jax.diffusion import edits
 from dit_jax.sampling import editing, generate, runs
 
 STEPS = 5
@@ -113,9 +114,9 @@ def _initial():
 
 def _ours(trained, negative):
     told = conditions.build(trained.config).request(PROMPTS, negative)
-    edits = editing.from_noise(told, _initial())
-    sample = trained.make_sample_fn(edits.edit)
-    return generate.generate(sample, trained.params, edits, 0, trained.mesh, lambda x_0: x_0)
+    edited = editing.EditRequest(told, edits.FromNoise(_initial()))
+    sample = trained.make_sample_fn(edits.FromNoise)
+    return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x_0: x_0)
 
 
 def _theirs(pipeline):

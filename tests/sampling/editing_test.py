@@ -59,7 +59,7 @@ def test_what_is_known_stays(build_process, process, sampler):
         return jax.random.normal(jax.random.fold_in(jax.random.key(0), i), x_0.shape)
 
     denoise = NORMAL.denoise(process, built.times)
-    denoise = edits.keep_known(denoise, process, built.times, x_0, mask)
+    denoise = edits.Inpaint(x_0, mask).wrap(denoise, process, built.times)
     problem = solvers.Problem(process, built.grid, [(denoise, 40)], noise)
     x, _ = built.solve(problem, process.x_T_std * noise(100))
     known = np.asarray(mask) == 0
@@ -100,32 +100,32 @@ def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
     mask = np.zeros((1, 4, 4, 1), np.float32)
     mask[:, 1:3, 2:] = 1
     x_0 = editing.encode(latent, image)
-    asked = editing.inpaint(conditions.from_labels([3, 5], 10), x_0, mask)
-    drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), asked)
+    request = editing.EditRequest(conditions.from_labels([3, 5], 10), edits.Inpaint(x_0, mask))
+    drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), request)
     kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
     assert kept.max() < 1e-6 * np.abs(x_0).max()
     new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
     assert np.median(new) > 1e-2
-    assert editing.draw(latent, asked).shape == (2, 8, 8, 1)
+    assert editing.draw(latent, request).shape == (2, 8, 8, 1)
 
 
 def test_strength_is_the_share_of_the_steps():
     grid = np.linspace(1, 0, 11)
-    np.testing.assert_array_equal(grids.last(grid, 1.0), grid)
-    assert_close(grids.last(grid, 0.3), [0.3, 0.2, 0.1, 0.0], 1e-12)
-    assert_close(grids.last(grid, 0.01), [0.1, 0.0], 1e-12)
+    np.testing.assert_array_equal(grids.take_last(grid, 1.0), grid)
+    assert_close(grids.take_last(grid, 0.3), [0.3, 0.2, 0.1, 0.0], 1e-12)
+    assert_close(grids.take_last(grid, 0.01), [0.1, 0.0], 1e-12)
     for strength in (0.0, 1.1, -0.5):
         with pytest.raises(ValueError, match=rf"strength={strength} must lie in \(0, 1\]"):
-            grids.last(grid, strength)
+            grids.take_last(grid, strength)
 
 
 def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
     x_0 = editing.encode(trained, image)
     assert_close(x_0, image / 127.5 - 1, 1e-6)
-    told = conditions.from_labels([3, 3, 5], 10)
+    request, edit = conditions.from_labels([3, 3, 5], 10), edits.ImageToImage(x_0)
 
     def distance(strength):
-        drawn = editing.draw(trained, editing.image_to_image(told, x_0), 0, strength)
+        drawn = editing.draw(trained, editing.EditRequest(request, edit), 0, strength)
         assert drawn.shape == (3, 8, 8, 1)
         assert not np.array_equal(drawn[0], drawn[1])  # other noise
         return np.abs(drawn.astype(float) - image).mean()
@@ -139,8 +139,9 @@ def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
 def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
     mask = np.zeros((1, 8, 8, 1), np.float32)
     mask[:, 2:5, 2:5] = 1
-    told = conditions.from_labels([3, 5], 10)
-    drawn = editing.draw(trained, editing.inpaint(told, editing.encode(trained, image), mask))
+    request = conditions.from_labels([3, 5], 10)
+    edit = edits.Inpaint(editing.encode(trained, image), mask)
+    drawn = editing.draw(trained, editing.EditRequest(request, edit))
     known = np.broadcast_to(mask == 0, drawn.shape)
     difference = np.abs(drawn.astype(int) - image)
     assert difference[known].max() <= 1  # truncation
@@ -151,8 +152,8 @@ def test_interpolation_ends_at_what_sample_draws(trained):
     first, second = (conditions.from_labels(5 * [label], 10) for label in (3, 8))
     row = editing.draw(trained, editing.interpolate(first, second, (2, 7)))
     assert row.shape == (5, 8, 8, 1)
-    told = conditions.from_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
-    arguments = trained.params, told, 0, trained.mesh, trained.to_image
+    request = conditions.from_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
+    arguments = trained.params, request, 0, trained.mesh, trained.to_image
     drawn = generate.generate(trained.make_sample_fn(), *arguments)
     for end, number in ((0, 2), (-1, 7)):
         assert np.abs(row[end].astype(int) - drawn[number]).max() <= 1
@@ -162,9 +163,9 @@ def test_interpolation_ends_at_what_sample_draws(trained):
 def test_interpolation_between_classes_keeps_one_noise(trained):
     """Its own in every share, in whichever place; x_0, as pixels are black or white."""
     trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
-    told = conditions.from_labels(3 * [3], 10)
-    row = editing.draw(trained, editing.interpolate(told, told, (2, 2)))
-    arguments = trained.params, told, 0, trained.mesh, trained.to_image
+    request = conditions.from_labels(3 * [3], 10)
+    row = editing.draw(trained, editing.interpolate(request, request, (2, 2)))
+    arguments = trained.params, request, 0, trained.mesh, trained.to_image
     drawn = generate.generate(trained.make_sample_fn(), *arguments)
     assert_close(row, np.broadcast_to(drawn[2], row.shape), 1e-5)
 
@@ -179,8 +180,8 @@ def test_ends_of_an_interpolation(trained):
         editing.parse_ends(trained, 3, "3", ["a three"])
     config = trained.config.copy_and_resolve_references()
     config.model.num_classes = 0
-    untold = editing.parse_ends(dataclasses.replace(trained, config=config), 3)
-    assert [end.cond.tolist() for end in untold] == [[0] * 3] * 2
+    without_classes = editing.parse_ends(dataclasses.replace(trained, config=config), 3)
+    assert [end.cond.tolist() for end in without_classes] == [[0] * 3] * 2
 
 
 def test_interpolated_noise_has_unit_variance():
@@ -199,18 +200,18 @@ def test_predictions_are_mixed_by_the_share_of_the_second():
 
 
 def test_inverted_noise_leads_to_the_image(trained_workdir):
-    """And told another class, elsewhere. The image is one that the model draws."""
+    """And for another class, elsewhere. The image is one that the model draws."""
     trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
-    told = conditions.from_labels([3], 10)
-    arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+    request = conditions.from_labels([3], 10)
+    arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
     x_0 = generate.generate(trained.make_sample_fn(), *arguments)
-    x_T = editing.invert(trained, told, x_0)
+    x_T = editing.invert(trained, request, x_0)
     noise = generate.generate(trained.make_sample_fn(), *arguments)
     assert noise.shape == x_T.shape
 
     def again(label):
-        edited = editing.from_noise(conditions.from_labels([label], 10), x_T)
-        sample = trained.make_sample_fn(edited.edit)
+        edited = editing.EditRequest(conditions.from_labels([label], 10), edits.FromNoise(x_T))
+        sample = trained.make_sample_fn(edits.FromNoise)
         return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x: x)
 
     assert np.abs(again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
@@ -221,23 +222,24 @@ def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
     """Random weights lead far beyond pixels: without, the image drawn again is another."""
     workdir = conftest.save_random(tmp_path / "run", smoke_config)
     settings = DDIM | dict(steps=100, cfg_scale=1.0, clip_x_0=True)
-    trained, told = runs.load(workdir, settings=settings), conditions.from_labels([3], 10)
+    trained, request = runs.load(workdir, settings=settings), conditions.from_labels([3], 10)
     sample = trained.make_sample_fn()
 
-    def draw(told):
-        arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+    def draw(request):
+        arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
         return generate.generate(sample, *arguments)
 
-    x_0 = draw(told)
-    sample = trained.make_sample_fn(edits.FromNoise())
-    again = draw(editing.from_noise(told, editing.invert(trained, told, x_0)))
+    x_0 = draw(request)
+    sample = trained.make_sample_fn(edits.FromNoise)
+    noise = edits.FromNoise(editing.invert(trained, request, x_0))
+    again = draw(editing.EditRequest(request, noise))
     assert np.abs(again - x_0).mean() < 0.1 * np.abs(x_0).mean()
 
 
 def test_only_ddim_is_inverted(trained_workdir):
     trained = runs.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
     with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):
-        editing.make_invert_fn(trained)
+        editing.invert(trained, conditions.from_labels([3], 10), np.zeros((1, 8, 8, 1)))
 
 
 def _save(path, pixels):
@@ -331,7 +333,7 @@ def test_damaged_images_are_named(trained, tmp_path):
 
 
 def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
-    """By the command unguided, where nothing else is asked for."""
+    """By the command unguided, unless a flag says otherwise."""
     workdir = conftest.save_random(tmp_path / "run", smoke_config, spread=0.1)
     flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
     flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
@@ -340,16 +342,17 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 
     def difference(cfg_scale):
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
-        told, _ = editing.parse_before_and_after(trained, "3")
-        x_T = editing.invert(trained, told, editing.encode(trained, image))
-        return np.abs(editing.draw(trained, editing.from_noise(told, x_T))[0, ..., 0] - found).max()
+        request, _ = editing.parse_before_and_after(trained, "3")
+        x_T = editing.invert(trained, request, editing.encode(trained, image))
+        drawn = editing.draw(trained, editing.EditRequest(request, edits.FromNoise(x_T)))
+        return np.abs(drawn[0, ..., 0] - found).max()
 
     assert difference(1.0) <= 1
     assert difference(1.5) > 5  # the run's
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("flags", "message"),
     [
         ({}, r"invert needs --labels, the class of the image, in 0..9: with another it comes"),
         (dict(labels="random"), "--labels=random: invert takes one class"),
@@ -359,36 +362,45 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
     ],
     ids=str,
 )
-def test_inversions_that_say_no_class_are_refused(trained, told, message):
+def test_inversions_without_one_class_are_refused(trained, flags, message):
     with pytest.raises(ValueError, match=message):
-        editing.parse_before_and_after(trained, **told)
+        editing.parse_before_and_after(trained, **flags)
 
 
-def test_what_is_told_before_and_after(trained, captioned_workdir):
+def test_conditions_before_and_after(trained, captioned_workdir):
     before, after = editing.parse_before_and_after(trained, "3", labels_after="8")
     assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
     assert editing.parse_before_and_after(trained, "3")[1].cond.tolist() == [3]
     captioned = runs.load(captioned_workdir)
-    told = editing.parse_before_and_after(captioned, "", ["one"], "", "two", "three")
-    found = [told[0].cond, told[1].cond, told[1].null]
+    before, after = editing.parse_before_and_after(
+        captioned, "", ["one"], "three", prompt_after="two"
+    )
+    found = [before.cond, after.cond, after.null]
     expected = conditions.build(captioned.config).request(["one", "two", "three"]).cond
     np.testing.assert_array_equal(np.concatenate(found), expected)
-    for told, message in (
+    for flags, message in (
         (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
-        (("", ["one"], "3"), r"--labels_after=3: this model takes --prompt_after"),
+        (("", ["one"], "", "3"), r"--labels_after=3: this model takes --prompt_after"),
     ):
         with pytest.raises(ValueError, match=message):
-            editing.parse_before_and_after(captioned, *told)
+            editing.parse_before_and_after(captioned, *flags)
     captioned = runs.load(captioned_workdir, settings=DDIM)
     with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
         editing.parse_before_and_after(captioned, prompts=["one"], negative="three")
 
 
-@pytest.mark.parametrize("numbers", ["0,b", "-1,2", "1,2,3", "0,2147483648"])
-def test_numbers_that_are_of_no_two_images_are_refused(numbers):
-    assert editing.parse_numbers(["0", "7"]) == [0, 7]
-    with pytest.raises(ValueError, match=rf"--numbers={numbers} must be two whole numbers below"):
-        editing.parse_numbers(numbers.split(","))
+@pytest.mark.parametrize("numbers", [(-1, 2), (0, 2**31)])
+def test_numbers_that_no_image_has_are_refused(numbers):
+    request = conditions.from_labels([3, 3], 10)
+    with pytest.raises(ValueError, match=r"--numbers=.* each be a whole number in 0\.\.21474"):
+        editing.interpolate(request, request, numbers)
+
+
+@pytest.mark.parametrize("numbers", ["0,b", "1,2,3", f"{'9' * 5000},1"])
+def test_numbers_of_no_two_images_are_refused(run_command, trained_workdir, tmp_path, numbers):
+    flags = ["--workdir", trained_workdir, "--out", tmp_path / "x.png", f"--numbers={numbers}"]
+    error = run_command("edit", "interpolate", *flags, fails=True)
+    assert "must be 2 whole numbers with commas, such as 1,2" in error
 
 
 @pytest.mark.parametrize("name", ["image", "mask"])
@@ -417,8 +429,3 @@ def test_the_command(run_command, trained_workdir, image, tmp_path):
     error = run_command("edit", "inpaint", *flags, "--prompt", "a three", *mask, fails=True)
     assert "--prompt is of a model of captions; this one takes --labels" in error
     assert "Traceback" not in error
-
-
-def test_number_of_thousands_of_digits_is_refused():
-    with pytest.raises(ValueError, match=r"must be two whole numbers below 2\^31"):
-        editing.parse_numbers(["9" * 5000, "1"])

@@ -38,7 +38,7 @@ def _mesh(num_devices):
 
 
 LABELS = np.array([0, 3, 6, 1, 2, 5, 4, 0, 1, 6])
-TOLD = conditions.from_labels(LABELS, 7)
+REQUEST = conditions.from_labels(LABELS, 7)
 
 
 def _x_0(model, process, params, num_devices=1, batch_size=None, seed=0, labels=LABELS, **changes):
@@ -64,18 +64,18 @@ def test_guided_samples_are_the_published_ones(model, process, golden, golden_pa
     """From labels, which are guided away from the null class, and a given x_T."""
     settings = _settings(sampler="ddim", steps=10, cfg_scale=1.5)
     arguments = model, settings, process, "eps", _mesh(1)
-    sample = generate.make_sample_fn(*arguments, edit=edits.FromNoise())
-    told, index = (
+    sample = generate.make_sample_fn(*arguments, edit=edits.FromNoise)
+    request, index = (
         conditions.from_labels(golden["y"], 7),
         np.arange(len(golden["y"]), dtype=np.int32),
     )
     x_T = jnp.asarray(golden["x_0"])
-    x_0, _ = sample(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
+    x_0, _ = sample(golden_params, jax.random.key(0), index, **request.rows(index), x_T=x_T)
     expected = golden["ddim_cfg1.5_sample"]
     assert_close(x_0, expected, 2e-5)
     plain = generate.make_sample_fn(*arguments)
-    with pytest.raises(ValueError, match=r"takes arrays \(\), not \('x_T',\)"):
-        plain(golden_params, jax.random.key(0), index, **told.rows(index), x_T=x_T)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x_T'"):
+        plain(golden_params, jax.random.key(0), index, **request.rows(index), x_T=x_T)
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 4), (8, 8), (4, 3)])
@@ -126,8 +126,8 @@ workdir, out, *pair = sys.argv[1:]
 if pair:
     jax.distributed.initialize(pair[0], 2, int(pair[1]))
 trained = runs.load(pathlib.Path(workdir))
-told = conditions.from_labels(np.arange(8), 10)
-arguments = trained.params, told, 0, trained.mesh, lambda x_0: x_0
+request = conditions.from_labels(np.arange(8), 10)
+arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
 x_0 = generate.generate(trained.make_sample_fn(), *arguments, batch_size=4)
 if jax.process_index() == 0:
     np.save(out, x_0)
@@ -186,7 +186,7 @@ def test_x_t_begins_with_the_process_s_deviation(model, build_process, golden_pa
         settings = dict(sampler="ddim", steps=1, cfg_scale=1.0)
         sample = generate.make_sample_fn(model, _settings(**settings), process, "edm", _mesh(1))
         images = generate.generate(
-            sample, golden_params, TOLD, 0, _mesh(1), to_image=lambda x_0: x_0
+            sample, golden_params, REQUEST, 0, _mesh(1), to_image=lambda x_0: x_0
         )
         return images.std()
 
@@ -256,7 +256,7 @@ def test_a_model_guided_by_itself_is_not_guided(model, process, golden_params):
 
     def x_0(guide_params):
         bound = functools.partial(sample, guide_params=guide_params)
-        return generate.generate(bound, golden_params, TOLD, 0, mesh, to_image=lambda x_0: x_0)
+        return generate.generate(bound, golden_params, REQUEST, 0, mesh, to_image=lambda x_0: x_0)
 
     plain = _x_0(model, process, golden_params, cfg_scale=1.0, sampler="ddim")
     assert_close(x_0(golden_params), plain, 1e-5)
@@ -273,7 +273,7 @@ def test_another_model_guides_as_the_null_class_does(model, process, golden_para
         sample = generate.make_sample_fn(model, settings, process, "eps", _mesh(1), guide=model)
         index = np.arange(3, dtype=np.int32)
         arguments = golden_params, jax.random.key(0), index
-        return np.asarray(sample(*arguments, **TOLD.rows(index), guide_params=worse)[0])
+        return np.asarray(sample(*arguments, **REQUEST.rows(index), guide_params=worse)[0])
 
     three, four = x_0(), x_0(cfg_channels=0)
     assert np.abs(three - four)[..., 3].max() > 1e-3
@@ -296,22 +296,18 @@ def test_nan_names_the_step_and_the_images(model, process, golden_params):
     def sample(params, *arguments, **batch):
         return healthy(next(turns), *arguments, **batch)
 
-    told = conditions.from_labels(LABELS[:8], 7)
+    request = conditions.from_labels(LABELS[:8], 7)
     with pytest.raises(FloatingPointError, match="at step 1 of 5, among the images 4 to 7"):
-        generate.generate(sample, {}, told, 0, _mesh(1), lambda x_0: x_0, batch_size=4)
+        generate.generate(sample, {}, request, 0, _mesh(1), lambda x_0: x_0, batch_size=4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(sampler="plms"), "unknown sampler 'plms'; choose one of ddpm, ddim"),
-        (dict(cfg_scale=0.5), "cfg_scale=0.5 must be a number of at least 1"),
-        (dict(cfg_scale=float("nan")), "cfg_scale=nan must be a number of at least 1"),
-        (dict(cfg_scale=float("inf")), "cfg_scale=inf must be"),
+        (dict(sampler="plms"), "unknown sampler='plms'; choose one of ddpm, ddim"),
         (dict(cfg_interval=(0.61, 0.62)), "=1.5 guides no step: .* cfg_interval=0.61,0.62; .* 1, "),
         (dict(cfg_channels=5), r"cfg_channels=5 must lie in 0 \(all\) .. 4"),
-        (dict(cfg_rescale=1.5), r"cfg_rescale=1.5 must lie in \[0, 1\]"),
-        (dict(cfg_interval=(0.2, 1.2)), "cfg_interval=0.2,1.2 must be two times"),
+        (dict(cfg_interval=(0.8, 0.2)), "cfg_interval=0.8,0.2 must be two numbers, low < high"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""What a workdir holds, ready to draw: what goes with it, what it may be told, what is refused."""
+"""What a workdir holds, ready to draw: what goes with it, its requests, what is refused."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from dit_jax.data import text
 from dit_jax.sampling import generate, runs
 from dit_jax.training import programs
 
-TOLD = conditions.from_labels(np.arange(10), 10)
+REQUEST = conditions.from_labels(np.arange(10), 10)
 
 
 def test_checkpoints_guide_each_other(workdir):
@@ -19,7 +19,7 @@ def test_checkpoints_guide_each_other(workdir):
     trained = runs.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
     assert (trained.step, trained.guide.step) == (40, 20)
     images = generate.generate(
-        trained.make_sample_fn(), trained.params, TOLD, 0, trained.mesh, trained.to_image
+        trained.make_sample_fn(), trained.params, REQUEST, 0, trained.mesh, trained.to_image
     )
     assert images.shape == (10, 8, 8, 1)
 
@@ -37,7 +37,7 @@ def test_clipped_samples_lie_where_pixels_do(trained_workdir):
     def largest(**settings):
         settings = dict(sampler="ddim", steps=4, cfg_scale=4.0) | settings
         trained = runs.load(trained_workdir, settings=settings)
-        arguments = trained.params, TOLD, 0, trained.mesh, lambda x_0: x_0
+        arguments = trained.params, REQUEST, 0, trained.mesh, lambda x_0: x_0
         return np.abs(generate.generate(trained.make_sample_fn(), *arguments)).max()
 
     assert largest(clip_x_0=True) <= 1 + 1e-6
@@ -57,13 +57,15 @@ def test_latents_are_not_clipped(workdir, smoke_config):
 
 
 def test_text_encoders_are_of_models_that_need_one(captioned_workdir, trained_workdir, tmp_path):
-    with pytest.raises(ValueError, match=r"condition='tokens', which takes no --text_encoder=x"):
+    with pytest.raises(ValueError, match=r"a model without a frozen text encoder: leave .*=x"):
         runs.load(captioned_workdir, encoder_workdir="x")
     workdir = tmp_path / "context"
     shutil.copytree(captioned_workdir, workdir)
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"tokens"', '"context"'))
-    with pytest.raises(ValueError, match=r"give --text_encoder, its workdir, with digest not rec"):
+    with pytest.raises(
+        ValueError, match=r"text encoder: give .* as --text_encoder, with digest not rec"
+    ):
         runs.load(workdir)
 
 
@@ -101,7 +103,7 @@ def test_converted_networks_draw_nothing(clip_dir, vae_dir):
 
 
 def test_models_of_pixels_take_no_vae(workdir):
-    with pytest.raises(ValueError, match="a model of pixels, which takes no --vae=runs/vae"):
+    with pytest.raises(ValueError, match="a model without a VAE: leave out --vae=runs/vae"):
         runs.load(workdir, vae_workdir="runs/vae")
 
 
@@ -110,22 +112,22 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
     (workdir / "config.json").write_text(
         config.replace('"source": "pixels"', '"source": "moments"')
     )
-    with pytest.raises(ValueError, match="holds a model of latents: give --vae"):
+    with pytest.raises(ValueError, match="holds a model with a VAE: give its workdir as --vae, "):
         runs.load(workdir)
 
 
 def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
-    told = dict(num=2, prompts=["a two"], negative="a red cat")
-    asked = runs.load(captioned_workdir).request(**told)  # the run's cfg_scale is 1.5
-    assert asked.cond.shape == asked.null.shape == (2, 20)
+    flags = dict(num=2, prompts=["a two"], negative="a red cat")
+    request = runs.load(captioned_workdir).request(**flags)  # the run's cfg_scale is 1.5
+    assert request.cond.shape == request.null.shape == (2, 20)
     tokenize = text.WordTokenizer(20, 4096)
-    np.testing.assert_array_equal(asked.null, tokenize(["a red cat"] * 2))
+    np.testing.assert_array_equal(request.null, tokenize(["a red cat"] * 2))
     unguided = runs.load(captioned_workdir, settings=dict(cfg_scale=1.0))
     with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
-        unguided.request(**told)
-    assert len(unguided.request(**told | dict(negative=""))) == 2
+        unguided.request(**flags)
+    assert len(unguided.request(**flags | dict(negative=""))) == 2
     by_other = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
     with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
-        by_other.request(**told)
+        by_other.request(**flags)
     with pytest.raises(ValueError, match=r"^--negative_prompt is of a model of captions; this one"):
         runs.load(trained_workdir).request(2, negative="a red cat")
