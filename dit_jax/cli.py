@@ -20,7 +20,7 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dit_jax.config import arguments, ranges
+from dit_jax.config import arguments, parsers, ranges
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import compilation_cache, files, stopping, terminal
 
@@ -62,32 +62,32 @@ def define_config(required: bool = True, key: str = "model") -> None:
 
 def define_path(name: str, default: str | None, text: str, required: bool = False) -> None:
     """Defines a flag whose value is a pathlib.Path."""
-    flags.DEFINE(arguments.PathParser(name), name, default, text, required=required)
+    flags.DEFINE(parsers.PathParser(name), name, default, text, required=required)
 
 
 def define_images(name: str, text: str) -> None:
     """Defines a flag for existing images: a path as text, with `~` expanded, or NAME:SPLIT."""
-    flags.DEFINE(arguments.PathParser(name, text=True), name, None, text)
+    flags.DEFINE(parsers.PathParser(name, text=True), name, None, text)
 
 
 def define_size(name: str, default: str | None, text: str) -> None:
     """Defines a flag whose value is a size: a number, or (height, width)."""
-    flags.DEFINE(arguments.SizeParser(), name, default, text)
+    flags.DEFINE(parsers.SizeParser(), name, default, text)
 
 
 def define_numbers(name: str, default: str, text: str, kind: type) -> None:
     """Defines a flag whose value is a tuple of numbers of the type `kind`."""
-    flags.DEFINE(arguments.NumbersParser(kind), name, default, text)
+    flags.DEFINE(parsers.ListParser(kind), name, default, text)
 
 
 def define_paths(name: str, text: str) -> None:
     """Defines a required flag that may be repeated; its value is a list of pathlib.Path."""
-    flags.DEFINE_multi(arguments.PathParser(name), None, name, None, text, required=True)
+    flags.DEFINE_multi(parsers.PathParser(name), None, name, None, text, required=True)
 
 
 def define_seed(text: str) -> None:
     """Defines --seed, 0 by default."""
-    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.SEEDS)
+    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.MAX_SEED)
 
 
 def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
@@ -100,7 +100,7 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
     if out.suffix not in suffixes:
         raise UserError(f"{name}{out} must end in {' or '.join(suffixes)}.")
     for flag, value in FLAGS.flag_values_dict().items():
-        if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, arguments.PathParser):
+        if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, parsers.PathParser):
             continue
         for path in value if isinstance(value, list) else [value]:
             if path and out.exists() and os.path.exists(path) and os.path.samefile(out, path):
@@ -223,8 +223,8 @@ def _define_processes():
     flags.DEFINE_string(
         "coordinator_bind_address", None, "HOST:PORT where process 0 listens, instead of all."
     )
-    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", 1, ranges.MOST)
-    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", 0, ranges.MOST)
+    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", 1, ranges.MAX_COUNT)
+    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", 0, ranges.MAX_COUNT)
 
 
 def _parse(argv, positionals):

@@ -104,7 +104,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("numbers", ["0", "0"], "interpolate: of the images whose noise is taken.")
     flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
     flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
-    most = ranges.MOST_PICTURE_IMAGES
+    most = ranges.MAX_PICTURE_IMAGES
     flags.DEFINE_integer("num", 4, "Images; inverted ones are one.", 1, most)
     cli.define_path("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
     cli.run(main, "TASK")

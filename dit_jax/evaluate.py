@@ -217,7 +217,7 @@ if __name__ == "__main__":
         "labels", "random", ["random", "balanced"], "Of samples; published numbers: random."
     )
     text = "Samples, by default 1000, of --samples all; with --bpd held-out images."
-    flags.DEFINE_integer("num", None, text, 2, ranges.MOST)
+    flags.DEFINE_integer("num", None, text, 2, ranges.MAX_COUNT)
     cli.define_path("save_npz", None, "Write the samples, as the ADM evaluator reads them.")
     flags.DEFINE_bool("bpd", False, "Bits per dimension of held-out images instead.")
     flags.DEFINE_integer(

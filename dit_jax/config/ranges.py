@@ -51,14 +51,14 @@ class Range:
 
 
 # The smallest normal and the largest float32, in which all computations are done.
-LEAST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
-SEEDS = 2**32 - 1  # the largest seed that NumPy takes
-MOST = 2**31 - 1  # JAX counts steps and images in int32
-MOST_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
-MOST_PICTURE_IMAGES = 10_000  # the most images in one picture
-COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
+SMALLEST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
+MAX_SEED = 2**32 - 1  # the largest seed that NumPy takes
+MAX_COUNT = 2**31 - 1  # JAX counts steps and images in int32
+MAX_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
+MAX_PICTURE_IMAGES = 10_000  # the most images in one picture
+COUNT, FROM_0, FROM_2 = (Range(low, MAX_COUNT, whole=True) for low in (1, 0, 2))
 SIZE, SIZE_OR_0 = (Range(low, 2**20, whole=True) for low in (1, 0))
-IMAGE_SIZE = Range(1, MOST_IMAGE_SIZE, whole=True)
+IMAGE_SIZE = Range(1, MAX_IMAGE_SIZE, whole=True)
 POSITIVE = Range(0, without_low=True)
 NOT_NEGATIVE = Range(0)
 SHARE, BELOW_1 = Range(0, 1), Range(0, 1, without_high=True)
@@ -67,7 +67,7 @@ INSIDE_0_1 = Range(0, 1, without_low=True, without_high=True)
 ANY = Range(-math.inf)
 
 RANGES = {
-    "seed": Range(0, SEEDS, whole=True),
+    "seed": Range(0, MAX_SEED, whole=True),
     "total_steps": COUNT,
     "batch_size": COUNT,
     "grad_accumulation_steps": COUNT,
@@ -75,7 +75,7 @@ RANGES = {
     "eval_every_steps": FROM_0,
     "eval_draws": Range(1, 10**6, whole=True),
     "sample_every_steps": FROM_0,
-    "sample_num_images": Range(1, MOST_PICTURE_IMAGES, whole=True),
+    "sample_num_images": Range(1, MAX_PICTURE_IMAGES, whole=True),
     "checkpoint_every_steps": COUNT,
     "checkpoint_keep": FROM_2,  # if the newest is damaged, the one before it is used
     "checkpoint_keep_every_steps": FROM_0,
@@ -95,9 +95,9 @@ RANGES = {
     "data.num_workers": Range(0, 1024, whole=True),
     "data.num_threads": Range(0, 1024, whole=True),
     "data.prefetch_batches": Range(0, 10**6, whole=True),
-    "mesh.data": Range(-1, MOST, whole=True),
-    "mesh.fsdp": Range(-1, MOST, whole=True),
-    "mesh.tensor": Range(-1, MOST, whole=True),
+    "mesh.data": Range(-1, MAX_COUNT, whole=True),
+    "mesh.fsdp": Range(-1, MAX_COUNT, whole=True),
+    "mesh.tensor": Range(-1, MAX_COUNT, whole=True),
     "model.input_size": IMAGE_SIZE,
     "model.patch_size": IMAGE_SIZE,
     "model.in_channels": SIZE,
@@ -160,7 +160,7 @@ RANGES = {
     "fid.cfg_scale": GUIDANCE,
     # Keys of a sweep's config, experiments/scaling/configs/default.py.
     "evaluate.num": FROM_0,
-    "evaluate.seed": Range(0, SEEDS, whole=True),
+    "evaluate.seed": Range(0, MAX_SEED, whole=True),
     "evaluate.batch_size": FROM_0,
     "slurm.timeout_min": COUNT,
     "slurm.nodes": COUNT,
@@ -207,5 +207,5 @@ def _check_value(key, value):
     if any(map(RANGES[key].rounds_to_high, numbers)):
         raise UserError(f"{shown} is {RANGES[key].high:g} in float32, but must be {RANGES[key]}.")
     # Accelerators turn denormal numbers into 0; numbers above LARGEST become infinite.
-    if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
+    if any(number and not SMALLEST <= abs(number) <= LARGEST for number in numbers):
         raise UserError(f"{shown} is 0 or infinite in float32.")

@@ -1,6 +1,5 @@
 """Sizes of images and latents in configs: one number for a square, or (height, width)."""
 
-import re
 from collections.abc import Sequence
 
 from dit_jax.errors import UserError
@@ -46,20 +45,6 @@ def to_json(size: Size | Sequence[int]) -> int | list[int]:
     """Returns a size as a JSON value: a number or a list."""
     size = simplify(size)
     return size if isinstance(size, int) else list(size)
-
-
-def parse(text: str) -> Size:
-    """Parses '256', '256x384', '256,384' or '(256, 384)'; the height comes first.
-
-    Raises: ValueError for another text, whose message completes "KEY=TEXT must be ...".
-    """
-    # A sign is accepted here, so that the error for -1 is about its range. At most 20 digits:
-    # Python refuses to parse very long numbers.
-    match = re.fullmatch(r"\(?\s*(-?\d{1,20})(?:\s*[x,]\s*(-?\d{1,20}))?\s*\)?", text)
-    if not match:
-        raise UserError("a whole number, or height and width, such as 256x384")
-    height, width = match.groups()
-    return simplify((int(height), int(width or height)))
 
 
 def image_shape(data_config) -> tuple[int, int, int]:
