@@ -1,4 +1,4 @@
-"""Valid ranges of all numbers in a config, checked before anything is read or compiled."""
+"""Types and ranges of the values in a config, checked before anything is read or compiled."""
 
 import dataclasses
 import math
@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.system import forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Range:
 
 
 # The smallest normal and the largest float32, in which all computations are done.
-SMALLEST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy takes
 MAX_COUNT = 2**31 - 1  # JAX counts steps and images in int32
 MAX_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
@@ -195,9 +194,9 @@ def _check_value(key, value):
     """Raises a ValueError unless the value of a key, or each of its values, is in the range."""
     if value is None and key in OPTIONAL:
         return
-    shown = f"{key}={forms.shorten(value)}"
+    shown = f"{key}={shorten(value)}"
     if key in sizes.KEYS:
-        sizes.check_type(key, value)
+        check_type(key, value, int)
         value = sizes.height_and_width(value)
     numbers = value if key in LISTS | sizes.KEYS else (value,)
     if not isinstance(numbers, tuple | list):
@@ -209,3 +208,36 @@ def _check_value(key, value):
     # Accelerators turn denormal numbers into 0; numbers above LARGEST become infinite.
     if any(number and not SMALLEST <= abs(number) <= LARGEST for number in numbers):
         raise UserError(f"{shown} is 0 or infinite in float32.")
+
+
+# The names of types in messages.
+TYPES = {str: "a str", bool: "a bool", int: "a whole number", float: "a number"}
+
+
+def check_type(key: str, value: object, kind: type, many: bool = False) -> None:
+    """Raises unless a value has the type `kind`, or is a size if the key is one of `sizes.KEYS`.
+
+    An int may be given for a float and a float for an int; `check` looks for whole numbers.
+
+    Args:
+      kind: a key of TYPES.
+      many: whether the value must be a list or tuple of such values.
+    Raises: ValueError with the key, the value and the type.
+    """
+    types = (int, float) if kind in (int, float) else (kind,)
+    if key in sizes.KEYS:
+        fits, expected = sizes.is_size(value), "a whole number, or (height, width)"
+    elif many:
+        fits = isinstance(value, list | tuple) and all(type(one) in types for one in value)
+        expected = "a list of numbers"
+    else:
+        fits, expected = type(value) in types, TYPES.get(kind)
+    if not fits:
+        raise UserError(f"{key}={shorten(value)} must be {expected}.")
+
+
+def shorten(value: object) -> str:
+    """Returns a value as one line of at most 103 characters, for messages."""
+    # A ConfigDict's own repr has several lines.
+    text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

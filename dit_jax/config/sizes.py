@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from dit_jax.errors import UserError
-
 Size = int | tuple[int, int]  # JSON files have lists for tuples
 
 # The config keys whose values are sizes.
@@ -15,12 +13,6 @@ def is_size(value: object) -> bool:
     if isinstance(value, tuple | list):
         return len(value) == 2 and all(type(one) in (int, float) for one in value)
     return type(value) in (int, float)
-
-
-def check_type(key: str, value: object) -> None:
-    """Raises a ValueError with the key and the value, unless the value is a size."""
-    if not is_size(value):
-        raise UserError(f"{key}={value!r} must be a whole number, or (height, width).")
 
 
 def simplify(size: Size | Sequence[int]) -> Size:

@@ -5,10 +5,9 @@ The files may be damaged on disk or come from elsewhere, so they are checked whe
 
 import hashlib
 import json
-from collections.abc import Mapping
 
 from dit_jax.errors import UserError
-from dit_jax.system import files, forms
+from dit_jax.system import files, schemas
 
 
 def digest(values: object) -> str:
@@ -37,7 +36,7 @@ def without_digest(values: object, name: object) -> dict:
     raise UserError(f"{files.printable(name)} is not as it was written")
 
 
-_is_text = forms.optional(forms.is_text)
+_is_text = schemas.optional(schemas.is_string)
 
 
 def _is_classes(value):
@@ -48,12 +47,12 @@ def _is_classes(value):
 
 def _are_numbers(value):
     """Returns whether a value is a list of finite numbers, at least one."""
-    return isinstance(value, list) and len(value) > 0 and all(map(forms.is_number, value))
+    return isinstance(value, list) and len(value) > 0 and all(map(schemas.is_number, value))
 
 
 # The fields of an identity; `workdirs.identity` explains them.
-IDENTITY: Mapping[str, forms.Holds] = {
-    "num_examples": forms.is_count,
+IDENTITY: schemas.Schema = {
+    "num_examples": schemas.is_count,
     "version": _is_text,
     "classes": _is_classes,
     "labels": _is_text,
@@ -61,7 +60,7 @@ IDENTITY: Mapping[str, forms.Holds] = {
     "files": _is_text,
     "times": _is_text,
     "contents": _is_text,
-    "bytes_read": forms.is_count,
+    "bytes_read": schemas.is_count,
 }
 
 
@@ -89,12 +88,12 @@ def check_identities(value: object, name: object) -> None:
 
 
 # The fields of a metadata file of moments.
-MOMENTS: Mapping[str, forms.Holds] = {
+MOMENTS: schemas.Schema = {
     "mean": _are_numbers,
     "std": lambda value: _are_numbers(value) and min(value) > 0,
-    "mean_absolute": forms.is_positive,
-    "vae_digest": forms.is_text,
-    "mirrored": forms.is_flag,
+    "mean_absolute": schemas.is_positive,
+    "vae_digest": schemas.is_string,
+    "mirrored": schemas.is_bool,
 }
 
 
@@ -127,5 +126,5 @@ def _check(value, form, optional, problem):
     """
     if not isinstance(value, dict):
         raise UserError(f"{problem}.")
-    if wrong := forms.invalid_keys(value, form, optional):
+    if wrong := schemas.invalid_keys(value, form, optional):
         raise UserError(f"{problem}: {', '.join(wrong)}.")

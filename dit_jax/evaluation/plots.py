@@ -12,10 +12,11 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 
 from dit_jax import workdirs
+from dit_jax.config import ranges
 from dit_jax.diffusion import samplers
 from dit_jax.errors import MissingFileError, UserError
-from dit_jax.evaluation import plot_style
-from dit_jax.system import forms, json_files
+from dit_jax.evaluation import plot_style, row_schema
+from dit_jax.system import json_files
 
 logger = logging.getLogger("dit_jax")
 
@@ -92,7 +93,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
         for i, row in enumerate(
-            json_files.read_json_lines(pathlib.Path(path), forms.invalid_row_keys), 1
+            json_files.read_json_lines(pathlib.Path(path), row_schema.list_invalid_keys), 1
         )
     ]
 
@@ -276,7 +277,7 @@ def check_drawable(place: str, values: dict) -> None:
     for name, number in values.items():
         if _is_number(number) and (abs(number) > MOST or 0 < abs(number) < LEAST):
             raise UserError(
-                f"{place} has {name}={forms.shorten(number)}, "
+                f"{place} has {name}={ranges.shorten(number)}, "
                 f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
                 "Leave the row out, or mend the file."
             )

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax.config import ranges, sizes
+from dit_jax.config import ranges
 from dit_jax.errors import UserError
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
-from dit_jax.system import files, forms
+from dit_jax.system import files
 
 BUILDERS = {
     "dit": dit.from_config,
@@ -51,7 +51,7 @@ def check_keys(config: ConfigDict | Mapping) -> None:
     name = config["name"]
     if name not in list(BUILDERS):  # a list, as the name may be a value without a hash
         known = ", ".join(BUILDERS)
-        raise UserError(f"unknown model name {forms.shorten(name)}; known: {known}.")
+        raise UserError(f"unknown model name {ranges.shorten(name)}; known: {known}.")
     module = typing.get_type_hints(BUILDERS[name])["return"]
     kinds = typing.get_type_hints(module)
     kinds = {field.name: kinds[field.name] for field in dataclasses.fields(module)}
@@ -64,13 +64,10 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         names = files.list_some(sorted(unknown))
         raise UserError(f"the model {name!r} does not know {names}.")
     for key, kind in kinds.items():
-        if kind == sizes.Size:
-            sizes.check_type(f"model.{key}", config[key])
-            continue
         is_tuple = typing.get_origin(kind) is tuple
         kind = typing.get_args(kind)[0] if is_tuple else kind
         # In a config, one text chooses the attention of all levels of a UNet.
-        forms.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
+        ranges.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
 
 
 def init_params(model: nn.Module, key: jax.Array) -> dict:
