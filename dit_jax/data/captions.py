@@ -42,7 +42,7 @@ def read(
     # The file and the file system may spell a name differently in Unicode: "é" is one character or
     # two. Built only when a name is not found as it is written.
     composed = functools.cache(lambda: {_compose(name): name for name in known})
-    most = json_files.MOST_JSON_BYTES + MOST_BYTES * len(known)
+    most = json_files.MAX_BYTES + MOST_BYTES * len(known)
     names, captions, faults, lines = [], [], [], {}  # lines: name -> line number
     num_faults = kept = 0
     # An invalid line does not stop the reading, so that one error can list all of them.

@@ -300,14 +300,14 @@ def _warn_of_cut(caption, start, length):
 
 
 def _read(path):
-    """Returns the text of a file of at most MOST_JSON_BYTES, without a byte order mark."""
+    """Returns the text of a file of at most json_files.MAX_BYTES, without a byte order mark."""
     if not path.is_file():
         raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
     try:
         with path.open("rb") as file:
-            contents = file.read(json_files.MOST_JSON_BYTES + 1)
-        if len(contents) > json_files.MOST_JSON_BYTES:
-            raise UserError(f"it has more than {json_files.MOST_JSON_BYTES:,} bytes")
+            contents = file.read(json_files.MAX_BYTES + 1)
+        if len(contents) > json_files.MAX_BYTES:
+            raise UserError(f"it has more than {json_files.MAX_BYTES:,} bytes")
         return contents.decode("utf-8-sig")
     except ValueError as error:
         raise UserError(

@@ -7,6 +7,7 @@ pipes and devices are refused where a command would write to them.
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import pathlib
 import re
@@ -73,11 +74,7 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def check_utf8(directory: pathlib.Path) -> None:
-    """Raises unless the path of a directory is valid UTF-8.
-
-    The libraries for checkpoints and array_record files need this.
-    Raises: ValueError.
-    """
+    """Raises a ValueError unless a path is valid UTF-8, as Orbax and array_record need it."""
     try:
         str(directory.absolute()).encode()
     except UnicodeEncodeError:
@@ -92,7 +89,7 @@ class LostError(UserFileError):
 
     @classmethod
     def for_directory(cls, directory: pathlib.Path) -> "LostError":
-        """Returns the error for a directory that is no longer at its path."""
+        """Returns the error for a directory."""
         return cls(
             f"{directory} is gone: it was removed or moved while this command ran.\n"
             "Nothing more is written; if it was moved, move it back."
@@ -104,10 +101,10 @@ class Directory:
 
     As a context, it replaces an OSError raised inside with a LostError if the directory is gone,
     because that is then the real cause.
+    Raises: LostError if there is no directory at the path.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Remembers which directory is at a path.   Raises: LostError if there is none."""
         self.path = path
         try:
             self._status = path.stat()
@@ -189,11 +186,8 @@ def is_at(file: IO, path: pathlib.Path) -> bool:
 
 def flush_to_disk(path: pathlib.Path) -> None:
     """Waits until the contents of a file are on the disk (fsync).   Raises: OSError."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
@@ -283,18 +277,15 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
                     )
 
 
-def list_some(names: Collection[str], most: int = 5) -> str:
+def list_some(names: Collection[str], limit: int = 5) -> str:
     """Returns the first names, escaped and at most 200 characters each, and how many follow."""
-    shown = [printable(name[:200]) for _, name in zip(range(most), names, strict=False)]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    shown = [printable(name[:200]) for name in itertools.islice(names, limit)]
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(shown) + more if names else "none"
 
 
 def read_or_explain(path, read):
-    """Returns read(path).
-
-    Raises: OSError with a message that names the path; a UserError of `read` passes.
-    """
+    """Returns read(path).   Raises: OSError with a message that names the path."""
     try:
         return read(path)
     except OSError as error:
