@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, conditions, latents, models, sharding, train
-from dit_jax.config import sizes
+from dit_jax.config import parsers, sizes
 from dit_jax.data import loader
 from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
@@ -411,7 +411,7 @@ if __name__ == "__main__":
         "batch_size", 64, "sample, vae, inception: images at a time, all devices.", 1
     )
     text = "inception: pixels before its resize, a number or HxW."
-    cli.define_size("image_size", "256", text)
+    flags.DEFINE(parsers.SizeParser(), "image_size", "256", text)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
     flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")

@@ -70,16 +70,6 @@ def define_images(name: str, text: str) -> None:
     flags.DEFINE(parsers.PathParser(name, text=True), name, None, text)
 
 
-def define_size(name: str, default: str | None, text: str) -> None:
-    """Defines a flag whose value is a size: a number, or (height, width)."""
-    flags.DEFINE(parsers.SizeParser(), name, default, text)
-
-
-def define_numbers(name: str, default: str, text: str, kind: type) -> None:
-    """Defines a flag whose value is a tuple of numbers of the type `kind`."""
-    flags.DEFINE(parsers.ListParser(kind), name, default, text)
-
-
 def define_paths(name: str, text: str) -> None:
     """Defines a required flag that may be repeated; its value is a list of pathlib.Path."""
     flags.DEFINE_multi(parsers.PathParser(name), None, name, None, text, required=True)
@@ -212,8 +202,9 @@ def _define_common_flags(on_cpu):
         flags.DEFINE_string("coordinator_address", None, text)
         text = "HOST:PORT where process 0 listens, instead of all."
         flags.DEFINE_string("coordinator_bind_address", None, text)
-        text = "With --coordinator_address."
+        text = "With --coordinator_address: the number of processes."
         flags.DEFINE_integer("num_processes", None, text, 1, ranges.MAX_COUNT)
+        text = "With --coordinator_address: this process, counted from 0."
         flags.DEFINE_integer("process_id", None, text, 0, ranges.MAX_COUNT)
     # absl's --help shows only the flags of the command's own module. Here the flags that dit_jax
     # defines elsewhere are registered with that module too.

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from dit_jax import cli, diffusion
-from dit_jax.config import ranges, sizes
+from dit_jax.config import parsers, ranges, sizes
 from dit_jax.diffusion import sampler_settings
 from dit_jax.errors import UserError
 from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, samples
@@ -210,7 +210,7 @@ if __name__ == "__main__":
         "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
     )
     text = "Without --workdir: pixels that a folder or split is cropped to, a number or HxW."
-    cli.define_size("image_size", None, text)
+    flags.DEFINE(parsers.SizeParser(), "image_size", None, text)
     flags.DEFINE_enum("image_channels", "3", ["1", "3"], "The same: 1 grey, 3 RGB.")
     cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(

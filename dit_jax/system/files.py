@@ -7,6 +7,7 @@ pipes and devices are refused where a command would write to them.
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import os
 import pathlib
@@ -21,14 +22,6 @@ from dit_jax.errors import MissingFileError, UserError, UserFileError
 # Unicode categories of characters that a terminal executes or hides: control characters, format
 # characters (bidirectional, zero-width), surrogates, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-WRITING = {  # mode -> flags of os.open
-    "wb": os.O_WRONLY | os.O_CREAT,
-    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
-    "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
-    "r+": os.O_RDWR,
-    "r+b": os.O_RDWR | os.O_CREAT,
-}
 
 
 def printable(text: object) -> str:
@@ -200,30 +193,35 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     replace(path, lambda file: file.write(text.encode()))
 
 
-def open_to_write(path: pathlib.Path, mode: str) -> IO:
+def open_to_write(path: pathlib.Path, mode: str, create: bool = True) -> IO:
     """Opens a file as `open` does, but refuses symbolic and hard links, pipes and devices.
 
     A directory from a stranger may contain these under the names that a command writes to.
 
     Args:
-      mode: one of WRITING.
+      mode: 'a', 'a+' or 'r+', or one of these with 'b'; not 'w', which would empty a hard link.
+      create: whether a file that does not exist is created.
     Raises: OSError.
     """
-    safely = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its other end
+    # O_NONBLOCK: opening a pipe would wait for its other end.
+    more = os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+
+    def opener(name, mode_flags):
+        return os.open(name, mode_flags | more, 0o666)
+
     try:
-        number = os.open(path, WRITING[mode] | safely, 0o666)
+        file = open(path, mode, opener=opener)  # noqa: SIM115, the caller closes it
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
+        is_pipe = isinstance(error, io.UnsupportedOperation)
+        if not is_pipe and error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
         raise _no_file(path) from error
     # The open file is examined, not the path, which could change in between.
-    status = os.fstat(number)
+    status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(number)
+        file.close()
         raise _no_file(path)
-    if mode == "wb":  # not with O_TRUNC, which would empty a hard link's file before the check
-        os.truncate(number, 0)
-    return os.fdopen(number, mode)
+    return file
 
 
 def _no_file(path):

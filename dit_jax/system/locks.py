@@ -186,7 +186,7 @@ def is_held(path: pathlib.Path) -> bool:
     `hold` fail.
     """
     try:
-        with files.open_to_write(path, "r+") as file:
+        with files.open_to_write(path, "r+", create=False) as file:
             return not _try(file, fcntl.LOCK_SH)
     except OSError:  # no such file, or a file system without locks
         return False
