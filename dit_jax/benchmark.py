@@ -60,10 +60,7 @@ PEAK_TFLOPS = {
 
 
 def bench_train(config: ConfigDict, steps: int, data: bool = False) -> dict:
-    """Returns the time of the jitted optimizer step, measured over windows of `steps` steps.
-
-    Args: data, whether the batches come from the config's data.
-    """
+    """Returns the time of the jitted step on synthetic or real data, over windows of `steps`."""
     program = programs.make_program(config)
     window, compile_seconds = _step_window(program, steps, data)
     window()  # warm-up
@@ -279,10 +276,7 @@ def bench_metrics(num: int) -> dict:
 
 
 def _time(function, arguments, calls=1):
-    """Returns (seconds of a call, seconds of compilation) of a jitted function.
-
-    The first is of the median window of `calls` calls.
-    """
+    """Returns the seconds of a call, the median of windows of `calls`, and of compilation."""
     compiled, compile_seconds = _compile(function, *arguments)
 
     def run():

@@ -173,8 +173,7 @@ def run(
 def _leave(error):
     """Ends this process, one of several, after an error; the others then end too.
 
-    The others may be waiting for this process. Without this function, JAX would wait five minutes
-    for them at exit.
+    They may be waiting for this one, and JAX would wait five minutes for them at exit.
     """
     if not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
@@ -236,8 +235,7 @@ def _explain_errors(start, words, kept, repairable_status=1):
         exhausted = stopping.is_out_of_memory(error)
         if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
-        # XLA's messages may have many lines; the first one is enough.
-        first = (str(error).splitlines() or [""])[0]
+        first = str(error).partition("\n")[0]  # XLA's messages may have many lines
         if exhausted:
             _fail(f"out of memory: {first}\n{OUT_OF_MEMORY_ADVICE} {TRACEBACK}")
         message = f"{first}\nAnother process may have ended first: see its output. {TRACEBACK}"
@@ -389,10 +387,7 @@ def _start_jax(on_cpu):
 
 
 def _connect():
-    """Connects this process with the others.
-
-    Raises: ValueError for flags that do not fit together, or if the others cannot be reached.
-    """
+    """Connects this process with the others, after a check that the flags fit together."""
     address, bind = FLAGS.coordinator_address, FLAGS.coordinator_bind_address
     num, process = FLAGS.num_processes, FLAGS.process_id
     for name, text in (("coordinator_address", address), ("coordinator_bind_address", bind)):

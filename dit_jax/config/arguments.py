@@ -49,7 +49,7 @@ class ConfigFlag(flags.Flag):
                 f"--config={spec} has no config.{self.key}: a sweep's has config.grids, a run's "
                 "config.model, and each has its commands."
             )
-        self.value, self.spec, self.overrides = config, spec, {}
+        self.value, self.spec = config, spec
         self.present, self.using_default_value = 1, False
 
     def override(self, key: str, text: str) -> None:
@@ -115,7 +115,6 @@ def _split(words, values):
     """Splits a command line into ({flag name: texts}, [(positional word, flag before it)]).
 
     Boolean texts are in lower case. The flag before a positional word is for a hint in its error.
-    Raises: ValueError for a flag that is unknown, lacks a value, or has one but takes none.
     """
     given, others, before = {}, [], ""
     left = collections.deque(words)
@@ -164,10 +163,7 @@ def _find_spec(words):
 
 
 def _is_boolean(name, values):
-    """Returns whether a flag or config key is boolean, or None if the flag does not exist.
-
-    Raises: ValueError for an unknown config key, or one without --config.
-    """
+    """Returns whether a flag or config key is boolean, or None if the flag does not exist."""
     if name.startswith("config.") and "config" in values:
         if values["config"].value is None:
             raise UserError(f"--{name} sets a key of --config, which is missing.")
@@ -194,10 +190,7 @@ def _near(name, values):
 
 
 def _check_positionals(others, names, values):
-    """Raises a ValueError, with a hint, if there are more positional words than names.
-
-    Args: others, [(positional word, flag before it)].   names, as in `parse`.
-    """
+    """Raises a ValueError, with a hint, if there are more positional words than their names."""
     most = len(others) if names.endswith("...") else len(names.split())
     if len(others) <= most:
         return

@@ -57,10 +57,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def _call_get_config(path, arguments):
-    """Imports a config file as MODULE; returns the result of its `get_config`.
-
-    Raises: ValueError if it has none, or one that does not take these arguments.
-    """
+    """Imports a config file as MODULE; returns the result of its `get_config`."""
     spec = importlib.util.spec_from_file_location(MODULE, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE] = module  # dataclasses look up their module there
@@ -153,10 +150,7 @@ def get_value(config: ConfigDict, key: str):
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets a key to the value of a text, parsed in the type of the current value.
-
-    Raises: ValueError for an unknown key, or a text of another type.
-    """
+    """Sets a key to a text, parsed in the key's type.   Raises: ValueError for a wrong one."""
     value = parsers.parse(f"config.{key}", text, _make_parser(config, key))
     # Works on a locked config, and checks the type once more.
     config.update_from_flattened_dict({key: value})

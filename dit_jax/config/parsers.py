@@ -23,10 +23,7 @@ LISTS = {
 
 
 def parse(name: str, text: str, parser: flags.ArgumentParser) -> object:
-    """Returns the value of --NAME=TEXT.
-
-    Raises: ValueError, with the flag, the text and what the flag takes.
-    """
+    """Returns the value of --NAME=TEXT.   Raises: ValueError that says what the flag takes."""
     try:
         value = parser.parse(text)
         numbers = value if isinstance(value, tuple) else (value,)

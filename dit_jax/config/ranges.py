@@ -32,10 +32,7 @@ class Range:
         return above and (value < self.high if self.without_high else value <= self.high)
 
     def rounds_to_high(self, number: float) -> bool:
-        """Returns whether a number in the range equals the excluded `high` in float32.
-
-        All computations are in float32, so such a number would be out of the range there.
-        """
+        """Returns whether a number is below an excluded `high`, but not in float32."""
         return self.without_high and number < self.high <= np.float32(number)
 
     def __str__(self) -> str:
@@ -49,7 +46,7 @@ class Range:
         return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
-# The smallest normal and the largest float32, in which all computations are done.
+# The smallest normal and the largest float32. All computations are in float32.
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy takes
 MAX_COUNT = 2**31 - 1  # JAX counts steps and images in int32

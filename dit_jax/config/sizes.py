@@ -45,11 +45,7 @@ def image_shape(data_config) -> tuple[int, int, int]:
 
 
 def input_shape(model_config) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the network's input x_0.
-
-    Args:
-      model_config: `config.model`, or a noise predictor, which has the same attributes.
-    """
+    """Returns (height, width, channels) of x_0, of a `config.model` or of a noise predictor."""
     return *height_and_width(model_config.input_size), model_config.in_channels
 
 

@@ -44,9 +44,7 @@ def read_json(path: pathlib.Path, what: str) -> Any:
 def read_lines(path: pathlib.Path) -> Iterator[bytes]:
     """Yields the lines of a file, each with its newline.
 
-    A line longer than MAX_BYTES is cut to MAX_BYTES + 1 bytes and its newline, so
-    `parse_json` refuses it.
-    Raises: OSError.
+    A line longer than MAX_BYTES is cut to one byte more and its newline: `parse_json` refuses it.
     """
     with path.open("rb", buffering=2**20) as file:  # long lines come in parts of this size
         while line := file.readline(MAX_BYTES + 1):
@@ -100,12 +98,8 @@ def read_json_lines(
             )
     # One warning for all damaged lines, or a large file could flood the log.
     if damaged:
-        logger.warning(
-            "%d damaged lines of %s are left out, the first is line %s.",
-            damaged,
-            files.printable(path),
-            first,
-        )
+        text = "%d damaged lines of %s are left out, the first is line %s."
+        logger.warning(text, damaged, files.printable(path), first)
     return rows
 
 
@@ -115,8 +109,7 @@ def parse_json(contents: bytes | str, name: str, what: str) -> Any:
     Args:
       name: the source of the text, for messages.
       what: completes "It must be ..." in messages.
-    Raises: ValueError for invalid JSON, a duplicate key in an object, or more than MAX_BYTES
-      or MAX_DEPTH.
+    Raises: ValueError for invalid JSON, a duplicate key, or more than MAX_BYTES or MAX_DEPTH.
     """
     try:
         if len(contents) > MAX_BYTES:

@@ -118,10 +118,7 @@ def _release(path, file):
 
 
 def _take(path, wait):
-    """Returns the locked and open lock file, or None on a file system without locks.
-
-    Raises: OSError if another command holds it and `wait` is False.
-    """
+    """Returns the locked and open lock file, or None on a file system without locks."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -182,8 +179,7 @@ def _try(file, kind):
 def is_held(path: pathlib.Path) -> bool:
     """Returns whether a process holds the lock file.
 
-    The test takes a shared lock for a moment. `hold` waits for it to go, so a test never makes
-    `hold` fail.
+    It takes a shared lock for a moment, for which `hold` waits.
     """
     try:
         with files.open_to_write(path, "r+", create=False) as file:
