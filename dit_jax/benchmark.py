@@ -31,24 +31,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, conditions, latents, models, sharding, train
-from dit_jax.config import sizes
+from dit_jax.config import parsers, sizes
 from dit_jax.data import loader
 from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
-# What can be measured, with the flags that not all measurements take.
-NAMES = {
-    "train": ("data", "steps"),
-    "loop": ("steps",),
-    "sample": ("steps", "batch_size"),
-    "vae": ("steps", "batch_size"),
-    "inception": ("steps", "batch_size", "image_size", "dtype"),
-    "metrics": ("num",),
-}
 WINDOWS = 3  # the median of them counts
 MODEL_SETTINGS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
 LOOP_WINDOWS = 11  # of each kind, many because the difference is small and machines drift
@@ -68,16 +59,16 @@ PEAK_TFLOPS = {
 }
 
 
-def bench_train(config: ConfigDict, steps: int, real_data: bool = False) -> dict:
-    """Returns the time of the jitted optimizer step, measured over windows of `steps` steps."""
+def bench_train(config: ConfigDict, steps: int, data: bool = False) -> dict:
+    """Returns the time of the jitted step on synthetic or real data, over windows of `steps`."""
     program = programs.make_program(config)
-    window, compile_seconds = _step_window(program, steps, real_data)
+    window, compile_seconds = _step_window(program, steps, data)
     window()  # warm-up
     seconds = statistics.median(window() for _ in range(WINDOWS)) / steps
     work = models.count(config)["train_gflops_per_image"]
     return {
         **_speed(seconds, config.batch_size, work, "step", program.model.dtype),
-        "data": "real" if real_data else "synthetic",
+        "data": "real" if data else "synthetic",
         **_identity(program.mesh, program.model, config, compile_seconds),
     }
 
@@ -123,31 +114,26 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
 
 def _step_window(program, steps, real_data):
     """Returns (window, compile seconds); window() returns the seconds that `steps` steps take."""
-    key = jax.random.key(program.config.seed)
+    config, mesh = program.config.copy_and_resolve_references(), program.mesh
+    key = jax.random.key(config.seed)
     state = initial_state.new_state(program, key)
-    batches = _real_batches(program) if real_data else _synthetic_batches(program)
-    batch = next(batches)
-    source = latents.open_split(program.config, "train") if real_data else None
-    config = program.config.copy_and_resolve_references()
+    source = latents.open_split(config, "train") if real_data else None
+    batches = _real_batches(program, source) if real_data else _synthetic_batches(program)
     x_0 = latents.build(config)
     if x_0.uses_vae and not x_0.encodes:
         config.latents.vae = ""  # no step reads it, and a benchmark needs no workdir of one
-    _, frozen = frozen_networks.load(config, program.mesh)
-    frozen = frozen.with_records(program.config, program.mesh, source) if source else frozen
-    # Compiled ahead of time, so that no window includes it.
-    began = time.perf_counter()
-    step = programs.compile_train_step(program).lower(state, batch, key, frozen).compile()
-    compile_seconds = time.perf_counter() - began
+    _, frozen = frozen_networks.load(config, mesh)
+    frozen = frozen.with_records(program.config, mesh, source) if source else frozen
+    first = state, next(batches), key, frozen
+    step, compile_seconds = _compile(programs.compile_train_step(program), *first)
 
-    def window():
+    def run():
         nonlocal state
-        began = time.perf_counter()
         for _ in range(steps):
             state, _ = step(state, next(batches), key, frozen)
-        jax.block_until_ready(state)  # JAX returns before the devices are done
-        return time.perf_counter() - began
+        return state
 
-    return window, compile_seconds
+    return functools.partial(_seconds, run), compile_seconds
 
 
 def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
@@ -186,23 +172,15 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     """Returns the times to encode and to decode one batch, measured over windows of `steps`."""
     program = programs.make_program(config)
     model, mesh = program.model, program.mesh
-    sharding.check_batch_size(mesh, batch_size)
-    # Any parameters take as long, so the initial ones are used.
-    init = functools.partial(models.init_params, model)
-    params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(config.seed))
-    vae = latents.Vae(params, model, digest="")
-    # Synthetic images and latents of this process's rows.
-    rows, rng = len(sharding.local_rows(mesh, batch_size)), np.random.default_rng(0)
+    vae = latents.Vae(_init_params(model, mesh), model, digest="")
     height, width, channels = sizes.image_shape(config.data)
-    image = rng.integers(0, 256, (rows, height, width, channels), np.uint8)
-    shape = (rows, height // model.factor, width // model.factor, model.latent_channels)
-    batch = sharding.put_batch(
-        mesh, {"image": image, "x_0": rng.standard_normal(shape, np.float32)}
-    )
+    images = _random_batch(mesh, (batch_size, height, width, channels), np.uint8)
+    shape = height // model.factor, width // model.factor, model.latent_channels
+    x_0 = _random_batch(mesh, (batch_size, *shape), np.float32)
     unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
     functions = {
-        "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), batch["image"]),
-        "decode": (latents.make_decode_fn(unscaled, mesh), batch["x_0"]),
+        "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), images),
+        "decode": (latents.make_decode_fn(unscaled, mesh), x_0),
     }
     counts, results = models.count(config), {}
     for name, (function, x) in functions.items():
@@ -218,21 +196,17 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
 
 
 def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: str) -> dict:
-    """Returns the time of one batch's features, from random parameters, over windows of `steps`."""
+    """Returns the time of one batch's features, measured over windows of `steps`."""
     config = ConfigDict({"model": {"name": "inception", "dtype": dtype}})
     config.update(batch_size=batch_size, grad_accumulation_steps=1)
     model = models.build(config.model)
     # Every device extracts the features of its own images.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
-    sharding.check_batch_size(mesh, batch_size)
-    init = functools.partial(models.init_params, model)
-    params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
-    rows = len(sharding.local_rows(mesh, batch_size))
-    shape = (rows, *sizes.height_and_width(image_size), 3)
-    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    image = sharding.put_batch(mesh, {"image": image})["image"]
-    extract = jax.jit(lambda params, image: model.apply({"params": params}, image))
-    seconds, compile_seconds = _time(extract, (params, image), steps)
+    params = _init_params(model, mesh)
+    shape = batch_size, *sizes.height_and_width(image_size), 3
+    images = _random_batch(mesh, shape, np.uint8)
+    extract = jax.jit(lambda params, images: model.apply({"params": params}, images))
+    seconds, compile_seconds = _time(extract, (params, images), steps)
     work = models.count(config)["gflops"]
     return {
         **_speed(seconds, batch_size, work, "batch", dtype),
@@ -241,6 +215,22 @@ def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: 
         "image_size": image_size,
         "precision": "default" if model.precision is None else model.precision.name.lower(),
     }
+
+
+def _init_params(model, mesh):
+    """Returns initial parameters on all devices; they take as long as trained ones."""
+    init = functools.partial(models.init_params, model)
+    return jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+
+
+def _random_batch(mesh, shape, dtype):
+    """Returns a batch of random images (uint8) or latents (float32), on the devices."""
+    sharding.check_batch_size(mesh, shape[0])
+    rng = np.random.default_rng(0)
+    shape = len(sharding.local_rows(mesh, shape[0])), *shape[1:]
+    is_image = dtype == np.uint8
+    x = rng.integers(0, 256, shape, dtype) if is_image else rng.standard_normal(shape, dtype)
+    return sharding.put_batch(mesh, {"x": x})["x"]
 
 
 def bench_metrics(num: int) -> dict:
@@ -269,14 +259,10 @@ def bench_metrics(num: int) -> dict:
         "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
         "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),
     }
-    row = {}
-    for name, measure in measures.items():
-        began = time.perf_counter()
-        measure()
-        row[f"{name}_seconds"] = time.perf_counter() - began
+    seconds = {f"{name}_seconds": _seconds(measure) for name, measure in measures.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        **row,
+        **seconds,
         # ru_maxrss is in bytes on macOS and in KiB on Linux.
         "peak_host_memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20),
         "num": num,
@@ -287,43 +273,46 @@ def bench_metrics(num: int) -> dict:
 
 
 def _time(function, arguments, calls=1):
-    """Returns (seconds of a call, seconds of compilation) of a jitted function.
+    """Returns the seconds of a call, the median of windows of `calls`, and of compilation."""
+    compiled, compile_seconds = _compile(function, *arguments)
 
-    The first is of the median window of `calls` calls.
-    """
-    began = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - began
-
-    def window():
-        began = time.perf_counter()
+    def run():
         for _ in range(calls):
             result = compiled(*arguments)
-        jax.block_until_ready(result)
-        return time.perf_counter() - began
+        return result
 
-    window()  # warm-up
-    return statistics.median(window() for _ in range(WINDOWS)) / calls, compile_seconds
+    _seconds(run)  # warm-up
+    return statistics.median(_seconds(run) for _ in range(WINDOWS)) / calls, compile_seconds
+
+
+def _compile(function, *arguments):
+    """Compiles a jitted function, so that no window includes it; returns it and the seconds."""
+    began = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    return compiled, time.perf_counter() - began
+
+
+def _seconds(run):
+    """Returns the seconds that run() takes."""
+    began = time.perf_counter()
+    jax.block_until_ready(run())  # JAX returns before the devices are done
+    return time.perf_counter() - began
 
 
 def _synthetic_batches(program):
-    """Yields the same random batch, in device memory, again and again."""
+    """Returns an iterator that repeats one random batch, in device memory."""
     config = program.config
     rng = np.random.default_rng(0)
     rows = len(sharding.local_rows(program.mesh, config.batch_size))
     batch = latents.build(config).make_batch(rows, rng)
     batch |= conditions.build(config).make_batch(rows, rng)
-    batch = sharding.put_batch(program.mesh, batch)
-    while True:
-        yield batch
+    return itertools.repeat(sharding.put_batch(program.mesh, batch))
 
 
-def _real_batches(program):
+def _real_batches(program, source):
     """Yields the config's training batches, on the devices."""
-    config = program.config
-    source = latents.open_split(config, "train")
-    rows = sharding.local_rows(program.mesh, config.batch_size)
-    for batch in loader.TrainIterator(source, config, rows):
+    rows = sharding.local_rows(program.mesh, program.config.batch_size)
+    for batch in loader.TrainIterator(source, program.config, rows):
         yield sharding.put_batch(program.mesh, batch)
 
 
@@ -360,57 +349,48 @@ def _identity(mesh, model, config, compile_seconds):
     }
 
 
-def _bench_config(name, config, steps, batch_size):
-    """Runs the benchmark `name` of a config's model."""
+# What can be measured: the function, and the flags that are its arguments.
+BENCHMARKS = {
+    "train": (bench_train, ("config", "steps", "data")),
+    "loop": (bench_loop, ("config", "steps")),
+    "sample": (bench_sample, ("config", "steps", "batch_size")),
+    "vae": (bench_vae, ("config", "steps", "batch_size")),
+    "inception": (bench_inception, ("steps", "batch_size", "image_size", "dtype")),
+    "metrics": (bench_metrics, ("num",)),
+}
+
+
+def main(words):
+    if not words or words[0] not in BENCHMARKS:
+        raise UserError(f"say what to measure: one of {', '.join(BENCHMARKS)}, not {words}.")
+    function, names = BENCHMARKS[name := words[0]]
+    # A flag of another measurement would silently change nothing.
+    others = {flag for _, flags_of in BENCHMARKS.values() for flag in flags_of} - {*names}
+    if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
+        hint = "of a --config set --config.KEY instead" if "config" in names else "see --help"
+        raise UserError(f"{name} takes no {', '.join(useless)}; {hint}.")
+    if "config" in names:
+        _prepare(FLAGS.config, name)
+    row = function(**{flag: FLAGS[flag].value for flag in names})
+    if FLAGS.json:
+        print(json.dumps(row))
+        return
+    for part, values in row.items() if name == "vae" else [("", row)]:
+        for key, value in values.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{f'{part} {key}'.strip():28} {shown}")
+
+
+def _prepare(config, name):
+    """Checks that a config has a model for the benchmark `name`, which needs no trained files."""
     if config is None:
         raise UserError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
+    if (config.model.name == "vae") != (name == "vae") and name != "train":
+        raise UserError(f"{name} does not measure the model {config.model.name!r} of --config.")
     # Scale and shift from the data make no difference to speed, nor do the weights.
     if not config.latents.get("scale", True):
         config.latents.update(scale=(1.0,), shift=(0.0,))
     config.init_from = ""
-    if (config.model.name == "vae") != (name == "vae") and name != "train":
-        raise UserError(f"{name} does not measure the model {config.model.name!r} of --config.")
-    if name == "train":
-        return bench_train(config, steps, FLAGS.data)
-    if name == "loop":
-        return bench_loop(config, steps)
-    return (bench_sample if name == "sample" else bench_vae)(config, steps, batch_size)
-
-
-def main(words):
-    if not words or words[0] not in NAMES:
-        raise UserError(f"say what to measure: one of {', '.join(NAMES)}, not {words}.")
-    name = words[0]
-    # A flag of another measurement would silently change nothing.
-    others = {flag for flags_of in NAMES.values() for flag in flags_of} - {*NAMES[name]}
-    if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
-        raise UserError(
-            f"{name} takes no {', '.join(useless)}; of a --config set --config.KEY instead."
-        )
-    config, steps, batch_size = FLAGS.config, FLAGS.steps, FLAGS.batch_size
-    if name in ("inception", "metrics") and config is not None:
-        raise UserError(f"{name} takes no --config: see --help for its flags.")
-    if name == "inception":
-        row = bench_inception(steps, batch_size, FLAGS.image_size, FLAGS.dtype)
-    elif name == "metrics":
-        row = bench_metrics(FLAGS.num)
-    else:
-        row = _bench_config(name, config, steps, batch_size)
-    _print_row(row, parts=name == "vae")
-
-
-def _print_row(row, parts=False):
-    """Prints a row as JSON with --json, else in lines.
-
-    Args: parts, whether `row` is a dict of rows.
-    """
-    if FLAGS.json:
-        print(json.dumps(row))
-        return
-    for part, values in row.items() if parts else [("", row)]:
-        for name, value in values.items():
-            name = f"{part} {name}".strip()
-            print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 if __name__ == "__main__":
@@ -422,7 +402,7 @@ if __name__ == "__main__":
         "batch_size", 64, "sample, vae, inception: images at a time, all devices.", 1
     )
     text = "inception: pixels before its resize, a number or HxW."
-    cli.define_size("image_size", "256", text)
+    flags.DEFINE(parsers.SizeParser(), "image_size", "256", text)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
     flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
     flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")

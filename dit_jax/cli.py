@@ -20,7 +20,7 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dit_jax.config import arguments, ranges
+from dit_jax.config import arguments, parsers, ranges
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.system import compilation_cache, files, stopping, terminal
 
@@ -40,14 +40,14 @@ SETTINGS = {
 }
 USER_ERRORS = (UserError, UserFileError, FloatingPointError)
 PROJECT_PACKAGES = ("configs", "experiments")  # the other packages that installing dit_jax adds
-SHUTDOWN_SECONDS = 10.0  # seconds that a failed process waits for the others to shut down with it
+SHUTDOWN_SECONDS = 10.0  # that a failed process waits for the others to shut down with it
 # What to do when memory runs out.
 OUT_OF_MEMORY_ADVICE = (
     "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
     "devices."
 )
 TRACEBACK = "--traceback shows where this one stood."
-LONGEST = 300  # longest file name in a message, in characters
+MAX_NAME = 300  # characters of a file name in a message
 
 
 def define_config(required: bool = True, key: str = "model") -> None:
@@ -62,45 +62,34 @@ def define_config(required: bool = True, key: str = "model") -> None:
 
 def define_path(name: str, default: str | None, text: str, required: bool = False) -> None:
     """Defines a flag whose value is a pathlib.Path."""
-    flags.DEFINE(arguments.PathParser(name), name, default, text, required=required)
+    flags.DEFINE(parsers.PathParser(name), name, default, text, required=required)
 
 
 def define_images(name: str, text: str) -> None:
     """Defines a flag for existing images: a path as text, with `~` expanded, or NAME:SPLIT."""
-    flags.DEFINE(arguments.PathParser(name, text=True), name, None, text)
-
-
-def define_size(name: str, default: str | None, text: str) -> None:
-    """Defines a flag whose value is a size: a number, or (height, width)."""
-    flags.DEFINE(arguments.SizeParser(), name, default, text)
-
-
-def define_numbers(name: str, default: str, text: str, kind: type) -> None:
-    """Defines a flag whose value is a tuple of numbers of the type `kind`."""
-    flags.DEFINE(arguments.NumbersParser(kind), name, default, text)
+    flags.DEFINE(parsers.PathParser(name, text=True), name, None, text)
 
 
 def define_paths(name: str, text: str) -> None:
     """Defines a required flag that may be repeated; its value is a list of pathlib.Path."""
-    flags.DEFINE_multi(arguments.PathParser(name), None, name, None, text, required=True)
+    flags.DEFINE_multi(parsers.PathParser(name), None, name, None, text, required=True)
 
 
 def define_seed(text: str) -> None:
     """Defines --seed, 0 by default."""
-    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.SEEDS)
+    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.MAX_SEED)
 
 
 def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
-    """Checks that --out can be written and is not the file of another flag; creates its directory.
+    """Checks, before the work, that --out can be written; creates its directory.
 
-    A command calls this before its work, so that a wrong path does not cost the result.
     Raises: ValueError for another suffix, or for a file that another flag names; OSError for a file
-      that cannot be written. The name of the temporary file of `files.replace` must fit too.
+      that cannot be written.
     """
     if out.suffix not in suffixes:
         raise UserError(f"{name}{out} must end in {' or '.join(suffixes)}.")
     for flag, value in FLAGS.flag_values_dict().items():
-        if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, arguments.PathParser):
+        if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, parsers.PathParser):
             continue
         for path in value if isinstance(value, list) else [value]:
             if path and out.exists() and os.path.exists(path) and os.path.samefile(out, path):
@@ -111,7 +100,8 @@ def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out="
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
             raise UserFileError("no permission, or a directory")
-        # The system refuses a name that is too long even where no such file exists.
+        # The system refuses a name that is too long even where no such file exists. That of the
+        # temporary file of `files.replace` must fit too.
         with contextlib.suppress(FileNotFoundError):
             os.lstat(files.temporary(out))
     except OSError as error:
@@ -143,14 +133,7 @@ def run(
     error that names a file. Any other error keeps its traceback.
     """
     terminal.open_streams()
-    flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
-    if not on_cpu:
-        _define_processes()
-    # absl's --help shows only the flags of the command's own module. Here the flags that dit_jax
-    # defines elsewhere are registered with that module too.
-    for module, defined in FLAGS.flags_by_module_dict().items():
-        for flag in defined if module.startswith("dit_jax.") else ():
-            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    _define_common_flags(on_cpu)
     sys.unraisablehook = _report_unraisable
     with stopping.Raising() as signals:
 
@@ -181,20 +164,16 @@ def run(
             _end(stopped, kept, stopped_status or stopped.status)
         except BaseException as error:
             signals.ignore()  # a second signal would interrupt the lines below with a traceback
-            if jax.distributed.is_initialized() and not _is_success(error):
+            succeeded = isinstance(error, SystemExit) and not error.code
+            if jax.distributed.is_initialized() and not succeeded:
                 _leave(error)
             raise
-
-
-def _is_success(error):
-    return isinstance(error, SystemExit) and not error.code
 
 
 def _leave(error):
     """Ends this process, one of several, after an error; the others then end too.
 
-    The others may be waiting for this process. Without this function, JAX would wait five minutes
-    for them at exit.
+    They may be waiting for this one, and JAX would wait five minutes for them at exit.
     """
     if not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
@@ -209,22 +188,28 @@ def _leave(error):
     sys.exit(1)
 
 
-def _define_processes():
-    """Defines the flags that connect several processes."""
-    flags.DEFINE_bool(
-        "distributed", False, "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
-    )
-    flags.DEFINE_string(
-        "coordinator_address",
-        None,
-        "HOST:PORT of process 0, where none is found. It listens without a password, on all "
-        "interfaces: keep the port on a private network, see docs/several_processes.md.",
-    )
-    flags.DEFINE_string(
-        "coordinator_bind_address", None, "HOST:PORT where process 0 listens, instead of all."
-    )
-    flags.DEFINE_integer("num_processes", None, "With --coordinator_address.", 1, ranges.MOST)
-    flags.DEFINE_integer("process_id", None, "With --coordinator_address.", 0, ranges.MOST)
+def _define_common_flags(on_cpu):
+    """Defines --traceback and the flags that connect processes; lists all flags in --help."""
+    flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    if not on_cpu:
+        text = "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
+        flags.DEFINE_bool("distributed", False, text)
+        text = (
+            "HOST:PORT of process 0, where none is found. It listens without a password, on all "
+            "interfaces: keep the port on a private network, see docs/several_processes.md."
+        )
+        flags.DEFINE_string("coordinator_address", None, text)
+        text = "HOST:PORT where process 0 listens, instead of all."
+        flags.DEFINE_string("coordinator_bind_address", None, text)
+        text = "With --coordinator_address: the number of processes."
+        flags.DEFINE_integer("num_processes", None, text, 1, ranges.MAX_COUNT)
+        text = "With --coordinator_address: this process, counted from 0."
+        flags.DEFINE_integer("process_id", None, text, 0, ranges.MAX_COUNT)
+    # absl's --help shows only the flags of the command's own module. Here the flags that dit_jax
+    # defines elsewhere are registered with that module too.
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.startswith("dit_jax.") else ():
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _parse(argv, positionals):
@@ -239,10 +224,10 @@ def _parse(argv, positionals):
         _fail(_message(error))
 
 
-def _explain_errors(start, words, kept, passing_status=1):
+def _explain_errors(start, words, kept, repairable_status=1):
     """Calls start(words); an error that is for the user ends the command with its message.
 
-    Args: kept, as in `run`.   passing_status, the exit status after an error that `is_repairable`.
+    Args: kept, as in `run`.   repairable_status, the exit status if the error `is_repairable`.
     """
     try:
         start(words)
@@ -250,8 +235,7 @@ def _explain_errors(start, words, kept, passing_status=1):
         exhausted = stopping.is_out_of_memory(error)
         if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
             raise
-        # XLA's messages may have many lines; the first one is enough.
-        first = (str(error).splitlines() or [""])[0]
+        first = str(error).partition("\n")[0]  # XLA's messages may have many lines
         if exhausted:
             _fail(f"out of memory: {first}\n{OUT_OF_MEMORY_ADVICE} {TRACEBACK}")
         message = f"{first}\nAnother process may have ended first: see its output. {TRACEBACK}"
@@ -259,22 +243,21 @@ def _explain_errors(start, words, kept, passing_status=1):
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not _is_user_error(error):
             raise
-        message = _message(error)
+        repairable = is_repairable(error)
         # `terminal.Stream` gives its errors this name; then only printed text is lost.
         if getattr(error, "filename", None) == "<stdout>":
             text = "what the command has written to files is kept"
         else:
             # `stopping.attach_kept_message` gives `kept` to the errors that are raised inside it.
-            text = kept() if is_repairable(error) else getattr(error, "kept", str)()
-        if text or _has_lost_directory(error):
-            message += _resume_hint(text)
-        _fail(message, passing_status if is_repairable(error) else 1)
+            text = kept() if repairable else getattr(error, "kept", str)()
+        hint = _resume_hint(text) if text or _has_lost_directory(error) else ""
+        _fail(_message(error) + hint, repairable_status if repairable else 1)
 
 
 def _resume_hint(kept):
-    """Returns the lines that say what is kept, if anything, and which command continues."""
+    """Returns the text that says what is kept, if anything, and which command continues."""
     sentence = f"\n{kept[0].upper()}{kept[1:]}." if kept else ""
-    return f"{sentence} To go on, run: {_command()}"
+    return f"{sentence} To go on, run: {terminal.command_line(sys.orig_argv)}"
 
 
 def _fail(message, status=1):
@@ -289,18 +272,14 @@ def _end(stopped, kept, status):
     # The first process reports for all processes that have saved.
     if is_first_process or not stopped.kept:
         kept = stopped.kept or (kept() if FLAGS.is_parsed() else "nothing is kept")
-        name = stopping.NAMES[stopped.number]
-        sys.stderr.write(terminal.escape(f"{name}: {kept}.\nTo go on, run: {_command()}\n"))
+        line = f"{stopping.NAMES[stopped.number]}: {kept}."
+        command = terminal.command_line(sys.orig_argv)
+        sys.stderr.write(terminal.escape(f"{line}\nTo go on, run: {command}\n"))
     sys.stdout.flush()
     if stopped.kept:
         sys.exit(status)
     # The signal may have interrupted anything, so threads and workers are still busy.
     stopping.end(status)
-
-
-def _command():
-    """Returns the command line of this process."""
-    return terminal.command_line(sys.orig_argv)
 
 
 def _message(error):
@@ -318,14 +297,7 @@ def _message(error):
 def _shorten(name):
     """Returns a file name for a message, printable and with its middle left out if it is long."""
     text = files.printable(os.fsdecode(name) if isinstance(name, bytes) else str(name))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
-
-
-def _is_file_error(error):
-    """Returns whether an operating system error names a file, or is in REPAIRABLE_ERRNOS."""
-    has_number = isinstance(error, OSError) and error.errno is not None
-    has_name = isinstance(error, FileNotFoundError) or getattr(error, "filename", None) is not None
-    return has_number and (has_name or error.errno in REPAIRABLE_ERRNOS)
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME // 2]}...{text[-MAX_NAME // 2 :]}"
 
 
 def is_repairable(error: BaseException) -> bool:
@@ -346,7 +318,13 @@ def _is_user_error(error):
     """Returns whether an error's message says what the user must do; a bug's message does not."""
     if isinstance(error, ModuleNotFoundError):
         return error.name in PROJECT_PACKAGES
-    return isinstance(error, USER_ERRORS) or _is_file_error(error)
+    if isinstance(error, USER_ERRORS):
+        return True
+    # The operating system's errors have a number. They must name a file, or be repairable.
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    has_name = isinstance(error, FileNotFoundError) or error.filename is not None
+    return has_name or error.errno in REPAIRABLE_ERRNOS
 
 
 def _start_log():
@@ -409,10 +387,7 @@ def _start_jax(on_cpu):
 
 
 def _connect():
-    """Connects this process with the others.
-
-    Raises: ValueError for flags that do not fit together, or if the others cannot be reached.
-    """
+    """Connects this process with the others, after a check that the flags fit together."""
     address, bind = FLAGS.coordinator_address, FLAGS.coordinator_bind_address
     num, process = FLAGS.num_processes, FLAGS.process_id
     for name, text in (("coordinator_address", address), ("coordinator_bind_address", bind)):

@@ -20,7 +20,7 @@ from absl import flags
 from PIL import Image
 
 from dit_jax import cli
-from dit_jax.config import arguments, ranges, sizes
+from dit_jax.config import parsers, ranges, sizes
 from dit_jax.diffusion import edits
 from dit_jax.errors import UserError
 from dit_jax.sampling import editing, pictures, runs, sampling_flags
@@ -91,10 +91,10 @@ if __name__ == "__main__":
     cli.define_path("mask", None, "inpaint: image of the same size, white where it draws anew.")
     flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].", 0, 1)
     text = "interpolate: numbers of the two images whose noise is taken."
-    flags.DEFINE(arguments.NumbersParser(int, 2), "numbers", "0,0", text)
+    flags.DEFINE(parsers.ListParser(int, 2), "numbers", "0,0", text)
     flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
     flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
-    most = ranges.MOST_PICTURE_IMAGES
+    most = ranges.MAX_PICTURE_IMAGES
     flags.DEFINE_integer("num", 4, "Number of images; invert draws one.", 1, most)
     cli.define_path("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")
     cli.run(main, "TASK")

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from dit_jax import cli, diffusion
-from dit_jax.config import ranges, sizes
+from dit_jax.config import parsers, ranges, sizes
 from dit_jax.diffusion import samplers
 from dit_jax.errors import UserError
 from dit_jax.evaluation import bits_per_dim, extractors, image_sets, references, rows, samples
@@ -173,14 +173,14 @@ if __name__ == "__main__":
         "extractor_dtype", "float32", ["float32", "bfloat16"], "Published numbers are float32."
     )
     text = "Without --workdir: pixels that a folder or split is cropped to, a number or HxW."
-    cli.define_size("image_size", None, text)
+    flags.DEFINE(parsers.SizeParser(), "image_size", None, text)
     flags.DEFINE_enum("image_channels", "3", ["1", "3"], "The same: 1 grey, 3 RGB.")
     cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
     flags.DEFINE_enum(
         "labels", "random", ["random", "balanced"], "Of samples; published numbers: random."
     )
     text = "Samples, by default 1000, of --samples all; with --bpd held-out images."
-    flags.DEFINE_integer("num", None, text, 2, ranges.MOST)
+    flags.DEFINE_integer("num", None, text, 2, ranges.MAX_COUNT)
     cli.define_path("save_npz", None, "Write the samples, as the ADM evaluator reads them.")
     flags.DEFINE_bool("bpd", False, "Bits per dimension of held-out images instead.")
     flags.DEFINE_integer(

@@ -13,6 +13,7 @@ import pathlib
 from absl import flags
 
 from dit_jax import cli, models
+from dit_jax.config import parsers
 from dit_jax.errors import UserError
 from dit_jax.models import blocks, counts
 
@@ -58,7 +59,7 @@ def _cell(value):
 if __name__ == "__main__":
     cli.define_config(required=False)
     text = "Of DiTs: pixels, 256, or HxW; latents are 8 times smaller."
-    cli.define_size("image_size", None, text)
+    flags.DEFINE(parsers.SizeParser(), "image_size", None, text)
     flags.DEFINE_enum("block", None, list(blocks.BLOCKS), "Of DiTs: adaLN-Zero, in-context, ...")
     flags.DEFINE_bool("json", False, "Print JSON: the counts, or {model: counts} for several.")
     cli.run(main, "MODEL ...")

@@ -64,7 +64,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     sampling_flags.define_conditions()
     text = f"Number of images; by default one of each --prompt, else {NUM}."
-    flags.DEFINE_integer("num", None, text, 1, ranges.MOST)
+    flags.DEFINE_integer("num", None, text, 1, ranges.MAX_COUNT)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
     flags.DEFINE_integer(
         "columns", 0, "Columns of the grid; 0 makes it about square.", lower_bound=0

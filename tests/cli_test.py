@@ -200,22 +200,22 @@ def test_output_that_nobody_takes_is_no_traceback(shell, status, error):
 
 def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
     long = OSError(errno.ENAMETOOLONG, "File name too long", "x\x1b" * 1000)
-    assert cli._is_file_error(long)
+    assert cli._is_user_error(long)
     assert re.fullmatch(
         r"(x\\x1b)+.{0,4}\.\.\..{0,4}(x\\x1b)+: File name too long", cli._message(long)
     )
     with pytest.raises(NotADirectoryError) as error:
         (pathlib.Path(__file__) / "x").read_text()
     assert cli._message(error.value) == f"{__file__}/x: Not a directory"
-    assert cli._is_file_error(OSError(errno.ENOSPC, "No space left on device"))
-    assert not cli._is_file_error(OSError("a bug"))
-    assert not cli._is_file_error(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert cli._is_user_error(OSError(errno.ENOSPC, "No space left on device"))
+    assert not cli._is_user_error(OSError("a bug"))
+    assert not cli._is_user_error(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
 def test_a_temporary_directory_that_is_missing_is_a_message():
     """Python's error of it names no file."""
     error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
-    assert cli._is_file_error(error)
+    assert cli._is_user_error(error)
     message = (
         "No usable temporary directory found in ['/tmp']: make room in one of them, or set TMP"
     )

@@ -8,85 +8,28 @@ first.
 import collections
 import difflib
 import os
-import pathlib
 import re
 import shutil
 from collections.abc import Sequence
 
 from absl import flags
 
-from dit_jax.config import overrides, ranges, sizes
+from dit_jax.config import overrides, parsers, ranges
 from dit_jax.errors import UserError
-from dit_jax.system import files
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
-LEAST_COLUMNS = 40  # the least width of --help: absl fails if its indents fill the line
+MIN_COLUMNS = 40  # of --help: absl fails if its indents fill the line
 NUMBER = re.compile(r"-(\d|\.\d)")  # the beginning of a negative number, which is no flag
 # Libraries whose flags no command accepts. absl's --only_check_args, for example, would end a
 # command at once, with success.
 LIBRARIES = ("absl", "array_record", "grain", "orbax", "tensorflow_datasets")
 
 
-class PathParser(flags.ArgumentParser):
-    """Parser of a flag whose value is a local path."""
-
-    def __init__(self, name: str, text: bool = False):
-        """Creates the parser.
-
-        Args:
-          name: the name of the flag, for errors.
-          text: whether `parse` returns a string instead of a pathlib.Path.
-        """
-        super().__init__()
-        self.name, self.text = name, text
-
-    def parse(self, argument: str) -> pathlib.Path | str:
-        """Returns the path, with `~` expanded.   Raises: ValueError as `files.to_path`."""
-        path = files.to_path(argument, f"--{self.name}")
-        return str(path) if self.text else path
-
-
-class NumbersParser(flags.ArgumentParser):
-    """Parser of comma-separated numbers."""
-
-    def __init__(self, kind: type, count: int | None = None):
-        """Creates the parser.
-
-        Args:
-          kind: float or int.
-          count: the number of values; None for one or more.
-        """
-        super().__init__()
-        self.kind, self.count = kind, count
-        example = ",".join(["0.1", "0.8", "1"][: count or 3] if kind is float else ["1", "2"])
-        many = f"{count} " if count else ""
-        whole = "whole " if kind is int else ""
-        self.syntactic_help = f"{many}{whole}numbers with commas, such as {example}"
-
-    def parse(self, argument: str) -> tuple:
-        """Returns a tuple of ints or floats.   Raises: ValueError."""
-        parse = overrides.parse_float if self.kind is float else overrides.parse_int
-        numbers = tuple(parse(part) for part in argument.split(","))
-        if self.count not in (None, len(numbers)):
-            raise UserError(self.syntactic_help)
-        return numbers
-
-
-class SizeParser(flags.ArgumentParser):
-    """Parser of an image size in pixels: the side of a square, or HEIGHTxWIDTH."""
-
-    syntactic_help = f"a whole number in 1..{ranges.MOST_IMAGE_SIZE}, or two, as 256x384"
-
-    def parse(self, argument: str) -> sizes.Size:
-        """Returns the size.   Raises: ValueError for no size, or one out of range."""
-        size = sizes.parse(argument)
-        if not all(map(ranges.IMAGE_SIZE.holds, sizes.height_and_width(size))):
-            raise UserError(self.syntactic_help)
-        return size
-
-
 class ConfigFlag(flags.Flag):
     """The flag --config. Its value is the loaded config.
+
+    Args:
+      key: a top-level key that tells configs of the right kind apart, such as 'model'.
 
     Attributes:
       spec: the text of --config, FILE or FILE:ARG.
@@ -94,31 +37,23 @@ class ConfigFlag(flags.Flag):
     """
 
     def __init__(self, key: str):
-        """Creates the flag.
-
-        Args:
-          key: a top-level key that tells configs of the right kind apart, such as 'model'.
-        """
         text = "FILE[:ARG] of the config; --config.KEY=VALUE sets a key of it."
         super().__init__(flags.ArgumentParser(), None, "config", None, text)
         self.key, self.spec, self.overrides = key, "", {}
 
     def load(self, spec: str) -> None:
-        """Loads the config that a spec names, and makes it the value of the flag.
-
-        Raises: as `overrides.load`; ValueError for a config of another kind.
-        """
+        """Loads the flag's value.   Raises: as `overrides.load`; ValueError for another kind."""
         config = overrides.load(spec)
         if self.key not in config:
             raise UserError(
                 f"--config={spec} has no config.{self.key}: a sweep's has config.grids, a run's "
                 "config.model, and each has its commands."
             )
-        self.value, self.spec, self.overrides = config, spec, {}
+        self.value, self.spec = config, spec
         self.present, self.using_default_value = 1, False
 
     def override(self, key: str, text: str) -> None:
-        """Sets a key of the config to the value of a text.   Raises: as `overrides.override`."""
+        """Sets a key of the config, as `overrides.override`."""
         overrides.override(self.value, key, text)
         self.overrides[key] = text
 
@@ -146,10 +81,10 @@ def parse(
     for word in words:
         if word.startswith("-") and (name := word.lstrip("-")) in HELP:
             columns = shutil.get_terminal_size().columns
-            os.environ["COLUMNS"] = str(max(LEAST_COLUMNS, columns))  # absl reads this variable
+            os.environ["COLUMNS"] = str(max(MIN_COLUMNS, columns))  # absl reads this variable
             values([argv[0], "--help" if name == "h" else word])
     # The config comes first: the types of its keys tell how to parse the other words.
-    spec = _spec(words) if "config" in values else None
+    spec = _find_spec(words) if "config" in values else None
     if spec is not None:
         values["config"].load(spec)
     given, others = _split(words, values)
@@ -157,7 +92,8 @@ def parse(
     # Each text is checked here, before absl parses it, for errors that say what the flag takes.
     checked = []
     for name, texts in given.items():
-        if len(set(texts)) > 1 and not _may_repeat(name, values):
+        may_repeat = name in values and isinstance(values[name], flags.MultiFlag)
+        if len(set(texts)) > 1 and not may_repeat:
             raise UserError(
                 f"--{name} is given {len(texts)} times, as {' and '.join(texts)}: leave one of "
                 "them. A list is one word with commas."
@@ -165,7 +101,9 @@ def parse(
         if name.startswith("config."):
             values["config"].override(name.removeprefix("config."), texts[0])
         elif name != "config":
-            checked += [_check(name, text, values[name].parser) for text in texts]
+            for text in texts:
+                parsers.parse(name, text, values[name].parser)
+                checked.append(f"--{name}={text}")
     # After all overrides, because the file alone may be out of range.
     if spec is not None:
         ranges.check(values["config"].value)
@@ -177,7 +115,6 @@ def _split(words, values):
     """Splits a command line into ({flag name: texts}, [(positional word, flag before it)]).
 
     Boolean texts are in lower case. The flag before a positional word is for a hint in its error.
-    Raises: ValueError for a flag that is unknown, lacks a value, or has one but takes none.
     """
     given, others, before = {}, [], ""
     left = collections.deque(words)
@@ -212,28 +149,26 @@ def _split(words, values):
     return given, others
 
 
-def _spec(words):
+def _find_spec(words):
     """Returns the value of --config, or None without one.
 
     It is searched before the other words are parsed, because they need the config's types.
     """
     for i, word in enumerate(words):
-        if match := re.fullmatch(r"--?config(=(.*))?", word, re.DOTALL):
-            follows = [word for word in words[i + 1 : i + 2] if not word.startswith("-")]
-            return match[2] if match[1] else next(iter(follows), None)
+        if word.startswith(("-config=", "--config=")):
+            return word.partition("=")[2]
+        if word in ("-config", "--config") and words[i + 1 :] and words[i + 1][:1] != "-":
+            return words[i + 1]
     return None
 
 
 def _is_boolean(name, values):
-    """Returns whether a flag or config key is boolean, or None if the flag does not exist.
-
-    Raises: ValueError for an unknown config key, or one without --config.
-    """
+    """Returns whether a flag or config key is boolean, or None if the flag does not exist."""
     if name.startswith("config.") and "config" in values:
-        config = values["config"].value
-        if config is None:
+        if values["config"].value is None:
             raise UserError(f"--{name} sets a key of --config, which is missing.")
-        return isinstance(overrides.get_value(config, name.removeprefix("config.")), bool)
+        value = overrides.get_value(values["config"].value, name.removeprefix("config."))
+        return isinstance(value, bool)
     return bool(values[name].boolean) if _is_defined(name, values) else None
 
 
@@ -241,11 +176,6 @@ def _is_defined(name, values):
     """Returns whether the command accepts a flag; flags of LIBRARIES are refused, except HELP."""
     module = str(values.find_module_defining_flag(name))
     return name in values and (name in HELP or module.partition(".")[0] not in LIBRARIES)
-
-
-def _may_repeat(name, values):
-    """Returns whether a flag may be given several times with different values."""
-    return name in values and isinstance(values[name], flags.MultiFlag)
 
 
 def _near(name, values):
@@ -260,48 +190,27 @@ def _near(name, values):
 
 
 def _check_positionals(others, names, values):
-    """Raises a ValueError, with a hint, if there are more positional words than names.
-
-    Args:
-      others: [(positional word, flag before it)].
-      names: the names of the positional words; see `parse`.
-    """
+    """Raises a ValueError, with a hint, if there are more positional words than their names."""
     most = len(others) if names.endswith("...") else len(names.split())
     if len(others) <= most:
         return
     word, before = others[most]  # the first word too many
-    takes = f"takes {names} without a flag" if names else "takes no words without a flag"
-    # The two typical causes: a flag without its dashes, and a list written with spaces.
+    flag, _, text = before.partition("=")
     name = word.partition("=")[0]
+    # The typical causes: a flag without its dashes, and a value or a list written with spaces.
     if name != word and (name in values or name.startswith("config.")):
         hint = f" Write --{word}."
+    elif text.lower() in ("true", "false"):
+        hint = f" It stands after {before}: write {flag}=true or {flag}=false."
     elif before:
-        flag, _, text = before.partition("=")
-        boolean = text.lower() in ("true", "false")
-        kinds = f"{flag}=true or {flag}=false" if boolean else f"{before},{word} for a list"
-        hint = f" It stands after {before}: write {kinds}"
-        hint += "." if boolean else f", {flag}='{text} {word}' for a text with spaces."
+        hint = (
+            f" It stands after {before}: write {before},{word} for a list, {flag}='{text} {word}' "
+            "for a text with spaces."
+        )
     else:
         hint = ""
-    raise UserError(f"{word!r} is not understood: the command {takes}.{hint}")
-
-
-def _check(name, text, parser):
-    """Returns the word --name=text.   Raises: ValueError if the flag's parser refuses the text."""
-    try:
-        value = parser.parse(text)
-        if isinstance(value, float):  # absl accepts nan and inf
-            overrides.parse_float(text)
-    except (ValueError, TypeError, OverflowError) as error:
-        if isinstance(parser, PathParser):  # its error already names the flag
-            raise
-        kind = parser.syntactic_help
-        if isinstance(parser, flags.BooleanParser):
-            kind = "true or false"
-        elif isinstance(parser, flags.EnumParser):
-            kind = f"one of {', '.join(parser.enum_values)}"
-        raise UserError(f"--{name}={text} must be {kind or error}.") from None
-    return f"--{name}={text}"
+    takes = names or "no words"
+    raise UserError(f"{word!r} is not understood: the command takes {takes} without a flag.{hint}")
 
 
 def _parse_checked(argv, values):

@@ -1,4 +1,4 @@
-"""Valid ranges of all numbers in a config, checked before anything is read or compiled."""
+"""Types and ranges of the values in a config, checked before anything is read or compiled."""
 
 import dataclasses
 import math
@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
-from dit_jax.system import forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +32,7 @@ class Range:
         return above and (value < self.high if self.without_high else value <= self.high)
 
     def rounds_to_high(self, number: float) -> bool:
-        """Returns whether a number in the range equals the excluded `high` in float32.
-
-        All computations are in float32, so such a number would be out of the range there.
-        """
+        """Returns whether a number is below an excluded `high`, but not in float32."""
         return self.without_high and number < self.high <= np.float32(number)
 
     def __str__(self) -> str:
@@ -50,15 +46,15 @@ class Range:
         return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
-# The smallest normal and the largest float32, in which all computations are done.
-LEAST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
-SEEDS = 2**32 - 1  # the largest seed that NumPy takes
-MOST = 2**31 - 1  # JAX counts steps and images in int32
-MOST_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
-MOST_PICTURE_IMAGES = 10_000  # the most images in one picture
-COUNT, FROM_0, FROM_2 = (Range(low, MOST, whole=True) for low in (1, 0, 2))
+# The smallest normal and the largest float32. All computations are in float32.
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+MAX_SEED = 2**32 - 1  # the largest seed that NumPy takes
+MAX_COUNT = 2**31 - 1  # JAX counts steps and images in int32
+MAX_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
+MAX_PICTURE_IMAGES = 10_000  # the most images in one picture
+COUNT, FROM_0, FROM_2 = (Range(low, MAX_COUNT, whole=True) for low in (1, 0, 2))
 SIZE, SIZE_OR_0 = (Range(low, 2**20, whole=True) for low in (1, 0))
-IMAGE_SIZE = Range(1, MOST_IMAGE_SIZE, whole=True)
+IMAGE_SIZE = Range(1, MAX_IMAGE_SIZE, whole=True)
 POSITIVE = Range(0, without_low=True)
 NOT_NEGATIVE = Range(0)
 SHARE, BELOW_1 = Range(0, 1), Range(0, 1, without_high=True)
@@ -67,7 +63,7 @@ INSIDE_0_1 = Range(0, 1, without_low=True, without_high=True)
 ANY = Range(-math.inf)
 
 RANGES = {
-    "seed": Range(0, SEEDS, whole=True),
+    "seed": Range(0, MAX_SEED, whole=True),
     "total_steps": COUNT,
     "batch_size": COUNT,
     "grad_accumulation_steps": COUNT,
@@ -75,7 +71,7 @@ RANGES = {
     "eval_every_steps": FROM_0,
     "eval_draws": Range(1, 10**6, whole=True),
     "sample_every_steps": FROM_0,
-    "sample_num_images": Range(1, MOST_PICTURE_IMAGES, whole=True),
+    "sample_num_images": Range(1, MAX_PICTURE_IMAGES, whole=True),
     "checkpoint_every_steps": COUNT,
     "checkpoint_keep": FROM_2,  # if the newest is damaged, the one before it is used
     "checkpoint_keep_every_steps": FROM_0,
@@ -95,9 +91,9 @@ RANGES = {
     "data.num_workers": Range(0, 1024, whole=True),
     "data.num_threads": Range(0, 1024, whole=True),
     "data.prefetch_batches": Range(0, 10**6, whole=True),
-    "mesh.data": Range(-1, MOST, whole=True),
-    "mesh.fsdp": Range(-1, MOST, whole=True),
-    "mesh.tensor": Range(-1, MOST, whole=True),
+    "mesh.data": Range(-1, MAX_COUNT, whole=True),
+    "mesh.fsdp": Range(-1, MAX_COUNT, whole=True),
+    "mesh.tensor": Range(-1, MAX_COUNT, whole=True),
     "model.input_size": IMAGE_SIZE,
     "model.patch_size": IMAGE_SIZE,
     "model.in_channels": SIZE,
@@ -160,7 +156,7 @@ RANGES = {
     "fid.cfg_scale": GUIDANCE,
     # Keys of a sweep's config, experiments/scaling/configs/default.py.
     "evaluate.num": FROM_0,
-    "evaluate.seed": Range(0, SEEDS, whole=True),
+    "evaluate.seed": Range(0, MAX_SEED, whole=True),
     "evaluate.batch_size": FROM_0,
     "slurm.timeout_min": COUNT,
     "slurm.nodes": COUNT,
@@ -195,9 +191,9 @@ def _check_value(key, value):
     """Raises a ValueError unless the value of a key, or each of its values, is in the range."""
     if value is None and key in OPTIONAL:
         return
-    shown = f"{key}={forms.shorten(value)}"
+    shown = f"{key}={shorten(value)}"
     if key in sizes.KEYS:
-        sizes.check_type(key, value)
+        check_type(key, value, int)
         value = sizes.height_and_width(value)
     numbers = value if key in LISTS | sizes.KEYS else (value,)
     if not isinstance(numbers, tuple | list):
@@ -207,5 +203,38 @@ def _check_value(key, value):
     if any(map(RANGES[key].rounds_to_high, numbers)):
         raise UserError(f"{shown} is {RANGES[key].high:g} in float32, but must be {RANGES[key]}.")
     # Accelerators turn denormal numbers into 0; numbers above LARGEST become infinite.
-    if any(number and not LEAST <= abs(number) <= LARGEST for number in numbers):
+    if any(number and not SMALLEST <= abs(number) <= LARGEST for number in numbers):
         raise UserError(f"{shown} is 0 or infinite in float32.")
+
+
+# The names of types in messages.
+TYPES = {str: "a str", bool: "a bool", int: "a whole number", float: "a number"}
+
+
+def check_type(key: str, value: object, kind: type, many: bool = False) -> None:
+    """Raises unless a value has the type `kind`, or is a size if the key is one of `sizes.KEYS`.
+
+    An int may be given for a float and a float for an int; `check` looks for whole numbers.
+
+    Args:
+      kind: a key of TYPES.
+      many: whether the value must be a list or tuple of such values.
+    Raises: ValueError with the key, the value and the type.
+    """
+    types = (int, float) if kind in (int, float) else (kind,)
+    if key in sizes.KEYS:
+        fits, expected = sizes.is_size(value), "a whole number, or (height, width)"
+    elif many:
+        fits = isinstance(value, list | tuple) and all(type(one) in types for one in value)
+        expected = "a list of numbers"
+    else:
+        fits, expected = type(value) in types, TYPES.get(kind)
+    if not fits:
+        raise UserError(f"{key}={shorten(value)} must be {expected}.")
+
+
+def shorten(value: object) -> str:
+    """Returns a value as one line of at most 103 characters, for messages."""
+    # A ConfigDict's own repr has several lines.
+    text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,9 +1,6 @@
 """Sizes of images and latents in configs: one number for a square, or (height, width)."""
 
-import re
 from collections.abc import Sequence
-
-from dit_jax.errors import UserError
 
 Size = int | tuple[int, int]  # JSON files have lists for tuples
 
@@ -16,12 +13,6 @@ def is_size(value: object) -> bool:
     if isinstance(value, tuple | list):
         return len(value) == 2 and all(type(one) in (int, float) for one in value)
     return type(value) in (int, float)
-
-
-def check_type(key: str, value: object) -> None:
-    """Raises a ValueError with the key and the value, unless the value is a size."""
-    if not is_size(value):
-        raise UserError(f"{key}={value!r} must be a whole number, or (height, width).")
 
 
 def simplify(size: Size | Sequence[int]) -> Size:
@@ -48,31 +39,13 @@ def to_json(size: Size | Sequence[int]) -> int | list[int]:
     return size if isinstance(size, int) else list(size)
 
 
-def parse(text: str) -> Size:
-    """Parses '256', '256x384', '256,384' or '(256, 384)'; the height comes first.
-
-    Raises: ValueError for another text, whose message completes "KEY=TEXT must be ...".
-    """
-    # A sign is accepted here, so that the error for -1 is about its range. At most 20 digits:
-    # Python refuses to parse very long numbers.
-    match = re.fullmatch(r"\(?\s*(-?\d{1,20})(?:\s*[x,]\s*(-?\d{1,20}))?\s*\)?", text)
-    if not match:
-        raise UserError("a whole number, or height and width, such as 256x384")
-    height, width = match.groups()
-    return simplify((int(height), int(width or height)))
-
-
 def image_shape(data_config) -> tuple[int, int, int]:
     """Returns (height, width, channels) of the images that `config.data` describes."""
     return *height_and_width(data_config.image_size), data_config.image_channels
 
 
 def input_shape(model_config) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the network's input x_0.
-
-    Args:
-      model_config: `config.model`, or a noise predictor, which has the same attributes.
-    """
+    """Returns (height, width, channels) of x_0, of a `config.model` or of a noise predictor."""
     return *height_and_width(model_config.input_size), model_config.in_channels
 
 

@@ -33,7 +33,7 @@ DTYPES = {
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads a .npz, .safetensors or torch.save file (.pt, .pth, .bin, .ckpt): name -> f32 array.
 
-    No code in the file is run. The arrays take at most `npz_files.most_bytes` of memory. If some
+    No code in the file is run. The arrays take at most `npz_files.max_bytes` of memory. If some
     names in a .npz begin with 'w/', only these arrays are read, without the prefix.
     Raises: as `describe`; ValueError for integer weights, as in a quantised model.
     """
@@ -60,7 +60,7 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
     """Returns name -> shape of the arrays in a file that `read` reads, without their values.
 
     Raises: OSError; ValueError for another suffix, a damaged file, contents that are not arrays of
-      numbers, or arrays that take more than `npz_files.most_bytes`.
+      numbers, or arrays that take more than `npz_files.max_bytes`.
     """
     shown = files.printable(path)
     if path.is_dir():

@@ -42,7 +42,7 @@ def read(
     # The file and the file system may spell a name differently in Unicode: "é" is one character or
     # two. Built only when a name is not found as it is written.
     composed = functools.cache(lambda: {_compose(name): name for name in known})
-    max_bytes = json_files.MOST_JSON_BYTES + MAX_BYTES_PER_IMAGE * len(known)
+    max_bytes = json_files.MAX_BYTES + MAX_BYTES_PER_IMAGE * len(known)
     lines, faults = {}, []  # {name: (line number, caption or list of captions)}, [(number, fault)]
     num_faults = num_bytes = 0
     # An invalid line does not stop the reading, so that one error can list all of them.

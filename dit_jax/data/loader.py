@@ -193,7 +193,9 @@ class TrainIterator:
         return self
 
     def __next__(self) -> Batch:
-        with stopping.Blocked():  # the first call starts the workers, which must get no signals
+        with (
+            stopping.block_signals()
+        ):  # the first call starts the workers, which must get no signals
             batch = next(self._iterator)
         self._next_batch += 1
         return batch

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from dit_jax.errors import MissingFileError, UserError
-from dit_jax.system import files, forms, json_files
+from dit_jax.system import files, json_files, schemas
 
 logger = logging.getLogger("dit_jax")
 
@@ -34,7 +34,9 @@ SOURCE = (
 
 def _is_merge(value):
     """Returns whether a value is a pair of tokens, as a list or, in older files, as one string."""
-    return forms.is_text(value) or (forms.list_of(forms.is_text)(value) and len(value) == 2)
+    return schemas.is_string(value) or (
+        schemas.list_of(schemas.is_string)(value) and len(value) == 2
+    )
 
 
 # The parts of a tokenizer.json that are read; `padding` is optional.
@@ -42,11 +44,11 @@ MODEL = {
     "type": lambda value: value == "BPE",
     "end_of_word_suffix": lambda value: value == WORD_END,
     "vocab": lambda value: isinstance(value, dict),
-    "merges": forms.list_of(_is_merge),
+    "merges": schemas.list_of(_is_merge),
 }
-ADDED_TOKENS = forms.list_of(forms.object_of({"content": forms.is_text}))
-PADDING = forms.object_of(
-    {"strategy": forms.object_of({"Fixed": forms.is_count}), "pad_token": forms.is_text}
+ADDED_TOKENS = schemas.list_of(schemas.object_of({"content": schemas.is_string}))
+PADDING = schemas.object_of(
+    {"strategy": schemas.object_of({"Fixed": schemas.is_count}), "pad_token": schemas.is_string}
 )
 
 
@@ -201,7 +203,7 @@ class ClipTokenizer:
         """
         contents, shown = _read_json(path), files.printable(path)
         model, added = contents.get("model"), contents.get("added_tokens", [])
-        wrong = forms.invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
+        wrong = schemas.invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
         if wrong := wrong + ["added_tokens"] * (not ADDED_TOKENS(added)):
             raise UserError(
                 f"{shown} is not CLIP's, a model 'BPE' with words that end in {WORD_END!r}: its "
@@ -293,10 +295,10 @@ def _read(path):
     """Returns the bytes of a file.   Raises: FileNotFoundError; ValueError if it is too large."""
     if not path.is_file():
         raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
-    contents = json_files.read_bytes(path, json_files.MOST_JSON_BYTES + 1)
-    if len(contents) > json_files.MOST_JSON_BYTES:
+    contents = json_files.read_bytes(path, json_files.MAX_BYTES + 1)
+    if len(contents) > json_files.MAX_BYTES:
         raise UserError(
-            f"cannot read {files.printable(path)}: it has more than {json_files.MOST_JSON_BYTES:,} "
+            f"cannot read {files.printable(path)}: it has more than {json_files.MAX_BYTES:,} "
             f"bytes. Get it again: {SOURCE}"
         )
     return contents

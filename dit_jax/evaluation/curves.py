@@ -8,9 +8,9 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from dit_jax.config import ranges
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style, queries
-from dit_jax.system import forms
 
 logger = logging.getLogger("dit_jax")
 
@@ -145,7 +145,7 @@ def check_drawable(place: str, values: dict) -> None:
     for name, number in values.items():
         if queries.is_number(number) and (abs(number) > MOST or 0 < abs(number) < LEAST):
             raise UserError(
-                f"{place} has {name}={forms.shorten(number)}, "
+                f"{place} has {name}={ranges.shorten(number)}, "
                 f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
                 "Leave the row out, or mend the file."
             )

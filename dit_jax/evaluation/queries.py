@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dit_jax import workdirs
 from dit_jax.diffusion import samplers
 from dit_jax.errors import MissingFileError, UserError
-from dit_jax.system import forms, json_files
+from dit_jax.evaluation import row_schema
+from dit_jax.system import json_files
 
 
 def read(patterns: Iterable[str]) -> list[dict]:
@@ -33,7 +34,7 @@ def read(patterns: Iterable[str]) -> list[dict]:
         {**row, "workdir": name, "place": f"{path} row {i}"}
         for path, name in zip(paths, names, strict=True)
         for i, row in enumerate(
-            json_files.read_json_lines(pathlib.Path(path), forms.invalid_row_keys), 1
+            json_files.read_json_lines(pathlib.Path(path), row_schema.list_invalid_keys), 1
         )
     ]
 

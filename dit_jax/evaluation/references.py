@@ -15,7 +15,7 @@ from dit_jax.config import sizes
 from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.evaluation import extractors, image_progress, image_sets, metrics
 from dit_jax.evaluation.extractors import Extractor
-from dit_jax.system import files, forms, json_files, npz_files
+from dit_jax.system import files, json_files, npz_files, schemas
 from dit_jax.workdirs import identity
 
 logger = logging.getLogger("dit_jax")
@@ -28,13 +28,13 @@ BATCH_PER_DEVICE = 64
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 # The form of the metadata in this project's files.
 METADATA = {
-    "extractor": forms.object_of({"name": forms.is_text, "dtype": forms.is_text}),
-    "source": forms.object_of(
+    "extractor": schemas.object_of({"name": schemas.is_string, "dtype": schemas.is_string}),
+    "source": schemas.object_of(
         {
-            "name": forms.is_text,
-            "num_images": forms.optional(forms.is_count),
+            "name": schemas.is_string,
+            "num_images": schemas.optional(schemas.is_count),
             "image_size": sizes.is_size,
-            "image_channels": forms.is_count,
+            "image_channels": schemas.is_count,
         }
     ),
 }
@@ -172,7 +172,7 @@ def _open(path):
     name = f"the metadata in {files.printable(path)}"
     text = npz_files.read_npz(path, ["metadata"])["metadata"]
     metadata = json_files.parse_json(str(text), name, METADATA_EXPECTED)
-    if not forms.object_of(METADATA)(metadata):
+    if not schemas.object_of(METADATA)(metadata):
         raise UserError(f"{name} lack values or have others. It must be {METADATA_EXPECTED}.")
     return members, metadata
 

@@ -14,9 +14,9 @@ import jax
 
 from dit_jax import models, sharding
 from dit_jax.errors import UserFileError
-from dit_jax.evaluation import measures
+from dit_jax.evaluation import measures, row_schema
 from dit_jax.sampling import runs
-from dit_jax.system import files, forms, json_files, locks
+from dit_jax.system import files, json_files, locks
 from dit_jax.workdirs import digests
 
 ROUNDING = 1e-3  # how far below 0 a measure may be that cannot be negative
@@ -74,7 +74,7 @@ def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[loc
 
 def read(path: pathlib.Path) -> list[dict]:
     """Returns the rows of an evaluations.jsonl without damaged ones, which a warning counts."""
-    return json_files.read_json_lines(path, forms.invalid_row_keys)
+    return json_files.read_json_lines(path, row_schema.list_invalid_keys)
 
 
 def find(path: pathlib.Path, row: dict) -> dict | None:

@@ -6,7 +6,7 @@ from dit_jax import conditions
 from dit_jax.config import sizes
 from dit_jax.data import sources, tfds_data
 from dit_jax.errors import UserError
-from dit_jax.system import files, forms
+from dit_jax.system import files, schemas
 from dit_jax.workdirs import identity
 
 MOST_CHECKED = 256  # records whose size is compared with the recorded size
@@ -88,17 +88,17 @@ def _check_scale(source, channels):
 
 def _are_numbers(value):
     """Returns whether a value is a list of finite numbers, at least one."""
-    return forms.list_of(forms.is_number)(value) and len(value) > 0
+    return schemas.list_of(schemas.is_number)(value) and len(value) > 0
 
 
 METADATA = {
     "mean": _are_numbers,
     "std": lambda value: _are_numbers(value) and min(value) > 0,
-    "mean_absolute": forms.is_positive,
-    "vae_digest": forms.is_text,
-    "mirrored": forms.is_flag,
+    "mean_absolute": schemas.is_positive,
+    "vae_digest": schemas.is_string,
+    "mirrored": schemas.is_bool,
     "published": lambda value: isinstance(value, list | None),
-    "text_encoder_digest": forms.optional(forms.is_text),
+    "text_encoder_digest": schemas.optional(schemas.is_string),
 }
 OPTIONAL_METADATA = {"mirrored", "published", "text_encoder_digest"}
 
@@ -111,7 +111,7 @@ def check_metadata(metadata: dict, channels: int, name: object) -> None:
       name: the source of the metadata in messages.
     Raises: ValueError with the name and the key.
     """
-    wrong = forms.invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
+    wrong = schemas.invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
     wrong = wrong or [
         f"{key} has {len(metadata[key])} numbers, not {channels}"
         for key in ("mean", "std")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError
 from dit_jax.models import clip, dinov2, dit, inception, lpips, options, unet, vae
-from dit_jax.system import files, forms
+from dit_jax.system import files
 
 # Each takes a ConfigDict of its module's fields.
 BUILDERS = {
@@ -58,7 +58,7 @@ def check_keys(config: ConfigDict | Mapping) -> None:
     name = config["name"]
     if name not in list(BUILDERS):  # a list, as the name may be a value without a hash
         known = ", ".join(BUILDERS)
-        raise UserError(f"unknown model name {forms.shorten(name)}; known: {known}.")
+        raise UserError(f"unknown model name {ranges.shorten(name)}; known: {known}.")
     kinds = _field_types(name)
     given = set(config) - {"name"}
     if missing := kinds.keys() - given:
@@ -68,13 +68,10 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         names = files.list_some(sorted(unknown))
         raise UserError(f"the model {name!r} does not know {names}.")
     for key, kind in kinds.items():
-        if kind == sizes.Size:
-            sizes.check_type(f"model.{key}", config[key])
-            continue
         is_tuple = typing.get_origin(kind) is tuple
         kind = typing.get_args(kind)[0] if is_tuple else kind
         # In a config, one text chooses the attention of all levels of a UNet.
-        forms.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
+        ranges.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
 
 
 def _field_types(name):

@@ -3,7 +3,7 @@
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.config import arguments
+from dit_jax.config import parsers
 from dit_jax.diffusion import samplers
 
 FLAGS = flags.FLAGS
@@ -12,7 +12,7 @@ PARSERS = {
     str: flags.ArgumentParser(),
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
-    tuple: arguments.NumbersParser(float, 2),
+    tuple: parsers.ListParser(float, 2),
 }
 
 

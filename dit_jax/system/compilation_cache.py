@@ -40,8 +40,7 @@ def enable() -> None:
 def make_directory() -> pathlib.Path:
     """Returns the cache directory of this user and this kind of machine; creates it if needed.
 
-    Raises: OSError if it cannot be created, belongs to another user, is a link, or is writable for
-      others.
+    Raises: OSError if it cannot be created, is a link, or others own it or may write there.
     """
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     directory = root / "dit_jax" / f"compiled-{_machine()}"
@@ -63,8 +62,7 @@ def make_directory() -> pathlib.Path:
 def _machine():
     """Returns a digest of the kind of processor.
 
-    Machines that share a home directory may have different processors, and machine code of one may
-    not run on another.
+    Machines that share a home directory may have different ones, with different machine code.
     """
     kind = [platform.machine(), platform.processor()]
     try:

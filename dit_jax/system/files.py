@@ -7,6 +7,8 @@ pipes and devices are refused where a command would write to them.
 import contextlib
 import errno
 import fcntl
+import io
+import itertools
 import os
 import pathlib
 import re
@@ -20,14 +22,6 @@ from dit_jax.errors import MissingFileError, UserError, UserFileError
 # Unicode categories of characters that a terminal executes or hides: control characters, format
 # characters (bidirectional, zero-width), surrogates, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-WRITING = {  # mode -> flags of os.open
-    "wb": os.O_WRONLY | os.O_CREAT,
-    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
-    "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
-    "r+": os.O_RDWR,
-    "r+b": os.O_RDWR | os.O_CREAT,
-}
 
 
 def printable(text: object) -> str:
@@ -73,11 +67,7 @@ def to_path(text: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def check_utf8(directory: pathlib.Path) -> None:
-    """Raises unless the path of a directory is valid UTF-8.
-
-    The libraries for checkpoints and array_record files need this.
-    Raises: ValueError.
-    """
+    """Raises a ValueError unless a path is valid UTF-8, as Orbax and array_record need it."""
     try:
         str(directory.absolute()).encode()
     except UnicodeEncodeError:
@@ -92,7 +82,7 @@ class LostError(UserFileError):
 
     @classmethod
     def for_directory(cls, directory: pathlib.Path) -> "LostError":
-        """Returns the error for a directory that is no longer at its path."""
+        """Returns the error for a directory."""
         return cls(
             f"{directory} is gone: it was removed or moved while this command ran.\n"
             "Nothing more is written; if it was moved, move it back."
@@ -104,10 +94,10 @@ class Directory:
 
     As a context, it replaces an OSError raised inside with a LostError if the directory is gone,
     because that is then the real cause.
+    Raises: LostError if there is no directory at the path.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Remembers which directory is at a path.   Raises: LostError if there is none."""
         self.path = path
         try:
             self._status = path.stat()
@@ -189,11 +179,8 @@ def is_at(file: IO, path: pathlib.Path) -> bool:
 
 def flush_to_disk(path: pathlib.Path) -> None:
     """Waits until the contents of a file are on the disk (fsync).   Raises: OSError."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
@@ -206,30 +193,35 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     replace(path, lambda file: file.write(text.encode()))
 
 
-def open_to_write(path: pathlib.Path, mode: str) -> IO:
+def open_to_write(path: pathlib.Path, mode: str, create: bool = True) -> IO:
     """Opens a file as `open` does, but refuses symbolic and hard links, pipes and devices.
 
     A directory from a stranger may contain these under the names that a command writes to.
 
     Args:
-      mode: one of WRITING.
+      mode: 'a', 'a+' or 'r+', or one of these with 'b'; not 'w', which would empty a hard link.
+      create: whether a file that does not exist is created.
     Raises: OSError.
     """
-    safely = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its other end
+    # O_NONBLOCK: opening a pipe would wait for its other end.
+    more = os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+
+    def opener(name, mode_flags):
+        return os.open(name, mode_flags | more, 0o666)
+
     try:
-        number = os.open(path, WRITING[mode] | safely, 0o666)
+        file = open(path, mode, opener=opener)  # noqa: SIM115, the caller closes it
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
+        is_pipe = isinstance(error, io.UnsupportedOperation)
+        if not is_pipe and error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
         raise _no_file(path) from error
     # The open file is examined, not the path, which could change in between.
-    status = os.fstat(number)
+    status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(number)
+        file.close()
         raise _no_file(path)
-    if mode == "wb":  # not with O_TRUNC, which would empty a hard link's file before the check
-        os.truncate(number, 0)
-    return os.fdopen(number, mode)
+    return file
 
 
 def _no_file(path):
@@ -283,18 +275,15 @@ def check_tree(directory: pathlib.Path, links: bool = True) -> None:
                     )
 
 
-def list_some(names: Collection[str], most: int = 5) -> str:
+def list_some(names: Collection[str], limit: int = 5) -> str:
     """Returns the first names, escaped and at most 200 characters each, and how many follow."""
-    shown = [printable(name[:200]) for _, name in zip(range(most), names, strict=False)]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    shown = [printable(name[:200]) for name in itertools.islice(names, limit)]
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(shown) + more if names else "none"
 
 
 def read_or_explain(path, read):
-    """Returns read(path).
-
-    Raises: OSError with a message that names the path; a UserError of `read` passes.
-    """
+    """Returns read(path).   Raises: OSError with a message that names the path."""
     try:
         return read(path)
     except OSError as error:

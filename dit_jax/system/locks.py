@@ -27,7 +27,7 @@ logger = logging.getLogger("dit_jax")
 
 # Errors of file systems without locks.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-MOST_BYTES = 2**20  # the most bytes read from a lock file, which holds a command line
+MAX_BYTES = 2**20  # read from a lock file, which holds a command line
 RETRY_SECONDS = 1e-3  # between two tries while `is_held` in another process tests the lock
 
 
@@ -46,11 +46,7 @@ class Lock:
         self.watched: list[files.Directory] = [self.directory]
 
     def check(self) -> None:
-        """Raises unless the watched directories and the lock file are still in place.
-
-        Raises: files.LostError if a watched directory was removed or moved, or the lock file was
-          removed or replaced.
-        """
+        """Raises a files.LostError unless the watched directories and the lock are in place."""
         for directory in self.watched:
             directory.check()
         if self._file is None or files.is_at(self._file, self.path):
@@ -61,10 +57,9 @@ class Lock:
         )
 
     def check_together(self) -> None:
-        """Calls `check`; if it fails in the first process, all processes raise.
+        """Calls `check` in all processes together; if it fails in the first one, all raise.
 
-        All processes must call this together. So none waits forever for one that has stopped.
-        Raises: files.LostError.
+        So none waits forever for one that has stopped.
         """
         problem = ""
         try:
@@ -123,10 +118,7 @@ def _release(path, file):
 
 
 def _take(path, wait):
-    """Returns the locked and open lock file, or None on a file system without locks.
-
-    Raises: OSError if another command holds it and `wait` is False.
-    """
+    """Returns the locked and open lock file, or None on a file system without locks."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -138,7 +130,10 @@ def _take(path, wait):
         try:
             if not _try_lock(file):
                 if not wait:
-                    raise UserFileError(f"{_describe_holder(path)} writes into it.\n{WAY_OUT}")
+                    raise UserFileError(
+                        f"{_describe_holder(path)} writes into it.\nWait for it to end, or stop "
+                        "it; its lock ends with it. Or choose another directory."
+                    )
                 logger.warning("waiting for another command: %s", _describe_holder(path))
                 fcntl.flock(file, fcntl.LOCK_EX)
         except BaseException as error:
@@ -160,19 +155,13 @@ def _take(path, wait):
         file.close()
 
 
-WAY_OUT = "Wait for it to end, or stop it; its lock ends with it. Or choose another directory."
-
-
 def _try_lock(file):
-    """Tries to lock a file exclusively; returns False if another command holds it.
-
-    A shared lock of `is_held` in another process does not count; it is released within moments.
-    """
+    """Tries to lock a file exclusively; returns False if another command holds it."""
     while not _try(file, fcntl.LOCK_EX):
         if not _try(file, fcntl.LOCK_SH):
             return False
-        # A shared lock was possible, so nobody holds the lock: other processes only test it, or its
-        # holder has just ended. Try again.
+        # A shared lock was possible, so nobody holds the lock: `is_held` in another process tests
+        # it for a moment, or its holder has just ended. Try again.
         fcntl.flock(file, fcntl.LOCK_UN)
         time.sleep(RETRY_SECONDS)
     return True
@@ -190,11 +179,10 @@ def _try(file, kind):
 def is_held(path: pathlib.Path) -> bool:
     """Returns whether a process holds the lock file.
 
-    The test takes a shared lock for a moment. `hold` waits for it to go, so a test never makes
-    `hold` fail.
+    It takes a shared lock for a moment, for which `hold` waits.
     """
     try:
-        with files.open_to_write(path, "r+") as file:
+        with files.open_to_write(path, "r+", create=False) as file:
             return not _try(file, fcntl.LOCK_SH)
     except OSError:  # no such file, or a file system without locks
         return False
@@ -213,7 +201,7 @@ def _this_command():
 def _describe_holder(path):
     """Returns the command that wrote the lock file, in words, for messages."""
     try:
-        holder = json_files.parse_json(json_files.read_bytes(path, MOST_BYTES), "", "")
+        holder = json_files.parse_json(json_files.read_bytes(path, MAX_BYTES), "", "")
         pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
         return f"process {pid} on {host}, since {since}, {command!r},"
     except (OSError, ValueError, KeyError, TypeError):

@@ -12,10 +12,10 @@ import numpy as np
 from dit_jax.errors import UserError
 from dit_jax.system import files
 
-MOST_NPY_HEADER_BYTES = 10_240  # NumPy's limit, plus the magic and length before the header
+MAX_HEADER_BYTES = 10_240  # NumPy's limit, plus the magic and length before the header
 # Arrays may take 16 times as many bytes as their file, plus 1 GiB. So a small compressed file
 # cannot fill the memory.
-MOST_GROWTH = 16
+MAX_GROWTH = 16
 FREE_BYTES = 2**30
 
 
@@ -47,10 +47,10 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     """Reads the named arrays of an .npz, or all; runs no code in the file.
 
     Raises: OSError; DamagedFileError as `describe_npz`; ValueError for a missing name, or arrays
-      that take more than `most_bytes`.
+      that take more than `max_bytes`.
     """
     described = describe_npz(path)
-    names = list(described) if names is None else list(names)
+    names = list(described if names is None else names)
     if missing := [name for name in names if name not in described]:
         raise UserError(
             f"{files.printable(path)} has no {' or '.join(missing)}; it holds "
@@ -67,22 +67,17 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     return parse(path, read)
 
 
-def most_bytes(path: pathlib.Path) -> int:
+def max_bytes(path: pathlib.Path) -> int:
     """Returns how many bytes the arrays of a file may take in memory."""
-    return FREE_BYTES + MOST_GROWTH * path.stat().st_size
+    return FREE_BYTES + MAX_GROWTH * path.stat().st_size
 
 
 def check_bytes(path: pathlib.Path, size: int) -> None:
-    """Raises if the arrays of a file would take more than `most_bytes`.
-
-    Args:
-      size: the number of bytes of all arrays.
-    Raises: ValueError with both sizes.
-    """
-    if size > most_bytes(path):
+    """Raises a ValueError if the arrays of a file, of `size` bytes, take more than `max_bytes`."""
+    if size > max_bytes(path):
         raise UserError(
             f"the arrays in {files.printable(path)} would take {_bytes(size)}, but the file has "
-            f"{path.stat().st_size:,}: that is more than {MOST_GROWTH} times as many and 1 GiB, as "
+            f"{path.stat().st_size:,}: that is more than {MAX_GROWTH} times as many and 1 GiB, as "
             "no real file has. Get it from another place."
         )
 
@@ -94,11 +89,11 @@ def parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
       file, if the reader fails.
     """
 
-    def begin(path):
+    def read_beginning(path):
         with path.open("rb") as file:
             return file.read(20)
 
-    beginning = files.read_or_explain(path, begin)
+    beginning = files.read_or_explain(path, read_beginning)
     try:
         return reader(path)
     except (MemoryError, ImportError, DamagedFileError):
@@ -141,7 +136,7 @@ def _describe_npy(archive, member):
         # zipfile decompresses other methods in steps of unbounded size.
         raise UserError(f"{name!r} in it is compressed in a way that NumPy does not write")
     with archive.open(member) as file:
-        beginning = io.BytesIO(file.read(MOST_NPY_HEADER_BYTES))
+        beginning = io.BytesIO(file.read(MAX_HEADER_BYTES))
     version = np.lib.format.read_magic(beginning)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

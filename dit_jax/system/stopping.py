@@ -24,10 +24,9 @@ PATIENCE = 1.0  # seconds after a signal; if the command still runs then, it pri
 
 
 class Stopped(KeyboardInterrupt):
-    """Exception for a signal that ended the work.
+    """Exception for the signal `number`, which ended the work.
 
     Attributes:
-      number: the number of the signal.
       kept: what is saved of the work, for the user, such as 'step 3 is saved'.
     """
 
@@ -44,15 +43,12 @@ class Stopped(KeyboardInterrupt):
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error means that host or device memory is exhausted."""
     # By the message: on CPUs JAX may report it with the status INTERNAL.
-    short = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in short)
+    texts = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def raise_wrapped(error: BaseException | None) -> None:
-    """Raises the `Stopped` among the causes of an error, if there is one.
-
-    A library may catch a `Stopped` and raise its own error from it.
-    """
+    """Raises the `Stopped` from which a library has raised this error, if there is one."""
     while error is not None:
         if isinstance(error, Stopped):
             raise error
@@ -63,9 +59,8 @@ def raise_wrapped(error: BaseException | None) -> None:
 def attach_kept_message(kept: Callable[[], str]) -> Iterator[None]:
     """Sets the attribute `kept` of an OSError or ValueError raised inside the context.
 
-    Args:
-      kept: returns what is saved of the work, for the user. It is called later, when everything has
-        ended, because a checkpoint may still be being written now.
+    `kept` returns what is saved of the work, for the user. It is called when everything has ended,
+    because a checkpoint may still be being written now.
     """
     try:
         yield
@@ -82,6 +77,11 @@ class Signals:
     A second SIGINT ends the process and its worker processes at once. Further SIGTERMs are ignored,
     because schedulers send them until the process is gone.
 
+    Args:
+      notice: a text for the user about what happens after the first signal.
+      at_first: called at the first signal, in the thread that reads the pipe.
+      at_end: called there before a second Ctrl-C ends the process.
+
     Attributes:
       received: the number of the first signal, or None.
     """
@@ -95,13 +95,6 @@ class Signals:
         at_first: Callable[[], object] = lambda: None,
         at_end: Callable[[], object] = lambda: None,
     ):
-        """Creates the context.
-
-        Args:
-          notice: a text for the user about what happens after the first signal.
-          at_first: called at the first signal, in the thread that reads the pipe.
-          at_end: called there before a second Ctrl-C ends the process.
-        """
         self.received: int | None = None
         self._notice, self._at_first, self._at_end = notice, at_first, at_end
         self._thread = None
@@ -225,8 +218,8 @@ class Deferring(Signals):
     """Signals that only set `received`, so that a loop can finish its step and save.
 
     Several processes of a run must stop at the same step. JAX's own handler of SIGTERM makes them
-    agree on it. So with several processes a Ctrl-C becomes a SIGTERM, and the loop must use
-    `reached_preemption` of Orbax's manager instead of `received`.
+    agree on it: Ctrl-C becomes a SIGTERM, and the loop must use `reached_preemption` of Orbax's
+    manager instead of `received`.
     """
 
     def __init__(self, notice: str, **calls: Callable[[], object]):
@@ -236,18 +229,18 @@ class Deferring(Signals):
             self._at_first = lambda: os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Blocked:
+@contextlib.contextmanager
+def block_signals() -> Iterator[None]:
     """Context in which this thread starts threads and processes without SIGINT and SIGTERM.
 
     A terminal sends Ctrl-C to worker processes too, and Slurm sends them SIGTERM. But the process
     that they work for must decide when they end.
     """
-
-    def __enter__(self) -> None:
-        self._previous = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.numbers)
-
-    def __exit__(self, *_) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._previous)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def end_with_parent() -> None:

@@ -29,29 +29,22 @@ class Stream:
 
     If the reader is gone, as after `| head -1`, the command continues and its output is dropped.
     Characters that the terminal's encoding lacks are written as escapes.
+
+    Args: bars, whether the control characters of progress bars are written as they are.
     """
 
     def __init__(self, stream: TextIO, bars: bool = False):
-        """Wraps a stream.
-
-        Args:
-          bars: whether the control characters of progress bars are written as they are.
-        """
         self._stream, self._bars = stream, bars
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        """Writes the text; returns its length.   Raises: as `flush`."""
+        """Writes the text; returns its length.   Raises: OSError as `flush`."""
         self._try(self._stream.write, self._escape(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream.
-
-        Raises: OSError if the output is a file on a full disk. It is raised once; later output is
-          dropped.
-        """
+        """Flushes the stream.   Raises: OSError, once, for a full disk; then output is dropped."""
         self._try(self._stream.flush)
 
     def _try(self, act, *arguments):
@@ -59,7 +52,11 @@ class Stream:
         try:
             act(*arguments)
         except OSError as error:
-            self._drop()
+            # Later output goes to /dev/null, on the level of file descriptors: at exit Python
+            # flushes the stream and would fail again.
+            nowhere = _open_nowhere()
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
             error.filename = error.filename or self._stream.name
             if error.errno != errno.EPIPE:  # EPIPE: the reader is gone
                 raise
@@ -72,13 +69,6 @@ class Stream:
         return "".join(
             escape(part) + bar for part, bar in zip(parts, [*BAR.findall(text), ""], strict=True)
         )
-
-    def _drop(self):
-        """Redirects later output to /dev/null."""
-        # On the level of file descriptors: at exit Python flushes the stream and would fail again.
-        nowhere = _open_nowhere()
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -119,12 +109,7 @@ def _quote(word):
     # Bash and zsh understand escapes in $'...'. Escaping single bytes keeps file names exact that
     # are not valid UTF-8.
     quoted = "".join(
-        c if 32 <= ord(c) < 127 and c not in "'\\" else "".join(f"\\x{b:02x}" for b in _bytes(c))
-        for c in word
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(word)
     )
     return f"$'{quoted}'"
-
-
-def _bytes(character):
-    """Returns the bytes of a character; a lone surrogate stands for a byte that is not UTF-8."""
-    return character.encode(errors="surrogateescape")

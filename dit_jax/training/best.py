@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import workdirs
 from dit_jax.errors import UserError
-from dit_jax.system import forms
+from dit_jax.system import schemas
 from dit_jax.training import sample_distance
 from dit_jax.workdirs import checkpoint
 
@@ -17,13 +17,13 @@ logger = logging.getLogger("dit_jax")
 LARGER_IS_BETTER = ("eval_psnr",)  # of all other metrics of training the smallest value is best
 # The form of the settings of a distance that `sample_distance.compile_distance` returns.
 DISTANCE = {
-    "sample": forms.object_of({}),
-    "fid": forms.object_of({}),
-    "extractor": forms.object_of({}),
-    "reference": forms.optional(forms.is_text),
+    "sample": schemas.object_of({}),
+    "fid": schemas.object_of({}),
+    "extractor": schemas.object_of({}),
+    "reference": schemas.optional(schemas.is_string),
 }
 # The form of what is saved with the checkpoint.
-SAVED = {"metric": forms.is_text, "value": forms.is_number, **DISTANCE}
+SAVED = {"metric": schemas.is_string, "value": schemas.is_number, **DISTANCE}
 
 
 class Best:
@@ -43,7 +43,7 @@ class Best:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
-        if saved and (wrong := forms.invalid_keys(saved, SAVED, DISTANCE)):
+        if saved and (wrong := schemas.invalid_keys(saved, SAVED, DISTANCE)):
             logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(wrong))
             saved = {"metric": ""}  # not empty, because there is a checkpoint
         if "sample" in saved:  # an older version may have written it

@@ -19,7 +19,7 @@ import numpy as np
 from dit_jax import sharding
 from dit_jax.data import sources
 from dit_jax.errors import UserError
-from dit_jax.system import files, forms, json_files
+from dit_jax.system import files, json_files, schemas
 from dit_jax.workdirs import checkpoint_files, digests
 
 logger = logging.getLogger("dit_jax")
@@ -31,21 +31,21 @@ READ_WHOLE_BYTES, BLOCK_BYTES, MAX_FILES = 256 * 2**20, 2**16, 1024
 
 def _is_classes(value):
     """Returns whether a value is None or a list of distinct strings, at least one."""
-    is_texts = forms.list_of(forms.is_text)
+    is_texts = schemas.list_of(schemas.is_string)
     return value is None or (is_texts(value) and len(set(value)) == len(value) > 0)
 
 
 # The fields of an identity. Digests are None for what the dataset does not have.
-IDENTITY: Mapping[str, forms.Holds] = {
-    "num_examples": forms.is_count,
-    "version": forms.optional(forms.is_text),
+IDENTITY: Mapping[str, schemas.Check] = {
+    "num_examples": schemas.is_count,
+    "version": schemas.optional(schemas.is_string),
     "classes": _is_classes,
-    "labels": forms.optional(forms.is_text),
-    "captions": forms.optional(forms.is_text),
-    "files": forms.optional(forms.is_text),
-    "times": forms.optional(forms.is_text),
-    "contents": forms.optional(forms.is_text),
-    "bytes_read": forms.is_count,
+    "labels": schemas.optional(schemas.is_string),
+    "captions": schemas.optional(schemas.is_string),
+    "files": schemas.optional(schemas.is_string),
+    "times": schemas.optional(schemas.is_string),
+    "contents": schemas.optional(schemas.is_string),
+    "bytes_read": schemas.is_count,
 }
 # The fields that describe the images themselves, for `digest`.
 IMAGE_FIELDS = ("num_examples", "version", "labels", "captions", "files", "contents")
@@ -301,7 +301,7 @@ def check_identities(value: object, name: object) -> None:
             continue
         wrong = ["no object"]
         if isinstance(identity, dict):
-            wrong = forms.invalid_keys(identity, IDENTITY, {"times"})
+            wrong = schemas.invalid_keys(identity, IDENTITY, {"times"})
         if wrong:
             shown = files.printable(f"{name}: {split}")
             raise UserError(f"{shown} holds no identity of a dataset: {', '.join(wrong)}.")

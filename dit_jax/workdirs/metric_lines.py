@@ -3,7 +3,7 @@
 import math
 import pathlib
 
-from dit_jax.system import forms, json_files
+from dit_jax.system import json_files, schemas
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
@@ -17,10 +17,10 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 def _list_invalid_keys(line):
     """Returns the keys of a line that have wrong values."""
     # Any float is accepted, because the loss of held-out images may be NaN.
-    is_scalar = forms.optional(lambda value: isinstance(value, float) or forms.is_number(value))
+    is_scalar = schemas.optional(lambda value: isinstance(value, float) or schemas.is_number(value))
     form = dict.fromkeys(line, is_scalar)
-    form |= {"step": forms.is_count, "img_per_s": forms.is_positive}
-    return forms.invalid_keys(line, form, {"img_per_s"})
+    form |= {"step": schemas.is_count, "img_per_s": schemas.is_positive}
+    return schemas.invalid_keys(line, form, {"img_per_s"})
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Migration of configs that older versions wrote to the current keys."""
 
+from dit_jax.config import ranges
 from dit_jax.errors import UserError
-from dit_jax.system import forms
 
 CONDITION_DROPOUT = 0.1  # the dropout for configs that have none
 # Keys that older versions did not have. Each value reproduces the behaviour of those versions.
@@ -72,7 +72,7 @@ SECTIONS |= {"text", "diffusion", "objective", "sample", "fid"}
 def check_section(key, value):
     """Raises a ValueError unless the value of a section is an object with keys."""
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{key}={forms.shorten(value)} must be an object of keys.")
+        raise UserError(f"{key}={ranges.shorten(value)} must be an object of keys.")
 
 
 def complete(config: dict) -> dict:
@@ -113,7 +113,7 @@ def _split_dropout(config):
     """
     if "class_dropout_prob" in config["model"]:
         prob = config["model"].pop("class_dropout_prob")
-        forms.check_type("model.class_dropout_prob", prob, float)
+        ranges.check_type("model.class_dropout_prob", prob, float)
         if not 0 <= prob < 1:
             raise UserError(f"model.class_dropout_prob={prob} must be a number in [0, 1).")
         config["model"].setdefault("null_condition", prob > 0)

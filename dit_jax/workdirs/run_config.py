@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import models, sharding
-from dit_jax.config import overrides, ranges, sizes
+from dit_jax.config import overrides, ranges
 from dit_jax.errors import MissingFileError, UserError, UserFileError
-from dit_jax.system import files, forms, json_files
+from dit_jax.system import files, json_files
 from dit_jax.workdirs import checkpoint_files, identity, older_versions
 
 logger = logging.getLogger("dit_jax")
@@ -228,15 +228,13 @@ def _check_types(config, example, prefix=""):
             older_versions.check_section(key, config[name])
             if key != "model":
                 _check_types(config[name], value, f"{key}.")
-        elif key in sizes.KEYS:
-            sizes.check_type(key, config[name])
         elif isinstance(value, tuple):
-            forms.check_type(key, config[name], float, many=True)
+            ranges.check_type(key, config[name], float, many=True)
         elif value is not None:
-            forms.check_type(key, config[name], type(value))
+            ranges.check_type(key, config[name], type(value))
         # The default is None only for placeholders of numbers.
         elif config[name] is not None:
-            forms.check_type(key, config[name], float)
+            ranges.check_type(key, config[name], float)
 
 
 def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict:

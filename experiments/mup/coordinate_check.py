@@ -30,6 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax import cli, latents, sharding
+from dit_jax.config import parsers
 from dit_jax.data import loader
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
@@ -228,7 +229,8 @@ if __name__ == "__main__":
     cli.define_config()
     results = pathlib.Path(__file__).parent / "results" / "coordinate_check.json"
     cli.define_path("out", str(results), "The measurements, .json.")
-    cli.define_numbers("widths", "32,64,128,256", "Values of hidden_size.", int)
+    parser = parsers.ListParser(int)
+    flags.DEFINE(parser, "widths", "32,64,128,256", "Values of hidden_size.")
     flags.DEFINE_integer("steps", 5, "Training steps.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Runs of each width.", lower_bound=1)
     cli.run(main)

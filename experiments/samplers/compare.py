@@ -149,5 +149,5 @@ if __name__ == "__main__":
     cli.define_path("demo", "runs/digits", "Workdir of `make demo`.")
     cli.define_path("out", str(pathlib.Path(__file__).parent / "results.jsonl"), "The results.")
     flags.DEFINE_enum("measure", "all", ["all", "speed"], "speed: of the results in --out.")
-    flags.DEFINE_integer("num", 5_000, "Samples of each row.", 2, ranges.MOST)
+    flags.DEFINE_integer("num", 5_000, "Samples of each row.", 2, ranges.MAX_COUNT)
     cli.run(main)

@@ -6,7 +6,7 @@ import re
 import pytest
 from absl import flags
 
-from dit_jax.config import arguments
+from dit_jax.config import arguments, parsers
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = [
@@ -24,10 +24,10 @@ def define():
     def define():
         values = flags.FlagValues()
         flags.DEFINE_flag(arguments.ConfigFlag("model"), values)
-        flags.DEFINE(arguments.PathParser("out"), "out", "a.png", "", values)
-        flags.DEFINE(arguments.PathParser("reference", True), "reference", None, "", values)
-        flags.DEFINE(arguments.NumbersParser(float, 2), "interval", None, "", values)
-        flags.DEFINE(arguments.NumbersParser(int), "widths", "1,2", "", values)
+        flags.DEFINE(parsers.PathParser("out"), "out", "a.png", "", values)
+        flags.DEFINE(parsers.PathParser("reference", True), "reference", None, "", values)
+        flags.DEFINE(parsers.ListParser(float, 2), "interval", None, "", values)
+        flags.DEFINE(parsers.ListParser(int), "widths", "1,2", "", values)
         flags.DEFINE_bool("raw", False, "", values)
         flags.DEFINE_bool("clip", None, "", values)
         flags.DEFINE_integer("num", 4, "", 1, flag_values=values)
@@ -138,6 +138,7 @@ def test_keys_of_the_config_take_their_values(define, words, key, value):
         ("--interval=0.1,0.2,0.3", "must be 2 numbers with commas"),
         ("--widths=32,x", "must be whole numbers with commas"),
         ("--widths=1.5", "must be whole numbers with commas"),
+        ("--widths=()", "must be whole numbers with commas"),
         ("--out=gs://bucket/x.png", "--out=gs://bucket/x.png: remote paths"),
         ("--out=", "--out is empty"),
         ("--reference=s3://bucket/x.npz", "--reference=s3://.*: remote paths"),
@@ -157,7 +158,7 @@ def test_what_is_not_understood_is_refused(define, words, message):
         ("--config.seed", "--config.seed has no value"),
         ("--config.seed --raw", "--config.seed has no value; if --raw is its value"),
         ("--config.seed=1 --config.seed=2", "--config.seed is given 2 times, as 1 and 2"),
-        ("--config.total_steps=1e3", "must be a whole number"),
+        ("--config.total_steps=1e3", "must be an integer"),
         ("--config.modle.depth=3", 'Did you mean "model"'),
         ("--noconfig.seed", "unknown flag --noconfig.seed"),
         ("--seed=3", "unknown flag --seed. Did you mean --config.seed?"),
@@ -189,7 +190,7 @@ def test_near_flags_are_the_command_s():
 def test_numbers_of_a_config_are_checked_where_it_is_read(define, change):
     """So in every command that takes one, whatever it does with it."""
     key, _, value = change.partition("=")
-    with pytest.raises(ValueError, match=rf"^{key}={value} "):
+    with pytest.raises(ValueError, match=rf"^(--config\.)?{key}={value} "):
         arguments.parse(["x", *CONFIG, f"--config.{change}"], values=define())
 
 
@@ -230,7 +231,7 @@ def test_more_words_without_a_flag_than_the_command_takes_are_refused(define):
 def test_flags_that_are_missing_are_named_in_one_line(define):
     values = define()
     flags.mark_flag_as_required("config", values)
-    flags.DEFINE(arguments.PathParser("workdir"), "workdir", None, "", values, required=True)
+    flags.DEFINE(parsers.PathParser("workdir"), "workdir", None, "", values, required=True)
     with pytest.raises(ValueError, match=r"^--config and --workdir are missing; --help lists"):
         arguments.parse(["x"], values=values)
 

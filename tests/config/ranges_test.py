@@ -206,3 +206,14 @@ def test_numbers_that_float32_does_not_hold_are_refused(value):
     ranges.check(config)
     with pytest.raises(ValueError, match=r"optim\.grad_clip_norm=.* is 0 or infinite in float32\."):
         ranges.check(dict(optim=dict(grad_clip_norm=value)))
+
+
+def test_types_are_named_with_the_value():
+    ranges.check_type("optim.ema_decay", 1, float)
+    ranges.check_type("sample.cfg_interval", (0, 0.5), float, many=True)
+    with pytest.raises(ValueError, match=r"^sample\.steps=True must be a whole number\.$"):
+        ranges.check_type("sample.steps", True, int)
+    with pytest.raises(ValueError, match=r"^latents\.scale=1 must be a list of numbers\.$"):
+        ranges.check_type("latents.scale", 1, float, many=True)
+    with pytest.raises(ValueError, match=r"^data\.name=\[0, 0.{95}\.\.\. must be a str\.$"):
+        ranges.check_type("data.name", [0] * 1000, str)

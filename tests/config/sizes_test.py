@@ -3,7 +3,7 @@
 import pytest
 
 from configs import default
-from dit_jax.config import overrides, ranges, sizes
+from dit_jax.config import overrides, parsers, ranges, sizes
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from dit_jax.config import overrides, ranges, sizes
     [("256", 256), ("256x384", (256, 384)), ("(8, 12)", (8, 12)), ("8,12", (8, 12)), ("8x8", 8)],
 )
 def test_size_is_read_from_a_word(text, size):
-    assert sizes.parse(text) == size
+    assert parsers.SizeParser().parse(text) == size
     config = default.get_config().lock()
     overrides.override(config, "data.image_size", text)
     overrides.override(config, "model.input_size", text)
@@ -20,10 +20,12 @@ def test_size_is_read_from_a_word(text, size):
     assert sizes.input_shape(config.model) == (*sizes.height_and_width(size), 4)
 
 
-@pytest.mark.parametrize("text", ["", "x8", "8x", "8x8x8", "8.5", "a", "1e3", "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["", "x8", "8x", "8x8x8", "8.5", "a", "1e3", "-8", "9" * 30, "9" * 5000]
+)
 def test_word_that_is_no_size_is_refused(text):
     config = default.get_config().lock()
-    with pytest.raises(ValueError, match="must be a whole number, or height and width, such as 2"):
+    with pytest.raises(ValueError, match=r"must be a whole number in 1..8192, or two, as 256x384"):
         overrides.override(config, "data.image_size", text)
 
 

@@ -334,7 +334,7 @@ def test_bfloat16_is_read(tmp_path):
     np.testing.assert_array_equal(arrays.read(tmp_path / "x.pt")["a"], [1, -2.5])
 
 
-def test_most_bytes_is_of_the_file(contents, tmp_path, monkeypatch):
+def test_max_bytes_is_of_the_file(contents, tmp_path, monkeypatch):
     """16 times as many, so that float16 and shared numbers fit."""
     path = tmp_path / "x.pt"
     torch_format.save(path, *contents)

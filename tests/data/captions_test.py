@@ -135,7 +135,7 @@ def test_all_lines_that_are_wrong_are_listed_with_their_numbers(tmp_path):
 
 def test_captions_that_are_too_long_together_are_refused(tmp_path, monkeypatch):
     rows = [{"file_name": name, "text": "x" * 900} for name in ("0.png", "sub/1.png")]
-    monkeypatch.setattr(captions.json_files, "MOST_JSON_BYTES", 1000)
+    monkeypatch.setattr(captions.json_files, "MAX_BYTES", 1000)
     monkeypatch.setattr(captions, "MAX_BYTES_PER_IMAGE", 500)
     assert _read(tmp_path, rows)[1] == ["x" * 900] * 2
     monkeypatch.setattr(captions, "MAX_BYTES_PER_IMAGE", 400)

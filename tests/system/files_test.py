@@ -90,7 +90,7 @@ def test_damaged_json_ends_in_one_line(tmp_path, contents, reason):
 
 
 def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_files, "MOST_JSON_BYTES", 2**20)
+    monkeypatch.setattr(json_files, "MAX_BYTES", 2**20)
     path = tmp_path / "x.json"
     path.write_text(" " * 2**20 + "1")
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
@@ -242,7 +242,7 @@ def test_json_lines_without_the_one_that_was_cut(tmp_path, caplog):
 
 def test_json_lines_are_read_one_after_another(tmp_path, monkeypatch, caplog):
     """A line that is too long is as damaged as another, and the next one begins behind it."""
-    monkeypatch.setattr(json_files, "MOST_JSON_BYTES", 20)
+    monkeypatch.setattr(json_files, "MAX_BYTES", 20)
     path = tmp_path / "a.jsonl"
     rows = [{"a": "x" * size} for size in (11, 12, 13, 32, 33, 34, 1000)]  # of size + 9 bytes
     path.write_bytes(b"".join(json.dumps(row).encode() + b"\n{}\r\n[]\n" for row in rows))
@@ -256,7 +256,7 @@ def test_json_lines_are_read_one_after_another(tmp_path, monkeypatch, caplog):
 
 
 def test_json_lines_that_are_too_many_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_files, "MOST_JSON_LINES_BYTES", 2**20)
+    monkeypatch.setattr(json_files, "MAX_LINES_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n" * 2**10 + b"x\n" * 2**10 + b"{}\n" * 2**14)
     assert len(json_files.read_json_lines(path)) == 2**14  # what is left out does not count

@@ -200,7 +200,7 @@ def _ignoring(queue):
 def test_processes_that_are_started_while_blocked_see_no_ctrl_c():
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    with stopping.Blocked():
+    with stopping.block_signals():
         process = context.Process(target=_ignoring, args=(queue,))
         process.start()
     assert queue.get(timeout=60) == [True]

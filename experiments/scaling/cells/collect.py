@@ -11,9 +11,9 @@ import numpy as np
 from dit_jax import conditions, models, workdirs
 from dit_jax.data import pixels
 from dit_jax.errors import MissingFileError, UserError
-from dit_jax.evaluation import queries, rows
+from dit_jax.evaluation import queries, row_schema, rows
 from dit_jax.sampling import pictures
-from dit_jax.system import files, forms, json_files
+from dit_jax.system import files, json_files, schemas
 from dit_jax.workdirs import metric_lines
 from experiments.scaling.cells import record
 from experiments.scaling.fits import selection, table
@@ -33,12 +33,12 @@ DIT_COLUMNS = (
 SHOWN = 10  # samples shown per model
 SAMPLE_KEYS = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
 NEEDED = {  # required keys of an evaluation's row
-    "step": forms.is_count,
-    "sample": forms.object_of({key: forms.SAMPLE[key] for key in SAMPLE_KEYS}),
-    "extractor": forms.object_of({"name": forms.is_text}),
-    "reference": forms.object_of({"name": forms.is_text}),
-    "picture": forms.is_text,
-    **dict.fromkeys(CODE, forms.is_text),
+    "step": schemas.is_count,
+    "sample": schemas.object_of({key: row_schema.SAMPLE[key] for key in SAMPLE_KEYS}),
+    "extractor": schemas.object_of({"name": schemas.is_string}),
+    "reference": schemas.object_of({"name": schemas.is_string}),
+    "picture": schemas.is_string,
+    **dict.fromkeys(CODE, schemas.is_string),
 }
 
 
@@ -122,7 +122,7 @@ def _add_place(row, workdir, number):
 def _list_invalid_keys(row):
     """Returns the keys of a row that are missing or have a wrong type."""
     form = NEEDED if "sample" in row else {}
-    return forms.invalid_row_keys(row) or forms.invalid_keys(row, form)
+    return row_schema.list_invalid_keys(row) or schemas.invalid_keys(row, form)
 
 
 def _record(directory):

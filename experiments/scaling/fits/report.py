@@ -13,14 +13,14 @@ import string
 import numpy as np
 
 from dit_jax.errors import UserError
-from dit_jax.system import forms, json_files
+from dit_jax.system import json_files, schemas
 from experiments.scaling.fits import contrasts, fit, selection, summary, table
 
 MOST_PAGE_BYTES = 16 * 2**20  # bytes of a template; also characters of the filled page
 COST = {  # keys that `collect.cost` returns, and checks of their values
-    "cells": forms.is_count,
-    "hours": forms.is_number,
-    "devices": forms.list_of(forms.is_text),
+    "cells": schemas.is_count,
+    "hours": schemas.is_number,
+    "devices": schemas.list_of(schemas.is_string),
 }
 
 
@@ -147,7 +147,7 @@ def cost(path: pathlib.Path) -> str:
     if not path.is_file():
         return "not measured"
     total = json_files.read_json(path, "the cost of a sweep")
-    if not isinstance(total, dict) or forms.invalid_keys(total, COST):
+    if not isinstance(total, dict) or schemas.invalid_keys(total, COST):
         raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(total["devices"])
     return f"{total['cells']} cells, {total['hours']:.1f} hours added up, each on {devices}"

@@ -1,0 +1,127 @@
+"""Parsers of the texts of flags and config keys, beside absl's."""
+
+import ast
+import math
+import os
+import pathlib
+import re
+
+from absl import flags
+
+from dit_jax.config import ranges, sizes
+from dit_jax.errors import UserError
+from dit_jax.system import files
+
+# What a list takes, by the type of its values; None is for ints and floats.
+LISTS = {
+    str: "texts with commas, such as a,b",
+    bool: "values with commas, such as True,False",
+    int: "whole numbers with commas, such as 1,2",
+    float: "numbers with commas, such as 0.1,0.8",
+    None: "numbers with commas, such as 0.1,0.8",
+}
+
+
+def parse(name: str, text: str, parser: flags.ArgumentParser) -> object:
+    """Returns the value of --NAME=TEXT.   Raises: ValueError that says what the flag takes."""
+    try:
+        value = parser.parse(text)
+        numbers = value if isinstance(value, tuple) else (value,)
+        # absl accepts nan and inf.
+        if all(math.isfinite(one) for one in numbers if isinstance(one, float)):
+            return value
+    except (ValueError, TypeError, OverflowError):
+        if isinstance(parser, PathParser):  # its error already names the flag
+            raise
+    expected = parser.syntactic_help
+    if isinstance(parser, flags.BooleanParser):
+        expected = "true or false"
+    elif isinstance(parser, flags.EnumParser):
+        expected = f"one of {', '.join(parser.enum_values)}"
+    raise UserError(f"--{name}={text} must be {expected}.")
+
+
+class PathParser(flags.ArgumentParser):
+    """Parser of a local path.
+
+    Args:
+      name: the name of the flag, for errors.
+      text: whether `parse` returns a string instead of a pathlib.Path.
+    """
+
+    def __init__(self, name: str, text: bool = False):
+        super().__init__()
+        self.name, self.text = name, text
+
+    def parse(self, argument: str) -> pathlib.Path | str:
+        """Returns the path, with `~` expanded.   Raises: ValueError as `files.to_path`."""
+        path = files.to_path(argument, f"--{self.name}")
+        return os.fspath(path) if self.text else path
+
+
+class StringParser(PathParser):
+    """Parser of a string of a config, which may be a path."""
+
+    def parse(self, argument: str) -> str:
+        """Returns the string as `expand_path`."""
+        return expand_path(argument, f"--{self.name}")
+
+
+def expand_path(text: str, name: str) -> str:
+    """Returns a string of a config with a leading `~` expanded; only paths begin with `~`.
+
+    Raises: ValueError for a remote path, with the name of its key.
+    """
+    if text.startswith("~") or "://" in text:
+        return str(files.to_path(text, name))
+    return text
+
+
+class ListParser(flags.ArgumentParser):
+    """Parser of a tuple: '1,2', '(1, 2)' or, of texts, also 'a,b' without quotes.
+
+    Args:
+      kind: the type of the values, a key of LISTS. An int may be given for a float.
+      count: the number of values; None for any.
+      least: the least number of values.
+    """
+
+    def __init__(self, kind: type | None, count: int | None = None, least: int = 1):
+        super().__init__()
+        self.kind, self.count, self.least = kind, count, least
+        self.syntactic_help = f"{count or ''} {LISTS[kind]}".lstrip()
+
+    def parse(self, argument: str) -> tuple:
+        """Returns the values.   Raises: ValueError, TypeError, OverflowError."""
+        try:
+            values = ast.literal_eval(argument)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            values = argument.split(",")
+        values = values if isinstance(values, tuple | list) else (values,)
+        if len(values) < self.least or self.count not in (None, len(values)):
+            raise ValueError(argument)
+        return tuple(map(self._convert, values))
+
+    def _convert(self, value):
+        if self.kind is float and type(value) is int:
+            return float(value)
+        if type(value) not in ((int, float) if self.kind is None else (self.kind,)):
+            raise TypeError(value)
+        return value
+
+
+class SizeParser(flags.ArgumentParser):
+    """Parser of a size in pixels: '256', '256x384', '256,384' or '(256, 384)', height first."""
+
+    syntactic_help = f"a whole number in 1..{ranges.MAX_IMAGE_SIZE}, or two, as 256x384"
+
+    def parse(self, argument: str) -> sizes.Size:
+        """Returns the size.   Raises: ValueError for no size, or one out of range."""
+        match = re.fullmatch(r"\(?\s*(\d+)(?:\s*[x,]\s*(\d+))?\s*\)?", argument)
+        if not match:
+            raise ValueError(argument)
+        height, width = match.groups()
+        size = int(height), int(width or height)
+        if not all(map(ranges.IMAGE_SIZE.holds, size)):
+            raise ValueError(argument)
+        return sizes.simplify(size)
