@@ -37,7 +37,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import initial_state, programs
+from dit_jax.training import frozen_networks, initial_state, programs
 
 FLAGS = flags.FLAGS
 WINDOWS = 3  # the median of them counts
