@@ -1,25 +1,17 @@
-"""Reader of files of named arrays, and their conversion to a parameter tree.
+"""Reader of one file of named arrays: .npz, .safetensors, or torch.save's."""
 
-A file must hold exactly the arrays that the model is made of.
-"""
-
-import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import flax.traverse_util
-import jax
 import numpy as np
 import safetensors.numpy
 
-from dit_jax import models
 from dit_jax.convert import torch_files
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files, npz_files
 
-Shape = tuple[int, ...]
 # The last part of the name of torch's integer position tables, which are buffers and no weights.
 # Integers of rank 0 or 1 count steps and the like.
 POSITIONS = "position_ids"
@@ -39,11 +31,10 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     describe(path)
     tensors = _parse(path, READERS[path.suffix][1])
-    integer_dtypes = {
-        n: a.dtype for n, a in tensors.items() if a.dtype.kind in "biu" and a.ndim > 1
-    }
     integers = [
-        f"{n} ({t})" for n, t in integer_dtypes.items() if n.rpartition(".")[2] != POSITIONS
+        f"{name} ({array.dtype})"
+        for name, array in tensors.items()
+        if array.dtype.kind in "biu" and array.ndim > 1 and name.rpartition(".")[2] != POSITIONS
     ]
     if integers:
         raise UserError(
@@ -56,7 +47,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def describe(path: pathlib.Path) -> dict[str, Shape]:
+def describe(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """Returns name -> shape of the arrays in a file that `read` reads, without their values.
 
     Raises: OSError; ValueError for another suffix, a damaged file, contents that are not arrays of
@@ -66,7 +57,7 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
     if path.is_dir():
         raise UserError(f"{shown} is a directory: give the file in it.")
     if not path.is_file():
-        raise MissingFileError(f"no checkpoint file at {shown}{variants(path)}.")
+        raise MissingFileError(f"no checkpoint file at {shown}{suggest_variant(path)}.")
     if path.suffix not in READERS:
         raise UserError(f"cannot read {shown}: expected {', '.join(READERS)}.")
     shapes = _parse(path, READERS[path.suffix][0])
@@ -77,13 +68,15 @@ def describe(path: pathlib.Path) -> dict[str, Shape]:
     return shapes
 
 
-def variants(path: pathlib.Path) -> str:
+def suggest_variant(path: pathlib.Path) -> str:
     """Returns the end of a message about missing weights: a hint at lower-precision files."""
-    for precision in ("fp16", "bf16"):
-        other = path.with_suffix(f".{precision}{path.suffix}")
-        if other.is_file():
-            names = files.printable(other.name), files.printable(path.name)
-            return f"; {names[0]} is there: give a copy named {names[1]}, which is read as f32"
+    index = path.with_name(f"{path.name}.index.json")  # of weights in several files
+    for plain in (path, index):
+        for precision in ("fp16", "bf16"):
+            other = plain.with_suffix(f".{precision}{plain.suffix}")
+            if other.is_file():
+                names = files.printable(other.name), files.printable(plain.name)
+                return f"; {names[0]} is there: give a copy named {names[1]}, which is read as f32"
     return ""
 
 
@@ -98,20 +91,19 @@ def _parse(path: pathlib.Path, reader: Callable[[pathlib.Path], Any]) -> Any:
 
 
 def _describe_npz(path):
-    described = npz_files.describe_npz(path)
-    named = {name: described[name] for name in _npz_names(described)}
-    _refuse({n: str(a.dtype) for n, a in named.items() if a.dtype.kind not in "biuf"})
-    return {name.removeprefix("w/"): array.shape for name, array in named.items()}
+    arrays = _select(npz_files.describe_npz(path))
+    _refuse({n: str(a.dtype) for n, a in arrays.items() if a.dtype.kind not in "biuf"})
+    return {name.removeprefix("w/"): array.shape for name, array in arrays.items()}
 
 
 def _read_npz(path):
-    names = _npz_names(npz_files.describe_npz(path))
-    return {n.removeprefix("w/"): array for n, array in npz_files.read_npz(path, names).items()}
+    arrays = npz_files.read_npz(path, _select(npz_files.describe_npz(path)))
+    return {name.removeprefix("w/"): array for name, array in arrays.items()}
 
 
-def _npz_names(described):
-    """Returns the names that begin with 'w/', or all names if none does."""
-    return [name for name in described if name.startswith("w/")] or list(described)
+def _select(arrays):
+    """Returns the arrays whose names begin with 'w/', or all if none does."""
+    return {n: a for n, a in arrays.items() if n.startswith("w/")} or arrays
 
 
 def _describe_safetensors(path):
@@ -122,90 +114,16 @@ def _describe_safetensors(path):
         return {name: tuple(part.get_shape()) for name, part in slices.items()}
 
 
-def _describe_torch(path):
-    return {name: tensor.shape for name, tensor in torch_files.describe(path).items()}
+def _refuse(dtypes):
+    """Raises ValueError if there are any: {name: dtype} of arrays that are not numbers."""
+    if dtypes:
+        shown = [f"{name} ({dtype})" for name, dtype in dtypes.items()]
+        raise UserError(f"it holds more than real numbers: {files.list_some(shown)}")
 
 
-def _refuse(others):
-    """Raises ValueError if `others`, {name: dtype} of arrays that are not numbers, has any."""
-    if others:
-        kinds = [f"{name} ({dtype})" for name, dtype in others.items()]
-        raise UserError(f"it holds more than real numbers: {files.list_some(kinds)}")
-
-
-_TORCH = _describe_torch, torch_files.read
 # Suffix -> (reader of names and shapes, reader of arrays).
 READERS = {
     ".npz": (_describe_npz, _read_npz),
     ".safetensors": (_describe_safetensors, safetensors.numpy.load_file),
-    ".pt": _TORCH,
-    ".pth": _TORCH,
-    ".bin": _TORCH,
-    ".ckpt": _TORCH,
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), (torch_files.describe, torch_files.read)),
 }
-
-
-def to_params(
-    found: Mapping[str, np.ndarray],
-    shapes: Mapping[str, Shape],
-    published: Mapping[str, Mapping[str, Shape]],
-    to_parameter: Callable[[str, np.ndarray], np.ndarray],
-) -> dict:
-    """Returns the parameter tree, f32, made of exactly these published arrays.
-
-    Args:
-      found: published name -> array.
-      shapes: parameter path -> shape.
-      published: parameter path -> {published name: shape}, with one name per block if it is
-        stacked.
-      to_parameter: (parameter path, published array) -> the array with its axes in the parameter's
-        order.
-    Raises: ValueError as `check`.
-    """
-    check(found, {name: shape for part in published.values() for name, shape in part.items()})
-    params = {}
-    for path, shape in shapes.items():
-        parts = [
-            to_parameter(path, np.asarray(found[name], np.float32)) for name in published[path]
-        ]
-        # Blocks are stacked. For a single array the reshape removes the stack axis again.
-        params[path] = np.ascontiguousarray(np.stack(parts).reshape(shape))
-    return flax.traverse_util.unflatten_dict(params, sep="/")
-
-
-def check(found: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> None:
-    """Raises unless the arrays have exactly the expected names and shapes, and finite values.
-
-    Raises: ValueError with the number and the first of missing names, unexpected names and wrong
-      shapes, or of the names with NaN or infinity.
-    """
-    shapes = {name: tuple(np.shape(array)) for name, array in found.items()}
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
-    unexpected = [f"{name} {shape}" for name, shape in shapes.items() if name not in expected]
-    differing = [
-        f"{name} {shapes[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    if missing or unexpected or differing:
-        raise UserError(
-            "the checkpoint does not fit the model.\n"
-            f"  missing ({len(missing)}): {files.list_some(missing)}\n"
-            f"  unexpected ({len(unexpected)}): {files.list_some(unexpected)}\n"
-            f"  wrong shape ({len(differing)}): {files.list_some(differing)}\n"
-            "Check the model's sizes in the config, and that the file holds this model."
-        )
-    if broken := [name for name, array in found.items() if not np.isfinite(array).all()]:
-        raise UserError(
-            f"{len(broken)} of the checkpoint's {len(found)} tensors hold NaN or infinity, such as "
-            f"{files.list_some(broken[:3])}.\n"
-            "Download it again, and compare its SHA-256 with docs/weights.md; if that is right, "
-            "the model itself is broken."
-        )
-
-
-def parameter_shapes(model_config) -> dict[str, Shape]:
-    """Returns path -> shape of every parameter of the model, without allocating any."""
-    init = functools.partial(models.init_params, models.build(model_config))
-    flat = flax.traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
