@@ -115,16 +115,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         contents, read_record = _open(file)
         tensors = _find_tensors(contents)
-        # One record serves all tensors that view it, and is read once.
-        records = {(t.storage.key, t.storage.dtype): t.storage for t in tensors.values()}
-        size = sum(s.record_size * s.dtype.itemsize for s in records.values())
+        # One record serves all tensors that view it, and is read once. Storages of one key but
+        # different sizes stay apart: a view must lie inside the record that its size was checked
+        # against.
+        records = {tensor.storage._replace(begin=0) for tensor in tensors.values()}
+        size = sum(record.record_size * record.dtype.itemsize for record in records)
         if size > path.stat().st_size:
             raise UserError(f"its tensors are {size:,} bytes, more than the file has")
-        arrays = {key: read_record(storage) for key, storage in records.items()}
+        arrays = {record: read_record(record) for record in records}
     return {
         # as_strided checks no bounds: `_to_tensor` has checked them.
         name: np.lib.stride_tricks.as_strided(
-            arrays[t.storage.key, t.storage.dtype][t.storage.begin + t.offset :],
+            arrays[t.storage._replace(begin=0)][t.storage.begin + t.offset :],
             t.shape,
             [t.storage.dtype.itemsize * stride for stride in t.strides],
             writeable=False,

@@ -267,6 +267,20 @@ def test_records_that_lie_over_each_other_take_no_more_than_the_file(tmp_path):
         tensor_files.read(path)
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("sizes", [(20, 1), (1, 20)])
+def test_storages_of_one_record_that_differ_in_size_are_refused(tmp_path, sizes, is_zip):
+    """A view of the larger one would read memory beyond the record."""
+    view = () if is_zip else (None,)
+    by_name = {str(n): tensor(storage("0", np.float32, n, *view), (n,)) for n in sizes}
+    save = torch_format.save if is_zip else torch_format.save_legacy
+    save(tmp_path / "x.pt", by_name, {"0": b"1234"})
+    with pytest.raises(
+        ValueError, match=r"record '(data/)?0' has (4 bytes, not 80|1 numbers, not)"
+    ):
+        tensor_files.read(tmp_path / "x.pt")
+
+
 def test_flipped_bit_is_seen(contents, tmp_path):
     path = tmp_path / "x.pt"
     torch_format.save(path, *contents)
