@@ -389,6 +389,7 @@ def test_a_conversion_that_is_killed_goes_on_when_it_is_run_again(
     target = tmp_path / "ours"
     code = f"""
 import os, pathlib, signal
+from dit_jax import convert
 from dit_jax.workdirs import checkpoint
 save, saved = checkpoint.save_params, []
 def stop(workdir, *arguments):
