@@ -4,6 +4,6 @@ Each module holds a table of names and layouts. A file must have every array of 
 other.
 """
 
-from dit_jax.convert.formats import load
+from dit_jax.convert.conversions import load, to_workdir
 
-__all__ = ["load"]
+__all__ = ["load", "to_workdir"]

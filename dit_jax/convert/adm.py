@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.convert import arrays
+from dit_jax.convert import parameters
 from dit_jax.errors import UserError
 from dit_jax.models import unet_presets
 
@@ -28,14 +28,9 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-# The same for an attention block.
-ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "qkv",
-    "to_k": "qkv",
-    "to_v": "qkv",
-    "to_out_0": "proj_out",
-}
+# The same for an attention block. Its projections are convolutions over a sequence, [out, in, 1].
+PROJECTIONS = {"to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out_0": "proj_out"}
+ATTENTION = {"group_norm": "norm", **PROJECTIONS}
 # This project's module outside of the blocks -> guided-diffusion's.
 OUTSIDE = {
     "time_embedding/linear_1": "time_embed.0",
@@ -45,37 +40,33 @@ OUTSIDE = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
 def to_params(
-    found: Mapping[str, np.ndarray], model_config, new_attention_order: bool = False
+    tensors: Mapping[str, np.ndarray], model_config, new_attention_order: bool = False
 ) -> dict:
     """Returns the model's parameters from arrays under the published names.
 
     Args:
-      found: published name -> array.
+      tensors: published name -> array.
       new_attention_order: whether rows of q, k, v are [3, H, D/H] instead of [H, 3, D/H]. Both
         orders have the same shapes, so the file does not show it.
-    Raises: ValueError for a model with transformer blocks; as `arrays.check`.
+    Raises: ValueError for a model with transformer blocks; as `parameters.check`.
     """
-    published = published_shapes(model_config)
 
     def to_parameter(path, array):
-        part = path.split("/")[-2]
-        if part in ("to_q", "to_k", "to_v"):
-            array = _part(array, "qkv".index(part[-1]), model_config, new_attention_order)
-        if path.endswith("/kernel"):
-            # Attention's projections are convolutions over a sequence, [out, in, 1].
-            array = array[:, :, 0] if array.ndim == 3 else array
-            return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
-        return array
+        layer = path.split("/")[-2]
+        if PROJECTIONS.get(layer) == "qkv":
+            array = _select_rows(array, "qkv".index(layer[-1]), model_config, new_attention_order)
+        if layer in PROJECTIONS and path.endswith("/kernel"):
+            array = array[:, :, 0]
+        return parameters.from_torch(path, array)
 
-    return arrays.to_params(found, arrays.parameter_shapes(model_config), published, to_parameter)
+    return parameters.to_params(tensors, make_table(model_config), to_parameter)
 
 
-def published_shapes(model_config) -> dict[str, dict[str, arrays.Shape]]:
-    """Returns parameter path -> {published name: shape}; q, k and v have the same entry.
+def make_table(model_config) -> dict[str, parameters.Entry]:
+    """Returns parameter path -> published arrays; q, k and v have the same one.
 
     Raises: ValueError for a model with transformer blocks.
     """
@@ -84,87 +75,80 @@ def published_shapes(model_config) -> dict[str, dict[str, arrays.Shape]]:
             f"model.transformer_depth={model_config.transformer_depth}: ADM's UNet has none, 0; "
             "one of diffusers is converted with `convert unet`."
         )
-    modules = _modules(model_config)
-    return {
-        path: _published(path, shape, modules)
-        for path, shape in arrays.parameter_shapes(model_config).items()
-    }
+    modules = _list_modules(model_config)
+    return parameters.make_table(
+        model_config, lambda path: _published_name(path, modules), _published_shape
+    )
 
 
-def preset(found: Mapping[str, np.ndarray]) -> str:
+def match_preset(tensors: Mapping[str, np.ndarray]) -> str:
     """Returns the name in PUBLISHED of the model with exactly these arrays.
 
     Raises: ValueError if there is none.
     """
-    shapes = {name: tuple(np.shape(array)) for name, array in found.items()}
+    shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
     for name in PUBLISHED:
-        published = published_shapes(model_config(name)).values()
-        if shapes == {n: shape for part in published for n, shape in part.items()}:
+        if shapes == parameters.list_published(make_table(get_config(name))):
             return name
     raise UserError(
-        f"the checkpoint's {len(found)} arrays are of none of {', '.join(PUBLISHED)}: give "
+        f"the checkpoint's {len(tensors)} arrays are of none of {', '.join(PUBLISHED)}: give "
         "--config with the model's sizes."
     )
 
 
-def model_config(name: str) -> ConfigDict:
+def get_config(name: str) -> ConfigDict:
     """Returns `config.model` of a preset."""
     fields = dict(name="unet", **unet_presets.get(name))
     return ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
 
 
-def _modules(model_config):
-    """Returns {this project's module: guided-diffusion's}.
-
-    The keys are the modules outside of the blocks, and the blocks themselves without their layers.
-    """
+def _list_modules(model_config):
+    """Returns {this project's module: guided-diffusion's}, of blocks without their layers."""
     levels, blocks = len(model_config.channel_mult), model_config.blocks_per_level
-    modules, entry = dict(OUTSIDE), 1
-    # Entry 0 of input_blocks is conv_in, so the first block is entry 1.
+    modules = OUTSIDE | {
+        "mid_block/resnets_0": "middle_block.0",
+        "mid_block/attentions_0": "middle_block.1",
+        "mid_block/resnets_1": "middle_block.2",
+    }
     for i in range(levels):
+        first = i * (blocks + 1)  # both ways have as many entries in each level
+        # Entry 0 of input_blocks is conv_in, so the first block is entry 1.
         for j in range(blocks):
-            modules[f"down_blocks_{i}_resnets_{j}"] = f"input_blocks.{entry}.0"
-            modules[f"down_blocks_{i}_attentions_{j}"] = f"input_blocks.{entry}.1"
-            entry += 1
-        if i < levels - 1:
-            modules[f"down_blocks_{i}_downsamplers_0"] = f"input_blocks.{entry}.0"
-            entry += 1
-    modules["mid_block/resnets_0"] = "middle_block.0"
-    modules["mid_block/attentions_0"] = "middle_block.1"
-    modules["mid_block/resnets_1"] = "middle_block.2"
-    entry = 0
-    for i in range(levels):
+            modules[f"down_blocks_{i}_resnets_{j}"] = f"input_blocks.{1 + first + j}.0"
+            modules[f"down_blocks_{i}_attentions_{j}"] = f"input_blocks.{1 + first + j}.1"
+        modules[f"down_blocks_{i}_downsamplers_0"] = f"input_blocks.{1 + first + blocks}.0"
         for j in range(blocks + 1):
-            modules[f"up_blocks_{i}_resnets_{j}"] = f"output_blocks.{entry}.0"
-            modules[f"up_blocks_{i}_attentions_{j}"] = f"output_blocks.{entry}.1"
-            entry += 1
+            modules[f"up_blocks_{i}_resnets_{j}"] = f"output_blocks.{first + j}.0"
+            modules[f"up_blocks_{i}_attentions_{j}"] = f"output_blocks.{first + j}.1"
         # An upsampling layer comes after the attention of its entry, if that has one.
         attended = levels - 1 - i in model_config.attention_levels
-        modules[f"up_blocks_{i}_upsamplers_0"] = f"output_blocks.{entry - 1}.{1 + attended}"
+        modules[f"up_blocks_{i}_upsamplers_0"] = f"output_blocks.{first + blocks}.{1 + attended}"
     return modules
 
 
-def _published(path, shape, modules):
-    """Returns {published name: shape} of the array that one parameter is taken from."""
+def _published_name(path, modules):
+    """Returns the name of the array that one parameter is taken from."""
     module, _, leaf = path.rpartition("/")
     if module in modules:
-        name = modules[module]
-    else:
-        block, _, layer = module.rpartition("/")
-        if layer == "conv":  # a resampling layer without residual block
-            layer = "op" if "down" in block else "conv"
-        name = f"{modules[block]}.{(RESNET | ATTENTION).get(layer, layer)}"
-    if leaf == "kernel":
-        shape = (*shape[:-3:-1], *shape[:-2])  # [h, w, in, out] -> [out, in, h, w]
+        return parameters.to_torch_name(f"{modules[module]}/{leaf}")
+    block, _, layer = module.rpartition("/")
+    if layer == "conv" and "down" in block:  # a downsampling layer without residual block
+        layer = "op"
+    layer = (RESNET | ATTENTION).get(layer, layer)
+    return parameters.to_torch_name(f"{modules[block]}/{layer}/{leaf}")
+
+
+def _published_shape(path, shape):
+    """Returns the shape of the array that one parameter is taken from."""
+    layer, leaf = path.split("/")[-2:]
+    shape = parameters.to_torch_shape(path, shape)
     # q, k and v are one array, so each of the three parameters expects all of its rows.
-    if name.endswith(".qkv"):
+    if PROJECTIONS.get(layer) == "qkv":
         shape = (3 * shape[0], *shape[1:])
-    if leaf == "kernel" and name.endswith((".qkv", ".proj_out")):
-        shape = (*shape, 1)
-    return {f"{name}.{LEAVES[leaf]}": shape}
+    return (*shape, 1) if layer in PROJECTIONS and leaf == "kernel" else shape
 
 
-def _part(array, part, model_config, new_attention_order):
+def _select_rows(array, part, model_config, new_attention_order):
     """Returns the rows of q, k or v (part 0, 1 or 2), sorted by head."""
     size = len(array) // 3
     head_dim = model_config.head_dim or size // model_config.num_heads

@@ -57,11 +57,17 @@ def fill(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserFileError(f"cannot write to {shown}: {error.strerror}") from error
     try:
         # The lock comes first: what is in the directory may belong to a running conversion.
-        _hold(lock_fd, shown)
+        _lock(lock_fd, shown)
         _empty(partial)
         try:
             yield partial
-            _become(partial, workdir)
+            try:
+                os.replace(partial, workdir)
+            except OSError as error:
+                raise UserFileError(
+                    f"cannot make {shown}: {error.strerror}. Choose a directory that is not there "
+                    "yet."
+                ) from error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -69,16 +75,16 @@ def fill(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(lock_fd)
 
 
-def _hold(directory, shown):
+def _lock(directory, shown):
     """Locks an open directory. The lock ends with the process, even if that is killed."""
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):  # any other error: the file system has no locks
-            raise UserFileError(
-                f"another process converts to {shown} now: wait for it, or choose another "
-                "directory."
-            ) from error
+    except BlockingIOError as error:
+        raise UserFileError(
+            f"another process converts to {shown} now: wait for it, or choose another directory."
+        ) from error
+    except OSError:
+        pass  # the file system has no locks
 
 
 def _empty(directory):
@@ -90,17 +96,3 @@ def _empty(directory):
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _become(partial, workdir):
-    """Renames the finished directory to the workdir.
-
-    Raises: OSError if the rename fails.
-    """
-    try:
-        os.replace(partial, workdir)
-    except OSError as error:
-        raise UserFileError(
-            f"cannot make {files.printable(workdir)}: {error.strerror}. Choose a directory that is "
-            "not there yet."
-        ) from error

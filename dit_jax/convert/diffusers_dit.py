@@ -7,13 +7,13 @@ model.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, dit, fields
+from dit_jax.convert import dit, fields, parameters
 from dit_jax.errors import UserError
-from dit_jax.system import files
 
 # Published module -> diffusers' modules whose rows it concatenates; {} is the block's number.
 MODULES = {
@@ -33,22 +33,16 @@ MODULES = {
 }
 # Both are the same model: DiT had the older class before it got its own.
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
-# Values of the fields that a config.json may leave out.
+# Values of the other fields that a config.json may leave out.
 DEFAULTS = dict(
     num_attention_heads=16,
     attention_head_dim=72,
     in_channels=4,
     out_channels=None,
     num_layers=28,
-    attention_bias=True,
     sample_size=32,
     patch_size=2,
-    activation_fn="gelu-approximate",
     num_embeds_ada_norm=1000,
-    upcast_attention=False,
-    norm_type="ada_norm_zero",
-    norm_elementwise_affine=False,
-    norm_eps=1e-5,
 )
 # Field with a whole number above 0 -> its largest value.
 COUNTS = dict(
@@ -60,8 +54,9 @@ COUNTS = dict(
     patch_size=1024,
     num_embeds_ada_norm=fields.MOST,
 )
-# Field -> the values that this project's model supports. For norm_eps see the module's docstring.
-FIXED = dict(
+# Field -> the values that this project's model supports; the first is the default. For norm_eps see
+# the module's docstring.
+CHOICES = dict(
     attention_bias=(True,),
     activation_fn=("gelu-approximate",),
     upcast_attention=(False,),
@@ -79,29 +74,17 @@ def read_sizes(directory: pathlib.Path) -> dict:
     Raises: FileNotFoundError; ValueError for a whole pipeline, or a model of another kind, with the
       unsupported fields; as `fields.read`.
     """
-    if (directory / "model_index.json").is_file():
-        raise UserError(
-            f"{files.printable(directory)} is a whole pipeline: convert the DiT in "
-            f"{files.printable(directory / 'transformer')}, and its VAE with `convert vae "
-            f"{files.printable(directory / 'vae')}`."
-        )
+    fields.refuse_pipeline(directory, "dit", "transformer")
     path = directory / "config.json"
-    config = fields.read(path, "the config.json that diffusers writes beside the weights")
-    shown, kind = files.printable(path), config.get("_class_name")
-    if kind not in CLASSES:
-        raise UserError(
-            f"{shown} describes diffusers' {fields.show(kind)}, but only a {CLASSES[0]} can be "
-            "converted; docs/weights.md lists one."
-        )
-    config = DEFAULTS | config
-    wrong = {n: config[n] for n, most in COUNTS.items() if not fields.is_count(config[n], most)}
-    wrong |= {n: config[n] for n, values in FIXED.items() if config[n] not in values}
-    # out_channels is the only field whose allowed values depend on another field.
+    config = fields.read(path, fields.BESIDE_WEIGHTS.format("diffusers"))
+    fields.check_class(path, config.get("_class_name"), CLASSES)
+    config = fields.complete(config, DEFAULTS, CHOICES)
+    wrong = fields.list_unsupported(config, COUNTS, CHOICES)
+    # out_channels is the only field whose supported values depend on another field.
     channels = config["in_channels"]
     if not wrong and config["out_channels"] not in (None, channels, 2 * channels):
-        wrong["out_channels"] = config["out_channels"]
-    if wrong:
-        raise UserError(f"{shown} describes a DiT of another kind: {fields.show(wrong)}.")
+        wrong["out_channels"] = "None, in_channels, or twice that"
+    fields.check_supported(path, "a DiT", config, wrong)
     return dict(
         input_size=config["sample_size"],
         patch_size=config["patch_size"],
@@ -115,16 +98,16 @@ def read_sizes(directory: pathlib.Path) -> dict:
     )
 
 
-def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.ndarray]:
+def to_published(tensors: Mapping[str, np.ndarray], model_config) -> dict[str, np.ndarray]:
     """Returns the arrays under the published names, pos_embed included, from diffusers' names.
 
     Every block of diffusers has a copy of the embedders of time and label. The copies must be
     equal.
-    Raises: ValueError as `arrays.check`, with diffusers' names; ValueError with the names of copies
-      that differ from the first block's.
+    Raises: ValueError as `parameters.check`, with diffusers' names; ValueError with the names of
+      copies that differ from the first block's.
     """
-    published = dit.published_shapes(model_config)
-    table = {"pos_embed": dit.position_table(model_config)}
+    published = parameters.list_published(dit.make_table(model_config))
+    table = {"pos_embed": dit.make_position_table(model_config)}
     sources = {name: _sources(name, model_config.depth) for name in published.keys() - table.keys()}
     # Checked under diffusers' names, so that a message shows the names of the file.
     expected = {}
@@ -132,14 +115,14 @@ def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.
         rows, *rest = published[name]
         for parts in copies:
             expected |= dict.fromkeys(parts, (rows // len(parts), *rest))
-    arrays.check(found, expected)
+    parameters.check(tensors, expected)
     # The published DiT has one embedder for all blocks: different copies cannot be joined.
     differing = [
         part
         for first, *copies in sources.values()
         for parts in copies
         for original, part in zip(first, parts, strict=True)
-        if not np.array_equal(found[original], found[part])
+        if not np.array_equal(tensors[original], tensors[part])
     ]
     if differing:
         raise UserError(
@@ -147,7 +130,7 @@ def to_published(found: Mapping[str, np.ndarray], model_config) -> dict[str, np.
             f"block's, such as {', '.join(sorted(differing)[:3])}: a DiT has one for all blocks."
         )
     return table | {
-        name: np.concatenate([found[part] for part in first])
+        name: np.concatenate([tensors[part] for part in first])
         for name, (first, *_) in sources.items()
     }
 
@@ -157,11 +140,8 @@ def _sources(name, depth):
 
     A list holds the parts that are concatenated. There is one list, or one for each block's copy.
     """
-    words = name.split(".")
-    block = words[1] if words[0] == "blocks" else None
-    module, _, leaf = name.replace(f"blocks.{block}.", "blocks.{}.", 1).rpartition(".")
+    block = re.match(r"blocks\.(\d+)\.", name)
+    module, _, leaf = re.sub(r"^blocks\.\d+", "blocks.{}", name).rpartition(".")
     parts = [f"{part}.{leaf}" for part in MODULES[module]]
-    if block is not None:
-        return [[part.format(block) for part in parts]]
     copies = depth if "{}" in parts[0] else 1
-    return [[part.format(i) for part in parts] for i in range(copies)]
+    return [[part.format(i) for part in parts] for i in ([block[1]] if block else range(copies))]

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dit_jax.convert import arrays, fields, weights
+from dit_jax.convert import fields, parameters, weights
 from dit_jax.errors import UserError
 from dit_jax.models import dinov2
-from dit_jax.system import files
 
 HEAD_SIZE = 64  # of all published sizes
-LEAVES = {"kernel": "weight", "scale": "weight"}
 # Official module or array -> transformers' whose rows it concatenates; {} is the block's number.
 TRANSFORMERS = {
     "cls_token": ("embeddings.cls_token",),
@@ -33,13 +31,13 @@ TRANSFORMERS = {
     "norm": ("layernorm",),
 }
 # Field of transformers' config.json -> the only value that this project's model supports.
-FIXED = dict(
-    model_type="dinov2",
-    hidden_act="gelu",
-    layer_norm_eps=1e-6,
-    mlp_ratio=4,
-    patch_size=dinov2.PATCH_SIZE,
-    use_swiglu_ffn=False,
+CHOICES = dict(
+    model_type=("dinov2",),
+    hidden_act=("gelu",),
+    layer_norm_eps=(1e-6,),
+    mlp_ratio=(4,),
+    patch_size=(dinov2.PATCH_SIZE,),
+    use_swiglu_ffn=(False,),
 )
 
 
@@ -52,89 +50,93 @@ def read(source: pathlib.Path) -> dict[str, np.ndarray]:
     if not source.is_dir():
         return weights.read(source, "dinov2")
     path = source / "config.json"
-    config = fields.read(path, "the config.json that transformers writes beside the weights")
-    other = {name: config.get(name) for name, v in FIXED.items() if config.get(name) != v}
-    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if not fields.is_count(heads) or width != heads * HEAD_SIZE:
-        other |= {"hidden_size": width, "num_attention_heads": heads}
-    if other:
-        raise UserError(
-            f"{files.printable(path)} describes a model of another kind: {fields.show(other)}. "
-            f"Needed are {FIXED} and heads of {HEAD_SIZE}: DINOv2 without registers, ViT-S, -B or "
-            "-L."
-        )
+    config = fields.read(path, fields.BESIDE_WEIGHTS.format("transformers"))
+    wrong = fields.list_unsupported(config, dict(num_attention_heads=fields.MOST), CHOICES)
+    width = 0 if wrong else config["num_attention_heads"] * HEAD_SIZE
+    if not wrong and config.get("hidden_size") != width:
+        wrong["hidden_size"] = f"num_attention_heads * {HEAD_SIZE}, {width}"
+    fields.check_supported(path, "a DINOv2", config, wrong)
     return to_official(weights.read(source, "dinov2"))
 
 
-def to_official(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns transformers' arrays under the official names, with query, key and value joined.
 
     Arrays without an official name keep their own. `to_params` then reports them as unexpected.
     """
-    found, official = dict(found), {}
-    numbers = {m[1] for name in found if (m := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    tensors, official = dict(tensors), {}
+    numbers = {m[1] for name in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", name))}
     for official_name, parts in TRANSFORMERS.items():
         for number in sorted(numbers, key=int) if "{}" in official_name else [""]:
             # The table has both modules, which have weights and biases, and single arrays.
             for leaf in ("", ".weight", ".bias"):
                 names = [f"{name.format(number)}{leaf}" for name in parts]
-                if all(name in found for name in names):
-                    joined = np.concatenate([found.pop(name) for name in names])
+                if all(name in tensors for name in names):
+                    joined = np.concatenate([tensors.pop(name) for name in names])
                     official[f"{official_name.format(number)}{leaf}"] = joined
-    return official | found
+    return official | tensors
 
 
-def read_sizes(found: Mapping[str, np.ndarray]) -> dict:
+def read_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
     """Returns `config.model` with the sizes that the official arrays show.
 
     Raises: ValueError if the arrays are not DINOv2's, or belong to a model with another patch size,
       with registers, or with ViT-g's gated MLP.
     """
-    shape = np.shape(found.get("patch_embed.proj.weight"))
-    if len(shape) != 4 or not any(name.startswith("blocks.") for name in found):
+    shape = np.shape(tensors.get("patch_embed.proj.weight"))
+    if len(shape) != 4 or not any(name.startswith("blocks.") for name in tensors):
         raise UserError(
             "the checkpoint is not DINOv2's: patch_embed.proj.weight has shape "
-            f"{shape or 'none'}, not [D, 3, 14, 14], among {len(found)} arrays, or there is no "
+            f"{shape or 'none'}, not [D, 3, 14, 14], among {len(tensors)} arrays, or there is no "
             "blocks.0. transformers' model is given as the directory that it wrote."
         )
     p, (hidden_size, *_, height, width) = dinov2.PATCH_SIZE, shape
-    if (height, width) != (p, p):
-        raise UserError(
-            f"the checkpoint has patches of {height}x{width} pixels, DINOv2 of {p}x{p}: take "
-            "dinov2_vitl14_pretrain.pth or dinov2_vitb14_pretrain.pth."
-        )
-    if "register_tokens" in found:
-        raise UserError(
-            f"the checkpoint has register_tokens {np.shape(found['register_tokens'])}, but this "
-            "model has none: take the file without _reg4 in its name."
-        )
-    if "blocks.0.mlp.w12.weight" in found:
-        raise UserError("the checkpoint has a gated MLP, as ViT-g's: take ViT-L's or ViT-B's.")
-    if hidden_size % HEAD_SIZE:
-        raise UserError(
-            f"the checkpoint has {hidden_size=}, not a multiple of the head size {HEAD_SIZE}."
-        )
+    registers = np.shape(tensors.get("register_tokens"))
+    problems = {
+        f"patches of {height}x{width} pixels, DINOv2 of {p}x{p}": (height, width) != (p, p),
+        f"register_tokens {registers}, but this model has none": registers,
+        "a gated MLP, as ViT-g's": "blocks.0.mlp.w12.weight" in tensors,
+        f"{hidden_size=}, not a multiple of the head size {HEAD_SIZE}": hidden_size % HEAD_SIZE,
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise UserError(
+                f"the checkpoint has {problem}: take a ViT-S, -B or -L without registers, such as "
+                "dinov2_vitl14_pretrain.pth."
+            )
     return dict(
         name="dinov2",
         hidden_size=hidden_size,
-        depth=len({name.split(".")[1] for name in found if name.startswith("blocks.")}),
+        depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
         num_heads=hidden_size // HEAD_SIZE,
         dtype="float32",
     )
 
 
-def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
     """Returns the model's parameters from the official names; see `convert.load`.
 
     The position embedding is interpolated to the model's grid. The mask token is left out, since
     only training needs it.
     """
-    found = {name: array for name, array in found.items() if name != "mask_token"}
-    if "pos_embed" in found:
-        found["pos_embed"] = interpolate_positions(found["pos_embed"], dinov2.GRID_SIZE)
-    shapes = arrays.parameter_shapes(model_config)
-    published = {path: _official(path, shape) for path, shape in shapes.items()}
-    return arrays.to_params(found, shapes, published, _to_parameter)
+    tensors = {name: array for name, array in tensors.items() if name != "mask_token"}
+    if "pos_embed" in tensors:
+        tensors["pos_embed"] = interpolate_positions(tensors["pos_embed"], dinov2.GRID_SIZE)
+    table = parameters.make_table(model_config, _official_name, _official_shape)
+    return parameters.to_params(tensors, table)
+
+
+def _official_name(path):
+    """Returns the official name of a parameter; {} is the block's number."""
+    path = path.replace("patch_embed/", "patch_embed/proj/").replace("blocks/", "blocks/{}/")
+    return parameters.to_torch_name(path)
+
+
+def _official_shape(path, shape):
+    """Returns the official shape of a parameter."""
+    if path == "patch_embed/kernel":
+        return shape[1], 3, dinov2.PATCH_SIZE, dinov2.PATCH_SIZE
+    return parameters.to_linear_shape(path, shape)
 
 
 def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
@@ -161,29 +163,3 @@ def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
     patches = np.einsum("oi,pj,ijd->opd", matrix, matrix, patches, optimize=True)
     patches = patches.reshape(1, grid**2, -1).astype(np.float32)
     return np.concatenate([pos_embed[:, :1], patches], axis=1)
-
-
-def _official(path, shape):
-    """Returns {official name: shape} of one parameter, with one name per block if stacked."""
-    *modules, leaf = path.replace("patch_embed", "patch_embed/proj").split("/")
-    name, depth = ".".join([*modules, LEAVES.get(leaf, leaf)]), 1
-    if name.startswith("blocks."):
-        name, depth, shape = name.replace("blocks.", "blocks.{}.", 1), shape[0], shape[1:]
-    if path == "patch_embed/kernel":
-        p = dinov2.PATCH_SIZE
-        shape = (shape[1], 3, p, p)
-    elif leaf == "kernel":
-        shape = (math.prod(shape[1:]), shape[0])
-    elif leaf == "bias":
-        shape = (math.prod(shape),)
-    return {name.format(i): shape for i in range(depth)}
-
-
-def _to_parameter(path, array):
-    """Returns one official array with its axes in the parameter's order.
-
-    `arrays.to_params` then reshapes it, which splits axes such as heads.
-    """
-    if path == "patch_embed/kernel":
-        return array.transpose(2, 3, 1, 0)  # [D, 3, p, p] -> [p, p, 3, D]
-    return array.T if path.endswith("kernel") else array

@@ -1,25 +1,26 @@
-"""Config in the metadata of a .safetensors file: written by `dit-export`, and read back."""
+"""Export of a workdir's DiT to a .safetensors file, and its config in the file's metadata."""
 
 import json
 import pathlib
 
-import safetensors
+import jax
+import safetensors.numpy
 from ml_collections import ConfigDict
 
-from dit_jax import diffusion, workdirs
+from dit_jax import cli, diffusion, models, workdirs
 from dit_jax.config import ranges, sizes
-from dit_jax.convert import fields
-from dit_jax.errors import UserError
-from dit_jax.models import dit
+from dit_jax.convert import dit, fields
+from dit_jax.errors import UserError, UserFileError
+from dit_jax.models.dit import DiT
 from dit_jax.system import files, json_files
-from dit_jax.workdirs import older_versions
+from dit_jax.workdirs import checkpoint, older_versions
 
 KEY = "dit_jax"  # its key in the file's metadata
 WHAT = "what `convert dit-export` writes"
 # Sections that an exported config must have.
 SECTIONS = ("model", "data", "diffusion", "objective", "latents", "sample")
 # (section, key) of paths. They exist on one machine only, so they are exported empty.
-PLACES = (
+PATHS = (
     ("data", "data_dir"),
     ("latents", "vae"),
     ("latents", "moments"),
@@ -39,9 +40,41 @@ SIZES = dict(
 )
 
 
-def to_json(config: ConfigDict) -> str:
-    """Returns the config as JSON, without the paths of this machine."""
-    return json.dumps(_without_places(config.copy_and_resolve_references().to_dict()))
+def write(
+    workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, raw: bool = False
+) -> int:
+    """Writes a workdir's DiT, f32, under the published names, and returns its step.
+
+    The file's metadata hold the run's config without its paths.
+    Args:
+      out: a .safetensors file.
+      step: None selects the newest.
+      raw: whether to export the trained parameters instead of their EMA.
+    Raises: ValueError if the workdir has another model or block, or `out` another suffix;
+      FileNotFoundError or OSError as `checkpoint.restore_params`; OSError if the file cannot be
+      written.
+    """
+    cli.check_out(out, (".safetensors",), "DST=")
+    config = workdirs.load_config(workdir)
+    if config.model.name != "dit":
+        raise UserError(f"{workdir} holds a {config.model.name!r}, not a 'dit'.")
+    workdirs.check_draws_images(workdir, config)
+    dit.check_block(config.model)  # before reading the parameters, which takes longer
+    config.model.attention = "auto"  # this machine may lack the run's kind of device
+    device_sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device_sharding),
+        models.param_shapes(models.build(config.model)),
+    )
+    params, step = checkpoint.restore_params(workdir, shapes, step, raw)
+    config_dict = _without_paths(config.copy_and_resolve_references().to_dict())
+    metadata = {KEY: json.dumps(config_dict)}
+    contents = safetensors.numpy.save(dit.to_published(params, config.model), metadata)
+    try:
+        files.replace(out, lambda file: file.write(contents))
+    except OSError as error:
+        raise UserFileError(f"cannot write {out}: {error}") from error
+    return step
 
 
 def read(path: pathlib.Path) -> ConfigDict | None:
@@ -68,7 +101,7 @@ def read(path: pathlib.Path) -> ConfigDict | None:
             raise UserError(
                 f"{shown} cannot be read: {str(error).rstrip('.')}. It must be {WHAT}."
             ) from error
-    if wrong := _wrong(config):
+    if wrong := _find_wrong(config):
         raise UserError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
     try:
         workdirs.check_types(config)
@@ -76,13 +109,13 @@ def read(path: pathlib.Path) -> ConfigDict | None:
         diffusion.build(ConfigDict(config["diffusion"]))
     except (ValueError, AttributeError) as error:  # AttributeError: a key is missing
         raise UserError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
-    return ConfigDict(_without_places(config)).lock()
+    return ConfigDict(_without_paths(config)).lock()
 
 
-def _without_places(config):
+def _without_paths(config):
     """Returns the config, a dict, with empty paths."""
     config = config | {"init_from": ""}
-    for section, key in PLACES:
+    for section, key in PATHS:
         if isinstance(config.get(section), dict):
             config[section] = config[section] | {key: ""}
     data = config["data"]
@@ -93,7 +126,7 @@ def _without_places(config):
     return config
 
 
-def _wrong(config):
+def _find_wrong(config):
     """Returns {key: value} of the fields that are missing, unknown or invalid."""
     if not isinstance(config, dict):
         return {"config": config}
@@ -101,7 +134,7 @@ def _wrong(config):
     if wrong := {name: part for name, part in sections.items() if not isinstance(part, dict)}:
         return wrong
     model, data = config["model"], config["data"]
-    names = {"name"} | {field for field in dit.DiT.__dataclass_fields__ if field != "parent"}
+    names = {"name"} | {field for field in DiT.__dataclass_fields__ if field != "parent"}
     wrong = {name: model.get(name, "missing") for name in names ^ model.keys()}
     for name, most in SIZES.items():
         value = model.get(name)

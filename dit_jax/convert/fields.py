@@ -1,13 +1,16 @@
 """Checks of fields in the JSON files beside weights. Their values may have any type and size."""
 
 import pathlib
+from collections.abc import Collection, Mapping, Sequence
 
 from dit_jax.errors import UserError
 from dit_jax.system import files, json_files
 
+BESIDE_WEIGHTS = "the config.json that {} writes beside the weights"
 MOST = 2**20  # the largest size of a model, such as a width
 MOST_LAYERS = 1000
 MOST_NUMBER = 1e30
+MOST_LINES = 20  # of a message about wrong fields
 
 
 def read(path: pathlib.Path, what: str) -> dict:
@@ -40,36 +43,79 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < MOST_NUMBER
 
 
-def refuse_pipeline(directory: pathlib.Path, part: str) -> None:
-    """Raises if a directory is a whole pipeline of diffusers.
+def complete(
+    config: Mapping, defaults: Mapping[str, object], choices: Mapping[str, Sequence]
+) -> dict:
+    """Returns the config with the fields that it leaves out: defaults, and first choices."""
+    return {**defaults, **{name: values[0] for name, values in choices.items()}, **config}
+
+
+def list_unsupported(
+    config: Mapping, counts: Mapping[str, int], choices: Mapping[str, Collection]
+) -> dict[str, str]:
+    """Returns {field: what is supported} of the fields with other values.
 
     Args:
-      part: the name of the subdirectory that should have been given.
-    Raises: ValueError with the commands that take the pipeline.
+      counts: field with a whole number above 0 -> its largest value.
+      choices: field -> its supported values.
+    """
+    return {
+        name: f"a whole number above 0, up to {most:,}"
+        for name, most in counts.items()
+        if not is_count(config.get(name), most)
+    } | {
+        name: ", ".join(map(str, values))
+        for name, values in choices.items()
+        if not any(_is_same(config.get(name), value) for value in values)
+    }
+
+
+def _is_same(value, other):
+    # In JSON, unlike in Python, 1 and true differ.
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def check_class(path: pathlib.Path, name: object, known: Collection[str]) -> None:
+    """Raises ValueError unless the class that a JSON file names is a known one."""
+    if name not in list(known):  # a list, since the name may be of any type
+        raise UserError(
+            f"{files.printable(path)} describes the class {show(name)}, but only "
+            f"{', '.join(known)} can be converted; docs/weights.md lists some."
+        )
+
+
+def check_supported(path: pathlib.Path, model: str, config: Mapping, unsupported: Mapping) -> None:
+    """Raises unless no field is unsupported.
+
+    Args:
+      model: what the file describes, for messages.
+      unsupported: as `list_unsupported` returns it.
+    Raises: ValueError with a line for each field: its value, and what is supported.
+    """
+    lines = [
+        f"\n  {show(name)}={show(repr(config.get(name)))}; supported: {what}"
+        for name, what in unsupported.items()
+    ]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"\n  and {len(lines) - MOST_LINES:,} more"]
+    if lines:
+        shown = files.printable(path)
+        raise UserError(f"{shown} describes {model} of another kind:{''.join(lines)}")
+
+
+def refuse_pipeline(directory: pathlib.Path, command: str, part: str) -> None:
+    """Raises ValueError if a directory is a whole pipeline of diffusers.
+
+    Args:
+      command: the one that converts a part.
+      part: the name of that part's subdirectory.
     """
     if (directory / "model_index.json").is_file():
         shown = files.printable(directory)
         raise UserError(
-            f"{shown} is a whole pipeline: `convert sd {shown} DST` takes all of it, "
-            f"`convert {part} {shown}/{part} DST` its {part} alone."
+            f"{shown} is a whole pipeline: `convert {command} {shown}/{part} DST` takes its {part} "
+            f"alone, `convert sd {shown} DST` all of a Stable Diffusion."
         )
-
-
-def list_wrong(found: dict, wrong: dict, most: int = 20) -> str:
-    """Returns a line for each wrong field, with its value and what is supported.
-
-    Args:
-      found: field -> value.
-      wrong: field -> what is supported.
-      most: the number of fields to list; the others are counted.
-    """
-    lines = [
-        f"  {show(name)}={show(repr(found.get(name)))}; supported: {what}"
-        for name, what in list(wrong.items())[:most]
-    ]
-    if len(wrong) > most:
-        lines.append(f"  and {len(wrong) - most:,} more")
-    return "\n".join(lines)
 
 
 def show(value: object, most: int = 300) -> str:

@@ -4,8 +4,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dit_jax.convert import fields, weights
-from dit_jax.errors import MissingFileError, UserError
+from dit_jax.convert import array_names, fields, tensor_files
+from dit_jax.errors import UserError
 from dit_jax.system import files
 
 INDEX = "model_index.json"
@@ -38,7 +38,17 @@ MOST_STEPS = 100_000
 # diffusers' name -> this project's.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
-SPACINGS = ("leading", "linspace", "trailing")
+# Field of a scheduler -> its supported values.
+CHOICES = dict(
+    _class_name=SCHEDULERS,
+    beta_schedule=SCHEDULES,
+    prediction_type=PREDICTIONS,
+    timestep_spacing=("leading", "linspace", "trailing"),
+    trained_betas=(None,),
+    use_flow_sigmas=(False,),
+    set_alpha_to_one=(True, False),
+    rescale_betas_zero_snr=(True, False),
+)
 # Values of the fields that a scheduler's config may leave out.
 DEFAULTS = dict(
     prediction_type="epsilon",
@@ -50,35 +60,23 @@ DEFAULTS = dict(
 
 
 def check_parts(source: pathlib.Path) -> None:
-    """Raises unless model_index.json says that the directory holds a supported Stable Diffusion.
+    """Raises unless model_index.json describes a supported Stable Diffusion.
 
     Raises: FileNotFoundError; ValueError for a file, another pipeline, or missing or unsupported
       parts; as `fields.read`.
     """
-    path, shown = source / INDEX, files.printable(source / INDEX)
     # A single file of the original code gets a message of its own.
     if source.is_file():
-        weights.refuse_layout(source, "sd")
-    if not path.is_file():
-        raise MissingFileError(
-            f"no {shown}: give the directory that diffusers wrote, with {', '.join(PARTS)} in it."
-        )
-    index = fields.read(path, "the list of a pipeline's parts that diffusers writes")
-    if (kind := index.get("_class_name")) not in PIPELINES:
-        raise UserError(
-            f"{shown} describes diffusers' {fields.show(kind)}, but only {', '.join(PIPELINES)} "
-            "can be converted."
-        )
+        array_names.refuse_original_code(tensor_files.describe(source), "sd", source)
+    path = source / INDEX
+    what = f"the list of parts in the directory that diffusers wrote, with {', '.join(PARTS)}"
+    index = fields.read(path, what)
+    fields.check_class(path, index.get("_class_name"), PIPELINES)
     # A part is [library, class]. An optional part that is absent is [null, null].
-    parts = {name: v[-1] for name, v in index.items() if isinstance(v, list) and v and v[-1]}
-    if missing := [name for name in PARTS if name not in parts]:
-        raise UserError(f"{shown} names no {', '.join(missing)}; needed are {', '.join(PARTS)}.")
-    if others := sorted(parts.keys() - {*PARTS, *IGNORED}):
-        others = files.list_some([f"{name} ({fields.show(parts[name])})" for name in others])
-        raise UserError(
-            f"{shown} has the parts {others}, which are not supported; supported: "
-            f"{', '.join(PARTS)}, and without effect {', '.join(IGNORED)}."
-        )
+    parts = {name for name, v in index.items() if isinstance(v, list) and v and v[-1]}
+    wrong = {name: "a part of this name" for name in PARTS if name not in parts}
+    wrong |= {name: "no such part" for name in sorted(parts - {*PARTS, *IGNORED})}
+    fields.check_supported(path, "a pipeline", index, wrong)
 
 
 def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
@@ -95,9 +93,7 @@ def read_process(path: pathlib.Path) -> tuple[dict, str, dict]:
     is_pndm = config.get("_class_name") == "PNDMScheduler"
     # The default of set_alpha_to_one depends on the class.
     config = DEFAULTS | {"set_alpha_to_one": not is_pndm} | config
-    if wrong := _not_supported(config):
-        lines = fields.list_wrong(config, wrong)
-        raise UserError(f"{files.printable(path)} describes a process of another kind:\n{lines}")
+    fields.check_supported(path, "a process", config, _list_unsupported(config))
     process = dict(
         process="ddpm",
         num_steps=config["num_train_timesteps"],
@@ -122,51 +118,27 @@ def check_fit(source: pathlib.Path, unet: ConfigDict, vae: ConfigDict, clip: Con
 
     Raises: ValueError with the sizes that differ.
     """
-    wrong = []
-    if unet.context_size != clip.hidden_size:
-        wrong.append(
-            f"unet has cross_attention_dim={unet.context_size}, but text_encoder "
-            f"hidden_size={clip.hidden_size}"
-        )
-    if unet.in_channels != vae.latent_channels:
-        wrong.append(
-            f"unet has in_channels={unet.in_channels}, but vae "
-            f"latent_channels={vae.latent_channels}"
-        )
-    if wrong:
+    if (unet.context_size, unet.in_channels) != (clip.hidden_size, vae.latent_channels):
         raise UserError(
-            f"the parts of {files.printable(source)} are not of one model: {'; '.join(wrong)}."
+            f"the parts of {files.printable(source)} are not of one model: unet has "
+            f"cross_attention_dim={unet.context_size} and in_channels={unet.in_channels}, but "
+            f"text_encoder hidden_size={clip.hidden_size}, vae latent_channels="
+            f"{vae.latent_channels}."
         )
 
 
-def _not_supported(published):
-    """Returns {field: what is supported} for the fields with unsupported values."""
-    wrong = {}
-    for name, choices in (
-        ("_class_name", SCHEDULERS),
-        ("beta_schedule", SCHEDULES),
-        ("prediction_type", PREDICTIONS),
-        ("timestep_spacing", SPACINGS),
-    ):
-        if not isinstance(published.get(name), str) or published[name] not in choices:
-            wrong[name] = ", ".join(choices)
-    steps = published.get("num_train_timesteps")
+def _list_unsupported(config):
+    """Returns {field: what is supported} of the fields with unsupported values."""
+    wrong = fields.list_unsupported(config, {}, CHOICES)
+    steps = config.get("num_train_timesteps")
     if not fields.is_count(steps, MOST_STEPS) or steps < 2:
         wrong["num_train_timesteps"] = f"a whole number above 1, up to {MOST_STEPS:,}"
-    start, end = (published.get(name) for name in ("beta_start", "beta_end"))
+    start, end = (config.get(name) for name in ("beta_start", "beta_end"))
     if not isinstance(start, float) or not 0 < start < 1:
         wrong["beta_start"] = "a number between 0 and 1"
     elif not isinstance(end, float) or not start <= end < 1:
         wrong["beta_end"] = f"a number from beta_start={start} to 1"
-    if published["trained_betas"] is not None:
-        wrong["trained_betas"] = "None, a beta_schedule instead"
-    if published["use_flow_sigmas"]:
-        wrong["use_flow_sigmas"] = "False"
-    if not isinstance(published["set_alpha_to_one"], bool):
-        wrong["set_alpha_to_one"] = "True, False"
-    if not isinstance(zero_snr := published["rescale_betas_zero_snr"], bool):
-        wrong["rescale_betas_zero_snr"] = "True, False"
-    elif zero_snr and published["prediction_type"] == "epsilon":
-        # At the last level x_t is pure noise, so that predicted eps does not determine x_0.
+    # At the last level x_t is pure noise, so that predicted eps does not determine x_0.
+    if config["rescale_betas_zero_snr"] is True and config["prediction_type"] == "epsilon":
         wrong["rescale_betas_zero_snr"] = "False, with prediction_type='epsilon'"
     return wrong

@@ -33,14 +33,16 @@ DTYPES = {
 }
 # Keys of a training checkpoint that hold weights. The first one that exists is read.
 PARTS = ("ema", "state_dict")
-# Opcodes that push their argument, that push a constant, and that join the last n items.
+# Opcodes that push their argument.
 VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
     *("BINBYTES", "SHORT_BINBYTES"),
 }
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Opcode that collects the last items into a tuple, a list or a dict -> their number; None for all
+# since the last mark.
+COLLECTORS = dict(TUPLE=None, TUPLE1=1, TUPLE2=2, TUPLE3=3)
+COLLECTORS |= dict(APPENDS=None, APPEND=1, SETITEMS=None, SETITEM=2)
 
 
 class Global(NamedTuple):
@@ -58,13 +60,21 @@ class Call(NamedTuple):
 
 
 class Pairs:
-    """A dict of a pickle, as a list of keys and values.
+    """A dict of a pickle, as a list of keys and values, which may be of any type."""
 
-    Its keys may be of any type, also one that Python cannot hash.
-    """
+    def __init__(self, pairs: list | None = None):
+        self.pairs = pairs or []
 
-    def __init__(self, pairs: list):
-        self.pairs = pairs
+
+# Opcode that pushes a new value -> the function that makes it.
+NEW_VALUES = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": Pairs,
+}
 
 
 class Storage(NamedTuple):
@@ -85,8 +95,8 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def describe(path: pathlib.Path) -> dict[str, Tensor]:
-    """Returns name -> tensor, without its numbers.
+def describe(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Returns name -> shape of the tensors in a file, without reading their numbers.
 
     Of a training checkpoint only the EMA or else the state_dict is described.
     Raises: ValueError if torch.save did not write the file, or with the names of values that are no
@@ -94,7 +104,7 @@ def describe(path: pathlib.Path) -> dict[str, Tensor]:
     """
     with path.open("rb") as file:
         contents, _ = _open(file)
-    return _tensors(contents)
+    return {name: tensor.shape for name, tensor in _find_tensors(contents).items()}
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -104,33 +114,29 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     with path.open("rb") as file:
         contents, read_record = _open(file)
-        tensors = _tensors(contents)
-        # One record serves all tensors that view it, and is read once.
-        records = {(t.storage.key, t.storage.dtype): t.storage for t in tensors.values()}
-        size = sum(s.record_size * s.dtype.itemsize for s in records.values())
+        tensors = _find_tensors(contents)
+        # One record serves all tensors that view it, and is read once. Storages of one key but
+        # different sizes stay apart: a view must lie inside the record that its size was checked
+        # against.
+        records = {tensor.storage._replace(begin=0) for tensor in tensors.values()}
+        size = sum(record.record_size * record.dtype.itemsize for record in records)
         if size > path.stat().st_size:
             raise UserError(f"its tensors are {size:,} bytes, more than the file has")
-        arrays = {key: read_record(storage) for key, storage in records.items()}
-    return {name: _view(arrays[t.storage.key, t.storage.dtype], t) for name, t in tensors.items()}
-
-
-def _view(record, tensor):
-    """Returns a tensor's view of its record."""
-    itemsize = record.dtype.itemsize
-    # as_strided checks no bounds: `_to_tensor` has checked them.
-    return np.lib.stride_tricks.as_strided(
-        record[tensor.storage.begin + tensor.offset :],
-        tensor.shape,
-        [itemsize * stride for stride in tensor.strides],
-        writeable=False,
-    )
+        arrays = {record: read_record(record) for record in records}
+    return {
+        # as_strided checks no bounds: `_to_tensor` has checked them.
+        name: np.lib.stride_tricks.as_strided(
+            arrays[t.storage._replace(begin=0)][t.storage.begin + t.offset :],
+            t.shape,
+            [t.storage.dtype.itemsize * stride for stride in t.strides],
+            writeable=False,
+        )
+        for name, t in tensors.items()
+    }
 
 
 def _open(file: BinaryIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
-    """Returns (contents of the pickle, a function that reads a storage's record).
-
-    Reads both formats of torch.save: a zip archive, and the older sequence of pickles.
-    """
+    """Returns (contents of the pickle, a function that reads a storage's record)."""
     if zipfile.is_zipfile(file):
         return _open_archive(zipfile.ZipFile(file))
     file.seek(0)
@@ -196,10 +202,7 @@ def _open_archive(archive):
 
 
 def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
-    """Returns (the object that a pickle describes, its storages by key).
-
-    The object consists of plain data, Pairs and Calls.
-    """
+    """Returns (a pickle's object, made of plain data, Pairs and Calls; its storages by key)."""
     stack, marks, memo, storages, begin = [], [], {}, {}, None
     for opcode, argument, position in pickletools.genops(pickle):
         # Positions count from the beginning of the file, where this pickle need not begin.
@@ -207,33 +210,21 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
         if position - begin > MOST_PICKLE_BYTES:
             raise UserError(f"its pickle has more than {MOST_PICKLE_BYTES:,} bytes")
         name = opcode.name
-        # Opcodes that push one value.
         if name in VALUES:
             stack.append(argument)
-        elif name in CONSTANTS:
-            stack.append(CONSTANTS[name])
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "EMPTY_DICT":
-            stack.append(Pairs([]))
-        elif name in TUPLES:
-            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
-        # Opcodes that collect items: all since the last mark, or one.
+        elif name in NEW_VALUES:
+            stack.append(NEW_VALUES[name]())
         elif name == "MARK":
             marks.append(len(stack))
-        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
-            items = stack[(mark := marks.pop()) :]
-            del stack[mark:]
-            if name == "TUPLE":
+        elif name in COLLECTORS:
+            count = COLLECTORS[name]
+            start = marks.pop() if count is None else len(stack) - count
+            items = stack[start:]
+            del stack[start:]
+            if name.startswith("TUPLE"):
                 stack.append(tuple(items))
             else:
                 _extend(stack[-1], items)
-        elif name == "APPEND":
-            item = stack.pop()
-            _extend(stack[-1], [item])
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            _extend(stack[-1], [key, value])
         # The memo holds objects that occur more than once.
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
@@ -261,10 +252,7 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
 
 
 def _extend(target, items):
-    """Appends items to a list, or to Pairs as keys and values in turn.
-
-    Other objects ignore them: no tensor needs items.
-    """
+    """Appends items to a list, or keys and values to Pairs; no tensor needs other objects'."""
     if isinstance(target, list):
         target.extend(items)
     elif isinstance(target, Pairs):
@@ -289,18 +277,15 @@ def _to_storage(identity, storages):
     if word != "storage" or not isinstance(key, str) or not _are_sizes((size, begin)):
         raise UserError("its pickle refers to what is no storage")  # not shown: it may be endless
     if not isinstance(kind, Global) or kind.name not in DTYPES:
-        # It is no Storage, so `_tensors` reports the tensors that use it.
+        # It is no Storage, so `_find_tensors` reports the tensors that use it.
         return Call(kind, ())
     storage = Storage(key, DTYPES[kind.name], begin, size)
     storages.setdefault(key, storage)
     return storage
 
 
-def _tensors(contents):
-    """Returns {name: Tensor} of a file's contents.
-
-    Raises: ValueError with the names of values that are no tensors.
-    """
+def _find_tensors(contents):
+    """Returns {name: Tensor} of a file's contents, which must be tensors only."""
     if not isinstance(contents, Pairs):
         raise UserError(f"it holds a {_kind(contents)} instead of tensors by their names")
     # The keys of Pairs may be unhashable: only known names become keys here.
@@ -320,10 +305,7 @@ def _tensors(contents):
 
 
 def _items(pairs: Pairs) -> Iterator[tuple[Any, Any]]:
-    """Yields the (key, value) of Pairs.
-
-    Raises: ValueError if one is no pair.
-    """
+    """Yields the (key, value) of Pairs."""
     for pair in pairs.pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise UserError("its pickle has a dict of what are no pairs")
@@ -331,10 +313,7 @@ def _items(pairs: Pairs) -> Iterator[tuple[Any, Any]]:
 
 
 def _to_tensor(value):
-    """Returns the Tensor that a value in a pickle describes, or None if it describes none.
-
-    Raises: ValueError if its shape, strides or offset do not fit its storage.
-    """
+    """Returns the Tensor that a value in a pickle describes, or None if it describes none."""
     if not isinstance(value, Call) or not isinstance(value.arguments, tuple):
         return None
     name = value.function[1] if isinstance(value.function, Global) else None
@@ -365,9 +344,6 @@ def _kind(value):
     if isinstance(value, Call):
         value = value.function
     if isinstance(value, Global):
-        return f"{value.module}.{value.name}"[:100] if _is_text(value) else "class without a name"
+        is_text = all(isinstance(part, str) for part in value)
+        return ".".join(value)[:100] if is_text else "class without a name"
     return "dict" if isinstance(value, Pairs) else type(value).__name__
-
-
-def _is_text(value):
-    return all(isinstance(part, str) for part in value)

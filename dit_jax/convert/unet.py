@@ -1,23 +1,15 @@
-"""Converter for diffusers' UNet2DConditionModel: names, layouts and sizes.
+"""Converter for diffusers' UNet2DConditionModel: names and sizes."""
 
-The published convolutions are [out, in, h, w].
-"""
-
-import math
 import pathlib
-import re
 from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.convert import arrays, fields
-from dit_jax.errors import UserError
+from dit_jax.convert import fields, parameters, weights
 from dit_jax.models import unet_presets
-from dit_jax.system import files
 
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# Values of the fields that a config.json may leave out.
+# Values of the other fields that a config.json may leave out.
 DEFAULTS = dict(
     sample_size=None,
     in_channels=4,
@@ -32,7 +24,6 @@ DEFAULTS = dict(
     cross_attention_dim=1280,
     transformer_layers_per_block=1,
     attention_head_dim=8,
-    resnet_time_scale_shift="default",
 )
 # Fields about how an EMA was computed. diffusers writes them beside its weights.
 EMA_FIELDS = (
@@ -45,7 +36,7 @@ EMA_FIELDS = (
     "use_ema_warmup",
 )
 # Field -> the values that this project's UNet supports; the first is the default.
-FIXED = dict(
+CHOICES = dict(
     center_input_sample=(False,),
     flip_sin_to_cos=(True,),
     freq_shift=(0,),
@@ -97,49 +88,36 @@ MOST_LEVELS = 8
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 
 
-def to_params(found: Mapping[str, np.ndarray], model_config) -> dict:
+def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
     """Returns the model's parameters from the published names; see `convert.load`."""
-    shapes = arrays.parameter_shapes(model_config)
-    published = {
-        path: {published_name(path): _published_shape(path, shape)}
-        for path, shape in shapes.items()
-    }
-    return arrays.to_params(_linear_projections(found), shapes, published, _to_parameter)
+    table = parameters.make_table(model_config, parameters.to_diffusers_name)
+    return parameters.to_params(_flatten_projections(tensors), table)
 
 
-def read_config(path: pathlib.Path) -> ConfigDict:
+def _flatten_projections(tensors):
+    """Returns the arrays with Linear projections into and out of the transformer blocks.
+
+    Old files have 1x1 convolutions there, which compute the same.
+    """
+
+    def flatten(name, array):
+        is_projection = name.endswith(("proj_in.weight", "proj_out.weight"))
+        return array[:, :, 0, 0] if is_projection and array.shape[2:] == (1, 1) else array
+
+    return {name: flatten(name, array) for name, array in tensors.items()}
+
+
+def read_config(source: pathlib.Path) -> ConfigDict:
     """Returns `config.model` from diffusers' config.json.
 
+    Args:
+      source: the directory, or a weights file in it.
     Raises: FileNotFoundError; ValueError for a whole pipeline or a UNet of another kind, with the
-      unsupported fields and what is supported; as `fields.read`.
+      unsupported fields; as `weights.find_config` and `fields.read`.
     """
-    fields.refuse_pipeline(path.parent, "unet")
-    config = fields.read(path, "the config.json that diffusers writes beside the weights")
-    shown, kind = files.printable(path), config.get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise UserError(
-            f"{shown} describes diffusers' {fields.show(kind)}, but only a UNet2DConditionModel "
-            "can be converted."
-        )
-    # Fields that do not describe the network are left out. Any other unknown field is refused,
-    # since it may change what the network computes.
-    config = {
-        name: value
-        for name, value in config.items()
-        if not name.startswith("_") and name not in EMA_FIELDS
-    }
-    config = DEFAULTS | {name: values[0] for name, values in FIXED.items()} | config
-    # A list of equal numbers is the same as the number.
-    for name in SAME_AT_ALL_LEVELS:
-        values = config[name]
-        if isinstance(values, list) and values and values == values[:1] * len(values):
-            config[name] = values[0]
-    # After this check all fields have valid types.
-    if wrong := _not_supported(config):
-        lines = fields.list_wrong(config, wrong)
-        raise UserError(f"{shown} describes a UNet of another kind:\n{lines}")
+    config = _read_fields(weights.find_config(source, "unet"))
     channels = config["block_out_channels"]
-    num_heads, head_dim = _heads(config["attention_head_dim"], channels)
+    num_heads, head_dim = _get_heads(config["attention_head_dim"], channels)
     return ConfigDict(
         dict(
             name="unet",
@@ -174,66 +152,37 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     )
 
 
-def published_name(path: str) -> str:
-    """Returns the published name of a parameter.
-
-    'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'.
-    """
-    module, _, leaf = path.rpartition("/")
-    # A number is a module of its own, except in linear_1 and linear_2.
-    module = re.sub(r"(?<!linear)_(\d+)(?=[_/]|$)", r".\1", module)
-    module = re.sub(r"(\.\d+)_", r"\1.", module)
-    return f"{module.replace('/', '.')}.{LEAVES[leaf]}"
-
-
-def _linear_projections(found):
-    """Returns the arrays with Linear projections into and out of the transformer blocks.
-
-    Old files have 1x1 convolutions there, which compute the same.
-    """
-
-    def flat(name, array):
-        is_projection = name.endswith(("proj_in.weight", "proj_out.weight"))
-        return array[:, :, 0, 0] if is_projection and array.shape[2:] == (1, 1) else array
-
-    return {name: flat(name, array) for name, array in found.items()}
-
-
-def _published_shape(path, shape):
-    """Returns the published shape of a parameter."""
-    if path.endswith("/kernel"):
-        if len(shape) == 4:
-            return tuple(shape[axis] for axis in (3, 2, 0, 1))
-        # Axes of heads, or of the two parts of GEGLU, are one axis in the file.
-        return math.prod(shape[1:]), shape[0]
-    return (math.prod(shape),) if path.endswith("/bias") else shape
-
-
-def _to_parameter(path, array):
-    """Returns one published array with its axes in the parameter's order; `arrays` reshapes it."""
-    if path.endswith("/kernel"):
-        return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
-    return array
-
-
-def _not_supported(published):
-    """Returns {field: what is supported} for the fields with unsupported values."""
-    wrong = {
-        n: f"a number above 0, up to {most:,}"
-        for n, most in COUNTS.items()
-        if not fields.is_count(published[n], most)
+def _read_fields(path):
+    """Returns the fields of config.json that describe the network, all of supported values."""
+    fields.refuse_pipeline(path.parent, "unet", "unet")
+    config = fields.read(path, fields.BESIDE_WEIGHTS.format("diffusers"))
+    fields.check_class(path, config.get("_class_name"), ["UNet2DConditionModel"])
+    # Fields that do not describe the network are left out. Any other unknown field is refused,
+    # since it may change what the network computes.
+    config = {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and name not in EMA_FIELDS
     }
-    wrong |= {
-        name: ", ".join(map(repr, values))
-        for name, values in FIXED.items()
-        if published[name] not in values
-    }
-    wrong |= {name: "not this field" for name in published.keys() - DEFAULTS.keys() - FIXED.keys()}
-    if not (fields.is_number(published["norm_eps"]) and published["norm_eps"] > 0):
+    config = fields.complete(config, DEFAULTS, CHOICES)
+    # A list of equal numbers is the same as the number.
+    for name in SAME_AT_ALL_LEVELS:
+        values = config[name]
+        if isinstance(values, list) and values and values == values[:1] * len(values):
+            config[name] = values[0]
+    fields.check_supported(path, "a UNet", config, _list_unsupported(config))
+    return config
+
+
+def _list_unsupported(config):
+    """Returns {field: what is supported} of the fields with unsupported values."""
+    wrong = fields.list_unsupported(config, COUNTS, CHOICES)
+    wrong |= {name: "not this field" for name in config.keys() - DEFAULTS.keys() - CHOICES.keys()}
+    if not (fields.is_number(config["norm_eps"]) and config["norm_eps"] > 0):
         wrong["norm_eps"] = "a number above 0"
-    if not (fields.is_number(published["dropout"]) and 0 <= published["dropout"] < 1):
+    if not (fields.is_number(config["dropout"]) and 0 <= config["dropout"] < 1):
         wrong["dropout"] = "a number in [0, 1)"
-    channels, kinds = published["block_out_channels"], published["down_block_types"]
+    channels, kinds = config["block_out_channels"], config["down_block_types"]
     # The checks below compute with these lists, so they return at the first invalid one.
     is_list = isinstance(channels, list) and 0 < len(channels) <= MOST_LEVELS
     if not is_list or not all(map(fields.is_count, channels)):
@@ -242,34 +191,27 @@ def _not_supported(published):
     if not are_known or len(kinds) != len(channels):
         return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
     mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
-    if published["up_block_types"] != mirrored:
+    if config["up_block_types"] != mirrored:
         wrong["up_block_types"] = f"those of the way down, {mirrored}"
-    heads = published["attention_head_dim"]
-    if not fields.is_count(heads) and _heads(heads, channels) is None:
+    if _get_heads(config["attention_head_dim"], channels) is None:
         wrong["attention_head_dim"] = "the same number of heads, or width of heads, at all levels"
     # Compared only when both are valid numbers.
-    if not wrong and published["out_channels"] not in (
-        published["in_channels"],
-        2 * published["in_channels"],
-    ):
+    in_channels, out_channels = config["in_channels"], config["out_channels"]
+    if not wrong and out_channels not in (in_channels, 2 * in_channels):
         wrong["out_channels"] = "in_channels, or twice that"
-        if published["in_channels"] == 9:
+        if in_channels == 9:
             wrong["in_channels"] = "out_channels, without an inpainting UNet's mask and image"
     return wrong
 
 
-def _heads(numbers, channels):
+def _get_heads(numbers, channels):
     """Returns (num_heads, head_dim), one of which is 0; None if neither is the same at all levels.
 
-    Args:
-      numbers: diffusers' attention_head_dim, which in this model is the number of heads.
-      channels: of each level.
+    `numbers` is diffusers' attention_head_dim, which in this model is the number of heads.
     """
-    if fields.is_count(numbers):
-        return numbers, 0
-    if not isinstance(numbers, list) or len(numbers) != len(channels):
-        return None
-    if not all(map(fields.is_count, numbers)):
+    if not isinstance(numbers, list):
+        numbers = [numbers] * len(channels)
+    if len(numbers) != len(channels) or not all(map(fields.is_count, numbers)):
         return None
     if len({*numbers}) == 1:
         return numbers[0], 0

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from dit_jax.convert import arrays, fields, layouts
+from dit_jax.convert import array_names, fields, tensor_files
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
@@ -29,77 +29,56 @@ def read(source: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     Args:
       source: a file, or the directory that diffusers or transformers wrote. The weights in a
         directory are one or several files, of safetensors or torch.
-      kind: a key of `formats.FORMATS`, or 'adm'.
-    Raises: OSError; ValueError as `arrays.read`, `layouts.refuse` and `layouts.strip`, or if an
-      index names a file outside of its directory.
+      kind: a key of `conversions.FORMATS`, or 'adm'.
+    Raises: OSError; ValueError as `tensor_files.read`, `array_names.refuse_original_code` and
+      `array_names.strip_prefixes`, or if an index names a file outside of its directory.
     """
-    paths = find(source, kind)
+    paths = _find(source, kind)
     # Names are read before the arrays: a file of the original code may have many GB.
-    layouts.refuse([name for path in paths for name in arrays.describe(path)], kind, source)
+    names = [name for path in paths for name in tensor_files.describe(path)]
+    array_names.refuse_original_code(names, kind, source)
     tensors = {}
     for path in paths:
-        part = arrays.read(path)
+        part = tensor_files.read(path)
         if duplicates := [name for name in part if name in tensors]:
             raise UserError(
                 f"{files.printable(path)} and another file of its index both hold "
                 f"{files.list_some(duplicates)}: remove it from one."
             )
         tensors |= part
-    return layouts.strip(tensors, kind, source)
+    return array_names.strip_prefixes(tensors, kind, source)
 
 
-def refuse_layout(source: pathlib.Path, kind: str) -> None:
-    """Raises if a file holds a whole model of the original code, judged by its names.
+def find_config(source: pathlib.Path, kind: str) -> pathlib.Path:
+    """Returns the path of config.json beside the weights, whether it is there or not.
 
-    A directory passes.
-    Raises: as `arrays.describe` and `layouts.refuse`.
+    Raises: for a file as `array_names.refuse_original_code`; such a file has no config.json.
     """
     if not source.is_dir():
-        layouts.refuse(arrays.describe(source), kind, source)
+        array_names.refuse_original_code(tensor_files.describe(source), kind, source)
+        source = source.parent
+    return source / "config.json"
 
 
-def directory(source: pathlib.Path) -> pathlib.Path:
-    """Returns the directory of the weights: `source`, or its parent if it is a file."""
-    return source if source.is_dir() else source.parent
-
-
-def find(source: pathlib.Path, kind: str) -> list[pathlib.Path]:
-    """Returns the files that hold the weights at `source`.
-
-    Raises: as `read`.
-    """
+def _find(source, kind):
+    """Returns the files that hold the weights at `source`."""
     if not source.is_dir() or kind not in WRITERS:
         return [source]
     writer, names = WRITERS[kind]
     for name in names:
         if (index := source / f"{name}.index.json").is_file():
-            return _shards(index)
+            return _list_shards(index)
         if (source / name).is_file():
             return [source / name]
+    hints = (tensor_files.suggest_variant(source / name) for name in names)
     raise MissingFileError(
         f"no {' or '.join(names)} in {files.printable(source)}, where {writer} writes weights"
-        f"{_variants(source, names)}."
+        f"{next(filter(None, hints), '')}."
     )
 
 
-def _variants(source, names):
-    """Returns the end of a message: a hint at weights of lower precision in the directory."""
-    for name in names:
-        if variant := arrays.variants(source / name):
-            return variant
-        # If the weights are several files, their index has the precision in its name.
-        for precision in ("fp16", "bf16"):
-            other = f"{name}.index.{precision}.json"
-            if (source / other).is_file():
-                return f"; {other} is there: give a copy named {name}.index.json"
-    return ""
-
-
-def _shards(index):
-    """Returns the files that an index names. All must be in its directory.
-
-    Raises: ValueError for an index without names, or a name that is no file beside it.
-    """
+def _list_shards(index):
+    """Returns the files that an index names, all of which must be in its directory."""
     shown = files.printable(index)
     by_name = fields.read(index, "the index of files that hold weights").get("weight_map")
     names = list(by_name.values()) if isinstance(by_name, dict) else []

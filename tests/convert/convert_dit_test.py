@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import dit_xl_2_256_published, smoke
 from dit_jax import conditions, convert, sharding, workdirs
-from dit_jax.convert import diffusers_dit, exported
-from dit_jax.convert.__main__ import convert_dit, export_dit
+from dit_jax.convert import diffusers_dit, exported, parameters
 from dit_jax.models import dit
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
@@ -153,7 +152,7 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
 def test_published_xl_2_is_its_config():
     """Names and shapes have the published count, and tell the config's sizes."""
     config = dit_xl_2_256_published.get_config()
-    shapes = convert.dit.published_shapes(config.model)
+    shapes = parameters.list_published(convert.dit.make_table(config.model))
     sample = config.sample
     recipe = sample.sampler, sample.steps, sample.cfg_scale, sample.cfg_channels
     assert recipe == ("ddpm", 250, 1.5, 3)
@@ -168,14 +167,14 @@ def test_other_blocks_have_no_published_names(
 ):
     config = dit_xl_2_256_published.get_config()
     config.model.update(golden_model_config, block=block)
-    message = f"model.block='{block}' has no published names .* 'adaLN-Zero' alone"
+    message = f"model.block='{block}' has no published names .* only 'adaLN-Zero' can be converted"
     np.savez(tmp_path / "dit.npz", **published)
     for source in (diffusers_dir, tmp_path / "dit.npz"):
         with pytest.raises(ValueError, match=message):
-            convert_dit(source, tmp_path / "ours", config)
+            convert.to_workdir("dit", source, tmp_path / "ours", config=config)
     checkpoint.save_params(tmp_path / "run", config, golden_params)
     with pytest.raises(ValueError, match=message):
-        export_dit(tmp_path / "run", tmp_path / "dit.safetensors")
+        exported.write(tmp_path / "run", tmp_path / "dit.safetensors")
     with pytest.raises(ValueError, match=message):
         convert.dit.to_published(golden_params, config.model)
     assert not list(tmp_path.glob("*.safetensors"))
@@ -185,10 +184,10 @@ def test_models_of_captions_have_no_published_names(workdir, tmp_path):
     config = workdirs.load_config(workdir)
     config.model.condition = "tokens"
     with pytest.raises(ValueError, match=r"model\.condition='tokens' has no published names"):
-        convert.dit.published_shapes(config.model)
+        convert.dit.make_table(config.model)
     workdirs.write_config(workdir, config)
-    with pytest.raises(ValueError, match="with labels can be converted"):
-        export_dit(workdir, tmp_path / "dit.safetensors")
+    with pytest.raises(ValueError, match="only 'label' can be converted"):
+        exported.write(workdir, tmp_path / "dit.safetensors")
 
 
 def test_file_of_the_published_names_needs_no_config(
@@ -196,7 +195,7 @@ def test_file_of_the_published_names_needs_no_config(
 ):
     monkeypatch.setitem(dit.SIZES, "tiny", (48, 3, 4))
     np.savez(tmp_path / "dit.npz", **published)
-    config = convert_dit(tmp_path / "dit.npz", tmp_path / "ours")
+    config = convert.to_workdir("dit", tmp_path / "dit.npz", tmp_path / "ours")
     assert config.model.to_dict() == golden_model_config.to_dict()
     assert workdirs.load_config(tmp_path / "ours").data.image_size == 64
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
@@ -205,7 +204,7 @@ def test_file_of_the_published_names_needs_no_config(
 def test_diffusers_directory_gives_the_published_parameters(
     golden_model_config, golden_params, diffusers_dir, tmp_path
 ):
-    config = convert_dit(diffusers_dir, tmp_path / "ours")
+    config = convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     assert config.model.to_dict() == golden_model_config.to_dict()
     assert config.data.image_size == 64
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
@@ -215,7 +214,7 @@ def test_weights_that_torch_wrote_are_read(golden_params, diffusers_dir, tmp_pat
     found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
     (diffusers_dir / WEIGHTS).unlink()
     torch_format.save(diffusers_dir / "diffusion_pytorch_model.bin", *torch_format.tensors(found))
-    convert_dit(diffusers_dir, tmp_path / "ours")
+    convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
 
 
@@ -227,11 +226,11 @@ def test_files_in_several_parts_are_one(golden_params, diffusers_dir, tmp_path):
         part = {name: array for name, array in found.items() if files[name] == file}
         safetensors.numpy.save_file(part, diffusers_dir / file)
     (diffusers_dir / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": files}))
-    convert_dit(diffusers_dir, tmp_path / "ours")
+    convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
     (diffusers_dir / "part-1.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*part-1\.safetensors"):
-        convert_dit(diffusers_dir, tmp_path / "again")
+        convert.to_workdir("dit", diffusers_dir, tmp_path / "again")
 
 
 def test_embedders_that_differ_are_named(diffusers_dir, tmp_path):
@@ -243,7 +242,7 @@ def test_embedders_that_differ_are_named(diffusers_dir, tmp_path):
     _write(diffusers_dir, found, published_configs.DIT)
     message = f"2 of the blocks' embedders .* such as {time.format(1)}, {label.format(2)}: "
     with pytest.raises(ValueError, match=message):
-        convert_dit(diffusers_dir, tmp_path / "ours")
+        convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
@@ -255,7 +254,7 @@ def test_missing_tensors_of_diffusers_are_listed_under_its_names(diffusers_dir, 
     found["proj_out_2.bias"] = found["proj_out_2.bias"][:16]
     _write(diffusers_dir, found, published_configs.DIT)
     with pytest.raises(ValueError, match="does not fit the model") as error:
-        convert_dit(diffusers_dir, tmp_path / "ours")
+        convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     assert "missing (1): transformer_blocks.2.attn1.to_k.bias (48,)" in str(error.value)
     assert "unexpected (1): transformer_blocks.3.attn1.to_k.bias (48,)" in str(error.value)
     assert "wrong shape (1): proj_out_2.bias (16,) instead of (32,)" in str(error.value)
@@ -268,29 +267,29 @@ def test_sizes_of_a_config_hold(golden_model_config, diffusers_dir, published, t
     np.savez(tmp_path / "dit.npz", **published)
     for source in (diffusers_dir, tmp_path / "dit.npz"):
         with pytest.raises(ValueError, match="does not fit the model") as error:
-            convert_dit(source, tmp_path / "ours", config)
+            convert.to_workdir("dit", source, tmp_path / "ours", config=config)
         assert "wrong shape (0)" in str(error.value)
         assert "blocks.2." in str(error.value)
     config.model.update(depth=3, num_heads=3)  # of the same shapes
     with pytest.raises(ValueError, match=r"has 4 heads, but the config's model\.num_heads is 3"):
-        convert_dit(diffusers_dir, tmp_path / "ours", config)
+        convert.to_workdir("dit", diffusers_dir, tmp_path / "ours", config=config)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(_class_name="UNet2DModel"), "describes diffusers' UNet2DModel, but only a DiTTrans"),
-        (dict(_class_name=None), "describes diffusers' None, but"),
-        (dict(norm_type="layer_norm"), "another kind: {'norm_type': 'layer_norm'}"),
-        (dict(activation_fn="geglu"), "another kind: {'activation_fn': 'geglu'}"),
-        (dict(attention_bias=False), "another kind: {'attention_bias': False}"),
-        (dict(upcast_attention=True), "another kind: {'upcast_attention': True}"),
-        (dict(norm_elementwise_affine=True), "another kind: {'norm_elementwise_affine': True}"),
-        (dict(norm_eps=1e-3), "another kind: {'norm_eps': 0.001}"),
-        (dict(out_channels=5), "another kind: {'out_channels': 5}"),
+        (dict(_class_name="UNet2DModel"), "describes the class UNet2DModel, but only DiTTrans"),
+        (dict(_class_name=None), "describes the class None, but"),
+        (dict(norm_type="layer_norm"), "norm_type='layer_norm'; supported: ada_norm_zero"),
+        (dict(activation_fn="geglu"), "activation_fn='geglu'; supported: gelu-approximate"),
+        (dict(attention_bias=False), "attention_bias=False; supported: True"),
+        (dict(upcast_attention=True), "upcast_attention=True; supported: False"),
+        (dict(norm_elementwise_affine=True), "norm_elementwise_affine=True; supported: False"),
+        (dict(norm_eps=1e-3), "norm_eps=0.001; supported: 1e-05, 1e-06"),
+        (dict(out_channels=5), "out_channels=5; supported: None, in_channels, or twice"),
         (
             dict(num_layers=0, sample_size=[8, 8], patch_size=True),
-            r"{'num_layers': 0, 'sample_size': \[8, 8\], 'patch_size': True}",
+            r"(?s)num_layers=0; supp.*sample_size=\[8, 8\]; supp.*patch_size=True; supported: a",
         ),
     ],
 )
@@ -313,27 +312,27 @@ def test_configs_of_diffusers_may_leave_out_what_is_the_default(diffusers_dir):
 def test_whole_pipeline_and_missing_files_are_refused_with_the_way_out(diffusers_dir, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"convert the DiT in .*/transformer, .*convert vae .*/vae"
+        ValueError, match=r"a whole pipeline: `convert dit .*/transformer DST` takes"
     ):
-        convert_dit(tmp_path, tmp_path / "ours")
+        convert.to_workdir("dit", tmp_path, tmp_path / "ours")
     (diffusers_dir / WEIGHTS).unlink()
     with pytest.raises(
         FileNotFoundError, match=rf"no {WEIGHTS} or .* in .*, where diffusers writes"
     ):
-        convert_dit(diffusers_dir, tmp_path / "ours")
+        convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     (diffusers_dir / "config.json").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"config\.json: it must be .* that diffusers writes"
     ):
-        convert_dit(diffusers_dir, tmp_path / "ours")
+        convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
 
 
 def test_file_of_other_names_or_sizes_without_a_name_is_refused(published, diffusers_dir, tmp_path):
     np.savez(tmp_path / "dit.npz", **published)
     with pytest.raises(ValueError, match=r"hidden_size=48 and depth=3, .* give --config"):
-        convert_dit(tmp_path / "dit.npz", tmp_path / "ours")
+        convert.to_workdir("dit", tmp_path / "dit.npz", tmp_path / "ours")
     with pytest.raises(ValueError, match=r"'x_embedder.proj.weight': 'missing'.* as the directory"):
-        convert_dit(diffusers_dir / WEIGHTS, tmp_path / "ours")
+        convert.to_workdir("dit", diffusers_dir / WEIGHTS, tmp_path / "ours")
 
 
 @pytest.fixture(scope="module")
@@ -359,33 +358,33 @@ def two_checkpoints(golden_model_config, golden_params, tmp_path_factory):
 )
 def test_export_takes_step_and_raw(two_checkpoints, published, tmp_path, step, raw, factor):
     out = tmp_path / "new" / "dit.safetensors"
-    assert export_dit(two_checkpoints, out, step, raw) == abs(factor)
-    exported = safetensors.numpy.load_file(out)
+    assert exported.write(two_checkpoints, out, step, raw) == abs(factor)
+    arrays = safetensors.numpy.load_file(out)
     name = "blocks.2.attn.qkv.weight"
-    np.testing.assert_array_equal(exported[name], factor * published[name])
-    np.testing.assert_array_equal(exported["pos_embed"], published["pos_embed"])
+    np.testing.assert_array_equal(arrays[name], factor * published[name])
+    np.testing.assert_array_equal(arrays["pos_embed"], published["pos_embed"])
     assert list(out.parent.iterdir()) == [out]
     assert out.stat().st_mode == (two_checkpoints / "config.json").stat().st_mode
 
 
 def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):
-    convert_dit(diffusers_dir, tmp_path / "ours")
+    convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     with pytest.raises(ValueError, match=r"DST=.*dit\.npz must end in \.safetensors"):
-        export_dit(tmp_path / "ours", tmp_path / "dit.npz")
+        exported.write(tmp_path / "ours", tmp_path / "dit.npz")
     with pytest.raises(OSError, match=r"cannot write DST=.*config\.json/dit\.safetensors"):
-        export_dit(tmp_path / "ours", tmp_path / "ours" / "config.json" / "dit.safetensors")
+        exported.write(tmp_path / "ours", tmp_path / "ours" / "config.json" / "dit.safetensors")
     out = tmp_path / "dit.safetensors"
     (tmp_path / "lpips").mkdir()
     other = ConfigDict({"model": {"name": "lpips", "dtype": "float32"}})
     workdirs.write_config(tmp_path / "lpips", other)
     with pytest.raises(ValueError, match="holds a 'lpips', not a 'dit'"):
-        export_dit(tmp_path / "lpips", out)
+        exported.write(tmp_path / "lpips", out)
     with pytest.raises(FileNotFoundError, match="must be a directory that"):
-        export_dit(tmp_path, out)
+        exported.write(tmp_path, out)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 3 in"):
-        export_dit(tmp_path / "ours", out, step=3)
+        exported.write(tmp_path / "ours", out, step=3)
     with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
-        export_dit(tmp_path / "ours", out, raw=True)
+        exported.write(tmp_path / "ours", out, raw=True)
 
     out.write_bytes(b"what was there")
 
@@ -394,7 +393,7 @@ def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):
 
     monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match=rf"cannot write {out}: .*No space left"):
-        export_dit(tmp_path / "ours", out)
+        exported.write(tmp_path / "ours", out)
     assert out.read_bytes() == b"what was there"
     assert not list(tmp_path.glob("*.tmp*"))
 
@@ -403,10 +402,10 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
     ours, out = tmp_path / "ours", tmp_path / "dit.safetensors"
     assert f'{ours}: {{"attention": ' in run_command("convert", "dit", diffusers_dir, ours)
     assert f"{out}: step 0" in run_command("convert", "dit-export", ours, out)
-    exported = safetensors.numpy.load_file(out)
-    assert exported.keys() == published.keys()
+    arrays = safetensors.numpy.load_file(out)
+    assert arrays.keys() == published.keys()
     for name, array in published.items():
-        np.testing.assert_array_equal(exported[name], array)
+        np.testing.assert_array_equal(arrays[name], array)
     flags = ["--config", "configs/dit_xl_2_256_published.py"]
     for name in ("input_size", "hidden_size", "depth", "num_classes", "num_heads"):
         flags.append(f"--config.model.{name}={workdirs.load_config(ours).model[name]}")
@@ -445,8 +444,8 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     config["data"] |= dict(source="folder", name="somewhere")
     for path in (workdir / "config.json", *workdir.glob("checkpoints/*/config/metadata")):
         path.write_text(json.dumps(config))
-    export_dit(workdir, tmp_path / "flow.safetensors")
-    back = convert_dit(tmp_path / "flow.safetensors", tmp_path / "back")
+    exported.write(workdir, tmp_path / "flow.safetensors")
+    back = convert.to_workdir("dit", tmp_path / "flow.safetensors", tmp_path / "back")
     config["data"] |= dict(data_dir="", name="")
     config["latents"]["moments"] = ""
     assert back.to_dict() == config
@@ -457,11 +456,11 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     arrays = safetensors.numpy.load_file(tmp_path / "flow.safetensors")
     metadata = {exported.KEY: json.dumps(config)}
     safetensors.numpy.save_file(arrays, tmp_path / "older.safetensors", metadata)
-    older = convert_dit(tmp_path / "older.safetensors", tmp_path / "older")
+    older = convert.to_workdir("dit", tmp_path / "older.safetensors", tmp_path / "older")
     assert older.to_dict() == back.to_dict()
     other = smoke.get_config()
     with pytest.raises(ValueError, match=r"was exported with diffusion=.* leave it out"):
-        convert_dit(tmp_path / "flow.safetensors", tmp_path / "other", other)
+        convert.to_workdir("dit", tmp_path / "flow.safetensors", tmp_path / "other", config=other)
 
 
 def test_position_table_of_any_size_is_not_computed(golden_model_config):
@@ -469,7 +468,7 @@ def test_position_table_of_any_size_is_not_computed(golden_model_config):
     config.input_size = 2**20
     message = "are 274,877,906,944 tokens, of more than 67,108,864 numbers: no DiT has as many"
     with pytest.raises(ValueError, match=message):
-        convert.dit.published_shapes(config)
+        convert.dit.make_table(config)
 
 
 def _draw(workdir):

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 from configs import adm as adm_config
 from configs import default
 from dit_jax import conditions, convert, models, sharding, workdirs
-from dit_jax.convert import adm
-from dit_jax.convert.__main__ import convert_adm, convert_unet
+from dit_jax.convert import adm, parameters
 from dit_jax.models import unet_presets
 from dit_jax.sampling import generate, runs
 from dit_jax.workdirs import checkpoint
@@ -56,7 +55,7 @@ def _restore(workdir):
 
 def test_output_is_the_recorded_one(golden, diffusers_dir):
     published, inputs, expected = golden
-    config = convert.unet.read_config(diffusers_dir / "config.json")
+    config = convert.unet.read_config(diffusers_dir)
     params = convert.load("unet", published, config)
     out = jax.jit(models.build(config).apply)({"params": params}, *inputs)
     assert out.shape == expected.shape
@@ -64,7 +63,7 @@ def test_output_is_the_recorded_one(golden, diffusers_dir):
 
 
 def test_diffusers_directory_becomes_a_workdir(diffusers_dir, published, tmp_path):
-    config = convert_unet(diffusers_dir, tmp_path / "ours")
+    config = convert.to_workdir("unet", diffusers_dir, tmp_path / "ours")
     saved = workdirs.load_config(tmp_path / "ours")
     assert saved.to_dict().keys() == default.get_config().to_dict().keys()
     assert saved.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
@@ -91,7 +90,7 @@ def test_the_scheduler_beside_a_unet_tells_its_process(diffusers_dir, tmp_path):
     }
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    config = convert_unet(diffusers_dir, tmp_path / "ours")
+    config = convert.to_workdir("unet", diffusers_dir, tmp_path / "ours")
     assert config.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
         schedule="cosine", num_steps=500, zero_terminal_snr=True
     )
@@ -100,8 +99,8 @@ def test_the_scheduler_beside_a_unet_tells_its_process(diffusers_dir, tmp_path):
 
 
 def test_the_weights_may_be_given_themselves(diffusers_dir, tmp_path):
-    config = convert_unet(diffusers_dir / WEIGHTS, tmp_path / "ours")
-    expected = convert_unet(diffusers_dir, tmp_path / "of_folder")
+    config = convert.to_workdir("unet", diffusers_dir / WEIGHTS, tmp_path / "ours")
+    expected = convert.to_workdir("unet", diffusers_dir, tmp_path / "of_folder")
     assert config.to_dict() == expected.to_dict()
     one, two = (_restore(tmp_path / name)[1] for name in ("ours", "of_folder"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
@@ -109,7 +108,7 @@ def test_the_weights_may_be_given_themselves(diffusers_dir, tmp_path):
 
 def test_axes_of_the_published_arrays(published, diffusers_dir):
     """Spot checks, entry by entry; that the whole is right the recorded output shows."""
-    config = convert.unet.read_config(diffusers_dir / "config.json")
+    config = convert.unet.read_config(diffusers_dir)
     params = convert.load("unet", published, config)
     block = params["mid_block"]["attentions_0"]["transformer_blocks_0"]
     name = "mid_block.attentions.0.transformer_blocks.0"
@@ -124,7 +123,7 @@ def test_axes_of_the_published_arrays(published, diffusers_dir):
 
 def test_linear_projections_are_read_too(published, diffusers_dir):
     """As Stable Diffusion 2 has them, not convolutions of 1x1."""
-    config = convert.unet.read_config(diffusers_dir / "config.json")
+    config = convert.unet.read_config(diffusers_dir)
     flat = {
         n: a[:, :, 0, 0] if n.endswith(("proj_in.weight", "proj_out.weight")) else a
         for n, a in published.items()
@@ -138,7 +137,7 @@ def test_linear_projections_are_read_too(published, diffusers_dir):
 
 
 def test_missing_and_unexpected_tensors_are_listed(published, diffusers_dir):
-    config = convert.unet.read_config(diffusers_dir / "config.json")
+    config = convert.unet.read_config(diffusers_dir)
     renamed = dict(published)
     renamed["up_blocks.1.attentions.2.norm.bias"] = renamed.pop("time_embedding.linear_2.bias")
     with pytest.raises(ValueError, match="does not fit the model") as error:
@@ -149,7 +148,7 @@ def test_missing_and_unexpected_tensors_are_listed(published, diffusers_dir):
 
 def _read(directory, **changes):
     (directory / "config.json").write_text(json.dumps(published_configs.UNET | changes))
-    return convert.unet.read_config(directory / "config.json")
+    return convert.unet.read_config(directory)
 
 
 def test_configs_of_stable_diffusion_are_the_presets(diffusers_dir):
@@ -205,13 +204,13 @@ def test_configs_may_say_more(diffusers_dir):
         (dict(freq_shift=1), "freq_shift=1; supported: 0"),
         (dict(in_channels=5), "out_channels=4; supported: in_channels, or twice that"),
         (dict(in_channels=9), "in_channels=9; supported: out_channels, without an inpainting UNet"),
-        (dict(sample_size=[8, 16]), r"sample_size=\[8, 16\]; supported: a number"),
-        (dict(sample_size=None), "sample_size=None; supported: a number above 0"),
+        (dict(sample_size=[8, 16]), r"sample_size=\[8, 16\]; supported: a whole number"),
+        (dict(sample_size=None), "sample_size=None; supported: a whole number above 0"),
         (dict(norm_eps=None), "norm_eps=None; supported: a number above 0"),
         (dict(norm_eps=0), "norm_eps=0; supported: a number above 0"),
         (dict(dropout="0.1"), r"dropout='0.1'; supported: a number in \[0, 1\)"),
         (dict(down_block_types=[["DownBlock2D"]] * 2), "supported: DownBlock2D or CrossAttnDown"),
-        (dict(layers_per_block=[1, 2]), r"layers_per_block=\[1, 2\]; supported: a number"),
+        (dict(layers_per_block=[1, 2]), r"layers_per_block=\[1, 2\]; supported: a whole number"),
         (dict(attention_head_dim=[2, 3]), r"attention_head_dim=\[2, 3\]; supported: the same"),
         (dict(attention_head_dim=None), "attention_head_dim=None; supported: the same"),
         (
@@ -222,7 +221,7 @@ def test_configs_may_say_more(diffusers_dir):
         (dict(up_block_types=["UpBlock2D"] * 2), "up_block_types=.*; supported: those of the way"),
         (dict(block_out_channels=8), "block_out_channels=8; supported: a list of numbers"),
         (dict(new_kind_of_norm=True), "new_kind_of_norm=True; supported: not this field"),
-        (dict(_class_name="UNet2DModel"), "diffusers' UNet2DModel, but only a UNet2DCondition"),
+        (dict(_class_name="UNet2DModel"), "the class UNet2DModel, but only UNet2DCondition"),
     ],
     ids=str,
 )
@@ -234,12 +233,12 @@ def test_unet_of_another_kind_is_refused(diffusers_dir, change, message):
 def test_whole_pipeline_is_refused_with_the_way_out(diffusers_dir):
     (diffusers_dir.parent / "model_index.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"`convert sd .* takes all of it, `convert unet .*/unet DST`"
+        ValueError, match=r"`convert unet .*/unet DST` takes .* `convert sd .* DST` all of"
     ):
-        convert_unet(diffusers_dir.parent, diffusers_dir.parent / "ours")
+        convert.to_workdir("unet", diffusers_dir.parent, diffusers_dir.parent / "ours")
     (diffusers_dir / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json: it must be .* that diffusers"):
-        convert_unet(diffusers_dir, diffusers_dir.parent / "ours")
+        convert.to_workdir("unet", diffusers_dir, diffusers_dir.parent / "ours")
 
 
 ADM = dict(
@@ -298,7 +297,8 @@ def test_adm_is_the_published_function(new_attention_order, changes, tmp_path):
     config = default.get_config()
     with config.unlocked():
         config.model = ConfigDict(ADM | RUNTIME | changes)
-    convert_adm(tmp_path / "adm.npz", tmp_path / "ours", config, new_attention_order)
+    options = dict(config=config, new_attention_order=new_attention_order)
+    convert.to_workdir("adm", tmp_path / "adm.npz", tmp_path / "ours", **options)
     model, params = _restore(tmp_path / "ours")
     apply = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
     out = apply(params, *_inputs())
@@ -325,7 +325,7 @@ def tiny_presets(monkeypatch):
 def test_published_adm_needs_no_config(tiny_presets, tmp_path):
     theirs, _ = _published(True)
     np.savez(tmp_path / "adm.npz", **theirs.weights)
-    config = convert_adm(tmp_path / "adm.npz", tmp_path / "ours")
+    config = convert.to_workdir("adm", tmp_path / "adm.npz", tmp_path / "ours")
     assert config.diffusion.schedule == "cosine"
     assert (config.latents.source, config.data.image_size) == ("pixels", 8)
     _, params = _restore(tmp_path / "ours")
@@ -334,7 +334,7 @@ def test_published_adm_needs_no_config(tiny_presets, tmp_path):
     )
     theirs.weights["middle_block.3.bias"] = theirs.weights.pop("out.2.bias")
     with pytest.raises(ValueError, match=r"are of none of old, new: give --config"):
-        adm.preset(theirs.weights)
+        adm.match_preset(theirs.weights)
     with pytest.raises(ValueError, match=r"missing \(1\): out.2.bias") as error:
         adm.to_params(theirs.weights, config.model)
     assert "unexpected (1): middle_block.3.bias (6,)" in str(error.value)
@@ -343,7 +343,7 @@ def test_published_adm_needs_no_config(tiny_presets, tmp_path):
 @pytest.mark.slow
 def test_converted_adm_draws_images(tiny_presets, tmp_path):
     np.savez(tmp_path / "adm.npz", **_published(True)[0].weights)
-    convert_adm(tmp_path / "adm.npz", tmp_path / "ours")
+    convert.to_workdir("adm", tmp_path / "adm.npz", tmp_path / "ours")
     trained = runs.load(tmp_path / "ours", settings=dict(steps=2))
     sample = trained.make_sample_fn()
     images, others = (
@@ -358,10 +358,12 @@ def test_converted_adm_draws_images(tiny_presets, tmp_path):
 def test_transformers_and_other_models_are_no_adm(tmp_path):
     fields = ADM | RUNTIME | dict(transformer_depth=1, context_size=8)
     with pytest.raises(ValueError, match=r"transformer_depth=1: .* `convert unet`"):
-        adm.published_shapes(ConfigDict(fields))
+        adm.make_table(ConfigDict(fields))
     np.savez(tmp_path / "adm.npz", a=np.zeros(1))
     with pytest.raises(ValueError, match="--config has a 'dit'; ADM's model is a 'unet'"):
-        convert_adm(tmp_path / "adm.npz", tmp_path / "ours", default.get_config())
+        convert.to_workdir(
+            "adm", tmp_path / "adm.npz", tmp_path / "ours", config=default.get_config()
+        )
 
 
 @pytest.mark.slow
@@ -379,12 +381,10 @@ def test_orders_and_schedules_of_the_published_models():
         assert config.diffusion.schedule == schedule
         assert config.sample.clip_x_0
     for name in adm.PUBLISHED:
-        published = adm.published_shapes(adm.model_config(name))
-        found = {
-            n: np.broadcast_to(np.float32(0), s) for p in published.values() for n, s in p.items()
-        }
-        assert adm.preset(found) == name
-    assert models.build(adm.model_config("adm-imagenet64")).input_size == 64
+        shapes = parameters.list_published(adm.make_table(adm.get_config(name)))
+        found = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+        assert adm.match_preset(found) == name
+    assert models.build(adm.get_config("adm-imagenet64")).input_size == 64
 
 
 def test_commands(diffusers_dir, tmp_path, run_command):

@@ -7,8 +7,8 @@ import safetensors
 import safetensors.numpy
 
 from configs import dit_xl_2_256_published
+from dit_jax import convert
 from dit_jax.convert import exported
-from dit_jax.convert.__main__ import convert_dit, export_dit
 
 
 def _change_metadata(path, text):
@@ -20,7 +20,7 @@ def _change_metadata(path, text):
 @pytest.fixture
 def exported_file(workdir, tmp_path):
     """(a file that `export_dit` wrote, the config in it)."""
-    export_dit(workdir, tmp_path / "flow.safetensors")
+    exported.write(workdir, tmp_path / "flow.safetensors")
     with safetensors.safe_open(tmp_path / "flow.safetensors", framework="numpy") as file:
         return tmp_path / "flow.safetensors", json.loads(file.metadata()["dit_jax"])
 
@@ -39,7 +39,7 @@ def test_exported_config_that_is_none_is_refused(exported_file, tmp_path, text, 
     path, _ = exported_file
     _change_metadata(path, text)
     with pytest.raises(ValueError, match=message):
-        convert_dit(path, tmp_path / "ours")
+        convert.to_workdir("dit", path, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
@@ -66,7 +66,7 @@ def test_exported_config_of_other_values_is_refused(
         config[section][key] = value
     _change_metadata(path, json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        convert_dit(path, tmp_path / "ours")
+        convert.to_workdir("dit", path, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
@@ -97,7 +97,7 @@ def test_exported_config_of_numbers_out_of_range_is_refused(
     config[section][key] = value
     _change_metadata(path, json.dumps(config))
     with pytest.raises(ValueError, match=rf"the config in .*flow\.safetensors .*({message})"):
-        convert_dit(path, tmp_path / "ours")
+        convert.to_workdir("dit", path, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
@@ -106,7 +106,7 @@ def test_exported_config_without_a_part_of_its_process_is_refused(exported_file,
     del config["diffusion"]["beta_start"]
     _change_metadata(path, json.dumps(config))
     with pytest.raises(ValueError, match=r"the config in .*flow\.safetensors .*beta_start"):
-        convert_dit(path, tmp_path / "ours")
+        convert.to_workdir("dit", path, tmp_path / "ours")
 
 
 def test_given_config_of_numbers_out_of_range_is_refused(golden_model_config, published, tmp_path):
@@ -115,7 +115,7 @@ def test_given_config_of_numbers_out_of_range_is_refused(golden_model_config, pu
     config.model.update(golden_model_config)
     config.diffusion.beta_end = float("nan")
     with pytest.raises(ValueError, match=r"diffusion\.beta_end=nan must be a number in \(0, 1\)"):
-        convert_dit(tmp_path / "dit.safetensors", tmp_path / "ours", config)
+        convert.to_workdir("dit", tmp_path / "dit.safetensors", tmp_path / "ours", config=config)
     assert not (tmp_path / "ours").exists()
 
 
@@ -129,13 +129,13 @@ def test_exported_config_names_no_place_of_this_machine(exported_file, tmp_path,
     config["fid"] |= dict(reference=name, weights=name)
     config["text"]["encoder"] = name
     _change_metadata(path, json.dumps(config))
-    back = convert_dit(path, tmp_path / "ours")
+    back = convert.to_workdir("dit", path, tmp_path / "ours")
     places = [back.init_from, back.data.name, back.data.data_dir, back.latents.vae]
     places += [back.latents.moments, back.fid.reference, back.fid.weights, back.text.encoder]
     assert places == [""] * 8
     config["data"]["name"] = "imagenet2012"  # of TFDS, not a place
     _change_metadata(path, json.dumps(config))
-    assert convert_dit(path, tmp_path / "again").data.name == "imagenet2012"
+    assert convert.to_workdir("dit", path, tmp_path / "again").data.name == "imagenet2012"
 
 
 def test_export_of_a_model_of_wide_images_is_read_again(workdir, tmp_path):
@@ -145,5 +145,5 @@ def test_export_of_a_model_of_wide_images_is_read_again(workdir, tmp_path):
     for path in (workdir / "checkpoints").glob("*/config/metadata"):
         path.write_text(json.dumps(config))
     out = tmp_path / "wide.safetensors"
-    export_dit(workdir, out)
+    exported.write(workdir, out)
     assert tuple(exported.read(out).model.input_size) == (8, 12)

@@ -1,11 +1,21 @@
 """Configs beside weights: whatever is in them ends in a config of ours or in one message."""
 
 import json
+import pathlib
 
 import pytest
 from helpers import bpe, published_configs
 
-from dit_jax.convert import arrays, clip, diffusers_dit, dinov2, fields, stable_diffusion, unet, vae
+from dit_jax.convert import (
+    clip,
+    diffusers_dit,
+    dinov2,
+    fields,
+    parameters,
+    stable_diffusion,
+    unet,
+    vae,
+)
 
 WRONG = [
     *(None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**18, 10**4000, 2**20),
@@ -49,8 +59,8 @@ KINDS = {
     "dinov2": (DINOV2, lambda path: dinov2.read(path.parent)),
     "dit": (published_configs.DIT, lambda path: diffusers_dit.read_sizes(path.parent)),
     "scheduler": (published_configs.SCHEDULER, stable_diffusion.read_process),
-    "unet": (UNET, unet.read_config),
-    "vae": (VAE, vae.read_config),
+    "unet": (UNET, lambda path: unet.read_config(path.parent)),
+    "vae": (VAE, lambda path: vae.read_config(path.parent)),
 }
 PLACES = [(kind, name) for kind, (config, _) in KINDS.items() for name in config]
 
@@ -99,7 +109,7 @@ def test_largest_sizes_are_counted_without_memory(kind, tmp_path):
     config, read = KINDS[kind]
     largest = dict(layers_per_block=8, block_out_channels=[2**20] * 2, in_channels=4)
     (tmp_path / "config.json").write_text(json.dumps(config | largest | {"out_channels": 4}))
-    arrays.parameter_shapes(read(tmp_path / "config.json"))
+    parameters.get_shapes(read(tmp_path / "config.json"))
     for name, value in (("layers_per_block", 33), ("block_out_channels", [8] * 9)):
         (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises(ValueError, match=name):
@@ -109,7 +119,7 @@ def test_largest_sizes_are_counted_without_memory(kind, tmp_path):
 def test_pipelines_are_refused_where_a_part_is_wanted(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     for kind in ("unet", "vae"):
-        message = rf"`convert sd {tmp_path} DST` takes all of it, `convert {kind} {tmp_path}/{kind}"
+        message = rf"`convert {kind} {tmp_path}/{kind} DST` takes .*`convert sd {tmp_path} DST` a"
         with pytest.raises(ValueError, match=message):
             KINDS[kind][1](tmp_path / "config.json")
 
@@ -119,7 +129,10 @@ def test_values_are_shown_in_a_line():
     assert fields.show({"a\x1b": [1.5]}) == r"{'a\x1b': [1.5]}"
     assert fields.show(["x"] * 10**6) == "['x', " + "'x', " * 58 + "'x',..."
     wrong = {f"name{i}": "nothing" for i in range(100)}
-    lines = fields.list_wrong({"name1": "a\n"}, wrong).splitlines()
+    path = pathlib.Path("config.json")
+    with pytest.raises(ValueError, match=r"^config\.json describes a DiT of another") as error:
+        fields.check_supported(path, "a DiT", {"name1": "a\n"}, wrong)
+    _, *lines = str(error.value).splitlines()
     assert lines[1] == r"  name1='a\n'; supported: nothing"
     assert (len(lines), lines[-1]) == (21, "  and 80 more")
 

@@ -15,7 +15,7 @@ import pytest
 from helpers import torch_format
 from helpers.torch_format import Call, Global, storage, tensor
 
-from dit_jax.convert import arrays, torch_files
+from dit_jax.convert import tensor_files, torch_files
 from dit_jax.system import npz_files
 
 ARRAYS = {
@@ -32,7 +32,7 @@ def contents():
 
 def _check(path):
     assert torch_files.describe(path).keys() == ARRAYS.keys()
-    found = arrays.read(path)
+    found = tensor_files.read(path)
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert found[name].dtype == np.float32
@@ -71,7 +71,7 @@ def test_views_share_their_numbers(tmp_path):
         ),
     }
     torch_format.save(tmp_path / "x.pt", by_name, {"0": np.arange(6, dtype="<f4").tobytes()})
-    found = arrays.read(tmp_path / "x.pt")
+    found = tensor_files.read(tmp_path / "x.pt")
     np.testing.assert_array_equal(found["all"], [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(found["transposed"], [[0, 3], [1, 4], [2, 5]])
     np.testing.assert_array_equal(found["column"], [1, 4])
@@ -87,19 +87,19 @@ def test_files_without_an_archive(contents, tmp_path):
     records = {"j": np.float32(9).tobytes(), "k": np.arange(6, dtype="<f4").tobytes()}
     path = tmp_path / "x.pth"
     torch_format.save_legacy(path, by_name, records)
-    found = arrays.read(path)
+    found = tensor_files.read(path)
     np.testing.assert_array_equal(found["all"], [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(found["part"], [2, 3, 4])
     assert found["other"] == 9
     torch_format.save_legacy(path, by_name, records, little_endian=False)
     with pytest.raises(ValueError, match="not in little-endian order"):
-        arrays.read(path)
+        tensor_files.read(path)
     torch_format.save_legacy(path, by_name, {"j": records["j"]})
     with pytest.raises(ValueError, match="KeyError: 'k'"):
-        arrays.read(path)
+        tensor_files.read(path)
     torch_format.save_legacy(path, by_name, records | {"k": records["j"]})
     with pytest.raises(ValueError, match="its record 'k' has 1 numbers, not 6"):
-        arrays.read(path)
+        tensor_files.read(path)
 
 
 def test_ordered_dicts_of_python_2(contents, tmp_path):
@@ -123,10 +123,10 @@ def test_nothing_in_a_file_is_run_or_imported(tmp_path, capsys):
     ):
         torch_format.save(tmp_path / "x.pt", contents, {})
         with pytest.raises(ValueError, match=kind):
-            arrays.read(tmp_path / "x.pt")
+            tensor_files.read(tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes(pickle.dumps(Runs()))
     with pytest.raises(ValueError, match=r"torch\.save did not write it"):
-        arrays.read(tmp_path / "x.pt")
+        tensor_files.read(tmp_path / "x.pt")
     assert not capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_what_is_made_to_do_harm_is_refused_in_little_memory(tmp_path, by_name, 
     torch_format.save(path, by_name, {"0": b"1234"})
     tracemalloc.start()
     with pytest.raises(ValueError, match=f"(?m){message}"):
-        arrays.read(path)
+        tensor_files.read(path)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
 
@@ -219,10 +219,10 @@ def test_pickles_that_are_made_to_do_harm(tmp_path, contents, message):
     torch_format.save(path, contents, {})
     tracemalloc.start()
     if b"r\xff" in contents:
-        assert arrays.read(path) == {}
+        assert tensor_files.read(path) == {}
     else:
         with pytest.raises(ValueError, match=f"(?m){message}"):
-            arrays.read(path)
+            tensor_files.read(path)
     assert tracemalloc.get_traced_memory()[1] < 300e6
     tracemalloc.stop()
 
@@ -231,7 +231,7 @@ def test_archives_that_torch_does_not_write(contents, tmp_path, monkeypatch):
     path, (by_name, records) = tmp_path / "x.pt", contents
     torch_format.save(path, by_name, records, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"is compressed, which torch\.save does not"):
-        arrays.read(path)
+        tensor_files.read(path)
     for name, message in (
         ("archive/constants.pkl", "is a program of TorchScript, not tensors"),
         ("other/data.pkl", "a zip archive, but torch.save did not write it"),
@@ -240,18 +240,18 @@ def test_archives_that_torch_does_not_write(contents, tmp_path, monkeypatch):
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(name, b"")
         with pytest.raises(ValueError, match=message):
-            arrays.read(path)
+            tensor_files.read(path)
     torch_format.save(path, by_name, records)
     monkeypatch.setattr(torch_files, "MOST_PICKLE_BYTES", 100)
     with pytest.raises(ValueError, match=r"its pickle has \d+ bytes, more than 100"):
-        arrays.read(path)
+        tensor_files.read(path)
     torch_format.save_legacy(path, by_name, records)
     with pytest.raises(ValueError, match="its pickle has more than 100 bytes"):
-        arrays.read(path)
+        tensor_files.read(path)
     np.savez(tmp_path / "x.npz", a=np.zeros(1))
     (tmp_path / "x.npz").rename(path)
     with pytest.raises(ValueError, match=r"a zip archive, but torch\.save did not write it"):
-        arrays.read(path)
+        tensor_files.read(path)
 
 
 def test_records_that_lie_over_each_other_take_no_more_than_the_file(tmp_path):
@@ -264,7 +264,21 @@ def test_records_that_lie_over_each_other_take_no_more_than_the_file(tmp_path):
     with pytest.raises(
         ValueError, match=r"its tensors are 1,000,000,000 bytes, more than the file"
     ):
-        arrays.read(path)
+        tensor_files.read(path)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("sizes", [(20, 1), (1, 20)])
+def test_storages_of_one_record_that_differ_in_size_are_refused(tmp_path, sizes, is_zip):
+    """A view of the larger one would read memory beyond the record."""
+    view = () if is_zip else (None,)
+    by_name = {str(n): tensor(storage("0", np.float32, n, *view), (n,)) for n in sizes}
+    save = torch_format.save if is_zip else torch_format.save_legacy
+    save(tmp_path / "x.pt", by_name, {"0": b"1234"})
+    with pytest.raises(
+        ValueError, match=r"record '(data/)?0' has (4 bytes, not 80|1 numbers, not)"
+    ):
+        tensor_files.read(tmp_path / "x.pt")
 
 
 def test_flipped_bit_is_seen(contents, tmp_path):
@@ -274,7 +288,7 @@ def test_flipped_bit_is_seen(contents, tmp_path):
     place = whole.index(ARRAYS["a.weight"].tobytes())
     path.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
     with pytest.raises(ValueError, match="Bad CRC-32"):
-        arrays.read(path)
+        tensor_files.read(path)
 
 
 def _torch_files(torch):
@@ -320,7 +334,7 @@ def test_every_file_of_torch_is_read_as_torch_reads_it(tmp_path, is_zip):
         torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
         with torch.serialization.safe_globals([argparse.Namespace]):
             expected = torch.load(path, weights_only=True)
-        expected, found = expected.get("ema", expected), arrays.read(path)
+        expected, found = expected.get("ema", expected), tensor_files.read(path)
         assert found.keys() == expected.keys()
         for key, array in expected.items():
             np.testing.assert_array_equal(found[key], array.detach().float().numpy())
@@ -331,7 +345,7 @@ def test_bfloat16_is_read(tmp_path):
     kept = storage("0", np.float32, 2)
     kept.identity = ("storage", Global("torch", "BFloat16Storage"), *kept.identity[2:])
     torch_format.save(tmp_path / "x.pt", {"a": tensor(kept, (2,))}, {"0": values.tobytes()})
-    np.testing.assert_array_equal(arrays.read(tmp_path / "x.pt")["a"], [1, -2.5])
+    np.testing.assert_array_equal(tensor_files.read(tmp_path / "x.pt")["a"], [1, -2.5])
 
 
 def test_max_bytes_is_of_the_file(contents, tmp_path, monkeypatch):

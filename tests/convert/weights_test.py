@@ -11,9 +11,9 @@ import safetensors.numpy
 from conftest import GOLDENS
 from helpers import torch_format
 
-from dit_jax.convert import arrays, layouts, weights
-from dit_jax.convert.__main__ import convert_clip, convert_sd, convert_unet, convert_vae
-from dit_jax.convert.formats import FORMATS
+from dit_jax import convert
+from dit_jax.convert import array_names, tensor_files, weights
+from dit_jax.convert.conversions import FORMATS
 
 ARRAYS = {f"encoder.{i}.weight": np.full((2, 3), i, np.float32) for i in range(6)}
 
@@ -214,7 +214,9 @@ def test_wrappers_of_parts_are_left_out(tmp_path):
     """As where only some modules of a model are compiled or wrapped."""
     found = {"encoder._orig_mod.0.weight" if i else "encoder.0.weight": i for i in range(1)}
     found |= {f"encoder.module.{i}.weight": i for i in range(1, 6)}
-    assert layouts.strip(found, "vae", tmp_path) == {f"encoder.{i}.weight": i for i in range(6)}
+    assert array_names.strip_prefixes(found, "vae", tmp_path) == {
+        f"encoder.{i}.weight": i for i in range(6)
+    }
 
 
 def test_names_without_prefixes_say_nothing(lines, tmp_path):
@@ -240,7 +242,7 @@ def test_names_without_prefixes_say_nothing(lines, tmp_path):
 )
 def test_ambiguous_prefixes_are_refused(names, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        layouts.strip(dict.fromkeys(names, np.zeros(1)), "vae", tmp_path / "x.npz")
+        array_names.strip_prefixes(dict.fromkeys(names, np.zeros(1)), "vae", tmp_path / "x.npz")
 
 
 # Names of the files that the original code and others wrote.
@@ -278,9 +280,9 @@ def test_original_codes_files_are_named_with_the_way_out(tmp_path, names, what, 
         torch_format.save(path, contents, records)
     else:
         _save(path, found)
-    for convert in (convert_vae, convert_unet, convert_sd, convert_clip):
+    for kind in ("vae", "unet", "sd", "clip"):
         with pytest.raises(ValueError, match=f"(?s){CODE}.*: {what}.*{way_out}") as error:
-            convert(path, tmp_path / "workdir")
+            convert.to_workdir(kind, path, tmp_path / "workdir")
         assert str(error.value).startswith(f"{path} has {len(names)} ")
     with pytest.raises(ValueError, match=CODE):
         weights.read(path, "dit")
@@ -301,9 +303,9 @@ def test_guided_diffusion_s_names_are_adm_s(tmp_path):
 def test_published_names_are_no_original_code_s_and_have_no_prefix(kind):
     """Else their own files would be refused or renamed."""
     path = GOLDENS / f"{kind}_tiny_reference.npz"
-    names = arrays.describe(path)
+    names = tensor_files.describe(path)
     assert {*weights.read(path, kind)} == {*names}
-    assert not {part for name in names for part in name.split(".")} & {*layouts.WRAPPERS}
+    assert not {part for name in names for part in name.split(".")} & {*array_names.WRAPPERS}
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "adm"])
@@ -317,16 +319,18 @@ def test_quantised_weights_are_refused_of_every_kind(kind, tmp_path):
 def test_single_files_without_their_config_say_what_to_give(tmp_path):
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     _save(path, ARRAYS)
-    for convert in (convert_vae, convert_unet, convert_clip):
+    for kind in ("vae", "unet", "clip"):
         message = r"^no .*/config\.json: it must be the config\.json that .* writes beside the we"
         with pytest.raises(FileNotFoundError, match=message):
-            convert(path, tmp_path / "workdir")
-    with pytest.raises(FileNotFoundError, match=r"no .*model_index\.json: give the directory that"):
-        convert_sd(path, tmp_path / "workdir")
+            convert.to_workdir(kind, path, tmp_path / "workdir")
+    with pytest.raises(
+        FileNotFoundError, match=r"no .*model_index\.json: it must be the list of parts in the dir"
+    ):
+        convert.to_workdir("sd", path, tmp_path / "workdir")
     for name, message in (("x.ckpt", "no checkpoint file at"), ("x.txt", "expected")):
         if name == "x.txt":
             (tmp_path / name).touch()
-        for convert in (convert_vae, convert_unet, convert_clip):
+        for kind in ("vae", "unet", "clip"):
             with pytest.raises((ValueError, OSError), match=message):
-                convert(tmp_path / name, tmp_path / "workdir")
+                convert.to_workdir(kind, tmp_path / name, tmp_path / "workdir")
     assert not os.path.lexists(tmp_path / "workdir")

@@ -16,8 +16,7 @@ from helpers.close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import convert, models, sharding
-from dit_jax.convert import arrays
-from dit_jax.convert.__main__ import convert_clip
+from dit_jax.convert import parameters
 from dit_jax.data import text
 from dit_jax.models import clip
 from dit_jax.sharding import axes
@@ -109,7 +108,7 @@ def test_products_are_full_f32_whatever_the_default(golden, params):
     ("name", "count"), [("clip-vit-l-14", 123_060_480), ("openclip-h", 340_387_840)]
 )
 def test_presets_have_the_published_counts(name, count):
-    shapes = arrays.parameter_shapes(
+    shapes = parameters.get_shapes(
         ConfigDict(clip.PRESETS[name] | dict(name="clip", dtype="float32"))
     )
     assert sum(map(math.prod, shapes.values())) == count
@@ -141,7 +140,7 @@ def test_initial_deviations_are_clip_s():
 def test_table_of_axes_has_every_parameter():
     ranks = {
         path: len(shape)
-        for path, shape in arrays.parameter_shapes(published_configs.CLIP_CONFIG).items()
+        for path, shape in parameters.get_shapes(published_configs.CLIP_CONFIG).items()
     }
     assert ranks == {name: len(spec) for name, spec in axes.CLIP_AXES.items()}
     assert axes.CLIP_AXES.items() <= sharding.PARAMETER_AXES.items()
@@ -220,7 +219,7 @@ def test_layouts(params, published):
 
 
 def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, tmp_path):
-    config = convert_clip(stable_diffusion, tmp_path / "workdir")
+    config = convert.to_workdir("clip", stable_diffusion, tmp_path / "workdir")
     assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
     tokenizer = text.load_tokenizer(tmp_path / "workdir")
     assert (tokenizer.length, tokenizer.vocab_size) == (12, 535)
@@ -265,7 +264,7 @@ def test_command_leaves_out_the_last_layers(golden, run_command, stable_diffusio
         with pytest.raises(
             ValueError, match=rf"{skip_layers=} must be in 0..2: .*config.json has 3"
         ):
-            convert_clip(stable_diffusion, tmp_path / "none", skip_layers)
+            convert.to_workdir("clip", stable_diffusion, tmp_path / "none", skip_layers=skip_layers)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +279,7 @@ def test_classes_differ_by_what_is_not_used(kind, others, published, params, tmp
     found = published | {name: np.ones(OTHERS[name], np.float32) for name in others}
     found["text_model.embeddings.position_ids"] = np.arange(12, dtype=np.int64)[None]
     source = bpe.write(_write(tmp_path / "hf", found, kind))
-    config = convert_clip(source, tmp_path / "workdir")
+    config = convert.to_workdir("clip", source, tmp_path / "workdir")
     assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
     _, loaded = _load(tmp_path / "workdir")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
@@ -288,7 +287,7 @@ def test_classes_differ_by_what_is_not_used(kind, others, published, params, tmp
     found["visual_projection.weight"] = found["text_model.other"] = np.ones(3, np.float32)
     source = bpe.write(_write(tmp_path / "others", found, kind))
     with pytest.raises(ValueError, match="does not fit the model") as error:
-        convert_clip(source, tmp_path / "other")
+        convert.to_workdir("clip", source, tmp_path / "other")
     assert "other (3,)" in str(error.value)
     assert ("visual_projection.weight" in str(error.value)) == (kind != "CLIPModel")
     assert not (tmp_path / "other").exists()
@@ -325,10 +324,10 @@ def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("T5EncoderModel", {}, "transformers' T5EncoderModel, but only CLIPTextModel, CLIPText"),
-        ("CLIPTextModel", {"hidden_act": "relu"}, "another kind: {'hidden_act': 'relu'}"),
-        ("CLIPTextModel", {"layer_norm_eps": 1e-6}, "another kind: {'layer_norm_eps': 1e-06}"),
-        ("CLIPModel", {"num_hidden_layers": None}, "another kind: {'num_hidden_layers': None}"),
+        ("T5EncoderModel", {}, "the class T5EncoderModel, but only CLIPTextModel, CLIPText"),
+        ("CLIPTextModel", {"hidden_act": "relu"}, "hidden_act='relu'; supported: quick_gelu, gelu"),
+        ("CLIPTextModel", {"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06; supported: 1e-05"),
+        ("CLIPModel", {"num_hidden_layers": None}, "num_hidden_layers=None; supported: a whole"),
         ("CLIPTextModel", {"num_hidden_layers": 4}, r"missing \(16\): encoder.layers.3.lay"),
         ("CLIPTextModel", {"num_hidden_layers": 2}, r"unexpected \(16\): encoder.layers.2"),
         ("CLIPTextModel", {"vocab_size": 534}, r"ids up to 534, but the text model 534 tokens"),
@@ -337,7 +336,7 @@ def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp
 def test_other_models_are_refused(published, tmp_path, kind, changes, message):
     source = bpe.write(_write(tmp_path / "hf", published, kind, **changes))
     with pytest.raises(ValueError, match=message):
-        convert_clip(source, tmp_path / "workdir")
+        convert.to_workdir("clip", source, tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
 
 
@@ -355,7 +354,7 @@ def test_other_models_are_refused(published, tmp_path, kind, changes, message):
 def test_missing_files_are_named(stable_diffusion, tmp_path, missing, message):
     (tmp_path / "sd" / missing).unlink()
     with pytest.raises(FileNotFoundError, match=message):
-        convert_clip(stable_diffusion, tmp_path / "workdir")
+        convert.to_workdir("clip", stable_diffusion, tmp_path / "workdir")
 
 
 def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
@@ -363,11 +362,11 @@ def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     message = r"; model.fp16.safetensors is there: give a copy named model.safetensors, which is re"
     with pytest.raises(FileNotFoundError, match=message):
-        convert_clip(folder, tmp_path / "workdir")
+        convert.to_workdir("clip", folder, tmp_path / "workdir")
     with pytest.raises(FileNotFoundError, match=rf"no checkpoint file at \S*{message}"):
-        convert.arrays.read(folder / "model.safetensors")
+        convert.tensor_files.read(folder / "model.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file at \S*other.safetensors\.$"):
-        convert.arrays.read(folder / "other.safetensors")
+        convert.tensor_files.read(folder / "other.safetensors")
 
 
 def test_tokenizer_json_serves_where_there_are_no_lists(stable_diffusion, golden, tmp_path):

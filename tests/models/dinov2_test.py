@@ -14,8 +14,7 @@ from helpers.close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import convert, models, sharding
-from dit_jax.convert import arrays
-from dit_jax.convert.__main__ import convert_dinov2
+from dit_jax.convert import parameters
 from dit_jax.models import dinov2
 from dit_jax.workdirs import checkpoint
 
@@ -27,7 +26,7 @@ CONFIG = ConfigDict(
 @pytest.fixture(scope="module")
 def params():
     """Random, so that no scale is 1 and no bias 0."""
-    shapes = arrays.parameter_shapes(CONFIG)
+    shapes = parameters.get_shapes(CONFIG)
     rng = np.random.default_rng(0)
     flat = {
         path: (0.1 if path.endswith("kernel") else 0.5) * rng.standard_normal(shape, np.float32)
@@ -279,29 +278,34 @@ def test_transformers_directory_holds_the_same_arrays(official, tmp_path):
 def test_transformers_arrays_of_no_other_name_are_listed(official, tmp_path):
     official["head.weight"] = np.zeros((10, 128), np.float32)
     with pytest.raises(ValueError, match=r"unexpected \(1\): head.weight \(10, 128\)"):
-        convert_dinov2(_transformers(official, tmp_path / "hf"), tmp_path / "workdir")
+        convert.to_workdir("dinov2", _transformers(official, tmp_path / "hf"), tmp_path / "workdir")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "dinov2_with_registers"}, "another kind: {'model_type': 'dinov2_with_reg"),
-        ({"layer_norm_eps": 1e-5}, "another kind: {'layer_norm_eps': 1e-05}"),
-        ({"num_attention_heads": 4}, "{'hidden_size': 128, 'num_attention_heads': 4}"),
+        (
+            {"model_type": "dinov2_with_registers"},
+            "model_type='dinov2_with_registers'; supported: di",
+        ),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05; supported: 1e-06"),
+        ({"num_attention_heads": 4}, r"hidden_size=128; supported: num_attention_heads \* 64, 256"),
     ],
 )
 def test_other_models_of_transformers_are_refused(official, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        convert_dinov2(_transformers(official, tmp_path / "hf", **changes), tmp_path / "workdir")
+        convert.to_workdir(
+            "dinov2", _transformers(official, tmp_path / "hf", **changes), tmp_path / "workdir"
+        )
 
 
 def test_transformers_directory_without_config_is_refused(official, tmp_path):
     directory = _transformers(official, tmp_path / "hf")
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*config.json: it must be .* that trans"):
-        convert_dinov2(directory, tmp_path / "workdir")
+        convert.to_workdir("dinov2", directory, tmp_path / "workdir")
     with pytest.raises(ValueError, match="transformers' model is given as the directory"):
-        convert_dinov2(directory / "model.safetensors", tmp_path / "workdir")
+        convert.to_workdir("dinov2", directory / "model.safetensors", tmp_path / "workdir")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_other_files_are_refused(official, name, shape, message, tmp_path):
     official[name] = np.zeros(shape, np.float32)
     np.savez(tmp_path / "dinov2.npz", **official)
     with pytest.raises(ValueError, match=message):
-        convert_dinov2(tmp_path / "dinov2.npz", tmp_path / "workdir")
+        convert.to_workdir("dinov2", tmp_path / "dinov2.npz", tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
 
 

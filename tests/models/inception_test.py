@@ -9,7 +9,6 @@ from helpers.close import assert_close
 from ml_collections import ConfigDict
 
 from dit_jax import convert, models, sharding
-from dit_jax.convert import arrays
 from dit_jax.convert import inception as published_inception
 from dit_jax.models import inception
 from dit_jax.workdirs import checkpoint
@@ -20,10 +19,8 @@ CONFIG = ConfigDict(dict(name="inception", dtype="float32"))
 @pytest.fixture(scope="module")
 def published():
     """Random arrays by their published names, which neither fade nor grow through the layers."""
-    paths = arrays.parameter_shapes(CONFIG).items()
-    modules = {path.removesuffix("/kernel"): shape for path, shape in paths if len(shape) > 1}
     rng, found = np.random.default_rng(0), {"fc.bias": np.ones(1008, np.float32)}
-    for name, shape in published_inception._published_shapes(modules).items():
+    for name, shape in published_inception.list_published(CONFIG).items():
         normal = rng.standard_normal(shape, np.float32)
         if name.endswith(("bn.weight", "running_var")):
             found[name] = 0.5 + rng.random(shape, np.float32)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import convert, models
-from dit_jax.convert import arrays, lpips
+from dit_jax.convert import lpips, parameters
 from dit_jax.training import frozen_networks, initial_state, programs
 from dit_jax.workdirs import checkpoint
 
@@ -20,10 +20,7 @@ CONFIG = ConfigDict(dict(name="lpips", dtype="float32"))
 @pytest.fixture(scope="module")
 def published():
     """The random parameters that the golden was recorded with, by their published names."""
-    shapes = {
-        lpips._published_name(path): lpips._published_shape(shape)
-        for path, shape in arrays.parameter_shapes(CONFIG).items()
-    }
+    shapes = parameters.list_published(lpips.make_table(CONFIG))
     rng, params = np.random.RandomState(0), {}
     for name in sorted(shapes):
         if name.startswith("lin"):

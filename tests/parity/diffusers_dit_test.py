@@ -9,8 +9,8 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from dit_jax import sharding
-from dit_jax.convert.__main__ import convert_dit, export_dit
+from dit_jax import convert, sharding
+from dit_jax.convert import exported
 from dit_jax.workdirs import checkpoint
 
 SIZES = {
@@ -63,7 +63,7 @@ def _load(workdir):
 def test_outputs_agree(name, tmp_path):
     theirs = _theirs(SIZES[name], norm_eps=1e-6)
     theirs.save_pretrained(tmp_path / "theirs")
-    convert_dit(tmp_path / "theirs", tmp_path / "ours")
+    convert.to_workdir("dit", tmp_path / "theirs", tmp_path / "ours")
     model, params = _load(tmp_path / "ours")
     errors = _errors(theirs, PUBLISHED, model, params)
     print(f"{name}: {errors.max():.1e} of the largest value")
@@ -77,7 +77,7 @@ def test_norm_eps_of_diffusers_changes_little(tmp_path):
     theirs = _theirs(SIZES["S/8"])
     assert theirs.config.norm_eps == 1e-5
     theirs.save_pretrained(tmp_path / "theirs")
-    convert_dit(tmp_path / "theirs", tmp_path / "ours")
+    convert.to_workdir("dit", tmp_path / "theirs", tmp_path / "ours")
     errors = _errors(theirs, PUBLISHED, *_load(tmp_path / "ours"))
     print(f"norm_eps=1e-5: {errors.max():.1e} of the largest value")
     assert errors.max() < 2e-5
@@ -89,10 +89,10 @@ def test_through_the_published_names_and_back(tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     theirs.save_pretrained(tmp_path / "parts", max_shard_size="40MB")
     assert (tmp_path / "parts" / "diffusion_pytorch_model.safetensors.index.json").is_file()
-    config = convert_dit(tmp_path / "theirs", tmp_path / "ours")
-    convert_dit(tmp_path / "parts", tmp_path / "from_parts")
-    export_dit(tmp_path / "ours", tmp_path / "dit.safetensors")
-    again = convert_dit(tmp_path / "dit.safetensors", tmp_path / "again")
+    config = convert.to_workdir("dit", tmp_path / "theirs", tmp_path / "ours")
+    convert.to_workdir("dit", tmp_path / "parts", tmp_path / "from_parts")
+    exported.write(tmp_path / "ours", tmp_path / "dit.safetensors")
+    again = convert.to_workdir("dit", tmp_path / "dit.safetensors", tmp_path / "again")
     config.latents.moments = ""  # names of places stay here
     assert again.to_dict() == json.loads(json.dumps(config.to_dict()))  # whose tuples are lists
     _, params = _load(tmp_path / "ours")

@@ -12,8 +12,7 @@ import torch
 import transformers
 from helpers import bpe
 
-from dit_jax import conditions
-from dit_jax.convert.__main__ import convert_sd
+from dit_jax import conditions, convert
 from dit_jax.diffusion import edits
 from dit_jax.sampling import editing, generate, runs
 
@@ -102,7 +101,7 @@ def pipeline(request):
 def workdir(pipeline, tmp_path_factory):
     root = tmp_path_factory.mktemp("sd")
     pipeline.save_pretrained(root / "diffusers")
-    config = convert_sd(root / "diffusers", root / "ours")
+    config = convert.to_workdir("sd", root / "diffusers", root / "ours")
     assert config.objective.prediction == PREDICTIONS[pipeline.scheduler.config.prediction_type]
     assert (config.sample.sampler, config.sample.grid) == ("ddim_level1", "leading")
     return root / "ours"

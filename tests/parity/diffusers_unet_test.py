@@ -77,7 +77,7 @@ def test_conditional_unet_agrees(name, tmp_path):
     torch.manual_seed(0)
     theirs = _perturbed(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
     theirs.save_pretrained(tmp_path)
-    config = convert.unet.read_config(tmp_path / "config.json")
+    config = convert.unet.read_config(tmp_path)
     params = convert.load("unet", tmp_path, config)
     shape = (len(T), 77, config.context_size)
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -91,8 +91,10 @@ def test_stable_diffusion_is_diffusers_default():
         theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
     fields = dict(name="unet", **unet_presets.get("sd15-unet"))
     config = ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
-    shapes = convert.arrays.parameter_shapes(config)
-    ours = {convert.unet.published_name(path): np.prod(shape) for path, shape in shapes.items()}
+    shapes = convert.parameters.get_shapes(config)
+    ours = {
+        convert.parameters.to_diffusers_name(path): np.prod(shape) for path, shape in shapes.items()
+    }
     assert ours == {name: tensor.numel() for name, tensor in theirs.state_dict().items()}
 
 

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from dit_jax.convert import __main__ as commands
+from dit_jax import convert
 from dit_jax.workdirs import checkpoint
 
 WAYS = {
@@ -86,7 +86,6 @@ def test_all_ways_of_saving_give_the_same(kind, saved, tmp_path):
     model = MODELS[kind]()
     # transformers 5 writes safetensors alone.
     ways = {n: o for n, o in WAYS.items() if kind != "dinov2" or "bin" not in n}
-    convert = getattr(commands, f"convert_{kind}")
     for name, options in ways.items():
         if kind == "dit" and "shards" in name:
             options = options | dict(max_shard_size="20MB")
@@ -94,7 +93,7 @@ def test_all_ways_of_saving_give_the_same(kind, saved, tmp_path):
         suffix = "bin" if "bin" in name else "safetensors"
         weights = list((tmp_path / name).glob(f"*.{suffix}"))
         assert (len(weights) > 1) == ("shards" in name)
-        convert(tmp_path / name, tmp_path / "ours" / name)
+        convert.to_workdir(kind, tmp_path / name, tmp_path / "ours" / name)
     for params in saved[1:]:
         jax.tree.map(np.testing.assert_array_equal, params, saved[0])
     assert len(saved) == len(ways)
@@ -116,6 +115,6 @@ def test_wrapped_models_are_the_same(suffix, saved, tmp_path):
             torch.save({"state_dict": state, "epoch": 3}, path)
         else:
             safetensors.torch.save_file(state, path)
-        commands.convert_vae(tmp_path / name, tmp_path / "ours" / name)
+        convert.to_workdir("vae", tmp_path / name, tmp_path / "ours" / name)
     assert any(name.startswith("vae._orig_mod.module.") for name in state)
     jax.tree.map(np.testing.assert_array_equal, *saved)

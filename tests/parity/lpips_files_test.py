@@ -6,27 +6,23 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from dit_jax import sharding
-from dit_jax.convert import arrays, lpips
-from dit_jax.convert.__main__ import convert_lpips
+from dit_jax import convert, sharding
+from dit_jax.convert import lpips, parameters
 from dit_jax.workdirs import checkpoint
 
 
 def test_both_files_become_a_workdir(tmp_path):
     config = ConfigDict(dict(name="lpips", dtype="float32"))
-    shapes = {
-        lpips._published_name(path): lpips._published_shape(shape)
-        for path, shape in arrays.parameter_shapes(config).items()
-    }
+    shapes = parameters.list_published(lpips.make_table(config))
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     vgg = {n: t for n, t in tensors.items() if n.startswith("features")}
     vgg["classifier.0.weight"] = torch.zeros(10, 10)
     torch.save(vgg, tmp_path / "vgg16-397923af.pth")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*/vgg\.pth"):
-        convert_lpips(tmp_path, tmp_path / "workdir")
+        convert.to_workdir("lpips", tmp_path, tmp_path / "workdir")
     lins = {n: t for n, t in tensors.items() if n.startswith("lin")}
     torch.save(lins, tmp_path / "vgg.pth")
-    convert_lpips(tmp_path, tmp_path / "workdir")
+    convert.to_workdir("lpips", tmp_path, tmp_path / "workdir")
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
     _, params = checkpoint.load_model(tmp_path / "workdir", mesh, "float32", "lpips")
     kernel = np.asarray(params["features_5"]["kernel"])

@@ -11,7 +11,6 @@ import torch
 from ml_collections import ConfigDict
 
 from dit_jax import convert, sharding
-from dit_jax.convert.__main__ import convert_inception
 from dit_jax.models import inception
 from dit_jax.workdirs import checkpoint
 
@@ -70,7 +69,7 @@ def extract(weights):
 def ours(weights, tmp_path_factory):
     """The same function of the workdir that the file becomes."""
     workdir = tmp_path_factory.mktemp("runs") / "inception"
-    convert_inception(weights, workdir)
+    convert.to_workdir("inception", weights, workdir)
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
     model, params = checkpoint.load_model(workdir, mesh, "float32", "inception")
     return jax.jit(lambda image: model.apply({"params": params}, image))

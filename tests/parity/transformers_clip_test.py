@@ -12,7 +12,6 @@ from helpers import bpe
 from ml_collections import ConfigDict
 
 from dit_jax import convert, sharding
-from dit_jax.convert.__main__ import convert_clip
 from dit_jax.data import text
 from dit_jax.workdirs import checkpoint
 
@@ -98,7 +97,9 @@ def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
     theirs = _theirs(kind, sizes)
     theirs.save_pretrained(tmp_path / "hf")
     transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES).save_pretrained(tmp_path / "hf")
-    config = convert_clip(tmp_path / "hf", tmp_path / "workdir", skip_layers).model
+    config = convert.to_workdir(
+        "clip", tmp_path / "hf", tmp_path / "workdir", skip_layers=skip_layers
+    ).model
     assert config.activation == sizes["hidden_act"]
     assert text.load_tokenizer(tmp_path / "workdir").length == config.length
     mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])

@@ -7,7 +7,6 @@ import torch
 import transformers
 
 from dit_jax import convert, models
-from dit_jax.convert.__main__ import convert_dinov2
 from dit_jax.models import dinov2
 
 TINY = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=2)
@@ -41,7 +40,7 @@ def _features(params, config, image):
 def test_features_agree(sizes, tmp_path):
     theirs = _theirs(sizes)
     theirs.save_pretrained(tmp_path / "hf")
-    config = convert_dinov2(tmp_path / "hf", tmp_path / "workdir").model
+    config = convert.to_workdir("dinov2", tmp_path / "hf", tmp_path / "workdir").model
     assert config.num_heads == sizes["num_attention_heads"]
     params = convert.load("dinov2", convert.dinov2.read(tmp_path / "hf"), config)
     image = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
@@ -88,8 +87,11 @@ def test_official_file_is_the_directory_bit_for_bit(tmp_path):
     theirs.save_pretrained(tmp_path / "hf")
     torch.save(_as_official(theirs), tmp_path / "dinov2_pretrain.pth")
     found = [convert.dinov2.read(tmp_path / name) for name in ("hf", "dinov2_pretrain.pth")]
-    config = convert_dinov2(tmp_path / "hf", tmp_path / "a").model
-    assert config == convert_dinov2(tmp_path / "dinov2_pretrain.pth", tmp_path / "b").model
+    config = convert.to_workdir("dinov2", tmp_path / "hf", tmp_path / "a").model
+    assert (
+        config
+        == convert.to_workdir("dinov2", tmp_path / "dinov2_pretrain.pth", tmp_path / "b").model
+    )
     a, b = (convert.load("dinov2", arrays, config) for arrays in found)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert a["pos_embed"].shape == (1, 257, 128)

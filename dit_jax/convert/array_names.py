@@ -1,4 +1,4 @@
-"""Layouts of the names in weight files: who wrote a file, and which prefixes all names share.
+"""Names of the arrays in weight files: who wrote a file, and which prefixes all names share.
 
 The original code of latent diffusion and Stable Diffusion keeps all parts of a model in one file.
 Such files are not read here. They are recognised by their names, and a message says how to convert
@@ -39,7 +39,7 @@ CLIP = ("cond_stage_model.transformer.", "cond_stage_model.model.")
 TWO_CLIPS = "conditioner."
 
 
-def refuse(names: Collection[str], kind: str, source: pathlib.Path) -> None:
+def refuse_original_code(names: Collection[str], kind: str, source: pathlib.Path) -> None:
     """Raises if a file is from the original code of Stable Diffusion or latent diffusion.
 
     Args:
@@ -48,10 +48,10 @@ def refuse(names: Collection[str], kind: str, source: pathlib.Path) -> None:
       source: the file, for messages.
     Raises: ValueError that says what the file is, and how to make diffusers' directory from it.
     """
-    # ADM's own names match UNET too.
-    patterns = (WHOLE, VAE) if kind == "adm" else (WHOLE, UNET, VAE)
-    examples = [next(filter(pattern.search, names), None) for pattern in patterns]
-    if not any(examples):
+    whole, unet, vae = (next(filter(pattern.search, names), None) for pattern in (WHOLE, UNET, VAE))
+    if kind == "adm":  # its own names match UNET too
+        unet = None
+    if not (whole or unet or vae):
         return
     # The most complete model is tested first, since its names match the later patterns too.
     if any(name.startswith(TWO_CLIPS) for name in names):
@@ -62,11 +62,12 @@ def refuse(names: Collection[str], kind: str, source: pathlib.Path) -> None:
             f"{_by_diffusers('StableDiffusionPipeline', 'SD_DIR')}Then `convert sd SD_DIR DST` "
             "takes all, `convert unet SD_DIR/unet DST` or `convert vae SD_DIR/vae DST` a part."
         )
-    elif examples[-1]:
-        model = "a latent diffusion without CLIP" if examples[0] else "a VAE"
+    elif vae:
+        model = "a latent diffusion without CLIP" if whole else "a VAE"
         way_out = (
-            "Its VAE can be converted. " if examples[0] else ""
-        ) + f"{_by_diffusers('AutoencoderKL', 'VAE_DIR')}Then `convert vae VAE_DIR DST`."
+            f"{_by_diffusers('AutoencoderKL', 'VAE_DIR')}Then `convert vae VAE_DIR DST` takes the "
+            "VAE."
+        )
     else:
         model = "a UNet alone"
         way_out = (
@@ -75,28 +76,34 @@ def refuse(names: Collection[str], kind: str, source: pathlib.Path) -> None:
         )
     raise UserError(
         f"{files.printable(source)} has {len(names):,} names of the original code of latent "
-        f"diffusion, such as {files.list_some([next(filter(None, examples))])}: {model}.\n{way_out}"
+        f"diffusion, such as {files.list_some([whole or unet or vae])}: {model}.\n{way_out}"
     )
 
 
-def strip(
-    found: Mapping[str, np.ndarray], kind: str, source: pathlib.Path
+def _by_diffusers(name, directory):
+    """Returns the part of a message that shows how diffusers makes its directory from the file."""
+    return (
+        "In Python, where diffusers and torch are installed, make diffusers' directory of it:\n"
+        f'  diffusers.{name}.from_single_file("FILE").save_pretrained("{directory}")\n'
+    )
+
+
+def strip_prefixes(
+    tensors: Mapping[str, np.ndarray], kind: str, source: pathlib.Path
 ) -> dict[str, np.ndarray]:
     """Returns the arrays without the prefixes that all their names share, and logs the prefixes.
 
     Such prefixes come from wrappers and training code.
     Args:
-      found: name -> array.
+      tensors: name -> array.
       kind: of the model.
       source: the file, for messages.
     Raises: ValueError if only some names have a prefix, or two names become equal.
     """
-    shown, removed = files.printable(source), []
-    names = [name.split(".") for name in found]
-    for wrapper in WRAPPERS:
-        if any(wrapper in name for name in names):
-            removed.append(wrapper)
-            names = [[part for part in name if part != wrapper] for name in names]
+    shown = files.printable(source)
+    names = [name.split(".") for name in tensors]
+    removed = [wrapper for wrapper in WRAPPERS if any(wrapper in name for name in names)]
+    names = [[part for part in name if part not in removed] for name in names]
     holders = {*HOLDERS, *HOLDERS_BY_KIND.get(kind, ())}
     # Holders may be nested, as in ema_model.model. One is a prefix only if every name begins with
     # it.
@@ -113,21 +120,13 @@ def strip(
             f"{shown} has {len(names):,} names, {counts} before them: it holds more than one "
             "model. Save the arrays of the one that is meant by themselves."
         )
-    stripped = dict(zip(map(".".join, names), found.values(), strict=True))
-    if len(stripped) < len(found):
+    stripped = dict(zip(map(".".join, names), tensors.values(), strict=True))
+    if len(stripped) < len(tensors):
         raise UserError(
-            f"{shown} has {len(found):,} names, but without {', '.join(removed)} only "
+            f"{shown} has {len(tensors):,} names, but without {', '.join(removed)} only "
             f"{len(stripped):,} differ: save one model's arrays by themselves."
         )
     if removed:
         prefixes = ", ".join(f"{part}." for part in removed)
         logger.info("%s: its names are read without the prefixes %s", shown, prefixes)
     return stripped
-
-
-def _by_diffusers(name, directory):
-    """Returns the part of a message that shows how diffusers makes its directory from the file."""
-    return (
-        "In Python, where diffusers and torch are installed, make diffusers' directory of it:\n"
-        f'  diffusers.{name}.from_single_file("FILE").save_pretrained("{directory}")\n'
-    )

@@ -1,0 +1,312 @@
+"""Conversions of published checkpoints: to parameters, and to whole workdirs.
+
+A reader returns the whole model before anything is written.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import default, dit_xl_2_256_published
+from dit_jax import models
+from dit_jax.config import ranges, sizes
+from dit_jax.convert import (
+    adm,
+    clip,
+    destination,
+    diffusers_dit,
+    dinov2,
+    dit,
+    exported,
+    fields,
+    inception,
+    lpips,
+    stable_diffusion,
+    unet,
+    vae,
+    weights,
+)
+from dit_jax.data import text
+from dit_jax.errors import UserError
+from dit_jax.system import files
+from dit_jax.workdirs import checkpoint, digests
+
+# Stable Diffusion 1's process, prediction and sampler, for a UNet without a scheduler's config.
+PROCESS = (
+    dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    "eps",
+    dict(sampler="ddim_level1", grid="leading"),
+)
+
+
+# Format -> to_params(published name -> array, config.model).
+FORMATS = {
+    "dit": dit.to_params,
+    "vae": vae.to_params,
+    "unet": unet.to_params,
+    "lpips": lpips.to_params,
+    "inception": inception.to_params,
+    "dinov2": dinov2.to_params,
+    "clip": clip.to_params,
+}
+
+
+class Converted(NamedTuple):
+    """A converted model, as it is written to a workdir."""
+
+    config: ConfigDict
+    params: dict
+    tokenizer: text.ClipTokenizer | None = None
+    parts: Mapping[str, Any] = {}  # subdirectory -> the Converted model in it
+
+
+def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model_config) -> dict:
+    """Returns the parameters of the model `model_config` from a published checkpoint.
+
+    Args:
+      kind: the format: 'dit' (the published PyTorch code), 'vae' (diffusers' AutoencoderKL), 'unet'
+        (diffusers' UNet2DConditionModel), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights
+        together), 'inception' (torch-fidelity's and pytorch-fid's copy of Inception-2015), 'dinov2'
+        (the official PyTorch code) or 'clip' (transformers' CLIPTextModel).
+      source: published name -> array, or a file of such arrays, or the directory that diffusers or
+        transformers wrote. A file is a .npz, whose names may have the prefix 'w/', a .safetensors,
+        or torch.save's .pt, .pth, .bin or .ckpt. No code in a file is run.
+    Returns: this project's parameter tree of numpy arrays, f32.
+    Raises: ValueError for an unknown kind or another model's config; as `weights.read` and
+      `parameters.check`.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
+    if model_config.name != kind:
+        raise UserError(
+            f"the config's model is a {model_config.name!r}, but {kind!r} is asked for."
+        )
+    if not isinstance(source, Mapping):
+        source = weights.read(pathlib.Path(source), kind)
+    return FORMATS[kind](source, model_config)
+
+
+def to_workdir(kind: str, source: pathlib.Path, workdir: pathlib.Path, **options) -> ConfigDict:
+    """Converts a published checkpoint to a new workdir, and returns its config.
+
+    Args:
+      kind: a key of READERS.
+      source: a file or directory, as the kind's reader takes it.
+      options: further arguments of the reader.
+    Raises: ValueError or FileNotFoundError if the files are not a supported model; ValueError or
+      OSError as `destination.check`.
+    """
+    destination.check(workdir)
+    model = READERS[kind](source, **options)
+    ranges.check(model.config)  # also a config given by --config
+    # The workdir appears with all its parts, or not at all.
+    with destination.fill(workdir) as new:
+        for name, part in model.parts.items():
+            _save(new / name, part)
+        _save(new, model)
+    return model.config
+
+
+def _save(workdir, model):
+    checkpoint.save_params(workdir, model.config, model.params)
+    if model.tokenizer:
+        model.tokenizer.save(workdir / text.FILE)
+
+
+def read_sd(source: pathlib.Path) -> Converted:
+    """Reads a whole Stable Diffusion: the UNet, with vae/ and text_encoder/ as its parts.
+
+    Args:
+      source: the directory of diffusers' pipeline.
+    """
+    stable_diffusion.check_parts(source)
+    scheduler = source / "scheduler" / stable_diffusion.SCHEDULER
+    process = stable_diffusion.read_process(scheduler)
+    # All configs are compared before the weights are read, which takes longer.
+    config = _make_unet_config(source / "unet", process)
+    vae_config = vae.read_config(source / "vae")
+    clip_config = clip.read_config(source / "text_encoder")
+    stable_diffusion.check_fit(source, config.model, vae_config, clip_config)
+    parts = {
+        "vae": read_vae(source / "vae"),
+        "text_encoder": read_clip(source / "text_encoder"),
+    }
+    # The files name no dataset: `data.name` stays empty until the user sets it. The paths are
+    # relative, so that the workdir can be moved together with its parts.
+    config.data.update(
+        source="folder",
+        name="",
+        eval_split="",
+        image_size=sizes.scale(config.model.input_size, models.build(vae_config).factor),
+        image_channels=vae_config.image_channels,
+        caption_feature="text",
+    )
+    config.latents.update(
+        source="images",
+        moments="",
+        vae="vae",
+        scale=(vae_config.scale,),
+        shift=(vae_config.shift,),
+    )
+    digest = digests.digest(parts["text_encoder"].params)
+    config.text.update(encoder="text_encoder", encoder_digest=digest)
+    return Converted(config, load("unet", source / "unet", config.model), parts=parts)
+
+
+def read_dit(source: pathlib.Path, config: ConfigDict | None = None) -> Converted:
+    """Reads a DiT.
+
+    Args:
+      source: a file with the published names, or diffusers' directory.
+      config: has the model's sizes. None selects the config that `exported.write` wrote into the
+        file, or else the published model's config with the sizes of `source`.
+    """
+    is_diffusers, shown = source.is_dir(), files.printable(source)
+    model_sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
+    tensors, saved = weights.read(source, "dit"), exported.read(source)
+    if config is None:
+        config = saved or _make_dit_config(model_sizes or dit.read_sizes(tensors))
+    # Weights are valid only with the process and the objective that they were trained with.
+    elif saved and any(config[name] != saved[name] for name in ("diffusion", "objective")):
+        raise UserError(
+            f"{shown} was exported with diffusion={fields.show(saved.diffusion.to_dict())}, "
+            f"objective={fields.show(saved.objective.to_dict())}, and --config has others: leave "
+            "it out."
+        )
+    elif is_diffusers and model_sizes["num_heads"] != config.model.num_heads:
+        raise UserError(  # no shape depends on the number of heads
+            f"{shown} has {model_sizes['num_heads']} heads, but the config's model.num_heads is "
+            f"{config.model.num_heads}."
+        )
+    if is_diffusers:
+        tensors = diffusers_dit.to_published(tensors, config.model)
+    return Converted(config, load("dit", tensors, config.model))
+
+
+def _make_dit_config(model_sizes):
+    """Returns the published DiT's config with these model sizes."""
+    config = dit_xl_2_256_published.get_config()
+    config.model.update(model_sizes)
+    config.data.image_size = sizes.scale(config.model.input_size, 8)
+    return config
+
+
+def read_vae(source: pathlib.Path) -> Converted:
+    """Reads diffusers' AutoencoderKL: its directory, or the weights with config.json beside."""
+    return _load("vae", source, vae.read_config(source))
+
+
+def _load(kind, source, model_config):
+    """Returns a network that predicts no noise, whose config is `model` alone."""
+    return Converted(ConfigDict({"model": model_config}), load(kind, source, model_config))
+
+
+def read_unet(source: pathlib.Path) -> Converted:
+    """Reads diffusers' UNet2DConditionModel.
+
+    The process is read from scheduler/ beside the UNet's directory. Without that directory it is
+    Stable Diffusion 1's, with prediction eps.
+    Args:
+      source: the directory, or a weights file with config.json beside it.
+    """
+    # Resolved first, since the parent of '.' is '.' itself.
+    pipeline = weights.find_config(source, "unet").parent.resolve().parent
+    scheduler = pipeline / "scheduler" / stable_diffusion.SCHEDULER
+    process = stable_diffusion.read_process(scheduler) if scheduler.is_file() else PROCESS
+    config = _make_unet_config(source, process)
+    return Converted(config, load("unet", source, config.model))
+
+
+def _make_unet_config(source, process):
+    """Returns the config of a UNet of latents with a process from `read_process`."""
+    config = _make_config(unet.read_config(source))
+    diffusion, prediction, sample = process
+    config.diffusion.update(diffusion)
+    config.objective.prediction = prediction
+    config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
+    config.sample.update(steps=50, cfg_scale=7.5, **sample)  # settings of the published samples
+    return config
+
+
+def _make_config(model):
+    """Returns configs/default.py with this noise predictor and an image size that fits it."""
+    config = default.get_config()
+    with config.unlocked():
+        config.model = model
+    # A model conditioned on a context is taken for one of latents, any other for one of pixels.
+    factor = 8 if model.condition == "context" else 1
+    config.data.image_size = sizes.scale(model.input_size, factor)
+    return config
+
+
+def read_adm(
+    source: pathlib.Path, config: ConfigDict | None = None, new_attention_order: bool = False
+) -> Converted:
+    """Reads ADM's UNet in a file.
+
+    Args:
+      config: has the model's sizes. None selects the published model with exactly these arrays.
+      new_attention_order: as for `adm.to_params`. Of a published model it is known.
+    """
+    if new_attention_order and config is None:
+        raise UserError("--new_attention_order is of a --config; of published models it is known.")
+    tensors = weights.read(source, "adm")
+    if config is None:
+        name = adm.match_preset(tensors)
+        published = adm.PUBLISHED[name]
+        new_attention_order = published["new_attention_order"]
+        config = _make_config(adm.get_config(name))
+        config.diffusion.schedule = published["schedule"]
+        config.latents.source = "pixels"
+        # guided-diffusion clips x_0 in every step by default.
+        config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0, clip_x_0=True)
+    elif config.model.name != "unet":
+        raise UserError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
+    return Converted(config, adm.to_params(tensors, config.model, new_attention_order))
+
+
+def read_lpips(source: pathlib.Path) -> Converted:
+    """Reads VGG-16 and LPIPS's weights in a directory."""
+    return _load("lpips", lpips.read(source), ConfigDict({"name": "lpips", "dtype": "float32"}))
+
+
+def read_inception(source: pathlib.Path) -> Converted:
+    """Reads Inception-2015 in a file."""
+    return _load("inception", source, ConfigDict({"name": "inception", "dtype": "float32"}))
+
+
+def read_dinov2(source: pathlib.Path) -> Converted:
+    """Reads DINOv2: a file with the official names, or transformers' directory."""
+    tensors = dinov2.read(source)
+    return _load("dinov2", tensors, ConfigDict(dinov2.read_sizes(tensors)))
+
+
+def read_clip(source: pathlib.Path, skip_layers: int = 0) -> Converted:
+    """Reads CLIP's text transformer, with its tokenizer.
+
+    Args:
+      source: the directory that transformers wrote, or a weights file in it.
+      skip_layers: how many of the last layers to leave out. Stable Diffusion 2 was trained on
+        OpenCLIP-H without 1; its own directories have left it out already.
+    """
+    model_config = clip.read_config(source, skip_layers)
+    tokenizer = clip.read_tokenizer(source, model_config)
+    model = _load("clip", clip.read(source, skip_layers), model_config)
+    return model._replace(tokenizer=tokenizer)
+
+
+# Kind -> its reader: (source, options) -> Converted.
+READERS = {
+    "sd": read_sd,
+    "dit": read_dit,
+    "vae": read_vae,
+    "unet": read_unet,
+    "adm": read_adm,
+    "lpips": read_lpips,
+    "inception": read_inception,
+    "dinov2": read_dinov2,
+    "clip": read_clip,
+}
