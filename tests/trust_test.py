@@ -24,7 +24,7 @@ from PIL import Image
 from dit_jax.system import files
 from experiments.scaling.fits import table
 
-MOST_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
+MAX_BYTES = 2 * 2**30  # of a command; training the smallest model takes a third
 
 
 def each(kinds, quick):
@@ -59,7 +59,7 @@ def meet(zygote, marker):
         answer, stdout, stderr = zygote(module, *flags, **variables)
         assert answer["status"] in (0, 1), (answer, stdout, stderr)
         assert "Traceback" not in stderr
-        assert answer["max_rss"] < MOST_BYTES
+        assert answer["max_rss"] < MAX_BYTES
         assert not marker.exists()
         shown = (stdout + stderr).replace("\n", "").replace("\t", "")
         assert files.printable(shown) == shown

@@ -30,12 +30,12 @@ POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformer
 # Key of `config.model` -> (key in transformers' config, its default, its largest value). Some
 # configs leave out keys with default values.
 SIZES = dict(
-    vocab_size=("vocab_size", 49408, fields.MOST),
+    vocab_size=("vocab_size", 49408, fields.MAX),
     length=("max_position_embeddings", 77, text.MAX_LENGTH),
-    hidden_size=("hidden_size", 512, fields.MOST),
-    depth=("num_hidden_layers", 12, fields.MOST_LAYERS),
-    num_heads=("num_attention_heads", 8, fields.MOST),
-    mlp_size=("intermediate_size", 2048, fields.MOST),
+    hidden_size=("hidden_size", 512, fields.MAX),
+    depth=("num_hidden_layers", 12, fields.MAX_LAYERS),
+    num_heads=("num_attention_heads", 8, fields.MAX),
+    mlp_size=("intermediate_size", 2048, fields.MAX),
 )
 COUNTS = {name: most for name, _, most in SIZES.values()}
 # Key in transformers' config -> the supported values; the first is the default.

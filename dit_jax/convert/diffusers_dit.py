@@ -49,10 +49,10 @@ COUNTS = dict(
     num_attention_heads=1024,
     attention_head_dim=1024,
     in_channels=1024,
-    num_layers=fields.MOST_LAYERS,
+    num_layers=fields.MAX_LAYERS,
     sample_size=4096,
     patch_size=1024,
-    num_embeds_ada_norm=fields.MOST,
+    num_embeds_ada_norm=fields.MAX,
 )
 # Field -> the values that this project's model supports; the first is the default. For norm_eps see
 # the module's docstring.

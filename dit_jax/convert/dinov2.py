@@ -51,7 +51,7 @@ def read(source: pathlib.Path) -> dict[str, np.ndarray]:
         return weights.read(source, "dinov2")
     path = source / "config.json"
     config = fields.read(path, fields.BESIDE_WEIGHTS.format("transformers"))
-    wrong = fields.list_unsupported(config, dict(num_attention_heads=fields.MOST), CHOICES)
+    wrong = fields.list_unsupported(config, dict(num_attention_heads=fields.MAX), CHOICES)
     width = 0 if wrong else config["num_attention_heads"] * HEAD_SIZE
     if not wrong and config.get("hidden_size") != width:
         wrong["hidden_size"] = f"num_attention_heads * {HEAD_SIZE}, {width}"

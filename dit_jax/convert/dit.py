@@ -29,7 +29,7 @@ MODULES = {
     "final_layer/linear": "final_layer.linear",
 }
 NUM_CLASSES = 1000  # ImageNet's classes, in all published models
-MOST_POSITIONS = 2**26  # numbers in a position table, which is computed in f64: 512 MiB
+MAX_POSITIONS = 2**26  # numbers in a position table, which is computed in f64: 512 MiB
 
 
 def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
@@ -94,11 +94,11 @@ def check_block(model_config) -> None:
     """
     # Sizes may come from a stranger's file, and the table is computed before any array is compared.
     tokens = math.prod(_grid(model_config))
-    if tokens * model_config.hidden_size > MOST_POSITIONS:
+    if tokens * model_config.hidden_size > MAX_POSITIONS:
         raise UserError(
             f"model.input_size={model_config.input_size}, patch_size={model_config.patch_size} and "
             f"hidden_size={model_config.hidden_size} are {tokens:,} tokens, of more than "
-            f"{MOST_POSITIONS:,} numbers: no DiT has as many."
+            f"{MAX_POSITIONS:,} numbers: no DiT has as many."
         )
     for key, published in (("block", "adaLN-Zero"), ("condition", "label")):
         if model_config[key] != published:

@@ -34,9 +34,9 @@ SIZES = dict(
     input_size=4096,
     patch_size=1024,
     in_channels=1024,
-    hidden_size=fields.MOST,
-    depth=fields.MOST_LAYERS,
-    num_heads=fields.MOST,
+    hidden_size=fields.MAX,
+    depth=fields.MAX_LAYERS,
+    num_heads=fields.MAX,
 )
 
 

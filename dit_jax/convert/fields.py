@@ -7,10 +7,10 @@ from dit_jax.errors import UserError
 from dit_jax.system import files, json_files
 
 BESIDE_WEIGHTS = "the config.json that {} writes beside the weights"
-MOST = 2**20  # the largest size of a model, such as a width
-MOST_LAYERS = 1000
-MOST_NUMBER = 1e30
-MOST_LINES = 20  # of a message about wrong fields
+MAX = 2**20  # the largest size of a model, such as a width
+MAX_LAYERS = 1000
+MAX_NUMBER = 1e30
+MAX_LINES = 20  # of a message about wrong fields
 
 
 def read(path: pathlib.Path, what: str) -> dict:
@@ -29,18 +29,18 @@ def read(path: pathlib.Path, what: str) -> dict:
     return value
 
 
-def is_count(value: object, most: int = MOST) -> bool:
+def is_count(value: object, most: int = MAX) -> bool:
     """Returns whether a value is a whole number from 1 to `most`."""
     # Not isinstance: True is an int too.
     return type(value) is int and 0 < value <= most
 
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is a number of a magnitude below MOST_NUMBER.
+    """Returns whether a value is a number of a magnitude below MAX_NUMBER.
 
     So it is finite, and a whole number can be converted to a float.
     """
-    return type(value) in (int, float) and abs(value) < MOST_NUMBER
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER
 
 
 def complete(
@@ -96,8 +96,8 @@ def check_supported(path: pathlib.Path, model: str, config: Mapping, unsupported
         f"\n  {show(name)}={show(repr(config.get(name)))}; supported: {what}"
         for name, what in unsupported.items()
     ]
-    if len(lines) > MOST_LINES:
-        lines[MOST_LINES:] = [f"\n  and {len(lines) - MOST_LINES:,} more"]
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES:] = [f"\n  and {len(lines) - MAX_LINES:,} more"]
     if lines:
         shown = files.printable(path)
         raise UserError(f"{shown} describes {model} of another kind:{''.join(lines)}")

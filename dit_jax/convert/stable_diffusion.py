@@ -34,7 +34,7 @@ SCHEDULERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 # diffusers' name -> this project's.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
@@ -131,8 +131,8 @@ def _list_unsupported(config):
     """Returns {field: what is supported} of the fields with unsupported values."""
     wrong = fields.list_unsupported(config, {}, CHOICES)
     steps = config.get("num_train_timesteps")
-    if not fields.is_count(steps, MOST_STEPS) or steps < 2:
-        wrong["num_train_timesteps"] = f"a whole number above 1, up to {MOST_STEPS:,}"
+    if not fields.is_count(steps, MAX_STEPS) or steps < 2:
+        wrong["num_train_timesteps"] = f"a whole number above 1, up to {MAX_STEPS:,}"
     start, end = (config.get(name) for name in ("beta_start", "beta_end"))
     if not isinstance(start, float) or not 0 < start < 1:
         wrong["beta_start"] = "a number between 0 and 1"

@@ -17,7 +17,7 @@ import numpy as np
 from dit_jax.errors import UserError
 from dit_jax.system import files
 
-MOST_PICKLE_BYTES = 16 * 2**20  # 10,000 tensors take 2 MiB
+MAX_PICKLE_BYTES = 16 * 2**20  # 10,000 tensors take 2 MiB
 MAGIC = 0x1950A86A20F9469CFC6C  # first object in a file of the old format, which is no zip archive
 DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -190,8 +190,8 @@ def _open_archive(archive):
 
     if f"{root}byteorder" in members and read("byteorder") != b"little":
         raise UserError("its numbers are not in little-endian order")
-    if (size := members[f"{root}data.pkl"].file_size) > MOST_PICKLE_BYTES:
-        raise UserError(f"its pickle has {size:,} bytes, more than {MOST_PICKLE_BYTES:,}")
+    if (size := members[f"{root}data.pkl"].file_size) > MAX_PICKLE_BYTES:
+        raise UserError(f"its pickle has {size:,} bytes, more than {MAX_PICKLE_BYTES:,}")
     contents, _ = _load(read("data.pkl"))
 
     def read_record(storage):
@@ -207,8 +207,8 @@ def _load(pickle: bytes | BinaryIO) -> tuple[Any, dict[str, Storage]]:
     for opcode, argument, position in pickletools.genops(pickle):
         # Positions count from the beginning of the file, where this pickle need not begin.
         begin = position if begin is None else begin
-        if position - begin > MOST_PICKLE_BYTES:
-            raise UserError(f"its pickle has more than {MOST_PICKLE_BYTES:,} bytes")
+        if position - begin > MAX_PICKLE_BYTES:
+            raise UserError(f"its pickle has more than {MAX_PICKLE_BYTES:,} bytes")
         name = opcode.name
         if name in VALUES:
             stack.append(argument)

@@ -79,12 +79,12 @@ SAME_AT_ALL_LEVELS = ("layers_per_block", "cross_attention_dim", "transformer_la
 COUNTS = dict(
     sample_size=4096,
     in_channels=1024,
-    norm_num_groups=fields.MOST,
+    norm_num_groups=fields.MAX,
     layers_per_block=32,
-    cross_attention_dim=fields.MOST,
+    cross_attention_dim=fields.MAX,
     transformer_layers_per_block=32,
 )
-MOST_LEVELS = 8
+MAX_LEVELS = 8
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 
 
@@ -184,9 +184,9 @@ def _list_unsupported(config):
         wrong["dropout"] = "a number in [0, 1)"
     channels, kinds = config["block_out_channels"], config["down_block_types"]
     # The checks below compute with these lists, so they return at the first invalid one.
-    is_list = isinstance(channels, list) and 0 < len(channels) <= MOST_LEVELS
+    is_list = isinstance(channels, list) and 0 < len(channels) <= MAX_LEVELS
     if not is_list or not all(map(fields.is_count, channels)):
-        return wrong | {"block_out_channels": f"a list of numbers above 0, up to {MOST_LEVELS}"}
+        return wrong | {"block_out_channels": f"a list of numbers above 0, up to {MAX_LEVELS}"}
     are_known = isinstance(kinds, list) and all(kind in BLOCKS for kind in kinds)
     if not are_known or len(kinds) != len(channels):
         return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}

@@ -14,7 +14,7 @@ from dit_jax.system import files
 
 # The attention's layers in files from before diffusers 0.17 -> their names since then.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-MOST_LEVELS = 8
+MAX_LEVELS = 8
 # Values of the other fields that a config.json may leave out.
 DEFAULTS = dict(
     _class_name="AutoencoderKL",
@@ -25,10 +25,10 @@ DEFAULTS = dict(
 )
 # Field with a whole number above 0 -> its largest value.
 COUNTS = dict(
-    in_channels=fields.MOST,
-    latent_channels=fields.MOST,
+    in_channels=fields.MAX,
+    latent_channels=fields.MAX,
     layers_per_block=32,
-    norm_num_groups=fields.MOST,
+    norm_num_groups=fields.MAX,
 )
 # Field -> the values that this project's VAE supports; the first is the default.
 CHOICES = dict(
@@ -94,11 +94,11 @@ def _list_unsupported(config):
     wrong = fields.list_unsupported(config, COUNTS, CHOICES)
     channels = config.get("block_out_channels")
     if not _is_list(channels) or not all(map(fields.is_count, channels)):
-        wrong["block_out_channels"] = f"a list of numbers above 0, up to {MOST_LEVELS}"
+        wrong["block_out_channels"] = f"a list of numbers above 0, up to {MAX_LEVELS}"
     for name, kind in BLOCKS.items():
         kinds = config.get(name)
         if not _is_list(kinds) or any(other != kind for other in kinds):
-            wrong[name] = f"a list of {kind}, up to {MOST_LEVELS}"
+            wrong[name] = f"a list of {kind}, up to {MAX_LEVELS}"
     if not fields.is_number(config["scaling_factor"]) or not config["scaling_factor"]:
         wrong["scaling_factor"] = "a number other than 0"
     if config["shift_factor"] is not None and not fields.is_number(config["shift_factor"]):
@@ -112,7 +112,7 @@ def _list_unsupported(config):
 
 
 def _is_list(value):
-    return isinstance(value, list) and 0 < len(value) <= MOST_LEVELS
+    return isinstance(value, list) and 0 < len(value) <= MAX_LEVELS
 
 
 def _new_name(name):

@@ -20,7 +20,7 @@ WRITERS = {
     "clip": ("transformers", TRANSFORMERS),
     "dinov2": ("transformers", TRANSFORMERS),
 }
-MOST_NAME = 200  # characters of a file name; systems allow 255 bytes
+MAX_NAME = 200  # characters of a file name; systems allow 255 bytes
 
 
 def read(source: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def _list_shards(index):
     for name in dict.fromkeys(names):
         path = index.parent / name
         # An index from a stranger must not lead to files elsewhere.
-        is_name = len(name) <= MOST_NAME and path.name == name == files.printable(name)
+        is_name = len(name) <= MAX_NAME and path.name == name == files.printable(name)
         if not is_name or path.suffix != suffix or not _is_inside(path, index.parent):
             raise UserError(
                 f"{shown} names the file {fields.show(name)}: each must be a {suffix} beside it, "

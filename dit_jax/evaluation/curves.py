@@ -19,7 +19,7 @@ MODEL_COSTS = ("gmacs", "params")  # one number for each model
 CHECKPOINT_COSTS = ("step", "images_seen", "train_gflops", "seconds")
 # Values that the rows of a plot must share. Otherwise their distances measure different things.
 SAME = ("extractor.name", "extractor.dtype", "extractor.digest", "reference.digest", "num")
-LEAST, MOST = 1e-100, 1e100  # magnitudes of numbers other than 0; matplotlib overflows beyond
+SMALLEST, LARGEST = 1e-100, 1e100  # magnitudes of numbers other than 0; matplotlib overflows beyond
 
 # Settings in the label of a curve. Other settings are their name and value.
 PHRASES = {
@@ -136,17 +136,17 @@ def _check(rows, complete, x, y):
 
 
 def check_drawable(place: str, values: dict) -> None:
-    """Raises ValueError unless each number of a row is 0 or has a magnitude from LEAST to MOST.
+    """Raises ValueError unless every number of a row is 0 or has a size that can be drawn.
 
     Args:
       place: of the row, for the message.
       values: name -> value; other values than numbers pass.
     """
     for name, number in values.items():
-        if queries.is_number(number) and (abs(number) > MOST or 0 < abs(number) < LEAST):
+        if queries.is_number(number) and (abs(number) > LARGEST or 0 < abs(number) < SMALLEST):
             raise UserError(
                 f"{place} has {name}={ranges.shorten(number)}, "
-                f"which is not drawn: but for 0, sizes of numbers must be {LEAST:g} to {MOST:g}. "
+                f"which is not drawn: but for 0, sizes must be {SMALLEST:g} to {LARGEST:g}. "
                 "Leave the row out, or mend the file."
             )
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("dit_jax")
 
 # The numbers of the first image and of the one after the last, and the CRC-32 of the file.
 NAME = re.compile(r"(\d{8,18})-(\d{8,18})-([0-9a-f]{8})\.npz")
-MOST_TEXT_BYTES = 4096
+MAX_TEXT_BYTES = 4096
 
 
 class Spool:
@@ -188,6 +188,6 @@ def _crc(path):
 def _read_text(path, name):
     """Returns a short text in an .npz.   Raises: OSError; ValueError for anything else."""
     text = npz_files.describe_npz(path).get(name)
-    if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MOST_TEXT_BYTES:
+    if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MAX_TEXT_BYTES:
         raise UserError(f"{files.printable(path)} holds no text {name!r}")
     return str(npz_files.read_npz(path, [name])[name])

@@ -9,7 +9,7 @@ from dit_jax.errors import UserError
 from dit_jax.system import files, schemas
 from dit_jax.workdirs import identity
 
-MOST_CHECKED = 256  # records whose size is compared with the recorded size
+MAX_CHECKED = 256  # records whose size is compared with the recorded size
 
 
 def open_split(config, split: str) -> sources.Source:
@@ -75,7 +75,7 @@ def _check_scale(source, channels):
 
     Means of another size may have been scaled since.
     """
-    numbers = np.linspace(0, len(source) - 1, min(len(source), MOST_CHECKED)).astype(int)
+    numbers = np.linspace(0, len(source) - 1, min(len(source), MAX_CHECKED)).astype(int)
     means = np.stack([source[i]["moments"] for i in numbers])[..., :channels]
     size, recorded = float(np.abs(means).mean(dtype=np.float64)), source.metadata["mean_absolute"]
     # A sample of the records differs a little from all of them, a scale such as 0.18 by far more.

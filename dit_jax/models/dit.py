@@ -13,7 +13,7 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError
 from dit_jax.models import blocks, conditioning, layers, options
 
-MOST_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
+MAX_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
@@ -190,10 +190,10 @@ def from_config(config) -> DiT:
         common = math.gcd(height, width)
         divisors = [p for p in range(1, common + 1) if common % p == 0]
         raise UserError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
-    if (size := height * width // patch_size**2 * hidden_size) > MOST_POSITIONS:
+    if (size := height * width // patch_size**2 * hidden_size) > MAX_POSITIONS:
         raise UserError(
             f"{input_size=} in patches of {patch_size=} with {hidden_size=}: the position table "
-            f"would have {size:,} numbers; at most {MOST_POSITIONS:,} fit."
+            f"would have {size:,} numbers; at most {MAX_POSITIONS:,} fit."
         )
     blocks.check(fields["block"])
     blocks.mlp_size(hidden_size, fields["mlp_ratio"])

@@ -9,7 +9,7 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError
 
 CELL, GAP = 48, 2  # pixels: least height of an image, and between images
-MOST_PIXELS = 2**30  # of a picture, 3 GiB in RGB
+MAX_PIXELS = 2**30  # of a picture, 3 GiB in RGB
 
 
 def grid_columns(count: int) -> int:
@@ -27,10 +27,10 @@ def check_grid(count: int, shape: Sequence[int], columns: int = 0) -> None:
     factor = max(1, CELL // shape[0])
     cell_height, cell_width = (side * factor + GAP for side in shape[:2])
     height, width = -(-count // columns) * cell_height, columns * cell_width
-    if height * width > MOST_PIXELS:
+    if height * width > MAX_PIXELS:
         raise UserError(
             f"a picture of {count:,} images of {shape[0]} x {shape[1]} pixels would have {width:,} "
-            f"x {height:,} pixels, but at most {MOST_PIXELS:,} are drawn: take fewer images."
+            f"x {height:,} pixels, but at most {MAX_PIXELS:,} are drawn: take fewer images."
         )
 
 

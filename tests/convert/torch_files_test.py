@@ -242,7 +242,7 @@ def test_archives_that_torch_does_not_write(contents, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             tensor_files.read(path)
     torch_format.save(path, by_name, records)
-    monkeypatch.setattr(torch_files, "MOST_PICKLE_BYTES", 100)
+    monkeypatch.setattr(torch_files, "MAX_PICKLE_BYTES", 100)
     with pytest.raises(ValueError, match=r"its pickle has \d+ bytes, more than 100"):
         tensor_files.read(path)
     torch_format.save_legacy(path, by_name, records)

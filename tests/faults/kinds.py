@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from faults import jobs
-from faults.running import MOST_SECONDS, LostError, Running
+from faults.running import MAX_SECONDS, LostError, Running
 
 MOUNT = ("mount", "-t", "tmpfs", "tmpfs")
 OVERRUN = 1.1  # faults strike until so many times the undisturbed command's duration
@@ -101,7 +101,7 @@ def stop(now: Round) -> None:
         first = now.rng.randrange(len(running))
         running.send(number, [first], group)
         now.history.append(number.name + " again" * again)
-        until = time.monotonic() + MOST_SECONDS * again
+        until = time.monotonic() + MAX_SECONDS * again
         while time.monotonic() < until and not running.wait(now.rng.uniform(0, 0.5)):
             running.send(number, group=group)
         done = running.wait_for_end()
@@ -185,7 +185,7 @@ def starve(now: Round) -> None:
         limit = now.rng.randrange(1, now.largest)
         now.history.append(f"files of {limit:,} bytes")
         running = now.start(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-        running.wait(MOST_SECONDS)
+        running.wait(MAX_SECONDS)
     if running.wait_for_end():
         now.events["too late"] += 1
         return
@@ -221,7 +221,7 @@ def _run_on_small_disk(now):
         options = f"remount,size={used + room}"
         subprocess.run([*MOUNT, now.directory, "-o", options], check=True)
         running = now.start()
-        running.wait(MOST_SECONDS)
+        running.wait(MAX_SECONDS)
         shutil.copytree(now.directory, aside)
     finally:
         subprocess.run(["umount", "--lazy", now.directory], check=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from faults import jobs
 from helpers import zygote
 
-MOST_SECONDS = 240  # that a command may take
+MAX_SECONDS = 240  # that a command may take
 
 
 class LostError(Exception):
@@ -79,7 +79,7 @@ class Running:
         Returns: whether all have done what they were asked to.
         Raises: LostError if they did not end, or one shows a traceback or another status.
         """
-        ended = self.wait(MOST_SECONDS)
+        ended = self.wait(MAX_SECONDS)
         self.kill()
         if not ended:
             raise LostError(f"does not end:\n{self.text()}")
