@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli
+from dit_jax import cli, conditions
 from dit_jax.config import parsers, ranges, sizes
 from dit_jax.diffusion import edits
 from dit_jax.errors import UserError
@@ -28,12 +28,14 @@ from dit_jax.system import files
 
 FLAGS = flags.FLAGS
 
+# The flags with which invert draws the image again, by the flag of `sample` that they stand for.
+AFTER = {kind.flag: f"{kind.flag}_after" for kind in conditions.KINDS.values()}
 # The flags of each task that not all tasks take.
 TASKS = {
     "image-to-image": ("image", "strength", "num"),
     "inpaint": ("image", "mask", "strength", "num"),
     "interpolate": ("numbers", "num"),
-    "invert": ("image", "labels_after", "prompt_after"),
+    "invert": ("image", *AFTER.values()),
 }
 
 
@@ -51,7 +53,7 @@ def main(words):
             raise UserError(f"{task} needs --{name}.")
     loading = sampling_flags.get_load_arguments()
     # Drawing must not be guided if it is to return the image, because the inversion is not.
-    if task == "invert" and not (FLAGS.labels_after or FLAGS.prompt_after):
+    if task == "invert" and not any(FLAGS[name].value for name in AFTER.values()):
         loading["settings"].setdefault("cfg_scale", 1.0)
     trained = runs.load(**loading)
     # The picture is one row: the given image, if there is one, then `num` drawn ones.
@@ -68,16 +70,16 @@ def main(words):
 
 def _make_request(task, trained, x_0=None):
     """Returns the `editing.EditRequest` of a task, for an image with this x_0."""
-    condition_flags = FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt
+    condition_flags = sampling_flags.get_conditions()
     if task == "interpolate":
-        ends = editing.parse_ends(trained, FLAGS.num, *condition_flags)
+        ends = editing.parse_ends(trained, FLAGS.num, **condition_flags)
         return editing.interpolate(*ends, FLAGS.numbers)
     if task == "invert":
-        after_flags = FLAGS.labels_after, FLAGS.prompt_after
-        before, after = editing.parse_before_and_after(trained, *condition_flags, *after_flags)
+        after_flags = {name: FLAGS[flag].value for name, flag in AFTER.items()}
+        before, after = editing.parse_before_and_after(trained, after_flags, **condition_flags)
         edit = edits.FromNoise(editing.invert(trained, before, x_0))
         return editing.EditRequest(after, edit)
-    request = trained.request(FLAGS.num, *condition_flags, FLAGS.seed)
+    request = trained.request(FLAGS.num, FLAGS.seed, **condition_flags)
     if task == "image-to-image":
         return editing.EditRequest(request, edits.ImageToImage(x_0))
     mask = editing.read_mask(FLAGS.mask, FLAGS.image, trained.config)
@@ -92,8 +94,8 @@ if __name__ == "__main__":
     flags.DEFINE_float("strength", 1.0, "Share of the steps, the last ones, in (0, 1].", 0, 1)
     text = "interpolate: numbers of the two images whose noise is taken."
     flags.DEFINE(parsers.ListParser(int, 2), "numbers", "0,0", text)
-    flags.DEFINE_string("labels_after", "", "invert: the class to draw the image as.")
-    flags.DEFINE_string("prompt_after", "", "invert: the prompt to draw the image as.")
+    for name, flag in AFTER.items():
+        flags.DEFINE_string(flag, "", f"invert: like --{name}, for the image that is drawn again.")
     most = ranges.MAX_PICTURE_IMAGES
     flags.DEFINE_integer("num", 4, "Number of images; invert draws one.", 1, most)
     cli.define_path("out", "edited.png", "PNG: what is given, then what is drawn, in a row.")

@@ -50,7 +50,7 @@ def main(_):
     trained = runs.load(**sampling_flags.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
-    request = trained.request(num, FLAGS.labels, FLAGS.prompt, FLAGS.negative_prompt, FLAGS.seed)
+    request = trained.request(num, FLAGS.seed, **sampling_flags.get_conditions())
     progress = sys.stderr.isatty()
     images = trained.generate(request, FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)
     if jax.process_index() == 0:  # every process has all images, one writes them

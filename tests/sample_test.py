@@ -26,7 +26,10 @@ def test_random_labels_are_the_seed_s_and_uniform():
 def test_labels_are_guided_away_from_the_null_class():
     """Whose index is the number of classes; whether they are listed, drawn or of a picture."""
     config = smoke.get_config()
-    drawn = requests.draw(config, "balanced", 3), conditions.build(config).from_flags(3, "1,2,3")
+    drawn = (
+        requests.draw(config, "balanced", 3),
+        conditions.build(config).from_flags(3, labels="1,2,3"),
+    )
     for request in (
         *drawn,
         requests.draw_for_picture(config, 3),

@@ -6,12 +6,13 @@ turns flags into a request of images, and encodes the conditions for the network
 
 from dit_jax.conditions.captions import Captions
 from dit_jax.conditions.condition import Condition, drop
-from dit_jax.conditions.kinds import KINDS, build, encode, open_images
+from dit_jax.conditions.kinds import FLAGS, KINDS, build, encode, open_images
 from dit_jax.conditions.labels import Labels, draw_labels, from_labels, parse_label, parse_labels
 from dit_jax.conditions.request import Request
 from dit_jax.conditions.text_encoder import TextEncoder
 
 __all__ = [
+    "FLAGS",
     "KINDS",
     "Captions",
     "Condition",

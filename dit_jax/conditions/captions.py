@@ -1,13 +1,14 @@
 """Conditions on captions: hashed words for a trained encoder, or outputs of a frozen encoder."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from dit_jax import models
 from dit_jax.conditions import text_encoder
-from dit_jax.conditions.condition import Condition
+from dit_jax.conditions.condition import Condition, Flag
 from dit_jax.conditions.labels import count_captions
 from dit_jax.conditions.request import Request
 from dit_jax.data import text
@@ -20,6 +21,10 @@ class Captions(Condition):
     """A condition on one caption of each image, as token ids [M] int32."""
 
     flag = "prompt"
+    flags: ClassVar = {
+        "prompt": Flag("Caption, for a model of captions; may be repeated.", repeated=True),
+        "negative_prompt": Flag("Caption that guidance leads away from."),
+    }
     feature = "tokens"
     # Captions need no class embedding, and the empty caption is their null condition.
     unused_keys = ("num_classes", "null_condition")
@@ -66,18 +71,17 @@ class Captions(Condition):
         cond = tokenize(captions)
         return Request(cond, np.broadcast_to(tokenize([negative]), cond.shape))
 
-    def from_flags(self, num, labels="", prompts=(), negative="", seed=0, names=None):
-        if labels:
-            raise UserError(f"--labels={labels}: this model takes captions, as --prompt.")
+    def _from_flags(self, num, seed, names, prompt=(), negative_prompt=""):
         # Without a prompt the images are drawn for the empty caption.
-        prompts = list(prompts) or [""]
+        prompts = list(prompt) or [""]
         if num < len(prompts):
             raise UserError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
         # The prompts get equal blocks of the images, in their order.
-        return self.request([prompts[i * len(prompts) // num] for i in range(num)], negative)
+        captions = [prompts[i * len(prompts) // num] for i in range(num)]
+        return self.request(captions, negative_prompt)
 
-    def split_flags(self, labels, prompts):
-        return [(labels, [prompt]) for prompt in prompts]
+    def split_flags(self, flags):
+        return [{**flags, "prompt": [prompt]} for prompt in flags.get("prompt", ())]
 
     def draw(self, kind, num, seed, open_source):
         """Returns the captions of `num` images, drawn by the seed, or with 'balanced' the first.

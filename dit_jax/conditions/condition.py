@@ -1,6 +1,7 @@
 """The interface of a condition, from a record of the data to the network's argument."""
 
 import abc
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -14,6 +15,15 @@ from dit_jax.conditions.request import Request
 from dit_jax.conditions.text_encoder import TextEncoder
 from dit_jax.data import sources
 from dit_jax.data.annotations import Annotations
+from dit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of the commands that sample; its value is a text, or a list if it is repeated."""
+
+    help: str
+    repeated: bool = False
 
 
 class Condition(abc.ABC):
@@ -23,7 +33,8 @@ class Condition(abc.ABC):
     `models.conditioning`.
     """
 
-    flag: ClassVar[str]  # name of the commands' flag for it, without the dashes
+    flag: ClassVar[str]  # name of the commands' flag for the conditions, without the dashes
+    flags: ClassVar[Mapping[str, Flag]]  # all its flags by name
     description: ClassVar[str]  # for the summary in a run's log
     needs_encoder: ClassVar[bool] = False  # whether it uses the frozen text encoder of config.text
     has_classes: bool = False  # whether images have class labels, which are saved with samples
@@ -126,27 +137,31 @@ class Condition(abc.ABC):
           file is missing.
         """
 
-    @abc.abstractmethod
     def from_flags(
-        self,
-        num: int,
-        labels: str = "",
-        prompts: Sequence[str] = (),
-        negative: str = "",
-        seed: int = 0,
-        names: Sequence[str] | None = None,
+        self, num: int, seed: int = 0, names: Sequence[str] | None = None, **flags: str | list
     ) -> Request:
         """Returns the request for `num` images that a command's flags describe.
 
         Args:
           seed: draws random labels.
           names: of the classes, if they are known.
+          flags: by name; those of other kinds of conditions must be empty.
         Raises: ValueError for flags of another condition, or for unknown values.
         """
+        for name, value in flags.items():
+            if value and name not in self.flags:
+                shown = value if isinstance(value, str) else ", ".join(value)
+                raise UserError(f"--{name}={shown}: this model takes --{self.flag}.")
+        own = {name: value for name, value in flags.items() if name in self.flags}
+        return self._from_flags(num, seed, names, **own)
 
     @abc.abstractmethod
-    def split_flags(self, labels: str, prompts: Sequence[str]) -> list[tuple[str, list[str]]]:
-        """Returns a (labels, prompts) pair for each condition that the flags name."""
+    def _from_flags(self, num, seed, names, **flags) -> Request:
+        """Returns the request that this condition's own flags describe; as `from_flags`."""
+
+    @abc.abstractmethod
+    def split_flags(self, flags: Mapping[str, str | list]) -> list[dict[str, str | list]]:
+        """Returns the flags for each condition that `flag` names."""
 
     @abc.abstractmethod
     def draw(

@@ -7,13 +7,17 @@ import jax
 from ml_collections import ConfigDict
 
 from dit_jax.conditions.captions import Context, Tokens
-from dit_jax.conditions.condition import Condition
+from dit_jax.conditions.condition import Condition, Flag
 from dit_jax.conditions.labels import Labels
 from dit_jax.conditions.text_encoder import TextEncoder
 from dit_jax.data import formats, sources
 from dit_jax.models import conditioning
 
 KINDS: dict[str, type[Condition]] = {"label": Labels, "tokens": Tokens, "context": Context}
+# The flags of all kinds. A command has them all: only its workdir says which kind it takes.
+FLAGS: dict[str, Flag] = {
+    name: flag for kind in KINDS.values() for name, flag in kind.flags.items()
+}
 
 
 def build(config: ConfigDict) -> Condition:

@@ -1,10 +1,11 @@
 """The condition on class labels: read from the data, parsed from flags, or drawn."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from dit_jax.conditions.condition import Condition
+from dit_jax.conditions.condition import Condition, Flag
 from dit_jax.conditions.request import Request
 from dit_jax.data.annotations import Annotations
 from dit_jax.errors import UserError
@@ -15,6 +16,9 @@ class Labels(Condition):
     """A condition on the class of each image; without classes every label is 0."""
 
     flag = "labels"
+    flags: ClassVar = {
+        "labels": Flag("Classes with commas, in equal shares; by default all; or random.")
+    }
     description = "labels"
     feature = "label"
 
@@ -53,17 +57,14 @@ class Labels(Condition):
     def request(self, captions, negative=""):
         raise UserError("model.condition='label': this model takes labels, not captions.")
 
-    def from_flags(self, num, labels="", prompts=(), negative="", seed=0, names=None):
-        if prompts or negative:
-            flag = "--prompt" if prompts else "--negative_prompt"
-            raise UserError(f"{flag} is of a model of captions; this one takes --labels.")
+    def _from_flags(self, num, seed, names, labels=""):
         parsed = parse_labels(labels, num, self.num_classes, seed, names)
         return from_labels(parsed, self.num_classes)
 
-    def split_flags(self, labels, prompts):
+    def split_flags(self, flags):
         # Without classes all labels are 0, so no flag is needed.
-        labels = labels if labels or self.num_classes else "0"
-        return [(label, list(prompts)) for label in labels.split(",")]
+        labels = flags.get("labels") or ("" if self.num_classes else "0")
+        return [{**flags, "labels": label} for label in labels.split(",")]
 
     def draw(self, kind, num, seed, open_source):
         return from_labels(draw_labels(kind, num, self.num_classes, seed), self.num_classes)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -181,56 +181,46 @@ def draw(trained: runs.Trained, request: EditRequest, seed: int = 0, strength: f
 
 
 def parse_ends(
-    trained: runs.Trained,
-    num: int,
-    labels: str = "",
-    prompts: Sequence[str] = (),
-    negative: str = "",
+    trained: runs.Trained, num: int, **flags: str | list
 ) -> tuple[conditions.Request, conditions.Request]:
     """Returns the requests for the first and the last of `num` interpolated images.
 
     A single class or prompt is both ends.
     Raises: ValueError for more than two classes or prompts, or none; as `Trained.request`.
     """
-    ends = trained.condition.split_flags(labels, prompts)
-    if len(ends) not in (1, 2) or not all(label or any(texts) for label, texts in ends):
-        raise UserError(
-            f"interpolate takes one or two of --labels={labels} or --prompt={prompts}, the ends."
-        )
-    first, last = (trained.request(num, *ends[i], negative) for i in (0, -1))
+    name = trained.condition.flag
+    ends = trained.condition.split_flags(flags)
+    if len(ends) not in (1, 2) or not all(any(end[name]) for end in ends):
+        raise UserError(f"interpolate takes one or two of --{name}={flags.get(name)}, the ends.")
+    first, last = (trained.request(num, **ends[i]) for i in (0, -1))
     return first, last
 
 
 def parse_before_and_after(
-    trained: runs.Trained,
-    labels: str = "",
-    prompts: Sequence[str] = (),
-    negative: str = "",
-    labels_after: str = "",
-    prompt_after: str = "",
+    trained: runs.Trained, after: Mapping[str, str] | None = None, **flags: str | list
 ) -> tuple[conditions.Request, conditions.Request]:
     """Returns the requests to invert an image with and to draw it again with; by default the same.
 
+    Args: after, the flags with which the image is drawn again, without '_after'.
     Raises: ValueError for several conditions, or for no class; as `Trained.request`.
     """
-    condition, after = trained.condition, {"labels": labels_after, "prompt": prompt_after}
+    condition, after = trained.condition, {k: text for k, text in (after or {}).items() if text}
+    name = condition.flag
     # The flags for the second request must fit the model's condition.
-    for flag, text in after.items():
-        if text and flag != condition.flag:
-            raise UserError(f"--{flag}_after={text}: this model takes --{condition.flag}_after.")
-    if condition.has_classes and not labels:
+    for other in after.keys() - {name}:
+        raise UserError(f"--{other}_after={after[other]}: this model takes --{name}_after.")
+    if condition.has_classes and not flags.get(name):
         raise UserError(
             "invert needs --labels, the class of the image, in "
             f"0..{trained.config.model.num_classes - 1}: with another it comes from another noise."
         )
-    # Names and lists are fine for sampling, but only one number means one image here.
-    for flag, text in (("labels", labels), ("labels_after", labels_after)):
-        if text and not text.isdecimal():
-            raise UserError(f"--{flag}={text}: invert takes one class.")
-    if len(prompts) > 1:
-        raise UserError(f"--prompt={prompts}: invert takes one.")
-    before = trained.request(1, labels, prompts, negative)
-    if not (labels_after or prompt_after):
-        return before, before
-    prompts_after = [prompt_after] if prompt_after else []
-    return before, trained.request(1, labels_after, prompts_after, negative)
+    # The flags for the image that is drawn again; a flag that is repeated has a list.
+    changed = dict(flags)
+    if after:
+        changed[name] = [after[name]] if condition.flags[name].repeated else after[name]
+    # Several conditions or random ones are fine for sampling, but there is only one image here.
+    for flag, values in ((name, flags), (f"{name}_after", changed)):
+        if len(condition.split_flags(values)) > 1 or values.get(name) == "random":
+            raise UserError(f"--{flag}={values[name]}: invert takes one.")
+    before = trained.request(1, **flags)
+    return before, trained.request(1, **changed) if after else before

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import numpy as np
@@ -57,21 +57,15 @@ class Trained:
         """Digest of the VAE that decodes; '' for a model of pixels."""
         return self.vae.digest if self.vae else ""
 
-    def request(
-        self,
-        num: int,
-        labels: str = "",
-        prompts: Sequence[str] = (),
-        negative: str = "",
-        seed: int = 0,
-    ) -> conditions.Request:
+    def request(self, num: int, seed: int = 0, **flags: str | list) -> conditions.Request:
         """Returns the request that a command's flags describe.
 
         Raises: ValueError as `Condition.from_flags`, or for a negative prompt that would change
           nothing.
         """
-        request = self.condition.from_flags(num, labels, prompts, negative, seed, self.class_names)
+        request = self.condition.from_flags(num, seed, self.class_names, **flags)
         # A guide takes the place of the null condition, and scale 1 does not guide at all.
+        negative = flags.get("negative_prompt")
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
             instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
             raise UserError(

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from dit_jax import cli
+from dit_jax import cli, conditions
 from dit_jax.config import parsers
 from dit_jax.diffusion import samplers
 
@@ -44,12 +44,17 @@ def define_sampling(required: bool = True) -> None:
 
 
 def define_conditions() -> None:
-    """Defines the flags for the images' conditions, and for the negative prompt."""
-    flags.DEFINE_string(
-        "labels", "", "Classes with commas, in equal shares; by default all; or random."
-    )
-    flags.DEFINE_multi_string("prompt", [], "Caption, for a model of captions; may be repeated.")
-    flags.DEFINE_string("negative_prompt", "", "Caption that guidance leads away from.")
+    """Defines the flags of all kinds of conditions."""
+    for name, flag in conditions.FLAGS.items():
+        if flag.repeated:
+            flags.DEFINE_multi_string(name, [], flag.help)
+        else:
+            flags.DEFINE_string(name, "", flag.help)
+
+
+def get_conditions() -> dict:
+    """Returns the flags for conditions by name, as `runs.Trained.request` takes them."""
+    return {name: FLAGS[name].value for name in conditions.FLAGS}
 
 
 def get_load_arguments() -> dict:

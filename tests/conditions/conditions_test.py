@@ -285,7 +285,7 @@ def test_prompts_and_negative_prompts(config):
 
 def test_prompts_are_asked_for_in_blocks(config):
     requested = conditions.build(config).from_flags(
-        5, prompts=["a two", "a three"], negative="the digit"
+        5, prompt=["a two", "a three"], negative_prompt="the digit"
     )
     assert [_read(tokens) for tokens in requested.cond] == ["a two"] * 3 + ["a three"] * 2
     assert [_read(tokens) for tokens in requested.null] == ["the digit"] * 5
@@ -466,6 +466,6 @@ def test_a_run_on_captions(config, run_command, tmp_path, caplog):
         assert list(file) == ["arr_0"]
         assert file["arr_0"].shape == (4, 8, 8, 1)
     error = run_command("sample", *flags, "--labels", "3", "--out", tmp_path / "x.npz", fails=True)
-    assert "--labels=3: this model takes captions, as --prompt" in error
+    assert "--labels=3: this model takes --prompt" in error
     flags = ["--workdir", tmp_path / "run", "--steps", 2, "--num", 30]
     assert "fd_pixels" in run_command("evaluate", *flags)

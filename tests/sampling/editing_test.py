@@ -171,13 +171,13 @@ def test_interpolation_between_classes_keeps_one_noise(trained):
 
 
 def test_ends_of_an_interpolation(trained):
-    first, last = editing.parse_ends(trained, 3, "3,8")
+    first, last = editing.parse_ends(trained, 3, labels="3,8")
     assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
     for labels in ("", "1,2,3", "3,"):
-        with pytest.raises(ValueError, match=f"takes one or two of --labels={labels} or --prompt="):
-            editing.parse_ends(trained, 3, labels)
-    with pytest.raises(ValueError, match="--prompt is of a model of captions"):
-        editing.parse_ends(trained, 3, "3", ["a three"])
+        with pytest.raises(ValueError, match=f"takes one or two of --labels={labels}, the ends"):
+            editing.parse_ends(trained, 3, labels=labels)
+    with pytest.raises(ValueError, match="--prompt=a three: this model takes --labels"):
+        editing.parse_ends(trained, 3, labels="3", prompt=["a three"])
     config = trained.config.copy_and_resolve_references()
     config.model.num_classes = 0
     without_classes = editing.parse_ends(dataclasses.replace(trained, config=config), 3)
@@ -342,7 +342,7 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
 
     def difference(cfg_scale):
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
-        request, _ = editing.parse_before_and_after(trained, "3")
+        request, _ = editing.parse_before_and_after(trained, labels="3")
         x_T = editing.invert(trained, request, editing.encode(trained, image))
         drawn = editing.draw(trained, editing.EditRequest(request, edits.FromNoise(x_T)))
         return np.abs(drawn[0, ..., 0] - found).max()
@@ -355,10 +355,13 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
     ("flags", "message"),
     [
         ({}, r"invert needs --labels, the class of the image, in 0..9: with another it comes"),
-        (dict(labels="random"), "--labels=random: invert takes one class"),
-        (dict(labels="3", labels_after="8,9"), "--labels_after=8,9: invert takes one class"),
-        (dict(labels="3", prompt_after="a cat"), "--prompt_after=a cat: this model takes --labels"),
-        (dict(labels="3", negative="a cat"), "--negative_prompt is of a model of captions"),
+        (dict(labels="random"), "--labels=random: invert takes one"),
+        (dict(labels="3", after=dict(labels="8,9")), "--labels_after=8,9: invert takes one"),
+        (
+            dict(labels="3", after=dict(prompt="a cat")),
+            "--prompt_after=a cat: this model takes --labels",
+        ),
+        (dict(labels="3", negative_prompt="a cat"), "--negative_prompt=a cat: this model takes"),
     ],
     ids=str,
 )
@@ -368,25 +371,28 @@ def test_inversions_without_one_class_are_refused(trained, flags, message):
 
 
 def test_conditions_before_and_after(trained, captioned_workdir):
-    before, after = editing.parse_before_and_after(trained, "3", labels_after="8")
+    before, after = editing.parse_before_and_after(trained, {"labels": "8"}, labels="3")
     assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
-    assert editing.parse_before_and_after(trained, "3")[1].cond.tolist() == [3]
+    assert editing.parse_before_and_after(trained, labels="3")[1].cond.tolist() == [3]
     captioned = runs.load(captioned_workdir)
     before, after = editing.parse_before_and_after(
-        captioned, "", ["one"], "three", prompt_after="two"
+        captioned, {"prompt": "two"}, prompt=["one"], negative_prompt="three"
     )
     found = [before.cond, after.cond, after.null]
     expected = conditions.build(captioned.config).request(["one", "two", "three"]).cond
     np.testing.assert_array_equal(np.concatenate(found), expected)
     for flags, message in (
-        (("", ["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
-        (("", ["one"], "", "3"), r"--labels_after=3: this model takes --prompt_after"),
+        (dict(prompt=["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
+        (
+            dict(prompt=["one"], after={"labels": "3"}),
+            r"--labels_after=3: this model takes --prompt_after",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            editing.parse_before_and_after(captioned, *flags)
+            editing.parse_before_and_after(captioned, **flags)
     captioned = runs.load(captioned_workdir, settings=DDIM)
     with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
-        editing.parse_before_and_after(captioned, prompts=["one"], negative="three")
+        editing.parse_before_and_after(captioned, prompt=["one"], negative_prompt="three")
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2), (0, 2**31)])
@@ -427,5 +433,5 @@ def test_the_command(run_command, trained_workdir, image, tmp_path):
     error = run_command("edit", "invert", *flags, *mask, fails=True)
     assert "invert takes no --mask" in error
     error = run_command("edit", "inpaint", *flags, "--prompt", "a three", *mask, fails=True)
-    assert "--prompt is of a model of captions; this one takes --labels" in error
+    assert ": this model takes --labels" in error
     assert "Traceback" not in error

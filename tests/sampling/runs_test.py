@@ -117,7 +117,7 @@ def test_models_of_latents_are_refused_without_their_vae(workdir):
 
 
 def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
-    flags = dict(num=2, prompts=["a two"], negative="a red cat")
+    flags = dict(num=2, prompt=["a two"], negative_prompt="a red cat")
     request = runs.load(captioned_workdir).request(**flags)  # the run's cfg_scale is 1.5
     assert request.cond.shape == request.null.shape == (2, 20)
     tokenize = text.WordTokenizer(20, 4096)
@@ -125,9 +125,9 @@ def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trai
     unguided = runs.load(captioned_workdir, settings=dict(cfg_scale=1.0))
     with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
         unguided.request(**flags)
-    assert len(unguided.request(**flags | dict(negative=""))) == 2
+    assert len(unguided.request(**flags | dict(negative_prompt=""))) == 2
     by_other = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
     with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
         by_other.request(**flags)
-    with pytest.raises(ValueError, match=r"^--negative_prompt is of a model of captions; this one"):
-        runs.load(trained_workdir).request(2, negative="a red cat")
+    with pytest.raises(ValueError, match=r"^--negative_prompt=a red cat: this model takes"):
+        runs.load(trained_workdir).request(2, negative_prompt="a red cat")
