@@ -11,7 +11,7 @@ from dit_jax.conditions.condition import Condition, Flag
 from dit_jax.conditions.labels import Labels
 from dit_jax.conditions.text_encoder import TextEncoder
 from dit_jax.data import formats, sources
-from dit_jax.models import conditioning
+from dit_jax.errors import check_choice
 
 KINDS: dict[str, type[Condition]] = {"label": Labels, "tokens": Tokens, "context": Context}
 # The flags of all kinds. A command has them all: only its workdir says which kind it takes.
@@ -26,7 +26,7 @@ def build(config: ConfigDict) -> Condition:
     Raises: ValueError for an unknown `config.model.condition`.
     """
     name = config.model.get("condition", "label")
-    conditioning.check_kind(name)
+    check_choice("condition", name, KINDS)
     return KINDS[name](config)
 
 

@@ -30,7 +30,7 @@ from dit_jax.convert import (
     weights,
 )
 from dit_jax.data import text
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
 
@@ -78,8 +78,7 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
     Raises: ValueError for an unknown kind or another model's config; as `weights.read` and
       `parameters.check`.
     """
-    if kind not in FORMATS:
-        raise UserError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}.")
+    check_choice("format", kind, FORMATS)
     if model_config.name != kind:
         raise UserError(
             f"the config's model is a {model_config.name!r}, but {kind!r} is asked for."

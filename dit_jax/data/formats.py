@@ -6,7 +6,7 @@ A format is a module with a function open_split(data_config, split, annotations)
 
 from dit_jax.data import folders, sources, tfds_data
 from dit_jax.data.annotations import Annotations
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 
 FORMATS = {"tfds": tfds_data, "folder": folders}
 
@@ -28,8 +28,7 @@ def open_images(config, split: str, annotations: Annotations | None = None) -> s
         )
     if data.image_channels not in (1, 3):
         raise UserError(f"{data.image_channels=} must be 1 (grey) or 3 (RGB).")
-    if data.source not in FORMATS:
-        raise UserError(f"{data.source=} is unknown; choose {' or '.join(FORMATS)}.")
+    check_choice("data.source", data.source, FORMATS)
     source = FORMATS[data.source].open_split(data, split, annotations or Annotations())
     if not len(source):
         raise UserError(f"{source.origin} is empty.")

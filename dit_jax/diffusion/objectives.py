@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import predictions, processes
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 MIN_T = 1e-5  # the default of config.objective.min_t
@@ -62,11 +62,8 @@ def check(process: processes.Process, config, learn_sigma: bool) -> None:
     # level of a chain. The time 0.5 is arbitrary.
     predictions.coefficients(process, config.prediction, np.full(1, 0.5))
     process.first_t(config.prediction)
-    for key, known in (("weight", WEIGHTS), ("t_distribution", T_DISTRIBUTIONS)):
-        if config[key] not in known:
-            raise UserError(
-                f"unknown objective.{key}={config[key]!r}; choose one of {', '.join(known)}."
-            )
+    check_choice("objective.weight", config.weight, WEIGHTS)
+    check_choice("objective.t_distribution", config.t_distribution, T_DISTRIBUTIONS)
     # The levels of a chain are fixed, so that min_t would do nothing.
     chain = isinstance(process, processes.DiscreteProcess)
     if chain and config.min_t != MIN_T:

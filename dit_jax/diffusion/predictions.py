@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.diffusion import processes
-from dit_jax.errors import UserError
+from dit_jax.errors import check_choice
 
 
 def coefficients(process: processes.Process, prediction: str, t):
@@ -19,10 +19,7 @@ def coefficients(process: processes.Process, prediction: str, t):
     Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
       x_t / alpha and the noise sigma / alpha.
     """
-    if prediction not in PREDICTIONS:
-        raise UserError(
-            f"unknown objective.prediction={prediction!r}; choose one of {', '.join(PREDICTIONS)}."
-        )
+    check_choice("objective.prediction", prediction, PREDICTIONS)
     return PREDICTIONS[prediction](process, t, process.alpha(t), process.sigma(t))
 
 

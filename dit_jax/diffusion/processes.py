@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import schedules
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 
 # If alpha is 0 at t = 1, x_t and a predicted eps do not determine x_0 there. Then samplers of a
 # predicted eps begin at this time.
@@ -360,10 +360,7 @@ def build(config) -> Process:
 
     Raises: ValueError for an unknown process or schedule, and values that do not fit together.
     """
-    if config.process not in PROCESSES:
-        raise UserError(
-            f"unknown diffusion.process={config.process!r}; choose one of {', '.join(PROCESSES)}."
-        )
+    check_choice("diffusion.process", config.process, PROCESSES)
     if config.process != "ddpm" and (config.schedule != "linear" or config.zero_terminal_snr):
         raise UserError(
             f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dit_jax.diffusion import grids, processes, solvers
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,8 +224,8 @@ def check(config) -> None:
     """
     for key, setting in SETTINGS.items():
         value = config[key]
-        if setting.choices and value not in setting.choices:
-            raise UserError(f"unknown {key}={value!r}; choose one of {', '.join(setting.choices)}.")
+        if setting.choices:
+            check_choice(key, value, setting.choices)
         if setting.type is tuple and not (len(value) == 2 and value[0] < value[1]):
             shown = ",".join(map(str, value))
             raise UserError(f"{key}={shown} must be two numbers, low < high.")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dit_jax.errors import UserError
+from dit_jax.errors import check_choice
 
 
 def _cosine_betas(start, end, num_steps):
@@ -33,10 +33,7 @@ def make_alpha_bar(config) -> np.ndarray:
     Source: zero terminal SNR: Lin et al. 2023, algorithm 1.
     """
     start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
-    if config.schedule not in SCHEDULES:
-        raise UserError(
-            f"unknown diffusion.schedule={config.schedule!r}; choose one of {', '.join(SCHEDULES)}."
-        )
+    check_choice("diffusion.schedule", config.schedule, SCHEDULES)
     betas = SCHEDULES[config.schedule](start, end, num_steps)
     alpha_bar = np.cumprod(1 - betas)
     if config.zero_terminal_snr:

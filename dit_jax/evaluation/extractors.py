@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from dit_jax import sharding
 from dit_jax.data import loader
-from dit_jax.errors import MissingFileError, UserError
+from dit_jax.errors import MissingFileError, UserError, check_choice
 from dit_jax.evaluation import image_sets
 from dit_jax.workdirs import checkpoint, digests
 
@@ -73,8 +73,7 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
         if weights or dtype != "float32":
             raise UserError("extractor pixels has no weights and is float32.")
         return Extractor("pixels", "float32", "", _pixels, {})
-    if name not in NAMES:
-        raise UserError(f"unknown extractor {name!r}; choose one of {', '.join(NAMES)}.")
+    check_choice("extractor", name, NAMES)
     weights = weights or pathlib.Path("runs") / name
     sharding.in_every_process(lambda: _check_weights(name, weights))
     model, params = checkpoint.load_model(weights, sharding.local_mesh(), dtype, name)

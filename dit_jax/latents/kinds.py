@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dit_jax import conditions
 from dit_jax.config import sizes
 from dit_jax.data import sources
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.latents import codec, device, loading, moments
 
 
@@ -232,10 +232,8 @@ def build(config: ConfigDict) -> Latents:
 
     Raises: ValueError for an unknown `latents.source`.
     """
-    name = config.latents.source
-    if name not in KINDS:
-        raise UserError(f"latents.source={name!r} is unknown; choose one of {', '.join(KINDS)}.")
-    return KINDS[name](config)
+    check_choice("latents.source", config.latents.source, KINDS)
+    return KINDS[config.latents.source](config)
 
 
 def open_split(config: ConfigDict, split: str) -> sources.Source:

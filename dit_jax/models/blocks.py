@@ -96,12 +96,6 @@ BLOCKS = {
 }
 
 
-def check(name: str) -> None:
-    """Raises ValueError, with the four names, unless this is the name of a block."""
-    if name not in BLOCKS:
-        raise UserError(f"block={name!r} is unknown; choose one of {', '.join(BLOCKS)}.")
-
-
 def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
     """Returns the number of channels of a block's MLP.   Raises: ValueError if it is 0."""
     size = int(hidden_size * mlp_ratio)

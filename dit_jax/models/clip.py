@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.models import layers, options
 
 NORM_EPSILON = 1e-5
@@ -144,5 +144,5 @@ def from_config(config) -> ClipText:
     Raises: ValueError for heads that do not divide the width, or an unknown activation.
     """
     options.check_heads(config.num_heads, config.hidden_size)
-    options.check_choice("activation", config.activation, ACTIVATIONS)
+    check_choice("activation", config.activation, ACTIVATIONS)
     return ClipText(**config)

@@ -9,7 +9,7 @@ context  [B, M, context_size] f32, the output of a frozen encoder for a caption,
 import jax
 import jax.numpy as jnp
 
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.models import text_encoder
 
 CONDITIONS = ("label", "tokens", "context")
@@ -20,7 +20,7 @@ def check(config) -> None:
 
     Raises: ValueError with the values.
     """
-    check_kind(config.condition)
+    check_choice("condition", config.condition, CONDITIONS)
     if config.condition == "label":
         if config.null_condition and not config.num_classes:
             raise UserError(
@@ -42,12 +42,6 @@ def check(config) -> None:
             f"text_num_heads={config.text_num_heads} must divide context_size="
             f"{config.context_size}, the width of the text encoder."
         )
-
-
-def check_kind(name: str) -> None:
-    """Raises ValueError, with the known conditions, for an unknown one."""
-    if name not in CONDITIONS:
-        raise UserError(f"condition={name!r} is unknown; choose one of {', '.join(CONDITIONS)}.")
 
 
 def count_label_embeddings(config) -> int:

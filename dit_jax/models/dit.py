@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.config import sizes
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.models import blocks, conditioning, layers, options
 
 MAX_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
@@ -195,10 +195,10 @@ def from_config(config) -> DiT:
             f"{input_size=} in patches of {patch_size=} with {hidden_size=}: the position table "
             f"would have {size:,} numbers; at most {MAX_POSITIONS:,} fit."
         )
-    blocks.check(fields["block"])
+    check_choice("block", config.block, blocks.BLOCKS)
     blocks.mlp_size(hidden_size, fields["mlp_ratio"])
     conditioning.check(config)
-    options.check_choice("remat", config.remat, options.REMAT_POLICIES)
+    check_choice("remat", config.remat, options.REMAT_POLICIES)
     fields["attention"] = options.resolve_attention(
         fields["attention"], fields["dtype"], hidden_size // num_heads
     )

@@ -1,11 +1,10 @@
 """Options that several networks have: heads, recomputation, and the kernel of attention."""
 
 import logging
-from collections.abc import Collection
 
 import jax
 
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 
 logger = logging.getLogger("dit_jax")
 
@@ -15,12 +14,6 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def check_choice(key: str, value: str, choices: Collection[str]) -> None:
-    """Raises ValueError, with the known choices, for an unknown value of a config's key."""
-    if value not in choices:
-        raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}.")
 
 
 def check_heads(num_heads: int, hidden_size: int) -> None:

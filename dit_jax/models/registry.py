@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from dit_jax.config import ranges, sizes
-from dit_jax.errors import UserError
-from dit_jax.models import clip, dinov2, dit, inception, lpips, options, unet, vae
+from dit_jax.errors import UserError, check_choice
+from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 from dit_jax.system import files
 
 # Each takes a ConfigDict of its module's fields.
@@ -40,7 +40,7 @@ def build(config) -> nn.Module:
     """
     check_keys(config)
     ranges.check(config, "model")
-    options.check_choice("dtype", config.dtype, ("float32", "bfloat16"))
+    check_choice("dtype", config.dtype, ("float32", "bfloat16"))
     fields = {key: config[key] for key in _field_types(config.name)}
     for key, value in fields.items():
         if f"model.{key}" in sizes.KEYS:

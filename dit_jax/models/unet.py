@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.config import sizes
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.models import conditioning, layers, options, unet_blocks
 
 
@@ -200,8 +200,8 @@ def from_config(config) -> UNet:
     _check_heads(model)
     _check_context(model)
     conditioning.check(model)
-    options.check_choice("remat", model.remat, options.REMAT_POLICIES)
-    options.check_choice("resample", model.resample, ("conv", "resnet"))
+    check_choice("remat", model.remat, options.REMAT_POLICIES)
+    check_choice("resample", model.resample, ("conv", "resnet"))
     return model.clone(attention=_resolve_attention(model))
 
 

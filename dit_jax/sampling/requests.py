@@ -5,7 +5,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from dit_jax import conditions, latents
-from dit_jax.errors import UserError
+from dit_jax.errors import check_choice
 from dit_jax.workdirs import identity
 
 KINDS = ("random", "balanced")
@@ -20,8 +20,7 @@ def draw(
     Args: workdir, of the run; the data must be the ones that it began with.
     Raises: ValueError for another kind; as `latents.open_split` and `identity.check_splits`.
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown labels {kind!r}; choose {' or '.join(KINDS)}.")
+    check_choice("labels", kind, KINDS)
     return conditions.build(config).draw(kind, num, seed, lambda: _open(config, workdir))
 
 

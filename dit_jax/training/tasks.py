@@ -20,7 +20,7 @@ from dit_jax import conditions, diffusion, latents, models, sharding
 from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives, samplers
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, check_choice
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures, requests
 from dit_jax.training import frozen_networks
@@ -199,11 +199,7 @@ class Autoencoding:
                 f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
             )
         loss = config.autoencoder
-        if loss.distance not in objectives.DISTANCES:
-            raise UserError(
-                f"autoencoder.distance={loss.distance!r} is unknown; choose one of "
-                f"{', '.join(objectives.DISTANCES)}."
-            )
+        check_choice("autoencoder.distance", loss.distance, objectives.DISTANCES)
         if min(loss.kl_weight, loss.lpips_weight) < 0:
             raise UserError(
                 f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="

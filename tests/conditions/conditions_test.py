@@ -131,7 +131,7 @@ def test_captions_without_their_name_are_refused(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(condition="words"), "condition='words' is unknown; choose one of label, tokens, con"),
+        (dict(condition="words"), "unknown condition='words'; choose one of label, tokens, con"),
         (dict(context_size=0), "condition='tokens' needs context_size=0 above 0"),
         (dict(context_size=17), "^text_num_heads=2 must divide context_size=17, the width of the"),
         (dict(text_depth=0), "text_depth=0 must be a whole number in 1"),
@@ -313,7 +313,7 @@ def test_conditions_are_drawn_from_the_data(config):
     assert sorted(expected_message[:CAPTIONED]) == sorted(expected_message[CAPTIONED:]) == firsts
     assert expected_message[:CAPTIONED] != expected_message[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
-    with pytest.raises(ValueError, match="unknown labels 'even'; choose random or balanced"):
+    with pytest.raises(ValueError, match="unknown labels='even'; choose one of random"):
         requests.draw(config, "even", 2)
     assert [_read(t) for t in requests.draw_for_picture(config, 3).cond] == [
         "a zero",

@@ -63,7 +63,7 @@ def test_another_position_table_is_refused(golden_model_config, published):
 
 
 def test_unknown_format_lists_the_known(golden_model_config):
-    with pytest.raises(ValueError, match="unknown format 'sit'; known: dit"):
+    with pytest.raises(ValueError, match="unknown format='sit'; choose one of dit"):
         convert.load("sit", {}, golden_model_config)
 
 

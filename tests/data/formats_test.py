@@ -50,7 +50,7 @@ def test_a_new_format_is_read_named_and_identified(config, tmp_path):
 
 def test_an_unknown_format_lists_the_known_ones(config):
     config.data.source = "web"
-    with pytest.raises(ValueError, match=r"data\.source='web' is unknown; choose tfds or folder"):
+    with pytest.raises(ValueError, match=r"unknown data\.source='web'; choose one of tfds, folder"):
         conditions.open_images(config, "train")
 
 

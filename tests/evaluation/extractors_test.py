@@ -49,5 +49,5 @@ def test_missing_weights_are_two_commands_away(tmp_path, name):
 
 
 def test_unknown_extractor():
-    with pytest.raises(ValueError, match="unknown extractor 'vgg'; choose one of inception"):
+    with pytest.raises(ValueError, match="unknown extractor='vgg'; choose one of inception"):
         extractors.load("vgg")

@@ -145,7 +145,7 @@ def test_cells_of_another_config_are_told_and_left_alone(run_cells, config, tmp_
 def test_extractor_that_is_not_there_is_told_before_training(config, tmp_path):
     config.evaluate.extractor = "clip"
     cells = grid.cells(config)
-    with pytest.raises(ValueError, match="unknown extractor 'clip'; choose one of"):
+    with pytest.raises(ValueError, match="unknown extractor='clip'; choose one of"):
         sweep.check(config.evaluate, cells, tmp_path)
     config.evaluate.num = 0
     sweep.check(config.evaluate, cells, tmp_path)

@@ -325,14 +325,14 @@ def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypa
 
 def test_unknown_source_is_named_before_anything_is_read(latent_config, tmp_path):
     latent_config.latents.update(source="latents", moments="nowhere")
-    with pytest.raises(ValueError, match=r"latents.source='latents' is unknown; choose one of pix"):
+    with pytest.raises(ValueError, match=r"unknown latents.source='latents'; choose one of pix"):
         train.train_and_evaluate(latent_config, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(source="pixel"), "latents.source='pixel' is unknown; choose one of pixels, images"),
+        (dict(source="pixel"), "unknown latents.source='pixel'; choose one of pixels, images"),
         (dict(source="images", vae=""), "needs latents.vae, the workdir of a VAE"),
         (dict(scale=(1.0, 2.0, 3.0)), "one number, or one for each of model.in_channels=2"),
         (dict(scale=(0.0,)), "must be a number above 0"),

@@ -150,8 +150,8 @@ def test_table_of_axes_has_every_parameter():
     ("changes", "message"),
     [
         ({"num_heads": 3}, "num_heads=3 must divide hidden_size=16"),
-        ({"activation": "relu"}, "activation='relu' is unknown; choose one of quick_gelu, gelu"),
-        ({"dtype": "float16"}, "dtype='float16' is unknown"),
+        ({"activation": "relu"}, "unknown activation='relu'; choose one of quick_gelu, gelu"),
+        ({"dtype": "float16"}, "unknown dtype='float16'"),
         ({"depth": 0}, "depth=0 must be a whole number"),
     ],
 )

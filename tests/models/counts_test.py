@@ -267,7 +267,7 @@ def test_names_of_both_families():
 
 
 def test_unknown_block_is_refused():
-    with pytest.raises(ValueError, match="block='film' is unknown; choose one of in-context, "):
+    with pytest.raises(ValueError, match="unknown block='film'; choose one of in-context, "):
         _count(counts.published_config("DiT-S/8", block="film"))
 
 

@@ -168,7 +168,7 @@ def test_other_images_are_refused(params, image):
     [
         ({"num_heads": 3}, "num_heads=3 must divide hidden_size=128"),
         ({"num_heads": 0}, "num_heads=0 must divide hidden_size=128"),
-        ({"dtype": "float16"}, "dtype='float16' is unknown"),
+        ({"dtype": "float16"}, "unknown dtype='float16'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):

@@ -337,10 +337,10 @@ def test_names_of_presets():
         (dict(num_heads=0), "num_heads=0, head_dim=0: exactly one must not be 0"),
         (dict(num_heads=3), r"num_heads=3, head_dim=0: .* must divide .* middle, \[32\]"),
         (dict(num_heads=0, head_dim=24), r"head_dim=24: .* must divide .* middle, \[32\]"),
-        (dict(resample="fir"), "resample='fir' is unknown; choose one of conv, resnet"),
+        (dict(resample="fir"), "unknown resample='fir'; choose one of conv, resnet"),
         (
             dict(condition="text"),
-            "condition='text' is unknown; choose one of label, tokens, context",
+            "unknown condition='text'; choose one of label, tokens, context",
         ),
         (
             dict(transformer_depth=0),

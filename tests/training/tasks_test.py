@@ -160,7 +160,7 @@ def test_noise_predictor_is_no_vae_and_a_vae_no_noise_predictor(vae_workdir, run
         ("data.image_size", 9, "data.image_size=9 must be a multiple of the factor 2"),
         ("data.image_channels", 3, "data.image_channels=3 must be model.image_channels=1"),
         ("latents.source", "moments", "a VAE is trained on 'pixels'"),
-        ("autoencoder.distance", "l3", "'l3' is unknown; choose one of l1, l2"),
+        ("autoencoder.distance", "l3", "'l3'; choose one of l1, l2"),
         (
             "autoencoder.kl_weight",
             -1.0,
