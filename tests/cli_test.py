@@ -112,16 +112,16 @@ def test_help_is_shown_whatever_the_width(zygote, columns):
     ],
 )
 def test_what_is_left_of_a_failed_read_says_nothing(monkeypatch, path, text, shown):
-    names, told = {}, []
+    names, reported = {}, []
     exec(compile("async def read(): pass", path, "exec"), names)
     coroutine = names["read"]()
-    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
     left = types.SimpleNamespace(object=coroutine, exc_value=Exception(text))
     cli._report_unraisable(left)
-    assert bool(told) == shown
+    assert bool(reported) == shown
     left.object = None
     cli._report_unraisable(left)
-    assert len(told) == shown + (text == "cannot read")
+    assert len(reported) == shown + (text == "cannot read")
     coroutine.close()
 
 
@@ -360,8 +360,8 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
     assert "Ctrl-C: ending this step, then saving. Ctrl-C again ends at once." in error
     (step,) = [int(path.name) for path in (run / "checkpoints").iterdir()]
     assert step < 100_000
-    *_, kept, on = error.splitlines()
-    assert kept == f"Ctrl-C: step {step} is saved in {run}."
+    *_, saved, on = error.splitlines()
+    assert saved == f"Ctrl-C: step {step} is saved in {run}."
     assert shlex.split(on.removeprefix("To go on, run: ")) == [
         *(sys.executable, "-m", "dit_jax.train"),
         *map(str, words),
@@ -418,11 +418,11 @@ def test_other_commands_say_what_is_kept(workdir, tmp_path, digits_dir, vae_dir)
     }
     number = signal.SIGTERM
     name = stopping.NAMES[number]
-    for command, (words, kept) in cases.items():
+    for command, (words, saved) in cases.items():
         start = time.monotonic()
         status, error = _stopped(command, *words, ready=begun[command], number=number)
         assert status == 128 + number
-        assert re.search(rf"^{name}: .*{re.escape(kept)}", error, re.MULTILINE)
+        assert re.search(rf"^{name}: .*{re.escape(saved)}", error, re.MULTILINE)
         assert f"To go on, run: {sys.executable} -m dit_jax.{command} " in error
     assert not list(tmp_path.rglob("*.tmp"))
 

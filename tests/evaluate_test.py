@@ -161,11 +161,16 @@ def test_saved_samples_are_those_that_were_measured(workdir, tmp_path, clean):
     row = _evaluate(workdir, num=21, batch_size=8, save_npz=out)
     with np.load(out) as file:
         assert file["arr_0"].shape == (21, 8, 8, 1)
-        told = conditions.from_labels(conditions.draw_labels("random", 21, 10), 10)
-        np.testing.assert_array_equal(file["label"], told.cond)
+        request = conditions.from_labels(conditions.draw_labels("random", 21, 10), 10)
+        np.testing.assert_array_equal(file["label"], request.cond)
         trained = runs.load(workdir, settings={"steps": 2})
         drawn = generate.generate(
-            trained.make_sample_fn(), trained.params, told, 0, trained.mesh, trained.to_image
+            trained.make_sample_fn(),
+            trained.params,
+            request,
+            0,
+            trained.mesh,
+            trained.to_image,
         )
         np.testing.assert_array_equal(file["arr_0"], drawn)
     extractor = extractors.load("pixels")
@@ -204,7 +209,7 @@ def draws(monkeypatch):
     """Makes samples of noise, without a network; a list of the numbers that were drawn."""
     drawn = []
 
-    def batches(sample, params, told, seed, mesh, output, batch_size, wanted):
+    def batches(sample, params, expected_message, seed, mesh, output, batch_size, wanted):
         of_pixels = len(params["x_embedder"]["kernel"]) == 4  # values of a patch
         shape = (8, 8, 1) if of_pixels else (4, 4, 2)
         for numbers in wanted:
@@ -297,29 +302,29 @@ def test_features_that_are_not_finite_end_the_evaluation(workdir, monkeypatch):
 def test_existing_images_are_measured_once_beside_them(tmp_path, toy_extractor, clean, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
-    found = image_sets.open_npz(tmp_path / "samples.npz")
-    reference = references.from_images(found, toy_extractor)
-    row = samples.evaluate_images(found, toy_extractor, reference, batch_size=16)
-    assert row["samples"] == dict(name=str(tmp_path / "samples.npz"), num=90, digest=found.digest)
+    actual = image_sets.open_npz(tmp_path / "samples.npz")
+    reference = references.from_images(actual, toy_extractor)
+    row = samples.evaluate_images(actual, toy_extractor, reference, batch_size=16)
+    assert row["samples"] == dict(name=str(tmp_path / "samples.npz"), num=90, digest=actual.digest)
     assert abs(row["fid"]) < 1e-4  # batches of another size
     assert row["precision"] == row["recall"] == 1
     assert (tmp_path / row["picture"]).is_file()
     path = tmp_path / "samples.evaluations.jsonl"
     assert json.loads(path.read_text()) == row
     monkeypatch.setattr(measures, "measure_features", None)
-    assert samples.evaluate_images(found, toy_extractor, reference) == row
+    assert samples.evaluate_images(actual, toy_extractor, reference) == row
     with pytest.raises(ValueError, match="has 90 images, fewer than --num=91"):
-        samples.evaluate_images(found, toy_extractor, reference, num=91)
+        samples.evaluate_images(actual, toy_extractor, reference, num=91)
 
 
 def test_measures_that_cannot_be_are_not_written(tmp_path, toy_extractor, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
-    found = image_sets.open_npz(tmp_path / "samples.npz")
-    reference = references.from_images(found, toy_extractor)
+    actual = image_sets.open_npz(tmp_path / "samples.npz")
+    reference = references.from_images(actual, toy_extractor)
     monkeypatch.setattr(measures, "measure_features", lambda *_: {"fid": -0.5, "precision": 1.0})
     with pytest.raises(FloatingPointError, match=r"measured fid -0\.5, which cannot be, so no row"):
-        samples.evaluate_images(found, toy_extractor, reference)
+        samples.evaluate_images(actual, toy_extractor, reference)
     assert not (tmp_path / "samples.evaluations.jsonl").exists()
 
 
@@ -335,8 +340,8 @@ def test_classes_of_folders_are_compared_by_name(tmp_path):
                 Image.fromarray(pixels[..., 0]).save(path)
     extractor = extractors.load("pixels")
     reference = references.load(str(tmp_path / "real"), extractor, channels=1)
-    found = image_sets.open_images(str(tmp_path / "samples"), channels=1)
-    row = samples.evaluate_images(found, extractor, reference)
+    actual = image_sets.open_images(str(tmp_path / "samples"), channels=1)
+    row = samples.evaluate_images(actual, extractor, reference)
     assert row["label_accuracy"] == 1.0
 
 
@@ -352,8 +357,8 @@ def test_samples_replaced_by_others_of_their_size_and_time_are_measured_again(tm
             os.utime(file, ns=(0, 0))
 
     def measure():
-        found = image_sets.open_images(str(path), channels=1)
-        return samples.evaluate_images(found, extractor, reference)
+        actual = image_sets.open_images(str(path), channels=1)
+        return samples.evaluate_images(actual, extractor, reference)
 
     save(0)
     extractor = extractors.load("pixels")
@@ -382,10 +387,10 @@ def test_class_sorted_images_are_told(tmp_path, toy_extractor, caplog, monkeypat
     if order == "grouped":
         labels = np.array([4, 1, 5, 0, 2, 3])[labels]
     np.savez(tmp_path / "samples.npz", arr_0=pixels, label=labels)
-    found = image_sets.open_npz(tmp_path / "samples.npz")
-    samples.evaluate_images(found, toy_extractor, references.from_images(found, toy_extractor))
-    told = "sorted by class: of 6 classes the parts of 20 images" in caplog.text
-    assert told == (order in ("sorted", "grouped"))
+    actual = image_sets.open_npz(tmp_path / "samples.npz")
+    samples.evaluate_images(actual, toy_extractor, references.from_images(actual, toy_extractor))
+    is_logged = "sorted by class: of 6 classes the parts of 20 images" in caplog.text
+    assert is_logged == (order in ("sorted", "grouped"))
 
 
 def test_shown_images_are_ordered_by_class(tmp_path):

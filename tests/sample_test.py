@@ -134,8 +134,8 @@ def test_samples_of_a_model_without_classes_have_no_labels(run_command, smoke_co
     workdir = conftest.save_random(tmp_path / "run", smoke_config)
     flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out", tmp_path / "x.npz"]
     run_command("sample", *flags)
-    with np.load(tmp_path / "x.npz") as found:
-        assert set(found) == {"arr_0"}
+    with np.load(tmp_path / "x.npz") as actual:
+        assert set(actual) == {"arr_0"}
 
 
 def test_sample_refuses_other_files_and_directories(run_command, workdir, tmp_path):

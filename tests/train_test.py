@@ -214,14 +214,14 @@ def test_every_config_builds_without_allocating(name):
         factors = {"openmoji64": 4, "openmoji64_text": 4, "digits_latents": 2}
         assert size == image // factors.get(module, 8)
         shapes["moments"] = ((size, size, 2 * config.model.in_channels), np.float16)
-    expected_message = {
+    make_shape = {
         "tokens": lambda model: ((model.text_length,), np.int32),
         "context": lambda model: ((77, model.context_size), np.float16),
     }.get(config.model.get("condition"))
     null = None
-    if expected_message:
-        shapes[config.model.condition] = expected_message(config.model)
-        null = jax.ShapeDtypeStruct(*expected_message(config.model))
+    if make_shape:
+        shapes[config.model.condition] = make_shape(config.model)
+        null = jax.ShapeDtypeStruct(*make_shape(config.model))
     batch = {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in shapes.items()

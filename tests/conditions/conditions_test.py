@@ -46,15 +46,13 @@ def test_every_image_has_its_captions(config, cache):
     assert source.captions(3) == ["a three", "the digit three"]
     assert source.captions(4) == ["a four", "a four"]
     batches = loader.TrainIterator(source, config, np.arange(16))
-    expected_message = set()
+    captions_seen = set()
     for _ in range(10):
         batch = next(batches)
         assert batch["tokens"].shape == (16, 20)
         for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
-            expected_message.add((int(image[0, 0, 0]) // 10, _read(tokens)))
-    assert expected_message == {
-        (i, caption) for i in range(CAPTIONED) for caption in captions_of(i)
-    }
+            captions_seen.add((int(image[0, 0, 0]) // 10, _read(tokens)))
+    assert captions_seen == {(i, caption) for i in range(CAPTIONED) for caption in captions_of(i)}
 
 
 def test_the_caption_drawn_is_a_function_of_the_batch_s_number(config):
@@ -211,12 +209,12 @@ def test_a_caption_encoded_before_is_the_same(config):
     """What samplers do once is what the model does in every call."""
     model = models.build(config.model)
     params = random_params(model)
-    expected_message = conditions.build(config).request(["a two", "a three"])
+    request = conditions.build(config).request(["a two", "a three"])
     x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([500.0, 3.0])
     apply = jax.jit(lambda cond: model.apply({"params": params}, x_t, t, cond))
-    whole = apply(jnp.asarray(expected_message.cond))
+    whole = apply(jnp.asarray(request.cond))
     encoded = conditions.encode(
-        model, params, None, jnp.asarray(expected_message.cond), sharding.make_mesh(config.mesh)
+        model, params, None, jnp.asarray(request.cond), sharding.make_mesh(config.mesh)
     )
     assert encoded.shape == (2, 20, 16)
     assert_close(apply(encoded), whole, 1e-5)
@@ -273,8 +271,8 @@ def test_prompts_and_negative_prompts(config):
     plain = _sample(config, conditions.build(config).request(prompts), params, cfg_scale=1.0)
 
     def guided(prompts, negative=""):
-        expected_message = conditions.build(config).request(prompts, negative)
-        return _sample(config, expected_message, params, cfg_scale=4.0)
+        requested = conditions.build(config).request(prompts, negative)
+        return _sample(config, requested, params, cfg_scale=4.0)
 
     same = guided(["a two", "a two"], "a two")
     assert_close(same[0], plain[0], 1e-4)
@@ -308,10 +306,10 @@ def test_captioned_folders_have_no_classes(config):
 def test_conditions_are_drawn_from_the_data(config):
     """Each once before any twice; in order for pictures."""
     drawn = requests.draw(config, "random", 2 * CAPTIONED, seed=1)
-    expected_message = [_read(tokens) for tokens in drawn.cond]
+    captions = [_read(tokens) for tokens in drawn.cond]
     firsts = sorted(captions_of(i)[0] for i in range(CAPTIONED))
-    assert sorted(expected_message[:CAPTIONED]) == sorted(expected_message[CAPTIONED:]) == firsts
-    assert expected_message[:CAPTIONED] != expected_message[CAPTIONED:]
+    assert sorted(captions[:CAPTIONED]) == sorted(captions[CAPTIONED:]) == firsts
+    assert captions[:CAPTIONED] != captions[CAPTIONED:]
     assert np.all(drawn.null == text.PAD)
     with pytest.raises(ValueError, match="unknown labels='even'; choose one of random"):
         requests.draw(config, "even", 2)
@@ -368,10 +366,8 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
 def test_captions_are_drawn_from_stored_ones(stored_config):
     """Whose records are the images and their mirrors, two of each caption."""
     drawn = requests.draw(stored_config, "balanced", 5)
-    expected_message = conditions.build(stored_config).request(
-        [captions_of(i)[0] for i in range(5)]
-    )
-    np.testing.assert_array_equal(drawn.cond, expected_message.cond)
+    request = conditions.build(stored_config).request([captions_of(i)[0] for i in range(5)])
+    np.testing.assert_array_equal(drawn.cond, request.cond)
 
 
 def test_stored_contexts_of_another_encoder_are_refused(stored_config, tmp_path):

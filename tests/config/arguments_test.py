@@ -208,7 +208,7 @@ def test_config_of_another_kind_of_command_is_refused(define):
 
 
 @pytest.mark.parametrize(
-    ("names", "words", "found"),
+    ("names", "words", "actual"),
     [
         ("TASK", "invert --raw", ["invert"]),
         ("TASK", "--raw invert", ["invert"]),
@@ -219,8 +219,8 @@ def test_config_of_another_kind_of_command_is_refused(define):
         ("MODEL ...", "", []),
     ],
 )
-def test_words_without_a_flag_go_to_the_command_that_takes_them(define, names, words, found):
-    assert arguments.parse(["x", *words.split()], names, define()) == found
+def test_words_without_a_flag_go_to_the_command_that_takes_them(define, names, words, actual):
+    assert arguments.parse(["x", *words.split()], names, define()) == actual
 
 
 def test_more_words_without_a_flag_than_the_command_takes_are_refused(define):

@@ -43,11 +43,11 @@ def write(tmp_path):
 def test_texts_become_values_of_the_key_s_type(key, text, value):
     config = default.get_config()
     overrides.override(config, key, text)
-    found = overrides.get_value(config, key)
-    assert found == value
-    assert type(found) is type(value)
+    actual = overrides.get_value(config, key)
+    assert actual == value
+    assert type(actual) is type(value)
     if isinstance(value, tuple):
-        assert list(map(type, found)) == list(map(type, value))
+        assert list(map(type, actual)) == list(map(type, value))
 
 
 @pytest.mark.parametrize(

@@ -75,13 +75,13 @@ def test_another_model_s_config_is_refused(golden_model_config):
 @pytest.fixture
 def diffusers_dir(published, tmp_path):
     """The golden DiT as diffusers writes one."""
-    found = {}
+    actual = {}
     for name, array in published.items():
         leaf = name.rpartition(".")[2]
         block = f"transformer_blocks.{name.split('.')[1]}" if name.startswith("blocks.") else ""
         if "attn.qkv" in name:
             for part, rows in zip("qkv", np.split(array, 3), strict=True):
-                found[f"{block}.attn1.to_{part}.{leaf}"] = rows
+                actual[f"{block}.attn1.to_{part}.{leaf}"] = rows
         elif "embedder.mlp" in name or "embedding_table" in name:
             module = {
                 "t_embedder.mlp.0": "timestep_embedder.linear_1",
@@ -89,7 +89,7 @@ def diffusers_dir(published, tmp_path):
                 "y_embedder.embedding_table": "class_embedder.embedding_table",
             }[name.rpartition(".")[0]]
             for i in range(3):
-                found[f"transformer_blocks.{i}.norm1.emb.{module}.{leaf}"] = array
+                actual[f"transformer_blocks.{i}.norm1.emb.{module}.{leaf}"] = array
         elif name != "pos_embed":
             module = {
                 "x_embedder.proj": "pos_embed.proj",
@@ -100,19 +100,19 @@ def diffusers_dir(published, tmp_path):
                 "final_layer.adaLN_modulation.1": "proj_out_1",
                 "final_layer.linear": "proj_out_2",
             }[re.sub(r"^blocks\.\d+\.", "", name.rpartition(".")[0])]
-            found[f"{module}.{leaf}"] = array
+            actual[f"{module}.{leaf}"] = array
     directory = tmp_path / "transformer"
     directory.mkdir()
-    _write(directory, found, published_configs.DIT)
+    _write(directory, actual, published_configs.DIT)
     return directory
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def _write(directory, found, config):
-    found = {name: np.ascontiguousarray(a) for name, a in found.items()}
-    safetensors.numpy.save_file(found, directory / WEIGHTS)
+def _write(directory, actual, config):
+    actual = {name: np.ascontiguousarray(a) for name, a in actual.items()}
+    safetensors.numpy.save_file(actual, directory / WEIGHTS)
     (directory / "config.json").write_text(json.dumps(config))
 
 
@@ -157,8 +157,8 @@ def test_published_xl_2_is_its_config():
     recipe = sample.sampler, sample.steps, sample.cfg_scale, sample.cfg_channels
     assert recipe == ("ddpm", 250, 1.5, 3)
     assert sum(math.prod(shape) for shape in shapes.values()) == 675_129_632  # with pos_embed
-    found = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    assert {**config.model, **convert.dit.read_sizes(found)} == dict(config.model)
+    actual = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    assert {**config.model, **convert.dit.read_sizes(actual)} == dict(config.model)
 
 
 @pytest.mark.parametrize("block", ["in-context", "cross-attention", "adaLN"])
@@ -211,19 +211,19 @@ def test_diffusers_directory_gives_the_published_parameters(
 
 
 def test_weights_that_torch_wrote_are_read(golden_params, diffusers_dir, tmp_path):
-    found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
+    actual = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
     (diffusers_dir / WEIGHTS).unlink()
-    torch_format.save(diffusers_dir / "diffusion_pytorch_model.bin", *torch_format.tensors(found))
+    torch_format.save(diffusers_dir / "diffusion_pytorch_model.bin", *torch_format.tensors(actual))
     convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "ours"), golden_params)
 
 
 def test_files_in_several_parts_are_one(golden_params, diffusers_dir, tmp_path):
-    found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
+    actual = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
     (diffusers_dir / WEIGHTS).unlink()
-    files = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(found)}
+    files = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(actual)}
     for file in set(files.values()):
-        part = {name: array for name, array in found.items() if files[name] == file}
+        part = {name: array for name, array in actual.items() if files[name] == file}
         safetensors.numpy.save_file(part, diffusers_dir / file)
     (diffusers_dir / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": files}))
     convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
@@ -234,12 +234,12 @@ def test_files_in_several_parts_are_one(golden_params, diffusers_dir, tmp_path):
 
 
 def test_embedders_that_differ_are_named(diffusers_dir, tmp_path):
-    found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
+    actual = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
     time = "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_2.bias"
     label = "transformer_blocks.{}.norm1.emb.class_embedder.embedding_table.weight"
-    found[time.format(1)][3] += 1e-6
-    found[label.format(2)][7, 0] = 0
-    _write(diffusers_dir, found, published_configs.DIT)
+    actual[time.format(1)][3] += 1e-6
+    actual[label.format(2)][7, 0] = 0
+    _write(diffusers_dir, actual, published_configs.DIT)
     message = f"2 of the blocks' embedders .* such as {time.format(1)}, {label.format(2)}: "
     with pytest.raises(ValueError, match=message):
         convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
@@ -247,12 +247,12 @@ def test_embedders_that_differ_are_named(diffusers_dir, tmp_path):
 
 
 def test_missing_tensors_of_diffusers_are_listed_under_its_names(diffusers_dir, tmp_path):
-    found = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
-    found["transformer_blocks.3.attn1.to_k.bias"] = found.pop(
+    actual = safetensors.numpy.load_file(diffusers_dir / WEIGHTS)
+    actual["transformer_blocks.3.attn1.to_k.bias"] = actual.pop(
         "transformer_blocks.2.attn1.to_k.bias"
     )
-    found["proj_out_2.bias"] = found["proj_out_2.bias"][:16]
-    _write(diffusers_dir, found, published_configs.DIT)
+    actual["proj_out_2.bias"] = actual["proj_out_2.bias"][:16]
+    _write(diffusers_dir, actual, published_configs.DIT)
     with pytest.raises(ValueError, match="does not fit the model") as error:
         convert.to_workdir("dit", diffusers_dir, tmp_path / "ours")
     assert "missing (1): transformer_blocks.2.attn1.to_k.bias (48,)" in str(error.value)
@@ -399,20 +399,20 @@ def test_export_says_what_it_cannot_do(diffusers_dir, monkeypatch, tmp_path):
 
 
 def test_commands(diffusers_dir, published, tmp_path, run_command):
-    ours, out = tmp_path / "ours", tmp_path / "dit.safetensors"
-    assert f'{ours}: {{"attention": ' in run_command("convert", "dit", diffusers_dir, ours)
-    assert f"{out}: step 0" in run_command("convert", "dit-export", ours, out)
+    output, out = tmp_path / "ours", tmp_path / "dit.safetensors"
+    assert f'{output}: {{"attention": ' in run_command("convert", "dit", diffusers_dir, output)
+    assert f"{out}: step 0" in run_command("convert", "dit-export", output, out)
     arrays = safetensors.numpy.load_file(out)
     assert arrays.keys() == published.keys()
     for name, array in published.items():
         np.testing.assert_array_equal(arrays[name], array)
     flags = ["--config", "configs/dit_xl_2_256_published.py"]
     for name in ("input_size", "hidden_size", "depth", "num_classes", "num_heads"):
-        flags.append(f"--config.model.{name}={workdirs.load_config(ours).model[name]}")
+        flags.append(f"--config.model.{name}={workdirs.load_config(output).model[name]}")
     run_command("convert", "dit", out, tmp_path / "again", *flags)
     again = workdirs.load_config(tmp_path / "again")
-    assert again.model == workdirs.load_config(ours).model
-    jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "again"), _restore(ours))
+    assert again.model == workdirs.load_config(output).model
+    jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path / "again"), _restore(output))
 
 
 @pytest.mark.parametrize(
@@ -449,8 +449,8 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     config["data"] |= dict(data_dir="", name="")
     config["latents"]["moments"] = ""
     assert back.to_dict() == config
-    ours, theirs = (_draw(directory) for directory in (workdir, tmp_path / "back"))
-    np.testing.assert_array_equal(ours, theirs)
+    output, reference = (_draw(directory) for directory in (workdir, tmp_path / "back"))
+    np.testing.assert_array_equal(output, reference)
     del config["sample"]["last_step_t"]  # an older version's file
     config["sample"]["last_step_size"] = 0.0
     arrays = safetensors.numpy.load_file(tmp_path / "flow.safetensors")
@@ -473,6 +473,6 @@ def test_position_table_of_any_size_is_not_computed(golden_model_config):
 
 def _draw(workdir):
     trained = runs.load(workdir)
-    told = conditions.from_labels([0, 1], trained.config.model.num_classes)
+    request = conditions.from_labels([0, 1], trained.config.model.num_classes)
     mesh, to_image = trained.mesh, trained.to_image
-    return generate.generate(trained.make_sample_fn(), trained.params, told, 0, mesh, to_image)
+    return generate.generate(trained.make_sample_fn(), trained.params, request, 0, mesh, to_image)

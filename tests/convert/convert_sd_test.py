@@ -54,14 +54,14 @@ def _golden(name):
 
 def _unet():
     """The recorded UNet, of as many channels as the VAE's latents, and as wide contexts as CLIP."""
-    found = _golden("unet")
-    for name, array in found.items():
+    actual = _golden("unet")
+    for name, array in actual.items():
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            found[name] = np.resize(array, (len(array), 16))
+            actual[name] = np.resize(array, (len(array), 16))
     for name in ("conv_out.weight", "conv_out.bias"):
-        found[name] = found[name][:2]
-    found["conv_in.weight"] = found["conv_in.weight"][:, :2].copy()
-    return found
+        actual[name] = actual[name][:2]
+    actual["conv_in.weight"] = actual["conv_in.weight"][:, :2].copy()
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_config_says_what_the_files_say(converted):
 @pytest.mark.slow
 def test_parts_are_those_of_the_folder(converted):
     trained = runs.load(converted)
-    for params, name, found, config in (
+    for params, name, actual, config in (
         (trained.params, "unet", _unet(), trained.config.model),
         (
             trained.vae.params,
@@ -129,9 +129,9 @@ def test_parts_are_those_of_the_folder(converted):
         ),
         (trained.encoder.params, "clip", _golden("clip"), published_configs.CLIP_CONFIG),
     ):
-        jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, found, config))
-    told = conditions.build(trained.config).request(["the cat's on"])
-    np.testing.assert_array_equal(told.null[0], [533, 534] + [0] * 10)  # "!" pads
+        jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, actual, config))
+    request = conditions.build(trained.config).request(["the cat's on"])
+    np.testing.assert_array_equal(request.null[0], [533, 534] + [0] * 10)  # "!" pads
 
 
 @pytest.mark.slow
@@ -141,8 +141,8 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     sample = trained.make_sample_fn()
 
     def draw(negative):
-        told = conditions.build(trained.config).request(["the cat"], negative)
-        arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
+        request = conditions.build(trained.config).request(["the cat"], negative)
+        arguments = sample, trained.params, request, 0, trained.mesh, trained.to_image
         return generate.generate(*arguments).astype(int)
 
     expected = draw("a photo")
@@ -150,19 +150,20 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     assert np.abs(draw("") - expected).max() > 10
     moved = shutil.copytree(converted, tmp_path / "elsewhere" / "sd")
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    told = ["--prompt=the cat", "--negative_prompt=a photo", "--num=1"]
+    request = ["--prompt=the cat", "--negative_prompt=a photo", "--num=1"]
     out = tmp_path / "x.npz"
-    run_command("sample", "--workdir", moved, *flags, *told, "--out", out)
+    run_command("sample", "--workdir", moved, *flags, *request, "--out", out)
     with np.load(out) as file:  # compiled as users' is
         assert np.abs(file["arr_0"] - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
-    ("version", "theirs"), [("sd15", "epsilon"), ("sd2-base", "epsilon"), ("sd2", "v_prediction")]
+    ("version", "reference"),
+    [("sd15", "epsilon"), ("sd2-base", "epsilon"), ("sd2", "v_prediction")],
 )
-def test_finetuning_config_has_the_process_of_the_files(source, version, theirs):
+def test_finetuning_config_has_the_process_of_the_files(source, version, reference):
     """Else training would refuse to begin with them; convert_unet_test compares the sizes."""
-    _change(source, SCHEDULER_FILE, num_train_timesteps=1000, prediction_type=theirs)
+    _change(source, SCHEDULER_FILE, num_train_timesteps=1000, prediction_type=reference)
     process, prediction, _ = stable_diffusion.read_process(source / SCHEDULER_FILE)
     config = sd_finetune.get_config(version)
     assert config.diffusion.to_dict() == config.diffusion.to_dict() | process

@@ -292,8 +292,8 @@ def _published(new_attention_order, **changes):
     ],
 )
 def test_adm_is_the_published_function(new_attention_order, changes, tmp_path):
-    theirs, expected = _published(new_attention_order, **changes)
-    np.savez(tmp_path / "adm.npz", **theirs.weights)
+    reference, expected = _published(new_attention_order, **changes)
+    np.savez(tmp_path / "adm.npz", **reference.weights)
     config = default.get_config()
     with config.unlocked():
         config.model = ConfigDict(ADM | RUNTIME | changes)
@@ -303,7 +303,7 @@ def test_adm_is_the_published_function(new_attention_order, changes, tmp_path):
     apply = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
     out = apply(params, *_inputs())
     assert np.abs(out - expected).max() < 2e-5 * np.abs(expected).max()
-    other = adm.to_params(theirs.weights, config.model, not new_attention_order)
+    other = adm.to_params(reference.weights, config.model, not new_attention_order)
     assert np.abs(apply(other, *_inputs()) - expected).max() > 1e-3 * np.abs(expected).max()
 
 
@@ -323,20 +323,20 @@ def tiny_presets(monkeypatch):
 
 
 def test_published_adm_needs_no_config(tiny_presets, tmp_path):
-    theirs, _ = _published(True)
-    np.savez(tmp_path / "adm.npz", **theirs.weights)
+    reference, _ = _published(True)
+    np.savez(tmp_path / "adm.npz", **reference.weights)
     config = convert.to_workdir("adm", tmp_path / "adm.npz", tmp_path / "ours")
     assert config.diffusion.schedule == "cosine"
     assert (config.latents.source, config.data.image_size) == ("pixels", 8)
     _, params = _restore(tmp_path / "ours")
     jax.tree.map(
-        np.testing.assert_array_equal, params, adm.to_params(theirs.weights, config.model, True)
+        np.testing.assert_array_equal, params, adm.to_params(reference.weights, config.model, True)
     )
-    theirs.weights["middle_block.3.bias"] = theirs.weights.pop("out.2.bias")
+    reference.weights["middle_block.3.bias"] = reference.weights.pop("out.2.bias")
     with pytest.raises(ValueError, match=r"are of none of old, new: give --config"):
-        adm.match_preset(theirs.weights)
+        adm.match_preset(reference.weights)
     with pytest.raises(ValueError, match=r"missing \(1\): out.2.bias") as error:
-        adm.to_params(theirs.weights, config.model)
+        adm.to_params(reference.weights, config.model)
     assert "unexpected (1): middle_block.3.bias (6,)" in str(error.value)
 
 
@@ -347,8 +347,12 @@ def test_converted_adm_draws_images(tiny_presets, tmp_path):
     trained = runs.load(tmp_path / "ours", settings=dict(steps=2))
     sample = trained.make_sample_fn()
     images, others = (
-        generate.generate(sample, trained.params, told, 0, trained.mesh, trained.to_image)
-        for told in (conditions.from_labels(labels, CLASSES) for labels in ([0, 4], [2, 4]))
+        generate.generate(
+            sample, trained.params, expected_message, 0, trained.mesh, trained.to_image
+        )
+        for expected_message in (
+            conditions.from_labels(labels, CLASSES) for labels in ([0, 4], [2, 4])
+        )
     )
     assert images.shape == (2, 8, 8, 3)
     assert np.any(images[0] != others[0])
@@ -382,8 +386,8 @@ def test_orders_and_schedules_of_the_published_models():
         assert config.sample.clip_x_0
     for name in adm.PUBLISHED:
         shapes = parameters.list_published(adm.make_table(adm.get_config(name)))
-        found = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
-        assert adm.match_preset(found) == name
+        actual = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+        assert adm.match_preset(actual) == name
     assert models.build(adm.get_config("adm-imagenet64")).input_size == 64
 
 

@@ -13,8 +13,8 @@ from dit_jax.convert import exported
 
 def _change_metadata(path, text):
     with safetensors.safe_open(path, framework="numpy") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
-    safetensors.numpy.save_file(found, path, {"dit_jax": text})
+        actual = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    safetensors.numpy.save_file(actual, path, {"dit_jax": text})
 
 
 @pytest.fixture

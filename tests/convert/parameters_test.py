@@ -33,9 +33,9 @@ def test_names():
 
 
 def test_long_lists_are_cut():
-    found = {f"found{i}\n": np.zeros(2) for i in range(1000)}
+    actual = {f"found{i}\n": np.zeros(2) for i in range(1000)}
     with pytest.raises(ValueError, match="does not fit the model") as error:
-        parameters.check(found, {f"expected{i}": (2,) for i in range(700)})
+        parameters.check(actual, {f"expected{i}": (2,) for i in range(700)})
     message = str(error.value)
     assert "missing (700): expected0 (2,), expected1 (2,), " in message
     assert "expected4 (2,) and 695 more\n" in message

@@ -30,9 +30,9 @@ def test_half_precision_files_are_read(tmp_path):
     """The public VAEs of Stable Diffusion 3 and FLUX are f16 and bf16."""
     saved = {"a": jnp.array([1.0, -2.5], jnp.bfloat16), "b": jnp.array([0.25], jnp.float16)}
     safetensors.flax.save_file(saved, tmp_path / "half.safetensors")
-    found = tensor_files.read(tmp_path / "half.safetensors")
-    assert {a.dtype for a in found.values()} == {np.dtype(np.float32)}
-    assert (found["a"].tolist(), found["b"].tolist()) == ([1.0, -2.5], [0.25])
+    actual = tensor_files.read(tmp_path / "half.safetensors")
+    assert {a.dtype for a in actual.values()} == {np.dtype(np.float32)}
+    assert (actual["a"].tolist(), actual["b"].tolist()) == ([1.0, -2.5], [0.25])
 
 
 def test_torch_file(golden_model_config, golden_params, published, tmp_path):
@@ -117,13 +117,13 @@ def test_npz_of_other_values_is_refused(tmp_path, array, message):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".bin"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "bool"])
 def test_weights_that_are_integers_are_refused(tmp_path, suffix, dtype):
-    def save(**found):
+    def save(**actual):
         if suffix == ".npz":
-            np.savez(path, **found)
+            np.savez(path, **actual)
         elif suffix == ".safetensors":
-            safetensors.numpy.save_file(found, path)
+            safetensors.numpy.save_file(actual, path)
         else:
-            torch_format.save(path, *torch_format.tensors(found))
+            torch_format.save(path, *torch_format.tensors(actual))
 
     path, weight = tmp_path / f"x{suffix}", np.ones((2, 3), np.float32)
     counters = {"embeddings.position_ids": np.arange(3)[None], "ema.num_updates": np.array(7)}

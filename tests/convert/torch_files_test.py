@@ -32,11 +32,11 @@ def contents():
 
 def _check(path):
     assert torch_files.describe(path).keys() == ARRAYS.keys()
-    found = tensor_files.read(path)
-    assert found.keys() == ARRAYS.keys()
+    actual = tensor_files.read(path)
+    assert actual.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(found[name], array)
+        assert actual[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], array)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
@@ -60,23 +60,23 @@ def test_parts_of_training_checkpoints(contents, tmp_path):
 
 
 def test_views_share_their_numbers(tmp_path):
-    kept = storage("0", np.float32, 6)
+    saved = storage("0", np.float32, 6)
     by_name = {
-        "all": tensor(kept, (2, 3)),
-        "transposed": tensor(kept, (3, 2), (1, 3)),
-        "column": tensor(kept, (2,), (3,), offset=1),
-        "same": tensor(kept, (4, 2), (0, 0), offset=5),
+        "all": tensor(saved, (2, 3)),
+        "transposed": tensor(saved, (3, 2), (1, 3)),
+        "column": tensor(saved, (2,), (3,), offset=1),
+        "same": tensor(saved, (4, 2), (0, 0), offset=5),
         "parameter": Call(
-            Global("torch._utils", "_rebuild_parameter"), (tensor(kept, (1,)), True, None)
+            Global("torch._utils", "_rebuild_parameter"), (tensor(saved, (1,)), True, None)
         ),
     }
     torch_format.save(tmp_path / "x.pt", by_name, {"0": np.arange(6, dtype="<f4").tobytes()})
-    found = tensor_files.read(tmp_path / "x.pt")
-    np.testing.assert_array_equal(found["all"], [[0, 1, 2], [3, 4, 5]])
-    np.testing.assert_array_equal(found["transposed"], [[0, 3], [1, 4], [2, 5]])
-    np.testing.assert_array_equal(found["column"], [1, 4])
-    np.testing.assert_array_equal(found["same"], np.full((4, 2), 5))
-    np.testing.assert_array_equal(found["parameter"], [0])
+    actual = tensor_files.read(tmp_path / "x.pt")
+    np.testing.assert_array_equal(actual["all"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(actual["transposed"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(actual["column"], [1, 4])
+    np.testing.assert_array_equal(actual["same"], np.full((4, 2), 5))
+    np.testing.assert_array_equal(actual["parameter"], [0])
 
 
 def test_files_without_an_archive(contents, tmp_path):
@@ -87,10 +87,10 @@ def test_files_without_an_archive(contents, tmp_path):
     records = {"j": np.float32(9).tobytes(), "k": np.arange(6, dtype="<f4").tobytes()}
     path = tmp_path / "x.pth"
     torch_format.save_legacy(path, by_name, records)
-    found = tensor_files.read(path)
-    np.testing.assert_array_equal(found["all"], [[0, 1, 2], [3, 4, 5]])
-    np.testing.assert_array_equal(found["part"], [2, 3, 4])
-    assert found["other"] == 9
+    actual = tensor_files.read(path)
+    np.testing.assert_array_equal(actual["all"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(actual["part"], [2, 3, 4])
+    assert actual["other"] == 9
     torch_format.save_legacy(path, by_name, records, little_endian=False)
     with pytest.raises(ValueError, match="not in little-endian order"):
         tensor_files.read(path)
@@ -334,17 +334,17 @@ def test_every_file_of_torch_is_read_as_torch_reads_it(tmp_path, is_zip):
         torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
         with torch.serialization.safe_globals([argparse.Namespace]):
             expected = torch.load(path, weights_only=True)
-        expected, found = expected.get("ema", expected), tensor_files.read(path)
-        assert found.keys() == expected.keys()
+        expected, actual = expected.get("ema", expected), tensor_files.read(path)
+        assert actual.keys() == expected.keys()
         for key, array in expected.items():
-            np.testing.assert_array_equal(found[key], array.detach().float().numpy())
+            np.testing.assert_array_equal(actual[key], array.detach().float().numpy())
 
 
 def test_bfloat16_is_read(tmp_path):
     values = np.array([1, -2.5], ml_dtypes.bfloat16)
-    kept = storage("0", np.float32, 2)
-    kept.identity = ("storage", Global("torch", "BFloat16Storage"), *kept.identity[2:])
-    torch_format.save(tmp_path / "x.pt", {"a": tensor(kept, (2,))}, {"0": values.tobytes()})
+    saved = storage("0", np.float32, 2)
+    saved.identity = ("storage", Global("torch", "BFloat16Storage"), *saved.identity[2:])
+    torch_format.save(tmp_path / "x.pt", {"a": tensor(saved, (2,))}, {"0": values.tobytes()})
     np.testing.assert_array_equal(tensor_files.read(tmp_path / "x.pt")["a"], [1, -2.5])
 
 

@@ -48,10 +48,10 @@ def _save_index(directory, name, files):
     (directory / f"{name}.index.json").write_text(json.dumps(index))
 
 
-def _check(found, arrays=ARRAYS):
-    assert found.keys() == arrays.keys()
+def _check(actual, arrays=ARRAYS):
+    assert actual.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(actual[name], array)
 
 
 FOLDERS = [(kind, name) for kind, (_, names) in weights.WRITERS.items() for name in names]
@@ -212,9 +212,9 @@ def test_prefixes_of_all_names_are_left_out_and_said(kind, prefix, lines, tmp_pa
 
 def test_wrappers_of_parts_are_left_out(tmp_path):
     """As where only some modules of a model are compiled or wrapped."""
-    found = {"encoder._orig_mod.0.weight" if i else "encoder.0.weight": i for i in range(1)}
-    found |= {f"encoder.module.{i}.weight": i for i in range(1, 6)}
-    assert array_names.strip_prefixes(found, "vae", tmp_path) == {
+    actual = {"encoder._orig_mod.0.weight" if i else "encoder.0.weight": i for i in range(1)}
+    actual |= {f"encoder.module.{i}.weight": i for i in range(1, 6)}
+    assert array_names.strip_prefixes(actual, "vae", tmp_path) == {
         f"encoder.{i}.weight": i for i in range(6)
     }
 
@@ -272,14 +272,14 @@ CODE = r"names of the original code of latent diffusion, such as"
 )
 def test_original_codes_files_are_named_with_the_way_out(tmp_path, names, what, way_out, suffix):
     path = tmp_path / f"model{suffix}"
-    found = dict.fromkeys(names, np.zeros(1, np.float32))
+    actual = dict.fromkeys(names, np.zeros(1, np.float32))
     if suffix == ".ckpt":
-        by_name, records = torch_format.tensors(found)
+        by_name, records = torch_format.tensors(actual)
         other = torch_format.Call(torch_format.Global("pytorch_lightning", "Callback"), ())
         contents = {"epoch": 3, "state_dict": by_name, "callbacks": {"a": other}}
         torch_format.save(path, contents, records)
     else:
-        _save(path, found)
+        _save(path, actual)
     for kind in ("vae", "unet", "sd", "clip"):
         with pytest.raises(ValueError, match=f"(?s){CODE}.*: {what}.*{way_out}") as error:
             convert.to_workdir(kind, path, tmp_path / "workdir")

@@ -361,17 +361,17 @@ def test_links_are_refused_with_captions_too(config, root, tmp_path_factory):
 
 def test_samples_in_folders_have_their_classes(root, caplog):
     """As `evaluate --samples` and `--reference` read them."""
-    found = image_sets.open_images(str(root / "train"))
-    assert found.class_names == ("ant", "bee")
-    labels = np.concatenate([block["label"] for block in found.blocks(4)])
+    actual = image_sets.open_images(str(root / "train"))
+    assert actual.class_names == ("ant", "bee")
+    labels = np.concatenate([block["label"] for block in actual.blocks(4)])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     (root / "train" / ".cache").mkdir()
     (root / "train" / "ant" / "._0.png").write_bytes(b"\0\5\x16\7")
     assert image_sets.open_images(str(root / "train")).num == 6
     _save(root / "train" / "stray.png")
-    found = image_sets.open_images(str(root / "train"))
-    assert (found.num, found.class_names) == (7, None)
-    assert next(found.blocks(7)).keys() == {"image"}
+    actual = image_sets.open_images(str(root / "train"))
+    assert (actual.num, actual.class_names) == (7, None)
+    assert next(actual.blocks(7)).keys() == {"image"}
     assert "1 image beside folders with 6: all are taken, without classes" in caplog.text
     (root / "train" / "stray.png").unlink()
     (root / "train" / "cow").mkdir()

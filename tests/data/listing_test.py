@@ -28,21 +28,21 @@ def _names(root, folder="train"):
 def test_order_is_of_the_parts_of_names(root):
     for name in ("a.png", "a/0", "a-b/0.png", "a/deep.png", "B/0.PNG", "ä/0.webp", "a/deep/0.jpeg"):
         _touch(root / "train" / name)
-    found = listing.scan(root / "train", root)
+    actual = listing.scan(root / "train", root)
     expected = [path.relative_to(root / "train") for path in (root / "train").rglob("*.*")]
-    assert found.names == [str(path) for path in sorted(expected)]
-    assert found.folders == ["B", "a", "a-b", "b", "ä"]
-    assert found.others == {"no suffix": 1}
+    assert actual.names == [str(path) for path in sorted(expected)]
+    assert actual.folders == ["B", "a", "a-b", "b", "ä"]
+    assert actual.others == {"no suffix": 1}
 
 
 def test_sizes_and_times_are_of_the_images(root):
     _touch(root / "train" / "b" / "0.png", b"12345")
     os.utime(root / "train" / "b" / "0.png", ns=(7, 123_456_789))
-    found = listing.scan(root / "train", root)
-    i = found.names.index("b/0.png")
+    actual = listing.scan(root / "train", root)
+    i = actual.names.index("b/0.png")
     changed = (root / "train" / "b" / "0.png").stat().st_ctime_ns  # utime does not set it
-    assert (found.sizes[i], found.times[i]) == (5, changed)
-    assert len(found.sizes) == len(found.times) == len(found.names) == 4
+    assert (actual.sizes[i], actual.times[i]) == (5, changed)
+    assert len(actual.sizes) == len(actual.times) == len(actual.names) == 4
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_sizes_and_times_are_of_the_images(root):
 def test_hidden_and_system_names_are_left_out_and_said(root, name, caplog):
     before = _names(root)
     _touch(root / "train" / name)
-    found = listing.scan(root / "train", root)
-    assert (found.names, found.folders) == (before, ["a", "b"])
+    actual = listing.scan(root / "train", root)
+    assert (actual.names, actual.folders) == (before, ["a", "b"])
     with caplog.at_level("INFO", "dit_jax"):
-        listing.report(found)
-        listing.report(found)
-    (hidden,) = found.hidden
+        listing.report(actual)
+        listing.report(actual)
+    (hidden,) = actual.hidden
     assert caplog.messages == [
         f"image folder {root}/train: 1 hidden or system name left out, such as {hidden}."
     ]
@@ -81,10 +81,10 @@ def test_other_files_are_counted_by_suffix(root, caplog):
     for name in ("a/0.gif", "a/1.GIF", "b/0.tiff", "b/x.jfif", "x.avif", "a/notes.txt", "a/b.json"):
         _touch(root / "train" / name)
     (root / "train" / "a" / "old.png").mkdir()
-    found = listing.scan(root / "train", root)
-    assert found.names == ["a/0.png", "a/deep/1.png", "b/2.png"]
+    actual = listing.scan(root / "train", root)
+    assert actual.names == ["a/0.png", "a/deep/1.png", "b/2.png"]
     with caplog.at_level("INFO", "dit_jax"):
-        listing.report(found)
+        listing.report(actual)
     images, others = caplog.records
     folder = f"image folder {root}/train"
     expected = f"{folder}: 5 images of other kinds left out: 2 .gif, 1 .avif, 1 .tiff, 1 .jfif"

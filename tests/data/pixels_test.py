@@ -44,9 +44,9 @@ def _published_crop(image, size):
         image = _resize(image, half, Image.Resampling.BOX)
     factor = size / min(image.size)
     sides = tuple(round(side * factor) for side in image.size)
-    found = np.asarray(_resize(image, sides, Image.Resampling.BICUBIC))
-    y, x = (found.shape[0] - size) // 2, (found.shape[1] - size) // 2
-    return found[y : y + size, x : x + size]
+    actual = np.asarray(_resize(image, sides, Image.Resampling.BICUBIC))
+    y, x = (actual.shape[0] - size) // 2, (actual.shape[1] - size) // 2
+    return actual[y : y + size, x : x + size]
 
 
 SIZES = [(8, 8), (33, 17), (16, 40), (100, 61), (5, 7), (63, 257), (1, 1), (1, 900), (700, 2)]
@@ -188,11 +188,11 @@ def _png(width, height, chunks=(), data=b"", depth=1, colour=0, interlaced=0):
 
 
 def _join(*chunks):
-    found = b"\x89PNG\r\n\x1a\n"
+    actual = b"\x89PNG\r\n\x1a\n"
     for name, value in chunks:
-        found += struct.pack(">I", len(value)) + name + value
-        found += struct.pack(">I", zlib.crc32(name + value))
-    return found
+        actual += struct.pack(">I", len(value)) + name + value
+        actual += struct.pack(">I", zlib.crc32(name + value))
+    return actual
 
 
 def _rows(values, depth):

@@ -244,11 +244,11 @@ def test_tokenizer_json_of_other_values_is_refused_in_a_line(tmp_path, place):
     text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 9).save(path)
     whole = json.loads(path.read_text())
     for value in WRONG:
-        part = theirs = json.loads(json.dumps(whole))
+        part = reference = json.loads(json.dumps(whole))
         for key in place[:-1]:
             part = part[key]
         part[place[-1]] = value
-        path.write_text(json.dumps(theirs))
+        path.write_text(json.dumps(reference))
         message = _message(tmp_path)
         refused += bool(message)
         assert message.isprintable(), value
@@ -270,13 +270,13 @@ def test_added_tokens_are_refused(files, tmp_path):
     lists, added = (files / "vocab.json", files / "merges.txt"), files / "added_tokens.json"
     tokenizer = text.ClipTokenizer.from_files(*lists, 16)
     tokenizer.save(tmp_path / text.FILE)
-    theirs = json.loads((tmp_path / text.FILE).read_text())
+    reference = json.loads((tmp_path / text.FILE).read_text())
     added.write_text(json.dumps({text.END: bpe.VOCAB[text.END]}))
     expected = tokenizer(["the cat"])
     np.testing.assert_array_equal(text.ClipTokenizer.from_files(*lists, 16)(["the cat"]), expected)
     added.write_text(json.dumps({"<cat-toy>": len(bpe.VOCAB)}))
-    theirs["added_tokens"].append({"id": len(bpe.VOCAB), "content": "<cat-toy>"})
-    (tmp_path / text.FILE).write_text(json.dumps(theirs))
+    reference["added_tokens"].append({"id": len(bpe.VOCAB), "content": "<cat-toy>"})
+    (tmp_path / text.FILE).write_text(json.dumps(reference))
     for name, load in (
         ("added_tokens.json", lambda: text.ClipTokenizer.from_files(*lists)),
         ("tokenizer.json", lambda: text.load_tokenizer(tmp_path)),

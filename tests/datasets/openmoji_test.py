@@ -96,7 +96,7 @@ def test_a_character_without_a_drawing_is_refused():
 
 
 def test_captions_and_labels_are_of_their_image(splits):
-    found = {r["caption"].decode(): r for records in splits.values() for r in records}
+    actual = {r["caption"].decode(): r for records in splits.values() for r in records}
     for code_point, caption, label in [
         (0x1F600, "grinning face", "smileys and emotion"),
         (0x1F44D, "thumbs up sign", "people and body"),
@@ -105,8 +105,8 @@ def test_captions_and_labels_are_of_their_image(splits):
         (0x1F3C1, "chequered flag", "symbols and flags"),
     ]:
         image = np.asarray(openmoji.render(code_point, 32))
-        np.testing.assert_array_equal(_pixels(found[caption]["image"]), image)
-        assert list(COUNTS)[found[caption]["label"]] == label
+        np.testing.assert_array_equal(_pixels(actual[caption]["image"]), image)
+        assert list(COUNTS)[actual[caption]["label"]] == label
 
 
 def test_splits_are_disjoint_complete_and_of_all_classes(data_dir, splits):

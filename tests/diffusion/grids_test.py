@@ -30,8 +30,8 @@ def test_grid_by_sections_and_by_strides(process):
     assert indices(5, "trailing") == [199, 399, 599, 799, 999]
     assert indices(7, "trailing") == [142, 285, 428, 570, 713, 856, 999]
     for steps in range(2, 1001):  # theirs; now and then one too many
-        theirs = np.round(np.arange(1000, 0, -1000 / steps))[:steps] - 1
-        np.testing.assert_array_equal(indices(steps, "trailing"), theirs[::-1])
+        reference = np.round(np.arange(1000, 0, -1000 / steps))[:steps] - 1
+        np.testing.assert_array_equal(indices(steps, "trailing"), reference[::-1])
     assert indices(4, "dpm_leading") == [201, 401, 601, 801]
     assert indices(20, "dpm_leading") == list(range(48, 942, 47))
     assert indices(4, "dpm_linspace") == [250, 500, 749, 999]
@@ -65,8 +65,8 @@ def test_karras_grid_is_the_published_one(build_process):
     process = build_process("edm")
     i = np.arange(18)
     sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    found = process.sigma(grids.build(process, 18, "karras"))[:-1]
-    assert_trees_close(found.tolist(), sigma.tolist(), 1e-12)  # from 80 to 0.002
+    actual = process.sigma(grids.build(process, 18, "karras"))[:-1]
+    assert_trees_close(actual.tolist(), sigma.tolist(), 1e-12)  # from 80 to 0.002
 
 
 def test_shifted_grid_moves_log_snr(build_process):

@@ -137,19 +137,19 @@ def flow_of_normal(process, x_0, mean, std, steps, probe=None):
 def test_flow_of_a_gaussian_has_its_density(build_process, name):
     process = build_process(name)
     x_0 = MEAN + STD * jax.random.normal(jax.random.key(0), (32, 8, 8, 2))
-    found, exact = flow_of_normal(process, x_0, MEAN, STD, 50)
-    assert_close(found / 128, exact / 128, 5e-5)
+    actual, exact = flow_of_normal(process, x_0, MEAN, STD, 50)
+    assert_close(actual / 128, exact / 128, 5e-5)
     std = math.hypot(STD, likelihood.FIRST_RATIO)
     density = -bits_of_normal(np.asarray(x_0), MEAN, std) * np.log(2)
-    assert (found / 128).mean() == pytest.approx(density.mean(), abs=1e-3)
+    assert (actual / 128).mean() == pytest.approx(density.mean(), abs=1e-3)
 
 
 def test_flow_begins_with_the_variance_of_noise_and_data(build_process):
     process = build_process("edm", sigma_max=3.0, sigma_data=STD)
     x_0 = STD * jax.random.normal(jax.random.key(0), (8, 100))
-    found, _ = flow_of_normal(process, x_0, 0.0, STD, 4)  # on these data the flow stands still
+    actual, _ = flow_of_normal(process, x_0, 0.0, STD, 4)  # on these data the flow stands still
     density = -bits_of_normal(np.asarray(x_0), 0.0, math.hypot(STD, 0.002)) * np.log(2)
-    assert_close(found / 100, density, 1e-5)
+    assert_close(actual / 100, density, 1e-5)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -157,8 +157,8 @@ def test_flow_is_of_order_4_in_the_steps(build_process, name):
     x_0 = MEAN + STD * jax.random.normal(jax.random.key(0), (8, 100))
     errors = []
     for steps in (10, 40):
-        found, exact = flow_of_normal(build_process(name), x_0, MEAN, STD, steps)
-        errors.append(np.abs(found - exact).max())
+        actual, exact = flow_of_normal(build_process(name), x_0, MEAN, STD, steps)
+        errors.append(np.abs(actual - exact).max())
     assert errors[0] > 4**4 * errors[1]
 
 
@@ -181,12 +181,12 @@ def test_flow_of_correlated_values_has_its_density_on_average_over_probes(build_
         probe = jnp.broadcast_to(probe, x.shape)
         return likelihood.ode_log_likelihood(process, denoise, x, times, probe)
 
-    found = np.stack([solve(jnp.array(probe)) for probe in ([1.0, 1.0], [1.0, -1.0])])
+    actual = np.stack([solve(jnp.array(probe)) for probe in ([1.0, 1.0], [1.0, -1.0])])
     covariance = covariance + likelihood.FIRST_RATIO**2 * np.eye(2)
     density = -0.5 * np.linalg.slogdet(2 * np.pi * covariance)[1]
     density -= 0.5 * np.einsum("bi,ij,bj->b", x_0, np.linalg.inv(covariance), x_0)
-    assert np.abs(found.mean(0) - density).max() / 2 < 1e-3
-    assert (np.abs(found - density) > 0.1).all()  # one probe does not know the trace
+    assert np.abs(actual.mean(0) - density).max() / 2 < 1e-3
+    assert (np.abs(actual - density) > 0.1).all()  # one probe does not know the trace
 
 
 def test_divergence_is_the_trace_on_average_over_all_probes_without_forward_mode():
@@ -199,9 +199,9 @@ def test_divergence_is_the_trace_on_average_over_all_probes_without_forward_mode
     f.defvjp(lambda x: (f(x), None), lambda _, g: (g @ matrix,))
     x = jnp.arange(8.0).reshape(2, 4)
     probes = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
-    found = [likelihood.divergence(f, x, jnp.stack([probe, probe])) for probe in probes]
-    np.testing.assert_array_equal(found[0][0], f(x))
-    estimates = np.array([estimate for _, estimate in found])
+    actual = [likelihood.divergence(f, x, jnp.stack([probe, probe])) for probe in probes]
+    np.testing.assert_array_equal(actual[0][0], f(x))
+    estimates = np.array([estimate for _, estimate in actual])
     assert_close(estimates.mean(0), np.full(2, np.trace(matrix)), 1e-5)
     assert estimates.std(0).min() > 0.1
 

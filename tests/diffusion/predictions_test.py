@@ -65,8 +65,8 @@ def test_edm_is_the_published_preconditioning(build_process, x_0, eps):
     output = jax.random.normal(jax.random.key(2), x_0.shape)
     c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / jnp.sqrt(sigma**2 + 0.25)
     solution = predictions.solve(process, "edm", t)
-    found, _ = solution.x_0_and_eps(x_t, output)
-    assert_close(found, c_skip * x_t + c_out * output, 2e-5)
+    actual, _ = solution.x_0_and_eps(x_t, output)
+    assert_close(actual, c_skip * x_t + c_out * output, 2e-5)
     for name in ("edm", "vp", "flow"):
         process = build_process(name, sigma_data=0.5)
         a, b = predictions.coefficients(process, "edm", np.linspace(0.01, 1, 9))

@@ -49,9 +49,9 @@ def test_numpy_gives_f64_and_jax_f32_of_the_same_values(build_process, name):
     functions = [process.alpha, process.sigma, process.snr, process.network_time]
     functions += [process.network_scale, process.snr_rate, process.velocity]
     for function in functions:
-        ours, theirs = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
-        assert (ours.dtype, theirs.dtype) == (np.float64, jnp.float32)
-        assert_trees_close(theirs.tolist(), ours.tolist(), 2e-4)  # each by itself
+        output, reference = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
+        assert (output.dtype, reference.dtype) == (np.float64, jnp.float32)
+        assert_trees_close(reference.tolist(), output.tolist(), 2e-4)  # each by itself
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)

@@ -322,11 +322,11 @@ def test_parts_take_turns(process):
     """Each denoiser is asked for its own steps, also by a sampler that treats the last apart."""
     for name in ("ddim", "heun"):
         sampler = samplers.build(_settings(sampler=name, steps=6), process, "eps")
-        asked = []
+        requested = []
 
-        def recorder(which, asked=asked):
+        def recorder(which, requested=requested):
             def denoise(x_t, i):
-                asked.append((which, int(i)))
+                requested.append((which, int(i)))
                 return solvers.Denoised(x_t, x_t, None)
 
             return denoise
@@ -337,8 +337,8 @@ def test_parts_take_turns(process):
             sampler.solve(problem, jnp.zeros((1, 1, 1, 1)))
         which = {"ddim": "aabbbc", "heun": "aaaabbbbbbc"}[name]
         at = {"ddim": [0, 1, 2, 3, 4, 5], "heun": [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]}[name]
-        assert asked == list(zip(which, at, strict=True))
-        assert sampler.evaluations.sum() == len(asked)
+        assert requested == list(zip(which, at, strict=True))
+        assert sampler.evaluations.sum() == len(requested)
 
 
 def test_step_with_nan_is_the_first_that_is_not_finite(process):

@@ -72,29 +72,29 @@ def test_bits_are_of_the_image_not_of_its_batch(
         config.latents.update(source="moments", moments=str(moments_dir), vae=str(vae_dir))
         config.latents.update(scale=(1.0,), shift=(0.0,))
         config.model.update(input_size=4, in_channels=2)
-    row, found = bits_of_images(some_model(config), 12, steps=2)
+    row, actual = bits_of_images(some_model(config), 12, steps=2)
     name = "bits_per_latent_dim" if kind == "latents" else "bits_per_dim"
     assert {key for key in row if key.startswith("bits")} - {f"{name}_prior"} == (
         {name, f"{name}_standard_error"} | ({f"{name}_first_level"} if kind == "vlb" else set())
     )
-    assert_close(row[name], found.mean(), 1e-5)
-    assert_close(row[f"{name}_standard_error"], found.std(ddof=1) / 12**0.5, 1e-5)
-    assert len(np.unique(found)) == 12
+    assert_close(row[name], actual.mean(), 1e-5)
+    assert_close(row[f"{name}_standard_error"], actual.std(ddof=1) / 12**0.5, 1e-5)
+    assert len(np.unique(actual)) == 12
     _, in_batches = bits_of_images(some_model(config, 1), 12, 5, steps=2)
-    assert_close(in_batches, found, 2e-5)
+    assert_close(in_batches, actual, 2e-5)
     _, other_seed = bits_of_images(some_model(config, 1), 12, 5, seed=1, steps=2)
-    assert (np.abs(other_seed - found) > 1e-4 * np.abs(found)).all()
+    assert (np.abs(other_seed - actual) > 1e-4 * np.abs(actual)).all()
 
 
 def test_images_are_spread_over_the_split_and_no_more_than_there_are(smoke_config, bits_of_images):
     trained = some_model(flow_config(smoke_config), 1)
     trained.config.data.eval_split = "test[:10]"
-    row, found = bits_of_images(trained, 1000, steps=1)
-    assert row["likelihood"]["num"] == len(found) == 10
-    error = found.std(ddof=1, dtype=np.float64) / 10**0.5
+    row, actual = bits_of_images(trained, 1000, steps=1)
+    assert row["likelihood"]["num"] == len(actual) == 10
+    error = actual.std(ddof=1, dtype=np.float64) / 10**0.5
     assert row["bits_per_dim_standard_error"] == pytest.approx(error, rel=1e-6)
     _, half = bits_of_images(trained, 5, steps=1)
-    assert_close(half, found[::2], 1e-5)
+    assert_close(half, actual[::2], 1e-5)
 
 
 def bound_in_numpy(images, x_ts, outputs, alpha_bars, clip):
@@ -175,15 +175,15 @@ def latent_bits(trained, seed=0):
     moments = np.concatenate([mean, np.full_like(mean, -30)], axis=-1)
     batch = {"moments": moments, "label": np.arange(3, dtype=np.int32)}
     batch = sharding.put_batch(trained.mesh, batch | {"index": np.arange(3, dtype=np.int32)})
-    found = bits_per_dim.make_bits_fn(trained, 2)(trained.params, {}, jax.random.key(seed), batch)
-    return {name: np.asarray(value) for name, value in found.items()}, mean.astype(np.float64)
+    actual = bits_per_dim.make_bits_fn(trained, 2)(trained.params, {}, jax.random.key(seed), batch)
+    return {name: np.asarray(value) for name, value in actual.items()}, mean.astype(np.float64)
 
 
 def test_first_level_of_latents_is_a_density(latent_config):
     """Of a network that says 0: x_0 is off by the noise of x_t, its variance the bounds' mean."""
     trained = some_model(latent_config, 1)
     trained = dataclasses.replace(trained, params=jax.tree.map(jnp.zeros_like, trained.params))
-    found, x_0 = latent_bits(trained)
+    actual, x_0 = latent_bits(trained)
     times = samplers.grids.build(trained.process, 2)
     alpha, sigma = trained.process.alpha(times[1]), trained.process.sigma(times[1])
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), n), 2) for n in range(3)]
@@ -192,7 +192,7 @@ def test_first_level_of_latents_is_a_density(latent_config):
     log_variance = (table.log_beta[1] + table.log_variance[1]) / 2
     nats = 0.5 * (np.log(2 * np.pi) + log_variance + error**2 / np.exp(log_variance))
     expected = nats.mean(axis=(1, 2, 3)) / np.log(2)
-    assert_close(found["_first_level"], expected, 1e-3)
+    assert_close(actual["_first_level"], expected, 1e-3)
 
 
 def test_flow_s_probe_is_drawn_by_the_seed(latent_config):
@@ -335,10 +335,10 @@ def test_flow_without_a_word_of_the_data_has_the_bits_of_its_prior(smoke_config,
     trained = some_model(config, 1)
     zeros = jax.tree.map(jnp.zeros_like, trained.params["final_layer"])
     trained.params["final_layer"] = zeros  # u = 0: x_t stands still, from N(0, 1)
-    row, found = bits_of_images(trained, 12, steps=20)
+    row, actual = bits_of_images(trained, 12, steps=20)
     images = loader.gather(latents.open_split(config, "eval"), np.arange(12) * 180 // 12)["image"]
     nats = 0.5 * np.log(2 * np.pi) + 0.5 * (images / 127.5 - 1) ** 2  # of N(0, 1)
     expected = nats.mean() / math.log(2) + math.log2(255 / 2)
     assert row["bits_per_dim"] == pytest.approx(expected, abs=0.02)
     _, other_seed = bits_of_images(trained, 12, steps=20, seed=1)
-    assert (np.abs(other_seed - found) > 1e-6).all()  # another place in the bins; no probe matters
+    assert (np.abs(other_seed - actual) > 1e-6).all()  # another place in the bins; no probe matters

@@ -66,14 +66,14 @@ def test_rows_of_an_older_version_are_of_the_same_curve():
     settings = ("size", 0.0), ("t", None), ("size", 0.1), ("t", 0.1)
     for row, (name, value) in zip(rows, settings, strict=True):
         row["sample"][f"last_step_{name}"] = value
-    found = _means(curves.from_rows(rows, "steps", "fid"))
-    assert sorted(found.values()) == [[(10, 10), (20, 21)], [(10, 12), (20, 23)]]
+    actual = _means(curves.from_rows(rows, "steps", "fid"))
+    assert sorted(actual.values()) == [[(10, 10), (20, 21)], [(10, 12), (20, 23)]]
     older, plain, clipped = (
         {"step": step, "likelihood": {"kind": "vlb", "num": 100} | more, "bits_per_dim": 3.0}
         for step, more in ((1, {}), (2, {"clip_x_0": False}), (1, {"clip_x_0": True}))
     )
-    found = _means(curves.from_rows([older, plain, clipped], "step", "bits_per_dim"))
-    assert list(found.values()) == [[(1, 3), (2, 3)], [(1, 3)]]
+    actual = _means(curves.from_rows([older, plain, clipped], "step", "bits_per_dim"))
+    assert list(actual.values()) == [[(1, 3), (2, 3)], [(1, 3)]]
 
 
 def test_row_measured_again_replaces_the_former():
@@ -90,8 +90,8 @@ def test_checkpoints_of_a_run_are_one_curve(x):
         for workdir in ("a", "b")
         for step in (1000, 400)
     ]
-    found = _means(curves.from_rows(rows, x, "fid"))
-    assert found["a"] == found["b"] == [(rows[1][x], 25), (rows[0][x], 10)]
+    actual = _means(curves.from_rows(rows, x, "fid"))
+    assert actual["a"] == actual["b"] == [(rows[1][x], 25), (rows[0][x], 10)]
 
 
 @pytest.mark.parametrize(

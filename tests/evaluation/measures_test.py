@@ -132,11 +132,11 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     sample = generate.make_sample_fn(
         program.model, smoke_config.sample, program.task.process, "eps", program.mesh
     )
-    told = requests.draw(smoke_config, "random", 90, smoke_config.seed)
+    message = requests.draw(smoke_config, "random", 90, smoke_config.seed)
     drawn = generate.generate(
         sample,
         state.params,
-        told,
+        message,
         smoke_config.seed,
         program.mesh,
         program.task.to_image(frozen_networks.Frozen()),

@@ -24,12 +24,12 @@ def _imported(path):
 
 def test_matplotlib_is_imported_in_one_place():
     paths = [p for folder in ("dit_jax", "experiments") for p in (ROOT / folder).rglob("*.py")]
-    found = {
+    actual = {
         str(path.relative_to(ROOT))
         for path in paths
         if any(name.partition(".")[0] == "matplotlib" for name in _imported(path))
     }
-    assert found == {"dit_jax/evaluation/plot_style.py"}
+    assert actual == {"dit_jax/evaluation/plot_style.py"}
 
 
 def test_plots_are_drawn_whatever_the_backend(zygote, tmp_path):

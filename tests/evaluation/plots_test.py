@@ -99,8 +99,8 @@ def test_axis_labels_are_for_people():
 def test_numbers_that_matplotlib_cannot_draw_are_refused_with_their_place(name):
     for value in (1.7e308, -1.7e308, 5e-324, -1e-200, 10**308):
         rows = [make_row(fid=2.0), make_row(seed=1, fid=2.0, place="runs/a row 3") | {name: value}]
-        told = re.escape(f"runs/a row 3 has {name}={str(value)[:100]}")
-        with pytest.raises(ValueError, match=told):
+        message = re.escape(f"runs/a row 3 has {name}={str(value)[:100]}")
+        with pytest.raises(ValueError, match=message):
             curves.from_rows(rows, "cfg_scale", "fid")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -88,5 +88,7 @@ def test_damaged_row_is_left_out_and_said(tmp_path, caplog, key, value):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (curve,) = curves.from_rows(queries.read([str(path)]), "cfg_scale", "fid")
     assert curve.means() == [(1, 2.0)]
-    told = f"1 damaged lines of {path} are left out, the first is line 2, with a wrong {key}."
-    assert caplog.messages == [told]
+    expected_message = (
+        f"1 damaged lines of {path} are left out, the first is line 2, with a wrong {key}."
+    )
+    assert caplog.messages == [expected_message]

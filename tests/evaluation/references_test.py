@@ -73,10 +73,10 @@ def test_saved_reference_is_read_back(images, toy_extractor, tmp_path):
 
 
 def test_samples_that_evaluate_wrote_are_a_reference(toy_extractor, pixels, tmp_path):
-    kept = spool.Spool(tmp_path / "kept", "abc")
-    kept.find_missing(0)
-    kept.add(range(len(pixels)), {"image": pixels, "label": np.zeros(len(pixels), np.int32)})
-    kept.write_npz(tmp_path / "samples.npz", "40-abc")
+    saved = spool.Spool(tmp_path / "kept", "abc")
+    saved.find_missing(0)
+    saved.add(range(len(pixels)), {"image": pixels, "label": np.zeros(len(pixels), np.int32)})
+    saved.write_npz(tmp_path / "samples.npz", "40-abc")
     reference = references.load(str(tmp_path / "samples.npz"), toy_extractor)
     assert reference.gaussians["features"].n == len(reference.labels) == len(pixels)
 

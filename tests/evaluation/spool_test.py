@@ -17,84 +17,84 @@ def _batch(numbers):
     return {"image": image, "label": i % 3, "features": i[:, None] * np.ones(5)}
 
 
-def _fill(kept, *bounds):
+def _fill(saved, *bounds):
     for first, stop in itertools.pairwise(bounds):
-        kept.add(range(first, stop), _batch(range(first, stop)))
+        saved.add(range(first, stop), _batch(range(first, stop)))
 
 
 @pytest.fixture
-def kept(tmp_path):
+def saved(tmp_path):
     """An empty spool."""
-    kept = spool.Spool(tmp_path / "kept", "abc")
-    kept.find_missing(0)
-    return kept
+    saved = spool.Spool(tmp_path / "kept", "abc")
+    saved.find_missing(0)
+    return saved
 
 
-def _paths(kept):
-    return sorted(kept.directory.iterdir())
+def _paths(saved):
+    return sorted(saved.directory.iterdir())
 
 
-def test_all_arrays_come_back_in_order_and_the_first_images(kept):
-    assert kept.find_missing(19) == [range(19)]
-    _fill(kept, 0, 8, 16, 19)
-    assert spool.Spool(kept.directory, "abc").find_missing(19) == []
-    assert spool.Spool(kept.directory, "abc").find_missing(30) == [range(19, 30)]
-    arrays = kept.read(10)
+def test_all_arrays_come_back_in_order_and_the_first_images(saved):
+    assert saved.find_missing(19) == [range(19)]
+    _fill(saved, 0, 8, 16, 19)
+    assert spool.Spool(saved.directory, "abc").find_missing(19) == []
+    assert spool.Spool(saved.directory, "abc").find_missing(30) == [range(19, 30)]
+    arrays = saved.read(10)
     assert arrays.keys() == {"image", "label", "features"}
     assert arrays["label"].tolist() == [i % 3 for i in range(19)]
     assert arrays["features"][:, 2].tolist() == list(range(19))
     assert arrays["image"][:, 0, 0, 0].tolist() == list(range(10))
 
 
-def test_only_what_is_missing_is_made_again(kept):
-    _fill(kept, 0, 8, 16, 24)
-    _paths(kept)[1].unlink()
-    (kept.directory / "00000024-00000032-00000000.npz.tmp").write_bytes(b"PK")  # was killed
-    assert kept.find_missing(30) == [range(8, 16), range(24, 30)]
-    _fill(kept, 8, 11, 16)
-    _fill(kept, 24, 30)
-    assert kept.read(1)["features"][:, 0].tolist() == list(range(30))
+def test_only_what_is_missing_is_made_again(saved):
+    _fill(saved, 0, 8, 16, 24)
+    _paths(saved)[1].unlink()
+    (saved.directory / "00000024-00000032-00000000.npz.tmp").write_bytes(b"PK")  # was killed
+    assert saved.find_missing(30) == [range(8, 16), range(24, 30)]
+    _fill(saved, 8, 11, 16)
+    _fill(saved, 24, 30)
+    assert saved.read(1)["features"][:, 0].tolist() == list(range(30))
 
 
 KINDS = ["cut", "empty", "one bit", "another's name", "another's contents", "zeros"]
 
 
-def test_checksums_are_made_a_part_at_a_time(kept, monkeypatch):
-    _fill(kept, 0, 8)
-    (path,) = _paths(kept)
+def test_checksums_are_made_a_part_at_a_time(saved, monkeypatch):
+    _fill(saved, 0, 8)
+    (path,) = _paths(saved)
     os.truncate(path, 2**28)  # sparse
     tracemalloc.start()
-    assert kept.find_missing(8) == [range(8)]
+    assert saved.find_missing(8) == [range(8)]
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_batches_are_made_again(kept, kind, caplog):
-    _fill(kept, 0, 8, 16, 24)
-    path = _paths(kept)[1]
+def test_damaged_batches_are_made_again(saved, kind, caplog):
+    _fill(saved, 0, 8, 16, 24)
+    path = _paths(saved)[1]
     contents = bytearray(path.read_bytes())
     if kind == "one bit":
         contents[len(contents) // 3] ^= 4
     damaged = {"cut": contents[:-50], "empty": b"", "zeros": bytes(len(contents))}
-    damaged["another's contents"] = _paths(kept)[0].read_bytes()  # whole, of other images
+    damaged["another's contents"] = _paths(saved)[0].read_bytes()  # whole, of other images
     path.write_bytes(damaged.get(kind, contents))
     if kind == "another's name":  # images that another batch holds too
         path.unlink()
-        path = path.with_name(_paths(kept)[0].name.replace("00000008", "00000016"))
-        path.write_bytes(_paths(kept)[0].read_bytes())
-    assert kept.find_missing(24) == [range(8, 16)]
+        path = path.with_name(_paths(saved)[0].name.replace("00000008", "00000016"))
+        path.write_bytes(_paths(saved)[0].read_bytes())
+    assert saved.find_missing(24) == [range(8, 16)]
     assert f"{path} is damaged: its images are made again" in caplog.text
-    _fill(kept, 8, 16)
-    assert kept.find_missing(24) == []
+    _fill(saved, 8, 16)
+    assert saved.find_missing(24) == []
 
 
-def test_images_of_batches_that_overlap_count_once(kept):
-    _fill(kept, 0, 8, 16)
-    _fill(kept, 4, 12)
-    assert kept.find_missing(16) == []
-    assert len(_paths(kept)) == 2
-    assert kept.read(16)["image"][:, 0, 0, 0].tolist() == list(range(16))
+def test_images_of_batches_that_overlap_count_once(saved):
+    _fill(saved, 0, 8, 16)
+    _fill(saved, 4, 12)
+    assert saved.find_missing(16) == []
+    assert len(_paths(saved)) == 2
+    assert saved.read(16)["image"][:, 0, 0, 0].tolist() == list(range(16))
 
 
 def test_files_that_no_spool_wrote_have_no_name(tmp_path):
@@ -105,15 +105,15 @@ def test_files_that_no_spool_wrote_have_no_name(tmp_path):
     assert spool.get_name(tmp_path / "text.npz") is None
 
 
-def test_samples_of_other_code_are_not_mixed(kept):
-    _fill(kept, 0, 8)
+def test_samples_of_other_code_are_not_mixed(saved):
+    _fill(saved, 0, 8)
     with pytest.raises(ValueError, match=r"begun by other code, revision abc, now def.*remove the"):
-        spool.Spool(kept.directory, "def").find_missing(8)
+        spool.Spool(saved.directory, "def").find_missing(8)
 
 
-def test_npz_is_as_the_evaluator_of_adm_reads_it(kept, tmp_path):
-    _fill(kept, 0, 8, 16, 19)
-    kept.write_npz(tmp_path / "samples.npz", "40-abc")
+def test_npz_is_as_the_evaluator_of_adm_reads_it(saved, tmp_path):
+    _fill(saved, 0, 8, 16, 19)
+    saved.write_npz(tmp_path / "samples.npz", "40-abc")
     assert spool.get_name(tmp_path / "samples.npz") == "40-abc"
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].dtype == np.uint8
@@ -123,27 +123,27 @@ def test_npz_is_as_the_evaluator_of_adm_reads_it(kept, tmp_path):
     assert (images.num, images.shape) == (19, (4, 4, 3))
 
 
-def test_npz_of_captions_has_no_labels(kept, tmp_path):
-    kept.add(range(3), {"image": _batch(range(3))["image"]})
-    kept.write_npz(tmp_path / "samples.npz", "40-abc")
+def test_npz_of_captions_has_no_labels(saved, tmp_path):
+    saved.add(range(3), {"image": _batch(range(3))["image"]})
+    saved.write_npz(tmp_path / "samples.npz", "40-abc")
     with np.load(tmp_path / "samples.npz") as file:
         assert set(file) == {"arr_0", "name"}
     assert image_sets.open_npz(tmp_path / "samples.npz").num == 3
 
 
-def test_full_disk_leaves_what_was_there(kept, monkeypatch):
-    _fill(kept, 0, 8)
-    before = _paths(kept)
+def test_full_disk_leaves_what_was_there(saved, monkeypatch):
+    _fill(saved, 0, 8)
+    before = _paths(saved)
 
     def fsync(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(spool.files.os, "fsync", fsync)
     with pytest.raises(OSError, match=r"No space left.*\n.*it goes on with image 8"):
-        _fill(kept, 8, 16)
-    assert _paths(kept) == before
-    kept.remove()
-    assert not kept.directory.exists()
+        _fill(saved, 8, 16)
+    assert _paths(saved) == before
+    saved.remove()
+    assert not saved.directory.exists()
 
 
 def _save(path, **arrays):
@@ -168,21 +168,21 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_strange_batches_with_the_right_checksum_are_made_again(kept, kind, caplog):
-    _fill(kept, 0, 8)
-    HOSTILE[kind](path := kept.directory / "x.npz")
+def test_strange_batches_with_the_right_checksum_are_made_again(saved, kind, caplog):
+    _fill(saved, 0, 8)
+    HOSTILE[kind](path := saved.directory / "x.npz")
     crc = zlib.crc32(path.read_bytes())
-    path.rename(kept.directory / f"00000008-00000016-{crc:08x}.npz")
-    beyond = kept.directory / f"00000016-00000099999999999-{crc:08x}.npz"
+    path.rename(saved.directory / f"00000008-00000016-{crc:08x}.npz")
+    beyond = saved.directory / f"00000016-00000099999999999-{crc:08x}.npz"
     beyond.touch()
-    again = spool.Spool(kept.directory, "abc")
+    again = spool.Spool(saved.directory, "abc")
     assert again.find_missing(16) == [range(8, 16)]
     assert caplog.text.count("is damaged: its images are made again") == 2
     _fill(again, 8, 16)
     assert again.read(16)["features"].shape == (16, 5)
 
 
-def test_batches_of_other_arrays_do_not_mix(kept):
-    _fill(kept, 0, 8)
+def test_batches_of_other_arrays_do_not_mix(saved):
+    _fill(saved, 0, 8)
     with pytest.raises(ValueError, match=r"holds batches of other arrays .* Remove the directory"):
-        kept.add(range(8, 16), _batch(range(8, 16)) | {"features": np.ones((8, 7))})
+        saved.add(range(8, 16), _batch(range(8, 16)) | {"features": np.ones((8, 7))})

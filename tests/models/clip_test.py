@@ -184,13 +184,13 @@ OTHERS = {
 }
 
 
-def _write(directory, found, kind="CLIPTextModel", **changes):
+def _write(directory, result, kind="CLIPTextModel", **changes):
     """Writes the arrays as transformers does, and returns the directory."""
     directory.mkdir(parents=True)
     sizes = published_configs.CLIP | changes
     config = {"text_config": sizes} if kind == "CLIPModel" else sizes
     (directory / "config.json").write_text(json.dumps({"architectures": [kind]} | config))
-    safetensors.numpy.save_file(found, directory / "model.safetensors")
+    safetensors.numpy.save_file(result, directory / "model.safetensors")
     return directory
 
 
@@ -211,11 +211,11 @@ def test_layouts(params, published):
     """Spot checks, entry by entry; that the whole is right the golden output shows."""
     layers = params["encoder_layers"]
     assert layers["self_attn"]["k_proj"]["kernel"].shape == (3, 16, 16)
-    for ours, theirs in (
+    for output, reference in (
         (layers["self_attn"]["k_proj"]["kernel"][1, 5, 9], "layers.1.self_attn.k_proj.weight"),
         (layers["mlp"]["fc2"]["kernel"][2, 5, 9], "layers.2.mlp.fc2.weight"),
     ):
-        assert ours == published[f"text_model.encoder.{theirs}"][9, 5]
+        assert output == published[f"text_model.encoder.{reference}"][9, 5]
 
 
 def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, tmp_path):
@@ -276,16 +276,16 @@ def test_command_leaves_out_the_last_layers(golden, run_command, stable_diffusio
     ],
 )
 def test_classes_differ_by_what_is_not_used(kind, others, published, params, tmp_path):
-    found = published | {name: np.ones(OTHERS[name], np.float32) for name in others}
-    found["text_model.embeddings.position_ids"] = np.arange(12, dtype=np.int64)[None]
-    source = bpe.write(_write(tmp_path / "hf", found, kind))
+    result = published | {name: np.ones(OTHERS[name], np.float32) for name in others}
+    result["text_model.embeddings.position_ids"] = np.arange(12, dtype=np.int64)[None]
+    source = bpe.write(_write(tmp_path / "hf", result, kind))
     config = convert.to_workdir("clip", source, tmp_path / "workdir")
     assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
     _, loaded = _load(tmp_path / "workdir")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     # The array that one class does not use is unexpected in another.
-    found["visual_projection.weight"] = found["text_model.other"] = np.ones(3, np.float32)
-    source = bpe.write(_write(tmp_path / "others", found, kind))
+    result["visual_projection.weight"] = result["text_model.other"] = np.ones(3, np.float32)
+    source = bpe.write(_write(tmp_path / "others", result, kind))
     with pytest.raises(ValueError, match="does not fit the model") as error:
         convert.to_workdir("clip", source, tmp_path / "other")
     assert "other (3,)" in str(error.value)
@@ -294,20 +294,20 @@ def test_classes_differ_by_what_is_not_used(kind, others, published, params, tmp
 
 
 def test_names_of_transformers_5_have_no_prefix(published, params):
-    found = {name.removeprefix("text_model."): array for name, array in published.items()}
-    found["embeddings.position_ids"] = np.zeros((1, 12), np.float32)
-    loaded = convert.load("clip", found, published_configs.CLIP_CONFIG)
+    result = {name.removeprefix("text_model."): array for name, array in published.items()}
+    result["embeddings.position_ids"] = np.zeros((1, 12), np.float32)
+    loaded = convert.load("clip", result, published_configs.CLIP_CONFIG)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    found["text_model.final_layer_norm.bias"] = found.pop("final_layer_norm.bias")
+    result["text_model.final_layer_norm.bias"] = result.pop("final_layer_norm.bias")
     with pytest.raises(ValueError, match=r"missing \(1\): final_layer_norm.bias \(16,\)"):
-        convert.load("clip", found, published_configs.CLIP_CONFIG)
+        convert.load("clip", result, published_configs.CLIP_CONFIG)
 
 
 def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp_path):
     source = _write(tmp_path / "hf", published, "CLIPModel")
-    theirs = {"architectures": ["CLIPModel"], "text_config": {"hidden_size": 1, "vocab_size": 9}}
-    theirs["text_config_dict"] = {"hidden_size": 768, "num_attention_heads": 12}
-    (source / "config.json").write_text(json.dumps(theirs))
+    reference = {"architectures": ["CLIPModel"], "text_config": {"hidden_size": 1, "vocab_size": 9}}
+    reference["text_config_dict"] = {"hidden_size": 768, "num_attention_heads": 12}
+    (source / "config.json").write_text(json.dumps(reference))
     assert convert.clip.read_config(source).to_dict() == dict(
         name="clip",
         vocab_size=9,

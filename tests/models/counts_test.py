@@ -44,37 +44,37 @@ def _count(model_config):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     gmacs, params = PUBLISHED[name]
-    found = _count(counts.published_config(name))
+    actual = _count(counts.published_config(name))
     # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
-    assert found["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
-    assert found["params_with_pos_embed"] == params
-    assert found["gflops"] == 2 * found["gmacs"]
-    assert found["train_gflops_per_image"] == 3 * found["gflops"]
+    assert actual["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
+    assert actual["params_with_pos_embed"] == params
+    assert actual["gflops"] == 2 * actual["gmacs"]
+    assert actual["train_gflops_per_image"] == 3 * actual["gflops"]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_counts_of_the_blocks_are_the_published_ones(block):
     gmacs, params = BLOCKS[block]
-    found = _count(counts.published_config("DiT-XL/2", block=block))
-    assert found["gmacs"] == pytest.approx(gmacs, rel=0.003)
+    actual = _count(counts.published_config("DiT-XL/2", block=block))
+    assert actual["gmacs"] == pytest.approx(gmacs, rel=0.003)
     # A unit of the last digit: adaLN's 600.7 is printed as 600.
-    assert found["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
-    assert found["tokens"] == 256  # of the image
+    assert actual["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
+    assert actual["tokens"] == 256  # of the image
 
 
 def test_counts_at_512_pixels():
-    found = _count(counts.published_config("DiT-XL/2", image_size=512))
-    assert found["gmacs"] == pytest.approx(524.6, rel=0.003)
-    assert found["tokens"] == 1024
+    actual = _count(counts.published_config("DiT-XL/2", image_size=512))
+    assert actual["gmacs"] == pytest.approx(524.6, rel=0.003)
+    assert actual["tokens"] == 1024
 
 
 def test_count_of_inception_is_the_published_one():
-    found = models.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
-    assert found["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
+    actual = models.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
+    assert actual["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
     # torchvision's 27,161,264 without the 3,326,696 of its auxiliary head, with 1008 classes for
     # 1000 and no bias of theirs, and one number for each of the 17,216 channels' norms, not two.
-    assert found["params"] == 27_161_264 - 3_326_696 + 8 * 2048 - 1000 - 17_216
-    assert found["gflops"] == 2 * found["gmacs"]
+    assert actual["params"] == 27_161_264 - 3_326_696 + 8 * 2048 - 1000 - 17_216
+    assert actual["gflops"] == 2 * actual["gmacs"]
 
 
 def test_products_are_those_of_the_formula():
@@ -149,9 +149,9 @@ def test_counts_of_a_vae_are_xla_s(change):
     config = default.get_config("vae")
     config.model.update(change)
     config.data.image_size = 256
-    model, found = models.build(config.model), models.count(config)
+    model, actual = models.build(config.model), models.count(config)
     if not change:
-        assert found["params"] == 83_653_863  # published
+        assert actual["params"] == 83_653_863  # published
     size = 256 // model.factor
     for method, shape in (
         ("encode", (1, 256, 256, 3)),
@@ -159,8 +159,8 @@ def test_counts_of_a_vae_are_xla_s(change):
     ):
         lowered = _lower(model, jax.ShapeDtypeStruct(shape, jnp.float32), method=method)
         xla_gflops = lowered.cost_analysis()["flops"] / 1e9
-        assert xla_gflops == pytest.approx(2 * found[f"{method}_gmacs"], rel=0.015)
-    assert found["gflops"] == 2 * (found["encode_gmacs"] + found["decode_gmacs"])
+        assert xla_gflops == pytest.approx(2 * actual[f"{method}_gmacs"], rel=0.015)
+    assert actual["gflops"] == 2 * (actual["encode_gmacs"] + actual["decode_gmacs"])
 
 
 UNET = dict(
@@ -233,12 +233,12 @@ def _padding(jaxpr):
 def test_counts_of_a_unet_are_xla_s(change):
     """But for the products with the padding, which XLA leaves out, some per cent at this size."""
     config = ConfigDict(UNET | change)
-    model, found = models.build(config), _count(config)
+    model, actual = models.build(config), _count(config)
     inputs = list(model.example_inputs())
     if config.condition == "context":
         inputs[-1] = jnp.zeros((1, counts.CLIP_LENGTH, 96))
     lowered = _lower(model, *inputs)
-    macs = 1e9 * found["gmacs"]
+    macs = 1e9 * actual["gmacs"]
     traced = jax.make_jaxpr(lambda params, *a: model.apply({"params": params}, *a))
     padding = _padding(traced(models.param_shapes(model), *inputs).jaxpr)
     assert 0.01 < padding / macs < 0.1

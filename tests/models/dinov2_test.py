@@ -231,15 +231,15 @@ def test_official_file_becomes_a_workdir(official, run_command, tmp_path):
 
 def _transformers(official, directory, **changes):
     """Writes the arrays as transformers does."""
-    found = {}
+    actual = {}
     for name, array in official.items():
         block = f"encoder.layer.{name.split('.')[1]}" if name.startswith("blocks.") else ""
         leaf = name.rpartition(".")[2]
         if "attn.qkv" in name:
             for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                found[f"{block}.attention.attention.{part}.{leaf}"] = rows
+                actual[f"{block}.attention.attention.{part}.{leaf}"] = rows
             continue
-        for ours, theirs in {
+        for output, reference in {
             "cls_token": "embeddings.cls_token",
             "mask_token": "embeddings.mask_token",
             "pos_embed": "embeddings.position_embeddings",
@@ -249,8 +249,8 @@ def _transformers(official, directory, **changes):
             "ls1.gamma": "layer_scale1.lambda1",
             "ls2.gamma": "layer_scale2.lambda1",
         }.items():
-            name = name.replace(ours, theirs)
-        found[name if block else name.replace("norm.", "layernorm.")] = array
+            name = name.replace(output, reference)
+        actual[name if block else name.replace("norm.", "layernorm.")] = array
     config = dict(
         hidden_act="gelu",
         hidden_size=128,
@@ -262,17 +262,17 @@ def _transformers(official, directory, **changes):
         use_swiglu_ffn=False,
     )
     directory.mkdir()
-    found = {name: np.ascontiguousarray(a) for name, a in found.items()}
-    safetensors.numpy.save_file(found, directory / "model.safetensors")
+    actual = {name: np.ascontiguousarray(a) for name, a in actual.items()}
+    safetensors.numpy.save_file(actual, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config | changes))
     return directory
 
 
 def test_transformers_directory_holds_the_same_arrays(official, tmp_path):
-    found = convert.dinov2.read(_transformers(official, tmp_path / "hf"))
-    assert found.keys() == official.keys()
+    actual = convert.dinov2.read(_transformers(official, tmp_path / "hf"))
+    assert actual.keys() == official.keys()
     for name, array in official.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(actual[name], array)
 
 
 def test_transformers_arrays_of_no_other_name_are_listed(official, tmp_path):

@@ -19,16 +19,16 @@ CONFIG = ConfigDict(dict(name="inception", dtype="float32"))
 @pytest.fixture(scope="module")
 def published():
     """Random arrays by their published names, which neither fade nor grow through the layers."""
-    rng, found = np.random.default_rng(0), {"fc.bias": np.ones(1008, np.float32)}
+    rng, actual = np.random.default_rng(0), {"fc.bias": np.ones(1008, np.float32)}
     for name, shape in published_inception.list_published(CONFIG).items():
         normal = rng.standard_normal(shape, np.float32)
         if name.endswith(("bn.weight", "running_var")):
-            found[name] = 0.5 + rng.random(shape, np.float32)
+            actual[name] = 0.5 + rng.random(shape, np.float32)
         elif name.endswith("conv.weight"):
-            found[name] = normal * np.float32(2 / np.prod(shape[1:])) ** 0.5
+            actual[name] = normal * np.float32(2 / np.prod(shape[1:])) ** 0.5
         else:
-            found[name] = (0.002 if name == "fc.weight" else 0.3) * normal
-    return found
+            actual[name] = (0.002 if name == "fc.weight" else 0.3) * normal
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_resize_takes_pixel_i_from_i_times_the_ratio(height, width, size):
             for row, a in zip(rows, (1 - y % 1, y % 1), strict=True):
                 for column, b in zip(columns, (1 - z % 1, z % 1), strict=True):
                     expected[:, i, j] += a * b * x[:, row, column]
-    found = jax.jit(lambda x: inception.resize_bilinear_tf1(x, size))(x)
-    assert_close(found, expected, 1e-6)
+    actual = jax.jit(lambda x: inception.resize_bilinear_tf1(x, size))(x)
+    assert_close(actual, expected, 1e-6)
     if (height, width) == (size, size):
-        np.testing.assert_array_equal(found, x)
+        np.testing.assert_array_equal(actual, x)
 
 
 def test_outputs_are_the_blocks_and_the_classifier_s(extract, images, published):
@@ -131,8 +131,8 @@ def test_products_of_f32_are_full_whatever_the_caller_s_default(dtype, expected)
         if equation.primitive.name in ("conv_general_dilated", "dot_general")
     ]
     assert len(products) == 95
-    found = {str(p.name) for e in products for p in e.params["precision"] or ()}
-    assert found == expected
+    actual = {str(p.name) for e in products for p in e.params["precision"] or ()}
+    assert actual == expected
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_names_are_those_of_the_file(published):
 
 
 def test_missing_and_unexpected_arrays_are_refused(published):
-    found = dict(published)
-    del found["fc.bias"], found["Mixed_5b.branch1x1.bn.running_mean"]
-    found["AuxLogits.fc.bias"] = np.zeros(1000, np.float32)  # torchvision's Inception v3 has it
-    found["fc.weight"] = np.zeros((1000, 2048), np.float32)
+    actual = dict(published)
+    del actual["fc.bias"], actual["Mixed_5b.branch1x1.bn.running_mean"]
+    actual["AuxLogits.fc.bias"] = np.zeros(1000, np.float32)  # torchvision's Inception v3 has it
+    actual["fc.weight"] = np.zeros((1000, 2048), np.float32)
     with pytest.raises(ValueError, match=r"missing \(1\): Mixed_5b\.branch1x1") as error:
-        convert.load("inception", found, CONFIG)
+        convert.load("inception", actual, CONFIG)
     assert "unexpected (1): AuxLogits.fc.bias (1000,)" in str(error.value)
     assert "fc.weight (1000, 2048) instead of (1008, 2048)" in str(error.value)
 

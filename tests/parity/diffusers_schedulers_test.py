@@ -105,11 +105,11 @@ def _predict(x, time, variance=False):
     return _to_torch(_network(np, _to_numpy(x), np.full(len(x), float(time)), variance))
 
 
-def _run(theirs, ours, x_T=None, **options):
-    x = _to_torch(ours.x_T if x_T is None else x_T)
+def _run(theirs, own, x_T=None, **options):
+    x = _to_torch(own.x_T if x_T is None else x_T)
     for time in theirs.timesteps:
         scaled = theirs.scale_model_input(x, time) if hasattr(theirs, "scale_model_input") else x
-        x = theirs.step(_predict(scaled, time, ours.variance), time, x, **options).prev_sample
+        x = theirs.step(_predict(scaled, time, own.variance), time, x, **options).prev_sample
     return _to_numpy(x)
 
 
@@ -136,23 +136,23 @@ def _compare(x_0, expected):
 def test_ddpm(schedule, prediction, variance, variance_type, monkeypatch):
     changes = {"objective.prediction": prediction, "sample.variance": variance or "large"}
     changes |= SCALED_LINEAR if schedule == "scaled_linear" else {"diffusion.schedule": schedule}
-    ours = Ours(changes, variance=not variance)
-    theirs = ours.theirs(diffusers.DDPMScheduler, variance_type=variance_type, clip_sample=False)
-    theirs.set_timesteps(timesteps=ours.index.tolist())
-    _use_noise(monkeypatch, theirs, ours.noise)
-    _compare(ours.run(), _run(theirs, ours))
+    own = Ours(changes, variance=not variance)
+    theirs = own.theirs(diffusers.DDPMScheduler, variance_type=variance_type, clip_sample=False)
+    theirs.set_timesteps(timesteps=own.index.tolist())
+    _use_noise(monkeypatch, theirs, own.noise)
+    _compare(own.run(), _run(theirs, own))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 def test_ddim(prediction, eta, monkeypatch):
     changes = {"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20}
-    ours = Ours(changes | {"objective.prediction": prediction, "sample.eta": eta})
-    theirs = ours.theirs(diffusers.DDIMScheduler, clip_sample=False)
+    own = Ours(changes | {"objective.prediction": prediction, "sample.eta": eta})
+    theirs = own.theirs(diffusers.DDIMScheduler, clip_sample=False)
     theirs.set_timesteps(20)
-    np.testing.assert_array_equal(theirs.timesteps, ours.index)
-    _use_noise(monkeypatch, theirs, ours.noise)
-    _compare(ours.run(), _run(theirs, ours, eta=eta))
+    np.testing.assert_array_equal(theirs.timesteps, own.index)
+    _use_noise(monkeypatch, theirs, own.noise)
+    _compare(own.run(), _run(theirs, own, eta=eta))
 
 
 def test_ddim_from_no_signal():
@@ -165,18 +165,18 @@ def test_ddim_from_no_signal():
         "diffusion.beta_end": 0.3,
         "diffusion.zero_terminal_snr": True,
     }
-    ours = Ours(changes)
-    theirs = ours.theirs(diffusers.DDIMScheduler, clip_sample=False, rescale_betas_zero_snr=True)
+    own = Ours(changes)
+    theirs = own.theirs(diffusers.DDIMScheduler, clip_sample=False, rescale_betas_zero_snr=True)
     assert theirs.alphas_cumprod[-1] == 0
     theirs.set_timesteps(50)
-    _compare(ours.run(), _run(theirs, ours))
+    _compare(own.run(), _run(theirs, own))
 
 
 def test_ddim_inversion():
-    ours = Ours({"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20})
-    theirs = ours.theirs(diffusers.DDIMInverseScheduler, clip_sample=False)
+    own = Ours({"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20})
+    theirs = own.theirs(diffusers.DDIMInverseScheduler, clip_sample=False)
     theirs.set_timesteps(20)
-    _compare(ours.run(solvers.invert_ddim), _run(theirs, ours))
+    _compare(own.run(solvers.invert_ddim), _run(theirs, own))
 
 
 DPMPP = [
@@ -189,11 +189,11 @@ DPMPP = [
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 @pytest.mark.parametrize(("sampler", "solver"), DPMPP)
 def test_dpmpp(sampler, solver, prediction, monkeypatch):
-    ours = Ours({"sample.sampler": sampler, "objective.prediction": prediction})
-    theirs = ours.theirs(diffusers.DPMSolverMultistepScheduler, **solver)
-    theirs.set_timesteps(timesteps=ours.index.tolist())
-    _use_noise(monkeypatch, theirs, ours.noise)
-    _compare(ours.run(), _run(theirs, ours))
+    own = Ours({"sample.sampler": sampler, "objective.prediction": prediction})
+    theirs = own.theirs(diffusers.DPMSolverMultistepScheduler, **solver)
+    theirs.set_timesteps(timesteps=own.index.tolist())
+    _use_noise(monkeypatch, theirs, own.noise)
+    _compare(own.run(), _run(theirs, own))
 
 
 @pytest.mark.parametrize(("sampler", "solver"), DPMPP)
@@ -208,48 +208,48 @@ def test_dpmpp(sampler, solver, prediction, monkeypatch):
 )
 def test_dpmpp_in_continuous_time(sampler, solver, changes, monkeypatch):
     """Their formulas at our times: their own grids are of indices."""
-    ours = Ours(changes | {"sample.sampler": sampler})
-    process, grid = ours.process, ours.sampler.grid
+    own = Ours(changes | {"sample.sampler": sampler})
+    process, grid = own.process, own.sampler.grid
     sigma = process.sigma(grid)
     if changes["diffusion.process"] == "flow":
         solver = solver | dict(use_flow_sigmas=True, prediction_type="flow_prediction")
     else:
-        solver = solver | dict(prediction_type=PREDICTIONS[ours.config.objective.prediction])
+        solver = solver | dict(prediction_type=PREDICTIONS[own.config.objective.prediction])
         sigma = sigma / process.alpha(grid)
     theirs = diffusers.DPMSolverMultistepScheduler(**solver)
     theirs.set_timesteps(STEPS)
     theirs.set_begin_index(0)
     theirs.sigmas = torch.from_numpy(sigma)
     theirs.timesteps = torch.from_numpy(process.network_time(grid[:-1]))
-    _use_noise(monkeypatch, theirs, ours.noise)
-    _compare(ours.run(), _run(theirs, ours))
+    _use_noise(monkeypatch, theirs, own.noise)
+    _compare(own.run(), _run(theirs, own))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 def test_heun(prediction):
     """Theirs runs on x_t / alpha."""
-    ours = Ours({"sample.sampler": "heun", "objective.prediction": prediction})
-    theirs = ours.theirs(diffusers.HeunDiscreteScheduler)
-    theirs.set_timesteps(timesteps=ours.index)
-    x_T = ours.x_T / ours.process.alpha(np.ones(()))
-    _compare(ours.run(), _run(theirs, ours, x_T))
+    own = Ours({"sample.sampler": "heun", "objective.prediction": prediction})
+    theirs = own.theirs(diffusers.HeunDiscreteScheduler)
+    theirs.set_timesteps(timesteps=own.index)
+    x_T = own.x_T / own.process.alpha(np.ones(()))
+    _compare(own.run(), _run(theirs, own, x_T))
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ab2", 2), ("ab4", 4)])
 def test_adams_bashforth(sampler, order):
     """Theirs on x_t / alpha, but for our correction of the first step in the second of order 4."""
-    ours = Ours({"sample.sampler": sampler})
-    theirs = ours.theirs(diffusers.LMSDiscreteScheduler)
+    own = Ours({"sample.sampler": sampler})
+    theirs = own.theirs(diffusers.LMSDiscreteScheduler)
     theirs.set_timesteps(STEPS)
-    np.testing.assert_array_equal(theirs.timesteps, ours.index)
-    x = _to_torch(ours.x_T / ours.process.alpha(np.ones(())))
+    np.testing.assert_array_equal(theirs.timesteps, own.index)
+    x = _to_torch(own.x_T / own.process.alpha(np.ones(())))
     for i, time in enumerate(theirs.timesteps):
         output = _predict(theirs.scale_model_input(x, time), time)
         x = theirs.step(output, time, x, order=order).prev_sample
         if order == 4 and i == 1:
             first, second = theirs.derivatives
             x = x + (theirs.sigmas[1] - theirs.sigmas[0]) * (second - first) / 2
-    _compare(ours.run(), _to_numpy(x))
+    _compare(own.run(), _to_numpy(x))
 
 
 @pytest.mark.parametrize(
@@ -260,13 +260,13 @@ def test_adams_bashforth(sampler, order):
     ],
 )
 def test_edm(sampler, scheduler, options, monkeypatch):
-    ours = Ours(EDM | {"sample.sampler": sampler})
+    own = Ours(EDM | {"sample.sampler": sampler})
     theirs = scheduler(**options)
     theirs.set_timesteps(STEPS)
-    sigma = ours.process.sigma(ours.sampler.grid)
+    sigma = own.process.sigma(own.sampler.grid)
     assert_trees_close(theirs.sigmas.tolist(), sigma.tolist(), 1e-5)  # each by itself
-    _use_noise(monkeypatch, theirs, ours.noise)
-    _compare(ours.run(), _run(theirs, ours))
+    _use_noise(monkeypatch, theirs, own.noise)
+    _compare(own.run(), _run(theirs, own))
 
 
 @pytest.mark.parametrize(
@@ -282,14 +282,14 @@ def test_edm(sampler, scheduler, options, monkeypatch):
 def test_edm_heun(churn, monkeypatch):
     """Their steps of Karras et al. 2022, algorithm 2, at our sigmas; their network says -eps."""
     churn = {f"sample.{key}": value for key, value in churn.items()}
-    ours = Ours(EDM | {"sample.sampler": "heun"} | churn)
-    settings = ours.config.sample
+    own = Ours(EDM | {"sample.sampler": "heun"} | churn)
+    settings = own.config.sample
     low, high = settings.churn_range
     theirs = diffusers.KarrasVeScheduler(
         s_noise=settings.churn_noise, s_churn=settings.churn, s_min=low, s_max=high
     )
     theirs.set_timesteps(STEPS)
-    _use_noise(monkeypatch, theirs, ours.noise)
+    _use_noise(monkeypatch, theirs, own.noise)
     preconditioning = diffusers.EDMEulerScheduler()
 
     def predict(x, sigma):
@@ -298,8 +298,8 @@ def test_edm_heun(churn, monkeypatch):
         output = _predict(preconditioning.precondition_inputs(x, sigma), time)
         return (preconditioning.precondition_outputs(x, output, sigma) - x) / sigma
 
-    x = _to_torch(ours.x_T)
-    sigmas = ours.process.sigma(ours.sampler.grid)
+    x = _to_torch(own.x_T)
+    sigmas = own.process.sigma(own.sampler.grid)
     for sigma, next_sigma in itertools.pairwise(sigmas):
         x_hat, sigma_hat = theirs.add_noise_to_input(x, sigma)
         output = predict(x_hat, sigma_hat)
@@ -309,16 +309,16 @@ def test_edm_heun(churn, monkeypatch):
             output = predict(x, next_sigma)
             step = theirs.step_correct(output, sigma_hat, next_sigma, x_hat, x, step.derivative)
             x = step.prev_sample
-    _compare(ours.run(), _to_numpy(x))
+    _compare(own.run(), _to_numpy(x))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_flow(sampler, shift):
     grid = {"sample.grid": "uniform" if shift == 1 else "shifted", "sample.shift": shift}
-    ours = Ours(FLOW | grid | {"sample.sampler": sampler})
+    own = Ours(FLOW | grid | {"sample.sampler": sampler})
     name = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
     theirs = getattr(diffusers, name[sampler])(shift=shift)
     theirs.sigma_max, theirs.sigma_min = 1.0, 1 / STEPS  # theirs are of the levels, shifted once
     theirs.set_timesteps(STEPS)
-    _compare(ours.run(), _run(theirs, ours))
+    _compare(own.run(), _run(theirs, own))

@@ -83,7 +83,7 @@ def pipeline(request):
         timestep_spacing="leading",
         prediction_type=request.param,
     )
-    theirs = diffusers.StableDiffusionPipeline(
+    reference = diffusers.StableDiffusionPipeline(
         vae=_noised(_vae()),
         text_encoder=_noised(_text_encoder()),
         tokenizer=transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES, model_max_length=12),
@@ -93,8 +93,8 @@ def pipeline(request):
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    theirs.set_progress_bar_config(disable=True)
-    return theirs
+    reference.set_progress_bar_config(disable=True)
+    return reference
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +111,14 @@ def _initial():
     return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
 
 
-def _ours(trained, negative):
-    told = conditions.build(trained.config).request(PROMPTS, negative)
-    edited = editing.EditRequest(told, edits.FromNoise(_initial()))
+def _output(trained, negative):
+    request = conditions.build(trained.config).request(PROMPTS, negative)
+    edited = editing.EditRequest(request, edits.FromNoise(_initial()))
     sample = trained.make_sample_fn(edits.FromNoise)
     return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x_0: x_0)
 
 
-def _theirs(pipeline):
+def _reference(pipeline):
     latents = pipeline(
         prompt=PROMPTS,
         negative_prompt=[NEGATIVE] * 2,
@@ -153,10 +153,10 @@ def test_latents_agree(sampler, grid, spacing, pipeline, workdir):
         options["set_alpha_to_one"] = sampler == "ddim"
     pipeline.scheduler = scheduler.from_config(of_files.config, **options)
     try:
-        expected = _theirs(pipeline)
+        expected = _reference(pipeline)
     finally:
         pipeline.scheduler = of_files
-    actual, other = _ours(trained, NEGATIVE), _ours(trained, "")
+    actual, other = _output(trained, NEGATIVE), _output(trained, "")
     largest = np.abs(expected).max()
     error, seen = (np.abs(x - expected).max() / largest for x in (actual, other))
     print(f"{sampler}, {grid}: {error:.1e} of the largest value, {largest:.3g}; untold {seen:.1e}")

@@ -55,12 +55,12 @@ def _perturbed(model):
     return model.eval()
 
 
-def _check(name, theirs, config, params, cond, **their_cond):
+def _check(name, reference, config, params, cond, **their_cond):
     size, channels = config.input_size, config.in_channels
     x_t = np.random.default_rng(0).normal(size=(len(T), size, size, channels)).astype(np.float32)
     with torch.no_grad():
         x = torch.from_numpy(np.moveaxis(x_t, -1, 1).copy())
-        expected = theirs(x, torch.from_numpy(T), **their_cond).sample
+        expected = reference(x, torch.from_numpy(T), **their_cond).sample
     expected = np.moveaxis(expected.numpy(), 1, -1)
     apply = jax.jit(models.build(config).apply)
     actual = np.asarray(apply({"params": params}, x_t, T.astype(np.float32), cond))
@@ -75,27 +75,27 @@ def _check(name, theirs, config, params, cond, **their_cond):
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_conditional_unet_agrees(name, tmp_path):
     torch.manual_seed(0)
-    theirs = _perturbed(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
-    theirs.save_pretrained(tmp_path)
+    reference = _perturbed(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
+    reference.save_pretrained(tmp_path)
     config = convert.unet.read_config(tmp_path)
     params = convert.load("unet", tmp_path, config)
     shape = (len(T), 77, config.context_size)
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     their_cond = dict(encoder_hidden_states=torch.from_numpy(context))
-    _check(name, theirs, config, params, context, **their_cond)
+    _check(name, reference, config, params, context, **their_cond)
 
 
 def test_stable_diffusion_is_diffusers_default():
     """Its sizes are the preset's, and so are the names and shapes of all its arrays."""
     with torch.device("meta"):
-        theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+        reference = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
     fields = dict(name="unet", **unet_presets.get("sd15-unet"))
     config = ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
     shapes = convert.parameters.get_shapes(config)
-    ours = {
+    output = {
         convert.parameters.to_diffusers_name(path): np.prod(shape) for path, shape in shapes.items()
     }
-    assert ours == {name: tensor.numel() for name, tensor in theirs.state_dict().items()}
+    assert output == {name: tensor.numel() for name, tensor in reference.state_dict().items()}
 
 
 ADM = dict(
@@ -133,7 +133,7 @@ def test_unconditional_unet_agrees(is_adm):
     resample, time = ("resnet", "scale_shift") if is_adm else ("conv", "default")
     kinds = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     kinds = kinds if is_adm else ("DownBlock2D", "UpBlock2D")
-    theirs = diffusers.UNet2DModel(
+    reference = diffusers.UNet2DModel(
         sample_size=16,
         in_channels=3,
         out_channels=6,
@@ -149,10 +149,10 @@ def test_unconditional_unet_agrees(is_adm):
         attn_norm_num_groups=8,
         num_class_embeds=10,
     )
-    theirs = _perturbed(theirs)
+    reference = _perturbed(reference)
     config = ConfigDict(ADM | dict(resample=resample, time_scale_shift=is_adm))
-    found = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    params = convert.load("unet", found, config)
+    result = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    params = convert.load("unet", result, config)
     y = np.array([0, 9, 3, 3], np.int32)
     their_cond = dict(class_labels=torch.from_numpy(y.astype(np.int64)))
-    _check("ADM's" if is_adm else "DDPM's", theirs, config, params, y, **their_cond)
+    _check("ADM's" if is_adm else "DDPM's", reference, config, params, y, **their_cond)

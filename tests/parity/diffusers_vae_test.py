@@ -22,18 +22,18 @@ FREE = dict(
 )
 
 
-def _theirs(sizes):
+def _reference(sizes):
     torch.manual_seed(0)
     levels = len(sizes["block_out_channels"])
-    theirs = diffusers.AutoencoderKL(
+    reference = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         **sizes,
     )
     with torch.no_grad():
-        for parameter in theirs.parameters():  # so that no scale is 1 and no bias 0
+        for parameter in reference.parameters():  # so that no scale is 1 and no bias 0
             parameter.add_(0.02 * torch.randn_like(parameter))
-    return theirs.eval()
+    return reference.eval()
 
 
 def _nchw(array):
@@ -46,24 +46,24 @@ def _nchw(array):
     ids=["sd-64", "sd-256", "free-32"],
 )
 def test_moments_and_decoded_pixels_agree(sizes, image_size, tmp_path):
-    theirs = _theirs(sizes)
-    theirs.save_pretrained(tmp_path)
+    reference = _reference(sizes)
+    reference.save_pretrained(tmp_path)
     config = convert.vae.read_config(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     params = convert.load("vae", path, config)
-    ours = models.build(config)
-    assert config.scale == theirs.config.scaling_factor
-    assert config.shift == (theirs.config.shift_factor or 0)
+    output = models.build(config)
+    assert config.scale == reference.config.scaling_factor
+    assert config.shift == (reference.config.shift_factor or 0)
 
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, image_size, image_size, 3)).astype(np.float32)
-    latent_size = image_size // ours.factor
+    latent_size = image_size // output.factor
     z = rng.normal(0, 5, (1, latent_size, latent_size, config.latent_channels)).astype(np.float32)
     with torch.no_grad():
-        moments = theirs.encode(_nchw(image)).latent_dist.parameters.numpy()
-        decoded = theirs.decode(_nchw(z)).sample.numpy()
+        moments = reference.encode(_nchw(image)).latent_dist.parameters.numpy()
+        decoded = reference.decode(_nchw(z)).sample.numpy()
     for method, x, expected in (("encode", image, moments), ("decode", z, decoded)):
-        apply = jax.jit(lambda p, x, method=method: ours.apply({"params": p}, x, method=method))
+        apply = jax.jit(lambda p, x, method=method: output.apply({"params": p}, x, method=method))
         actual, expected = np.asarray(apply(params, x)), np.moveaxis(expected, 1, -1)
         error = np.abs(actual - expected).max() / np.abs(expected).max()
         print(f"{method} {image_size} px: {error:.1e} of the largest value")

@@ -66,7 +66,7 @@ def extract(weights):
 
 
 @pytest.fixture(scope="module")
-def ours(weights, tmp_path_factory):
+def output(weights, tmp_path_factory):
     """The same function of the workdir that the file becomes."""
     workdir = tmp_path_factory.mktemp("runs") / "inception"
     convert.to_workdir("inception", weights, workdir)
@@ -89,15 +89,15 @@ def _images(size, num=2):
 
 
 @pytest.mark.parametrize("size", [32, 256, 299])
-def test_outputs_are_torch_fidelity_s(extract, ours, size):
+def test_outputs_are_torch_fidelity_s(extract, output, size):
     image = _images(size)
-    expected, found = extract(image), ours(image)
-    assert found.keys() == expected.keys()
+    expected, actual = extract(image), output(image)
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        error = np.abs(found[name] - array).max() / np.abs(array).max()
+        error = np.abs(actual[name] - array).max() / np.abs(array).max()
         apart = np.abs(array[0] - array[1]).max() / np.abs(array).max()
         print(f"{name} at {size} px: {error:.2g} of the largest; the images differ by {apart:.2g}")
-        assert found[name].shape == array.shape
+        assert actual[name].shape == array.shape
         assert error < 2e-5
         assert apart > 0.01  # or the outputs say little of the image
     assert 2 / 1008 < expected["probabilities"].max() < 0.5  # neither uniform nor one class
@@ -109,8 +109,8 @@ def test_resize_is_tensorflow_s(shape):
     expected = tensorflow1.interpolate_bilinear_2d_like_tensorflow1x(
         torch.from_numpy(x).movedim(-1, 1), size=(299, 299), align_corners=False
     )
-    found = jax.jit(lambda x: inception.resize_bilinear_tf1(x, 299))(x)
-    error = np.abs(found - expected.movedim(1, -1).numpy()).max() / 255
+    actual = jax.jit(lambda x: inception.resize_bilinear_tf1(x, 299))(x)
+    error = np.abs(actual - expected.movedim(1, -1).numpy()).max() / 255
     print(f"{shape}: {error:.2g} of the range")
     assert error < 1e-5
 

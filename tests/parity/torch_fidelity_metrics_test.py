@@ -41,13 +41,13 @@ def _in_f64(features):
 
 
 def test_frechet_distances_agree(samples, reference):
-    theirs = metric_fid.fid_statistics_to_metric(
+    reference_output = metric_fid.fid_statistics_to_metric(
         *(metric_fid.fid_features_to_statistics(_in_f64(x)) for x in (samples, reference)),
         verbose=False,
     )
-    ours = metrics.frechet_distance(_gaussian(samples), _gaussian(reference))
-    assert ours > 0.1
-    assert_close(ours, theirs["frechet_inception_distance"], 1e-6)
+    output = metrics.frechet_distance(_gaussian(samples), _gaussian(reference))
+    assert output > 0.1
+    assert_close(output, reference_output["frechet_inception_distance"], 1e-6)
 
 
 def _frechet_distance(x, y):
@@ -68,18 +68,20 @@ def test_frechet_distance_of_spatial_features_in_blocks_agrees_with_schur_s_root
         moments.add(x[i : i + 50])
         if i == 300:
             moments.gaussian()  # merges the blocks so far
-    ours = metrics.frechet_distance(moments.gaussian(), _gaussian(y))
-    assert_close(ours, _frechet_distance(x, y), 1e-6)
+    output = metrics.frechet_distance(moments.gaussian(), _gaussian(y))
+    assert_close(output, _frechet_distance(x, y), 1e-6)
 
 
 @pytest.mark.parametrize("spread", [1, 8])
 def test_inception_scores_agree(spread):
     """Theirs takes logits and a number of splits."""
     logits = spread * np.random.default_rng(0).normal(size=(1200, 1008)).astype(np.float32)
-    theirs = metric_isc.isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)
+    reference_output = metric_isc.isc_features_to_metric(
+        torch.from_numpy(logits), splits=4, shuffle=False
+    )
     probabilities = np.exp(logits.astype(np.float64))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    expected = theirs["inception_score_mean"], theirs["inception_score_std"]
+    expected = reference_output["inception_score_mean"], reference_output["inception_score_std"]
     assert_trees_close(metrics.inception_score(probabilities, split_size=300), expected, 1e-6)
     f32 = metrics.inception_score(probabilities.astype(np.float32), split_size=300)
     assert_trees_close(f32, expected, 1e-6)
@@ -87,25 +89,28 @@ def test_inception_scores_agree(spread):
 
 def test_kernel_distances_agree(samples, reference):
     """Of the same random subsets; in f64, for theirs takes f32 sums of f32 features."""
-    theirs = metric_kid.kid_features_to_metric(
+    reference_output = metric_kid.kid_features_to_metric(
         _in_f64(samples), _in_f64(reference), kid_subsets=7, kid_subset_size=500, verbose=False
     )
-    expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
-    ours = metrics.kernel_distance(samples, reference, subsets=7, subset_size=500)
-    assert_trees_close(ours, expected, 1e-6)
+    expected = (
+        reference_output["kernel_inception_distance_mean"],
+        reference_output["kernel_inception_distance_std"],
+    )
+    output = metrics.kernel_distance(samples, reference, subsets=7, subset_size=500)
+    assert_trees_close(output, expected, 1e-6)
     defaults = metric_kid.kid_features_to_metric(
         _in_f64(samples[:, :8]), _in_f64(reference[:, :8]), verbose=False
     )
-    ours = metrics.kernel_distance(samples[:, :8], reference[:, :8])
-    assert_close(ours[0], defaults["kernel_inception_distance_mean"], 1e-6)
-    assert_close(ours[1], defaults["kernel_inception_distance_std"], 1e-6)
+    output = metrics.kernel_distance(samples[:, :8], reference[:, :8])
+    assert_close(output[0], defaults["kernel_inception_distance_mean"], 1e-6)
+    assert_close(output[1], defaults["kernel_inception_distance_std"], 1e-6)
 
 
 @pytest.mark.parametrize("neighbours", [3, 5])
 @pytest.mark.parametrize("full", [False, True])
 def test_precision_and_recall_agree(neighbours, full, samples, reference):
     x, y = samples[:, :24] - 0.2, reference[:, :24]
-    theirs = metric_prc.prc_features_to_metric(
+    reference_output = metric_prc.prc_features_to_metric(
         _in_f64(x),
         _in_f64(y),
         prc_neighborhood=neighbours,
@@ -113,6 +118,6 @@ def test_precision_and_recall_agree(neighbours, full, samples, reference):
         save_cpu_ram=not full,
         verbose=False,
     )
-    ours = precision_recall.compute(x, y, neighbours)
-    assert all(0.1 < share < 0.95 for share in ours)
-    assert_trees_close(ours, (theirs["precision"], theirs["recall"]), 1e-6)
+    output = precision_recall.compute(x, y, neighbours)
+    assert all(0.1 < share < 0.95 for share in output)
+    assert_trees_close(output, (reference_output["precision"], reference_output["recall"]), 1e-6)

@@ -59,7 +59,7 @@ ODD = [
 ]
 
 
-def _theirs(kind, sizes):
+def _reference(kind, sizes):
     """A text model with weights that let every part be seen in the hidden states."""
     torch.manual_seed(0)
     end = sizes["vocab_size"] - 1
@@ -69,9 +69,9 @@ def _theirs(kind, sizes):
     if kind is transformers.CLIPModel:
         vision = dict(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, image_size=32)
         config = transformers.CLIPConfig(text_config=config.to_dict(), vision_config=vision)
-    theirs = kind(config).eval()
+    reference = kind(config).eval()
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for name, parameter in reference.named_parameters():
             noise = torch.randn_like(parameter)
             if "embedding" in name:
                 parameter.copy_(0.5 * noise)
@@ -79,7 +79,7 @@ def _theirs(kind, sizes):
                 parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
             else:  # norms, biases
                 parameter.add_(0.5 * noise)
-    return theirs
+    return reference
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def _theirs(kind, sizes):
     ids=["tiny", "tiny-projected", "tiny-whole-but-one", "vit-l", "openclip-h"],
 )
 def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
-    theirs = _theirs(kind, sizes)
-    theirs.save_pretrained(tmp_path / "hf")
+    reference = _reference(kind, sizes)
+    reference.save_pretrained(tmp_path / "hf")
     transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES).save_pretrained(tmp_path / "hf")
     config = convert.to_workdir(
         "clip", tmp_path / "hf", tmp_path / "workdir", skip_layers=skip_layers
@@ -106,10 +106,10 @@ def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
     model, params = checkpoint.load_model(tmp_path / "workdir", mesh, "float32", "clip")
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, config.length), np.int32)
     tokens[1, 5:] = config.vocab_size - 1
-    theirs = getattr(theirs, "text_model", theirs)
+    reference = getattr(reference, "text_model", reference)
     with torch.no_grad():
-        states = theirs(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
-        expected = theirs.final_layer_norm(states[-1 - skip_layers]).numpy()
+        states = reference(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
+        expected = reference.final_layer_norm(states[-1 - skip_layers]).numpy()
     actual = np.asarray(jax.jit(model.apply)({"params": params}, tokens))
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     print(f"{sizes['hidden_size']}: {error:.1e} of the largest value")
@@ -118,15 +118,15 @@ def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
 
 def test_file_of_torch_holds_the_same(tmp_path):
     """As old folders have it, position_ids included."""
-    theirs = _theirs(transformers.CLIPTextModelWithProjection, TINY)
-    theirs.save_pretrained(tmp_path)
+    reference = _reference(transformers.CLIPTextModelWithProjection, TINY)
+    reference.save_pretrained(tmp_path)
     expected = convert.clip.read(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     ids = {"text_model.embeddings.position_ids": torch.arange(20)[None]}
-    torch.save(theirs.state_dict() | ids, tmp_path / "pytorch_model.bin")
-    config, found = convert.clip.read_config(tmp_path), convert.clip.read(tmp_path)
-    assert found.keys() == expected.keys() | ids.keys()
-    a, b = (convert.load("clip", arrays, config) for arrays in (found, expected))
+    torch.save(reference.state_dict() | ids, tmp_path / "pytorch_model.bin")
+    config, result = convert.clip.read_config(tmp_path), convert.clip.read(tmp_path)
+    assert result.keys() == expected.keys() | ids.keys()
+    a, b = (convert.load("clip", arrays, config) for arrays in (result, expected))
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -147,20 +147,20 @@ def test_padding_of_older_files_is_transformers(tmp_path):
     kind = {"tokenizer_class": "CLIPTokenizer", "pad_token": text.END}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(kind))
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "!"}')
-    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
-    expected = theirs(["the cat"], padding="max_length", max_length=20).input_ids
-    ours = convert.clip.read_tokenizer(tmp_path, ConfigDict(dict(length=20, vocab_size=600)))
-    np.testing.assert_array_equal(ours(["the cat"]), expected)
+    reference = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    expected = reference(["the cat"], padding="max_length", max_length=20).input_ids
+    output = convert.clip.read_tokenizer(tmp_path, ConfigDict(dict(length=20, vocab_size=600)))
+    np.testing.assert_array_equal(output(["the cat"]), expected)
     assert expected[0][-1] == bpe.VOCAB["!"]
 
 
 @pytest.mark.parametrize("pad", [text.END, "!"])
 def test_tokens_are_transformers(pad, tmp_path):
-    theirs = transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES, pad_token=pad)
-    theirs.save_pretrained(tmp_path)
-    ours = text.ClipTokenizer.load(tmp_path / text.FILE, 77, pad)
+    reference = transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES, pad_token=pad)
+    reference.save_pretrained(tmp_path)
+    output = text.ClipTokenizer.load(tmp_path / text.FILE, 77, pad)
     # CLIPTokenizerFast is the same class since transformers 5. Where "!" pads, theirs makes padding
     # of a caption's too.
     captions = [c if pad == text.END else c.replace("!", "") for c in ODD + _random_captions()]
-    expected = theirs(captions, padding="max_length", truncation=True, max_length=77).input_ids
-    np.testing.assert_array_equal(ours(captions), expected)
+    expected = reference(captions, padding="max_length", truncation=True, max_length=77).input_ids
+    np.testing.assert_array_equal(output(captions), expected)

@@ -13,13 +13,13 @@ TINY = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=2)
 VIT_B = dict(hidden_size=768, num_hidden_layers=2, num_attention_heads=12)
 
 
-def _theirs(sizes, image_size=224):
+def _reference(sizes, image_size=224):
     """Dinov2Model with weights that let every part be seen in the features."""
     torch.manual_seed(0)
     config = transformers.Dinov2Config(image_size=image_size, **sizes)
-    theirs = transformers.Dinov2Model(config).eval()
+    reference = transformers.Dinov2Model(config).eval()
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for name, parameter in reference.named_parameters():
             noise = torch.randn_like(parameter)
             if parameter.ndim == 2 and name.endswith("weight"):
                 parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
@@ -27,7 +27,7 @@ def _theirs(sizes, image_size=224):
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:  # norms, biases, LayerScale, tokens, positions
                 parameter.add_(0.5 * noise)
-    return theirs
+    return reference
 
 
 def _features(params, config, image):
@@ -38,8 +38,8 @@ def _features(params, config, image):
 
 @pytest.mark.parametrize("sizes", [TINY, VIT_B], ids=["tiny", "vit-b"])
 def test_features_agree(sizes, tmp_path):
-    theirs = _theirs(sizes)
-    theirs.save_pretrained(tmp_path / "hf")
+    reference = _reference(sizes)
+    reference.save_pretrained(tmp_path / "hf")
     config = convert.to_workdir("dinov2", tmp_path / "hf", tmp_path / "workdir").model
     assert config.num_heads == sizes["num_attention_heads"]
     params = convert.load("dinov2", convert.dinov2.read(tmp_path / "hf"), config)
@@ -48,7 +48,7 @@ def test_features_agree(sizes, tmp_path):
     pixels = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (dinov2.MEAN, dinov2.STD))
     with torch.no_grad():
-        expected = theirs((pixels - mean) / std).pooler_output.numpy()
+        expected = reference((pixels - mean) / std).pooler_output.numpy()
     actual = _features(params, config, image)
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     print(f"{sizes['hidden_size']}: {error:.1e} of the largest value")
@@ -56,9 +56,9 @@ def test_features_agree(sizes, tmp_path):
     assert error < 1e-4
 
 
-def _as_official(theirs):
+def _as_official(reference):
     """The state dict of the official code's model with the same weights."""
-    state = theirs.state_dict()
+    state = reference.state_dict()
     official = {
         "cls_token": state["embeddings.cls_token"],
         "pos_embed": state["embeddings.position_embeddings"],
@@ -69,30 +69,30 @@ def _as_official(theirs):
             f"embeddings.patch_embeddings.projection.{leaf}"
         ]
         official[f"norm.{leaf}"] = state[f"layernorm.{leaf}"]
-    for i in range(theirs.config.num_hidden_layers):
-        ours, layer = f"blocks.{i}", f"encoder.layer.{i}"
+    for i in range(reference.config.num_hidden_layers):
+        output, layer = f"blocks.{i}", f"encoder.layer.{i}"
         for leaf in ("weight", "bias"):
             for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                official[f"{ours}.{name}.{leaf}"] = state[f"{layer}.{name}.{leaf}"]
+                official[f"{output}.{name}.{leaf}"] = state[f"{layer}.{name}.{leaf}"]
             qkv = [state[f"{layer}.attention.{part}_proj.{leaf}"] for part in "qkv"]
-            official[f"{ours}.attn.qkv.{leaf}"] = torch.cat(qkv)
-            official[f"{ours}.attn.proj.{leaf}"] = state[f"{layer}.attention.o_proj.{leaf}"]
+            official[f"{output}.attn.qkv.{leaf}"] = torch.cat(qkv)
+            official[f"{output}.attn.proj.{leaf}"] = state[f"{layer}.attention.o_proj.{leaf}"]
         for name in ("1", "2"):
-            official[f"{ours}.ls{name}.gamma"] = state[f"{layer}.layer_scale{name}.lambda1"]
+            official[f"{output}.ls{name}.gamma"] = state[f"{layer}.layer_scale{name}.lambda1"]
     return official
 
 
 def test_official_file_is_the_directory_bit_for_bit(tmp_path):
-    theirs = _theirs(TINY, image_size=518)
-    theirs.save_pretrained(tmp_path / "hf")
-    torch.save(_as_official(theirs), tmp_path / "dinov2_pretrain.pth")
-    found = [convert.dinov2.read(tmp_path / name) for name in ("hf", "dinov2_pretrain.pth")]
+    reference = _reference(TINY, image_size=518)
+    reference.save_pretrained(tmp_path / "hf")
+    torch.save(_as_official(reference), tmp_path / "dinov2_pretrain.pth")
+    result = [convert.dinov2.read(tmp_path / name) for name in ("hf", "dinov2_pretrain.pth")]
     config = convert.to_workdir("dinov2", tmp_path / "hf", tmp_path / "a").model
     assert (
         config
         == convert.to_workdir("dinov2", tmp_path / "dinov2_pretrain.pth", tmp_path / "b").model
     )
-    a, b = (convert.load("dinov2", arrays, config) for arrays in found)
+    a, b = (convert.load("dinov2", arrays, config) for arrays in result)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert a["pos_embed"].shape == (1, 257, 128)
 

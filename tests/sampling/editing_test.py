@@ -102,8 +102,8 @@ def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
     x_0 = editing.encode(latent, image)
     request = editing.EditRequest(conditions.from_labels([3, 5], 10), edits.Inpaint(x_0, mask))
     drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), request)
-    kept = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
-    assert kept.max() < 1e-6 * np.abs(x_0).max()
+    saved = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
+    assert saved.max() < 1e-6 * np.abs(x_0).max()
     new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
     assert np.median(new) > 1e-2
     assert editing.draw(latent, request).shape == (2, 8, 8, 1)
@@ -338,14 +338,14 @@ def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image
     flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
     flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
     run_command("edit", "invert", *flags)
-    found = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
+    actual = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
 
     def difference(cfg_scale):
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
         request, _ = editing.parse_before_and_after(trained, labels="3")
         x_T = editing.invert(trained, request, editing.encode(trained, image))
         drawn = editing.draw(trained, editing.EditRequest(request, edits.FromNoise(x_T)))
-        return np.abs(drawn[0, ..., 0] - found).max()
+        return np.abs(drawn[0, ..., 0] - actual).max()
 
     assert difference(1.0) <= 1
     assert difference(1.5) > 5  # the run's
@@ -378,9 +378,9 @@ def test_conditions_before_and_after(trained, captioned_workdir):
     before, after = editing.parse_before_and_after(
         captioned, {"prompt": "two"}, prompt=["one"], negative_prompt="three"
     )
-    found = [before.cond, after.cond, after.null]
+    actual = [before.cond, after.cond, after.null]
     expected = conditions.build(captioned.config).request(["one", "two", "three"]).cond
-    np.testing.assert_array_equal(np.concatenate(found), expected)
+    np.testing.assert_array_equal(np.concatenate(actual), expected)
     for flags, message in (
         (dict(prompt=["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
         (

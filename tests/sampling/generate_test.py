@@ -102,8 +102,8 @@ def test_noise_of_the_first_step_is_not_that_of_the_start(model, process, golden
     x_T = np.stack([jax.random.normal(jax.random.fold_in(key, 0), x_0.shape[1:]) for key in keys])
     grid = grids.build(process, 2)
     alpha, to_next = process.alpha(grid), process.posterior(grid[:-1], grid[1:])
-    kept = (to_next.x_0_coef[0] / alpha[0] + to_next.x_t_coef[0]) / alpha[1]
-    rest = x_0 - kept * x_T
+    saved = (to_next.x_0_coef[0] / alpha[0] + to_next.x_t_coef[0]) / alpha[1]
+    rest = x_0 - saved * x_T
     assert np.std(rest) > 0.1
     assert abs(np.corrcoef(rest.ravel(), x_T.ravel())[0, 1]) < 0.1
 

@@ -54,12 +54,12 @@ def test_nothing_is_made_behind_a_link(home, tmp_path_factory):
 
 
 def test_programs_that_cannot_be_kept_are_not_told_one_by_one(home):
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as expected_message:
         warnings.simplefilter("always")
         compilation_cache.enable()
         warnings.warn("Error writing persistent compilation cache entry for 'f'", stacklevel=1)
         warnings.warn("another", stacklevel=1)
-    assert [str(warning.message) for warning in told] == ["another"]
+    assert [str(warning.message) for warning in expected_message] == ["another"]
 
 
 def test_the_user_s_choice_stays(home):

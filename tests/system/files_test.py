@@ -129,11 +129,11 @@ def test_npz_is_described_and_read(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", **arrays)
-        found = npz_files.read_npz(tmp_path / "x.npz")
-        assert found.keys() == arrays.keys()
+        actual = npz_files.read_npz(tmp_path / "x.npz")
+        assert actual.keys() == arrays.keys()
         for name, array in arrays.items():
-            assert found[name].dtype == array.dtype
-            np.testing.assert_array_equal(found[name], array)
+            assert actual[name].dtype == array.dtype
+            np.testing.assert_array_equal(actual[name], array)
         assert npz_files.read_npz(tmp_path / "x.npz", ["b"]).keys() == {"b"}
         described = npz_files.describe_npz(tmp_path / "x.npz")
         assert (described["a"].shape, described["a"].dtype) == ((2, 3), np.float32)
@@ -396,6 +396,6 @@ def test_file_that_the_system_refuses_is_an_error_for_the_user(tmp_path, error):
         raise error(1, "as the system says", str(path))
 
     message = r"^cannot read \S+/a.npz: as the system says$"
-    with pytest.raises(UserFileError, match=message) as found:
+    with pytest.raises(UserFileError, match=message) as actual:
         files.read_or_explain(tmp_path / "a.npz", read)
-    assert isinstance(found.value, FileNotFoundError) == (error is FileNotFoundError)
+    assert isinstance(actual.value, FileNotFoundError) == (error is FileNotFoundError)

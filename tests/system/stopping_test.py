@@ -121,13 +121,13 @@ def test_other_threads_leave_signals_alone(handlers):
     def check():
         with stopping.Deferring("ending.") as signals:
             assert {number: signal.getsignal(number) for number in BOTH} == handlers
-            found.append(signals.received)
+            actual.append(signals.received)
 
-    found = []
+    actual = []
     thread = threading.Thread(target=check)
     thread.start()
     thread.join()
-    assert found == [None]
+    assert actual == [None]
 
 
 def _run(code, *numbers):

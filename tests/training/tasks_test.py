@@ -43,8 +43,8 @@ def test_summaries_say_what_a_model_is_told(smoke_config, captioned_config):
         return programs.make_program(config, jax.devices()[:1]).task.summary()
 
     assert ", dit of labels, 16 tokens, adaLN-Zero blocks" in summary(smoke_config)
-    expected_message = "captions, by an encoder that is trained along"
-    assert f", dit of {expected_message}, 16 tokens, adaLN-Zero" in summary(captioned_config)
+    description = "captions, by an encoder that is trained along"
+    assert f", dit of {description}, 16 tokens, adaLN-Zero" in summary(captioned_config)
     captioned_config.model.condition = "context"
     assert ", dit of captions, by a frozen encoder, 16 tokens" in summary(captioned_config)
 

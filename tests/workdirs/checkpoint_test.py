@@ -330,8 +330,8 @@ def test_digest_tells_bits_and_places_apart():
     others[1][0, 0, 0] = -0.0
     others[2][:, [0, 1]] = others[2][:, [1, 0]]  # two rows changed places
     others[3].view(np.uint32)[0, 0, :2] ^= np.uint32(2**31)  # two signs
-    found = [int(digests.digest_arrays({"a": a})["a"]) for a in (array, *others)]
-    assert len(set(found)) == 5
+    actual = [int(digests.digest_arrays({"a": a})["a"]) for a in (array, *others)]
+    assert len(set(actual)) == 5
 
 
 def test_converted_models_have_no_raw_parameters(vae_dir):

@@ -137,8 +137,10 @@ def test_checkpoint_of_another_config_is_not_taken_for_the_run_s(workdir, smoke_
     config["seed"], config["sample"]["steps"] = 7, 123  # the latter may change
     path.write_text(json.dumps(config))
     assert runs.load(workdir).step == 30
-    told = "checkpoint 40 cannot be read: it is of another config than config.json: seed 7, now 0"
-    assert told in caplog.text
+    expected_message = (
+        "checkpoint 40 cannot be read: it is of another config than config.json: seed 7, now 0"
+    )
+    assert expected_message in caplog.text
     config = json.loads((workdir / "config.json").read_text())
     config["diffusion"]["beta_end"], config["model"]["num_heads"] = 0.2, 4
     (workdir / "config.json").write_text(json.dumps(config))
