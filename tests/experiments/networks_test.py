@@ -13,7 +13,7 @@ from dit_jax import models
 from dit_jax.evaluation import plot_style
 from experiments.scaling.cells import cell, collect, grid
 from experiments.scaling.configs import default as sweep_default
-from experiments.scaling.figures import looks, panels, plot
+from experiments.scaling.figures import comparisons, plot, subsets
 from experiments.scaling.fits import contrasts, fit, report, selection, table
 from experiments.unet_vs_dit import heed, sheet
 from experiments.unet_vs_dit.configs import emoji
@@ -62,7 +62,7 @@ def rows():
 
 
 def test_pairs_of_equal_cost_are_of_both_networks(rows):
-    found = contrasts.networks(rows, "eval_mse")
+    found = contrasts.compare_networks(table.from_rows(rows), "eval_mse")
     assert found["step"] == 20
     pairs = [[one["model"] for one in pair["pair"]] for pair in found["pairs"]]
     assert sorted(pairs) == [[f"dit-{size}", f"unet-{size}"] for size in "LMS"]
@@ -74,27 +74,29 @@ def test_pairs_of_equal_cost_are_of_both_networks(rows):
     for row in rows:
         row["gmacs"] *= 1 + 0.2 * (row["network"] == "unet")
     with pytest.raises(ValueError, match="needs 2 models whose gmacs are within 10%"):
-        contrasts.networks(rows, "eval_mse")
+        contrasts.compare_networks(table.from_rows(rows), "eval_mse")
 
 
 def test_networks_are_compared_nowhere_else(rows):
-    for call in (selection.comparable, fit.study):
+    for call in (selection.comparable, fit.fit_study):
         with pytest.raises(ValueError, match="across network: dit in 12 rows, unet in 12 rows"):
-            call(rows, "eval_mse")
-    assert fit.study([r for r in rows if r["network"] == "unet"], "eval_mse")["models"] == 3
+            call(table.from_rows(rows), "eval_mse")
+    unets = table.from_rows([row for row in rows if row["network"] == "unet"])
+    assert fit.fit_study(unets, "eval_mse")["models"] == 3
     for name, draw in plot.FIGURES.items():
         if name != "networks":
-            with pytest.raises(looks.NoRowsError):
-                draw(rows, "eval_mse")
+            with pytest.raises(subsets.NoRowsError):
+                draw(table.from_rows(rows), "eval_mse")
 
 
 def test_unets_of_other_channels_are_other_models(rows):
     """They differ in none of a DiT's sizes, which they do not have."""
-    assert len(selection.average([r for r in rows if r["network"] == "unet"], "eval_mse")) == 6
+    unets = table.from_rows([row for row in rows if row["network"] == "unet"])
+    assert len(selection.average(unets, "eval_mse")) == 6
 
 
 def test_figure_has_a_color_to_a_network(rows):
-    figure = panels.draw_networks(rows, "eval_mse")
+    figure = comparisons.draw_networks(table.from_rows(rows), "eval_mse")
     by_size, by_compute = figure.axes
     lines = [line for line in by_size.lines if line.get_label() != "_seeds"]
     assert [to_hex(line.get_color()).upper() for line in lines] == list(plot_style.COLORS[:2])
@@ -111,11 +113,13 @@ def test_figure_has_a_color_to_a_network(rows):
         "DiT",
         "UNet",
     ]
-    with pytest.raises(looks.NoRowsError, match="all rows are of one network, unet"):
-        panels.draw_networks([r for r in rows if r["network"] == "unet"], "eval_mse")
+    with pytest.raises(subsets.NoRowsError, match="all rows are of one network, unet"):
+        comparisons.draw_networks(
+            table.from_rows([r for r in rows if r["network"] == "unet"]), "eval_mse"
+        )
     rows[0]["batch_size"] = 9
     with pytest.raises(ValueError, match="cannot be compared across batch_size"):
-        panels.draw_networks(rows, "eval_mse")
+        comparisons.draw_networks(table.from_rows(rows), "eval_mse")
 
 
 def test_page_has_both(rows, tmp_path):
@@ -254,7 +258,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     for one in grid.cells(config):
         cell.run(one, config.evaluate, tmp_path / "sweep" / one.name)
     rows = collect.write(tmp_path / "sweep", tmp_path / "table.csv")
-    assert table.read(tmp_path / "table.csv") == rows
+    assert table.to_rows(table.read(tmp_path / "table.csv")) == rows
     found = [(row["model"], row["network"], row["patch_size"], row["step"]) for row in rows]
     assert found == [
         *(("unet-S", "unet", None, step) for step in (1, 2)),
@@ -263,7 +267,9 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     assert all(row["eval_mse"] > 0 and row["fd_pixels"] > 0 for row in rows)
     with pytest.raises(ValueError, match="with labels"):
         collect.samples(tmp_path / "sweep")
-    written = plot.write(rows, ["eval_mse", "fd_pixels"], None, tmp_path / "figures")
+    written = plot.write(
+        table.from_rows(rows), ["eval_mse", "fd_pixels"], None, tmp_path / "figures"
+    )
     assert {path.stem for path in written} == {"networks_eval_mse", "networks_fd_pixels"}
     workdirs = [f"--workdir={tmp_path / 'sweep' / name}" for name in ("dit-S", "unet-S")]
     prompts = [f"--prompt={prompt}" for prompt in (*PROMPTS[3:], "never heard of")]

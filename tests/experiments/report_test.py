@@ -66,7 +66,7 @@ def study(rows, tmp_path):
 
 
 def test_models_are_means_over_seeds_at_the_last_step(rows):
-    at = report.at_last_step(rows[::-1], ["eval_mse"])
+    at = report.average_last_step(table.from_rows(rows[::-1]), ["eval_mse"])
     assert list(at) == ["S/2", "M/2", "L/2"]
     assert at["S/2"]["seeds"] == 2
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
@@ -78,18 +78,18 @@ def test_models_are_means_over_seeds_at_the_last_step(rows):
 
 def test_blocks_are_models_of_their_own(rows):
     rows += [_row("S", 2, 0, 20, 0.9, block="in-context")]
-    at = report.at_last_step(rows, ["eval_mse"])
+    at = report.average_last_step(table.from_rows(rows), ["eval_mse"])
     assert at["S/2 in-context"]["eval_mse"] == 0.9
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
 
 
 def test_models_that_differ_otherwise_are_not_seeds(rows):
     rows += [{**_row("S", 2, 0, 20, 0.9), "depth": 4}]
-    at = report.at_last_step(rows, ["eval_mse"])
+    at = report.average_last_step(table.from_rows(rows), ["eval_mse"])
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
     assert at["S/2 32x4"]["eval_mse"] == 0.9
     decayed = [row | {"optim.weight_decay": decay} for row in rows[:12] for decay in (0.0, 0.1)]
-    at = report.at_last_step(decayed, ["eval_mse"])
+    at = report.average_last_step(table.from_rows(decayed), ["eval_mse"])
     assert list(at)[:2] == ["S/2 weight_decay=0.0", "S/2 weight_decay=0.1"]
     assert at["S/2 weight_decay=0.1"]["seeds"] == 2
 

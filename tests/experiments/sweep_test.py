@@ -538,4 +538,4 @@ def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_pat
 def test_table_is_read_as_it_was_written(swept, tmp_path):
     rows = collect.collect(swept)
     table.write(tmp_path / "table.csv", rows)
-    assert table.read(tmp_path / "table.csv") == rows
+    assert table.to_rows(table.read(tmp_path / "table.csv")) == rows

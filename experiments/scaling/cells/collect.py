@@ -1,12 +1,12 @@
 """The table of a sweep, made of the rows of its cells, and samples of its models."""
 
-import collections
 import json
 import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from dit_jax import conditions, models, workdirs
 from dit_jax.data import pixels
@@ -53,10 +53,10 @@ def collect(
     Raises: FileNotFoundError if there is no row; ValueError if evaluations differ in their
       settings, or if a directory does not have its cell's name.
     """
-    return [line for line, _ in _points(workdir, where, cells)]
+    return [line for line, _ in _read_points(workdir, where, cells)]
 
 
-def _points(workdir, where, cells=None):
+def _read_points(workdir, where, cells=None):
     """Returns pairs (row of the table, its evaluation or None)."""
     paths = [path for path in directories(workdir) if cells is None or path.name in cells]
     _check_names(paths)
@@ -133,7 +133,7 @@ def _record(directory):
         raise UserError(f"{error}. The sweep, run again, writes it anew.") from None
 
 
-def _check_alike(found):
+def _check_alike(evaluations):
     """Raises unless all evaluations have the same sampler, number, extractor and reference."""
 
     def settings(row):
@@ -145,13 +145,14 @@ def _check_alike(found):
         reference = {f"reference.{k}": v for k, v in row["reference"].items()}
         return {**measured, **rest, **vae, **extractor, **reference}
 
-    all_settings = [settings(row) for row in found]
-    names = dict.fromkeys(name for values in all_settings for name in values)
+    # As JSON, since a value may be a list.
+    texts = [{name: json.dumps(v) for name, v in settings(row).items()} for row in evaluations]
+    texts = pd.DataFrame(texts).fillna("null")
     lines = []
-    for name in names:
-        counts = collections.Counter(json.dumps(values.get(name)) for values in all_settings)
+    for name in texts:
+        counts = texts[name].value_counts()
         if len(counts) > 1:
-            values = ", ".join(f"{value} in {n} rows" for value, n in counts.most_common())
+            values = ", ".join(f"{value} in {n} rows" for value, n in counts.items())
             lines.append(f"  {name}: {values}")
     if lines:
         raise UserError(
@@ -162,7 +163,7 @@ def _check_alike(found):
 
 
 def _collect_cell(directory, evaluations):
-    """Returns the points of one cell, as `_points`.
+    """Returns the points of one cell, as `_read_points`.
 
     Args: evaluations, by (name of the cell's directory, step).
     """
@@ -266,15 +267,14 @@ def samples(
     Raises: as `collect`; ValueError if there are no samples, if their shapes differ, or if a
       picture cannot be read or lies outside its cell.
     """
-    points = [(line, row) for line, row in _points(workdir, where, cells) if row]
+    points = [(line, row) for line, row in _read_points(workdir, where, cells) if row]
     if not points:
         raise UserError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
-    last = {}
-    # Sorted by seed, then from the last step down: the first point of a model is the one to show.
-    for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
-        last.setdefault(selection.get_model_key(line), (line, row))
-    order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
-    shown = [_shown(workdir / line["cell"], row) for line, row in order]
+    lines = table.from_rows([line for line, _ in points])
+    # The first point of a model is the one to show.
+    lines = lines.sort_values(["seed", "step"], ascending=[True, False], kind="stable")
+    lines = lines.groupby(selection.name_models(lines)).head(1).sort_values("gmacs", kind="stable")
+    shown = [_read_samples(workdir / points[i][0]["cell"], points[i][1]) for i in lines.index]
     if len(shapes := {image.shape for image, _ in shown}) > 1:
         raise UserError(
             f"the samples of the cells in {workdir} have several shapes, {sorted(shapes)}: an "
@@ -283,11 +283,11 @@ def samples(
     return {
         "image": np.stack([image for image, _ in shown]),
         "label": shown[0][1],
-        "cell": np.array([line["cell"] for line, _ in order]),
+        "cell": lines["cell"].to_numpy(str),
     }
 
 
-def _shown(directory, row):
+def _read_samples(directory, row):
     """Reads the first image of each label from an evaluation's picture.
 
     Returns: images [n, H, W, C] uint8, labels [n].
