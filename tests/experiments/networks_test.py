@@ -15,7 +15,7 @@ from experiments.scaling.cells import cell, collect, grid
 from experiments.scaling.configs import default as sweep_default
 from experiments.scaling.figures import comparisons, plot, subsets
 from experiments.scaling.fits import contrasts, fit, report, selection, table
-from experiments.unet_vs_dit import heed, sheet
+from experiments.unet_vs_dit import caption_effect, sample_sheet
 from experiments.unet_vs_dit.configs import emoji
 
 PROMPTS = ["a red square", "a blue one", "grey", "green", "all black"]
@@ -215,28 +215,30 @@ def test_captions_learnt_by_heart_draw_their_pictures(folder, tmp_path, train_as
     config.update(total_steps=800, batch_size=8, sample_every_steps=0, eval_every_steps=0)
     config.optim.update(warmup_steps=20, ema_decay=0.9)
     train_as_users(config, tmp_path)
-    _, images = sheet.draw(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))
+    _, images = sample_sheet.sample(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))
     found = images.astype(float).mean(axis=(2, 3))  # [prompts, num, 3]
     distances = np.abs(found[:, :, None] - COLORS[:4]).max(axis=-1)
     assert np.all(distances.argmin(axis=-1) == np.arange(4)[:, None])
     assert np.median(np.diagonal(distances, axis1=0, axis2=2)) < 20
-    own, others, _ = heed.losses(tmp_path, draws=1)["trained"].T
+    own, others, _ = caption_effect.measure_losses(tmp_path, draws=1)["trained"].T
     assert others[-1] > 2 * own[-1]
 
 
-def test_heed_figure_has_the_extra_loss_of_every_model():
+def test_figure_of_captions_has_the_extra_loss_of_every_model():
     losses = np.array([[0.2, 0.2, 0.2]] * 5 + [[0.4, 0.5, 0.45]])
-    figure = heed.draw({name: {"trained": losses, "held out": losses} for name in ("DiT", "UNet")})
+    figure = caption_effect.draw(
+        {name: {"trained": losses, "held out": losses} for name in ("DiT", "UNet")}
+    )
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["DiT", "UNet"]
         assert_close(axes.lines[1].get_ydata(), [0] * 5 + [25], 1e-12)
     assert [axes.get_title() for axes in figure.axes] == ["trained images", "held out images"]
 
 
-def test_heed_figure_names_every_model_as_it_is():
+def test_figure_of_captions_names_every_model_as_it_is():
     losses = np.full((6, 3), 0.2)
     names = ["_small", "a$b$"]
-    figure = heed.draw({name: {"trained": losses, "held out": losses} for name in names})
+    figure = caption_effect.draw({name: {"trained": losses, "held out": losses} for name in names})
     texts = figure.axes[0].get_legend().texts
     assert [text.get_text() for text in texts] == ["_small", r"a\$b\$"]
     assert [t.get_marker() for t in figure.axes[0].get_legend().legend_handles] == ["o", "s"]
@@ -275,7 +277,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     prompts = [f"--prompt={prompt}" for prompt in (*PROMPTS[3:], "never heard of")]
     out = tmp_path / "sheet.png"
     names = ["--name=DiT", "--name=UNet"]
-    command = "experiments.unet_vs_dit.sheet", *workdirs, *prompts, "--num=2", f"--out={out}"
+    command = "experiments.unet_vs_dit.sample_sheet", *workdirs, *prompts, "--num=2", f"--out={out}"
     run_command(*command, *names)
     picture = np.asarray(Image.open(out).convert("RGB"))
     for color in COLORS[3:]:  # the data's own
@@ -287,7 +289,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
 def test_sheet_says_what_the_data_have(folder):
     config = emoji.get_config().base
     config.data.update(source="folder", name=str(folder), image_size=8, caption_feature="text")
-    found = sheet.real(config, [*PROMPTS[1:], "never heard of"])
+    found = sample_sheet.find_real(config, [*PROMPTS[1:], "never heard of"])
     assert {prompt: name for prompt, (name, _) in found.items()} == {
         PROMPTS[1]: "trained",
         PROMPTS[2]: "trained",
@@ -297,7 +299,7 @@ def test_sheet_says_what_the_data_have(folder):
     for prompt, color in zip(PROMPTS[1:], COLORS[1:], strict=True):
         np.testing.assert_array_equal(found[prompt][1], np.broadcast_to(color, (8, 8, 3)))
     panels = {name: np.zeros((2, 3, 8, 8, 3), np.uint8) for name in ("dit-S", "unet-S")}
-    figure = sheet.sheet(["all black", "never heard of"], panels, found)
+    figure = sample_sheet.draw(["all black", "never heard of"], panels, found)
     texts = [text.get_text() for text in figure.texts]
     assert texts == [
         "data",
