@@ -154,6 +154,7 @@ def fit_exponents(rows: list[dict], step: int) -> pd.DataFrame:
 
     def fit(moved):
         widths = moved.index.get_level_values("width")
+        # What has not moved at all has no logarithm.
         return np.polyfit(np.log(widths), np.log(moved), 1)[0] if moved.all() else np.nan
 
     return average_seeds(rows, step).groupby("kind").agg(fit).T

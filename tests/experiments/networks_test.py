@@ -125,7 +125,7 @@ def test_figure_has_a_color_to_a_network(rows):
 def test_page_has_both(rows, tmp_path):
     table.write(tmp_path / "results" / "study.csv", rows)
     arguments = tmp_path / "results" / "study.csv", ["eval_mse"], tmp_path / "README.md"
-    fields = report.fields(*arguments, {"eval_mse_networks"})
+    fields = report.make_fields(*arguments, {"eval_mse_networks"})
     lines = fields["table"].splitlines()
     assert len(lines) == 2 + 6
     assert "| dit-S | 64 | 2 | 16 | 1,000,000 | 0.001 |" in fields["table"]
@@ -144,17 +144,17 @@ def test_sizes_can_be_whole_models():
     sweep.sizes = dict(U=unet, D=dict(depth=1))
     sweep.grids = dict(main=dict(size=("U", "D")))
     sweep.steps = (5,)
-    cells = {one.name: one for one in grid.cells(sweep)}
+    cells = {one.name: one for one in grid.make_cells(sweep)}
     assert cells["U"].config.model.to_dict() == unet.to_dict()
     assert cells["D"].config.model.to_dict() == base.model.to_dict() | dict(depth=1)
     assert [(one.name, one.size) for one in cells.values()] == [("D", "D"), ("U", "U")]
     sweep.grids = dict(main=dict(size=("U",), model=dict(base_channels=(16,))))
     with pytest.raises(ValueError, match=r"a unet must be one of config\.sizes"):
-        grid.cells(sweep)
+        grid.make_cells(sweep)
 
 
 def test_networks_of_the_study_cost_the_same():
-    cells = {one.size: one for one in grid.cells(emoji.get_config())}
+    cells = {one.size: one for one in grid.make_cells(emoji.get_config())}
     assert len(cells) == 6
     for size in "SML":
         dit, unet = (cells[f"{network}-{size}"] for network in ("dit", "unet"))
@@ -257,7 +257,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     config.grids = dict(main=dict(size=("dit-S", "unet-S")))
     config.steps = (1, 2)
     config.evaluate.num = 4
-    for one in grid.cells(config):
+    for one in grid.make_cells(config):
         cell.run(one, config.evaluate, tmp_path / "sweep" / one.name)
     rows = collect.write(tmp_path / "sweep", tmp_path / "table.csv")
     assert table.to_rows(table.read(tmp_path / "table.csv")) == rows
@@ -268,7 +268,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     ]
     assert all(row["eval_mse"] > 0 and row["fd_pixels"] > 0 for row in rows)
     with pytest.raises(ValueError, match="with labels"):
-        collect.samples(tmp_path / "sweep")
+        collect.read_samples(tmp_path / "sweep")
     written = plot.write(
         table.from_rows(rows), ["eval_mse", "fd_pixels"], None, tmp_path / "figures"
     )

@@ -23,13 +23,8 @@ logger = logging.getLogger("dit_jax")
 # Sampling settings in the order in which an error lists them.
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
 CODE = ("device", "jax", "git_revision")
-DIT_COLUMNS = (
-    "block",
-    "depth",
-    "hidden_size",
-    "num_heads",
-    "patch_size",
-)  # columns; a UNet's are empty
+# Columns that are empty for a UNet.
+DIT_COLUMNS = ("block", "depth", "hidden_size", "num_heads", "patch_size")
 SHOWN = 10  # samples shown per model
 SAMPLE_KEYS = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
 NEEDED = {  # required keys of an evaluation's row
@@ -58,7 +53,7 @@ def collect(
 
 def _read_points(workdir, where, cells=None):
     """Returns pairs (row of the table, its evaluation or None)."""
-    paths = [path for path in directories(workdir) if cells is None or path.name in cells]
+    paths = [path for path in list_directories(workdir) if cells is None or path.name in cells]
     _check_names(paths)
     evaluations = [row for path in paths for row in _evaluations(path, bool(where))]
     for condition in where:
@@ -74,7 +69,7 @@ def _read_points(workdir, where, cells=None):
     return sorted(points, key=lambda point: [point[0][key] for key in ("gmacs", "cell", "step")])
 
 
-def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
+def list_directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the directories of cells that have begun.   Raises: FileNotFoundError for none."""
     paths = sorted(path.parent for path in workdir.glob(f"*/{record.FILE}"))
     if not paths:
@@ -244,9 +239,9 @@ def _measured(row):
     }
 
 
-def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
+def sum_costs(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
     """Returns the cost of the finished cells: their number, summed hours, and devices used."""
-    records = [_record(path) for path in directories(workdir) if path.name in cells]
+    records = [_record(path) for path in list_directories(workdir) if path.name in cells]
     done = [one for one in records if one["state"] == "done"]
     return {
         "cells": len(done),
@@ -256,7 +251,7 @@ def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
     }
 
 
-def samples(
+def read_samples(
     workdir: pathlib.Path, where: Sequence[str] = (), cells: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
     """Returns samples of every model, drawn from the same noise and labels.
@@ -344,7 +339,7 @@ def write(
     """
     lines = collect(workdir, where, cells)
     table.write(out, lines)
-    total = cost(workdir, {line["cell"] for line in lines})
+    total = sum_costs(workdir, {line["cell"] for line in lines})
     # In a file of its own: times differ between runs, and equal sweeps should make equal tables.
     files.replace_text(out.with_suffix(".cost.json"), json.dumps(total, indent=1) + "\n")
     return lines

@@ -53,8 +53,7 @@ def draw_tokens_depth(rows: pd.DataFrame, quality: str):
 
 def _select_for_tokens(rows, quality):
     """Returns the rows of `_select_lines` against tokens.   Raises: NoRowsError for none."""
-    rows = subsets.require(subsets.select_standard(rows), "tokens")
-    rows = subsets.select_last_step(rows, quality)
+    rows = subsets.select_last_step(subsets.select_standard(rows, "tokens"), quality)
     return _select_lines(rows, ["size"], "tokens", "size with 2 numbers of tokens")
 
 
@@ -87,6 +86,7 @@ def _draw_line(axes, look, rows, x, quality):
     curve = subsets.make_curve(rows, x, quality)
     color = look.get_color(rows.iloc[0])
     styles.draw_curve(axes, curve, color, "")
+    # The models of a line differ in x, and so may their markers.
     models = rows.drop_duplicates(x, keep="last").set_index(x)
     for at, mean in zip(curve.points, curve.means(), strict=True):
         styles.draw_point(axes, mean, color, look.get_marker(models.loc[at]))

@@ -28,9 +28,7 @@ def draw_gflops(rows: pd.DataFrame, quality: str):
     """
     matplotlib = plot_style.import_matplotlib()
 
-    drawn = subsets.select_last_step(
-        subsets.require(subsets.select_standard(rows), "gmacs"), quality
-    )
+    drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs"), quality)
     _demand_models(drawn)
     look = styles.Styles.from_table(rows)
     with matplotlib.rc_context(plot_style.STYLE):
@@ -61,9 +59,7 @@ def draw_compute(rows: pd.DataFrame, quality: str):
     matplotlib = plot_style.import_matplotlib()
 
     # `drawn` has a row per seed, `means` one row per model and step.
-    drawn = subsets.select_complete(
-        subsets.require(subsets.select_standard(rows), "train_gflops"), quality
-    )
+    drawn = subsets.select_complete(subsets.select_standard(rows, "train_gflops"), quality)
     means = selection.average(drawn, quality)
     _demand_models(means)
     look = styles.Styles.from_table(rows)
@@ -110,9 +106,7 @@ def draw_isoflop(rows: pd.DataFrame, quality: str):
 
     # `fit.find_optima` needs all of these columns.
     needed = "train_gflops", "gmacs", "params", "tokens"
-    drawn = subsets.select_complete(
-        subsets.require(subsets.select_standard(rows), *needed), quality
-    )
+    drawn = subsets.select_complete(subsets.select_standard(rows, *needed), quality)
     _demand_fittable(drawn, quality)
     budgets = fit.find_optima(drawn, quality)
     if not budgets:
@@ -166,9 +160,7 @@ def draw_extrapolation(rows: pd.DataFrame, quality: str):
     more run along the law. Hollow markers are measurements of the largest model.
     Raises: NoRowsError if no law can be fitted.
     """
-    drawn = subsets.select_last_step(
-        subsets.require(subsets.select_standard(rows), "gmacs"), quality
-    )
+    drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs"), quality)
     return _draw_extrapolations(rows, {"": drawn}, quality)
 
 
@@ -178,9 +170,7 @@ def draw_extrapolation_tokens(rows: pd.DataFrame, quality: str):
     Numbers of tokens without a fit are left out.
     Raises: NoRowsError if all models have the same tokens, or none can be fitted.
     """
-    drawn = subsets.select_last_step(
-        subsets.require(subsets.select_standard(rows), "gmacs", "tokens"), quality
-    )
+    drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs", "tokens"), quality)
     parts = {
         plot_style.count("token", tokens): part for tokens, part in selection.split_by_tokens(drawn)
     }

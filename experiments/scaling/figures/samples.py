@@ -88,6 +88,7 @@ def _places(rows, cells):
       names.
     Raises: NoRowsError if no cell has a row.
     """
+    # A cell has a row per step, all of one model.
     rows = rows.drop_duplicates("cell", keep="last").set_index("cell")
     known = pd.Series(cells, dtype="string")
     known = known[known.isin(rows.index)]
@@ -122,12 +123,10 @@ def _shrunk(images, cell):
         return images
     scale = cell / max(height, width)
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    channels = [
-        [Image.fromarray(image[..., c]).resize(size, Image.Resampling.BOX) for c in range(n)]
-        for image in images
-        for n in [image.shape[-1]]
-    ]
-    return np.stack([np.stack([np.asarray(c) for c in image], -1) for image in channels])
+    channels = images.shape[-1]
+    pillow = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in images)
+    shrunk = [np.asarray(image.resize(size, Image.Resampling.BOX)) for image in pillow]
+    return np.reshape(shrunk, (len(images), *size[::-1], channels))
 
 
 def _check(arrays):

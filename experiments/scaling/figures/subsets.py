@@ -22,18 +22,21 @@ def require(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     raise NoRowsError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
 
 
-def select_standard(rows: pd.DataFrame) -> pd.DataFrame:
+def select_standard(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     """Returns the rows of the standard models, one model per size and patch size.
 
     They have the most common block, and the most common depth and width of their size. Other
     variants are in the table only for comparison with them.
-    Raises: NoRowsError for rows without a size, or of several networks.
+    Args: names, columns in which the rows must have a value.
+    Raises: NoRowsError for rows without a size, or of several networks, or without such a value.
     """
     if "network" in rows and (count := rows["network"].nunique(dropna=False)) > 1:
         raise NoRowsError(f"the rows are of {count} networks, which networks_ compares")
     rows = select_block(require(rows, "size", "patch_size"))
+    # Numbers of (depth, hidden_size), because these may be missing.
     shapes = rows.groupby(["depth", "hidden_size"], dropna=False).ngroup()
-    return rows[shapes == shapes.groupby(rows["size"]).transform(_find_most_common)]
+    rows = rows[shapes == shapes.groupby(rows["size"]).transform(_find_most_common)]
+    return require(rows, *names)
 
 
 def select_block(rows: pd.DataFrame) -> pd.DataFrame:

@@ -246,6 +246,7 @@ def find_envelope(rows: pd.DataFrame, quality: str, points: int = 32) -> pd.Data
     # The first and last budgets are moved inwards, so that rounding cannot put them off the curves.
     budgets = np.geomspace(least * (1 + 1e-9), most * (1 - 1e-9), points)
     models, qualities = _interpolate(rows, quality, budgets, beyond=True)
+    # A model that has not begun yet is never the best.
     qualities = np.nan_to_num(qualities, nan=np.inf)
     best = pd.DataFrame({"train_gflops": budgets, quality: qualities.min(axis=0)})
     best["model"] = models["model"].to_numpy()[qualities.argmin(axis=0)]

@@ -1,7 +1,7 @@
 """The page of a study: a template that is filled with tables, fits, figures and cost.
 
-A template names the fields of `fields` in braces, so that no number is typed by hand. The syntax is
-that of str.format without attributes; a width has at most three digits.
+A template names the fields of `make_fields` in braces, so that no number is typed by hand. The
+syntax is that of str.format without attributes; a width has at most three digits.
 """
 
 import os
@@ -17,14 +17,14 @@ from dit_jax.system import forms, json_files
 from experiments.scaling.fits import contrasts, fit, selection, summary, table
 
 MOST_PAGE_BYTES = 16 * 2**20  # bytes of a template; also characters of the filled page
-COST = {  # keys that `collect.cost` returns, and checks of their values
+COST = {  # keys that `collect.sum_costs` returns, and checks of their values
     "cells": forms.is_count,
     "hours": forms.is_number,
     "devices": forms.list_of(forms.is_text),
 }
 
 
-def fields(
+def make_fields(
     table_path: pathlib.Path, qualities: list[str], out: pathlib.Path, named: set[str]
 ) -> dict:
     """Returns the fields that a template may name.
@@ -49,9 +49,9 @@ def fields(
     # Only fits that the template names: a table of several networks has none and would raise.
     fits = {name: fit.fit_study(rows, name) for name in shown if {name, f"{name}_summary"} & named}
     return {
-        "table": model_table(at, shown),
-        "figures": figure_list(table_path.parent / "figures", out.parent),
-        "cost": cost(table_path.with_suffix(".cost.json")),
+        "table": format_models(at, shown),
+        "figures": link_figures(table_path.parent / "figures", out.parent),
+        "cost": describe_cost(table_path.with_suffix(".cost.json")),
         "rows": len(rows),
         "cells": rows["cell"].nunique(),
         "models": len(at),
@@ -108,7 +108,7 @@ def average_last_step(rows: pd.DataFrame, qualities: list[str]) -> dict[str, dic
     return results
 
 
-def model_table(at: dict[str, dict], qualities: list[str]) -> str:
+def format_models(at: dict[str, dict], qualities: list[str]) -> str:
     """Returns a Markdown table with a row per model; qualities have the deviation between seeds.
 
     Args: at, as `average_last_step` returns it.
@@ -127,7 +127,7 @@ def model_table(at: dict[str, dict], qualities: list[str]) -> str:
     return "\n".join(lines)
 
 
-def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
+def link_figures(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
     """Returns {name: Markdown image} of all PNGs of a directory, relative to the page."""
     return {
         path.stem: f"![{path.stem}]({os.path.relpath(path, page_directory)})"
@@ -135,7 +135,7 @@ def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[s
     }
 
 
-def cost(path: pathlib.Path) -> str:
+def describe_cost(path: pathlib.Path) -> str:
     """Returns '12 cells, 1.5 hours added up, each on 1 x cpu', or 'not measured' without a file.
 
     Raises: ValueError for a damaged file.

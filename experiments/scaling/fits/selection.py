@@ -101,6 +101,7 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     Means of different seeds do not compare, so the other steps are left out.
     """
     models = name_models(rows)
+    # Of each row, how many seeds its model has at its step.
     seeds = rows.groupby([models, "step"])["step"].transform("size")
     return rows[seeds == seeds.groupby(models).transform("max")]
 

@@ -88,7 +88,8 @@ def _make_column(values):
     # A list, of an axis such as model.channel_mult, is text, as it is in a file.
     values = [str(value) if isinstance(value, list | dict) else value for value in values]
     column = pd.array(values)
-    if column.dtype != "Float64":
+    has_floats = any(isinstance(value, float) for value in values)
+    if not has_floats or column.dtype not in ("Int64", "Float64"):
         return column
     # pandas.array takes NaN for missing too.
     missing = np.array([value is None for value in values])
