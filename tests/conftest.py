@@ -320,7 +320,7 @@ def swept(digits_dir, make_once):
     config.steps = (10, 20)
 
     def run(workdir):
-        for one in grid.cells(config):
+        for one in grid.make_cells(config):
             cell.run(one, config.evaluate, workdir / one.name)
 
     return make_once("sweep", run)

@@ -37,10 +37,7 @@ def open_split(config, split: str) -> sources.Source:
     count = getattr(features["label"], "num_classes", None) if "label" in features else None
     if classes and count and len(classes) != count:
         raise UserError(f"{origin} has {count} classes, but the names of {len(classes)}.")
-    if classes:
-        names = tuple(classes)
-    else:
-        names = tfds_data.read_class_names(builder, annotations.num_classes)
+    names = tuple(classes or ()) or tfds_data.read_class_names(builder, annotations.num_classes)
     source = sources.Source(
         records,
         "moments",

@@ -5,6 +5,7 @@ the shard was made with, and the sums for the channels' mean and deviation. `enc
 the settings of all shards.
 """
 
+import functools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 
+import flax
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
@@ -54,29 +56,29 @@ def claim(out: pathlib.Path, identity: dict, splits: Mapping[str, Shards]) -> No
     Raises: ValueError that lists the differences, in all processes; OSError if the record cannot
       be written.
     """
-    path, problem = out / "encode.json", ""
     if (out / "checkpoints").is_dir():
         raise UserError(f"{out} is the workdir of a run: choose another directory for the shards.")
-    # The processes share the directory, so the first one reads it for all.
-    if jax.process_index() == 0 and are_begun(out):
-        if saved := _read_claim(path):
-            problem = _compare(out, saved, identity)
-        else:
-            # encode.json is lost: every shard's own digest tells what it was made with.
-            shards = (shard for split in splits.values() for shard in split if shard.is_file())
-            if other := next(
-                (shard for shard in shards if not _has_identity(shard, identity)), None
-            ):
-                problem = (
-                    f"{other} was made of other images, by another VAE or with other settings."
-                )
-        if problem:
-            problem += "\nChoose another --out, or restore what it was made of."
-    # All processes raise together: otherwise the others would wait for the first one.
+    # The processes share the directory, so the first one reads it for all. All raise together:
+    # otherwise the others would wait for the first one.
+    problem = _find_difference(out, identity, splits) if jax.process_index() == 0 else ""
     if problem := sharding.broadcast_text(problem):
-        raise UserError(problem)
+        raise UserError(f"{problem}\nChoose another --out, or restore what it was made of.")
     text = json.dumps(digests.with_digest(identity), indent=2)
-    sharding.in_first_process(lambda: files.replace_text(path, text), f"cannot write to {out}")
+    write = functools.partial(files.replace_text, out / "encode.json", text)
+    sharding.in_first_process(write, f"cannot write to {out}")
+
+
+def _find_difference(out, identity, splits):
+    """Returns how the directory's shards differ from an identity, in words; '' if they do not."""
+    if not are_begun(out):
+        return ""
+    if saved := _read_claim(out / "encode.json"):
+        return _compare(out, saved, identity)
+    # encode.json is lost: every shard's own digest tells what it was made with.
+    for path in (path for split in splits.values() for path in split if path.is_file()):
+        if not _has_identity(path, identity):
+            return f"{path} was made of other images, by another VAE or with other settings."
+    return ""
 
 
 def are_begun(out: pathlib.Path) -> bool:
@@ -112,7 +114,7 @@ def _compare(out, begun, identity):
         )
     # Without a recorded dataset `_identity_of_bytes` keeps the images' name, which both must have.
     then, now = (
-        _flatten({k: v for k, v in d.items() if k not in unknown})
+        flax.traverse_util.flatten_dict({k: v for k, v in d.items() if k not in unknown}, sep=".")
         for d in (_identity_of_bytes(begun), identity if unknown else _identity_of_bytes(identity))
     )
     differing = [
@@ -121,14 +123,6 @@ def _compare(out, begun, identity):
         if then.get(key) != now.get(key)
     ]
     return f"{out} was begun in another way:{''.join(differing)}" if differing else ""
-
-
-def _flatten(value, prefix=""):
-    """Flattens nested objects to {'dataset.train.files': value}; lists are values."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    inner = (_flatten(v, f"{prefix}.{key}".strip(".")) for key, v in value.items())
-    return {key: v for flat in inner for key, v in flat.items()}
 
 
 def _shorten(value):
@@ -168,7 +162,7 @@ def _find_damage(path):
     # The size first: the checksum reads the whole file.
     if path.stat().st_size != sums["bytes"]:
         return f"it has {path.stat().st_size} bytes, not {sums['bytes']}"
-    if "crc32" in sums and _crc32(path) != sums["crc32"]:
+    if "crc32" in sums and _compute_crc32(path) != sums["crc32"]:
         return "its bytes are not those that were written"
     return ""
 
@@ -185,8 +179,8 @@ def write_shard(
 
     Args:
       path: the shard's final name.
-      batches: (path, moments [views * B, h, w, 2C], number of images that count, {feature: values
-        [B] or more}).
+      batches: (moments [views * B, h, w, 2C], number of images that count, {feature: values [B] or
+        more}).
       views: how many moments in a row belong to each image.
       identity: as for `claim`.
     Raises: ValueError for moments that are not finite; OSError if the shard cannot be written.
@@ -195,17 +189,17 @@ def write_shard(
     try:
         # One record a group, so that random access reads no others.
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for _, moments, count, values in batches:
+        for moments, count, values in batches:
             # A batch may be filled up: what lies beyond `count` images is left out.
             moments = np.asarray(moments)[: views * count]
             values = {name: np.asarray(array)[:count] for name, array in values.items()}
             _check_finite(path, moments, "moments")
-            _check_finite(path, values.get("context", np.zeros(0)), "text encoder's outputs")
+            _check_finite(path, values.get("context", ()), "text encoder's outputs")
             for i, moment in enumerate(moments):
                 # An image and its mirror have the same label and captions.
                 annotations = {name: array[i // views] for name, array in values.items()}
                 example = features.serialize_example({"moments": moment, **annotations})
-                writer.write(_deterministic(example))
+                writer.write(_order_features(example))
             sums.append(_sum_moments(moments))
             bar.update(count)
         writer.close()
@@ -233,7 +227,7 @@ def _check_finite(path, array, name):
         )
 
 
-def _deterministic(example):
+def _order_features(example):
     """Returns a record's bytes with its features in order: protobuf maps are unordered."""
     return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
 
@@ -259,7 +253,7 @@ def _sum_moments(moments):
 def _write_sums(path, shard, parts, identity):
     # Summed over all records at once, so that the batch size does not change the rounding.
     sums = {n: np.concatenate([part[n] for part in parts]).sum(axis=0).tolist() for n in parts[0]}
-    sums |= {"bytes": shard.stat().st_size, "crc32": _crc32(shard)}
+    sums |= {"bytes": shard.stat().st_size, "crc32": _compute_crc32(shard)}
     sums = digests.with_digest(
         sums | {"identity": digests.digest_json(_identity_of_bytes(identity))}
     )
@@ -292,7 +286,7 @@ def _has_identity(path, identity):
         return True  # the shard is written again
 
 
-def _crc32(path):
+def _compute_crc32(path):
     crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):  # in blocks: a shard may be large

@@ -43,12 +43,12 @@ def encode(
     Args:
       shard_images: images of a shard, the unit of work.
       batch_size: images at a time per device, rounded up to a multiple of
-        `latents.images_at_once`. The VAE takes no more than that number together.
+        `codec.images_at_once`. The VAE takes no more than that number together.
       dtype: of the VAE's activations.
-    Raises: ValueError if the config's model has no key num_classes or there is no train_split, if
-      `out` cannot be made or was begun with other images, VAE or versions, or if the VAE's factor
-      does not divide the image size; FileNotFoundError without a VAE; OSError if a shard cannot be
-      written, or if another process failed.
+    Raises: ValueError if the config cannot be encoded, if `out` cannot be made or was begun with
+      other images, VAE or versions, or if the VAE does not take images of this size;
+      FileNotFoundError without a VAE; OSError if a shard cannot be written, or if another process
+      failed.
     """
     folders.check_outside(config, out)
     files.check_utf8(out)
@@ -58,15 +58,10 @@ def encode(
     )
     # One command at a time writes the dataset, and it refuses shards that were made otherwise.
     with locks.hold(out / LOCK) as lock:
-        splits = {
-            name: shards.list_shards(out, name, len(source), shard_images)
-            for name, source in images.items()
-        }
+        splits = {n: shards.list_shards(out, n, len(s), shard_images) for n, s in images.items()}
         shards.claim(out, provenance, splits)
-        features = _features(config, vae)
-        # Whole groups: a smaller group would change the rounding, so it would depend on the batch.
-        group = codec.images_at_once(*sizes.height_and_width(config.data.image_size))
-        batch_size = -(-batch_size // group) * group * mesh.size
+        features = _describe_features(config, vae)
+        batch_size = mesh.size * _round_to_groups(batch_size, config)
         views = 1 + config.data.flip
         encode_batch = _compile_batch(vae, encoder, mesh, config.data.flip, features)
 
@@ -75,16 +70,11 @@ def encode(
                 # The processes share the shards in turn.
                 mine = list(splits[name].items())[jax.process_index() :: jax.process_count()]
                 missing = shards.find_missing(dict(mine), threads)
-                done = len(source) - sum(map(len, missing.values()))
-                with tqdm(
-                    total=len(source), initial=done, desc=name, unit="img", disable=not progress
-                ) as bar:
-                    # The devices encode a batch while the host writes the one before.
-                    batches = _batches(source, missing, batch_size, threads)
-                    ready = _one_behind((path, *encode_batch(*batch)) for path, *batch in batches)
-                    for path, shard_batches in itertools.groupby(ready, key=operator.itemgetter(0)):
+                encoded = _encode_shards(source, missing, batch_size, encode_batch, threads)
+                with _make_bar(name, source, missing, progress) as bar:
+                    for path, batches in encoded:
                         lock.check()  # nothing is written if the directory was moved
-                        shards.write_shard(path, shard_batches, views, features, provenance, bar)
+                        shards.write_shard(path, batches, views, features, provenance, bar)
 
         # An error then tells which shards are kept.
         same_images = "they go with the images that this began with"
@@ -98,26 +88,6 @@ def encode(
         if jax.process_index() == 0:
             shards.write_metadata(out, splits, features, metadata)
     return metadata
-
-
-def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
-    """Returns `encode_batch(image, examples)`, which returns (moments, count, stored).
-
-    moments are on the devices. count is the number of examples: images beyond it only fill up the
-    batch. stored is {feature: values} of the records' other features, in the examples' order.
-    """
-    encode_images = _compile(vae, mesh, mirrored)
-    encode_tokens = encoder and _compile_encoder(encoder, mesh)
-
-    def encode_batch(image, examples):
-        stored = {name: [e[name] for e in examples] for name in features if name in examples[0]}
-        if encoder:
-            tokens = np.stack([e["tokens"] for e in examples])
-            # Filled up like the images, because the compiled function takes whole batches.
-            stored["context"] = encode_tokens(np.resize(tokens, (len(image), *tokens.shape[1:])))
-        return encode_images(image), len(examples), stored
-
-    return encode_batch
 
 
 def _open(config, vae_workdir, shard_images, dtype):
@@ -173,36 +143,51 @@ def _identify(source):
     return {key: v for key, v in identity.identify(source).items() if key != "times"}
 
 
-def _compile(vae, mesh, mirrored) -> Callable[[np.ndarray], jax.Array]:
-    """Returns `moments_of(image [B, H, W, C] uint8) -> [B or 2B, h, w, 2C] f16`, in order.
+def _round_to_groups(batch_size, config):
+    """Rounds a batch up to whole groups of the images that the VAE takes together."""
+    # A smaller group would change the rounding, so the moments would depend on the batch.
+    group = codec.images_at_once(*sizes.height_and_width(config.data.image_size))
+    return -(-batch_size // group) * group
 
-    Args: mirrored, whether each image is followed by its mirror.
+
+def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
+    """Returns `encode_batch(image, examples)`, which returns (moments, count, stored).
+
+    moments [B or 2B, h, w, 2C] f16 are on the devices, those of each image before those of its
+    mirror. count is the number of examples: images beyond it only fill up the batch. stored is
+    {feature: values} of the records' other features, in the examples' order.
     """
     rows = sharding.batch_sharding(mesh)
 
-    def moments_of(vae, image):
+    def compile_sharded(function, network):
+        jitted = jax.jit(function, out_shardings=rows)
+        return lambda array: jitted(network, jax.device_put(array, rows))
+
+    def encode_images(vae, image):  # [B, H, W, C] uint8
         if mirrored:
             pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
             image = pairs.reshape(-1, *image.shape[1:])
         return codec.encode_in_groups(vae, image, mesh)
 
-    jitted = jax.jit(moments_of, out_shardings=rows)
-    return lambda image: jitted(vae, jax.device_put(image, rows))
-
-
-def _compile_encoder(encoder, mesh) -> Callable[[np.ndarray], jax.Array]:
-    """Returns `context_of(tokens [B, K, M] int32) -> [B, K, M, D] f16`."""
-    rows = sharding.batch_sharding(mesh)
-
-    def context_of(encoder, tokens):
+    def encode_tokens(encoder, tokens):  # [B, K, M] int32 -> [B, K, M, D] f16
         context = encoder(tokens.reshape(-1, tokens.shape[-1]))
         return context.reshape(*tokens.shape, -1).astype(jnp.float16)
 
-    jitted = jax.jit(context_of, out_shardings=rows)
-    return lambda tokens: jitted(encoder, jax.device_put(tokens, rows))
+    encode_images = compile_sharded(encode_images, vae)
+    encode_tokens = compile_sharded(encode_tokens, encoder)
+
+    def encode_batch(image, examples):
+        stored = {name: [e[name] for e in examples] for name in features if name in examples[0]}
+        if encoder:
+            tokens = np.stack([e["tokens"] for e in examples])
+            # Filled up like the images, because the compiled function takes whole batches.
+            stored["context"] = encode_tokens(np.resize(tokens, (len(image), *tokens.shape[1:])))
+        return encode_images(image), len(examples), stored
+
+    return encode_batch
 
 
-def _features(config, vae):
+def _describe_features(config, vae):
     """Returns the features of a record, as TFDS describes them."""
     count = config.data.captions_per_image
     size = (side // vae.model.factor for side in sizes.height_and_width(config.data.image_size))
@@ -222,50 +207,55 @@ def _features(config, vae):
     return tfds.features.FeaturesDict(features)
 
 
-def _batches(source, missing, batch_size, threads):
+def _make_bar(name, source, missing, shown):
+    """Returns the progress bar of a split, of which the shards that are not missing are done."""
+    done = len(source) - sum(map(len, missing.values()))
+    return tqdm(total=len(source), initial=done, desc=name, unit="img", disable=not shown)
+
+
+def _encode_shards(source, missing, batch_size, encode_batch, threads):
+    """Yields (path, batches) of the missing shards, as `shards.write_shard` takes them."""
+    batches = _read_batches(source, missing, batch_size, threads)
+    encoded = ((path, encode_batch(*batch)) for path, *batch in batches)
+    # The devices encode a batch while the host writes the one before.
+    for path, shard in itertools.groupby(_run_ahead(encoded, 1), key=operator.itemgetter(0)):
+        yield path, (batch for _, batch in shard)
+
+
+def _read_batches(source, missing, batch_size, threads):
     """Yields (path, image [batch_size, H, W, C], examples) of the missing shards.
 
     A shard's last batch repeats images to be full; `examples` has only the ones that count.
-    Threads read BATCHES_AHEAD batches ahead of the one that is yielded.
     """
 
     def read(i):
         captions = {"captions": source.captions(i)} if source.annotations.caption_feature else {}
         return source[i] | captions
 
-    parts = (
-        (path, range(start, min(start + batch_size, numbers.stop)))
+    reading = (
+        (path, [threads.submit(read, i) for i in numbers[start : start + batch_size]])
         for path, numbers in missing.items()
-        for start in range(numbers.start, numbers.stop, batch_size)
+        for start in range(0, len(numbers), batch_size)
     )
-    reading = collections.deque()
-    # The empty parts at the end push the last batches out of the queue.
-    for path, numbers in itertools.chain(parts, BATCHES_AHEAD * [(None, ())]):
-        reading.append((path, [threads.submit(read, i) for i in numbers]))
-        if len(reading) <= BATCHES_AHEAD:
-            continue
-        path, futures = reading.popleft()
+    for path, futures in _run_ahead(reading, BATCHES_AHEAD):
         examples = [future.result() for future in futures]
         image = np.stack([example["image"] for example in examples])
         # The compiled function takes full batches only.
-        image = np.resize(image, (batch_size, *image.shape[1:]))
-        yield path, image, examples
+        yield path, np.resize(image, (batch_size, *image.shape[1:])), examples
 
 
-def _one_behind(items):
-    """Yields the items, each after the next was begun: devices compute while the host writes."""
-    previous = None
+def _run_ahead(items, count):
+    """Yields the items, each after the next `count` were begun."""
+    begun = collections.deque()
     for item in items:
-        if previous is not None:
-            yield previous
-        previous = item
-    if previous is not None:
-        yield previous
+        begun.append(item)
+        if len(begun) > count:
+            yield begun.popleft()
+    yield from begun
 
 
 def describe_progress(out):
     """Returns what is kept of the dataset, in words for a message."""
-    begun = shards.are_begun(out)
-    return (
-        f"the shards that are complete are kept in {out}" if begun else "no shard is complete yet"
-    )
+    if shards.are_begun(out):
+        return f"the shards that are complete are kept in {out}"
+    return "no shard is complete yet"

@@ -26,6 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -60,7 +61,7 @@ def set_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
     return config
 
 
-def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
+def measure_movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     """Trains a config of `set_width` and measures how far each module's output moves.
 
     A seed sets parameters, times, noise and dropped labels. config.seed sets the images.
@@ -89,14 +90,16 @@ def movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
         for step, batch in enumerate(batches, 1):
             state, _ = step_fn(state, batch, key, frozen)
             current = jax.device_get(activations(state.params))
-            moved = {name: float(f"{rms(current[name] - initial[name]):.4g}") for name in initial}
+            moved = {
+                name: float(f"{compute_rms(current[name] - initial[name]):.4g}") for name in initial
+            }
             width, scaled = config.model.hidden_size, config.optim.mup_base_width > 0
             row = {"width": width, "scaled": scaled, "seed": seed, "step": step, "moved": moved}
             rows.append(row)
     return rows
 
 
-def rms(values: np.ndarray) -> float:
+def compute_rms(values: np.ndarray) -> float:
     """Returns the root mean square."""
     return float(np.sqrt(np.mean(np.square(values))))
 
@@ -134,30 +137,36 @@ def compile_activations(program: programs.Program, frozen: frozen_networks.Froze
     return activations
 
 
-def exponent(rows: list[dict], scaled: bool, step: int, name: str) -> float:
-    """Fits moved = c width^p to the means over seeds and returns p; nan if any mean is 0."""
-    moved = means(rows, scaled, step, name)
-    if 0 in moved.values():
-        return float("nan")
-    return float(np.polyfit(np.log(list(moved)), np.log(list(moved.values())), 1)[0])
+def average_seeds(rows: list[dict], step: int) -> pd.DataFrame:
+    """Returns how far each module, a column, has moved after a step: the mean over seeds.
+
+    The index has a value of KINDS and the width.
+    """
+    moved = [
+        {"kind": KINDS[row["scaled"]], "width": row["width"], **row["moved"]}
+        for row in rows
+        if row["step"] == step
+    ]
+    return pd.DataFrame(moved).groupby(["kind", "width"]).mean()
 
 
-def means(rows: list[dict], scaled: bool, step: int, name: str) -> dict[int, float]:
-    """Returns {width: mean over seeds of how far module `name` has moved}."""
-    by_width = collections.defaultdict(list)
-    for row in rows:
-        if (row["scaled"], row["step"]) == (scaled, step):
-            by_width[row["width"]].append(row["moved"][name])
-    return {width: float(np.mean(moved)) for width, moved in by_width.items()}
+def fit_exponents(rows: list[dict], step: int) -> pd.DataFrame:
+    """Fits moved = c width^p to `average_seeds`; returns p [module, kind], nan if a mean is 0."""
+
+    def fit(moved):
+        widths = moved.index.get_level_values("width")
+        # What has not moved at all has no logarithm.
+        return np.polyfit(np.log(widths), np.log(moved), 1)[0] if moved.all() else np.nan
+
+    return average_seeds(rows, step).groupby("kind").agg(fit).T
 
 
-def table(rows: list[dict]) -> str:
+def format_exponents(rows: list[dict]) -> str:
     """Returns the exponents after the last step as text, a line per module."""
     step = max(row["step"] for row in rows)
     title = f"p of width^p after {step} steps"
     lines = [f"{title:32}" + "".join(f"{kind:>16}" for kind in KINDS.values())]
-    for name in rows[0]["moved"]:
-        exponents = [exponent(rows, scaled, step, name) for scaled in KINDS]
+    for name, exponents in fit_exponents(rows, step)[[*KINDS.values()]].iterrows():
         lines.append(f"{name:32}" + "".join(f"{p:16.2f}" for p in exponents))
     return "\n".join(lines)
 
@@ -167,6 +176,7 @@ def draw(rows: list[dict]):
     matplotlib = plot_style.import_matplotlib()
 
     step = max(row["step"] for row in rows)
+    means, exponents = average_seeds(rows, step), fit_exponents(rows, step)
     with matplotlib.rc_context(plot_style.STYLE):
         figure = matplotlib.figure.Figure(
             figsize=(plot_style.WIDTH, 1.6 * plot_style.HEIGHT), layout="constrained"
@@ -177,9 +187,8 @@ def draw(rows: list[dict]):
                 selected = [r for r in rows if (r["scaled"], r["step"]) == (scaled, step)]
                 points = [(row["width"], row["moved"][name]) for row in selected]
                 look = dict(color=plot_style.COLORS[1 - i], marker=plot_style.MARKERS[i])
-                p = exponent(rows, scaled, step, name)
-                moved = means(rows, scaled, step, name)
-                axes.plot(moved.keys(), moved.values(), label=f"{kind}, $p = {p:.2f}$", **look)
+                moved, p = means.loc[kind, name], exponents.loc[name, kind]
+                axes.plot(moved.index, moved, label=f"{kind}, $p = {p:.2f}$", **look)
                 plot_style.draw_seeds(axes, points, look["color"])
             # On log axes a power of the width is a straight line.
             plot_style.log_scale(axes.xaxis)
@@ -218,10 +227,10 @@ def main(_):
     rows = []
     # All configs are made before the first run, so that a wrong width raises at once.
     for changed in [set_width(config, width, scaled) for width in widths for scaled in KINDS]:
-        rows += movements(changed, FLAGS.steps, FLAGS.seeds)
+        rows += measure_movements(changed, FLAGS.steps, FLAGS.seeds)
         logger.info("width %d, %s: done", rows[-1]["width"], KINDS[rows[-1]["scaled"]])
     write(out, config, rows)
-    print(table(rows))
+    print(format_exponents(rows))
     print(out)
 
 

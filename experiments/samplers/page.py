@@ -1,4 +1,4 @@
-"""The page docs/samplers.md, with the results of experiments.samplers.compare and .originals.
+"""The page docs/samplers.md, with the results of `compare` and `compare_published`.
 
 python -m experiments.samplers.page [--results FILE] [--originals FILE] [--out docs/samplers.md]
 """
@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).parent
 FLAGS = flags.FLAGS
 
 
-def table(lines: list[dict]) -> str:
+def make_results_table(lines: list[dict]) -> str:
     """Returns a Markdown table with a row per sampler.
 
     Each row has `fd_pixels` at every guidance scale, and its change relative to the first row.
@@ -42,7 +42,7 @@ def table(lines: list[dict]) -> str:
 
 
 def make_originals_table(lines: list[dict]) -> str:
-    """Returns a Markdown table with a row per line of experiments.samplers.originals."""
+    """Returns a Markdown table with a row per line of experiments.samplers.compare_published."""
     text = ["| process | sampler | program | grid | steps | apart | error here | its error |"]
     text.append("|---" * 8 + "|")
     for line in lines:
@@ -63,7 +63,7 @@ def main(_):
     lines = _read(FLAGS.results)
     first = lines[0]
     text = string.Template((HERE / "page.md").read_text()).substitute(
-        table=table(lines),
+        table=make_results_table(lines),
         originals=make_originals_table(_read(FLAGS.originals)),
         num=f"{first['num']:,}",
         halves=f"{first['fd_pixels_real_halves']:.3f}",
@@ -76,6 +76,6 @@ def main(_):
 
 if __name__ == "__main__":
     cli.define_path("results", str(HERE / "results.jsonl"), "Of compare.")
-    cli.define_path("originals", str(HERE / "originals.jsonl"), "Of originals.")
+    cli.define_path("originals", str(HERE / "originals.jsonl"), "Of compare_published.")
     cli.define_path("out", "docs/samplers.md", "The page to write.")
     cli.run(main)

@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 def main(_):
     config = FLAGS.config
-    (one,) = grid.cells(config, FLAGS.name)
+    (one,) = grid.make_cells(config, FLAGS.name)
     directory = FLAGS.workdir / one.name
     files.refuse_link(directory)  # a link could make the cell write into any other directory
     cell.run(one, config.evaluate, directory, FLAGS.made)

@@ -28,7 +28,7 @@ def main(_):
     lines = collect.write(workdir, out, where)
     print(f"{out}: {len(lines)} rows of {len({line['cell'] for line in lines})} cells")
     if FLAGS.samples:
-        arrays = collect.samples(workdir, where)
+        arrays = collect.read_samples(workdir, where)
         files.replace(FLAGS.samples, lambda f: np.savez_compressed(f, **arrays))
         print(FLAGS.samples)
 

@@ -3,7 +3,7 @@
   python -m experiments.scaling.fit --table FILE.csv [--quality eval_mse] [--out fit.json]
 
 Quality is a loss or a distance; lower is better. A fit that needs more points than the table has is
-left out, with the reason. The JSON has everything that `fits.fit.study` returns.
+left out, with the reason. The JSON has everything that `fits.fit.fit_study` returns.
 """
 
 import json
@@ -11,7 +11,6 @@ import json
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.evaluation import queries
 from dit_jax.system import files
 from experiments.scaling.fits import fit, summary, table
 
@@ -21,11 +20,9 @@ FLAGS = flags.FLAGS
 def main(_):
     out = FLAGS.out or FLAGS.table.with_suffix(".fit.json")
     cli.check_out(out, (".json",))
-    rows = table.read(FLAGS.table)
-    for condition in FLAGS.where or ():
-        rows = queries.select(rows, condition)
+    rows = table.read(FLAGS.table, FLAGS.where or ())
     table.check_quality(rows, FLAGS.quality)
-    result = fit.study(rows, FLAGS.quality)
+    result = fit.fit_study(rows, FLAGS.quality)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     files.replace_text(out, text)
     print(summary.format_study(result))

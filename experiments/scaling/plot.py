@@ -12,7 +12,6 @@ table is left out, and the log gives the reason.
 from absl import flags
 
 from dit_jax import cli
-from dit_jax.evaluation import curves, queries
 from dit_jax.system import npz_files
 from experiments.scaling.figures import plot
 from experiments.scaling.fits import table
@@ -22,12 +21,7 @@ FLAGS = flags.FLAGS
 
 def main(_):
     path = FLAGS.table
-    rows = table.read(path)
-    # A number that matplotlib cannot draw raises here, with its line. Line 1 has the column names.
-    for line, row in enumerate(rows, 2):
-        curves.check_drawable(f"{path}:{line}", row)
-    for condition in FLAGS.where or ():
-        rows = queries.select(rows, condition)
+    rows = table.read(path, FLAGS.where or (), drawn=True)
     for quality in FLAGS.qualities:
         table.check_quality(rows, quality)
     arrays = npz_files.read_npz(FLAGS.samples) if FLAGS.samples else None

@@ -3,7 +3,7 @@
   python -m experiments.scaling.report --table experiments/depth_width_tokens/results/digits.csv \
       --page experiments/depth_width_tokens/page.md --out experiments/depth_width_tokens/README.md
 
-A template names fields of `fits.report.fields` in braces, so that no number is typed by hand:
+A template names fields of `fits.report.make_fields` in braces, so that no number is typed by hand:
 {eval_mse[largest][relative_error]:+.1%} is a value of the fits to eval_mse. The syntax is that of
 str.format without attributes; a width has at most three digits.
 """
@@ -23,7 +23,7 @@ def main(_):
     cli.check_out(out, (".md",))
     # The template is read first, because only the fits that it names are made.
     template, named = report.read_page(page)
-    values = report.fields(FLAGS.table, FLAGS.qualities, out, named)
+    values = report.make_fields(FLAGS.table, FLAGS.qualities, out, named)
     try:
         text = report.fill(template, values)
     except (KeyError, IndexError) as error:

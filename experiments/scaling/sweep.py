@@ -30,14 +30,14 @@ FLAGS = flags.FLAGS
 
 def main(_):
     config, workdir = FLAGS.config, FLAGS.workdir.absolute()
-    cells = grid.cells(config)
+    cells = grid.make_cells(config)
     if FLAGS.list:
-        print(sweep.listing(config, cells, workdir))
+        print(sweep.format_cells(config, cells, workdir))
         return
     if workdir.is_dir():
         files.check_tree(workdir, links=False)  # before anything is written into a cell's directory
-    left = sweep.waiting(config, cells, workdir, FLAGS.retry_failed)
-    commands = {c.name: sweep.command(FLAGS["config"].words(), c.name, workdir) for c in left}
+    left = sweep.list_waiting(config, cells, workdir, FLAGS.retry_failed)
+    commands = {c.name: sweep.make_command(FLAGS["config"].words(), c.name, workdir) for c in left}
     # Printed commands are for other machines, so the data and the extractor are not checked here.
     if FLAGS.executor == "print":
         for words in commands.values():
@@ -48,7 +48,9 @@ def main(_):
     sweep.check(config.evaluate, left, workdir)
     for one in left:
         cell.forget_failure(one, config.evaluate, workdir / one.name)
-    counts = collections.Counter(cell.state(c, config.evaluate, workdir / c.name) for c in cells)
+    counts = collections.Counter(
+        cell.get_state(c, config.evaluate, workdir / c.name) for c in cells
+    )
     logger.info("%d cells: %s", len(cells), ", ".join(f"{n} {s}" for s, n in counts.items()))
     if FLAGS.executor == "slurm":
         sweep.submit(config, commands, workdir)
@@ -57,11 +59,11 @@ def main(_):
     commands = {name: [*words, "--made"] for name, words in commands.items()}
     sweep.run(config, left, commands, workdir, FLAGS.parallel)
     # The table is written only if all cells are done; otherwise an error lists the others.
-    failed = [c for c in cells if cell.state(c, config.evaluate, workdir / c.name) == "failed"]
+    failed = [c for c in cells if cell.get_state(c, config.evaluate, workdir / c.name) == "failed"]
     if failed:
-        lines = [f"  {c.name}: {cell.error(workdir / c.name)}" for c in failed]
+        lines = [f"  {c.name}: {cell.get_error(workdir / c.name)}" for c in failed]
         raise UserError("these cells failed:\n" + "\n".join(lines) + "\n--retry_failed runs them.")
-    if unfinished := sweep.waiting(config, cells, workdir):
+    if unfinished := sweep.list_waiting(config, cells, workdir):
         logs = "\n".join(f"  {c.name}: see {workdir / c.name / 'log.txt'}" for c in unfinished)
         with stopping.attach_kept_message(_describe_kept):
             raise UserError(f"these cells were interrupted:\n{logs}")

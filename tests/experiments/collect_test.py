@@ -51,7 +51,7 @@ def test_rows_say_what_was_run(swept):
     ]
     row = rows[-1]
     config = smoke.get_config()
-    cell = next(c for c in grid.cells(config) if c.name == row["cell"])
+    cell = next(c for c in grid.make_cells(config) if c.name == row["cell"])
     counts = models.count(cell.config)
     expected = dict(
         grid="main",
@@ -121,7 +121,7 @@ def test_bits_of_held_out_images_are_no_row(workdir):
     with path.open("a") as file:
         file.write(json.dumps({"step": 20, "likelihood": {}, "bits_per_dim": 3.0}) + "\n")
     assert collect.collect(workdir) == collect.collect(workdir, ["num=100"])
-    assert collect.samples(workdir)["image"].shape == (2, 10, 8, 8, 1)
+    assert collect.read_samples(workdir)["image"].shape == (2, 10, 8, 8, 1)
 
 
 def test_other_axes_of_the_sweep_are_columns(workdir, tmp_path):
@@ -132,10 +132,10 @@ def test_other_axes_of_the_sweep_are_columns(workdir, tmp_path):
     rows = collect.collect(workdir)
     assert [row["optim.weight_decay"] for row in rows] == ["none", "none", 0.1, 0.1]
     table.write(tmp_path / "table.csv", rows)
-    assert table.read(tmp_path / "table.csv") == rows
-    other = {**rows[0], "optim.weight_decay": 0.2}
-    assert selection.get_model_key(other) != selection.get_model_key(rows[0])
-    assert selection.get_model_key({**rows[0], "seed": 5}) == selection.get_model_key(rows[0])
+    assert table.to_rows(table.read(tmp_path / "table.csv")) == rows
+    others = [rows[0], {**rows[0], "seed": 5}, {**rows[0], "optim.weight_decay": [0.2]}]
+    first, same, other = selection.name_models(table.from_rows(others))
+    assert first == same != other
 
 
 def test_of_rows_measured_again_the_last_counts(workdir, append):
@@ -231,7 +231,7 @@ def test_damaged_record_of_a_cell_is_refused_with_the_way_out(workdir):
             with pytest.raises(ValueError, match=re.escape(told)):
                 collect.collect(workdir)
             with pytest.raises(ValueError, match=re.escape(told)):
-                collect.cost(workdir, [path.parent.name])
+                collect.sum_costs(workdir, [path.parent.name])
     for columns in ({"step": "x"}, {"gmacs": [1]}, {"a": [[1]]}):
         _damage(path, text, "axes", columns)
         with pytest.raises(ValueError, match="with a wrong axes"):
@@ -275,7 +275,7 @@ def test_number_that_is_none_is_refused_with_its_line(tmp_path):
 
 
 def test_samples_are_those_of_the_evaluation(swept):
-    found = collect.samples(swept)
+    found = collect.read_samples(swept)
     assert found["cell"].tolist() == ["XS-patch_size=4", "XS-patch_size=2"]
     assert found["image"].shape == (2, 10, 8, 8, 1)
     assert found["label"].tolist() == list(range(10))
@@ -346,7 +346,7 @@ def test_pictures_that_are_no_file_of_their_cell_are_refused(workdir, append, re
     name = json_files.read_json_lines(directory / "evaluations.jsonl")[-1]["picture"]
     append(picture=(changed := replace(directory / name) or name))
     with pytest.raises(ValueError, match=re.escape(told)) as refused:
-        collect.samples(workdir, ["num=100"])
+        collect.read_samples(workdir, ["num=100"])
     shown = f"cannot read the picture {changed} of XS-patch_size=2 row 3 in {directory}: "
     assert shown in str(refused.value)
 
@@ -362,7 +362,7 @@ def test_labels_of_the_picture_are_drawn_alone(workdir, append):
 
         patch.setattr(conditions, "draw_labels", draw_few)
         append(sample=dict(num=2**40))
-        assert collect.samples(workdir, [f"num={2**40}"])["image"].shape == (1, 10, 8, 8, 1)
+        assert collect.read_samples(workdir, [f"num={2**40}"])["image"].shape == (1, 10, 8, 8, 1)
     for kind in ("random", "balanced"):
         for num_classes in (1, 7, 10, 1000):
             first = conditions.draw_labels(kind, 100, num_classes, 3)
@@ -377,7 +377,7 @@ def test_samples_of_several_shapes_are_refused(workdir):
         cut = image.crop((0, 0, 248, 48))  # the first five alone
     cut.save(path)
     with pytest.raises(ValueError, match=r"have several shapes, \[\(5, 8, 8, 1\), \(10, 8, 8, 1"):
-        collect.samples(workdir)
+        collect.read_samples(workdir)
 
 
 def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
@@ -401,9 +401,9 @@ def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
 def test_table_as_spreadsheets_save_it(swept, tmp_path, encode, end):
     path = tmp_path / "table.csv"
     table.write(path, collect.collect(swept))
-    rows = table.read(path)
+    rows = table.to_rows(table.read(path))
     path.write_bytes(encode(path.read_bytes().replace(b"\n", end)))
-    assert table.read(path) == rows
+    assert table.to_rows(table.read(path)) == rows
 
 
 @pytest.mark.parametrize("at", [0, 100_000])
@@ -429,7 +429,15 @@ def test_sizes_and_costs_of_a_table_are_numbers_above_0(tmp_path, name, value):
         table.read(path)
     table.write(path, [row, {**row, name: None}])
     if name not in (*table.NEEDED, "tokens"):  # tokens only a DiT's row needs
-        assert table.read(path)[1][name] is None
+        assert table.read(path)[name].isna().tolist() == [False, True]
         return
     with pytest.raises(ValueError, match=rf"table\.csv:3: {name} must not be empty"):
         table.read(path)
+
+
+def test_loss_of_nan_is_not_an_empty_cell(tmp_path):
+    row = dict.fromkeys([*table.REQUIRED, "eval_mse"], 1)
+    path = tmp_path / "table.csv"
+    table.write(path, [row, {**row, "eval_mse": float("nan")}, {**row, "eval_mse": None}])
+    assert table.read(path)["eval_mse"].isna().tolist() == [False, False, True]
+    assert np.isnan(table.to_rows(table.read(path))[1]["eval_mse"])

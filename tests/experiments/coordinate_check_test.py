@@ -10,6 +10,7 @@ from configs import smoke
 from experiments.mup import coordinate_check
 
 pytestmark = pytest.mark.slow
+KINDS = coordinate_check.KINDS
 WIDTHS, STEPS = (16, 64), 4  # of the config 32
 # The output of each matrix that mup_base_width scales, but the time embedding's.
 SCALED = (
@@ -38,20 +39,21 @@ def rows(config):
         for width in WIDTHS
         for scaled in (False, True)
     ]
-    return [row for c in configs for row in coordinate_check.movements(c, STEPS, seeds=1)]
+    return [row for c in configs for row in coordinate_check.measure_movements(c, STEPS, seeds=1)]
 
 
 @pytest.mark.parametrize("name", [*SCALED, "stream"])
 def test_with_one_rate_wide_models_move_further(rows, name):
     """A matrix that keeps its rate moves its output as width^1; of small inputs, above 0.4."""
-    same, by_width = (coordinate_check.exponent(rows, s, STEPS, name) for s in (False, True))
+    same, by_width = coordinate_check.fit_exponents(rows, STEPS).loc[name, [*KINDS.values()]]
     assert abs(by_width) < 0.25
     assert same > by_width + 0.3
 
 
 def test_time_embedding_grows_by_its_initial_values_alone(rows):
     """They have one deviation at all widths, as published: up to width^0.5; with its rate, ^0.8."""
-    assert coordinate_check.exponent(rows, True, STEPS, "t_embedder/mlp_2") < 0.6
+    exponents = coordinate_check.fit_exponents(rows, STEPS)
+    assert exponents.loc["t_embedder/mlp_2", KINDS[True]] < 0.6
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -69,8 +71,9 @@ def test_exponent_is_that_of_a_power_of_the_mean_over_seeds():
         for width in (8, 16, 64)
         for factor in (1.0, 3.0)
     ]
-    assert coordinate_check.exponent(rows, False, 1, "a") == pytest.approx(-0.5)
-    assert np.isnan(coordinate_check.exponent(rows, False, 1, "b"))
+    exponents = coordinate_check.fit_exponents(rows, 1)[KINDS[False]]
+    assert exponents["a"] == pytest.approx(-0.5)
+    assert np.isnan(exponents["b"])
 
 
 def test_table_json_and_plot_are_written(rows, config, tmp_path):
@@ -79,7 +82,7 @@ def test_table_json_and_plot_are_written(rows, config, tmp_path):
     assert json.loads(out.read_text())["rows"] == rows
     assert json.loads(out.read_text())["of"]["base_width"] == 32
     assert Image.open(out.with_suffix(".png")).width == pytest.approx(660, abs=1)
-    lines = coordinate_check.table(rows).splitlines()
+    lines = coordinate_check.format_exponents(rows).splitlines()
     assert {line.split()[0] for line in lines[1:]} == rows[0]["moved"].keys()
 
 

@@ -50,7 +50,7 @@ def _surface_rows(seeds=1, noise=0.0, patch_sizes=(2,)):
 def test_optimal_size_of_a_known_surface():
     """dL/dN = 0 at 6 N D = C: A alpha N^-alpha = B beta (6 N / C)^beta, N ~ C^(beta / (a + b))."""
     s = SURFACE
-    found = fit.optima(_surface_rows(), "eval_mse")
+    found = fit.fit_optima(table.from_rows(_surface_rows()), "eval_mse")
     (exponent,) = found["exponents"]
     assert exponent["gmacs"] == pytest.approx(s["beta"] / (s["alpha"] + s["beta"]), abs=0.02)
     assert exponent["params"] == pytest.approx(exponent["gmacs"], abs=1e-3)
@@ -66,7 +66,7 @@ def test_optimal_size_of_a_known_surface():
 
 def test_optimum_at_the_edge_is_not_bracketed():
     rows = [row for row in _surface_rows() if row["hidden_size"] <= 32]
-    far = [b for b in fit.iso_flop(rows, "eval_mse") if b["budget"] > 1e5]
+    far = [b for b in fit.find_optima(table.from_rows(rows), "eval_mse") if b["budget"] > 1e5]
     assert far
     assert {b["best"] for b in far} == {"h32d4/2"}
     assert not any(b["bracketed"] or b["gmacs"] for b in far)
@@ -82,7 +82,7 @@ def _points(qualities):
 
 def test_optimum_is_of_the_parabola_through_the_best_and_two_on_either_side():
     qualities = [9.0, 2.0, 1.3, 1.0, 1.1, 1.6, 9.0]
-    found = fit._optimum(_points(qualities))
+    found = fit._find_optimum(_points(qualities))
     x = np.arange(1, 6) * np.log(2)
     curvature, slope, _ = np.polyfit(x, np.log(qualities[1:6]), 2)
     assert found["bracketed"]
@@ -91,7 +91,7 @@ def test_optimum_is_of_the_parabola_through_the_best_and_two_on_either_side():
 
 
 def test_curve_with_several_valleys_has_no_optimum():
-    found = fit._optimum(_points([1.0, 2.0, 0.95, 2.0, 1.0]))
+    found = fit._find_optimum(_points([1.0, 2.0, 0.95, 2.0, 1.0]))
     assert (found["best"], found["bracketed"], found["gmacs"]) == ("4", False, None)
 
 
@@ -102,16 +102,20 @@ def test_curves_are_read_between_their_points_and_not_beyond():
         row["eval_mse"] = 3 * row["train_gflops"] ** -0.2
     low, high = 6 * rows[-1]["gmacs"] * 10, 6 * rows[0]["gmacs"] * 1000
     middle = (low * high) ** 0.5
-    found = fit.iso_flop(rows, "eval_mse", [low * 0.99, low * 1.01, middle, high * 1.01])
+    found = fit.find_optima(
+        table.from_rows(rows), "eval_mse", [low * 0.99, low * 1.01, middle, high * 1.01]
+    )
     assert [budget["budget"] for budget in found] == [low * 1.01, middle]
     assert_close([point["quality"] for point in found[1]["models"]], [3 * middle**-0.2] * 3, 1e-6)
 
 
 def test_exponents_of_seeds_are_near_that_of_their_mean():
     """Without noise they are the same: of the same budgets."""
-    (exact,) = fit.optima(_surface_rows(seeds=3, noise=0), "eval_mse")["exponents"]
+    rows = table.from_rows(_surface_rows(seeds=3, noise=0))
+    (exact,) = fit.fit_optima(rows, "eval_mse")["exponents"]
     assert_close(exact["by_seed"], [exact["gmacs"]] * 3, 1e-12)
-    (exponent,) = fit.optima(_surface_rows(seeds=4, noise=0.002), "eval_mse")["exponents"]
+    rows = table.from_rows(_surface_rows(seeds=4, noise=0.002))
+    (exponent,) = fit.fit_optima(rows, "eval_mse")["exponents"]
     assert len(set(exponent["by_seed"])) == 4
     assert np.abs(np.subtract(exponent["by_seed"], exponent["gmacs"])).max() < 0.1
     assert min(exponent["by_seed"]) < exponent["gmacs"] < max(exponent["by_seed"])
@@ -124,7 +128,7 @@ def test_law_of_the_best_is_that_of_the_surface():
     steps = [100 * 2**i for i in range(10)]
     rows = [_row(size, step=step) for size in sizes for step in steps]
     rows = [row | dict(eval_mse=_surface(row)) for row in rows]
-    found = fit.study(rows, "eval_mse")["law_of_frontier"]
+    found = fit.fit_study(table.from_rows(rows), "eval_mse")["law_of_frontier"]
     assert found["c"] == pytest.approx(alpha * beta / (alpha + beta), rel=0.05)
     assert found["no_intervals"]
 
@@ -135,7 +139,7 @@ def test_best_of_all_never_gets_worse(overfits, near):
     rows = [_row(16, step=step, eval_mse=1 / step) for step in (10, 100, 1000)]
     rows += [_row(16, step=3000, eval_mse=1 / 300)] * overfits
     rows += [_row(64, step=step, eval_mse=10 / step) for step in (10, 100, 1000, 100_000)]
-    best = fit.envelope(rows, "eval_mse")
+    best = table.to_rows(fit.find_envelope(table.from_rows(rows), "eval_mse"))
     qualities = [row["eval_mse"] for row in best]
     assert qualities == sorted(qualities, reverse=True)
     assert qualities[-1] == pytest.approx(1e-4)
@@ -147,8 +151,8 @@ def test_best_of_all_never_gets_worse(overfits, near):
 def test_frontier_is_of_rows_that_none_beats():
     points = [(1, 9.0), (1, 8.0), (2, 8.5), (3, 8.0), (4, 5.0), (5, 4.0), (5, 4.5), (6, 6.0)]
     rows = [dict(train_gflops=x, fid=y) for x, y in reversed(points)]
-    kept = [(row["train_gflops"], row["fid"]) for row in fit.frontier(rows, "fid")]
-    assert kept == [(1, 8.0), (4, 5.0), (5, 4.0)]
+    kept = fit.find_frontier(table.from_rows(rows), "fid")
+    assert kept.to_records(index=False).tolist() == [(1, 8.0), (4, 5.0), (5, 4.0)]
 
 
 def test_largest_model_is_predicted_without_any_of_its_runs():
@@ -157,12 +161,12 @@ def test_largest_model_is_predicted_without_any_of_its_runs():
     rows = [row | dict(eval_mse=float(law(row["gmacs"]))) for row in rows]
     for row in rows[-2:]:
         row["eval_mse"] *= 2
-    found = fit.largest(rows, "eval_mse")
+    found = fit.predict_largest(table.from_rows(rows), "eval_mse")
     assert found["predicted"] == pytest.approx(law(found["gmacs"]), rel=1e-6)
     assert found["relative_error"] == pytest.approx(-0.5, rel=1e-6)
     assert (found["model"], found["runs"], found["reach"]) == ("h1024d4/2", 2, pytest.approx(4))
     assert_close(found["interval"], [found["predicted"]] * 2, 1e-3)
-    rolling = fit.rolling(rows[:-2], "eval_mse")["predictions"]
+    rolling = fit.predict_larger(table.from_rows(rows[:-2]), "eval_mse")["predictions"]
     assert_trees_close([p["reach"] for p in rolling], [4, 16, 4], 1e-6)
     assert max(abs(p["relative_error"]) for p in rolling) < 1e-6
 
@@ -174,11 +178,11 @@ def test_models_of_one_number_of_tokens_are_fitted_alone():
     rows += [_row(32, patch_size=1), _row(32, network="unet") | dict(tokens=None)]
     for row in rows:
         row["eval_mse"] = float(law(row["gmacs"])) * (2 / 3 if row["patch_size"] == 4 else 1)
-    one, four, most = fit.within_tokens(rows, "eval_mse")["groups"]
+    one, four, most = fit.fit_within_tokens(table.from_rows(rows), "eval_mse")["groups"]
     assert one["tokens"] * 16 == four["tokens"] * 4 == most["tokens"]
     for group, patch_size in ((one, 4), (four, 2)):
         alone = [row for row in rows if row["tokens"] and row["patch_size"] == patch_size]
-        assert group["line"] == fit.lines(alone, "eval_mse")["steps"][0]
+        assert group["line"] == fit.fit_lines(table.from_rows(alone), "eval_mse")["steps"][0]
         assert group["largest"]["model"] == f"h1024d4/{patch_size}"
         assert group["largest"]["relative_error"] == pytest.approx(0, abs=1e-6)
         reaches = [p["reach"] for p in group["rolling"]["predictions"]]
@@ -186,7 +190,9 @@ def test_models_of_one_number_of_tokens_are_fitted_alone():
     assert "3 models" in most["line"]["left_out"]
     assert "other models" in most["largest"]["left_out"]
     with pytest.raises(ValueError, match="several numbers of tokens"):
-        fit.within_tokens([row for row in rows if row["patch_size"] == 2], "eval_mse")
+        fit.fit_within_tokens(
+            table.from_rows([row for row in rows if row["patch_size"] == 2]), "eval_mse"
+        )
 
 
 def test_slopes_hold_all_else_and_pool_groups():
@@ -207,17 +213,22 @@ def test_slopes_hold_all_else_and_pool_groups():
         ("depth", -0.2, -0.2, 4),
         ("hidden_size", -1 / 3, -1 / 6, 6),
     ):
-        found = contrasts.slopes(rows, "eval_mse", of)
+        found = contrasts.fit_slopes(table.from_rows(rows), "eval_mse", of)
         assert len(found["groups"]) == groups
         assert_close([g["slope"] for g in found["groups"]], [slope] * groups, 1e-6)
         assert found["mean"] == pytest.approx(slope)
         assert found["mean_per_gmacs"] == pytest.approx(per_gmacs)
         by_step = {at["step"]: at["mean"] for at in found["by_step"]}
         assert_trees_close(by_step, {100: slope / 2, 1000: slope}, 0.01)
-    first = [group["models"][0] for group in contrasts.slopes(rows, "eval_mse", "depth")["groups"]]
+    first = [
+        group["models"][0]
+        for group in contrasts.fit_slopes(table.from_rows(rows), "eval_mse", "depth")["groups"]
+    ]
     assert first == ["h64d4/4", "h64d4/2", "h128d4/4", "h128d4/2"]
     with pytest.raises(ValueError, match="2 models or more that differ in depth alone"):
-        contrasts.slopes([row for row in rows if row["depth"] == 4], "eval_mse", "depth")
+        contrasts.fit_slopes(
+            table.from_rows([row for row in rows if row["depth"] == 4]), "eval_mse", "depth"
+        )
 
 
 def test_pairs_of_equal_cost_against_the_noise_of_seeds():
@@ -228,7 +239,7 @@ def test_pairs_of_equal_cost_against_the_noise_of_seeds():
     for row in rows:
         center = centers[row["hidden_size"], row["depth"]]
         row["eval_mse"] = np.exp(center + 0.01 * (2 * row["seed"] - 1))
-    found = contrasts.equal_gmacs(rows, "eval_mse")
+    found = contrasts.compare_equal_gmacs(table.from_rows(rows), "eval_mse")
     assert [of["tokens"] for of in found["noise"]] == [16, 64]
     assert_close([of["deviation"] for of in found["noise"]], [0.01 * 2**0.5] * 2, 1e-6)
     names = [[model["model"] for model in p["pair"]] for p in found["pairs"]]
@@ -238,20 +249,25 @@ def test_pairs_of_equal_cost_against_the_noise_of_seeds():
     deviations = [p["deviations"] for p in found["pairs"]]
     assert_trees_close(deviations, [0.1 / 0.01 / 2**0.5, 5 / 2**0.5], 1e-6)
     assert [p["better"] for p in found["pairs"]] == ["h128d4/4", "h64d16/4"]
-    (pair,) = contrasts.equal_params(rows, "eval_mse")["pairs"]
+    (pair,) = contrasts.compare_equal_params(table.from_rows(rows), "eval_mse")["pairs"]
     assert [model["depth"] for model in pair["pair"]] == [4, 16]
     assert pair["better"] == "h128d4/4"
-    alone = contrasts.equal_params([r for r in rows if r["seed"] == 0], "eval_mse")
+    alone = contrasts.compare_equal_params(
+        table.from_rows([r for r in rows if r["seed"] == 0]), "eval_mse"
+    )
     assert alone["noise"] == []
     assert alone["pairs"][0]["deviations"] is None
     for row in rows:  # seeds of 64 tokens are twice as far apart: 1 and 2 deviations make root 5
         if row["tokens"] == 64:
             row["eval_mse"] = np.exp(0.05 + 0.02 * (2 * row["seed"] - 1))
-    deviations = [p["deviations"] for p in contrasts.equal_gmacs(rows, "eval_mse")["pairs"]]
+    deviations = [
+        p["deviations"]
+        for p in contrasts.compare_equal_gmacs(table.from_rows(rows), "eval_mse")["pairs"]
+    ]
     assert_trees_close(deviations, [10 / 5**0.5, 5 / 5**0.5], 5e-3)
     dearer = [dict(row, gmacs=1.15 * row["gmacs"]) if row["tokens"] == 64 else row for row in rows]
     with pytest.raises(ValueError, match="gmacs are within 10% of each other"):
-        contrasts.equal_gmacs(dearer, "eval_mse")
+        contrasts.compare_equal_gmacs(table.from_rows(dearer), "eval_mse")
 
 
 def test_rows_that_do_not_compare_are_refused():
@@ -265,26 +281,28 @@ def test_rows_that_do_not_compare_are_refused():
         with pytest.raises(
             ValueError, match=rf"across {name}: {samples[name]} in 4 .* {value} in 1"
         ):
-            fit.study(mixed, "fid")
-        fit.study(mixed, "eval_mse")
+            fit.fit_study(table.from_rows(mixed), "fid")
+        fit.fit_study(table.from_rows(mixed), "eval_mse")
     for name, value in dict(block="adaLN", batch_size=2).items():
         with pytest.raises(ValueError, match=rf"across {name}: .* in 4 rows, {value} in 1 rows"):
-            fit.study([*rows[:-1], rows[-1] | {name: value}], "eval_mse")
+            fit.fit_study(table.from_rows([*rows[:-1], rows[-1] | {name: value}]), "eval_mse")
     with pytest.raises(ValueError, match="across learning_rate"):
-        fit.study([*rows, rows[0] | dict(learning_rate=2e-4)], "eval_mse")
-    fit.study([*rows[:-1], rows[-1] | dict(learning_rate=2e-4)], "eval_mse")
+        fit.fit_study(table.from_rows([*rows, rows[0] | dict(learning_rate=2e-4)]), "eval_mse")
+    fit.fit_study(table.from_rows([*rows[:-1], rows[-1] | dict(learning_rate=2e-4)]), "eval_mse")
     with pytest.raises(ValueError, match=r"is 0.25 and 0.3 in two rows of one run: h16d4p2s0"):
-        fit.study([*rows, rows[0] | dict(eval_mse=0.3)], "eval_mse")
-    assert fit.study([*rows, rows[0]], "eval_mse")["rows"] == 5
+        fit.fit_study(table.from_rows([*rows, rows[0] | dict(eval_mse=0.3)]), "eval_mse")
+    assert fit.fit_study(table.from_rows([*rows, rows[0]]), "eval_mse")["rows"] == 5
     for value in (np.nan, 0, -1, 1e-31, 1e31):
-        with pytest.raises(ValueError, match=re.escape(f"not {value} of h16d4p2s0 at step 1000")):
-            fit.study([rows[0] | dict(eval_mse=value), *rows[1:]], "eval_mse")
+        with pytest.raises(
+            ValueError, match=re.escape(f"not {float(value)} of h16d4p2s0 at step 1000")
+        ):
+            fit.fit_study(table.from_rows([rows[0] | dict(eval_mse=value), *rows[1:]]), "eval_mse")
     with pytest.raises(
         ValueError, match="none of 5 rows has 'kid'; there is fid in 5, eval_mse in 5"
     ):
-        fit.study(rows, "kid")
+        fit.fit_study(table.from_rows(rows), "kid")
     with pytest.raises(ValueError, match="of label_accuracy more is better"):
-        fit.study(rows, "label_accuracy")
+        fit.fit_study(table.from_rows(rows), "label_accuracy")
 
 
 @pytest.mark.parametrize("name", ["params", "gmacs", "train_gflops", "tokens", "eval_mse"])
@@ -296,7 +314,7 @@ def test_rows_in_which_a_number_is_always_the_same(name, value):
         for i in range(3, 10)
         for step in (1, 10, 100)
     ]
-    result = fit.study([row | {name: value} for row in rows], "eval_mse")
+    result = fit.fit_study(table.from_rows([row | {name: value} for row in rows]), "eval_mse")
     json.dumps(result, allow_nan=False)
     reasons = [fit.get("left_out", "") for fit in result.values() if isinstance(fit, dict)]
     assert not [text for text in reasons if "SVD" in text or "JSON" in text]
@@ -305,15 +323,15 @@ def test_rows_in_which_a_number_is_always_the_same(name, value):
 def test_seeds_are_averaged_where_all_have_got_to():
     rows = [_row(16, seed=seed, step=step, fid=1.0 + seed) for seed in (0, 2) for step in (1, 2)]
     rows.append(_row(16, seed=0, step=3, fid=0.1))
-    assert [(r["step"], r["fid"]) for r in selection.average(rows, "fid")] == [(1, 2.0), (2, 2.0)]
+    means = selection.average(table.from_rows(rows), "fid")
+    assert list(zip(means["step"], means["fid"], strict=True)) == [(1, 2.0), (2, 2.0)]
     rows += [_row(32, step=step, fid=1.0) for step in (1, 2)]
-    assert selection.last_step(rows) == 2
+    assert selection.last_step(table.from_rows(rows)) == 2
 
 
 def test_published_models():
     """The paper's correlation is -0.93; tokens matter more the larger the model."""
-    rows = table.read(PUBLISHED)
-    result = fit.study(rows, "fid")
+    result = fit.fit_study(table.read(PUBLISHED), "fid")
     (line,) = result["line"]["steps"]
     assert line["correlation"] == pytest.approx(-0.93, abs=0.005)
     assert line["slope"] == pytest.approx(-54.28, abs=0.005)
@@ -331,16 +349,16 @@ def test_published_models():
 
 
 def test_published_counts_are_those_of_our_models():
-    for row in table.read(PUBLISHED):
+    for row in table.to_rows(table.read(PUBLISHED)):
         name = f"DiT-{row['model']}"
         found = counts.count_names([name])[name]
         assert row["gmacs"] == pytest.approx(found["gmacs"], rel=3e-3, abs=0.005)
         assert (row["params"], row["tokens"]) == (found["params"], found["tokens"])
         assert row["images_seen"] == row["step"] * row["batch_size"]
         assert row["train_gflops"] == pytest.approx(6 * row["gmacs"] * row["images_seen"])
-    blocks = {row["block"]: row for row in table.read(PUBLISHED.with_name("published_blocks.csv"))}
+    blocks = table.read(PUBLISHED.with_name("published_blocks.csv")).set_index("block")
     fids = {"in-context": 35.24, "cross-attention": 26.14, "adaLN": 25.21, "adaLN-Zero": 19.47}
-    assert {block: row["fid"] for block, row in blocks.items()} == fids
+    assert blocks["fid"].to_dict() == fids
 
 
 def test_nearly_empty_table_is_fitted_as_far_as_it_goes():
@@ -348,10 +366,10 @@ def test_nearly_empty_table_is_fitted_as_far_as_it_goes():
         _row(h, step=step, eval_mse=h**-0.2 * step**-0.1) for h in (16, 24) for step in (10, 20)
     ]
     with pytest.raises(ValueError, match="nothing can be fitted to 1 rows") as error:
-        fit.study(rows[:1], "eval_mse")
+        fit.fit_study(table.from_rows(rows[:1]), "eval_mse")
     assert "law: a + b C^-c needs points at 4 different computes or more" in str(error.value)
     assert "line: a line needs 3 models" in str(error.value)
-    result = fit.study(rows, "eval_mse")
+    result = fit.fit_study(table.from_rows(rows), "eval_mse")
     fitted = {name for name in summary.PARTS if "left_out" not in result[name]}
     assert fitted == {"law_of_frontier", "hidden_size"}
     text = summary.format_study(result)
@@ -374,7 +392,7 @@ def test_command_writes_what_study_returns_and_prints_it(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=PUBLISHED.parents[2])
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "table.fit.json").read_text())
-    expected = fit.study(rows, "eval_mse")
+    expected = fit.fit_study(table.from_rows(rows), "eval_mse")
     assert result == json.loads(json.dumps(expected))
     assert done.stdout.startswith(summary.format_study(expected))
     assert "16 rows, 4 models, 2 seeds, steps 100, 1,000" in done.stdout
@@ -392,8 +410,8 @@ def test_command_writes_what_study_returns_and_prints_it(tmp_path):
 )
 def test_tables_that_lack_what_all_figures_need_are_refused(tmp_path, change, message):
     path = tmp_path / "study.csv"
-    rows = change(table.read(PUBLISHED))
-    names = table.read(PUBLISHED)[0]
+    published = table.to_rows(table.read(PUBLISHED))
+    rows, names = change(published), published[0]
     table.write(path, rows or [dict.fromkeys(names, "")])
     if not rows:
         path.write_text(path.read_text().splitlines()[0] + "\n")

@@ -31,7 +31,7 @@ def test_cells_are_all_combinations_the_cheapest_first(sweep):
         main=dict(seed=(1, 2), model=dict(patch_size=(4, 2)), size=("S", "XS")),
         deep=dict(model=dict(depth=(3,))),
     )
-    cells = grid.cells(sweep)
+    cells = grid.make_cells(sweep)
     assert [cell.name for cell in cells] == [
         "XS-patch_size=4-seed=1",
         "XS-patch_size=4-seed=2",
@@ -56,27 +56,27 @@ def test_cells_are_all_combinations_the_cheapest_first(sweep):
 
 def test_cell_of_a_named_size_without_that_axis_bears_its_name(sweep):
     sweep.grids = dict(main=dict(model=dict(hidden_size=(16, 32), depth=(1,), num_heads=(1,))))
-    assert [cell.size for cell in grid.cells(sweep)] == ["XS", "32x1"]
+    assert [cell.size for cell in grid.make_cells(sweep)] == ["XS", "32x1"]
 
 
 def test_a_cell_differs_from_the_base_in_its_values_alone(sweep):
     sweep.grids = dict(main=dict(size=("XS",), seed=(3,)))
     sweep.base.update(checkpoint_every_steps=7, checkpoint_keep_every_steps=0)
-    (cell,) = grid.cells(sweep)
+    (cell,) = grid.make_cells(sweep)
     expected = sweep.base.to_dict() | dict(seed=3, total_steps=40, eval_every_steps=20)
     # Each compute point is kept, and saved as often as in a run of its own or more.
     expected |= dict(checkpoint_every_steps=5, checkpoint_keep_every_steps=20)
     expected["model"] |= dict(hidden_size=16, depth=1, num_heads=1)
     assert cell.config.to_dict() == expected
     sweep.base.update(checkpoint_every_steps=1000, eval_every_steps=0)
-    (cell,) = grid.cells(sweep)
+    (cell,) = grid.make_cells(sweep)
     assert cell.config.checkpoint_every_steps == 20
     assert cell.config.eval_every_steps == 0
 
 
 def test_size_with_another_depth_is_not_that_size(sweep):
     sweep.grids = dict(main=dict(size=("XS", "S"), model=dict(depth=(2, 3))))
-    found = {cell.name: cell.size for cell in grid.cells(sweep)}
+    found = {cell.name: cell.size for cell in grid.make_cells(sweep)}
     assert found == {
         "XS-depth=2": "16x2",
         "XS-depth=3": "16x3",
@@ -87,7 +87,7 @@ def test_size_with_another_depth_is_not_that_size(sweep):
 
 def test_axes_that_no_column_is_of_are_kept(sweep):
     sweep.grids = dict(main=dict(optim=dict(weight_decay=(0.0, 0.1))), other=dict(seed=(1, 2)))
-    axes = {cell.name: cell.axes for cell in grid.cells(sweep)}
+    axes = {cell.name: cell.axes for cell in grid.make_cells(sweep)}
     assert axes == {
         "weight_decay=0.0": {"optim.weight_decay": 0.0},
         "weight_decay=0.1": {"optim.weight_decay": 0.1},
@@ -99,7 +99,7 @@ def test_axes_that_no_column_is_of_are_kept(sweep):
 def test_attention_of_the_cells_devices_is_not_asked_for_here(sweep):
     sweep.base.model.update(attention="cudnn", dtype="bfloat16")
     sweep.grids = dict(main=dict(seed=(0,)))
-    (cell,) = grid.cells(sweep)
+    (cell,) = grid.make_cells(sweep)
     assert cell.config.model.attention == "cudnn"
 
 
@@ -119,7 +119,7 @@ def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
             program.task.examples(next(batches), key, frozen_networks.Frozen(), dropout=True)
         )
 
-    found = [(cell.config.seed, examples(cell)) for cell in grid.cells(sweep)]
+    found = [(cell.config.seed, examples(cell)) for cell in grid.make_cells(sweep)]
     assert len(found) == 8
     first = {seed: part for seed, part in reversed(found)}
     for seed, part in found:
@@ -131,7 +131,7 @@ def test_steps_may_be_an_axis(sweep):
     """As decaying schedules need it: every run then has one compute point."""
     sweep.base.optim.schedule = "cosine"
     sweep.grids = dict(main=dict(total_steps=(30, 60)))
-    assert [cell.steps for cell in grid.cells(sweep)] == [(30,), (60,)]
+    assert [cell.steps for cell in grid.make_cells(sweep)] == [(30,), (60,)]
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_all_cells_that_cannot_be_are_told(sweep, grids, messages):
     sweep.grids = grids
     for message in messages:
         with pytest.raises(ValueError, match=message):
-            grid.cells(sweep)
+            grid.make_cells(sweep)
 
 
 def test_names_that_a_file_system_takes_for_one_are_told(sweep):
     sweep.sizes["xs"] = dict(sweep.sizes.XS, depth=7)
     sweep.grids = dict(main=dict(size=("XS", "xs")))
     with pytest.raises(ValueError, match="xs of grid main: the same name as XS"):
-        grid.cells(sweep)
+        grid.make_cells(sweep)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ def test_compute_points_that_cannot_be_are_refused(sweep, steps, message):
     sweep.grids = dict(main=dict(seed=(0,)))
     sweep.steps = steps
     with pytest.raises(ValueError, match=message):
-        grid.cells(sweep)
+        grid.make_cells(sweep)
 
 
 def test_one_cell_by_its_name():
-    (cell,) = grid.cells(smoke_sweep.get_config(), only="XS-patch_size=4")
+    (cell,) = grid.make_cells(smoke_sweep.get_config(), only="XS-patch_size=4")
     assert cell.name == "XS-patch_size=4"
     with pytest.raises(ValueError, match=r"no cell 'XL'; it has XS-patch_size=2, XS-patch_size=4"):
-        grid.cells(smoke_sweep.get_config(), only="XL")
+        grid.make_cells(smoke_sweep.get_config(), only="XL")

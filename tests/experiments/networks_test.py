@@ -13,9 +13,9 @@ from dit_jax import models
 from dit_jax.evaluation import plot_style
 from experiments.scaling.cells import cell, collect, grid
 from experiments.scaling.configs import default as sweep_default
-from experiments.scaling.figures import looks, panels, plot
+from experiments.scaling.figures import comparisons, plot, subsets
 from experiments.scaling.fits import contrasts, fit, report, selection, table
-from experiments.unet_vs_dit import heed, sheet
+from experiments.unet_vs_dit import caption_effect, sample_sheet
 from experiments.unet_vs_dit.configs import emoji
 
 PROMPTS = ["a red square", "a blue one", "grey", "green", "all black"]
@@ -62,7 +62,7 @@ def rows():
 
 
 def test_pairs_of_equal_cost_are_of_both_networks(rows):
-    found = contrasts.networks(rows, "eval_mse")
+    found = contrasts.compare_networks(table.from_rows(rows), "eval_mse")
     assert found["step"] == 20
     pairs = [[one["model"] for one in pair["pair"]] for pair in found["pairs"]]
     assert sorted(pairs) == [[f"dit-{size}", f"unet-{size}"] for size in "LMS"]
@@ -74,27 +74,29 @@ def test_pairs_of_equal_cost_are_of_both_networks(rows):
     for row in rows:
         row["gmacs"] *= 1 + 0.2 * (row["network"] == "unet")
     with pytest.raises(ValueError, match="needs 2 models whose gmacs are within 10%"):
-        contrasts.networks(rows, "eval_mse")
+        contrasts.compare_networks(table.from_rows(rows), "eval_mse")
 
 
 def test_networks_are_compared_nowhere_else(rows):
-    for call in (selection.comparable, fit.study):
+    for call in (selection.comparable, fit.fit_study):
         with pytest.raises(ValueError, match="across network: dit in 12 rows, unet in 12 rows"):
-            call(rows, "eval_mse")
-    assert fit.study([r for r in rows if r["network"] == "unet"], "eval_mse")["models"] == 3
+            call(table.from_rows(rows), "eval_mse")
+    unets = table.from_rows([row for row in rows if row["network"] == "unet"])
+    assert fit.fit_study(unets, "eval_mse")["models"] == 3
     for name, draw in plot.FIGURES.items():
         if name != "networks":
-            with pytest.raises(looks.NoRowsError):
-                draw(rows, "eval_mse")
+            with pytest.raises(subsets.NoRowsError):
+                draw(table.from_rows(rows), "eval_mse")
 
 
 def test_unets_of_other_channels_are_other_models(rows):
     """They differ in none of a DiT's sizes, which they do not have."""
-    assert len(selection.average([r for r in rows if r["network"] == "unet"], "eval_mse")) == 6
+    unets = table.from_rows([row for row in rows if row["network"] == "unet"])
+    assert len(selection.average(unets, "eval_mse")) == 6
 
 
 def test_figure_has_a_color_to_a_network(rows):
-    figure = panels.draw_networks(rows, "eval_mse")
+    figure = comparisons.draw_networks(table.from_rows(rows), "eval_mse")
     by_size, by_compute = figure.axes
     lines = [line for line in by_size.lines if line.get_label() != "_seeds"]
     assert [to_hex(line.get_color()).upper() for line in lines] == list(plot_style.COLORS[:2])
@@ -111,17 +113,19 @@ def test_figure_has_a_color_to_a_network(rows):
         "DiT",
         "UNet",
     ]
-    with pytest.raises(looks.NoRowsError, match="all rows are of one network, unet"):
-        panels.draw_networks([r for r in rows if r["network"] == "unet"], "eval_mse")
+    with pytest.raises(subsets.NoRowsError, match="all rows are of one network, unet"):
+        comparisons.draw_networks(
+            table.from_rows([r for r in rows if r["network"] == "unet"]), "eval_mse"
+        )
     rows[0]["batch_size"] = 9
     with pytest.raises(ValueError, match="cannot be compared across batch_size"):
-        panels.draw_networks(rows, "eval_mse")
+        comparisons.draw_networks(table.from_rows(rows), "eval_mse")
 
 
 def test_page_has_both(rows, tmp_path):
     table.write(tmp_path / "results" / "study.csv", rows)
     arguments = tmp_path / "results" / "study.csv", ["eval_mse"], tmp_path / "README.md"
-    fields = report.fields(*arguments, {"eval_mse_networks"})
+    fields = report.make_fields(*arguments, {"eval_mse_networks"})
     lines = fields["table"].splitlines()
     assert len(lines) == 2 + 6
     assert "| dit-S | 64 | 2 | 16 | 1,000,000 | 0.001 |" in fields["table"]
@@ -140,17 +144,17 @@ def test_sizes_can_be_whole_models():
     sweep.sizes = dict(U=unet, D=dict(depth=1))
     sweep.grids = dict(main=dict(size=("U", "D")))
     sweep.steps = (5,)
-    cells = {one.name: one for one in grid.cells(sweep)}
+    cells = {one.name: one for one in grid.make_cells(sweep)}
     assert cells["U"].config.model.to_dict() == unet.to_dict()
     assert cells["D"].config.model.to_dict() == base.model.to_dict() | dict(depth=1)
     assert [(one.name, one.size) for one in cells.values()] == [("D", "D"), ("U", "U")]
     sweep.grids = dict(main=dict(size=("U",), model=dict(base_channels=(16,))))
     with pytest.raises(ValueError, match=r"a unet must be one of config\.sizes"):
-        grid.cells(sweep)
+        grid.make_cells(sweep)
 
 
 def test_networks_of_the_study_cost_the_same():
-    cells = {one.size: one for one in grid.cells(emoji.get_config())}
+    cells = {one.size: one for one in grid.make_cells(emoji.get_config())}
     assert len(cells) == 6
     for size in "SML":
         dit, unet = (cells[f"{network}-{size}"] for network in ("dit", "unet"))
@@ -211,28 +215,30 @@ def test_captions_learnt_by_heart_draw_their_pictures(folder, tmp_path, train_as
     config.update(total_steps=800, batch_size=8, sample_every_steps=0, eval_every_steps=0)
     config.optim.update(warmup_steps=20, ema_decay=0.9)
     train_as_users(config, tmp_path)
-    _, images = sheet.draw(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))
+    _, images = sample_sheet.sample(tmp_path, PROMPTS[:4], 8, 0, dict(cfg_scale=1.0))
     found = images.astype(float).mean(axis=(2, 3))  # [prompts, num, 3]
     distances = np.abs(found[:, :, None] - COLORS[:4]).max(axis=-1)
     assert np.all(distances.argmin(axis=-1) == np.arange(4)[:, None])
     assert np.median(np.diagonal(distances, axis1=0, axis2=2)) < 20
-    own, others, _ = heed.losses(tmp_path, draws=1)["trained"].T
+    own, others, _ = caption_effect.measure_losses(tmp_path, draws=1)["trained"].T
     assert others[-1] > 2 * own[-1]
 
 
-def test_heed_figure_has_the_extra_loss_of_every_model():
+def test_figure_of_captions_has_the_extra_loss_of_every_model():
     losses = np.array([[0.2, 0.2, 0.2]] * 5 + [[0.4, 0.5, 0.45]])
-    figure = heed.draw({name: {"trained": losses, "held out": losses} for name in ("DiT", "UNet")})
+    figure = caption_effect.draw(
+        {name: {"trained": losses, "held out": losses} for name in ("DiT", "UNet")}
+    )
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["DiT", "UNet"]
         assert_close(axes.lines[1].get_ydata(), [0] * 5 + [25], 1e-12)
     assert [axes.get_title() for axes in figure.axes] == ["trained images", "held out images"]
 
 
-def test_heed_figure_names_every_model_as_it_is():
+def test_figure_of_captions_names_every_model_as_it_is():
     losses = np.full((6, 3), 0.2)
     names = ["_small", "a$b$"]
-    figure = heed.draw({name: {"trained": losses, "held out": losses} for name in names})
+    figure = caption_effect.draw({name: {"trained": losses, "held out": losses} for name in names})
     texts = figure.axes[0].get_legend().texts
     assert [text.get_text() for text in texts] == ["_small", r"a\$b\$"]
     assert [t.get_marker() for t in figure.axes[0].get_legend().legend_handles] == ["o", "s"]
@@ -251,10 +257,10 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     config.grids = dict(main=dict(size=("dit-S", "unet-S")))
     config.steps = (1, 2)
     config.evaluate.num = 4
-    for one in grid.cells(config):
+    for one in grid.make_cells(config):
         cell.run(one, config.evaluate, tmp_path / "sweep" / one.name)
     rows = collect.write(tmp_path / "sweep", tmp_path / "table.csv")
-    assert table.read(tmp_path / "table.csv") == rows
+    assert table.to_rows(table.read(tmp_path / "table.csv")) == rows
     found = [(row["model"], row["network"], row["patch_size"], row["step"]) for row in rows]
     assert found == [
         *(("unet-S", "unet", None, step) for step in (1, 2)),
@@ -262,14 +268,16 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     ]
     assert all(row["eval_mse"] > 0 and row["fd_pixels"] > 0 for row in rows)
     with pytest.raises(ValueError, match="with labels"):
-        collect.samples(tmp_path / "sweep")
-    written = plot.write(rows, ["eval_mse", "fd_pixels"], None, tmp_path / "figures")
+        collect.read_samples(tmp_path / "sweep")
+    written = plot.write(
+        table.from_rows(rows), ["eval_mse", "fd_pixels"], None, tmp_path / "figures"
+    )
     assert {path.stem for path in written} == {"networks_eval_mse", "networks_fd_pixels"}
     workdirs = [f"--workdir={tmp_path / 'sweep' / name}" for name in ("dit-S", "unet-S")]
     prompts = [f"--prompt={prompt}" for prompt in (*PROMPTS[3:], "never heard of")]
     out = tmp_path / "sheet.png"
     names = ["--name=DiT", "--name=UNet"]
-    command = "experiments.unet_vs_dit.sheet", *workdirs, *prompts, "--num=2", f"--out={out}"
+    command = "experiments.unet_vs_dit.sample_sheet", *workdirs, *prompts, "--num=2", f"--out={out}"
     run_command(*command, *names)
     picture = np.asarray(Image.open(out).convert("RGB"))
     for color in COLORS[3:]:  # the data's own
@@ -281,7 +289,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
 def test_sheet_says_what_the_data_have(folder):
     config = emoji.get_config().base
     config.data.update(source="folder", name=str(folder), image_size=8, caption_feature="text")
-    found = sheet.real(config, [*PROMPTS[1:], "never heard of"])
+    found = sample_sheet.find_real(config, [*PROMPTS[1:], "never heard of"])
     assert {prompt: name for prompt, (name, _) in found.items()} == {
         PROMPTS[1]: "trained",
         PROMPTS[2]: "trained",
@@ -291,7 +299,7 @@ def test_sheet_says_what_the_data_have(folder):
     for prompt, color in zip(PROMPTS[1:], COLORS[1:], strict=True):
         np.testing.assert_array_equal(found[prompt][1], np.broadcast_to(color, (8, 8, 3)))
     panels = {name: np.zeros((2, 3, 8, 8, 3), np.uint8) for name in ("dit-S", "unet-S")}
-    figure = sheet.sheet(["all black", "never heard of"], panels, found)
+    figure = sample_sheet.draw(["all black", "never heard of"], panels, found)
     texts = [text.get_text() for text in figure.texts]
     assert texts == [
         "data",

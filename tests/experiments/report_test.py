@@ -66,30 +66,30 @@ def study(rows, tmp_path):
 
 
 def test_models_are_means_over_seeds_at_the_last_step(rows):
-    at = report.at_last_step(rows[::-1], ["eval_mse"])
+    at = report.average_last_step(table.from_rows(rows[::-1]), ["eval_mse"])
     assert list(at) == ["S/2", "M/2", "L/2"]
     assert at["S/2"]["seeds"] == 2
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
     assert at["S/2"]["eval_mse_std"] == pytest.approx(0.2 / 2**0.5)
-    text = report.model_table(at, ["eval_mse"])
+    text = report.format_models(at, ["eval_mse"])
     assert text.splitlines()[0] == "| model | hidden | depth | tokens | params | gmacs | eval_mse |"
     assert text.splitlines()[2] == "| S/2 | 32 | 2 | 4 | 1,000 | 0.004 | 0.6 ± 0.14 |"
 
 
 def test_blocks_are_models_of_their_own(rows):
     rows += [_row("S", 2, 0, 20, 0.9, block="in-context")]
-    at = report.at_last_step(rows, ["eval_mse"])
+    at = report.average_last_step(table.from_rows(rows), ["eval_mse"])
     assert at["S/2 in-context"]["eval_mse"] == 0.9
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
 
 
 def test_models_that_differ_otherwise_are_not_seeds(rows):
     rows += [{**_row("S", 2, 0, 20, 0.9), "depth": 4}]
-    at = report.at_last_step(rows, ["eval_mse"])
+    at = report.average_last_step(table.from_rows(rows), ["eval_mse"])
     assert at["S/2"]["eval_mse"] == pytest.approx(0.6)
     assert at["S/2 32x4"]["eval_mse"] == 0.9
     decayed = [row | {"optim.weight_decay": decay} for row in rows[:12] for decay in (0.0, 0.1)]
-    at = report.at_last_step(decayed, ["eval_mse"])
+    at = report.average_last_step(table.from_rows(decayed), ["eval_mse"])
     assert list(at)[:2] == ["S/2 weight_decay=0.0", "S/2 weight_decay=0.1"]
     assert at["S/2 weight_decay=0.1"]["seeds"] == 2
 
@@ -143,7 +143,7 @@ def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, told
     """None of them reaches Python's objects, or makes a text as large as no memory."""
     values = {"rows": 3, "table": "x" * 100, "wide": "3000000000", "range": 1.5}
     values["at"] = {"M/1.5 x": {"eval_mse": 0.5}}
-    monkeypatch.setattr(report, "fields", lambda *_: values)
+    monkeypatch.setattr(report, "make_fields", lambda *_: values)
     monkeypatch.setattr(report_command.cli, "check_out", lambda *_: None)
     given = {"page": tmp_path / "page.md", "out": tmp_path / "x.md", "table": "study.csv"}
     monkeypatch.setattr(report_command, "FLAGS", types.SimpleNamespace(qualities=[], **given))
@@ -158,4 +158,4 @@ def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, told
 
 
 def test_cost_that_was_not_recorded_is_not_measured(tmp_path):
-    assert report.cost(tmp_path / "study.cost.json") == "not measured"
+    assert report.describe_cost(tmp_path / "study.cost.json") == "not measured"

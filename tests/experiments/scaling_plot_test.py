@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.close import assert_close, assert_trees_close
 from helpers.sweep import SIZES, STEPS, rows_of, samples_of, study
@@ -16,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling.figures import curves, looks, panels, plot
+from experiments.scaling.figures import comparisons, curves, plot, styles, subsets
 from experiments.scaling.fits import fit, laws, table
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,14 +84,14 @@ def _assert_points(actual, expected):
 
 
 def test_gflops_are_of_all_models_at_the_last_step_with_line_and_correlation(rows):
-    figure = curves.draw_gflops(rows, "fd_pixels")
+    figure = curves.draw_gflops(table.from_rows(rows), "fd_pixels")
     (axes,) = figure.axes
     expected = _means(_at_last(_sizes(rows)), "gmacs", "fd_pixels")
     drawn = sorted(tuple(line.get_xydata()[0]) for line in _lines(axes))
     _assert_points(drawn, sorted(p for (p,) in expected.values()))
     assert {line.get_linestyle() for line in _lines(axes)} <= {"-"}  # of one point each
     x, y = _runs(rows, "fd_pixels")
-    line = laws.log_linear(x, y)  # of runs, as `fit.lines`
+    line = laws.fit_line(x, y)  # of runs, as `fit.fit_lines`
     (law,) = _lines(axes, "_law")
     assert_close(law.get_ydata(), line(law.get_xdata()), 1e-9)
     assert_trees_close([law.get_xdata()[0], law.get_xdata()[-1]], [min(x), max(x)], 1e-6)
@@ -104,8 +105,8 @@ def test_gflops_are_of_all_models_at_the_last_step_with_line_and_correlation(row
 
 
 def test_a_loss_has_a_power_law_of_gflops_on_log_axes(rows):
-    (axes,) = curves.draw_gflops(rows, "eval_mse").axes
-    law = laws.power_law(*_runs(rows, "eval_mse"))
+    (axes,) = curves.draw_gflops(table.from_rows(rows), "eval_mse").axes
+    law = laws.fit_power_law(*_runs(rows, "eval_mse"))
     (line,) = _lines(axes, "_law")
     assert_close(line.get_ydata(), law(line.get_xdata()), 1e-9)
     text = rf"fit ${law.a:.3g} + {law.b:.3g}\,G^{{-{law.c:.2g}}}$, $r = -0."
@@ -115,7 +116,7 @@ def test_a_loss_has_a_power_law_of_gflops_on_log_axes(rows):
 
 
 def test_compute_has_a_line_to_a_model_and_the_law_of_the_best(rows):
-    figure = curves.draw_compute(rows, "eval_mse")
+    figure = curves.draw_compute(table.from_rows(rows), "eval_mse")
     (axes,) = figure.axes
     expected = _means(_sizes(rows), "train_gflops")
     drawn = {tuple(line.get_ydata()): line.get_xdata() for line in _lines(axes)}
@@ -125,8 +126,8 @@ def test_compute_has_a_line_to_a_model_and_the_law_of_the_best(rows):
         assert_close(drawn[y], np.array(x) / 1e3, 1e-14)
     assert axes.get_xlabel() == "training compute (TFLOPs)"
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    best = fit.envelope(_sizes(rows), "eval_mse")
-    law = laws.power_law(*([row[name] for row in best] for name in ("train_gflops", "eval_mse")))
+    best = fit.find_envelope(table.from_rows(_sizes(rows)), "eval_mse")
+    law = laws.fit_power_law(best["train_gflops"], best["eval_mse"])
     (line,) = _lines(axes, "_law")
     assert_close(line.get_ydata(), law(line.get_xdata() * 1e3), 1e-4)
     b = f"{law.b * 1e3**-law.c:.3g}"
@@ -136,28 +137,30 @@ def test_compute_has_a_line_to_a_model_and_the_law_of_the_best(rows):
 
 
 def test_seeds_are_faint_beside_their_mean(rows):
-    (axes,) = curves.draw_compute(rows, "fd_pixels").axes
+    (axes,) = curves.draw_compute(table.from_rows(rows), "fd_pixels").axes
     seeds = _lines(axes, "_seeds")
     assert sum(len(line.get_xdata()) for line in seeds) == len(_sizes(rows))
     assert {line.get_alpha() for line in seeds} == {0.5}
     single = [row for row in rows if row["seed"] == 0]
-    assert not _lines(curves.draw_compute(single, "fd_pixels").axes[0], "_seeds")
+    assert not _lines(curves.draw_compute(table.from_rows(single), "fd_pixels").axes[0], "_seeds")
 
 
 def test_what_rises_with_compute_has_no_law_and_no_optimum(rows):
-    (axes,) = curves.draw_compute(rows, "label_accuracy").axes
+    (axes,) = curves.draw_compute(table.from_rows(rows), "label_accuracy").axes
     assert not _lines(axes, "_law")
     assert axes.get_yscale() == "linear"
-    with pytest.raises(looks.NoRowsError, match="of label_accuracy more is better"):
-        curves.draw_isoflop(rows, "label_accuracy")
+    with pytest.raises(subsets.NoRowsError, match="of label_accuracy more is better"):
+        curves.draw_isoflop(table.from_rows(rows), "label_accuracy")
 
 
 def test_what_is_not_positive_has_a_linear_axis_and_no_law(rows):
-    (axes,) = curves.draw_compute([{**row, "eval_vb": -1.0} for row in rows], "eval_vb").axes
+    (axes,) = curves.draw_compute(
+        table.from_rows([{**row, "eval_vb": -1.0} for row in rows]), "eval_vb"
+    ).axes
     assert axes.get_yscale() == "linear"
     assert not _lines(axes, "_law")
-    with pytest.raises(looks.NoRowsError, match="eval_vb must be in 1e-30"):
-        curves.draw_isoflop([{**row, "eval_vb": -1.0} for row in rows], "eval_vb")
+    with pytest.raises(subsets.NoRowsError, match="eval_vb must be in 1e-30"):
+        curves.draw_isoflop(table.from_rows([{**row, "eval_vb": -1.0} for row in rows]), "eval_vb")
 
 
 @pytest.mark.parametrize(
@@ -171,15 +174,15 @@ def test_what_is_not_positive_has_a_linear_axis_and_no_law(rows):
     ],
 )
 def test_unit_of_compute_is_of_its_middle(values, factor, unit):
-    assert looks.compute_unit(values) == (factor, unit)
+    assert subsets.choose_unit(pd.Series(values)) == (factor, unit)
 
 
 def test_isoflop_has_a_panel_to_tokens_and_marks_the_optima(rows):
-    figure = curves.draw_isoflop(rows, "eval_mse")
+    figure = curves.draw_isoflop(table.from_rows(rows), "eval_mse")
     *axes, bar = figure.axes
     assert [a.get_title() for a in axes] == ["4 tokens", "16 tokens", "64 tokens"]
     assert bar.get_ylabel() == "training compute (TFLOPs)"
-    found = fit.iso_flop(_sizes(rows), "eval_mse")
+    found = fit.find_optima(table.from_rows(_sizes(rows)), "eval_mse")
     shown = 0
     for panel, tokens in zip(axes, (4, 16, 64), strict=True):
         of_tokens = [budget for budget in found if budget["tokens"] == tokens]
@@ -198,7 +201,7 @@ def test_isoflop_has_a_panel_to_tokens_and_marks_the_optima(rows):
 
 
 def test_tokens_and_depth_are_side_by_side(rows):
-    figure = panels.draw_tokens_depth(rows, "eval_mse")
+    figure = comparisons.draw_tokens_depth(table.from_rows(rows), "eval_mse")
     tokens, depth = figure.axes
     assert [a.get_xlabel() for a in figure.axes] == ["tokens of an image", "depth (blocks)"]
     sized = _at_last(_sizes(rows))
@@ -221,7 +224,7 @@ def test_tokens_and_depth_are_side_by_side(rows):
 
 def test_depths_of_several_patch_sizes_are_lines_of_their_own(rows):
     more = rows + rows_of("S", 2, depth=8, grid="depth")
-    _, axes = panels.draw_tokens_depth(more, "eval_mse").axes
+    _, axes = comparisons.draw_tokens_depth(table.from_rows(more), "eval_mse").axes
     lines = [line for line in _lines(axes) if len(line.get_xdata()) > 1]
     assert sorted(list(line.get_xdata()) for line in lines) == [[2, 4, 8, 16]] * 2 + [[4, 8]]
     marks = [line.get_marker() for line in _lines(axes, "_mean")]
@@ -229,24 +232,26 @@ def test_depths_of_several_patch_sizes_are_lines_of_their_own(rows):
 
 
 def test_models_look_the_same_in_all_figures(rows):
-    look = looks.Looks.of(rows)
+    look = styles.Styles.from_table(table.from_rows(rows))
     assert look.colors == dict(zip(SIZES, plot_style.COLORS, strict=False))  # by parameters
     assert look.markers == {2: "o", 4: "s", 8: "D"}
     expected = {(look.colors[size], m) for size in SIZES for m in look.markers.values()}
     for draw in (curves.draw_gflops, curves.draw_compute):
-        figure = draw(rows, "eval_mse")
+        figure = draw(table.from_rows(rows), "eval_mse")
         assert sorted(map(_look, _lines(figure.axes[0]))) == sorted(expected)
         assert _legend(figure) == [
             *("size", "patch size", "XS", "2", "S", "4", "B", "8", "L", "XL")
         ]
-    tokens, depth = panels.draw_tokens_depth(rows, "eval_mse").axes
+    tokens, depth = comparisons.draw_tokens_depth(table.from_rows(rows), "eval_mse").axes
     assert {_look(line) for line in _lines(tokens, "_mean")} == expected
     assert {_look(line) for line in _lines(depth, "_mean")} == {
         (look.colors[size], "s") for size in ("S", "L")
     }
-    deep = panels.draw_tokens_depth([r for r in rows if r["patch_size"] == 4], "eval_mse")
+    deep = comparisons.draw_tokens_depth(
+        table.from_rows([r for r in rows if r["patch_size"] == 4]), "eval_mse"
+    )
     assert _legend(deep) == ["size", "patch size", "S", "4", "L"]  # no more than is drawn
-    for axes in curves.draw_isoflop(rows, "eval_mse").axes[:-1]:
+    for axes in curves.draw_isoflop(table.from_rows(rows), "eval_mse").axes[:-1]:
         points = {_look(line) for line in _lines(axes) if len(line.get_xdata()) == 1}
         assert points <= expected
         assert len(points) >= 3
@@ -259,11 +264,11 @@ def test_of_many_sizes_the_legend_has_the_widths():
         for i in (2, 3, 4, 5)
         for row in rows_of(size, 4, depth=i)
     ]
-    figure = curves.draw_gflops(many, "eval_mse")
+    figure = curves.draw_gflops(table.from_rows(many), "eval_mse")
     assert _legend(figure) == ["width", "patch size", "128", "4", "256"]
     assert len({line.get_color() for line in _lines(figure.axes[0])}) == 2
     finer = [{**row, "tokens": 64, "patch_size": 2, "size": f"{row['size']}+"} for row in many]
-    figure = curves.draw_compute([*many, *finer], "eval_mse")
+    figure = curves.draw_compute(table.from_rows([*many, *finer]), "eval_mse")
     assert [axes.get_title() for axes in figure.axes] == ["16 tokens", "64 tokens"]
     assert [len(_lines(axes)) for axes in figure.axes] == [8, 8]
     assert figure.get_suptitle().startswith("best of all ")
@@ -275,7 +280,7 @@ def test_small_numbers_are_written_as_powers_of_ten():
 
 
 def test_blocks_have_a_color_each_over_steps(rows):
-    figure = panels.draw_blocks(rows, "eval_mse")
+    figure = comparisons.draw_blocks(table.from_rows(rows), "eval_mse")
     (axes,) = figure.axes
     names = ["in-context", "cross-attention", "adaLN", "adaLN-Zero"]
     entries = {
@@ -295,7 +300,7 @@ def test_blocks_have_a_color_each_over_steps(rows):
 
 def test_gflops_are_at_the_last_step_that_all_have(rows):
     short = [r for r in rows if not (r["model"] == "XL/2" and r["step"] == STEPS[-1])]
-    (axes,) = curves.draw_gflops(short, "eval_mse").axes
+    (axes,) = curves.draw_gflops(table.from_rows(short), "eval_mse").axes
     expected = _means([row for row in _sizes(rows) if row["step"] == STEPS[-2]], "gmacs")
     drawn = sorted(tuple(line.get_xydata()[0]) for line in _lines(axes))
     _assert_points(drawn, sorted(p for (p,) in expected.values()))
@@ -304,25 +309,28 @@ def test_gflops_are_at_the_last_step_that_all_have(rows):
 def test_rows_that_cannot_be_compared_are_refused_with_a_way_out(rows, tmp_path):
     other = [{**row, "learning_rate": 1e-4} for row in rows_of("S", 2)]
     with pytest.raises(ValueError, match=r"across learning_rate: (?s:.*)--where"):
-        plot.write(rows + other, ["eval_mse"], None, tmp_path)
+        plot.write(table.from_rows(rows + other), ["eval_mse"], None, tmp_path)
     other = [{**row, "sampling_steps": 250} for row in rows_of("S", 2)]
     with pytest.raises(ValueError, match="label_accuracy cannot be compared across sampling_steps"):
-        plot.write(rows + other, ["label_accuracy"], None, tmp_path)
+        plot.write(table.from_rows(rows + other), ["label_accuracy"], None, tmp_path)
     assert list(tmp_path.iterdir()) == []
     twice = [{**row, "grid": "again"} for row in rows if row["seed"] == 1]
-    pair = curves.draw_compute(rows, "eval_mse"), curves.draw_compute(rows + twice, "eval_mse")
+    pair = (
+        curves.draw_compute(table.from_rows(rows), "eval_mse"),
+        curves.draw_compute(table.from_rows(rows + twice), "eval_mse"),
+    )
     first, second = ([line.get_xydata().tolist() for line in _lines(f.axes[0])] for f in pair)
     assert first == second
 
 
 def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows):
-    figure = curves.draw_extrapolation(rows, "eval_mse")
+    figure = curves.draw_extrapolation(table.from_rows(rows), "eval_mse")
     (axes,) = figure.axes
     sized = _at_last(_sizes(rows))
     most = max(row["gmacs"] for row in sized)
     others = [row for row in sized if row["gmacs"] < most]
     largest = [row["eval_mse"] for row in sized if row["gmacs"] == most]
-    law = laws.power_law(*([row[name] for row in others] for name in ("gmacs", "eval_mse")))
+    law = laws.fit_power_law(*([row[name] for row in others] for name in ("gmacs", "eval_mse")))
     (line,) = _lines(axes, "_law")
     assert_close(line.get_ydata(), law(line.get_xdata()), 1e-9)
     assert line.get_xdata()[-1] == pytest.approx(most)
@@ -330,7 +338,7 @@ def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows
     _assert_points(held_out.get_xydata(), [[most, np.mean(largest)]])
     assert _look(held_out) == (plot_style.COLORS[4], "o")
     assert len(_lines(axes)) == 15
-    found = fit.largest(sized, "eval_mse")
+    found = fit.predict_largest(table.from_rows(sized), "eval_mse")
     drawn = {c.get_label(): c.get_paths()[0].vertices for c in axes.collections}
     _assert_points(drawn["_interval"], [(most, end) for end in found["interval"]])
     band = drawn["_band"]
@@ -347,27 +355,29 @@ def test_extrapolation_shows_the_largest_model_beside_the_law_of_the_others(rows
 
 def test_extrapolation_of_few_models_has_no_interval(rows):
     few = [row for row in rows if row["patch_size"] == 2 and row["grid"] == "sizes"]
-    (axes,) = curves.draw_extrapolation(few, "eval_mse").axes
+    (axes,) = curves.draw_extrapolation(table.from_rows(few), "eval_mse").axes
     assert not axes.collections
     assert re.search(r"predicted [\d.]+, measured", axes.get_title("right"))
     fewer = [row for row in few if row["size"] != "XS"]
-    with pytest.raises(looks.NoRowsError, match=r"needs points at 4 .* here are 3$"):
-        curves.draw_extrapolation(fewer, "eval_mse")
+    with pytest.raises(subsets.NoRowsError, match=r"needs points at 4 .* here are 3$"):
+        curves.draw_extrapolation(table.from_rows(fewer), "eval_mse")
 
 
 def test_extrapolation_of_each_number_of_tokens_is_of_its_models_alone(rows):
-    figure = curves.draw_extrapolation_tokens(rows, "eval_mse")
+    figure = curves.draw_extrapolation_tokens(table.from_rows(rows), "eval_mse")
     assert len(figure.axes) == 3
     for axes, patch in zip(figure.axes, (8, 4, 2), strict=True):
         alone = [row for row in _at_last(_sizes(rows)) if row["patch_size"] == patch]
-        found = fit.largest(alone, "eval_mse")
+        found = fit.predict_largest(table.from_rows(alone), "eval_mse")
         tokens = f"{alone[0]['tokens']} tokens"
         title = f"{tokens}, fit of all but {found['model']}:"
         assert axes.get_title("right").startswith(title)
         drawn = {line.get_xdata()[0] for line in _lines(axes)}
         assert {row["gmacs"] for row in alone} <= drawn
-    with pytest.raises(looks.NoRowsError, match="all models have the same tokens"):
-        curves.draw_extrapolation_tokens([r for r in rows if r["patch_size"] == 2], "eval_mse")
+    with pytest.raises(subsets.NoRowsError, match="all models have the same tokens"):
+        curves.draw_extrapolation_tokens(
+            table.from_rows([r for r in rows if r["patch_size"] == 2]), "eval_mse"
+        )
 
 
 def test_published_models_correlate_as_published():
@@ -377,7 +387,7 @@ def test_published_models_correlate_as_published():
     assert axes.get_title("right").endswith("$r = -0.93$")  # the paper's figure 2
     assert axes.get_ylabel() == "FID (50,000 samples)"
     blocks = table.read(ROOT / "experiments/scaling/published_blocks.csv")
-    (axes,) = panels.draw_blocks(blocks, "fid").axes
+    (axes,) = comparisons.draw_blocks(blocks, "fid").axes
     assert sorted(float(line.get_ydata()[0]) for line in _lines(axes)) == [
         *(19.47, 25.21, 26.14, 35.24)
     ]
@@ -387,7 +397,7 @@ def test_ticks_and_labels_do_not_overlap(rows):
     some = [row for row in _sizes(rows) if row["patch_size"] == 2]
     unets = [dict(row, network="unet", block=None, patch_size=None) for row in some]
     drawn = [
-        draw([*some, *unets] if name == "networks" else rows, quality)
+        draw(table.from_rows([*some, *unets] if name == "networks" else rows), quality)
         for quality in ("eval_mse", "fd_pixels")
         for name, draw in plot.FIGURES.items()
     ]
@@ -411,13 +421,13 @@ def test_ticks_and_labels_do_not_overlap(rows):
             assert not any(box.overlaps(other) for other in boxes[i + 1 :])
             assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1
             assert 0 <= box.y0 <= box.y1 <= figure.bbox.y1
-        assert figure.get_size_inches()[0] in (plot_style.WIDTH, looks.WIDE)
+        assert figure.get_size_inches()[0] in (plot_style.WIDTH, styles.WIDE)
 
 
 def test_a_table_that_cannot_be_compared_is_refused_before_anything_is_drawn(rows, tmp_path):
     mixed = [*rows[:-1], {**rows[-1], "num": 50}]
     with pytest.raises(ValueError, match="fd_pixels cannot be compared across num"):
-        plot.write(mixed, ["eval_mse", "fd_pixels"], None, tmp_path)
+        plot.write(table.from_rows(mixed), ["eval_mse", "fd_pixels"], None, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -426,7 +436,7 @@ def test_figures_without_rows_are_left_out_and_told(rows, log, tmp_path):
     some = one + [r for r in rows if r["model"] == "B/2"]
     for row in (some := [dict(row) for row in some])[:3]:
         row["eval_mse"] = None
-    written = plot.write(some, ["eval_mse", "kid"], None, tmp_path)
+    written = plot.write(table.from_rows(some), ["eval_mse", "kid"], None, tmp_path)
     names = {path.name for path in written}
     assert names == {f"{n}_eval_mse.{s}" for n in ("gflops", "compute") for s in ("png", "svg")}
     assert names == {path.name for path in tmp_path.iterdir()}
@@ -443,11 +453,11 @@ def test_figures_without_rows_are_left_out_and_told(rows, log, tmp_path):
     with pytest.raises(
         ValueError, match=r"nothing to draw:(?s:.*)gflops_eval_mse: all rows are of"
     ):
-        plot.write(one, ["eval_mse"], None, tmp_path)
+        plot.write(table.from_rows(one), ["eval_mse"], None, tmp_path)
 
 
 def test_a_panel_without_rows_leaves_the_other(rows, log):
-    figure = panels.draw_tokens_depth(_sizes(rows), "eval_mse")
+    figure = comparisons.draw_tokens_depth(table.from_rows(_sizes(rows)), "eval_mse")
     assert [axes.get_xlabel() for axes in figure.axes] == ["tokens of an image"]
     assert figure.get_size_inches()[0] == plot_style.WIDTH
     assert log() == ["no panel of depth: no width and patch size with 2 depths."]
@@ -480,7 +490,9 @@ def test_command_writes_all_files_small_and_the_same_in_any_process(tmp_path):
     assert done.stdout.split() == [str(path) for path in paths]
     assert "no blocks_eval_mse" in done.stderr
     for path, again in zip(
-        paths, plot.write(small, ["eval_mse"], arrays, tmp_path / "again"), strict=True
+        paths,
+        plot.write(table.from_rows(small), ["eval_mse"], arrays, tmp_path / "again"),
+        strict=True,
     ):
         data = path.read_bytes()
         assert data == again.read_bytes()

@@ -6,7 +6,8 @@ from helpers.sweep import cell_of, samples_of, study
 from PIL import Image
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling.figures import looks, samples
+from experiments.scaling.figures import samples, styles, subsets
+from experiments.scaling.fits import table
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def rows():
 
 def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path):
     arrays = samples_of(["L/2", "XS/8", "XS/2"])
-    figure = samples.draw_samples(rows, arrays)
+    figure = samples.draw_samples(table.from_rows(rows), arrays)
     assert [text.get_text() for text in figure.texts] == ["patch size 8", "patch size 2", "XS", "L"]
     assert figure.get_size_inches()[0] <= plot_style.WIDTH
     plot_style.save(figure, tmp_path / "samples.png")
@@ -41,7 +42,7 @@ def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path)
 
 @pytest.mark.parametrize(("count", "columns", "lines"), [(7, 3, 3), (10, 5, 2), (12, 4, 3)])
 def test_samples_fill_their_lines_where_they_can(rows, count, columns, lines):
-    figure = samples.draw_samples(rows, samples_of(["S/2"], count=count))
+    figure = samples.draw_samples(table.from_rows(rows), samples_of(["S/2"], count=count))
     height, width, _ = figure.axes[0].images[0].get_array().shape
     side = (width + samples.GAP) // columns
     assert (height, width) == (lines * side - samples.GAP, columns * side - samples.GAP)
@@ -50,8 +51,8 @@ def test_samples_fill_their_lines_where_they_can(rows, count, columns, lines):
 def test_large_samples_are_made_smaller(rows):
     arrays = samples_of(["S/2", "S/4"], count=9, side=300, channels=3)
     arrays["image"][:] = [10, 200, 30]
-    figure = samples.draw_samples(rows, arrays)
-    assert looks.WIDE - 0.2 < figure.get_size_inches()[0] <= looks.WIDE
+    figure = samples.draw_samples(table.from_rows(rows), arrays)
+    assert styles.WIDE - 0.2 < figure.get_size_inches()[0] <= styles.WIDE
     for axes in figure.axes:
         grid = axes.images[0].get_array()
         assert (grid[5, 5] == [10, 200, 30]).all()
@@ -61,7 +62,7 @@ def test_large_samples_are_made_smaller(rows):
 def test_samples_of_blocks_are_side_by_side(rows):
     arrays = samples_of(["S/2", "S/2"])
     arrays["cell"] = np.array([cell_of("S", 2), cell_of("S", 2, block="in-context")])
-    figure = samples.draw_samples(rows, arrays)
+    figure = samples.draw_samples(table.from_rows(rows), arrays)
     assert [text.get_text() for text in figure.texts] == ["in-context", "adaLN-Zero", "S"]
     places = {axes.get_label(): axes.get_position() for axes in figure.axes}
     assert places["S/in-context"].x1 < places["S/adaLN-Zero"].x0
@@ -69,14 +70,14 @@ def test_samples_of_blocks_are_side_by_side(rows):
 
 def test_cells_without_a_row_are_not_drawn(rows):
     kept = [row for row in rows if row["size"] != "S"]
-    figure = samples.draw_samples(kept, samples_of(["S/2", "L/2"]))
+    figure = samples.draw_samples(table.from_rows(kept), samples_of(["S/2", "L/2"]))
     assert [axes.get_label() for axes in figure.axes] == ["L/2"]
-    with pytest.raises(looks.NoRowsError, match="no row is of the cells of the samples, S-2-4"):
-        samples.draw_samples(kept, samples_of(["S/2"]))
+    with pytest.raises(subsets.NoRowsError, match="no row is of the cells of the samples, S-2-4"):
+        samples.draw_samples(table.from_rows(kept), samples_of(["S/2"]))
 
 
 def test_samples_of_other_shapes_are_refused(rows):
     with pytest.raises(ValueError, match=r"image \[models, n, H, W, 1 or 3\]"):
-        samples.draw_samples(rows, {**samples_of(["S/2"]), "label": np.arange(3)})
+        samples.draw_samples(table.from_rows(rows), {**samples_of(["S/2"]), "label": np.arange(3)})
     with pytest.raises(ValueError, match="label"):
-        samples.draw_samples(rows, {"image": samples_of(["S/2"])["image"]})
+        samples.draw_samples(table.from_rows(rows), {"image": samples_of(["S/2"])["image"]})

@@ -39,21 +39,21 @@ def run_cells(config, swept):
 
     def copy(workdir):
         shutil.copytree(swept, workdir, dirs_exist_ok=True)
-        return grid.cells(config)
+        return grid.make_cells(config)
 
     return copy
 
 
 def test_cells_are_trained_and_evaluated_at_every_compute_point(swept, config):
-    for one in grid.cells(config):
+    for one in grid.make_cells(config):
         directory = swept / one.name
-        assert cell.state(one, config.evaluate, directory) == "done"
+        assert cell.get_state(one, config.evaluate, directory) == "done"
         rows = json_files.read_json_lines(directory / "evaluations.jsonl")
         assert [row["step"] for row in rows] == [10, 20]
         assert {row["sample"]["num"] for row in rows} == {100}
         losses = json_files.read_json_lines(directory / "metrics.jsonl")
         assert [line["step"] for line in losses if "eval_loss" in line] == [10, 20]
-    assert sweep.waiting(config, grid.cells(config), swept) == []
+    assert sweep.list_waiting(config, grid.make_cells(config), swept) == []
 
 
 def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tmp_path):
@@ -63,7 +63,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
     cell.run(one, config.evaluate, directory)
     assert (directory / "evaluations.jsonl").read_text() == before
     config.evaluate.num = 50
-    assert cell.state(one, config.evaluate, directory) == "begun"
+    assert cell.get_state(one, config.evaluate, directory) == "begun"
     cell.run(one, config.evaluate, directory)
     rows = json_files.read_json_lines(directory / "evaluations.jsonl")
     assert [(row["step"], row["sample"]["num"]) for row in rows[2:]] == [(10, 50), (20, 50)]
@@ -73,7 +73,7 @@ def test_done_cell_is_left_alone_and_changed_one_continues(run_cells, config, tm
         collect.collect(tmp_path / "sweep")
     assert len(collect.collect(tmp_path / "sweep", cells=[other.name])) == 2
     config.steps = (10, 20, 30)  # longer training: the same run goes on
-    one, *_ = grid.cells(config)
+    one, *_ = grid.make_cells(config)
     cell.run(one, config.evaluate, directory)
     steps = [line["step"] for line in json_files.read_json_lines(directory / "metrics.jsonl")]
     assert steps == sorted(steps)
@@ -89,16 +89,16 @@ def test_done_cell_that_lost_its_rows_or_pictures_is_measured_again(
     before = path.read_text()
     measured = [rows.get_measures(json.loads(line)) for line in before.splitlines()]
     path.unlink()
-    assert cell.state(one, config.evaluate, directory) == "begun"
+    assert cell.get_state(one, config.evaluate, directory) == "begun"
     cell.run(one, config.evaluate, directory)
     assert [
         rows.get_measures(json.loads(line)) for line in path.read_text().splitlines()
     ] == measured
     assert f"{one.name} has lost evaluations/10-" in caplog.text
     next(directory.glob("evaluations/20-*.png")).unlink()
-    assert cell.state(one, config.evaluate, directory) == "begun"
+    assert cell.get_state(one, config.evaluate, directory) == "begun"
     cell.run(one, config.evaluate, directory)
-    assert cell.state(one, config.evaluate, directory) == "done"
+    assert cell.get_state(one, config.evaluate, directory) == "done"
     collect.collect(tmp_path / "sweep")
     assert "has lost the held-out loss" not in caplog.text
     (directory / "metrics.jsonl").unlink()
@@ -108,16 +108,16 @@ def test_done_cell_that_lost_its_rows_or_pictures_is_measured_again(
 
 def test_failed_cell_is_recorded_left_alone_and_retried(config, tmp_path):
     config.evaluate.reference = str(tmp_path / "no.npz")
-    one, *others = cells = grid.cells(config)
+    one, *others = cells = grid.make_cells(config)
     with pytest.raises(FileNotFoundError):
         cell.run(one, config.evaluate, tmp_path / one.name)
-    assert cell.state(one, config.evaluate, tmp_path / one.name) == "failed"
-    assert "no.npz" in cell.error(tmp_path / one.name)
-    assert sweep.waiting(config, cells, tmp_path) == others
-    assert sweep.waiting(config, cells, tmp_path, retry_failed=True) == cells
-    assert "failed: " in sweep.listing(config, cells, tmp_path)
+    assert cell.get_state(one, config.evaluate, tmp_path / one.name) == "failed"
+    assert "no.npz" in cell.get_error(tmp_path / one.name)
+    assert sweep.list_waiting(config, cells, tmp_path) == others
+    assert sweep.list_waiting(config, cells, tmp_path, retry_failed=True) == cells
+    assert "failed: " in sweep.format_cells(config, cells, tmp_path)
     config.evaluate.reference = ""  # mended: another cell now, which has begun
-    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+    assert cell.get_state(one, config.evaluate, tmp_path / one.name) == "begun"
 
 
 def test_sweep_of_losses_alone_draws_no_samples(run_cells, config, tmp_path):
@@ -126,14 +126,14 @@ def test_sweep_of_losses_alone_draws_no_samples(run_cells, config, tmp_path):
     (directory / "evaluations.jsonl").unlink()
     config.evaluate.num = 0
     cell.run(one, config.evaluate, directory)
-    assert cell.state(one, config.evaluate, directory) == "done"
+    assert cell.get_state(one, config.evaluate, directory) == "done"
     assert not (directory / "evaluations.jsonl").exists()
 
 
 def test_cells_of_another_config_are_told_and_left_alone(run_cells, config, tmp_path):
     run_cells(tmp_path)
     config.base.optim.learning_rate = 0.01
-    cells = grid.cells(config)
+    cells = grid.make_cells(config)
     before = [(tmp_path / one.name / "cell.json").read_text() for one in cells]
     with pytest.raises(ValueError, match=r"(?s)optim.learning_rate: .*optim.learning_rate: "):
         sweep.check(config.evaluate, cells, tmp_path)
@@ -144,7 +144,7 @@ def test_cells_of_another_config_are_told_and_left_alone(run_cells, config, tmp_
 
 def test_extractor_that_is_not_there_is_told_before_training(config, tmp_path):
     config.evaluate.extractor = "clip"
-    cells = grid.cells(config)
+    cells = grid.make_cells(config)
     with pytest.raises(ValueError, match="unknown extractor='clip'; choose one of"):
         sweep.check(config.evaluate, cells, tmp_path)
     config.evaluate.num = 0
@@ -155,7 +155,7 @@ def test_other_draws_of_the_held_out_loss_are_another_config(run_cells, config, 
     run_cells(tmp_path)
     config.base.eval_draws = 16
     with pytest.raises(ValueError, match="eval_draws: workdir 2, now 16"):
-        sweep.check(config.evaluate, grid.cells(config), tmp_path)
+        sweep.check(config.evaluate, grid.make_cells(config), tmp_path)
 
 
 @pytest.mark.parametrize("steps", [(5, 20), (15, 30)], ids=str)
@@ -164,7 +164,7 @@ def test_compute_points_that_are_gone_are_told_before_training(run_cells, config
     config.steps = steps
     told = rf"trained to step 20 and has kept \[10, 20\], not the compute points \[{steps[0]}\]"
     with pytest.raises(ValueError, match=told):
-        sweep.check(config.evaluate, grid.cells(config), tmp_path)
+        sweep.check(config.evaluate, grid.make_cells(config), tmp_path)
 
 
 def test_wall_time_adds_up_over_runs_and_outlives_a_death(run_cells, config, tmp_path):
@@ -178,11 +178,11 @@ def test_wall_time_adds_up_over_runs_and_outlives_a_death(run_cells, config, tmp
     path.write_text(json.dumps(record | {"state": "begun"}))
     cell.record_failure(one, config.evaluate, tmp_path / one.name, "out of memory")
     assert json.loads(path.read_text())["wall_seconds"] == record["wall_seconds"]
-    assert cell.error(tmp_path / one.name) == "out of memory"
+    assert cell.get_error(tmp_path / one.name) == "out of memory"
     cell.forget_failure(one, config.evaluate, tmp_path / one.name)
-    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+    assert cell.get_state(one, config.evaluate, tmp_path / one.name) == "begun"
     cell.record_failure(one, config.evaluate, tmp_path / one.name, "of another kind")
-    assert cell.error(tmp_path / one.name) == "of another kind"
+    assert cell.get_error(tmp_path / one.name) == "of another kind"
 
 
 STRANGE = (None, [], [1], {}, "x", True, -1, 1e400, {"a": [{}]})
@@ -197,14 +197,14 @@ def test_damaged_records_are_made_again(run_cells, config, tmp_path, caplog):
     for key in record:
         for value in STRANGE:
             path.write_text(json.dumps(record | {key: value}))
-            state = cell.state(one, config.evaluate, directory)
+            state = cell.get_state(one, config.evaluate, directory)
             assert state in ("waiting", "begun", "done")
             if state == "waiting":
                 told = f"{path} is damaged: it is no record of a cell, with a wrong {key}; the cell"
                 assert told in caplog.text
     path.write_text(json.dumps(record | {"state": {}, "wall_seconds": "x"}))
-    assert sweep.waiting(config, [one], tmp_path) == [one]
-    assert "waiting" in sweep.listing(config, [one], tmp_path)
+    assert sweep.list_waiting(config, [one], tmp_path) == [one]
+    assert "waiting" in sweep.format_cells(config, [one], tmp_path)
     cell.run(one, config.evaluate, directory)
     made = json.loads(path.read_text())
     assert made["state"] == "done"
@@ -235,7 +235,7 @@ def test_two_processes_do_not_run_a_cell_at_once(run_cells, config, tmp_path, mo
 
 
 def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypatch):
-    one, *_ = grid.cells(config)
+    one, *_ = grid.make_cells(config)
 
     def stop(*_):
         raise stopping.Stopped(signal.SIGTERM, "step 10 is saved")
@@ -243,11 +243,11 @@ def test_cell_whose_training_was_stopped_is_not_done(config, tmp_path, monkeypat
     monkeypatch.setattr(cell.train, "train_and_evaluate", stop)
     with pytest.raises(stopping.Stopped):
         cell.run(one, config.evaluate, tmp_path / one.name)
-    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+    assert cell.get_state(one, config.evaluate, tmp_path / one.name) == "begun"
 
 
 def test_cell_on_a_full_disk_has_not_failed(config, tmp_path, monkeypatch):
-    one, *_ = grid.cells(config)
+    one, *_ = grid.make_cells(config)
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
@@ -255,12 +255,12 @@ def test_cell_on_a_full_disk_has_not_failed(config, tmp_path, monkeypatch):
     monkeypatch.setattr(cell.train, "train_and_evaluate", fail)
     with pytest.raises(OSError, match="No space left"):
         cell.run(one, config.evaluate, tmp_path / one.name)
-    assert cell.state(one, config.evaluate, tmp_path / one.name) == "begun"
+    assert cell.get_state(one, config.evaluate, tmp_path / one.name) == "begun"
 
 
 def test_sweep_whose_directory_goes_writes_nothing_there(config, tmp_path):
     """Also where a checkpoint, say, has made one of its name since."""
-    one, *_ = grid.cells(config)
+    one, *_ = grid.make_cells(config)
     workdir = tmp_path / "sweep"
     move = "import os, sys; os.rename(*sys.argv[1:]); os.makedirs(sys.argv[1] + '/x'); sys.exit(1)"
     commands = {one.name: [sys.executable, "-c", move, str(workdir), str(tmp_path / "moved")]}
@@ -270,7 +270,7 @@ def test_sweep_whose_directory_goes_writes_nothing_there(config, tmp_path):
 
 
 def test_cell_whose_directory_goes_writes_nothing_there(config, tmp_path, monkeypatch):
-    one, *_ = grid.cells(config)
+    one, *_ = grid.make_cells(config)
 
     def move(_, directory):
         directory.rename(tmp_path / "moved")
@@ -284,28 +284,28 @@ def test_cell_whose_directory_goes_writes_nothing_there(config, tmp_path, monkey
 
 
 def test_cell_of_a_sweep_that_was_moved_is_not_begun_anew(config, tmp_path):
-    one, *_ = grid.cells(config)
+    one, *_ = grid.make_cells(config)
     with pytest.raises(files.LostError, match=f"{one.name} is gone"):
         cell.run(one, config.evaluate, tmp_path / one.name, made=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_process_that_dies_is_a_failure_and_an_interrupted_one_is_not(config, tmp_path):
-    cells = grid.cells(config)
+    cells = grid.make_cells(config)
     ends = [9, cell.INTERRUPTED]
     commands = {
         one.name: [sys.executable, "-c", f"print('hello'); raise SystemExit({end})"]
         for one, end in zip(cells, ends, strict=True)
     }
     sweep.run(config, cells, commands, tmp_path, parallel=1)
-    states = [cell.state(one, config.evaluate, tmp_path / one.name) for one in cells]
+    states = [cell.get_state(one, config.evaluate, tmp_path / one.name) for one in cells]
     assert states == ["failed", "waiting"]
-    assert "status 9" in cell.error(tmp_path / cells[0].name)
+    assert "status 9" in cell.get_error(tmp_path / cells[0].name)
     assert (tmp_path / cells[0].name / "log.txt").read_text() == "hello\n"
 
 
 def test_cell_that_another_process_runs_is_told(config, tmp_path, caplog):
-    cells = grid.cells(config)
+    cells = grid.make_cells(config)
     held = tmp_path / cells[1].name / cell.LOCK
     held.parent.mkdir()
     commands = {one.name: [sys.executable, "-c", ""] for one in cells}
@@ -366,7 +366,7 @@ def test_cells_at_once_have_devices_of_their_own(tmp_path, monkeypatch, kind):
 def test_more_cells_at_once_than_devices_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ValueError, match="parallel=3 cells at a time need as many GPUs, not 2"):
-        executors.shares(3)
+        executors.split_devices(3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
@@ -435,7 +435,7 @@ def test_slurm_is_asked_for_what_the_config_says(fake_slurm, config):
         assert f"#SBATCH --{line}" in script
     for state, ended in (("PENDING", False), ("RUNNING", False), ("COMPLETED", True)):
         (fake_slurm / "state").write_text(state)
-        assert executors.ended("12_1", folder) == ended
+        assert executors.has_ended("12_1", folder) == ended
 
 
 def test_cells_whose_jobs_wait_or_run_are_not_submitted_again(fake_slurm, config, capsys):
@@ -526,7 +526,7 @@ def _run_flags(digits_dir, workdir):
 @pytest.mark.slow
 def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_path, run_pair):
     """As on a pod, where every host starts the cell's command."""
-    (name,) = [one.name for one in grid.cells(config) if "patch_size=4" in one.name]
+    (name,) = [one.name for one in grid.make_cells(config) if "patch_size=4" in one.name]
     flags = [*_run_flags(digits_dir, tmp_path), "--config.steps=(10, 20)", f"--name={name}"]
     run_pair("experiments.scaling.cell", *flags)
     rows = collect.collect(tmp_path)
@@ -540,4 +540,4 @@ def test_two_processes_run_a_cell_as_one_does(swept, config, digits_dir, tmp_pat
 def test_table_is_read_as_it_was_written(swept, tmp_path):
     rows = collect.collect(swept)
     table.write(tmp_path / "table.csv", rows)
-    assert table.read(tmp_path / "table.csv") == rows
+    assert table.to_rows(table.read(tmp_path / "table.csv")) == rows

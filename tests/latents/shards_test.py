@@ -80,7 +80,7 @@ def write(tmp_path):
     path = tmp_path / "moments-train.array_record-00000-of-00001"
 
     def write():
-        batch = path, np.zeros((3, 4, 4, 4), np.float16), 3, {}
+        batch = np.zeros((3, 4, 4, 4), np.float16), 3, {}
         shards.write_shard(path, [batch], 1, features, {}, tqdm.tqdm(disable=True))
         return path
 

@@ -45,7 +45,7 @@ def run(
         files.Directory(directory)
     # A process of a killed sweep may still run the cell: wait until it ends.
     with locks.hold(directory / LOCK, wait=True) as lock:
-        if sharding.broadcast_text(state(cell, evaluation, directory)) == "done":
+        if sharding.broadcast_text(get_state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return
         if lost := _lost(_read(directory), directory):
@@ -129,7 +129,7 @@ def load_extractor(evaluation: ConfigDict) -> extractors.Extractor:
     )
 
 
-def state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
+def get_state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> str:
     """Returns 'waiting', 'begun', 'failed' or 'done'.
 
     A record of another config or evaluation counts as 'begun'. So does a finished cell that has
@@ -151,20 +151,20 @@ def _lost(found, directory):
     return [name for name in pictures if name not in named or not (directory / name).is_file()]
 
 
-def error(directory: pathlib.Path) -> str:
+def get_error(directory: pathlib.Path) -> str:
     """Returns the message of the error that made the cell fail."""
     return _read(directory).get("error") or "no message"
 
 
 def record_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, error: str):
     """Records that a cell failed, for a process that died before it could record this itself."""
-    if state(cell, evaluation, directory) != "failed":
+    if get_state(cell, evaluation, directory) != "failed":
         _write(cell, evaluation, directory, "failed", _read(directory) | {"error": error})
 
 
 def forget_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
     """Sets a failed cell to 'begun', so that it is tried again."""
-    if state(cell, evaluation, directory) == "failed":
+    if get_state(cell, evaluation, directory) == "failed":
         _write(cell, evaluation, directory, "begun", _read(directory))
 
 
@@ -191,6 +191,6 @@ def _write(cell, evaluation, directory, state, more):
     files.replace_text(directory / record.FILE, text)
 
 
-def busy(directory: pathlib.Path) -> bool:
+def is_busy(directory: pathlib.Path) -> bool:
     """Returns whether some process is running the cell."""
     return locks.is_held(directory / LOCK)

@@ -1,12 +1,12 @@
 """The table of a sweep, made of the rows of its cells, and samples of its models."""
 
-import collections
 import json
 import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from dit_jax import conditions, models, workdirs
 from dit_jax.data import pixels
@@ -23,13 +23,8 @@ logger = logging.getLogger("dit_jax")
 # Sampling settings in the order in which an error lists them.
 SETTINGS = ("sampler", "steps", "grid", "cfg_scale", "num", "seed", "labels", "raw")
 CODE = ("device", "jax", "git_revision")
-DIT_COLUMNS = (
-    "block",
-    "depth",
-    "hidden_size",
-    "num_heads",
-    "patch_size",
-)  # columns; a UNet's are empty
+# Columns that are empty for a UNet.
+DIT_COLUMNS = ("block", "depth", "hidden_size", "num_heads", "patch_size")
 SHOWN = 10  # samples shown per model
 SAMPLE_KEYS = ("sampler", "steps", "cfg_scale", "num", "seed", "labels")
 NEEDED = {  # required keys of an evaluation's row
@@ -53,12 +48,12 @@ def collect(
     Raises: FileNotFoundError if there is no row; ValueError if evaluations differ in their
       settings, or if a directory does not have its cell's name.
     """
-    return [line for line, _ in _points(workdir, where, cells)]
+    return [line for line, _ in _read_points(workdir, where, cells)]
 
 
-def _points(workdir, where, cells=None):
+def _read_points(workdir, where, cells=None):
     """Returns pairs (row of the table, its evaluation or None)."""
-    paths = [path for path in directories(workdir) if cells is None or path.name in cells]
+    paths = [path for path in list_directories(workdir) if cells is None or path.name in cells]
     _check_names(paths)
     evaluations = [row for path in paths for row in _evaluations(path, bool(where))]
     for condition in where:
@@ -74,7 +69,7 @@ def _points(workdir, where, cells=None):
     return sorted(points, key=lambda point: [point[0][key] for key in ("gmacs", "cell", "step")])
 
 
-def directories(workdir: pathlib.Path) -> list[pathlib.Path]:
+def list_directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the directories of cells that have begun.   Raises: FileNotFoundError for none."""
     paths = sorted(path.parent for path in workdir.glob(f"*/{record.FILE}"))
     if not paths:
@@ -133,7 +128,7 @@ def _record(directory):
         raise UserError(f"{error}. The sweep, run again, writes it anew.") from None
 
 
-def _check_alike(found):
+def _check_alike(evaluations):
     """Raises unless all evaluations have the same sampler, number, extractor and reference."""
 
     def settings(row):
@@ -145,13 +140,14 @@ def _check_alike(found):
         reference = {f"reference.{k}": v for k, v in row["reference"].items()}
         return {**measured, **rest, **vae, **extractor, **reference}
 
-    all_settings = [settings(row) for row in found]
-    names = dict.fromkeys(name for values in all_settings for name in values)
+    # As JSON, since a value may be a list.
+    texts = [{name: json.dumps(v) for name, v in settings(row).items()} for row in evaluations]
+    texts = pd.DataFrame(texts).fillna("null")
     lines = []
-    for name in names:
-        counts = collections.Counter(json.dumps(values.get(name)) for values in all_settings)
+    for name in texts:
+        counts = texts[name].value_counts()
         if len(counts) > 1:
-            values = ", ".join(f"{value} in {n} rows" for value, n in counts.most_common())
+            values = ", ".join(f"{value} in {n} rows" for value, n in counts.items())
             lines.append(f"  {name}: {values}")
     if lines:
         raise UserError(
@@ -162,7 +158,7 @@ def _check_alike(found):
 
 
 def _collect_cell(directory, evaluations):
-    """Returns the points of one cell, as `_points`.
+    """Returns the points of one cell, as `_read_points`.
 
     Args: evaluations, by (name of the cell's directory, step).
     """
@@ -243,9 +239,9 @@ def _measured(row):
     }
 
 
-def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
+def sum_costs(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
     """Returns the cost of the finished cells: their number, summed hours, and devices used."""
-    records = [_record(path) for path in directories(workdir) if path.name in cells]
+    records = [_record(path) for path in list_directories(workdir) if path.name in cells]
     done = [one for one in records if one["state"] == "done"]
     return {
         "cells": len(done),
@@ -255,7 +251,7 @@ def cost(workdir: pathlib.Path, cells: Sequence[str]) -> dict:
     }
 
 
-def samples(
+def read_samples(
     workdir: pathlib.Path, where: Sequence[str] = (), cells: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
     """Returns samples of every model, drawn from the same noise and labels.
@@ -266,15 +262,14 @@ def samples(
     Raises: as `collect`; ValueError if there are no samples, if their shapes differ, or if a
       picture cannot be read or lies outside its cell.
     """
-    points = [(line, row) for line, row in _points(workdir, where, cells) if row]
+    points = [(line, row) for line, row in _read_points(workdir, where, cells) if row]
     if not points:
         raise UserError(f"no cell in {workdir} has samples: its sweep has evaluate.num=0.")
-    last = {}
-    # Sorted by seed, then from the last step down: the first point of a model is the one to show.
-    for line, row in sorted(points, key=lambda point: (point[0]["seed"], -point[0]["step"])):
-        last.setdefault(selection.get_model_key(line), (line, row))
-    order = sorted(last.values(), key=lambda point: point[0]["gmacs"])
-    shown = [_shown(workdir / line["cell"], row) for line, row in order]
+    lines = table.from_rows([line for line, _ in points])
+    # The first point of a model is the one to show.
+    lines = lines.sort_values(["seed", "step"], ascending=[True, False], kind="stable")
+    lines = lines.groupby(selection.name_models(lines)).head(1).sort_values("gmacs", kind="stable")
+    shown = [_read_samples(workdir / points[i][0]["cell"], points[i][1]) for i in lines.index]
     if len(shapes := {image.shape for image, _ in shown}) > 1:
         raise UserError(
             f"the samples of the cells in {workdir} have several shapes, {sorted(shapes)}: an "
@@ -283,11 +278,11 @@ def samples(
     return {
         "image": np.stack([image for image, _ in shown]),
         "label": shown[0][1],
-        "cell": np.array([line["cell"] for line, _ in order]),
+        "cell": lines["cell"].to_numpy(str),
     }
 
 
-def _shown(directory, row):
+def _read_samples(directory, row):
     """Reads the first image of each label from an evaluation's picture.
 
     Returns: images [n, H, W, C] uint8, labels [n].
@@ -344,7 +339,7 @@ def write(
     """
     lines = collect(workdir, where, cells)
     table.write(out, lines)
-    total = cost(workdir, {line["cell"] for line in lines})
+    total = sum_costs(workdir, {line["cell"] for line in lines})
     # In a file of its own: times differ between runs, and equal sweeps should make equal tables.
     files.replace_text(out.with_suffix(".cost.json"), json.dumps(total, indent=1) + "\n")
     return lines

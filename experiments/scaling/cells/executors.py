@@ -31,7 +31,7 @@ def run_local(
     Returns: an iterator over (name, exit status) in the order in which the commands end.
     Raises: ValueError if there are fewer devices than `parallel`.
     """
-    return Runs(commands, logs, shares(parallel))
+    return Runs(commands, logs, split_devices(parallel))
 
 
 class Runs:
@@ -106,7 +106,7 @@ class Runs:
                 self._free.append(share)
 
 
-def shares(parallel: int) -> list[dict]:
+def split_devices(parallel: int) -> list[dict]:
     """Returns, for each cell that runs at a time, its 'variables' or its 'cores'.
 
     With parallel=1 the cell has all devices, and its share is empty.
@@ -167,7 +167,7 @@ def submit(
     return {name: job.job_id for name, job in jobs.items()}
 
 
-def ended(job_id: str, folder: pathlib.Path) -> bool:
+def has_ended(job_id: str, folder: pathlib.Path) -> bool:
     """Returns whether a job submitted to Slurm has ended, successfully or not."""
     import submitit  # here, because it is an optional dependency
 

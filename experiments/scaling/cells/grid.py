@@ -1,9 +1,10 @@
 """The cells of a sweep: one run config for every combination of values in its grids."""
 
 import dataclasses
+import functools
 import itertools
-import json
 import math
+import operator
 import re
 
 import jax
@@ -40,7 +41,7 @@ class Cell:
         return counts | {"train_gflops": images * counts["train_gflops_per_image"]}
 
 
-def cells(sweep: ConfigDict, only: str = "") -> list[Cell]:
+def make_cells(sweep: ConfigDict, only: str = "") -> list[Cell]:
     """Returns all cells of a sweep, the cheapest first, or only the cell with a given name.
 
     Args: only, the name of one cell; empty for all.
@@ -133,7 +134,9 @@ def _cell(sweep, name, grid, chosen, axes):
         config.eval_every_steps = every
     _check(config)
     size = _size(sweep, config.model, chosen.get("size"))
-    return Cell(name, grid, size, config.lock(), steps, {key: _get(config, key) for key in axes})
+    # A key has dots: 'optim.weight_decay'.
+    values = {key: functools.reduce(operator.getitem, key.split("."), config) for key in axes}
+    return Cell(name, grid, size, config.lock(), steps, values)
 
 
 def _set_model(config, size):
@@ -159,13 +162,6 @@ def _size(sweep, model, first):
     if model.name != "dit":
         raise UserError(f"a {model.name} must be one of config.sizes, so that it has a name.")
     return f"{model.hidden_size}x{model.depth}"
-
-
-def _get(config, key):
-    """Returns the value of a key with dots, such as 'optim.weight_decay'."""
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 def _check_steps(steps, schedule):
@@ -208,7 +204,7 @@ def _duplicates(found):
     problems, seen = [], {}
     for cell in found:
         # File systems may ignore case, so names that differ only in case share a directory.
-        for key in (("name", cell.name.lower()), ("config", _text(cell.config))):
+        for key in (("name", cell.name.lower()), ("config", cell.config.to_json(sort_keys=True))):
             first = seen.setdefault(key, cell)
             if first is not cell:
                 problems.append(
@@ -217,8 +213,3 @@ def _duplicates(found):
                 )
                 break
     return problems
-
-
-def _text(config):
-    """Returns a config as text, equal for equal configs."""
-    return json.dumps(config.to_dict(), sort_keys=True)

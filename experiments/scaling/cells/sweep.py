@@ -17,12 +17,12 @@ logger = logging.getLogger("dit_jax")
 MOST_JOB_BYTES = 64  # of a job's id, such as 123_4
 
 
-def waiting(
+def list_waiting(
     sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path, retry_failed: bool = False
 ) -> list[grid.Cell]:
     """Returns the cells that are not done; failed cells only with retry_failed."""
     skipped = ("done",) if retry_failed else ("done", "failed")
-    return [c for c in cells if cell.state(c, sweep.evaluate, workdir / c.name) not in skipped]
+    return [c for c in cells if cell.get_state(c, sweep.evaluate, workdir / c.name) not in skipped]
 
 
 def check(evaluation: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> None:
@@ -63,7 +63,7 @@ def run(
     logs = {name: workdir / name / "log.txt" for name in by_name}
     for log in logs.values():
         log.parent.mkdir(parents=True, exist_ok=True)
-    for name in (c.name for c in cells if cell.busy(workdir / c.name)):
+    for name in (c.name for c in cells if cell.is_busy(workdir / c.name)):
         logger.warning("%s: another process runs it; its turn here waits for that to end.", name)
     left = len(cells)
     runs = executors.run_local(commands, logs, parallel)
@@ -76,14 +76,14 @@ def run(
                 message = f"its process ended with status {status}; see {logs[name]}"
                 cell.record_failure(one, sweep.evaluate, directory, message)
             left -= 1
-            state = cell.state(one, sweep.evaluate, directory)
-            state += f": {cell.error(directory)}" if state == "failed" else ""
+            state = cell.get_state(one, sweep.evaluate, directory)
+            state += f": {cell.get_error(directory)}" if state == "failed" else ""
             logger.info("%s  %s, %d cells left", name, state, left)
     if runs.stopped:
         raise stopping.Stopped(runs.stopped, f"what the cells have saved is kept in {workdir}")
 
 
-def command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Command:
+def make_command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Command:
     """Returns the arguments of `python` that run a cell.
 
     Args: config, the flags of the sweep's config.
@@ -92,14 +92,14 @@ def command(config: list[str], name: str, workdir: pathlib.Path) -> executors.Co
     return [*module, *config, f"--name={name}", f"--workdir={workdir}"]
 
 
-def listing(sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> str:
+def format_cells(sweep: ConfigDict, cells: list[grid.Cell], workdir: pathlib.Path) -> str:
     """Returns a text with a line for each cell, and the total cost of training."""
     width = max(len(c.name) for c in cells)
     lines = [f"{'cell':{width}}  {'params':>11}  {'gmacs':>9}  {'steps':>8}  {'TFLOPs':>10}  state"]
     total = 0.0
     for one in cells:
-        counts, state = one.counts, cell.state(one, sweep.evaluate, workdir / one.name)
-        state += f": {cell.error(workdir / one.name)}" if state == "failed" else ""
+        counts, state = one.counts, cell.get_state(one, sweep.evaluate, workdir / one.name)
+        state += f": {cell.get_error(workdir / one.name)}" if state == "failed" else ""
         tflops = counts["train_gflops"] / 1e3
         total += tflops
         lines.append(
@@ -119,7 +119,7 @@ def submit(sweep: ConfigDict, commands: dict, workdir: pathlib.Path) -> None:
     queued = []
     for name in commands:
         path = workdir / name / "job"
-        if path.is_file() and not executors.ended(_read_job(path), folder):
+        if path.is_file() and not executors.has_ended(_read_job(path), folder):
             queued.append(name)
     commands = {name: words for name, words in commands.items() if name not in queued}
     slurm = sweep.slurm

@@ -3,9 +3,10 @@
 import logging
 
 import numpy as np
+import pandas as pd
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling.figures import looks
+from experiments.scaling.figures import styles, subsets
 from experiments.scaling.fits import bootstrap, fit, laws, selection
 
 logger = logging.getLogger("dit_jax")
@@ -18,7 +19,7 @@ BUDGETS = 5  # budgets drawn in one panel, at most
 GREYS = 0.35, 0.9  # shades of the least and the most compute, in matplotlib's 'Greys'
 
 
-def draw_gflops(rows: list[dict], quality: str):
+def draw_gflops(rows: pd.DataFrame, quality: str):
     """Draws quality against multiply-adds at the last step; returns the matplotlib Figure.
 
     The title has a fit, a power law for a loss, else a line in log10(multiply-adds). It also has
@@ -27,28 +28,28 @@ def draw_gflops(rows: list[dict], quality: str):
     """
     matplotlib = plot_style.import_matplotlib()
 
-    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
+    drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs"), quality)
     _demand_models(drawn)
-    look = looks.Looks.of(rows)
+    look = styles.Styles.from_table(rows)
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, (axes,) = looks.new_figure()
+        figure, (axes,) = styles.new_figure()
         _draw_models(axes, look, drawn, "gmacs", quality)
-        x, y = _columns(drawn, "gmacs", quality)
+        x, y = drawn["gmacs"], drawn[quality]
         is_loss = quality.startswith(selection.LOSSES)
-        line = _fitted(laws.log_linear, x, y, f"line of {quality}")
-        law = _fitted(laws.power_law, x, y, f"power law of {quality}") if is_loss else line
+        line = _fit_or_log(laws.fit_line, x, y, f"line of {quality}")
+        law = _fit_or_log(laws.fit_power_law, x, y, f"power law of {quality}") if is_loss else line
         texts = [f"fit {_equation(law, 'G')}"] if law else []
         texts += [f"$r = {line.correlation:.2f}$"] if line else []
         _draw_law(axes, law, x)
         axes.set_title(", ".join(texts), fontsize=7, loc="right")
         axes.set_xlabel(plot_style.label("gmacs"))
         plot_style.log_scale(axes.xaxis)
-        looks.name_quality(axes, drawn, quality, log=is_loss)
-        look.legend(figure, drawn)
+        styles.name_quality(axes, drawn, quality, log=is_loss)
+        look.draw_legend(figure, drawn)
     return figure
 
 
-def draw_compute(rows: list[dict], quality: str):
+def draw_compute(rows: pd.DataFrame, quality: str):
     """Draws quality against training compute, a line per model; returns the matplotlib Figure.
 
     For a loss or a distance it adds the power law of the best quality of any model at each compute.
@@ -58,28 +59,29 @@ def draw_compute(rows: list[dict], quality: str):
     matplotlib = plot_style.import_matplotlib()
 
     # `drawn` has a row per seed, `means` one row per model and step.
-    drawn = looks.complete(looks.measured(looks.standard(rows), "train_gflops"), quality)
+    drawn = subsets.select_complete(subsets.select_standard(rows, "train_gflops"), quality)
     means = selection.average(drawn, quality)
     _demand_models(means)
-    look = looks.Looks.of(rows)
-    unit, name = looks.compute_unit([row["train_gflops"] for row in means])
-    drawn, means = looks.in_unit(drawn, unit), looks.in_unit(means, unit)
-    parts = {(None,): drawn} if look.by_size else looks.group(drawn, "tokens")
+    look = styles.Styles.from_table(rows)
+    unit, name = subsets.choose_unit(means["train_gflops"])
+    drawn = drawn.assign(compute=drawn["train_gflops"] / unit)
+    parts = [(None, drawn)] if look.by_size else list(selection.split_by_tokens(drawn))
     # A power law needs positive values that fall with compute.
     law = None
-    if all(row[quality] > 0 for row in drawn) and not quality.startswith(selection.HIGHER):
-        x, y = _columns(looks.in_unit(fit.envelope(drawn, quality), unit), "compute", quality)
-        law = _fitted(laws.power_law, x, y, f"best {quality}")
+    if (drawn[quality] > 0).all() and not quality.startswith(selection.HIGHER):
+        best = fit.find_envelope(drawn, quality)
+        x, y = best["train_gflops"] / unit, best[quality]
+        law = _fit_or_log(laws.fit_power_law, x, y, f"best {quality}")
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, panels = looks.new_figure(len(parts), sharey=True)
-        for axes, ((tokens,), part) in zip(panels, sorted(parts.items()), strict=True):
+        figure, panels = styles.new_figure(len(parts), sharey=True)
+        for axes, (tokens, part) in zip(panels, parts, strict=True):
             _draw_models(axes, look, part, "compute", quality)
-            _draw_law(axes, law, [row["compute"] for row in part])
+            _draw_law(axes, law, part["compute"])
             if tokens:
                 axes.set_title(plot_style.count("token", tokens), fontsize=8)
             axes.set_xlabel(f"training compute ({name})")
             plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(parts)))
-            looks.name_quality(axes, drawn, quality, log=True)
+            styles.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
         # With several panels the law belongs to none of them alone, so it is written above all.
@@ -89,11 +91,11 @@ def draw_compute(rows: list[dict], quality: str):
                 panels[0].set_title(text, fontsize=7, loc="right")
             else:
                 figure.suptitle(text, fontsize=7)
-        look.legend(figure, drawn)
+        look.draw_legend(figure, drawn)
     return figure
 
 
-def draw_isoflop(rows: list[dict], quality: str):
+def draw_isoflop(rows: pd.DataFrame, quality: str):
     """Draws quality against multiply-adds at equal training compute; returns the matplotlib Figure.
 
     It has a panel per number of tokens. A star is the optimal size for a compute budget, drawn if
@@ -102,75 +104,78 @@ def draw_isoflop(rows: list[dict], quality: str):
     """
     matplotlib = plot_style.import_matplotlib()
 
-    # `fit.iso_flop` needs all of these columns.
+    # `fit.find_optima` needs all of these columns.
     needed = "train_gflops", "gmacs", "params", "tokens"
-    drawn = looks.complete(looks.measured(looks.standard(rows), *needed), quality)
+    drawn = subsets.select_complete(subsets.select_standard(rows, *needed), quality)
     _demand_fittable(drawn, quality)
-    budgets = fit.iso_flop(drawn, quality)
+    budgets = fit.find_optima(drawn, quality)
     if not budgets:
-        raise looks.NoRowsError("no compute was passed by 3 models of equal tokens")
-    look = looks.Looks.of(rows)
-    kinds = {row["model"]: row for row in drawn}
-    computes = [budget["budget"] for budget in budgets]
-    unit, name = looks.compute_unit(computes)
+        raise subsets.NoRowsError("no compute was passed by 3 models of equal tokens")
+    look = styles.Styles.from_table(rows)
+    models = drawn.drop_duplicates("model", keep="last").set_index("model")
+    computes = pd.Series([budget["budget"] for budget in budgets])
+    unit, name = subsets.choose_unit(computes)
     with matplotlib.rc_context(plot_style.STYLE):
         # The darker a curve, the larger its budget. The lightest greys are left out, because they
         # could not be seen on white.
         ramp = matplotlib.colormaps["Greys"](np.linspace(*GREYS, 256))
-        edges = min(computes) / unit / 1.1, max(computes) / unit * 1.1
+        edges = computes.min() / unit / 1.1, computes.max() / unit * 1.1
         colors = matplotlib.colors
         greys = matplotlib.cm.ScalarMappable(colors.LogNorm(*edges), colors.ListedColormap(ramp))
         tokens = sorted({budget["tokens"] for budget in budgets})
-        figure, panels = looks.new_figure(len(tokens), sharex=True)
+        figure, panels = styles.new_figure(len(tokens), sharex=True)
         for axes, count in zip(panels, tokens, strict=True):
             # A selection of budgets, spread evenly, so that the curves do not crowd.
             panel = [budget for budget in budgets if budget["tokens"] == count]
             for i in sorted(set(np.linspace(0, len(panel) - 1, BUDGETS).round().astype(int))):
                 _draw_budget(axes, panel[i], greys.to_rgba(panel[i]["budget"] / unit))
                 for point in panel[i]["models"]:
-                    kind = kinds[point["model"]]
+                    model = models.loc[point["model"]]
                     at = point["gmacs"], point["quality"]
-                    looks.draw_point(axes, at, look.color(kind), look.marker(kind))
+                    styles.draw_point(axes, at, look.get_color(model), look.get_marker(model))
             axes.set_title(plot_style.count("token", count), fontsize=8)
             axes.set_xlabel(plot_style.label("gmacs"))
             axes.margins(x=0.08)
             plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
-            looks.name_quality(axes, drawn, quality, log=True)
+            styles.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
         # All panels share one color bar. The legend has only models that are drawn.
         bar = figure.colorbar(greys, ax=panels, label=f"training compute ({name})", pad=0.02)
         plot_style.log_scale(bar.ax.yaxis)
-        shown = [kinds[point["model"]] for budget in budgets for point in budget["models"]]
+        shown = {point["model"] for budget in budgets for point in budget["models"]}
         star = matplotlib.lines.Line2D([], [], label="", **STAR)
-        look.legend(figure, shown, ("optimum", [star][: any(b["bracketed"] for b in budgets)]))
+        look.draw_legend(
+            figure,
+            models.loc[list(shown)],
+            ("optimum", [star][: any(b["bracketed"] for b in budgets)]),
+        )
     return figure
 
 
-def draw_extrapolation(rows: list[dict], quality: str):
+def draw_extrapolation(rows: pd.DataFrame, quality: str):
     """Draws a power law of all models but the largest, extrapolated to it; returns the Figure.
 
     Quality is drawn against multiply-adds at the last step, with the prediction interval of one
     more run along the law. Hollow markers are measurements of the largest model.
     Raises: NoRowsError if no law can be fitted.
     """
-    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs"), quality)
+    drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs"), quality)
     return _draw_extrapolations(rows, {"": drawn}, quality)
 
 
-def draw_extrapolation_tokens(rows: list[dict], quality: str):
+def draw_extrapolation_tokens(rows: pd.DataFrame, quality: str):
     """Draws `draw_extrapolation` in a panel per number of tokens; returns the matplotlib Figure.
 
     Numbers of tokens without a fit are left out.
     Raises: NoRowsError if all models have the same tokens, or none can be fitted.
     """
-    drawn = looks.at_last_step(looks.measured(looks.standard(rows), "gmacs", "tokens"), quality)
+    drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs", "tokens"), quality)
     parts = {
-        plot_style.count("token", tokens): part
-        for (tokens,), part in sorted(looks.group(drawn, "tokens").items())
+        plot_style.count("token", tokens): part for tokens, part in selection.split_by_tokens(drawn)
     }
     if len(parts) < 2:
-        raise looks.NoRowsError("all models have the same tokens")
+        raise subsets.NoRowsError("all models have the same tokens")
     return _draw_extrapolations(rows, parts, quality)
 
 
@@ -185,34 +190,33 @@ def _draw_extrapolations(rows, parts, quality):
     for title, part in parts.items():
         _demand_fittable(part, quality)
         try:
-            fits[title] = fit.largest(part, quality)
+            fits[title] = fit.predict_largest(part, quality)
         except ValueError as error:
             reason = str(error).rstrip(".")
     if not fits:
-        raise looks.NoRowsError(reason)
-    look = looks.Looks.of(rows)
+        raise subsets.NoRowsError(reason)
+    look = styles.Styles.from_table(rows)
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, panels = looks.new_figure(len(fits), sharey=True)
+        figure, panels = styles.new_figure(len(fits), sharey=True)
         for axes, (title, largest) in zip(panels, fits.items(), strict=True):
             narrow = len(fits) > 2
             _draw_extrapolation(axes, look, title, parts[title], largest, quality, narrow)
             plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(fits)))
         for axes in panels[1:]:
             axes.set_ylabel("")
-        look.legend(figure, [row for title in fits for row in parts[title]])
+        look.draw_legend(figure, pd.concat([parts[title] for title in fits]))
     return figure
 
 
 def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
-    """Draws a panel.   Args: found, the result of `fit.largest`.   narrow: breaks the title."""
+    """Draws a panel.   Args: found, of `fit.predict_largest`.   narrow, to break the title."""
     # The law is fitted again, since `found` has its prediction but not its curve.
-    others = [row for row in drawn if row["gmacs"] < found["gmacs"]]
-    x, y = _columns(others, "gmacs", quality)
-    law = laws.power_law(x, y)
+    others = drawn[drawn["gmacs"] < found["gmacs"]]
+    law = laws.fit_power_law(others["gmacs"], others[quality])
     _draw_models(axes, look, others, "gmacs", quality)
-    largest = [row for row in drawn if row["gmacs"] == found["gmacs"]]
+    largest = drawn[drawn["gmacs"] == found["gmacs"]]
     _draw_models(axes, look, largest, "gmacs", quality, hollow=True)
-    _draw_law(axes, law, [*x, found["gmacs"]])
+    _draw_law(axes, law, drawn["gmacs"])
     # In a narrow panel the title would run into the next one, so it has more lines.
     separator = "\n" if narrow else " "
     text, model = f"{title}, " if title else "", plot_style.literal(found["model"])
@@ -225,7 +229,7 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
     text += f",{separator}measured {_digits(found['measured'])}"
     axes.set_title(text, fontsize=7, loc="right")
     axes.set_xlabel(plot_style.label("gmacs"))
-    looks.name_quality(axes, drawn, quality, log=True)
+    styles.name_quality(axes, drawn, quality, log=True)
 
 
 def _digits(number):
@@ -239,10 +243,9 @@ def _draw_interval(axes, rows, found, quality):
     It is a bar at the largest model, and a band from the other models up to it. An interval
     without an end on some side has no band.
     """
-    cells = [str(selection.get_model_key(row)) for row in rows]
-    x, y = _columns(rows, "gmacs", quality)
-    across = np.geomspace(x.max(), found["gmacs"], BAND)
-    ends = [bootstrap.prediction_interval(x, y, cells, float(at)) for at in across[:-1]]
+    columns = rows["gmacs"], rows[quality], selection.name_models(rows)
+    across = np.geomspace(rows["gmacs"].max(), found["gmacs"], BAND)
+    ends = [bootstrap.find_prediction_interval(*columns, float(at)) for at in across[:-1]]
     ends = np.array([*ends, found["interval"]], np.float64)  # None is nan
     axes.vlines(across[-1:], *ends[-1:].T, color="0.6", linewidth=3, zorder=1, label="_interval")
     if np.isfinite(ends).all():
@@ -260,20 +263,15 @@ def _draw_budget(axes, budget, color):
 
 def _draw_models(axes, look, rows, x, quality, hollow=False):
     """Draws one curve per model."""
-    for model in looks.group(rows, *selection.MODEL).values():
-        color, marker = look.color(model[0]), look.marker(model[0])
-        looks.draw_curve(axes, looks.curve(model, x, quality), color, marker, hollow)
-
-
-def _columns(rows, *names):
-    """Returns the columns as arrays [n]."""
-    return [np.array([row[name] for row in rows]) for name in names]
+    for _, model in rows.groupby(selection.name_models(rows), sort=False):
+        color, marker = look.get_color(model.iloc[0]), look.get_marker(model.iloc[0])
+        styles.draw_curve(axes, subsets.make_curve(model, x, quality), color, marker, hollow)
 
 
 def _demand_models(rows):
     """Raises: NoRowsError for rows of a single model."""
-    if len({selection.get_model_key(row) for row in rows}) < 2:
-        raise looks.NoRowsError(f"all rows are of one model, {rows[0]['model']}")
+    if selection.name_models(rows).nunique() < 2:
+        raise subsets.NoRowsError(f"all rows are of one model, {rows['model'].iloc[0]}")
 
 
 def _demand_fittable(rows, quality):
@@ -281,10 +279,10 @@ def _demand_fittable(rows, quality):
     try:
         selection.measured(rows, quality)
     except ValueError as error:
-        raise looks.NoRowsError(str(error).rstrip(".")) from error
+        raise subsets.NoRowsError(str(error).rstrip(".")) from error
 
 
-def _fitted(law, x, y, what):
+def _fit_or_log(law, x, y, what):
     """Fits a law to points; if that fails, returns None and logs the reason."""
     try:
         return law(x, y)

@@ -4,10 +4,12 @@ import functools
 import logging
 import pathlib
 
+import pandas as pd
+
 from dit_jax import cli
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
-from experiments.scaling.figures import curves, looks, panels, samples
+from experiments.scaling.figures import comparisons, curves, samples, subsets
 from experiments.scaling.fits import selection
 
 logger = logging.getLogger("dit_jax")
@@ -16,15 +18,15 @@ FIGURES = {
     "gflops": curves.draw_gflops,
     "compute": curves.draw_compute,
     "isoflop": curves.draw_isoflop,
-    "tokens_depth": panels.draw_tokens_depth,
+    "tokens_depth": comparisons.draw_tokens_depth,
     "extrapolation": curves.draw_extrapolation,
     "extrapolation_tokens": curves.draw_extrapolation_tokens,
-    "blocks": panels.draw_blocks,
-    "networks": panels.draw_networks,
+    "blocks": comparisons.draw_blocks,
+    "networks": comparisons.draw_networks,
 }
 
 
-def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
+def write(rows: pd.DataFrame, qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
     """Writes all figures that the table has rows for, as .png and .svg; returns their paths.
 
     Args: arrays, of samples, as `samples.draw_samples` takes them, or None.
@@ -32,7 +34,8 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
     """
     drawn, reasons = [], []
     for quality in qualities:
-        if missing := sum(row.get(quality) is None for row in rows):
+        missing = rows[quality].isna().sum() if quality in rows else len(rows)
+        if missing:
             logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
         if missing < len(rows):  # checked now, so that an error comes before any file is written
             selection.comparable(rows, quality, across=("network", "block"))
@@ -47,7 +50,7 @@ def write(rows: list[dict], qualities: list[str], arrays: dict | None, out_dir: 
         # Few tables have rows for all figures, so one that lacks its rows is only logged.
         try:
             figure = draw()
-        except looks.NoRowsError as error:
+        except subsets.NoRowsError as error:
             reasons.append(f"{name}: {error}")
             logger.info("no %s: %s.", name, error)
             continue

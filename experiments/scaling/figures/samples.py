@@ -7,19 +7,20 @@ are blocks instead of patch sizes.
 import math
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import pictures
-from experiments.scaling.figures import looks, panels
+from experiments.scaling.figures import comparisons, styles, subsets
 
 # Pixels: a letter's width, the names' height at the top, gaps between panels and between images.
 LETTER, TOP, BETWEEN, GAP = 14, 36, 10, 2
 LARGE = 16  # pixels; larger images do not fit a figure one column wide
 
 
-def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
+def draw_samples(rows: pd.DataFrame, arrays: dict[str, np.ndarray]):
     """Draws samples of all models; returns the matplotlib Figure.
 
     In its .png, a pixel of a sample takes a whole number of pixels. Samples larger than their cell
@@ -33,14 +34,14 @@ def draw_samples(rows: list[dict], arrays: dict[str, np.ndarray]):
     # Which model is where in the grid.
     _check(arrays)
     places, across_name = _places(rows, arrays["cell"])
-    sizes = [name for name in looks.get_size_names(rows) if name in {s for s, _ in places}]
+    sizes = [name for name in subsets.get_size_names(rows) if name in {s for s, _ in places}]
     patches = list(dict.fromkeys(across for _, across in sorted(places, key=_column)))
 
     # All lengths are in whole pixels, from the figure's width down to one image (`cell`).
     count, height, width, _ = arrays["image"].shape[1:]
     columns = _columns(count)
     names = LETTER * max(map(len, sizes)) + BETWEEN
-    inches = looks.WIDE if max(height, width) > LARGE else plot_style.WIDTH
+    inches = styles.WIDE if max(height, width) > LARGE else plot_style.WIDTH
     free = round(inches * plot_style.DPI) - names - BETWEEN * (len(patches) - 1)
     cell = free // len(patches) // columns - GAP
     grids = {
@@ -87,13 +88,16 @@ def _places(rows, cells):
       names.
     Raises: NoRowsError if no cell has a row.
     """
-    known = {row["cell"]: row for row in rows}
-    indexed = [(i, known[str(cell)]) for i, cell in enumerate(cells) if str(cell) in known]
-    if not indexed:
-        raise looks.NoRowsError(f"no row is of the cells of the samples, {', '.join(cells)}")
-    blocks = len({row["block"] for _, row in indexed}) > 1
-    name = "block" if blocks else "patch_size"
-    return {(row["size"], row[name]): i for i, row in indexed}, "" if blocks else "patch size "
+    # A cell has a row per step, all of one model.
+    rows = rows.drop_duplicates("cell", keep="last").set_index("cell")
+    known = pd.Series(cells, dtype="string")
+    known = known[known.isin(rows.index)]
+    if known.empty:
+        raise subsets.NoRowsError(f"no row is of the cells of the samples, {', '.join(cells)}")
+    rows = rows.loc[known]
+    blocks = rows["block"].nunique(dropna=False) > 1
+    places = zip(rows["size"], rows["block" if blocks else "patch_size"], strict=True)
+    return dict(zip(places, known.index, strict=True)), "" if blocks else "patch size "
 
 
 def _columns(count):
@@ -109,7 +113,7 @@ def _columns(count):
 def _column(place):
     """Returns the sort key of a column: few tokens first; blocks in the paper's order."""
     across = place[1]
-    return panels.BLOCKS.index(across) if across in panels.BLOCKS else -across
+    return comparisons.BLOCKS.index(across) if across in comparisons.BLOCKS else -across
 
 
 def _shrunk(images, cell):
@@ -119,12 +123,10 @@ def _shrunk(images, cell):
         return images
     scale = cell / max(height, width)
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    channels = [
-        [Image.fromarray(image[..., c]).resize(size, Image.Resampling.BOX) for c in range(n)]
-        for image in images
-        for n in [image.shape[-1]]
-    ]
-    return np.stack([np.stack([np.asarray(c) for c in image], -1) for image in channels])
+    channels = images.shape[-1]
+    pillow = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in images)
+    shrunk = [np.asarray(image.resize(size, Image.Resampling.BOX)) for image in pillow]
+    return np.reshape(shrunk, (len(images), *size[::-1], channels))
 
 
 def _check(arrays):

@@ -4,13 +4,13 @@ All comparisons are at equal steps, and so at equal numbers of images seen. Rows
 `selection.measured`.
 """
 
-import collections
 import itertools
 
 import numpy as np
+import pandas as pd
 
 from dit_jax.errors import UserError
-from experiments.scaling.fits import selection
+from experiments.scaling.fits import selection, table
 
 # The columns that change with each property. Models that are compared are equal in all others.
 VARIED = {
@@ -20,7 +20,7 @@ VARIED = {
 }
 
 
-def slopes(rows: list[dict], quality: str, of: str) -> dict:
+def fit_slopes(rows: pd.DataFrame, quality: str, of: str) -> dict:
     """Fits slopes of log quality against the log of one property, with all others equal.
 
     Args: of, the property, a key of VARIED.
@@ -33,40 +33,38 @@ def slopes(rows: list[dict], quality: str, of: str) -> dict:
       by_step: that mean at every step (step, mean).
     Raises: ValueError if no two models differ in the property alone.
     """
+    by_step = {int(at): _fit_groups(part, quality, of) for at, part in rows.groupby("step")}
     step = selection.last_step(rows)
-    groups = _groups(selection.at_step(rows, step), quality, of)
-    if not groups:
+    if not (groups := by_step[step]):
         raise UserError(
             f"needs 2 models or more that differ in {of} alone; at step {step} there are none."
         )
-    by_step = []
-    for at in sorted({row["step"] for row in rows}):
-        if groups_at := _groups(selection.at_step(rows, at), quality, of):
-            by_step.append(dict(step=at, mean=_mean(groups_at, "slope")))
-    means = dict(mean=_mean(groups, "slope"), mean_per_gmacs=_mean(groups, "per_gmacs"))
-    return dict(step=step, groups=groups, **means, by_step=by_step)
+    return dict(
+        step=step,
+        groups=groups,
+        mean=_mean(groups, "slope"),
+        mean_per_gmacs=_mean(groups, "per_gmacs"),
+        by_step=[
+            dict(step=at, mean=_mean(found, "slope")) for at, found in by_step.items() if found
+        ],
+    )
 
 
-def _groups(rows, quality, of):
-    """Returns the groups of `slopes` among rows of one step."""
-    # Models have the same key if they differ only in the property and in params, which follows it.
-    groups = collections.defaultdict(list)
-    for row in selection.average(rows, quality):
-        if row[of] is None:  # a UNet has no tokens, depth or hidden_size
-            continue
-        groups[selection.get_model_key(row | dict.fromkeys((*VARIED[of], "params")))].append(row)
+def _fit_groups(rows, quality, of):
+    """Returns the groups of `fit_slopes` among rows of one step."""
+    # A UNet has no tokens, depth or hidden_size.
+    rows = selection.average(rows, quality).dropna(subset=of)
+    # params follow the property.
+    alike = selection.name_models(rows, but_for=(*VARIED[of], "params"))
     results = []
-    for group in sorted(groups.values(), key=lambda rows: min(row["gmacs"] for row in rows)):
-        group = sorted(group, key=lambda row: row[of])
-        values = [row[of] for row in group]
-        if len(set(values)) > 1 and len({row["gmacs"] for row in group}) > 1:
-            logs = np.log([row[quality] for row in group])
-            slope, per_gmacs = (
-                float(np.polyfit(np.log([row[x] for row in group]), logs, 1)[0])
-                for x in (of, "gmacs")
-            )
-            names = [row["model"] for row in group]
-            results.append(dict(models=names, values=values, slope=slope, per_gmacs=per_gmacs))
+    groups = [group for _, group in rows.groupby(alike, sort=False)]
+    for group in sorted(groups, key=lambda group: group["gmacs"].min()):
+        if group[of].nunique() > 1 and group["gmacs"].nunique() > 1:
+            group = group.sort_values(of, kind="stable")
+            logs = np.log(group[[quality, of, "gmacs"]].to_numpy(float)).T
+            slope, per_gmacs = (float(np.polyfit(x, logs[0], 1)[0]) for x in logs[1:])
+            models, values = group["model"].tolist(), group[of].tolist()
+            results.append(dict(models=models, values=values, slope=slope, per_gmacs=per_gmacs))
     return results
 
 
@@ -75,40 +73,43 @@ def _mean(groups, name):
     return float(np.mean([group[name] for group in groups]))
 
 
-def equal_gmacs(rows: list[dict], quality: str, within: float = 0.1) -> dict:
-    """Returns `pairs` of models with about equal gmacs and different tokens.
+def compare_equal_gmacs(rows: pd.DataFrame, quality: str, within: float = 0.1) -> dict:
+    """Returns `compare_pairs` of models with about equal gmacs and different tokens.
 
     They compare spending gmacs on tokens with spending them on depth or width.
     """
-    return pairs(rows, quality, "gmacs", within, lambda a, b: a["tokens"] != b["tokens"])
+    return compare_pairs(rows, quality, "gmacs", within, differ="tokens")
 
 
-def equal_params(rows: list[dict], quality: str, within: float = 0.1) -> dict:
-    """Returns `pairs` with about equal parameters, equal tokens and different depths.
+def compare_equal_params(rows: pd.DataFrame, quality: str, within: float = 0.1) -> dict:
+    """Returns `compare_pairs` with about equal parameters, equal tokens and different depths.
 
     They compare deep and narrow models with shallow and wide ones.
     """
-
-    def differ(a, b):
-        return a["tokens"] == b["tokens"] and a["depth"] != b["depth"]
-
-    return pairs(rows, quality, "params", within, differ)
+    return compare_pairs(rows, quality, "params", within, differ="depth", agree=("tokens",))
 
 
-def networks(rows: list[dict], quality: str, within: float = 0.1) -> dict:
-    """Returns `pairs` of a DiT and a UNet with about equal gmacs.
+def compare_networks(rows: pd.DataFrame, quality: str, within: float = 0.1) -> dict:
+    """Returns `compare_pairs` of a DiT and a UNet with about equal gmacs.
 
     Args: rows, of a whole table; `selection.measured` would refuse several networks.
-    Raises: as `pairs` and `selection.comparable`.
+    Raises: as `compare_pairs` and `selection.comparable`.
     """
     rows = selection.comparable(rows, quality, across=("network", "block"))
-    return pairs(rows, quality, "gmacs", within, lambda a, b: a["network"] != b["network"])
+    return compare_pairs(rows, quality, "gmacs", within, differ="network")
 
 
-def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> dict:
+def compare_pairs(
+    rows: pd.DataFrame,
+    quality: str,
+    cost: str,
+    within: float,
+    differ: str,
+    agree: tuple[str, ...] = (),
+) -> dict:
     """Compares every two models at the last step whose costs differ by at most a share `within`.
 
-    Args: cost, a column.   differ: a function of two rows; only pairs for which it is true count.
+    Args: cost, a column.   differ: a column in which the two differ.   agree: in which they do not.
     Returns:
       step, cost.
       noise: the standard deviation of log quality between seeds of a model, pooled over the models
@@ -121,29 +122,29 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
     """
     # The noise between seeds is measured before the seeds are averaged away.
     step = selection.last_step(rows)
-    rows = selection.at_step(rows, step)
-    seeds = collections.Counter(map(selection.get_model_key, rows))
-    noise = _noise(rows, quality)
-    results = []
+    rows = selection.at_last_step(rows)
+    noise = _measure_noise(rows, quality)
     # In this order the first of a pair is the DiT, or has fewer tokens or less depth.
-    ordered = sorted(selection.average(rows, quality), key=_order)
-    for pair in itertools.combinations(ordered, 2):
-        low, high = sorted(row[cost] for row in pair)
-        if high > (1 + within) * low or not differ(*pair):
+    order = [name for name in ("network", "tokens", "depth") if name in rows]
+    means = selection.average(rows, quality).sort_values(order, na_position="first")
+    results = []
+    for pair in itertools.combinations(table.to_rows(means), 2):
+        first, second = pair
+        low, high = sorted((first[cost], second[cost]))
+        alike = all(first[name] == second[name] for name in agree)
+        if high > (1 + within) * low or first[differ] == second[differ] or not alike:
             continue
-        # The variance of a mean over n seeds is the variance between seeds / n.
-        log_ratio = float(np.log(pair[1][quality] / pair[0][quality]))
+        log_ratio = float(np.log(second[quality] / first[quality]))
         deviations = None
         if all(row["tokens"] in noise for row in pair):
-            squares = (
-                noise[row["tokens"]] ** 2 / seeds[selection.get_model_key(row)] for row in pair
-            )
-            deviations = float(log_ratio / np.sqrt(sum(squares)))
+            # The variance of a mean over n seeds is the variance between seeds / n.
+            variances = (noise[row["tokens"]] ** 2 / row["seeds"] for row in pair)
+            deviations = float(log_ratio / np.sqrt(sum(variances)))
         names = ("model", "depth", "hidden_size", "tokens", cost, quality)
         results.append(
             dict(
                 pair=[{name: row[name] for name in names} for row in pair],
-                ratio=pair[1][cost] / pair[0][cost],
+                ratio=second[cost] / first[cost],
                 better=pair[log_ratio < 0]["model"],  # lower quality is better: a loss or distance
                 log_ratio=log_ratio,
                 deviations=deviations,
@@ -159,21 +160,13 @@ def pairs(rows: list[dict], quality: str, cost: str, within: float, differ) -> d
     return dict(step=step, cost=cost, noise=noise_list, pairs=results)
 
 
-def _noise(rows, quality):
+def _measure_noise(rows, quality):
     """Returns {tokens: standard deviation of log quality between seeds}; UNets have tokens None."""
-    values = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in rows:
-        values[row["tokens"]][selection.get_model_key(row)].append(np.log(row[quality]))
     deviations = {}
-    for tokens in sorted(values, key=lambda tokens: tokens or 0):
-        models = values[tokens].values()
-        freedom = sum(len(logs) - 1 for logs in models)
-        squares = sum(np.var(logs) * len(logs) for logs in models)
+    for tokens, part in selection.split_by_tokens(rows):
+        models = part.groupby(selection.name_models(part), sort=False)[quality]
+        freedom = len(part) - models.ngroups
+        squares = sum(np.var(np.log(seeds.to_numpy(float))) * len(seeds) for _, seeds in models)
         if freedom and squares:
             deviations[tokens] = float(np.sqrt(squares / freedom))
     return deviations
-
-
-def _order(row):
-    """Returns a sort key: DiTs by tokens and depth, then UNets, which have neither."""
-    return str(row.get("network")), row["tokens"] or 0, row["depth"] or 0

@@ -40,7 +40,7 @@ class LogLinear:
         return self.intercept + self.slope * np.log10(np.asarray(x, np.float64))
 
 
-def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
+def fit_power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
     """Fits the power law by least squares of (q - a - b C^-c) / q; points may be in any order.
 
     For a given c, a and b have a closed form. c is searched over all exponents that the points can
@@ -49,41 +49,43 @@ def power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
       finite, and if quality does not fall with compute or falls only at the smallest compute.
     Source: variable projection, Golub & Pereyra 1973.
     """
-    compute, quality = points(compute, quality, MIN_POWER, "a + b C^-c")
-    z, scale = logs(compute)
-    a, b, c = best(z, quality)
+    compute, quality = check_points(compute, quality, MIN_POWER, "a + b C^-c")
+    z, scale = center_logs(compute)
+    a, b, c = fit_best(z, quality)
+    first, last = np.argmin(compute), np.argmax(compute)
+    ends = ", ".join(f"{quality[i]:.6g} at {compute[i]:.4g}" for i in (first, last))
     if b <= 0:
         raise UserError(
-            f"quality does not fall with compute: {_ends(compute, quality)}. A power law is of a "
-            "loss or a distance, which more compute lowers."
+            f"quality does not fall with compute: {ends}. A power law is of a loss or a distance, "
+            "which more compute lowers."
         )
     # If the largest exponent fits as well, only the first point has a value other than a.
-    squares, _, _ = fit(z, quality, np.array([c, exponents(z)[-1]]))
+    squares, _, _ = fit_at(z, quality, np.array([c, list_exponents(z)[-1]]))
     if squares[1] <= squares[0] * (1 + 1e-6) + 1e-24:
         raise UserError(
-            f"quality falls at the smallest compute alone, {_ends(compute, quality)}: no exponent "
-            "is the best one. Leave that point out or take some near it."
+            f"quality falls at the smallest compute alone, {ends}: no exponent is the best one. "
+            "Leave that point out or take some near it."
         )
     return PowerLaw(a, float(b * np.exp(c * scale)), c)
 
 
-def log_linear(x: np.ndarray, quality: np.ndarray) -> LogLinear:
+def fit_line(x: np.ndarray, quality: np.ndarray) -> LogLinear:
     """Fits a line to q against log10(x) by least squares.
 
     Raises: ValueError for fewer than 3 different x, or values that are not positive and finite.
     """
-    x, quality = points(x, quality, MIN_LINE, "a line")
+    x, quality = check_points(x, quality, MIN_LINE, "a line")
     logs = np.log10(x)
     slope, intercept = np.polyfit(logs, quality, 1)
-    return LogLinear(float(intercept), float(slope), correlation(logs, quality))
+    return LogLinear(float(intercept), float(slope), get_correlation(logs, quality))
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> float:
+def get_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Returns Pearson's correlation; 0 if x or y is constant."""
     return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
 
 
-def points(
+def check_points(
     x: np.ndarray, quality: np.ndarray, need: int, curve: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Checks and returns x and quality as f64 [n].
@@ -105,15 +107,7 @@ def points(
     return x, quality
 
 
-def _ends(compute, quality):
-    """Returns the quality at the smallest and at the largest compute, as text for messages."""
-    first, last = np.argmin(compute), np.argmax(compute)
-    return (
-        f"{quality[first]:.6g} at {compute[first]:.4g}, {quality[last]:.6g} at {compute[last]:.4g}"
-    )
-
-
-def logs(compute: np.ndarray) -> tuple[np.ndarray, float]:
+def center_logs(compute: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns log C minus its mean, and the mean.
 
     About the mean, the unit of C changes only b.
@@ -122,17 +116,19 @@ def logs(compute: np.ndarray) -> tuple[np.ndarray, float]:
     return z - z.mean(), float(z.mean())
 
 
-def exponents(z: np.ndarray) -> np.ndarray:
+def list_exponents(z: np.ndarray) -> np.ndarray:
     """Returns a coarse grid of the exponents that points at log C = z can distinguish."""
     return np.geomspace(SHORTEST, LONGEST, COARSE) / np.ptp(z)
 
 
-def best(z: np.ndarray, quality: np.ndarray, a: float | None = None) -> tuple[float, float, float]:
+def fit_best(
+    z: np.ndarray, quality: np.ndarray, a: float | None = None
+) -> tuple[float, float, float]:
     """Returns a, b and c of the least squares.   Args: a, a fixed value, or None for the best."""
     # Each round refines the grid around the best exponent, until double precision is reached.
-    tried = exponents(z)
+    tried = list_exponents(z)
     while True:
-        squares, floors, factors = fit(z, quality, tried, a)
+        squares, floors, factors = fit_at(z, quality, tried, a)
         i = int(np.argmin(squares))
         low, high = tried[max(i - 1, 0)], tried[min(i + 1, len(tried) - 1)]
         if high / low < 1 + 1e-12:
@@ -140,7 +136,7 @@ def best(z: np.ndarray, quality: np.ndarray, a: float | None = None) -> tuple[fl
         tried = np.linspace(low, high, 9)
 
 
-def fit(z, quality, c, a=None):
+def fit_at(z, quality, c, a=None):
     """Fits a law at each exponent c [G]; returns squared relative errors, a and b, [G] each.
 
     Args: a, a fixed value, or None for the best one.

@@ -1,30 +1,30 @@
 """The page of a study: a template that is filled with tables, fits, figures and cost.
 
-A template names the fields of `fields` in braces, so that no number is typed by hand. The syntax is
-that of str.format without attributes; a width has at most three digits.
+A template names the fields of `make_fields` in braces, so that no number is typed by hand. The
+syntax is that of str.format without attributes; a width has at most three digits.
 """
 
-import collections
 import os
 import pathlib
 import re
 import string
 
 import numpy as np
+import pandas as pd
 
 from dit_jax.errors import UserError
 from dit_jax.system import json_files, schemas
 from experiments.scaling.fits import contrasts, fit, selection, summary, table
 
 MOST_PAGE_BYTES = 16 * 2**20  # bytes of a template; also characters of the filled page
-COST = {  # keys that `collect.cost` returns, and checks of their values
+COST = {  # keys that `collect.sum_costs` returns, and checks of their values
     "cells": schemas.is_count,
     "hours": schemas.is_number,
     "devices": schemas.list_of(schemas.is_string),
 }
 
 
-def fields(
+def make_fields(
     table_path: pathlib.Path, qualities: list[str], out: pathlib.Path, named: set[str]
 ) -> dict:
     """Returns the fields that a template may name.
@@ -36,29 +36,28 @@ def fields(
       cost: text, from the table's .cost.json.
       rows, cells, models, seeds: their numbers.   steps: text.
       range: the largest gmacs over the smallest.
-      at: {model: row at the last step}, as `at_last_step`.
-      <quality>: `fit.study`.   <quality>_summary: the same as text.
-      <quality>_networks: `contrasts.networks` as text.
-    Raises: FileNotFoundError; ValueError as `fit.study` and `contrasts.networks`.
+      at: {model: row at the last step}, as `average_last_step`.
+      <quality>: `fit.fit_study`.   <quality>_summary: the same as text.
+      <quality>_networks: `contrasts.compare_networks` as text.
+    Raises: FileNotFoundError; ValueError as `fit.fit_study` and `contrasts.compare_networks`.
     """
     rows = table.read(table_path)
     for quality in qualities:
         table.check_quality(rows, quality)
-    shown = [name for name in qualities if any(row.get(name) is not None for row in rows)]
-    at = at_last_step(rows, shown)
+    shown = [name for name in qualities if name in rows and rows[name].notna().any()]
+    at = average_last_step(rows, shown)
     # Only fits that the template names: a table of several networks has none and would raise.
-    fits = {name: fit.study(rows, name) for name in shown if {name, f"{name}_summary"} & named}
-    gmacs = [row["gmacs"] for row in rows]
+    fits = {name: fit.fit_study(rows, name) for name in shown if {name, f"{name}_summary"} & named}
     return {
-        "table": model_table(at, shown),
-        "figures": figure_list(table_path.parent / "figures", out.parent),
-        "cost": cost(table_path.with_suffix(".cost.json")),
+        "table": format_models(at, shown),
+        "figures": link_figures(table_path.parent / "figures", out.parent),
+        "cost": describe_cost(table_path.with_suffix(".cost.json")),
         "rows": len(rows),
-        "cells": len({row["cell"] for row in rows}),
+        "cells": rows["cell"].nunique(),
         "models": len(at),
-        "seeds": len({row["seed"] for row in rows}),
-        "steps": ", ".join(f"{step:,}" for step in sorted({row["step"] for row in rows})),
-        "range": max(gmacs) / min(gmacs),
+        "seeds": rows["seed"].nunique(dropna=False),
+        "steps": ", ".join(f"{step:,}" for step in sorted(rows["step"].unique())),
+        "range": rows["gmacs"].max() / rows["gmacs"].min(),
         "at": at,
         **fits,
         **{
@@ -67,7 +66,7 @@ def fields(
         },
         **{
             f"{name}_networks": _verbatim(
-                summary.format_networks(contrasts.networks(rows, name), name)
+                summary.format_networks(contrasts.compare_networks(rows, name), name)
             )
             for name in shown
             if f"{name}_networks" in named
@@ -80,42 +79,39 @@ def _verbatim(text):
     return f"```\n{text}\n```"
 
 
-def at_last_step(rows: list[dict], qualities: list[str]) -> dict[str, dict]:
+def average_last_step(rows: pd.DataFrame, qualities: list[str]) -> dict[str, dict]:
     """Returns {model: row} at the last step, the model with the least gmacs first.
 
     Each quality is the mean over seeds. <quality>_std is the standard deviation between seeds, if
     there are several. A model's name has all other settings that differ in the table:
     'M/1 in-context learning_rate=0.001'.
     """
-    rows = selection.at_step(rows, selection.last_step(rows))
-    other = ["learning_rate", "batch_size", *(name for name in rows[0] if "." in name)]
-    other = [name for name in other if len({row[name] for row in rows}) > 1]
-    models = collections.defaultdict(list)
-    for row in sorted(rows, key=lambda row: row["gmacs"]):
-        models[selection.get_model_key(row)].append(row)
+    rows = selection.at_last_step(rows).sort_values("gmacs", kind="stable")
+    other = ["learning_rate", "batch_size", *(name for name in rows if "." in name)]
+    other = [name for name in other if name in rows and rows[name].nunique(dropna=False) > 1]
     results = {}
-    for alike in models.values():
-        row = alike[0]
+    for _, seeds in rows.groupby(selection.name_models(rows), sort=False):
+        row = table.to_rows(seeds[:1])[0]
         parts = [row["model"]]
         parts += [row["block"]] if row["block"] not in ("adaLN-Zero", None) else []
         name = " ".join([*parts, *(f"{n.rpartition('.')[2]}={row[n]}" for n in other)])
         if name in results:  # tables joined by hand may use one name for two sizes
             name += f" {row['hidden_size']}x{row['depth']}"
-        results[name] = dict(row, seeds=len(alike))
+        results[name] = dict(row, seeds=len(seeds))
         for quality in qualities:
-            values = [row[quality] for row in alike]
-            if None in values:
+            if seeds[quality].isna().any():
                 raise UserError(f"the column {quality} is empty at the last step of {name}.")
+            values = seeds[quality].to_numpy(float)
             results[name][quality] = float(np.mean(values))
             if len(values) > 1:
                 results[name][f"{quality}_std"] = float(np.std(values, ddof=1))
     return results
 
 
-def model_table(at: dict[str, dict], qualities: list[str]) -> str:
+def format_models(at: dict[str, dict], qualities: list[str]) -> str:
     """Returns a Markdown table with a row per model; qualities have the deviation between seeds.
 
-    Args: at, as `at_last_step` returns it.
+    Args: at, as `average_last_step` returns it.
     """
     names = ["model", "hidden", "depth", "tokens", "params", "gmacs", *qualities]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
@@ -131,7 +127,7 @@ def model_table(at: dict[str, dict], qualities: list[str]) -> str:
     return "\n".join(lines)
 
 
-def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
+def link_figures(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[str, str]:
     """Returns {name: Markdown image} of all PNGs of a directory, relative to the page."""
     return {
         path.stem: f"![{path.stem}]({os.path.relpath(path, page_directory)})"
@@ -139,7 +135,7 @@ def figure_list(directory: pathlib.Path, page_directory: pathlib.Path) -> dict[s
     }
 
 
-def cost(path: pathlib.Path) -> str:
+def describe_cost(path: pathlib.Path) -> str:
     """Returns '12 cells, 1.5 hours added up, each on 1 x cpu', or 'not measured' without a file.
 
     Raises: ValueError for a damaged file.

@@ -20,39 +20,41 @@
 import csv
 import io
 import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
 
 from dit_jax.errors import MissingFileError, UserError
+from dit_jax.evaluation import curves, queries
 from dit_jax.system import files, json_files
 
 TEXT = ("cell", "grid", "model", "network", "size", "block", "sampler", "extractor", "reference")
 TEXT += ("device", "jax", "git_revision")  # other columns have numbers, but for a sweep's axes
 REQUIRED = ("cell", "model", "patch_size", "block", "depth", "hidden_size", "tokens", "params")
 REQUIRED += ("gmacs", "seed", "batch_size", "step", "train_gflops")
-NEEDED = (
-    "model",
-    "params",
-    "gmacs",
-    "batch_size",
-    "step",
-    "train_gflops",
-)  # columns without empty cells
+# Columns without empty cells.
+NEEDED = ("model", "params", "gmacs", "batch_size", "step", "train_gflops")
 POSITIVE = (*NEEDED[1:], "patch_size", "depth", "hidden_size", "num_heads", "tokens", "images_seen")
 MOST = 1e30  # limit of POSITIVE columns; beyond it, powers and squares overflow
 
 
-def read(path: pathlib.Path) -> list[dict]:
-    """Reads the rows of a table. Values are text, int or float; None if a cell is empty.
+def read(path: pathlib.Path, where: Sequence[str] = (), drawn: bool = False) -> pd.DataFrame:
+    """Reads the rows of a table, as `from_rows` returns them.
 
+    Args:
+      where: conditions on the rows, as --where of `dit_jax.plot`.
+      drawn: whether to refuse numbers that matplotlib cannot draw.
     Raises: FileNotFoundError; ValueError for a table without a column of REQUIRED, or with two
       columns of one name. ValueError with the line for an invalid number, one out of range, or
       another number of cells than of columns.
     """
     if not path.is_file():
         raise MissingFileError(f"no table {path}: python -m experiments.scaling.collect makes it.")
+    # Not pandas.read_csv: it fills up lines that were cut off, and rounds numbers differently.
     try:
-        lines = csv.DictReader(
-            io.StringIO(json_files.read_bytes(path).decode("utf-8-sig"), newline="")
-        )
+        text = json_files.read_bytes(path).decode("utf-8-sig")
+        lines = csv.DictReader(io.StringIO(text, newline=""))
         columns, rows = lines.fieldnames or (), list(lines)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no table: {error}.") from error
@@ -62,17 +64,53 @@ def read(path: pathlib.Path) -> list[dict]:
         raise UserError(f"{path} has two columns of one name: {', '.join(twice)}.")
     if not rows:
         raise UserError(f"{path} has no rows.")
-    return [_row(line, f"{path}:{number}") for number, line in enumerate(rows, 2)]
+    rows = [_parse_row(line, f"{path}:{number}") for number, line in enumerate(rows, 2)]
+    if drawn:
+        for number, row in enumerate(rows, 2):
+            curves.check_drawable(f"{path}:{number}", row)
+    for condition in where:
+        rows = queries.select(rows, condition)
+    return from_rows(rows)
 
 
-def check_quality(rows: list[dict], name: str) -> None:
+def from_rows(rows: Sequence[dict]) -> pd.DataFrame:
+    """Returns rows as a DataFrame of nullable types; its columns are all keys of the rows.
+
+    An empty cell, which is None or an absent key in a row, is missing. NaN is not: a loss of NaN
+    must not pass for one that was not measured.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pd.DataFrame({name: _make_column([row.get(name) for row in rows]) for name in names})
+
+
+def _make_column(values):
+    """Returns the values of a column as a nullable array."""
+    # A list, of an axis such as model.channel_mult, is text, as it is in a file.
+    values = [str(value) if isinstance(value, list | dict) else value for value in values]
+    column = pd.array(values)
+    has_floats = any(isinstance(value, float) for value in values)
+    if not has_floats or column.dtype not in ("Int64", "Float64"):
+        return column
+    # pandas.array takes NaN for missing too.
+    missing = np.array([value is None for value in values])
+    return pd.arrays.FloatingArray(np.array(values, np.float64), missing)
+
+
+def to_rows(table: pd.DataFrame) -> list[dict]:
+    """Returns the rows as dicts of Python's types; the inverse of `from_rows`."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def check_quality(rows: pd.DataFrame, name: str) -> None:
     """Raises a ValueError unless the column has numbers, or is empty, in all rows."""
-    if text := next((row[name] for row in rows if isinstance(row.get(name), str)), None):
+    values = rows.get(name, ())
+    if text := next((value for value in values if isinstance(value, str)), None):
         raise UserError(f"the column {name} has text, such as {text!r}: a quality is a number.")
 
 
-def write(path: pathlib.Path, rows: list[dict]) -> None:
+def write(path: pathlib.Path, rows: Sequence[dict]) -> None:
     """Writes all rows; the columns are all keys of rows, in the order of their first use."""
+    # Not pandas' to_csv: it writes NaN as an empty cell.
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     lines = csv.DictWriter(text, names, lineterminator="\n")
@@ -82,12 +120,12 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
     files.replace_text(path, text.getvalue())
 
 
-def _row(line, place):
+def _parse_row(line, place):
     """Returns a line's values.   Raises: ValueError with the place; see `read`."""
     # csv.DictReader uses None as the key of surplus cells and as the value of missing ones.
     if None in line or None in line.values():
         raise UserError(f"{place}: more cells or fewer than there are columns.")
-    row = {name: _value(name, text, place) for name, text in line.items()}
+    row = {name: _parse_value(name, text, place) for name, text in line.items()}
     if empty := [name for name in NEEDED if row[name] is None]:
         raise UserError(f"{place}: {', '.join(empty)} must not be empty.")
     if row.get("network") in (None, "dit") and row["tokens"] is None:
@@ -98,7 +136,7 @@ def _row(line, place):
     return row
 
 
-def _value(name, text, place):
+def _parse_value(name, text, place):
     """Returns the value of a cell.   Raises: ValueError with the place for an invalid number."""
     if name in TEXT or not text:
         return text or None

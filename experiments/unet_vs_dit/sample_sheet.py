@@ -1,8 +1,8 @@
 """A sheet of samples by several models for the same prompts, with the dataset's own images.
 
-  python -m experiments.unet_vs_dit.sheet --workdir runs/emoji/dit --workdir runs/emoji/unet \
-      --name DiT --name UNet --prompt "grinning face" --prompt "red heart" --num 4 --cfg_scale 3 \
-      --out sheet.png
+  python -m experiments.unet_vs_dit.sample_sheet --workdir runs/emoji/dit --name DiT \
+      --workdir runs/emoji/unet --name UNet --prompt "grinning face" --prompt "red heart" \
+      --num 4 --cfg_scale 3 --out sheet.png
 
 All models draw the images of a prompt from the same noise. If a prompt is a caption of the dataset,
 its image is shown, and the prompt is marked as trained on or held out. Other prompts have no image.
@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 CELL, LETTER, TOP, BETWEEN = 64, 9, 40, 12
 
 
-def real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.ndarray]]:
+def find_real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.ndarray]]:
     """Finds the images of prompts that are captions of the dataset.
 
     Returns: {prompt: ('trained' or 'held out', image [H, W, 3] uint8)}.
@@ -40,7 +40,7 @@ def real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.
     return images
 
 
-def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, settings: dict):
+def sample(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, settings: dict):
     """Draws images with the newest EMA weights of a workdir.
 
     Image j of every prompt is drawn from noise j.
@@ -63,14 +63,14 @@ def draw(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, set
     return trained.config, np.stack(images)
 
 
-def sheet(
+def draw(
     prompts: Sequence[str], panels: dict[str, np.ndarray], real: dict[str, tuple[str, np.ndarray]]
 ):
     """Draws the sheet; returns the matplotlib Figure.
 
     It has a row per prompt. The columns are the dataset's images and a panel per model.
     Args:
-      panels: by the model's name, [prompts, num, H, W, 3] uint8.   real: the result of `real`.
+      panels: by the model's name, [prompts, num, H, W, 3] uint8.   real: the result of `find_real`.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -109,7 +109,7 @@ def sheet(
     return figure
 
 
-def names(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
+def name_models(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
     """Returns the names of the models: the given ones, by default their directories' names.
 
     Raises: ValueError if two names are equal, or if there are more or fewer than workdirs.
@@ -135,12 +135,12 @@ def main(_):
     settings = {"cfg_scale": FLAGS.cfg_scale}
     workdirs = FLAGS.workdir
     drawn = {
-        name: draw(workdir, FLAGS.prompt, FLAGS.num, FLAGS.seed, settings)
-        for name, workdir in zip(names(FLAGS.name, workdirs), workdirs, strict=True)
+        name: sample(workdir, FLAGS.prompt, FLAGS.num, FLAGS.seed, settings)
+        for name, workdir in zip(name_models(FLAGS.name, workdirs), workdirs, strict=True)
     }
     config = next(iter(drawn.values()))[0]
     panels = {name: images for name, (_, images) in drawn.items()}
-    plot_style.save(sheet(FLAGS.prompt, panels, real(config, FLAGS.prompt)), out)
+    plot_style.save(draw(FLAGS.prompt, panels, find_real(config, FLAGS.prompt)), out)
     print(out)
 
 

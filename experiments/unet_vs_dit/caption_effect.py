@@ -1,13 +1,14 @@
 """The effect of captions: the loss with a wrong caption compared to the loss with the right one.
 
-  python -m experiments.unet_vs_dit.heed --workdir runs/emoji/dit --workdir runs/emoji/unet \
-      --name DiT --name UNet --out heed.png
+  python -m experiments.unet_vs_dit.caption_effect --workdir runs/emoji/dit --name DiT \
+      --workdir runs/emoji/unet --name UNet --out caption_effect.png
 
 The wrong caption belongs to another image. The command prints the losses of the newest EMA weights,
 and draws by how much the wrong caption increases them. If a model ignores captions the increase is
 0, however good its loss is.
 """
 
+import itertools
 import pathlib
 
 import jax
@@ -20,21 +21,21 @@ from dit_jax.diffusion import objectives
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.sampling import runs
-from experiments.unet_vs_dit import sheet
+from experiments.unet_vs_dit import sample_sheet
 
 FLAGS = flags.FLAGS
 TIMES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # t of the noised images
-TOLD = ("own", "another's", "none")  # the three captions that each image is given
+CAPTIONS = ("own", "another's", "none")  # the three captions that each image is given
 MOST = 128  # images used of a split
 
 
-def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
-    """Measures the loss of a model's prediction with each caption of TOLD.
+def measure_losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
+    """Measures the loss of a model's prediction with each caption of CAPTIONS.
 
     It uses the first images of each split. Their noise and their wrong captions are the same in
     every call, so that models can be compared.
     Args: draws, of noise for each image and time.
-    Returns: {'trained': MSE [times, 3], 'held out': MSE [times, 3]}, by TIMES and TOLD.
+    Returns: {'trained': MSE [times, 3], 'held out': MSE [times, 3]}, by TIMES and CAPTIONS.
     Raises: ValueError for a model of labels or of latents; as `runs.load`.
     """
     trained = runs.load(workdir)
@@ -62,25 +63,22 @@ def losses(workdir: pathlib.Path, draws: int = 4) -> dict[str, np.ndarray]:
         numbers = range(min(len(source), MOST))
         x_0 = latents.pixels_from_image(jnp.stack([source[i]["image"] for i in numbers]))
         request = conditions.build(config).request([source.captions(i)[0] for i in numbers])
-        conds = request.cond, np.roll(request.cond, 1, axis=0), request.null  # in TOLD's order
+        # In the order of CAPTIONS.
+        conds = request.cond, np.roll(request.cond, 1, axis=0), request.null
         # The same keys for all captions, so that the losses differ in the captions only.
         keys = jax.random.split(jax.random.key(0), draws)
-        results[name] = np.array(
-            [
-                [
-                    np.mean([mean_loss(trained.params, x_0, cond, t, k) for k in keys])
-                    for cond in conds
-                ]
-                for t in TIMES
-            ]
-        )
+        losses = [
+            np.mean([mean_loss(trained.params, x_0, cond, t, key) for key in keys])
+            for t, cond in itertools.product(TIMES, conds)
+        ]
+        results[name] = np.reshape(losses, (len(TIMES), len(CAPTIONS)))
     return results
 
 
-def draw(found: dict[str, dict[str, np.ndarray]]):
+def draw(results: dict[str, dict[str, np.ndarray]]):
     """Draws the increase of the loss by wrong captions in percent; returns the matplotlib Figure.
 
-    Args: found, {model: result of `losses`}.
+    Args: results, {model: result of `measure_losses`}.
     """
     matplotlib = plot_style.import_matplotlib()
 
@@ -90,7 +88,7 @@ def draw(found: dict[str, dict[str, np.ndarray]]):
         )
         panels = figure.subplots(1, 2, sharey=True)
         for axes, split in zip(panels, ("trained", "held out"), strict=True):
-            for i, (name, model_losses) in enumerate(found.items()):
+            for i, (name, model_losses) in enumerate(results.items()):
                 own, others, _ = model_losses[split].T
                 look = dict(
                     color=plot_style.COLORS[i % 7], marker=plot_style.MARKERS[i % 7], label=name
@@ -99,7 +97,7 @@ def draw(found: dict[str, dict[str, np.ndarray]]):
             axes.set_title(f"{split} images")
             axes.set_xlabel("time t (1 is noise)")
         panels[0].set_ylabel("more loss by another's caption (%)")
-        plot_style.legend(panels[0], panels[0].lines, found, frameon=False)
+        plot_style.legend(panels[0], panels[0].lines, results, frameon=False)
     return figure
 
 
@@ -107,9 +105,10 @@ def main(_):
     out = FLAGS.out
     cli.check_out(out, (".png",))
     workdirs = FLAGS.workdir
-    names = sheet.names(FLAGS.name, workdirs)
-    results = {name: losses(workdir) for name, workdir in zip(names, workdirs, strict=True)}
-    print(f"{'model':16} {'images':9} {'t':>5} " + " ".join(f"{caption:>9}" for caption in TOLD))
+    names = sample_sheet.name_models(FLAGS.name, workdirs)
+    results = {name: measure_losses(workdir) for name, workdir in zip(names, workdirs, strict=True)}
+    captions = " ".join(f"{caption:>9}" for caption in CAPTIONS)
+    print(f"{'model':16} {'images':9} {'t':>5} {captions}")
     for name, model_losses in results.items():
         for split, rows in model_losses.items():
             for t, row in zip(TIMES, rows, strict=True):
@@ -120,6 +119,6 @@ def main(_):
 
 
 if __name__ == "__main__":
-    sheet.define_workdirs()
+    sample_sheet.define_workdirs()
     cli.define_path("out", None, "The .png to write.", required=True)
     cli.run(main)

@@ -1,7 +1,7 @@
 """Comparison of samplers with the published programs of the same names, on data with known flow.
 
-  python -m experiments.samplers.originals    # writes originals.jsonl beside this file, in a minute
-  python -m experiments.samplers.page         # writes docs/samplers.md from it and results.jsonl
+  python -m experiments.samplers.compare_published  # writes originals.jsonl here, in a minute
+  python -m experiments.samplers.page               # writes docs/samplers.md from the results
 
 The question is how far the results differ, and which is closer to the exact solution. Only samplers
 whose steps differ on purpose are compared. The steps of the published programs are written here in

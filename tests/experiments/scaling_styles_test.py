@@ -4,7 +4,8 @@ import pytest
 from helpers.sweep import rows_of, study
 
 from dit_jax.evaluation import plot_style
-from experiments.scaling.figures import looks
+from experiments.scaling.figures import styles, subsets
+from experiments.scaling.fits import table
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,9 @@ def rows():
 
 def test_models_without_a_size_have_the_color_of_their_width(rows):
     extra = [{**row, "size": None, "hidden_size": 96} for row in rows_of("S", 4)]
-    look = looks.Looks.of(rows + extra)
-    assert look.name(extra[0]) == "width 96"
-    assert look.color(extra[0]) == plot_style.COLORS[5]
+    look = styles.Styles.from_table(table.from_rows(rows + extra))
+    assert look.get_name(extra[0]) == "width 96"
+    assert look.get_color(extra[0]) == plot_style.COLORS[5]
 
 
 def test_of_more_sizes_than_colors_those_of_a_width_share_theirs():
@@ -25,14 +26,15 @@ def test_of_more_sizes_than_colors_those_of_a_width_share_theirs():
         for i in range(9)
         for row in rows_of("S", 4)
     ]
-    look = looks.Looks.of(many)
+    look = styles.Styles.from_table(table.from_rows(many))
     assert list(look.colors) == ["width 0", "width 32", "width 64", "width 96", "width 128"]
-    assert look.name(many[-1]) == "width 128"
+    assert look.get_name(many[-1]) == "width 128"
     assert len(set(look.colors.values())) == 5
 
 
 def test_standard_models_are_of_the_common_block_and_depth(rows):
-    assert looks.standard(rows) == [row for row in rows if row["grid"] == "sizes"]
+    standard = subsets.select_standard(table.from_rows(rows))
+    assert table.to_rows(standard) == [row for row in rows if row["grid"] == "sizes"]
     unnamed = [{**row, "size": None} for row in rows]
-    with pytest.raises(looks.NoRowsError, match="no row has size"):
-        looks.standard(unnamed)
+    with pytest.raises(subsets.NoRowsError, match="no row has size"):
+        subsets.select_standard(table.from_rows(unnamed))
