@@ -119,9 +119,8 @@ def _without_paths(config):
         if isinstance(config.get(section), dict):
             config[section] = config[section] | {key: ""}
     data = config["data"]
-    # An image folder's name is a path. A name with other characters than letters, digits and _ may
-    # be one too.
-    if data["source"] == "folder" or not str(data["name"]).replace("_", "").isalnum():
+    # The name of a TFDS dataset is kept. It may be a path too, as all other formats' names are.
+    if data["source"] != "tfds" or not str(data["name"]).replace("_", "").isalnum():
         config["data"] = data | {"name": ""}
     return config
 
