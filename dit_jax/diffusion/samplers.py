@@ -147,7 +147,7 @@ class Setting(NamedTuple):
     """A key of `config.sample`: its type and help, and when it has no effect."""
 
     type: type  # tuple stands for two floats, low and high
-    help: str  # `describe` adds the samplers or grids that alone use the key
+    help: str  # a flag's help adds the samplers or grids that alone use the key
     choices: tuple[str, ...] = ()
     needs: tuple[str, float] | None = None  # (other key, its value with which this key is unused)
     zero_if_unused: bool = False  # whether it must be 0 with samplers that do not use it
