@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from dit_jax.config import ranges
+from dit_jax.config import keys
 from dit_jax.errors import UserError, check_choice
 
 # Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
@@ -57,7 +57,7 @@ def make_optimizer(
     Args: hidden_size, of the transformer; None for other models, which need mup_base_width=0.
     Raises: ValueError for an unknown optimizer or schedule, or values out of range.
     """
-    ranges.check(config, "optim")
+    keys.check(config, "optim")
     check_choice("optim.name", config.name, OPTIMIZERS)
     # A parameter whose gradient has always been 0 would be divided by 0.
     if not config.eps:
