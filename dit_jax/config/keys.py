@@ -42,7 +42,7 @@ KEYS: dict[str, Key] = {
         ranges.Range(1, ranges.MAX_PICTURE_IMAGES, whole=True), old=16, may_change=True
     ),
     "checkpoint_every_steps": Key(ranges.COUNT, may_change=True),
-    # if the newest is damaged, the one before it is used
+    # If the newest is damaged, the one before it is used
     "checkpoint_keep": Key(ranges.FROM_2, may_change=True),
     "checkpoint_keep_every_steps": Key(ranges.FROM_0, may_change=True),
     "checkpoint_best_metric": Key(old="", may_change=True),
@@ -93,7 +93,7 @@ KEYS: dict[str, Key] = {
     "model.condition": Key(old="label"),
     "model.num_classes": Key(ranges.Range(0, 2**24, whole=True)),
     "model.context_size": Key(ranges.SIZE_OR_0, old=0),
-    # at least padding and one word
+    # At least padding and one word
     "model.text_vocab_size": Key(ranges.Range(2, 2**24, whole=True), old=4096),
     "model.text_length": Key(ranges.SIZE, old=32),
     "model.text_depth": Key(ranges.Range(1, 1000, whole=True), old=2),
