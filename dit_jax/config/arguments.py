@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dit_jax.config import overrides, parsers, ranges
+from dit_jax.config import keys, overrides, parsers
 from dit_jax.errors import UserError
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
@@ -106,7 +106,7 @@ def parse(
                 checked.append(f"--{name}={text}")
     # After all overrides, because the file alone may be out of range.
     if spec is not None:
-        ranges.check(values["config"].value)
+        keys.check(values["config"].value)
     _parse_checked([argv[0], *checked], values)
     return [word for word, _ in others]
 

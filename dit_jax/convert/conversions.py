@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import default, dit_xl_2_256_published
 from dit_jax import models
-from dit_jax.config import ranges, sizes
+from dit_jax.config import keys, sizes
 from dit_jax.convert import (
     adm,
     clip,
@@ -100,7 +100,7 @@ def to_workdir(kind: str, source: pathlib.Path, workdir: pathlib.Path, **options
     """
     destination.check(workdir)
     model = READERS[kind](source, **options)
-    ranges.check(model.config)  # also a config given by --config
+    keys.check(model.config)  # also a config given by --config
     # The workdir appears with all its parts, or not at all.
     with destination.fill(workdir) as new:
         for name, part in model.parts.items():

@@ -7,8 +7,9 @@ import jax
 import safetensors.numpy
 from ml_collections import ConfigDict
 
+from configs import default
 from dit_jax import cli, diffusion, models, workdirs
-from dit_jax.config import ranges, sizes
+from dit_jax.config import keys, sizes
 from dit_jax.convert import dit, fields
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.models.dit import DiT
@@ -19,15 +20,6 @@ KEY = "dit_jax"  # its key in the file's metadata
 WHAT = "what `convert dit-export` writes"
 # Sections that an exported config must have.
 SECTIONS = ("model", "data", "diffusion", "objective", "latents", "sample")
-# (section, key) of paths. They exist on one machine only, so they are exported empty.
-PATHS = (
-    ("data", "data_dir"),
-    ("latents", "vae"),
-    ("latents", "moments"),
-    ("text", "encoder"),
-    ("fid", "reference"),
-    ("fid", "weights"),
-)
 # Key of `config.model` -> its largest value. These sizes cost time or memory before the model's
 # arrays are compared with the file's.
 SIZES = dict(
@@ -96,7 +88,7 @@ def read(path: pathlib.Path) -> ConfigDict | None:
     # The file may come from an older version of this project.
     if isinstance(config, dict) and "model" in config:
         try:
-            config = older_versions.complete(config)
+            config = older_versions.complete(config, default.get_config("dit"))
         except ValueError as error:
             raise UserError(
                 f"{shown} cannot be read: {str(error).rstrip('.')}. It must be {WHAT}."
@@ -105,7 +97,7 @@ def read(path: pathlib.Path) -> ConfigDict | None:
         raise UserError(f"{shown} has {fields.show(wrong)}: it must be {WHAT}.")
     try:
         workdirs.check_types(config)
-        ranges.check(config)
+        keys.check(config)
         diffusion.build(ConfigDict(config["diffusion"]))
     except (ValueError, AttributeError) as error:  # AttributeError: a key is missing
         raise UserError(f"{shown} cannot be used: {error} It must be {WHAT}.") from error
@@ -114,10 +106,13 @@ def read(path: pathlib.Path) -> ConfigDict | None:
 
 def _without_paths(config):
     """Returns the config, a dict, with empty paths."""
-    config = config | {"init_from": ""}
-    for section, key in PATHS:
-        if isinstance(config.get(section), dict):
-            config[section] = config[section] | {key: ""}
+    config = dict(config)
+    for key in (key for key, row in keys.KEYS.items() if row.is_path):
+        section, _, name = key.rpartition(".")
+        if not section:
+            config[name] = ""
+        elif isinstance(config.get(section), dict):
+            config[section] = config[section] | {name: ""}
     data = config["data"]
     # The name of a TFDS dataset is kept. It may be a path too, as all other formats' names are.
     if data["source"] != "tfds" or not str(data["name"]).replace("_", "").isalnum():

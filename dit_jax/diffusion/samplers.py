@@ -220,7 +220,7 @@ def find_users(key: str) -> dict[str, list[str]]:
 def check(config) -> None:
     """Raises ValueError for an unknown choice, or for two numbers that are no range.
 
-    All numbers by themselves are checked by `config.ranges`.
+    All numbers by themselves are checked by `config.keys`.
     """
     for key, setting in SETTINGS.items():
         value = config[key]

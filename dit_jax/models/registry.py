@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from dit_jax.config import ranges, sizes
+from dit_jax.config import keys, ranges, sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import clip, dinov2, dit, inception, lpips, unet, vae
 from dit_jax.system import files
@@ -39,7 +39,7 @@ def build(config) -> nn.Module:
       for a size out of its range, for sizes that do not fit together, or for an unknown choice.
     """
     check_keys(config)
-    ranges.check(config, "model")
+    keys.check(config, "model")
     check_choice("dtype", config.dtype, ("float32", "bfloat16"))
     fields = {key: config[key] for key in _field_types(config.name)}
     for key, value in fields.items():
@@ -71,7 +71,7 @@ def check_keys(config: ConfigDict | Mapping) -> None:
         is_tuple = typing.get_origin(kind) is tuple
         kind = typing.get_args(kind)[0] if is_tuple else kind
         # In a config, one text chooses the attention of all levels of a UNet.
-        ranges.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
+        keys.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
 
 
 def _field_types(name):

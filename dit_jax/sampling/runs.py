@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dit_jax import conditions, diffusion, latents, models, sharding, workdirs
-from dit_jax.config import ranges
+from dit_jax.config import keys
 from dit_jax.diffusion import edits, samplers
 from dit_jax.errors import UserError
 from dit_jax.sampling import generate
@@ -132,7 +132,7 @@ def load(
     _set_frozen(config, workdir, "text_encoder", encoder_workdir, condition.needs_encoder)
     # The sampling settings are checked before anything large is loaded.
     config.sample.update(settings or {})
-    ranges.check(config)
+    keys.check(config)
     samplers.check(config.sample)
     samplers.check_used(config.sample, settings or {}, config.model.learn_sigma)
     x_0.check_clip()

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from dit_jax.config import ranges
+from dit_jax.config import keys
 from dit_jax.errors import UserError, check_choice
 
 # Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
@@ -21,11 +21,21 @@ SCHEDULES = {  # after the warm-up: (peak, steps) -> schedule
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": optax.cosine_decay_schedule,
 }
-OPTIMIZERS = {  # (config.optim, schedule) -> optax transformation
-    "adamw": lambda config, rate: optax.adamw(
+
+
+def _make_adamw(config, rate):
+    # A parameter whose gradient has always been 0 would be divided by 0.
+    if not config.eps:
+        raise UserError(
+            "optim.eps=0 makes NaN of what has no gradient at first, as all behind the zeros of "
+            "adaLN-Zero; take 1e-8."
+        )
+    return optax.adamw(
         rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
-    ),
-}
+    )
+
+
+OPTIMIZERS = {"adamw": _make_adamw}  # (config.optim, schedule) -> optax transformation
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
@@ -57,14 +67,8 @@ def make_optimizer(
     Args: hidden_size, of the transformer; None for other models, which need mup_base_width=0.
     Raises: ValueError for an unknown optimizer or schedule, or values out of range.
     """
-    ranges.check(config, "optim")
+    keys.check(config, "optim")
     check_choice("optim.name", config.name, OPTIMIZERS)
-    # A parameter whose gradient has always been 0 would be divided by 0.
-    if not config.eps:
-        raise UserError(
-            "optim.eps=0 makes NaN of what has no gradient at first, as all behind the zeros of "
-            "adaLN-Zero; take 1e-8."
-        )
     if config.learning_rate * config.weight_decay >= 1:
         raise UserError(
             f"optim.learning_rate={config.learning_rate} times optim.weight_decay="

@@ -13,7 +13,7 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from dit_jax import models, sharding, workdirs
-from dit_jax.config import ranges
+from dit_jax.config import keys
 from dit_jax.data import loader, sources
 from dit_jax.errors import UserError
 from dit_jax.training import frozen_networks, optimizer, tasks
@@ -53,7 +53,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
     Raises: ValueError for values that do not fit together, or not the devices.
     """
     _check_keys(config)
-    ranges.check(config)
+    keys.check(config)
     if config.profile_start_step >= config.total_steps:
         raise UserError(
             f"profile_start_step={config.profile_start_step} must be below "

@@ -9,44 +9,12 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dit_jax import models, sharding
-from dit_jax.config import overrides, ranges
+from dit_jax.config import keys, overrides
 from dit_jax.errors import MissingFileError, UserError, UserFileError
 from dit_jax.system import files, json_files
 from dit_jax.workdirs import checkpoint_files, identity, older_versions
 
 logger = logging.getLogger("dit_jax")
-
-# Keys that may change when a run is resumed: up to rounding they do not change the training. An
-# exception is total_steps, which also stretches a cosine schedule. A key that ends with a dot
-# stands for the whole section.
-MAY_CHANGE = (
-    "total_steps",
-    "log_every_steps",
-    "eval_every_steps",
-    "sample_every_steps",
-    "sample_num_images",
-    "checkpoint_every_steps",
-    "checkpoint_keep",
-    "checkpoint_keep_every_steps",
-    "checkpoint_best_metric",
-    "profile_start_step",
-    "profile_num_steps",
-    "model.attention",
-    "model.remat",
-    "model.scan_unroll",
-    "data.data_dir",
-    "latents.vae",
-    "latents.moments",
-    "text.encoder",
-    "autoencoder.lpips",
-    "data.cache",
-    "data.num_workers",
-    "data.num_threads",
-    "data.prefetch_batches",
-    "mesh.",
-    "sample.",
-    "fid.",
-)
 
 TRAINED = ("dit", "unet", "vae")  # the models that a run can train
 
@@ -54,7 +22,7 @@ TRAINED = ("dit", "unet", "vae")  # the models that a run can train
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Raises unless a workdir has no checkpoints, or was trained with a compatible config.
 
-    Only keys in MAY_CHANGE may differ, and data.name if the data are recorded. An empty digest in
+    Only keys that may change may differ, and data.name if the data are recorded. An empty digest in
     `config` matches any value, because the run fills it in.
     Raises: ValueError that lists the keys that differ and must not.
     """
@@ -103,7 +71,7 @@ def _compare(saved, current):
     pairs = {
         key: (saved.get(key, "none"), current.get(key, "none"))
         for key in sorted(saved.keys() | current.keys())
-        if key not in MAY_CHANGE and key.partition(".")[0] + "." not in MAY_CHANGE
+        if not keys.may_change(key)
     }
     # The run fills in an empty digest.
     return {
@@ -176,7 +144,8 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise UserError(f"{files.printable(name)} is no config: it has no model with a name.")
-    config = older_versions.complete(config)
+    reference = default.get_config(model["name"]) if model["name"] in TRAINED else {}
+    config = older_versions.complete(config, reference)
     check_types(config)
     try:
         return ConfigDict(config).lock()
@@ -188,7 +157,7 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
 def _check_ranges(config, path):
     """Raises a ValueError, which names the file, unless all numbers are in their ranges."""
     try:
-        ranges.check(config)
+        keys.check(config)
     except ValueError as error:
         raise UserError(
             f"{path}: {str(error).rstrip('.')}. Mend it; if config.json is damaged, remove it: a "
@@ -229,12 +198,12 @@ def _check_types(config, example, prefix=""):
             if key != "model":
                 _check_types(config[name], value, f"{key}.")
         elif isinstance(value, tuple):
-            ranges.check_type(key, config[name], float, many=True)
+            keys.check_type(key, config[name], float, many=True)
         elif value is not None:
-            ranges.check_type(key, config[name], type(value))
+            keys.check_type(key, config[name], type(value))
         # The default is None only for placeholders of numbers.
         elif config[name] is not None:
-            ranges.check_type(key, config[name], float)
+            keys.check_type(key, config[name], float)
 
 
 def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict:

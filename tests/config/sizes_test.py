@@ -3,7 +3,7 @@
 import pytest
 
 from configs import default
-from dit_jax.config import overrides, parsers, ranges, sizes
+from dit_jax.config import keys, overrides, parsers, sizes
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_value_that_is_no_size_is_refused(key, value, match):
     config = default.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=f"{key}{match}"):
-        ranges.check(config)
+        keys.check(config)
 
 
 def test_square_has_one_form():

@@ -8,11 +8,11 @@ import pytest
 
 from configs import default
 from dit_jax import latents, train, workdirs
-from dit_jax.config import sizes
+from dit_jax.config import keys, sizes
 from dit_jax.datasets import digits, writing
 from dit_jax.latents import store
 from dit_jax.sampling import runs
-from dit_jax.workdirs import identity, older_versions
+from dit_jax.workdirs import identity
 
 
 def _as_json(config):
@@ -169,12 +169,8 @@ def _remove(config, key):
 def test_config_of_an_older_version_means_what_it_meant(workdir, smoke_config):
     """Keys added since have the value of before, and the run goes on."""
     config = json.loads((workdir / "config.json").read_text())
-    added = {
-        **older_versions.OLD_DEFAULTS,
-        **older_versions.OLD_DIT_DEFAULTS,
-        **older_versions.OLD_PREDICTOR_DEFAULTS,
-    }
-    del added["diffusion.sigma_data"]  # of which this config has another value
+    added = {key for key, row in keys.KEYS.items() if row.old is not keys.NO_VALUE}
+    added.remove("diffusion.sigma_data")  # of which this config has another value
     expected = workdirs.load_config(workdir).to_dict()
     for key in added:
         _remove(config, key)

@@ -8,42 +8,45 @@ import pytest
 
 from configs import default
 from dit_jax import workdirs
-from dit_jax.config import ranges, sizes
+from dit_jax.config import keys, ranges, sizes
 from dit_jax.models import clip
 from dit_jax.sampling import runs
 from dit_jax.training import programs
 from experiments.scaling.configs import default as sweeps
 
 MODELS = ("dit", "unet", "vae")
+RANGED = {key for key, row in keys.KEYS.items() if row.range}
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
     config = default.get_config(model)
-    ranges.check(config)
+    keys.check(config)
     for key, value in workdirs.flatten(config).items():
         first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, int | float) and not isinstance(first, bool):
-            assert key in ranges.RANGES or key in OTHERWISE, key
+            assert key in RANGED or key in OTHERWISE, key
 
 
 def test_every_number_of_a_sweep_has_a_range_and_lies_in_it():
     config = sweeps.get_config(default.get_config())
-    ranges.check(config)
+    keys.check(config)
     for key, value in workdirs.flatten(config).items():
         if type(value) in (int, float) and not key.startswith("base."):
-            assert key in ranges.RANGES, key
+            assert key in RANGED, key
 
 
 # Checked where it is used: 1 or 3; an upper end may be infinite.
 OTHERWISE = {"data.image_channels", "sample.churn_range"}
 
 
-def test_every_range_is_of_a_key():
-    keys = {key for model in MODELS for key in workdirs.flatten(default.get_config(model))}
-    keys |= workdirs.flatten(sweeps.get_config(default.get_config())).keys()
-    keys |= {f"model.{key}" for key in clip.ClipText.__dataclass_fields__}  # converted, not trained
-    assert not ranges.RANGES.keys() - keys
+def test_every_row_is_of_a_key():
+    known = {key for model in MODELS for key in workdirs.flatten(default.get_config(model))}
+    known |= workdirs.flatten(sweeps.get_config(default.get_config())).keys()
+    known |= {
+        f"model.{key}" for key in clip.ClipText.__dataclass_fields__
+    }  # converted, not trained
+    assert not keys.KEYS.keys() - known
 
 
 @pytest.mark.parametrize(
@@ -127,10 +130,10 @@ def test_numbers_out_of_range_are_refused_before_anything_is_built(
 @pytest.mark.parametrize("key", ["optim.b1", "optim.b2", "optim.ema_decay", "model.dropout"])
 def test_what_must_be_below_1_is_below_1_in_float32(key):
     section, name = key.split(".")
-    ranges.check({section: {name: 0.9999999}})
+    keys.check({section: {name: 0.9999999}})
     message = rf"{key}=0\.99999999999 is 1 in float32, but must be a number in \[0, 1\)\."
     with pytest.raises(ValueError, match=message):
-        ranges.check({section: {name: 0.99999999999}})
+        keys.check({section: {name: 0.99999999999}})
 
 
 @pytest.mark.parametrize("key", ["sample_every_steps", "fid.every_steps"])
@@ -178,24 +181,24 @@ def test_numbers_of_a_workdir_are_checked_when_it_is_read(workdir):
 
 @pytest.mark.parametrize("value", [None, [], [1, 1], (1,), {}, "1", True, [[1]], [None]])
 def test_what_is_no_number_lies_in_no_range(value):
-    for key in ranges.RANGES:
+    for key in RANGED:
         section, _, name = key.rpartition(".")
         config = {section: {name: value}} if section else {name: value}
-        numbers = key in ranges.LISTS and value in ([], [1, 1], (1,))
+        numbers = keys.KEYS[key].is_list and value in ([], [1, 1], (1,))
         numbers |= key in sizes.KEYS and value == [1, 1]
-        if numbers or (value is None and key in ranges.OPTIONAL):
-            ranges.check(config)
+        if numbers or (value is None and keys.KEYS[key].optional):
+            keys.check(config)
             continue
         with pytest.raises(ValueError, match=rf"{key}=.* must be "):
-            ranges.check(config)
+            keys.check(config)
 
 
 def test_lists_are_those_of_the_default_config():
     for model in MODELS:
         for key, value in workdirs.flatten(default.get_config(model)).items():
-            if key in ranges.RANGES:
-                assert isinstance(value, list) == (key in ranges.LISTS), key
-                assert (value is None) == (key in ranges.OPTIONAL), key
+            if key in RANGED:
+                assert isinstance(value, list) == keys.KEYS[key].is_list, key
+                assert (value is None) == keys.KEYS[key].optional, key
 
 
 @pytest.mark.parametrize(
@@ -203,17 +206,17 @@ def test_lists_are_those_of_the_default_config():
 )
 def test_numbers_that_float32_does_not_hold_are_refused(value):
     config = default.get_config()
-    ranges.check(config)
+    keys.check(config)
     with pytest.raises(ValueError, match=r"optim\.grad_clip_norm=.* is 0 or infinite in float32\."):
-        ranges.check(dict(optim=dict(grad_clip_norm=value)))
+        keys.check(dict(optim=dict(grad_clip_norm=value)))
 
 
 def test_types_are_named_with_the_value():
-    ranges.check_type("optim.ema_decay", 1, float)
-    ranges.check_type("sample.cfg_interval", (0, 0.5), float, many=True)
+    keys.check_type("optim.ema_decay", 1, float)
+    keys.check_type("sample.cfg_interval", (0, 0.5), float, many=True)
     with pytest.raises(ValueError, match=r"^sample\.steps=True must be a whole number\.$"):
-        ranges.check_type("sample.steps", True, int)
+        keys.check_type("sample.steps", True, int)
     with pytest.raises(ValueError, match=r"^latents\.scale=1 must be a list of numbers\.$"):
-        ranges.check_type("latents.scale", 1, float, many=True)
+        keys.check_type("latents.scale", 1, float, many=True)
     with pytest.raises(ValueError, match=r"^data\.name=\[0, 0.{95}\.\.\. must be a str\.$"):
-        ranges.check_type("data.name", [0] * 1000, str)
+        keys.check_type("data.name", [0] * 1000, str)
