@@ -196,10 +196,7 @@ def _crc(path):
 
 
 def _read_text(path, name):
-    """Returns a short text from an .npz.
-
-    Raises: OSError if the file cannot be read; ValueError if it holds no such text.
-    """
+    """Returns a short text from an .npz.   Raises: OSError; ValueError if there is no such text."""
     text = npz_files.describe_npz(path).get(name)
     if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MAX_TEXT_BYTES:
         raise UserError(f"{files.printable(path)} holds no text {name!r}")
