@@ -1,4 +1,4 @@
-"""Measured speed of training, its loop, sampling, a VAE, Inception and the metrics, as JSON.
+"""Measured speed of training, its loop, sampling, a VAE, Inception and the metrics.
 
   python -m dit_jax.benchmark train  --config configs/imagenet256.py:DiT-XL/2 --steps 20 --json
   python -m dit_jax.benchmark loop   --config configs/digits.py --steps 200
@@ -7,10 +7,14 @@
   python -m dit_jax.benchmark inception --batch_size 64 --dtype float32
   python -m dit_jax.benchmark metrics --num 50000
 
-A time is the median of three windows, after a warm-up. The batch is synthetic and stays in device
-memory; with --data `train` reads the config's data. `loop` compares the bare step with all of
-`train_and_evaluate`. TFLOP/s and MFU use the multiply-adds that `dit_jax.flops` counts. `metrics`
-times each measure once, from ready features, as many as FID-50K takes.
+The result is printed as lines of text, or as JSON with --json. A window is a number of steps that
+are timed together. A time is the median of three windows, after a warm-up. The batch is synthetic
+and stays in device memory; with --data, `train` reads the config's data instead. TFLOP/s and MFU
+use the multiply-adds that `dit_jax.flops` counts.
+
+`loop` compares the bare step with `train_and_evaluate` on the config's data, without evaluation,
+pictures and checkpoints. It takes the median of 11 windows. `metrics` times every measure once, on
+random features, by default of as many images as FID-50K takes.
 """
 
 import functools
@@ -40,13 +44,13 @@ from dit_jax.system import stopping
 from dit_jax.training import frozen_networks, initial_state, programs
 
 FLAGS = flags.FLAGS
-WINDOWS = 3  # the median of them counts
-MODEL_SETTINGS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
-LOOP_WINDOWS = 11  # of each kind, many because the difference is small and machines drift
-REFERENCE_FEATURES = 10_000  # at most, as the ADM evaluator uses for precision and recall
+NUM_WINDOWS = 3  # a time is their median
+NUM_LOOP_WINDOWS = 11  # more, because the loop's overhead is small and machines drift
+MODEL_FIELDS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
+MAX_REFERENCE_FEATURES = 10_000  # as the ADM evaluator uses for precision and recall
 
-# Dense bf16 peak by device_kind, TFLOP/s, from the vendors' sheets. Cards of other forms (PCIe,
-# NVL) have other peaks and other names: no MFU is better than a wrong one.
+# Dense bf16 peak by device_kind, TFLOP/s, from the vendors' data sheets. Other form factors (PCIe,
+# NVL) have other names and other peaks. An unknown name gives no MFU instead of a wrong one.
 PEAK_TFLOPS = {
     "NVIDIA A100-SXM4-40GB": 312,
     "NVIDIA A100-SXM4-80GB": 312,
@@ -60,123 +64,124 @@ PEAK_TFLOPS = {
 
 
 def bench_train(config: ConfigDict, steps: int, data: bool = False) -> dict:
-    """Returns the time of the jitted step on synthetic or real data, over windows of `steps`."""
+    """Times the jitted step in windows of `steps`, on the config's data or on synthetic data."""
     program = programs.make_program(config)
-    window, compile_seconds = _step_window(program, steps, data)
-    window()  # warm-up
-    seconds = statistics.median(window() for _ in range(WINDOWS)) / steps
-    work = models.count(config)["train_gflops_per_image"]
+    time_window, compile_seconds = _make_window_timer(program, steps, data)
+    time_window()  # warm-up
+    seconds = statistics.median(time_window() for _ in range(NUM_WINDOWS)) / steps
+    gflops_per_image = models.count(config)["train_gflops_per_image"]
     return {
-        **_speed(seconds, config.batch_size, work, "step", program.model.dtype),
+        **_speed(seconds, config.batch_size, gflops_per_image, "step", program.model.dtype),
         "data": "real" if data else "synthetic",
-        **_identity(program.mesh, program.model, config, compile_seconds),
+        **_describe_run(program.mesh, program.model, config, compile_seconds),
     }
 
 
 def bench_loop(config: ConfigDict, steps: int) -> dict:
-    """Returns the loop's time per step beyond that of the bare jitted step, in percent.
+    """Times how much longer a step takes in the loop than the bare jitted step, in percent.
 
-    Windows of both alternate, so that a machine whose speed drifts slows both. Each window of the
-    loop is divided by the mean of the bare windows around it; the median of these ratios counts.
+    Windows of the loop and of the bare step alternate, so that a drift in the machine's speed
+    affects both. The time of each loop window is divided by the mean of the bare windows before and
+    after it. The result is the median of these ratios.
     """
-    # Evaluation, pictures and checkpoints are left out. total_steps grows with each window below,
-    # so the schedule must not depend on it.
+    # Evaluation, pictures and checkpoints are left out. The learning rate must be constant, because
+    # total_steps grows with each window below.
     with config.unlocked():
         config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
         config.update(eval_every_steps=0, sample_every_steps=0)
         config.optim.update(schedule="constant", warmup_steps=0)
     program = programs.make_program(config)
-    window, compile_seconds = _step_window(program, steps, real_data=False)
-    window()  # warm-up
-    bare_ms, loop_ms = [1e3 * window() / steps], []
+    time_window, compile_seconds = _make_window_timer(program, steps, real_data=False)
+    time_window()  # warm-up
+    bare_ms, loop_ms = [1e3 * time_window() / steps], []
     with tempfile.TemporaryDirectory() as workdir:
         workdir = pathlib.Path(workdir)
-        for i in range(LOOP_WINDOWS):
-            # The run resumes, warms up with one window, and is measured in the second.
+        for i in range(NUM_LOOP_WINDOWS):
+            # The run resumes for two windows: a warm-up, and the one that is measured.
             config.total_steps = 2 * steps * (i + 1)
             try:
                 train.train_and_evaluate(config, workdir)
             except stopping.Stopped as stopped:
-                # Without the loop's message: the workdir that it names is removed.
+                # The loop's message is dropped, because it names the workdir, which is removed.
                 raise stopping.Stopped(stopped.number) from None
             report = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
             loop_ms.append(1e3 * config.batch_size / report["img_per_s"])
-            bare_ms.append(1e3 * window() / steps)
-    around = [statistics.mean(pair) for pair in itertools.pairwise(bare_ms)]
-    ratios = [loop / bare for loop, bare in zip(loop_ms, around, strict=True)]
+            bare_ms.append(1e3 * time_window() / steps)
+    neighbours_ms = [statistics.mean(pair) for pair in itertools.pairwise(bare_ms)]
+    ratios = [loop / bare for loop, bare in zip(loop_ms, neighbours_ms, strict=True)]
     return {
         "loop_overhead_percent": 100 * (statistics.median(ratios) - 1),
         "loop_ms_per_step": loop_ms,
         "bare_ms_per_step": bare_ms,
-        **_identity(program.mesh, program.model, config, compile_seconds),
+        **_describe_run(program.mesh, program.model, config, compile_seconds),
     }
 
 
-def _step_window(program, steps, real_data):
-    """Returns (window, compile seconds); window() returns the seconds that `steps` steps take."""
+def _make_window_timer(program, steps, real_data):
+    """Returns (time_window, compile seconds); time_window() times `steps` steps, in seconds."""
     config, mesh = program.config.copy_and_resolve_references(), program.mesh
     key = jax.random.key(config.seed)
     state = initial_state.new_state(program, key)
     source = latents.open_split(config, "train") if real_data else None
     batches = _real_batches(program, source) if real_data else _synthetic_batches(program)
-    x_0 = latents.build(config)
-    if x_0.uses_vae and not x_0.encodes:
-        config.latents.vae = ""  # no step reads it, and a benchmark needs no workdir of one
+    latent_kind = latents.build(config)
+    if latent_kind.uses_vae and not latent_kind.encodes:
+        config.latents.vae = ""  # no step uses the VAE, so its workdir need not exist
     _, frozen = frozen_networks.load(config, mesh)
     frozen = frozen.with_records(program.config, mesh, source) if source else frozen
-    first = state, next(batches), key, frozen
-    step, compile_seconds = _compile(programs.compile_train_step(program), *first)
+    step_arguments = state, next(batches), key, frozen
+    step, compile_seconds = _compile(programs.compile_train_step(program), *step_arguments)
 
-    def run():
+    def run_window():
         nonlocal state
         for _ in range(steps):
             state, _ = step(state, next(batches), key, frozen)
         return state
 
-    return functools.partial(_seconds, run), compile_seconds
+    return functools.partial(_time_call, run_window), compile_seconds
 
 
 def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
-    """Returns the time to draw one batch in `steps` steps, with config.sample's other settings."""
+    """Times the sampling of one batch in `steps` steps; other flags come from config.sample."""
     with config.unlocked():
         config.sample.steps = steps
     program = programs.make_program(config)
     sharding.check_batch_size(program.mesh, batch_size)
-    # Sampling needs the parameters alone, without optimizer state and EMA.
+    # Only the parameters are created: sampling needs no optimizer state and no EMA.
     params = jax.jit(
         lambda key: models.init_params(program.model, key),
         out_shardings=program.shardings.params,
     )(jax.random.key(config.seed))
-    settings = config.sample, program.task.process, config.objective.prediction
-    sample = generate.make_sample_fn(program.model, *settings, program.mesh)
+    sampler_arguments = config.sample, program.task.process, config.objective.prediction
+    sample = generate.make_sample_fn(program.model, *sampler_arguments, program.mesh)
     index = np.arange(batch_size, dtype=np.int32)
     condition = conditions.build(config)
-    rows = {"index": index, **condition.make_example(batch_size).rows(index)}
-    batch = sharding.put_batch(program.mesh, rows)
+    host_batch = {"index": index, **condition.make_example(batch_size).rows(index)}
+    batch = sharding.put_batch(program.mesh, host_batch)
     encoder = condition.load_encoder(program.mesh)
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
-    seconds, compile_seconds = _time(sample, arguments)
-    # Guided steps pass through the network twice.
-    passes = generate.forward_passes(*settings)
-    work = models.count(config)["gflops"] * passes
+    seconds, compile_seconds = _time_function(sample, arguments)
+    # A guided step is two passes through the network.
+    num_passes = generate.forward_passes(*sampler_arguments)
+    gflops_per_image = models.count(config)["gflops"] * num_passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
-        **_speed(seconds, batch_size, work, "batch", program.model.dtype),
-        **_identity(program.mesh, program.model, config, compile_seconds),
+        **_speed(seconds, batch_size, gflops_per_image, "batch", program.model.dtype),
+        **_describe_run(program.mesh, program.model, config, compile_seconds),
         "batch_size": batch_size,
         "sample": config.sample.to_dict(),
     }
 
 
 def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict]:
-    """Returns the times to encode and to decode one batch, measured over windows of `steps`."""
+    """Times the encoding and the decoding of one batch, in windows of `steps` batches."""
     program = programs.make_program(config)
     model, mesh = program.model, program.mesh
     vae = latents.Vae(_init_params(model, mesh), model, digest="")
     height, width, channels = sizes.image_shape(config.data)
     images = _random_batch(mesh, (batch_size, height, width, channels), np.uint8)
-    shape = height // model.factor, width // model.factor, model.latent_channels
-    x_0 = _random_batch(mesh, (batch_size, *shape), np.float32)
+    latent_shape = height // model.factor, width // model.factor, model.latent_channels
+    x_0 = _random_batch(mesh, (batch_size, *latent_shape), np.float32)
     unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
     functions = {
         "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), images),
@@ -184,11 +189,11 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     }
     counts, results = models.count(config), {}
     for name, (function, x) in functions.items():
-        seconds, compile_seconds = _time(function, (vae, x), steps)
+        seconds, compile_seconds = _time_function(function, (vae, x), steps)
         results[name] = {
             # A multiply-add is two FLOPs.
             **_speed(seconds, batch_size, 2 * counts[f"{name}_gmacs"], "batch", model.dtype),
-            **_identity(mesh, model, config, compile_seconds),
+            **_describe_run(mesh, model, config, compile_seconds),
             "batch_size": batch_size,
             "image_size": sizes.simplify((height, width)),
         }
@@ -196,70 +201,72 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
 
 
 def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: str) -> dict:
-    """Returns the time of one batch's features, measured over windows of `steps`."""
+    """Times the extraction of one batch's features, in windows of `steps` batches."""
     config = ConfigDict({"model": {"name": "inception", "dtype": dtype}})
     config.update(batch_size=batch_size, grad_accumulation_steps=1)
     model = models.build(config.model)
-    # Every device extracts the features of its own images.
+    # All devices share the batch, and every device has all parameters.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     params = _init_params(model, mesh)
     shape = batch_size, *sizes.height_and_width(image_size), 3
     images = _random_batch(mesh, shape, np.uint8)
     extract = jax.jit(lambda params, images: model.apply({"params": params}, images))
-    seconds, compile_seconds = _time(extract, (params, images), steps)
-    work = models.count(config)["gflops"]
+    seconds, compile_seconds = _time_function(extract, (params, images), steps)
+    gflops_per_image = models.count(config)["gflops"]
     return {
-        **_speed(seconds, batch_size, work, "batch", dtype),
-        **_identity(mesh, model, config, compile_seconds),
-        "gflops_per_image": work,
+        **_speed(seconds, batch_size, gflops_per_image, "batch", dtype),
+        **_describe_run(mesh, model, config, compile_seconds),
+        "gflops_per_image": gflops_per_image,
         "image_size": image_size,
         "precision": "default" if model.precision is None else model.precision.name.lower(),
     }
 
 
 def _init_params(model, mesh):
-    """Returns initial parameters on all devices; they take as long as trained ones."""
+    """Returns initial parameters, replicated on all devices; trained ones are no faster."""
     init = functools.partial(models.init_params, model)
     return jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
 
 
 def _random_batch(mesh, shape, dtype):
-    """Returns a batch of random images (uint8) or latents (float32), on the devices."""
+    """Returns a batch of random images (uint8) or latents (float32) in device memory."""
     sharding.check_batch_size(mesh, shape[0])
     rng = np.random.default_rng(0)
-    shape = len(sharding.local_rows(mesh, shape[0])), *shape[1:]
+    local_shape = len(sharding.local_rows(mesh, shape[0])), *shape[1:]
     is_image = dtype == np.uint8
-    x = rng.integers(0, 256, shape, dtype) if is_image else rng.standard_normal(shape, dtype)
+    draw = functools.partial(rng.integers, 0, 256) if is_image else rng.standard_normal
+    x = draw(local_shape, dtype)
     return sharding.put_batch(mesh, {"x": x})["x"]
 
 
 def bench_metrics(num: int) -> dict:
-    """Returns the seconds of each measure of `num` synthetic samples, as FID-50K takes them."""
+    """Times each measure once, on the synthetic features of `num` samples."""
     rng = np.random.default_rng(0)
     mix = rng.standard_normal((64, 2048), np.float32) / 8
 
-    def draw(n):
-        """Returns [n, 2048] of correlated values that are not negative, like Inception's."""
-        features = rng.standard_normal((n, 2048), np.float32)
-        for block in np.array_split(features, -(-n // 5000)):  # in blocks, to bound the memory
+    def draw_features(num_rows):
+        """Returns features [num_rows, 2048], correlated and not negative, like Inception's."""
+        features = rng.standard_normal((num_rows, 2048), np.float32)
+        for block in np.array_split(features, -(-num_rows // 5000)):  # bounds the memory
             block += rng.standard_normal((len(block), 64), np.float32) @ mix
             np.maximum(block, 0, out=block)
         return features
 
-    samples, reference = draw(num), draw(min(num, REFERENCE_FEATURES))
-    # Sizes matter here, not values: spatial features and probabilities come from the same array.
+    samples = draw_features(num)
+    reference = draw_features(min(num, MAX_REFERENCE_FEATURES))
+    # Only array sizes affect speed, so probabilities and spatial features are taken from `samples`.
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    pool = metrics.fit_gaussian(reference)
-    spatial = metrics.Gaussian(pool.mean[:2023], pool.covariance[:2023, :2023], pool.n)
+    pooled = metrics.fit_gaussian(reference)
+    spatial = metrics.Gaussian(pooled.mean[:2023], pooled.covariance[:2023, :2023], pooled.n)
     measures = {
-        "fid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples), pool),
+        "fid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples), pooled),
         "sfid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples[:, :2023]), spatial),
         "inception_score": lambda: metrics.inception_score(probabilities),
         "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
         "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),
     }
-    seconds = {f"{name}_seconds": _seconds(measure) for name, measure in measures.items()}
+    seconds = {f"{name}_seconds": _time_call(measure) for name, measure in measures.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         **seconds,
@@ -272,30 +279,31 @@ def bench_metrics(num: int) -> dict:
     }
 
 
-def _time(function, arguments, calls=1):
-    """Returns the seconds of a call, the median of windows of `calls`, and of compilation."""
+def _time_function(function, arguments, num_calls=1):
+    """Returns (seconds of a call, seconds of compilation), timed in windows of `num_calls`."""
     compiled, compile_seconds = _compile(function, *arguments)
 
-    def run():
-        for _ in range(calls):
+    def run_window():
+        for _ in range(num_calls):
             result = compiled(*arguments)
         return result
 
-    _seconds(run)  # warm-up
-    return statistics.median(_seconds(run) for _ in range(WINDOWS)) / calls, compile_seconds
+    _time_call(run_window)  # warm-up
+    seconds = statistics.median(_time_call(run_window) for _ in range(NUM_WINDOWS)) / num_calls
+    return seconds, compile_seconds
 
 
 def _compile(function, *arguments):
-    """Compiles a jitted function, so that no window includes it; returns it and the seconds."""
+    """Compiles a jitted function before it is timed; returns (compiled function, seconds)."""
     began = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     return compiled, time.perf_counter() - began
 
 
-def _seconds(run):
-    """Returns the seconds that run() takes."""
+def _time_call(function):
+    """Returns the seconds that function() takes."""
     began = time.perf_counter()
-    jax.block_until_ready(run())  # JAX returns before the devices are done
+    jax.block_until_ready(function())  # JAX returns before the devices are done
     return time.perf_counter() - began
 
 
@@ -303,36 +311,36 @@ def _synthetic_batches(program):
     """Returns an iterator that repeats one random batch, in device memory."""
     config = program.config
     rng = np.random.default_rng(0)
-    rows = len(sharding.local_rows(program.mesh, config.batch_size))
-    batch = latents.build(config).make_batch(rows, rng)
-    batch |= conditions.build(config).make_batch(rows, rng)
+    num_rows = len(sharding.local_rows(program.mesh, config.batch_size))
+    batch = latents.build(config).make_batch(num_rows, rng)
+    batch |= conditions.build(config).make_batch(num_rows, rng)
     return itertools.repeat(sharding.put_batch(program.mesh, batch))
 
 
 def _real_batches(program, source):
-    """Yields the config's training batches, on the devices."""
-    rows = sharding.local_rows(program.mesh, program.config.batch_size)
-    for batch in loader.TrainIterator(source, program.config, rows):
+    """Yields the training batches of the config's data, in device memory."""
+    local_rows = sharding.local_rows(program.mesh, program.config.batch_size)
+    for batch in loader.TrainIterator(source, program.config, local_rows):
         yield sharding.put_batch(program.mesh, batch)
 
 
-def _speed(seconds, images, gflops_per_image, unit, dtype):
-    """Returns time, rates and MFU; MFU is None if the device's peak in `dtype` is not known."""
+def _speed(seconds, num_images, gflops_per_image, unit, dtype):
+    """Returns time, rates and MFU; MFU is None if the device's peak for `dtype` is unknown."""
     device = jax.devices()[0].device_kind
     peak = PEAK_TFLOPS.get(device) if dtype == "bfloat16" else None
-    tflops = images * gflops_per_image / 1e3 / seconds
+    tflops = num_images * gflops_per_image / 1e3 / seconds
     return {
         f"ms_per_{unit}": 1e3 * seconds,
-        "img_per_s": images / seconds,
+        "img_per_s": num_images / seconds,
         "tflop_per_s": tflops,
         "mfu": tflops / (peak * jax.device_count()) if peak else None,
     }
 
 
-def _identity(mesh, model, config, compile_seconds):
-    """Returns what a measured number depends on: the device, the versions, the model's settings."""
-    memory = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in memory if stats]
+def _describe_run(mesh, model, config, compile_seconds):
+    """Returns memory, compile time, and what speed depends on: device, versions, model fields."""
+    memory_stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in memory_stats if stats]
     return {
         "peak_memory_gib": max(peaks) / 2**30 if peaks else None,  # CPUs have no such statistics
         "compile_seconds": compile_seconds,
@@ -345,11 +353,11 @@ def _identity(mesh, model, config, compile_seconds):
         "params": models.count(config)["params"],
         "batch_size": config.batch_size,
         "grad_accumulation_steps": config.grad_accumulation_steps,
-        **{name: getattr(model, name) for name in MODEL_SETTINGS if hasattr(model, name)},
+        **{name: getattr(model, name) for name in MODEL_FIELDS if hasattr(model, name)},
     }
 
 
-# What can be measured: the function, and the flags that are its arguments.
+# Name on the command line -> its function, and the flags that are the function's arguments.
 BENCHMARKS = {
     "train": (bench_train, ("config", "steps", "data")),
     "loop": (bench_loop, ("config", "steps")),
@@ -363,31 +371,32 @@ BENCHMARKS = {
 def main(words):
     if not words or words[0] not in BENCHMARKS:
         raise UserError(f"say what to measure: one of {', '.join(BENCHMARKS)}, not {words}.")
-    function, names = BENCHMARKS[name := words[0]]
-    # A flag of another measurement would silently change nothing.
-    others = {flag for _, flags_of in BENCHMARKS.values() for flag in flags_of} - {*names}
-    if useless := sorted(f"--{flag}" for flag in others if FLAGS[flag].present):
-        hint = "of a --config set --config.KEY instead" if "config" in names else "see --help"
-        raise UserError(f"{name} takes no {', '.join(useless)}; {hint}.")
-    if "config" in names:
+    function, own_flags = BENCHMARKS[name := words[0]]
+    # A flag of another benchmark would silently change nothing.
+    all_flags = {flag for _, benchmark_flags in BENCHMARKS.values() for flag in benchmark_flags}
+    if unused := sorted(f"--{flag}" for flag in all_flags - {*own_flags} if FLAGS[flag].present):
+        way_out = "Set --config.KEY instead" if "config" in own_flags else "See --help"
+        raise UserError(f"{name} takes no {', '.join(unused)}. {way_out}.")
+    if "config" in own_flags:
         _prepare(FLAGS.config, name)
-    row = function(**{flag: FLAGS[flag].value for flag in names})
+    result = function(**{flag: FLAGS[flag].value for flag in own_flags})
     if FLAGS.json:
-        print(json.dumps(row))
+        print(json.dumps(result))
         return
-    for part, values in row.items() if name == "vae" else [("", row)]:
+    # A VAE's result has two parts, "encode" and "decode".
+    for prefix, values in result.items() if name == "vae" else [("", result)]:
         for key, value in values.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"{f'{part} {key}'.strip():28} {shown}")
+            print(f"{f'{prefix} {key}'.strip():28} {shown}")
 
 
 def _prepare(config, name):
-    """Checks that a config has a model for the benchmark `name`, which needs no trained files."""
+    """Checks the config's model, and changes the config so that no trained files are needed."""
     if config is None:
-        raise UserError(f"{name} measures the model of --config FILE[:ARG], which is missing.")
+        raise UserError(f"--config is missing: {name} measures the model of --config FILE[:ARG].")
     if (config.model.name == "vae") != (name == "vae") and name != "train":
         raise UserError(f"{name} does not measure the model {config.model.name!r} of --config.")
-    # Scale and shift from the data make no difference to speed, nor do the weights.
+    # Speed depends neither on the values of scale and shift nor on those of the weights.
     if not config.latents.get("scale", True):
         config.latents.update(scale=(1.0,), shift=(0.0,))
     config.init_from = ""
@@ -396,15 +405,17 @@ def _prepare(config, name):
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_integer(
-        "steps", 20, "Optimizer steps or batches per window, or sampling steps.", 1
+        "steps", 20, "Optimizer steps or batches in a window; sample: sampling steps.", 1
     )
     flags.DEFINE_integer(
-        "batch_size", 64, "sample, vae, inception: images at a time, all devices.", 1
+        "batch_size", 64, "sample, vae, inception: images at a time, on all devices together.", 1
     )
-    text = "inception: pixels before its resize, a number or HxW."
-    flags.DEFINE(parsers.SizeParser(), "image_size", "256", text)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "inception: of the activations.")
+    image_size_help = "inception: pixels before its resize, a number or HxW."
+    flags.DEFINE(parsers.SizeParser(), "image_size", "256", image_size_help)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "inception: dtype of activations."
+    )
     flags.DEFINE_integer("num", 50_000, "metrics: synthetic samples.", 1)
-    flags.DEFINE_bool("data", False, "train: read the config's data instead of synthetic.")
+    flags.DEFINE_bool("data", False, "train: read the config's data instead of a synthetic batch.")
     flags.DEFINE_bool("json", False, "Print one line of JSON.")
     cli.run(main, "NAME")

@@ -42,7 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
       stopping.Stopped after SIGTERM or Ctrl-C, once the step is saved.
     """
     # Output in the run's own image folder would become images of the next run.
-    folders.check_outside(config, workdir)
+    folders.check_output_outside_data(config, workdir)
     directory = files.Directory(workdir) if workdir.is_dir() else None
     # The data and the frozen networks complete the config, so the program is made after them.
     train_source = latents.open_split(config, "train")

@@ -91,11 +91,11 @@ def test_benchmark_of_inception_needs_no_config(run_command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vae"], "vae measures the model of --config FILE[:ARG], which is missing"),
-        (["inception", "--config", "configs/smoke.py"], "inception takes no --config; see --help."),
+        (["vae"], "--config is missing: vae measures the model of --config FILE[:ARG]."),
+        (["inception", "--config", "configs/smoke.py"], "inception takes no --config. See --help."),
         (
             ["train", "--config", "configs/smoke.py", "--batch_size=8", "--dtype=bfloat16"],
-            "train takes no --batch_size, --dtype; of a --config set --config.KEY instead",
+            "train takes no --batch_size, --dtype. Set --config.KEY instead.",
         ),
         (
             ["dit"],

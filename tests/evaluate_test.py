@@ -15,6 +15,7 @@ from PIL import Image
 
 from dit_jax import conditions, models, workdirs
 from dit_jax.evaluation import (
+    batch_cache,
     extractors,
     image_sets,
     measures,
@@ -22,7 +23,6 @@ from dit_jax.evaluation import (
     references,
     rows,
     samples,
-    spool,
 )
 from dit_jax.sampling import generate, runs
 from dit_jax.system import files
@@ -129,7 +129,7 @@ def test_interrupted_evaluation_continues(workdir, monkeypatch, clean):
 
     monkeypatch.setattr(generate, "batches", remember)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spool.Spool, "remove", lambda _: None)
+        patch.setattr(batch_cache.BatchCache, "remove", lambda _: None)
         assert _evaluate(workdir, num=30, batch_size=8) == whole
     assert drawn[2:] == [range(16, 24), range(24, 30)]
     assert len(list((workdir / "evaluations").iterdir())) == 2

@@ -30,12 +30,12 @@ POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformer
 # Key of `config.model` -> (key in transformers' config, its default, its largest value). Some
 # configs leave out keys with default values.
 SIZES = dict(
-    vocab_size=("vocab_size", 49408, fields.MAX),
+    vocab_size=("vocab_size", 49408, fields.MAX_SIZE),
     length=("max_position_embeddings", 77, text.MAX_LENGTH),
-    hidden_size=("hidden_size", 512, fields.MAX),
+    hidden_size=("hidden_size", 512, fields.MAX_SIZE),
     depth=("num_hidden_layers", 12, fields.MAX_LAYERS),
-    num_heads=("num_attention_heads", 8, fields.MAX),
-    mlp_size=("intermediate_size", 2048, fields.MAX),
+    num_heads=("num_attention_heads", 8, fields.MAX_SIZE),
+    mlp_size=("intermediate_size", 2048, fields.MAX_SIZE),
 )
 COUNTS = {name: most for name, _, most in SIZES.values()}
 # Key in transformers' config -> the supported values; the first is the default.
@@ -146,7 +146,9 @@ def _published_name(path):
 def _read_fields(source):
     """Returns (path of config.json, class of the model, its fields for the text model)."""
     path = weights.find_config(source, "clip")
-    what = f"{fields.BESIDE_WEIGHTS.format('transformers')}; of a Stable Diffusion text_encoder/'s"
+    what = (
+        f"{fields.CONFIG_DESCRIPTION.format('transformers')}; of a Stable Diffusion text_encoder/'s"
+    )
     config = fields.read(path, what)
     kind = config.get("architectures")
     kind = kind[0] if isinstance(kind, list) and kind else None

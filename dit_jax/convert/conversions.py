@@ -255,9 +255,9 @@ def read_adm(
     tensors = weights.read(source, "adm")
     if config is None:
         name = adm.match_preset(tensors)
-        published = adm.PUBLISHED[name]
+        published = adm.CHECKPOINTS[name]
         new_attention_order = published["new_attention_order"]
-        config = _make_config(adm.get_config(name))
+        config = _make_config(adm.get_model_config(name))
         config.diffusion.schedule = published["schedule"]
         config.latents.source = "pixels"
         # guided-diffusion clips x_0 in every step by default.

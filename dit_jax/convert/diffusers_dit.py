@@ -52,7 +52,7 @@ COUNTS = dict(
     num_layers=fields.MAX_LAYERS,
     sample_size=4096,
     patch_size=1024,
-    num_embeds_ada_norm=fields.MAX,
+    num_embeds_ada_norm=fields.MAX_SIZE,
 )
 # Field -> the values that this project's model supports; the first is the default. For norm_eps see
 # the module's docstring.
@@ -76,7 +76,7 @@ def read_sizes(directory: pathlib.Path) -> dict:
     """
     fields.refuse_pipeline(directory, "dit", "transformer")
     path = directory / "config.json"
-    config = fields.read(path, fields.BESIDE_WEIGHTS.format("diffusers"))
+    config = fields.read(path, fields.CONFIG_DESCRIPTION.format("diffusers"))
     fields.check_class(path, config.get("_class_name"), CLASSES)
     config = fields.complete(config, DEFAULTS, CHOICES)
     wrong = fields.list_unsupported(config, COUNTS, CHOICES)

@@ -50,8 +50,8 @@ def read(source: pathlib.Path) -> dict[str, np.ndarray]:
     if not source.is_dir():
         return weights.read(source, "dinov2")
     path = source / "config.json"
-    config = fields.read(path, fields.BESIDE_WEIGHTS.format("transformers"))
-    wrong = fields.list_unsupported(config, dict(num_attention_heads=fields.MAX), CHOICES)
+    config = fields.read(path, fields.CONFIG_DESCRIPTION.format("transformers"))
+    wrong = fields.list_unsupported(config, dict(num_attention_heads=fields.MAX_SIZE), CHOICES)
     width = 0 if wrong else config["num_attention_heads"] * HEAD_SIZE
     if not wrong and config.get("hidden_size") != width:
         wrong["hidden_size"] = f"num_attention_heads * {HEAD_SIZE}, {width}"

@@ -26,9 +26,9 @@ SIZES = dict(
     input_size=4096,
     patch_size=1024,
     in_channels=1024,
-    hidden_size=fields.MAX,
+    hidden_size=fields.MAX_SIZE,
     depth=fields.MAX_LAYERS,
-    num_heads=fields.MAX,
+    num_heads=fields.MAX_SIZE,
 )
 
 

@@ -79,9 +79,9 @@ SAME_AT_ALL_LEVELS = ("layers_per_block", "cross_attention_dim", "transformer_la
 COUNTS = dict(
     sample_size=4096,
     in_channels=1024,
-    norm_num_groups=fields.MAX,
+    norm_num_groups=fields.MAX_SIZE,
     layers_per_block=32,
-    cross_attention_dim=fields.MAX,
+    cross_attention_dim=fields.MAX_SIZE,
     transformer_layers_per_block=32,
 )
 MAX_LEVELS = 8
@@ -155,7 +155,7 @@ def read_config(source: pathlib.Path) -> ConfigDict:
 def _read_fields(path):
     """Returns the fields of config.json that describe the network, all of supported values."""
     fields.refuse_pipeline(path.parent, "unet", "unet")
-    config = fields.read(path, fields.BESIDE_WEIGHTS.format("diffusers"))
+    config = fields.read(path, fields.CONFIG_DESCRIPTION.format("diffusers"))
     fields.check_class(path, config.get("_class_name"), ["UNet2DConditionModel"])
     # Fields that do not describe the network are left out. Any other unknown field is refused,
     # since it may change what the network computes.

@@ -25,10 +25,10 @@ DEFAULTS = dict(
 )
 # Field with a whole number above 0 -> its largest value.
 COUNTS = dict(
-    in_channels=fields.MAX,
-    latent_channels=fields.MAX,
+    in_channels=fields.MAX_SIZE,
+    latent_channels=fields.MAX_SIZE,
     layers_per_block=32,
-    norm_num_groups=fields.MAX,
+    norm_num_groups=fields.MAX_SIZE,
 )
 # Field -> the values that this project's VAE supports; the first is the default.
 CHOICES = dict(
@@ -67,7 +67,7 @@ def read_config(source: pathlib.Path) -> ConfigDict:
     """
     path = weights.find_config(source, "vae")
     fields.refuse_pipeline(path.parent, "vae", "vae")
-    config = fields.read(path, fields.BESIDE_WEIGHTS.format("diffusers"))
+    config = fields.read(path, fields.CONFIG_DESCRIPTION.format("diffusers"))
     config = fields.complete(config, DEFAULTS, CHOICES)
     fields.check_class(path, config["_class_name"], ["AutoencoderKL"])
     fields.check_supported(path, "a VAE", config, _list_unsupported(config))

@@ -1,22 +1,23 @@
 """Image folders as random-access records: encoded image bytes with a label or with captions.
 
-The same rules hold wherever a folder of images is read (docs/data.md explains them):
+The same rules hold wherever a folder of images is read; docs/data.md explains them:
 
 - `data.name` is the root. It has one folder per split, with images at any depth below it.
 - Images are sorted by the parts of their paths. Their names end in .png, .jpg, .jpeg, .webp or
-  .bmp, in upper or lower case. Other files and other image formats are skipped; the log counts
-  them.
-- Hidden names (they begin with a dot) and names that operating systems create (`__MACOSX`,
-  `Thumbs.db`) are skipped at every depth, files and folders alike. The log counts them too.
+  .bmp, in upper or lower case. Other files, also images of other formats, are skipped and counted
+  in the log.
+- Files and folders are also skipped and counted if they are hidden (their names begin with a dot)
+  or made by an operating system (`__MACOSX`, `Thumbs.db`), at every depth.
 - Links are followed if their target is inside the root. It is an error if a link leaves the root,
-  has no target, or leads a second time to a folder of the same class.
+  if it has no target, or if it leads to a folder that the same class already contains.
 - The classes are the direct subfolders of the training split, sorted by name. Other splits use
   the same class names. It is an error if a class folder has no images, if a split has an unknown
   class, or if an image is outside the class folders. A split that lacks a class is only reported.
-- A model without classes reads all images below the split, inside class folders or not.
-- With captions, the images are the ones that `metadata.jsonl` lists, in its order.
+- A model without classes reads all images below the split, in subfolders or not.
+- A model with captions reads the images that `metadata.jsonl` lists, in that order.
 
-Opening the folder checks all rules and reports all violations at once.
+Opening a folder checks all rules. One error lists all links that break a rule and all entries that
+cannot be read. Any other violation has an error of its own.
 """
 
 import dataclasses
@@ -32,22 +33,20 @@ from dit_jax.data.annotations import Annotations
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
 
-SHOWN = 10  # the most names in a message
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder(sources.Files):
     """Random access to the N images of a split: `folder[i]` is a record."""
 
-    classes: tuple[str, ...] | None = None  # class names; a label is an index into them
+    class_names: tuple[str, ...] | None = None  # a label is an index into them
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict:
-        """Returns {'image': encoded bytes, 'label': int}, plus the caption feature if there is one.
+        """Returns {'image': encoded bytes, 'label': int}, plus the captions if there are any.
 
-        Raises: OSError; ValueError for a file that is too large.
+        Raises: OSError if the file cannot be read; ValueError if it is too large.
         """
         record = {"image": pixels.read_file(self.path(index))}
         # Without classes the label is 0, and the model ignores it.
@@ -56,100 +55,103 @@ class Folder(sources.Files):
 
 
 def open_split(data_config, split: str, annotations: Annotations) -> sources.Source:
-    """Opens a split of an image folder, with what the annotations need: captions, classes or none.
+    """Opens a split of an image folder, with captions or labels if the annotations need them.
 
-    Raises: FileNotFoundError if the split has no folder; ValueError for links that break the
-      rules, for folders that cannot be read, for invalid lines of metadata.jsonl, and unless the
-      folders match the model's classes.
+    Raises: FileNotFoundError if the split has no folder; ValueError if a link breaks the rules, if
+      a folder cannot be read, if metadata.jsonl has invalid lines, or if the folders do not match
+      the model's classes.
     """
     root = files.to_path(data_config.name, "data.name")
     feature, num_classes = annotations.caption_feature, annotations.num_classes
     if feature and num_classes:
         raise UserError(
-            f"data.caption_feature={feature!r}: an image folder with captions has "
-            f"no classes, which model.num_classes={num_classes} needs. Leave it "
-            "empty for classes by folder; for captions set model.condition, or model."
-            "num_classes=0 with model.null_condition=False."
+            f"data.caption_feature={feature!r} reads captions, but model.num_classes={num_classes} "
+            "needs classes, which an image folder with captions does not have. For classes by "
+            "folder, leave data.caption_feature empty. For captions, set model.condition. For "
+            "neither, set model.num_classes=0 and model.null_condition=False."
         )
-    # metadata.jsonl is no image, but read.
-    listed = _scan(root, split, [".jsonl"] * bool(feature))
+    # metadata.jsonl is read, so the log does not count it as skipped.
+    listed = _scan(root, split, [".jsonl"] if feature else [])
     if feature:
-        folder = _add_captions(listed, feature)
+        folder = _make_captioned_folder(listed, feature)
     elif num_classes:
-        folder = _add_classes(listed, root, split, data_config.train_split, num_classes)
+        folder = _make_labelled_folder(listed, root, split, data_config.train_split, num_classes)
     else:
-        folder = _to_folder(listed)
+        folder = _make_folder(listed)
     return sources.Source(
         folder,
         "image",
         sizes.image_shape(data_config),
         annotations,
         listed.origin,
-        class_names=folder.classes,
+        class_names=folder.class_names,
         files=folder,
     )
 
 
-def open_set(path: pathlib.Path) -> Folder:
-    """Opens a single folder of images, such as samples; its direct subfolders are the classes.
+def open_single_folder(path: pathlib.Path) -> Folder:
+    """Opens a folder of images that has no splits, such as samples.
 
-    Raises: FileNotFoundError if there are no images; ValueError as `open_split`.
+    Its direct subfolders are the classes, unless there are images outside them.
+    Raises: FileNotFoundError if there are no images; ValueError for the same reasons as
+      `open_split`.
     """
     listed = _scan(path, ".")
     if not listed.names:
         raise MissingFileError(
-            f"no images in {files.printable(path)}: {', '.join(sorted(pixels.SUFFIXES))}."
+            f"no images in {files.printable(path)}: names of images end in "
+            f"{', '.join(sorted(pixels.SUFFIXES))}."
         )
-    # Images outside all subfolders have no class, so then no image gets one.
-    if not (beside := _list_beside(listed)):
-        classes = _normalize(listed.folders, listed.origin).values()
-        labels = _label(listed, {name: i for i, name in enumerate(classes)})
-        return _to_folder(listed, classes=tuple(classes), labels=labels)
-    if rest := len(listed.names) - len(beside):
+    # An image outside all subfolders has no class. If there is one, no image gets a class.
+    if not (unclassed := _list_unclassed(listed)):
+        class_names = tuple(_normalize(listed.folders, listed.origin).values())
+        labels = _label(listed, {name: i for i, name in enumerate(class_names)})
+        return _make_folder(listed, class_names=class_names, labels=labels)
+    if num_in_subfolders := len(listed.names) - len(unclassed):
         sources.log_once(
-            f"{listed.origin}: {listing.count(len(beside), 'image')} beside folders with {rest:,}: "
-            "all are taken, without classes."
+            f"{listed.origin}: {listing.count(len(unclassed), 'image')} outside the subfolders, "
+            f"{num_in_subfolders:,} in them: all are taken, without classes."
         )
-    return _to_folder(listed)
+    return _make_folder(listed)
 
 
-def check_outside(config, directory: pathlib.Path) -> None:
-    """Raises if an output directory is inside a split of the config's image folder.
+def check_output_outside_data(config, directory: pathlib.Path) -> None:
+    """Raises ValueError if an output directory is inside a split of the config's image folder.
 
-    The next command would read the files there as images and classes.
-    Raises: ValueError.
+    The next command would read the output as images and classes.
     """
     data = config.get("data") or {}
     if data.get("source") != "folder":
         return
     root, directory = files.to_path(data.name, "data.name"), directory.resolve()
     for split in filter(None, (data.train_split, data.eval_split)):
-        within = (root / split).resolve()
-        if within in (directory, *directory.parents):
+        split_folder = (root / split).resolve()
+        if split_folder in (directory, *directory.parents):
             raise UserError(
-                f"{files.printable(directory)} lies in the image folder {files.printable(within)}, "
-                "where it would be a class: choose a directory outside of it."
+                f"{files.printable(directory)} lies in the image folder "
+                f"{files.printable(split_folder)}, where it would be read as a class. Choose a "
+                "directory outside of it."
             )
 
 
 def normalize_class_name(name: str) -> str:
-    """Returns a class name in Unicode's NFC form, in which class names are compared."""
+    """Returns a class name in Unicode's NFC form. Class names are compared in this form."""
     return unicodedata.normalize("NFC", name)
 
 
 def _scan(root, split, expected=()):
-    """Lists a split and logs what was skipped; `expected` is that of `listing.report`."""
+    """Lists a split, and logs the skipped files but those with a suffix in `expected`."""
     listed = listing.scan(_split_folder(root, split), root)
     listing.report(listed, expected)
     return listed
 
 
 def _split_folder(root, split):
-    """Returns the folder of a split."""
+    """Returns the path of a split's folder, after checking that it exists in the root."""
     if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
         raise UserError(
             f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
-            "name of a folder there."
+            "name of a folder inside."
         )
     folder = root / split
     if not folder.is_dir():
@@ -160,97 +162,100 @@ def _split_folder(root, split):
     return folder
 
 
-def _to_folder(listed, **fields):
-    """Returns the Folder of a listing."""
+def _make_folder(listed, **fields):
+    """Returns the Folder with a listing's images and further fields."""
     return Folder(listed.folder, listed.names, listed.sizes, listed.times, **fields)
 
 
-def _add_classes(listed, root, split, train_split, num_classes):
-    """Returns the Folder of a listing, labelled by the subfolders of the training split."""
+def _make_labelled_folder(listed, root, split, train_split, num_classes):
+    """Returns the Folder with a listing's images, labelled by the training split's subfolders."""
     origin = listed.origin
     if not listed.folders:
         if listed.names:
             raise UserError(
-                f"{origin} has {listing.count(len(listed.names), 'image')} and no folders of "
-                f"classes, which model.num_classes={num_classes} needs. Move the images of each "
-                "class into a folder of its own, or train without labels: model.num_classes=0, "
-                "model.null_condition=False, sample.cfg_scale=1."
+                f"{origin} has {listing.count(len(listed.names), 'image')} and no class folders, "
+                f"which model.num_classes={num_classes} needs. Move the images of each class into "
+                "a folder of its own. To train without labels, set model.num_classes=0, "
+                "model.null_condition=False and sample.cfg_scale=1."
             )
-        return _to_folder(listed)
+        return _make_folder(listed)
     # The training split defines the classes, so its subfolders are listed for any other split too.
-    training, training_origin = listed.folders, origin
+    train_names, train_origin = listed.folders, origin
     if os.path.normpath(split) != os.path.normpath(train_split):
         folder = _split_folder(root, train_split)
-        training, training_origin = listing.list_folders(folder, root), listing.describe(folder)
-    classes, folders = _normalize(training, training_origin), _normalize(listed.folders, origin)
-    if others := [name for key, name in folders.items() if key not in classes]:
+        train_names, train_origin = listing.list_folders(folder, root), listing.describe(folder)
+    classes, folders = _normalize(train_names, train_origin), _normalize(listed.folders, origin)
+    if unknown := [name for key, name in folders.items() if key not in classes]:
         raise UserError(
-            f"{origin} has folders that are no classes of {training_origin}: "
-            f"{files.list_some(others, SHOWN)}. Rename or remove them; the classes are those of "
-            f"data.train_split={train_split!r}."
+            f"{origin} has folders that are no classes of {train_origin}: "
+            f"{files.list_some(unknown, listing.SHOWN)}. data.train_split={train_split!r} defines "
+            "the classes. Rename the folders as there, or remove them."
         )
-    # Labels follow the training split; the keys are folder names as this split spells them.
+    # A label is an index into the training split's classes. This split may spell their names in
+    # another Unicode form, and its images are labelled by its own spelling.
     labels = _label(listed, {folders[key]: i for i, key in enumerate(classes) if key in folders})
     if len(classes) != num_classes:
         raise UserError(
-            f"model.num_classes={num_classes}, but {training_origin} has {len(classes)} classes: "
-            f"{files.list_some(classes.values(), SHOWN)}. Set model.num_classes={len(classes)}, or "
-            "correct the folders: a label without images would be drawn untrained."
+            f"model.num_classes={num_classes}, but {train_origin} has {len(classes)} classes: "
+            f"{files.list_some(classes.values(), listing.SHOWN)}. Set model.num_classes="
+            f"{len(classes)}, or correct the folders: a label without images is never trained, but "
+            "would be sampled."
         )
     if missing := [name for key, name in classes.items() if key not in folders]:
         sources.log_once(
             f"{origin} has no images of {len(missing)} of the {len(classes)} classes: "
-            f"{files.list_some(missing, SHOWN)}"
+            f"{files.list_some(missing, listing.SHOWN)}"
         )
-    return _to_folder(listed, classes=tuple(classes.values()), labels=labels)
+    return _make_folder(listed, class_names=tuple(classes.values()), labels=labels)
 
 
 def _normalize(names, origin):
-    """Returns {NFC name: name as spelled on disk} for folder names."""
-    spelled = {}
+    """Returns {folder name in NFC: folder name as spelled on disk}."""
+    spellings = {}
     for name in names:
-        if (first := spelled.setdefault(normalize_class_name(name), name)) != name:
+        if (earlier := spellings.setdefault(normalize_class_name(name), name)) != name:
             raise UserError(
-                f"{origin} has two folders of one name in two spellings of Unicode, "
-                f"{first!a} and {name!a}: rename one."
+                f"{origin} has two folders with the same name in two Unicode spellings, "
+                f"{earlier!a} and {name!a}. Rename one."
             )
-    return spelled
+    return spellings
 
 
-def _list_beside(listed):
-    """Returns the images beside the class folders."""
+def _list_unclassed(listed):
+    """Returns the names of the images that are in no class folder."""
     return [name for name in listed.names if "/" not in name]
 
 
-def _label(listed, numbers):
-    """Returns labels [N] int32 from the class folder of each image; `numbers` has their labels."""
-    if beside := _list_beside(listed):
+def _label(listed, label_by_folder):
+    """Returns the labels [N] int32 of the images, from the names of their class folders."""
+    if unclassed := _list_unclassed(listed):
         raise UserError(
-            f"{listed.origin} has {listing.count(len(beside), 'image')} in no class, beside the "
-            f"folders of classes: {files.list_some(beside, SHOWN)}. Move or remove them."
+            f"{listed.origin} has {listing.count(len(unclassed), 'image')} outside its class "
+            f"folders: {files.list_some(unclassed, listing.SHOWN)}. Move or remove them."
         )
     folders = [name.partition("/")[0] for name in listed.names]
-    if empty := sorted(set(numbers) - set(folders)):
+    if empty := sorted(set(label_by_folder) - set(folders)):
         counts = {name: listed.unsupported.get(name) for name in empty}
-        described = [
+        descriptions = [
             f"{name} (but {listing.list_counts(count)})" if count else name
             for name, count in counts.items()
         ]
         raise UserError(
-            f"{listed.origin} has folders without images: {files.list_some(described, SHOWN)}. "
-            f"Every folder there is a class: add images ({pixels.READ}), or remove it."
+            f"{listed.origin} has folders without images: "
+            f"{files.list_some(descriptions, listing.SHOWN)}. Every folder there is a class. Add "
+            f"images ({pixels.READ}) to these folders, or remove them."
         )
-    return np.array([numbers[name] for name in folders], np.int32)
+    return np.array([label_by_folder[name] for name in folders], np.int32)
 
 
-def _add_captions(listed, feature):
-    """Returns the Folder of the images that metadata.jsonl lists, with their captions."""
-    numbers = {name: i for i, name in enumerate(listed.names)}
-    names, texts = captions.read(listed.folder / captions.NAME, feature, numbers)
+def _make_captioned_folder(listed, feature):
+    """Returns the Folder with the images that metadata.jsonl lists, and their captions."""
+    index_by_name = {name: i for i, name in enumerate(listed.names)}
+    names, texts = captions.read(listed.folder / captions.NAME, feature, index_by_name)
     if unlisted := len(listed.names) - len(names):
         images = listing.count(unlisted, "image")
         sources.log_once(f"{listed.origin}: {images} left out, not in {captions.NAME}.")
-    order = np.array([numbers[name] for name in names], int)
+    order = np.array([index_by_name[name] for name in names], int)
     return Folder(
         listed.folder,
         names,

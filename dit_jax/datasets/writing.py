@@ -61,7 +61,7 @@ def write(
         for root in tfds.core.utils.file_utils.list_data_dirs(data_dir):
             directory = pathlib.Path(root).expanduser() / name / str(builder_class.VERSION)
             if os.path.lexists(directory):
-                check(directory, tfds_data.build_command(name, str(data_dir or "")))
+                check(directory, tfds_data.make_build_command(name, str(data_dir or "")))
         options = dict(config=config) if config else {}
         return builder_class(data_dir=data_dir, file_format="array_record", **options)
 

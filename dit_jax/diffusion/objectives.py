@@ -98,7 +98,7 @@ def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
         return value
     # The factor turns a squared error of the network's output into one of the target.
     solution = predictions.solve(process, config.prediction, t)
-    return value * getattr(solution, f"{target}_of_output") ** 2
+    return value * getattr(solution, f"{target}_from_output") ** 2
 
 
 # Each has the target of the squared error, and maps (process, config, t) to its weights [B].

@@ -1,23 +1,26 @@
-"""Predictions of a network, a x_0 + b eps, and the x_0 and eps that follow from one."""
+"""Conversion of a network's prediction, a * x_0 + b * eps, to x_0 and eps and back."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_jax.diffusion import processes
 from dit_jax.errors import check_choice
 
 
 def coefficients(process: processes.Process, prediction: str, t):
-    """Returns (a, b) at t, for a network whose target is a x_0 + b eps.
+    """Returns (a, b) at t, for a network whose target is a * x_0 + b * eps.
 
-    Targets: 'eps'; 'x_0'; 'v' = alpha eps - sigma x_0; 'u' = d x_t / dt; 'score' = -eps / sigma;
-    'edm', which has unit variance if x_0 has standard deviation sigma_data, and gives the least
-    error of x_0 at every level.
+    Args:
+      prediction: 'eps'; 'x_0'; 'v' = alpha * eps - sigma * x_0; 'u' = d x_t / dt; 'score' =
+        -eps / sigma; or 'edm'. The target 'edm' has unit variance if x_0 has standard deviation
+        sigma_data, and carries the least of the network's error into x_0 at every noise level.
+      t: NumPy or JAX array, scalar or [B], in [0, 1]. a and b are arrays like it.
     Raises: ValueError for an unknown prediction.
-    Source: v: Salimans & Ho 2022, section 4; edm: Karras et al. 2022, eq. 7 and table 1, for
-      x_t / alpha and the noise sigma / alpha.
+    Sources: 'v': Salimans & Ho 2022, section 4; 'edm': Karras et al. 2022, eq. 7 and table 1,
+      applied to x_t / alpha, whose noise is sigma / alpha.
     """
     check_choice("objective.prediction", prediction, PREDICTIONS)
     return PREDICTIONS[prediction](process, t, process.alpha(t), process.sigma(t))
@@ -29,7 +32,7 @@ def _fill(t, value):
 
 
 def _edm(process, t, alpha, sigma):
-    # (x_0 - c_skip x) / c_out of the paper, for x = x_t / alpha with noise sigma / alpha.
+    # The paper's (x_0 - c_skip * x) / c_out, for x = x_t / alpha with noise sigma / alpha.
     deviation = processes.get_array_module(t).sqrt(sigma**2 + (alpha * process.sigma_data) ** 2)
     return sigma / (process.sigma_data * deviation), -process.sigma_data * alpha / deviation
 
@@ -48,24 +51,27 @@ PREDICTIONS = {
 class Solution(NamedTuple):
     """Coefficients that give x_0 and eps from x_t and a network's output.
 
-    x_0 = x_0_of_x_t x_t + x_0_of_output output, and likewise for eps.
+    x_0 = x_0_from_x_t * x_t + x_0_from_output * output
+    eps = eps_from_x_t * x_t + eps_from_output * output
     """
 
-    x_0_of_x_t: jax.Array
-    x_0_of_output: jax.Array
-    eps_of_x_t: jax.Array
-    eps_of_output: jax.Array
+    x_0_from_x_t: np.ndarray | jax.Array
+    x_0_from_output: np.ndarray | jax.Array
+    eps_from_x_t: np.ndarray | jax.Array
+    eps_from_output: np.ndarray | jax.Array
 
     def x_0_and_eps(self, x_t: jax.Array, output: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the x_0 and eps that agree with x_t [B, ...] and with the output, like x_t."""
-        a, b, c, d = (processes.expand(jnp.asarray(f), x_t) for f in self)
-        return a * x_t + b * output, c * x_t + d * output
+        """Computes x_0 and eps from x_t [B, ...] and the output; all four have one shape."""
+        factors = Solution(*(processes.expand(jnp.asarray(factor), x_t) for factor in self))
+        x_0 = factors.x_0_from_x_t * x_t + factors.x_0_from_output * output
+        eps = factors.eps_from_x_t * x_t + factors.eps_from_output * output
+        return x_0, eps
 
 
 def solve(process: processes.Process, prediction: str, t) -> Solution:
-    """Solves for x_0 and eps at t: x_t and the output are two linear equations in them."""
+    """Returns the coefficients that turn x_t and a network's output at t into x_0 and eps."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     a, b = coefficients(process, prediction, t)
-    # Cramer's rule for x_t = alpha x_0 + sigma eps and output = a x_0 + b eps.
+    # Cramer's rule for x_t = alpha * x_0 + sigma * eps and output = a * x_0 + b * eps.
     determinant = alpha * b - sigma * a
     return Solution(b / determinant, -sigma / determinant, -a / determinant, alpha / determinant)

@@ -166,7 +166,7 @@ def check_labels(labels: np.ndarray, num: int, name: str) -> None:
 
 def _open_folder(path, image_size, channels):
     """Returns the images of a folder, cropped to image_size unless that is None."""
-    folder = folders.open_set(path)
+    folder = folders.open_single_folder(path)
     size = sizes.height_and_width(image_size) if image_size else _read_size(folder, 0)
     shape = (*size, channels)
     source = sources.Source(folder, "image", shape, origin=str(path), files=folder)
@@ -179,10 +179,10 @@ def _open_folder(path, image_size, channels):
                 f"has {sizes.show(size)}: samples are measured at one size, as they are."
             )
         example = source[i]
-        return example if folder.classes else {"image": example["image"]}
+        return example if folder.class_names else {"image": example["image"]}
 
     read = functools.partial(_read_in_threads, load, len(folder))
-    return ImageSet(str(path), len(folder), shape, _digest_files(source), read, folder.classes)
+    return ImageSet(str(path), len(folder), shape, _digest_files(source), read, folder.class_names)
 
 
 def _read_size(folder, i):

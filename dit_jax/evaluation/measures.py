@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dit_jax.data import folders
+from dit_jax.data import folders, listing
 from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall, references
 from dit_jax.system import files
@@ -133,7 +133,7 @@ def _translate_labels(labels, class_names, reference):
         logger.warning(
             "%s has no classes %s: label_accuracy counts samples of them as wrong.",
             files.printable(reference.source["name"]),
-            files.list_some(missing, folders.SHOWN),
+            files.list_some(missing, listing.SHOWN),
         )
     return translated[labels]
 

@@ -50,7 +50,7 @@ def describe_code() -> dict:
 
 def get_name(row: dict) -> str:
     """Returns the name of a row without measures in file names: its step, and a digest."""
-    # The revision is left out: `spool.Spool` compares it, and reports a difference.
+    # The revision is left out: `batch_cache.BatchCache` compares it, and reports a difference.
     known = {key: value for key, value in row.items() if key != "git_revision"}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     return f"{row['step']}-{digest}" if "step" in row else digest

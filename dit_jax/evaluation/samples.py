@@ -11,6 +11,7 @@ from PIL import Image
 from dit_jax import sharding
 from dit_jax.errors import UserError
 from dit_jax.evaluation import (
+    batch_cache,
     extractors,
     image_progress,
     image_sets,
@@ -18,7 +19,6 @@ from dit_jax.evaluation import (
     metrics,
     references,
     rows,
-    spool,
 )
 from dit_jax.sampling import generate, pictures, requests, runs
 from dit_jax.system import files
@@ -165,10 +165,10 @@ def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
         picture = path.parent / row["picture"]
         # The first process keeps batches in one of two directories: with or without all images.
         few_images, all_images = (
-            spool.Spool(picture.with_suffix(suffix), row["git_revision"])
+            batch_cache.BatchCache(picture.with_suffix(suffix), row["git_revision"])
             for suffix in ("", ".images")
         )
-        store = all_images if save_npz else few_images
+        cache = all_images if save_npz else few_images
 
         def remove_batches():
             few_images.remove()
@@ -177,7 +177,7 @@ def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
         # A finished row is read back only if its picture, and the .npz if requested, exist as well.
         measured = rows.find(path, row)
         complete = sharding.broadcast_result(
-            lambda: picture.is_file() and (not save_npz or spool.get_name(save_npz) == name)
+            lambda: picture.is_file() and (not save_npz or batch_cache.get_name(save_npz) == name)
         )
         if measured and complete:
             logger.info("measured before: %s", path)
@@ -185,15 +185,15 @@ def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
                 remove_batches()  # left by a command that was killed after the row
             return measured
 
-        _fill(store, num, batches, bool(save_npz), lock, progress)
+        _fill(cache, num, batches, bool(save_npz), lock, progress)
 
         # The first process alone has all features, so it measures for all.
         def finish():
-            arrays = store.read(SHOWN)
+            arrays = cache.read(SHOWN)
             row.update(measure(arrays))
             _write_picture(picture, arrays["image"], arrays.get("label"))
             if save_npz:
-                store.write_npz(save_npz, name)
+                cache.write_npz(save_npz, name)
             # Written last, when picture and .npz are complete.
             rows.append(path, row)
             remove_batches()
@@ -202,17 +202,17 @@ def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
         return sharding.broadcast_result(finish)
 
 
-def _fill(store, num, batches, all_images, lock, progress):
-    """Adds the images that a spool lacks: none, some after an interruption, or all.
+def _fill(cache, num, batches, all_images, lock, progress):
+    """Adds the images that a cache lacks: none, some after an interruption, or all.
 
     Args:
       batches: batches(wanted) yields (numbers, arrays) for the images in these ranges. The arrays
         are 'image', perhaps 'label', and the features. They may have more rows than there are
         numbers.
-      all_images: whether the spool takes all images, or only those of the picture.
+      all_images: whether the cache takes all images, or only those of the picture.
     """
     bounds = sharding.broadcast_result(
-        lambda: [(part.start, part.stop) for part in store.find_missing(num)]
+        lambda: [(part.start, part.stop) for part in cache.prepare(num)]
     )
     missing = [range(*pair) for pair in bounds]
     with image_progress.ImageProgress(num, num - sum(map(len, missing)), progress) as bar:
@@ -225,7 +225,7 @@ def _fill(store, num, batches, all_images, lock, progress):
             extractors.check_finite(arrays, numbers)
             # The directory may have been moved or removed since the last batch.
             lock.check_together()
-            sharding.broadcast_result(functools.partial(store.add, numbers, arrays))
+            sharding.broadcast_result(functools.partial(cache.add, numbers, arrays))
             bar.update(len(numbers))
 
 

@@ -50,7 +50,7 @@ def encode(
       FileNotFoundError without a VAE; OSError if a shard cannot be written, or if another process
       failed.
     """
-    folders.check_outside(config, out)
+    folders.check_output_outside_data(config, out)
     files.check_utf8(out)
     # If a process cannot open its inputs, all raise, so that none waits for it.
     mesh, vae, encoder, images, provenance = sharding.in_every_process(

@@ -1,4 +1,4 @@
-"""The four DiT blocks, which differ in how time and label enter, and the final layer.
+"""DiT's final layer and its four blocks, which differ in how time and label enter.
 
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2, figure 3.
 """
@@ -13,10 +13,10 @@ from dit_jax.models import layers
 
 
 class _Block(nn.Module):
-    """The base of the four blocks: sizes, self-attention 'attn' and MLP 'mlp'.
+    """Base class of the four blocks: their fields, self-attention 'attn' and MLP 'mlp'.
 
-    Their inputs and outputs are pinned: see `sharding.pin_batch`. The input is pinned because this
-    pins its gradient too.
+    Attention and MLP pin their inputs and outputs to the mesh: see `sharding.pin_batch`. Pinning an
+    input pins its gradient too.
     """
 
     num_heads: int
@@ -34,38 +34,37 @@ class _Block(nn.Module):
 
 
 class InContextBlock(_Block):
-    """The plain block of a ViT; time and label are tokens of x, as the image's patches are."""
+    """Plain block of a ViT. Time and label are tokens of x, like the image's patches."""
 
     @nn.compact
     def __call__(self, x):
         x = _pin_stream(x)
         x = x + self.self_attend(layers.LayerNorm(name="norm1")(x))
         x = x + self.feed_forward(layers.LayerNorm(name="norm2")(x))
-        return x, None  # the carry and the output that nn.scan expects
+        return x, None  # nn.scan expects (carry, output)
 
 
 class CrossAttentionBlock(_Block):
-    """The plain block with cross-attention to a context [B, M, D] of any M before the MLP."""
+    """Plain block with cross-attention to a context [B, M, D] before the MLP; M may vary."""
 
     @nn.compact
     def __call__(self, x, context):
         x = _pin_stream(x)
         x = x + self.self_attend(layers.LayerNorm(name="norm1")(x))
         cross_attn = layers.CrossAttention(self.num_heads, self.dtype, name="cross_attn")
-        a = cross_attn(layers.LayerNorm(name="norm_cross")(x), context)
-        x = x + sharding.pin_batch(a)
+        attended = cross_attn(layers.LayerNorm(name="norm_cross")(x), context)
+        x = x + sharding.pin_batch(attended)
         x = x + self.feed_forward(layers.LayerNorm(name="norm2")(x))
         return x, None
 
 
 class AdaLNBlock(_Block):
-    """Self-attention and MLP whose LayerNorms are modulated by c [B, D]."""
+    """Self-attention and MLP, each after a LayerNorm that c [B, D] modulates."""
 
     @nn.compact
     def __call__(self, x, c):
         x = _pin_stream(x)
-        # The paper initialises this Linear to zero for adaLN-Zero only. So here it is initialised
-        # like every other Linear.
+        # Initialised like every other Linear: the paper starts it at zero for adaLN-Zero only.
         modulation = _modulation(c, 4, self.dtype, layers.xavier_uniform)
         shift_a, scale_a, shift_m, scale_m = modulation
         x = x + self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
@@ -81,10 +80,10 @@ class AdaLNZeroBlock(_Block):
         x = _pin_stream(x)
         modulation = _modulation(c, 6, self.dtype, nn.initializers.zeros)  # all gates begin at 0
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
-        a = self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
-        x = x + gate_a[:, None] * a
-        m = self.feed_forward(layers.modulated_layer_norm(x, shift_m, scale_m))
-        x = x + gate_m[:, None] * m
+        attended = self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
+        x = x + gate_a[:, None] * attended
+        mixed = self.feed_forward(layers.modulated_layer_norm(x, shift_m, scale_m))
+        x = x + gate_m[:, None] * mixed
         return x, None
 
 
@@ -97,20 +96,23 @@ BLOCKS = {
 
 
 def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
-    """Returns the number of channels of a block's MLP.   Raises: ValueError if it is 0."""
+    """Returns how many hidden channels a block's MLP has.   Raises: ValueError if it has none."""
     size = int(hidden_size * mlp_ratio)
     if size < 1:
         raise UserError(
-            f"{mlp_ratio=} of {hidden_size=} is an MLP without a channel: it must be at least "
+            f"{mlp_ratio=} gives an MLP without channels for {hidden_size=}. It must be at least "
             f"1 / {hidden_size}; DiT takes 4."
         )
     return size
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, modulated if c is given, and a Linear to pixels; returns 0 at initialisation."""
+    """LayerNorm and a Linear from tokens to patches; returns 0 at initialisation.
 
-    output_size: int
+    If c [B, D] is given, it modulates the LayerNorm.
+    """
+
+    output_size: int  # values in a patch
     dtype: str
 
     @nn.compact
@@ -125,14 +127,14 @@ class FinalLayer(nn.Module):
 
 def _pin_stream(x: jax.Array) -> jax.Array:
     """Pins the residual stream [B, N, D] that enters a block to the mesh, in row-major layout."""
-    # Otherwise XLA on the GPU stores it with the batch axis innermost, which costs transposes.
+    # Otherwise XLA on GPUs stores it with the batch axis innermost, which costs transposes.
     return with_layout_constraint(sharding.pin_batch(x), Layout((0, 1, 2)))
 
 
-def _modulation(c: jax.Array, parts: int, dtype: str, kernel_init) -> list[jax.Array]:
-    """Applies SiLU and the Linear 'adaLN_modulation' to c [B, D]; returns `parts` arrays [B, D]."""
+def _modulation(c: jax.Array, num_parts: int, dtype: str, kernel_init) -> list[jax.Array]:
+    """Applies SiLU and the Linear 'adaLN_modulation' to c [B, D]; returns num_parts [B, D]."""
     linear = nn.DenseGeneral(
-        (parts, c.shape[-1]), dtype=dtype, kernel_init=kernel_init, name="adaLN_modulation"
+        (num_parts, c.shape[-1]), dtype=dtype, kernel_init=kernel_init, name="adaLN_modulation"
     )
-    modulation = linear(nn.silu(c))  # [B, parts, D]
-    return [modulation[:, i] for i in range(parts)]
+    modulation = linear(nn.silu(c))  # [B, num_parts, D]
+    return [modulation[:, i] for i in range(num_parts)]

@@ -1,8 +1,8 @@
-"""DINOv2's vision transformer, whose features FD-DINOv2 compares, and its resize of images.
+"""DINOv2's vision transformer, whose features FD-DINOv2 compares, and dgm-eval's image resize.
 
-Sources: Oquab et al. 2023, "DINOv2", arXiv 2304.07193; Stein et al. 2023, "Exposing flaws of
-generative model evaluation metrics and their unfair treatment of diffusion models", arXiv
-2306.04675, which resizes images with Pillow.
+Sources: Oquab et al. 2023, "DINOv2", arXiv 2304.07193, for the network. Stein et al. 2023,
+"Exposing flaws of generative model evaluation metrics and their unfair treatment of diffusion
+models", arXiv 2306.04675, for FD-DINOv2. Their code, dgm-eval, resizes images with Pillow.
 """
 
 import functools
@@ -19,51 +19,57 @@ IMAGE_SIZE, PATCH_SIZE = 224, 14
 GRID_SIZE = IMAGE_SIZE // PATCH_SIZE
 # Mean and standard deviation of ImageNet's pixels in [0, 1], per channel.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WEIGHT_BITS = 22  # fraction bits of Pillow's fixed-point weights
+WEIGHT_BITS = 22  # fractional bits of the fixed-point weights, as in Pillow
 _layer_norm = functools.partial(layers.layer_norm, 1e-6)
 
 
 def resize(image: jax.Array, size: int) -> jax.Array:
-    """Resizes to size x size by antialiased bicubic (a = -1/2), equal to Pillow's in every bit.
+    """Resizes to size x size with an antialiased bicubic filter (a = -1/2).
 
+    The result equals Pillow's bit for bit before version 13. Pillow 13 reverses the order of the
+    two passes for some tall images.
     Args: image [B, H, W, C] uint8.   Returns: [B, size, size, C] uint8.
     """
     x = image.astype(jnp.int32)
-    # Each pass rounds, so that the order matters. Pillow 13 reverses it for some upright images.
+    # The order of the passes matters, because each of them rounds.
     x = _resample(x, 2, size)  # [B, H, size, C]
     x = _resample(x, 1, size)  # [B, size, size, C]
     return x.astype(jnp.uint8)
 
 
 def _resample(x, axis, size):
-    """Resizes int32 pixels along one axis, rounded and clipped to 0..255."""
-    index, weight = resize_taps(x.shape[axis], size)
-    along = [1] * x.ndim
-    along[axis] = size
+    """Resizes int32 pixels along one axis; the result is rounded and clipped to 0..255."""
+    indices, weights = resize_taps(x.shape[axis], size)
+    weight_shape = [1] * x.ndim
+    weight_shape[axis] = size
     total = jnp.int32(1 << (WEIGHT_BITS - 1))  # makes the shift below round to nearest
-    for i, w in zip(index.T, weight.T, strict=True):
-        total = total + jnp.take(x, i, axis) * w.reshape(along)
+    for index, weight in zip(indices.T, weights.T, strict=True):
+        total = total + jnp.take(x, index, axis) * weight.reshape(weight_shape)
     return jnp.clip(total >> WEIGHT_BITS, 0, 255)
 
 
 def resize_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which of `length` pixels make each of `size` pixels, and their weights times 2^22.
+    """Returns the weighted input pixels of every output pixel, for a resize along one axis.
 
-    Returns: index, weight [size, taps] int32; weights of pixels outside the image are 0.
+    Args:
+      length: number of input pixels.
+      size: number of output pixels.
+    Returns: input indices [size, taps] int32, and weights [size, taps] int32, which are multiplied
+      by 2^22. Pixels outside the image have weight 0.
     """
-    stretch = max(length / size, 1.0)  # to avoid aliasing, a smaller image uses more pixels
+    stretch = max(length / size, 1.0)  # shrinking averages more pixels, against aliasing
     center = (np.arange(size) + 0.5) * (length / size)
     first = np.maximum(np.floor(center - 2 * stretch + 0.5), 0).astype(np.int32)
     taps = 2 * int(np.ceil(2 * stretch)) + 1
     index = first[:, None] + np.arange(taps, dtype=np.int32)[None]
     weight = cubic((index + 0.5 - center[:, None]) / stretch, -0.5) * (index < length)
     weight /= weight.sum(axis=1, keepdims=True)
-    fixed = np.copysign(np.floor(np.abs(weight) * 2**WEIGHT_BITS + 0.5), weight)
-    return np.minimum(index, length - 1), fixed.astype(np.int32)
+    fixed_point = np.copysign(np.floor(np.abs(weight) * 2**WEIGHT_BITS + 0.5), weight)
+    return np.minimum(index, length - 1), fixed_point.astype(np.int32)
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Returns the cubic convolution kernel, 0 beyond two pixels.   Source: Keys 1981."""
+    """Returns the cubic convolution kernel at x, a distance in pixels.   Source: Keys 1981."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -71,7 +77,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 class LayerScale(nn.Module):
-    """The product of x [B, N, D] and a learned number per channel."""
+    """Multiplies each channel of x [B, N, D] by a learned number."""
 
     @nn.compact
     def __call__(self, x):
@@ -80,7 +86,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, each after a LayerNorm, with outputs scaled per channel."""
+    """Self-attention and MLP, each between a LayerNorm and a LayerScale."""
 
     num_heads: int
     dtype: str
@@ -95,9 +101,9 @@ class Block(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """A ViT with patches of 14 pixels and no registers, on images resized to 224 pixels.
+    """ViT without registers, on images of 224 x 224 pixels in patches of 14 x 14.
 
-    Parameters of the blocks are stacked over depth: every leaf under 'blocks' is [L, ...].
+    The blocks' parameters are stacked over depth: every leaf under 'blocks' is [L, ...].
     """
 
     hidden_size: int
@@ -113,38 +119,38 @@ class DinoV2(nn.Module):
     def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
         """Computes the features of images.
 
-        Args: image [B, H, W, 3], or grey [B, H, W, 1], uint8 of any size.
+        Args: image [B, H, W, 3] uint8 of any size, or grey [B, H, W, 1]. It is resized first.
         Returns: 'features' [B, hidden_size] f32, the class token after the last LayerNorm.
-        Raises: ValueError for another number of channels or another dtype.
+        Raises: ValueError for another shape or another dtype.
         """
         if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
             raise UserError(
-                f"image has shape {image.shape} and dtype {image.dtype}; DINOv2 takes "
-                "[B, H, W, 3] or [B, H, W, 1] of uint8."
+                f"image has shape {image.shape} and dtype {image.dtype}; DINOv2 takes uint8 of "
+                "shape [B, H, W, 3] or [B, H, W, 1]."
             )
         with layers.product_precision(self.dtype):
             return {"features": self._class_token(resize(image, IMAGE_SIZE))}
 
     def _class_token(self, image):
         x = image.astype(jnp.float32) / 255  # [B, 224, 224, 1 or 3]
-        # The means have three channels, so that a grey image is broadcast to three.
+        # MEAN has three channels, so a grey image is broadcast to three here.
         x = (x - jnp.array(MEAN).reshape(1, 1, 1, 3)) / jnp.array(STD).reshape(1, 1, 1, 3)
         x = dit.patchify(x, PATCH_SIZE)  # [B, 256, 14*14*3]
         x = nn.Dense(self.hidden_size, dtype=self.dtype, name="patch_embed")(x)  # [B, 256, D]
-        size, normal = self.hidden_size, layers.normal_002
-        cls_token = self.param("cls_token", normal, (1, 1, size))
-        pos_embed = self.param("pos_embed", normal, (1, 1 + GRID_SIZE**2, size))
-        cls_token = jnp.broadcast_to(cls_token.astype(x.dtype), (len(x), 1, size))
+        width, normal = self.hidden_size, layers.normal_002
+        cls_token = self.param("cls_token", normal, (1, 1, width))
+        pos_embed = self.param("pos_embed", normal, (1, 1 + GRID_SIZE**2, width))
+        cls_token = jnp.broadcast_to(cls_token.astype(x.dtype), (len(x), 1, width))
         x = jnp.concatenate([cls_token, x], axis=1) + pos_embed.astype(x.dtype)  # [B, 257, D]
-        stack = layers.stack(Block, self.depth)(self.num_heads, self.dtype, name="blocks")
-        x, _ = stack(x)  # [B, 257, D]
+        blocks = layers.stack(Block, self.depth)(self.num_heads, self.dtype, name="blocks")
+        x, _ = blocks(x)  # [B, 257, D]
         return _layer_norm("float32", "norm")(x[:, 0].astype(jnp.float32))  # [B, D]
 
 
 def from_config(config) -> DinoV2:
-    """Builds the module that `config.model` of a feature extractor describes.
+    """Builds the module from `config.model` of a feature extractor.
 
-    Raises: ValueError for heads that do not divide the width.
+    Raises: ValueError if num_heads does not divide hidden_size.
     """
     options.check_heads(config.num_heads, config.hidden_size)
     return DinoV2(**config)

@@ -297,7 +297,9 @@ def test_labels_and_captions_are_not_mixed_up(smoke_config):
 def test_captioned_folders_have_no_classes(config):
     """Else all of its images would be of the class 0."""
     config.model.update(condition="label", num_classes=10)
-    with pytest.raises(ValueError, match=r"='text': an image folder with captions has no classes"):
+    with pytest.raises(
+        ValueError, match=r"='text' reads captions, but model.num_classes=10 needs "
+    ):
         latents.open_split(config, "train")
     config.model.update(num_classes=0, null_condition=False)
     assert latents.open_split(config, "train")[3]["label"] == 0

@@ -89,7 +89,11 @@ def test_every_row_is_of_a_key():
         ("total_steps", 10**400, "total_steps=10000"),
         ("sample_num_images", 10**9, r"sample_num_images=1000000000 must be .* 1\.\.10000"),
         ("model.mlp_ratio", 1e9, r"model.mlp_ratio=1000000000.0 must be a number in \(0, 100\]"),
-        ("model.mlp_ratio", 1e-9, "mlp_ratio=1e-09 of hidden_size=32 is an MLP without a channel"),
+        (
+            "model.mlp_ratio",
+            1e-9,
+            "mlp_ratio=1e-09 gives an MLP without channels for hidden_size=32",
+        ),
         ("fid.cfg_scale", 0.5, "fid.cfg_scale=0.5 must be"),
         ("sample.cfg_interval", (0.8, 0.1), "cfg_interval=0.8,0.1 must be two numbers, low < high"),
         ("sample.cfg_interval", (0.1,), "cfg_interval=0.1 must be two numbers"),

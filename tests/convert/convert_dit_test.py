@@ -312,7 +312,7 @@ def test_configs_of_diffusers_may_leave_out_what_is_the_default(diffusers_dir):
 def test_whole_pipeline_and_missing_files_are_refused_with_the_way_out(diffusers_dir, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"a whole pipeline: `convert dit .*/transformer DST` takes"
+        ValueError, match=r"a complete pipeline\. .* run `convert dit .*/transformer DST`"
     ):
         convert.to_workdir("dit", tmp_path, tmp_path / "ours")
     (diffusers_dir / WEIGHTS).unlink()

@@ -233,7 +233,7 @@ def test_unet_of_another_kind_is_refused(diffusers_dir, change, message):
 def test_whole_pipeline_is_refused_with_the_way_out(diffusers_dir):
     (diffusers_dir.parent / "model_index.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"`convert unet .*/unet DST` takes .* `convert sd .* DST` all of"
+        ValueError, match=r"run `convert unet .*/unet DST`\. .* run `convert sd .* DST`\."
     ):
         convert.to_workdir("unet", diffusers_dir.parent, diffusers_dir.parent / "ours")
     (diffusers_dir / "config.json").unlink()
@@ -319,7 +319,7 @@ def tiny_presets(monkeypatch):
         "old": dict(schedule="linear", new_attention_order=False),
         "new": dict(schedule="cosine", new_attention_order=True),
     }
-    monkeypatch.setattr(adm, "PUBLISHED", orders)
+    monkeypatch.setattr(adm, "CHECKPOINTS", orders)
 
 
 def test_published_adm_needs_no_config(tiny_presets, tmp_path):
@@ -333,7 +333,7 @@ def test_published_adm_needs_no_config(tiny_presets, tmp_path):
         np.testing.assert_array_equal, params, adm.to_params(reference.weights, config.model, True)
     )
     reference.weights["middle_block.3.bias"] = reference.weights.pop("out.2.bias")
-    with pytest.raises(ValueError, match=r"are of none of old, new: give --config"):
+    with pytest.raises(ValueError, match=r"match none of old, new\. Give a --config"):
         adm.match_preset(reference.weights)
     with pytest.raises(ValueError, match=r"missing \(1\): out.2.bias") as error:
         adm.to_params(reference.weights, config.model)
@@ -373,22 +373,22 @@ def test_transformers_and_other_models_are_no_adm(tmp_path):
 @pytest.mark.slow
 def test_orders_and_schedules_of_the_published_models():
     """As their commands say; the larger one's is the older order."""
-    assert adm.PUBLISHED.keys() == {
+    assert adm.CHECKPOINTS.keys() == {
         name for name in unet_presets.PRESETS if name.startswith("adm-")
     }
-    orders = {name: entry["new_attention_order"] for name, entry in adm.PUBLISHED.items()}
+    orders = {name: entry["new_attention_order"] for name, entry in adm.CHECKPOINTS.items()}
     assert orders == {"adm-imagenet64": True, "adm-imagenet256": False}
-    schedules = {name: entry["schedule"] for name, entry in adm.PUBLISHED.items()}
+    schedules = {name: entry["schedule"] for name, entry in adm.CHECKPOINTS.items()}
     assert schedules == {"adm-imagenet64": "cosine", "adm-imagenet256": "linear"}
     for name, schedule in schedules.items():
         config = adm_config.get_config(name.removeprefix("adm-"))
         assert config.diffusion.schedule == schedule
         assert config.sample.clip_x_0
-    for name in adm.PUBLISHED:
-        shapes = parameters.list_published(adm.make_table(adm.get_config(name)))
+    for name in adm.CHECKPOINTS:
+        shapes = parameters.list_published(adm.make_table(adm.get_model_config(name)))
         actual = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
         assert adm.match_preset(actual) == name
-    assert models.build(adm.get_config("adm-imagenet64")).input_size == 64
+    assert models.build(adm.get_model_config("adm-imagenet64")).input_size == 64
 
 
 def test_commands(diffusers_dir, tmp_path, run_command):

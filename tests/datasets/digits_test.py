@@ -80,7 +80,7 @@ DAMAGES = {
     ),
     "empty shard": (lambda d: os.truncate(_shard(d, "test"), 0), "test"),
     "changed shard": (lambda d: _flip(_shard(d)), "record .* of split 'train' of"),
-    "other count": (_change_count, "holds 1,617 records, but .* says 1,700"),
+    "other count": (_change_count, "holds 1,617 records, but .* counts 1,700"),
     "no info": (lambda d: (d / "dataset_info.json").unlink(), "it has no dataset_info.json"),
     "no features": (lambda d: (d / "features.json").unlink(), "it has no features.json"),
     "empty info": (

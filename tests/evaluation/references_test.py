@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.close import assert_close
 
-from dit_jax.evaluation import extractors, image_sets, metrics, references, spool
+from dit_jax.evaluation import batch_cache, extractors, image_sets, metrics, references
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_saved_reference_is_read_back(images, toy_extractor, tmp_path):
 
 
 def test_samples_that_evaluate_wrote_are_a_reference(toy_extractor, pixels, tmp_path):
-    saved = spool.Spool(tmp_path / "kept", "abc")
-    saved.find_missing(0)
+    saved = batch_cache.BatchCache(tmp_path / "kept", "abc")
+    saved.prepare(0)
     saved.add(range(len(pixels)), {"image": pixels, "label": np.zeros(len(pixels), np.int32)})
     saved.write_npz(tmp_path / "samples.npz", "40-abc")
     reference = references.load(str(tmp_path / "samples.npz"), toy_extractor)

@@ -319,7 +319,9 @@ def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypa
     latent_config.latents.source = "device"
     monkeypatch.setattr(device, "_free_bytes", lambda device: 1000)
     # 320 records of 4 x 4 x 4 f16 and a label over two devices
-    with pytest.raises(ValueError, match="needs 21,120 bytes on each device, where 1,000 are free"):
+    with pytest.raises(
+        ValueError, match="needs 21,120 bytes on each device, but only 1,000 are free"
+    ):
         train.train_and_evaluate(latent_config, tmp_path)
 
 

@@ -276,7 +276,10 @@ def test_unknown_block_is_refused():
     [
         ("model.depth=0", "model.depth=0 must be a whole number in 1"),
         ("batch_size=-1", "batch_size=-1 must be a whole number in 1"),
-        ("model.mlp_ratio=0.001", "mlp_ratio=0.001 of hidden_size=32 is an MLP without a channel"),
+        (
+            "model.mlp_ratio=0.001",
+            "mlp_ratio=0.001 gives an MLP without channels for hidden_size=32",
+        ),
         ("model.num_heads=3", "num_heads=3 must divide hidden_size=32"),
     ],
 )

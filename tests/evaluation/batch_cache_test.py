@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dit_jax.evaluation import image_sets, spool
+from dit_jax.evaluation import batch_cache, image_sets
 
 
 def _batch(numbers):
@@ -24,9 +24,9 @@ def _fill(saved, *bounds):
 
 @pytest.fixture
 def saved(tmp_path):
-    """An empty spool."""
-    saved = spool.Spool(tmp_path / "kept", "abc")
-    saved.find_missing(0)
+    """An empty cache."""
+    saved = batch_cache.BatchCache(tmp_path / "kept", "abc")
+    saved.prepare(0)
     return saved
 
 
@@ -35,10 +35,10 @@ def _paths(saved):
 
 
 def test_all_arrays_come_back_in_order_and_the_first_images(saved):
-    assert saved.find_missing(19) == [range(19)]
+    assert saved.prepare(19) == [range(19)]
     _fill(saved, 0, 8, 16, 19)
-    assert spool.Spool(saved.directory, "abc").find_missing(19) == []
-    assert spool.Spool(saved.directory, "abc").find_missing(30) == [range(19, 30)]
+    assert batch_cache.BatchCache(saved.directory, "abc").prepare(19) == []
+    assert batch_cache.BatchCache(saved.directory, "abc").prepare(30) == [range(19, 30)]
     arrays = saved.read(10)
     assert arrays.keys() == {"image", "label", "features"}
     assert arrays["label"].tolist() == [i % 3 for i in range(19)]
@@ -50,7 +50,7 @@ def test_only_what_is_missing_is_made_again(saved):
     _fill(saved, 0, 8, 16, 24)
     _paths(saved)[1].unlink()
     (saved.directory / "00000024-00000032-00000000.npz.tmp").write_bytes(b"PK")  # was killed
-    assert saved.find_missing(30) == [range(8, 16), range(24, 30)]
+    assert saved.prepare(30) == [range(8, 16), range(24, 30)]
     _fill(saved, 8, 11, 16)
     _fill(saved, 24, 30)
     assert saved.read(1)["features"][:, 0].tolist() == list(range(30))
@@ -64,7 +64,7 @@ def test_checksums_are_made_a_part_at_a_time(saved, monkeypatch):
     (path,) = _paths(saved)
     os.truncate(path, 2**28)  # sparse
     tracemalloc.start()
-    assert saved.find_missing(8) == [range(8)]
+    assert saved.prepare(8) == [range(8)]
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
@@ -83,38 +83,40 @@ def test_damaged_batches_are_made_again(saved, kind, caplog):
         path.unlink()
         path = path.with_name(_paths(saved)[0].name.replace("00000008", "00000016"))
         path.write_bytes(_paths(saved)[0].read_bytes())
-    assert saved.find_missing(24) == [range(8, 16)]
+    assert saved.prepare(24) == [range(8, 16)]
     assert f"{path} is damaged: its images are made again" in caplog.text
     _fill(saved, 8, 16)
-    assert saved.find_missing(24) == []
+    assert saved.prepare(24) == []
 
 
 def test_images_of_batches_that_overlap_count_once(saved):
     _fill(saved, 0, 8, 16)
     _fill(saved, 4, 12)
-    assert saved.find_missing(16) == []
+    assert saved.prepare(16) == []
     assert len(_paths(saved)) == 2
     assert saved.read(16)["image"][:, 0, 0, 0].tolist() == list(range(16))
 
 
-def test_files_that_no_spool_wrote_have_no_name(tmp_path):
-    assert spool.get_name(tmp_path / "none.npz") is None
+def test_files_that_no_cache_wrote_have_no_name(tmp_path):
+    assert batch_cache.get_name(tmp_path / "none.npz") is None
     np.savez(tmp_path / "other.npz", arr_0=np.zeros(3))
-    assert spool.get_name(tmp_path / "other.npz") is None
+    assert batch_cache.get_name(tmp_path / "other.npz") is None
     (tmp_path / "text.npz").write_text("text")
-    assert spool.get_name(tmp_path / "text.npz") is None
+    assert batch_cache.get_name(tmp_path / "text.npz") is None
 
 
 def test_samples_of_other_code_are_not_mixed(saved):
     _fill(saved, 0, 8)
-    with pytest.raises(ValueError, match=r"begun by other code, revision abc, now def.*remove the"):
-        spool.Spool(saved.directory, "def").find_missing(8)
+    with pytest.raises(
+        ValueError, match=r"begun by revision abc of the code, but this is def.*remove the"
+    ):
+        batch_cache.BatchCache(saved.directory, "def").prepare(8)
 
 
 def test_npz_is_as_the_evaluator_of_adm_reads_it(saved, tmp_path):
     _fill(saved, 0, 8, 16, 19)
     saved.write_npz(tmp_path / "samples.npz", "40-abc")
-    assert spool.get_name(tmp_path / "samples.npz") == "40-abc"
+    assert batch_cache.get_name(tmp_path / "samples.npz") == "40-abc"
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_0"], _batch(range(19))["image"])
@@ -138,7 +140,7 @@ def test_full_disk_leaves_what_was_there(saved, monkeypatch):
     def fsync(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool.files.os, "fsync", fsync)
+    monkeypatch.setattr(batch_cache.files.os, "fsync", fsync)
     with pytest.raises(OSError, match=r"No space left.*\n.*it goes on with image 8"):
         _fill(saved, 8, 16)
     assert _paths(saved) == before
@@ -175,8 +177,8 @@ def test_strange_batches_with_the_right_checksum_are_made_again(saved, kind, cap
     path.rename(saved.directory / f"00000008-00000016-{crc:08x}.npz")
     beyond = saved.directory / f"00000016-00000099999999999-{crc:08x}.npz"
     beyond.touch()
-    again = spool.Spool(saved.directory, "abc")
-    assert again.find_missing(16) == [range(8, 16)]
+    again = batch_cache.BatchCache(saved.directory, "abc")
+    assert again.prepare(16) == [range(8, 16)]
     assert caplog.text.count("is damaged: its images are made again") == 2
     _fill(again, 8, 16)
     assert again.read(16)["features"].shape == (16, 5)
