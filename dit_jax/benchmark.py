@@ -218,7 +218,7 @@ def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: 
         **_describe_run(mesh, model, config, compile_seconds),
         "gflops_per_image": gflops_per_image,
         "image_size": image_size,
-        "precision": "default" if model.precision is None else model.precision.name.lower(),
+        "precision": "highest" if dtype == "float32" else "default",  # `layers.product_precision`
     }
 
 
