@@ -80,7 +80,7 @@ def test_pixels_are_trained_on_drawn_edited_and_evaluated(run_command, train, tm
 
 
 @pytest.mark.slow
-def test_unet_takes_any_size_that_its_levels_halve(run_command, train, tmp_path):
+def test_unet_takes_any_size_that_its_levels_halve(run_command, train, digits_dir, tmp_path):
     model = default.get_config("unet").model.to_dict()
     model |= dict(base_channels=16, channel_mult=(1, 2), blocks_per_level=1, attention_levels=(1,))
     model |= dict(input_size=(8, 12), in_channels=1, num_classes=10, norm_groups=8, head_dim=8)
@@ -96,7 +96,8 @@ def test_unet_takes_any_size_that_its_levels_halve(run_command, train, tmp_path)
     assert _sample(run_command, workdir).shape == (10, 8, 12, 1)
     error = run_command(
         "train", f"--config={config}", f"--workdir={tmp_path / 'no'}",
-        "--config.data.image_size=8x11", "--config.model.input_size=8x11", fails=True,
+        f"--config.data.data_dir={digits_dir}", "--config.data.image_size=8x11",
+        "--config.model.input_size=8x11", fails=True,
     )  # fmt: skip
     assert "input_size=(8, 11) must be a multiple of 2" in error
 
