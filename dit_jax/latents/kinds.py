@@ -70,6 +70,7 @@ class Latents(abc.ABC):
         Raises: as `formats.open_images` or `moments.open_split`.
         """
 
+    @abc.abstractmethod
     def x_0(
         self,
         batch: dict[str, jax.Array],
@@ -89,16 +90,6 @@ class Latents(abc.ABC):
           vae: the one that encodes images, if they are encoded in every step.
           records: what `load_records` returned.
         """
-        mean, log_variance = codec.posterior(self._moments(batch, mesh, vae, records))
-        if key.ndim:
-            eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(key)
-        else:
-            eps = jax.random.normal(key, mean.shape)
-        return codec.scale(self.config.latents, codec.posterior_sample(mean, log_variance, eps))
-
-    @abc.abstractmethod
-    def _moments(self, batch, mesh, vae, records) -> jax.Array:
-        """Returns the moments [B, h, w, 2C] f16 of a batch, unscaled."""
 
     def load_vae(self, mesh: jax.sharding.Mesh) -> codec.Vae | None:
         """Loads the VAE that decodes x_0; returns None for pixels.
@@ -149,9 +140,6 @@ class Pixels(Latents):
     def x_0(self, batch, key, mesh, vae=None, records=None):
         return codec.pixels_from_image(batch["image"])
 
-    def _moments(self, batch, mesh, vae, records):
-        raise NotImplementedError("pixels have no posterior.")
-
     def load_vae(self, mesh):
         return None
 
@@ -162,7 +150,23 @@ class Pixels(Latents):
         return _make_images(self.config, rows, rng)
 
 
-class Images(Latents):
+class _Posterior(Latents):
+    """Latents that are samples of the VAE's posterior."""
+
+    def x_0(self, batch, key, mesh, vae=None, records=None):
+        mean, log_variance = codec.posterior(self._moments(batch, mesh, vae, records))
+        if key.ndim:
+            eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(key)
+        else:
+            eps = jax.random.normal(key, mean.shape)
+        return codec.scale(self.config.latents, codec.posterior_sample(mean, log_variance, eps))
+
+    @abc.abstractmethod
+    def _moments(self, batch, mesh, vae, records) -> jax.Array:
+        """Returns the moments [B, h, w, 2C] f16 of a batch, unscaled."""
+
+
+class Images(_Posterior):
     """Latents of images that the VAE encodes in every step."""
 
     encodes = True
@@ -178,7 +182,7 @@ class Images(Latents):
         return _make_images(self.config, rows, rng)
 
 
-class Moments(Latents):
+class Moments(_Posterior):
     """Latents of moments that `dit_jax.encode` stored."""
 
     stored = True

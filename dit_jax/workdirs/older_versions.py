@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dit_jax.config import keys, ranges
 from dit_jax.errors import UserError
 
-CONDITION_DROPOUT = 0.1  # the dropout for configs that have none
 # The sections that this module looks into.
 SECTIONS = {key.partition(".")[0] for key in keys.KEYS if "." in key}
 
