@@ -69,29 +69,23 @@ def check_digest(config: ConfigDict, digest: str, name: str) -> None:
 def load_run_vae(config: ConfigDict, mesh: jax.sharding.Mesh, encodes: bool = False) -> codec.Vae:
     """Loads the VAE of `config.latents`, which must be the one that encoded the moments.
 
-    Args: encodes, whether it is to encode the images of `config.data`, and so must have their
-      channels.
-    Raises: ValueError for another VAE, or one whose factor or channels do not fit; as `load_vae`.
+    Args: encodes, whether the VAE must take the images of `config.data` with their channels.
+    Raises: ValueError for another VAE, or if its images or latents have other shapes; as
+      `load_vae`.
     """
     workdir = files.to_path(config.latents.vae, "latents.vae")
     vae = load_vae(workdir, mesh, config.model.dtype)
     check_digest(config, vae.digest, f"latents.vae={config.latents.vae}")
-    # Checked here, where the message can name the keys: in a jitted step only shapes are known.
-    height, width, image_channels = sizes.image_shape(config.data)
-    factor = vae.model.factor
-    image_size = sizes.simplify((height, width))
-    wrong_channels = encodes and image_channels != vae.model.image_channels
-    if height % factor or width % factor or wrong_channels:
+    *size, channels = sizes.image_shape(config.data)
+    if not encodes:  # images have the channels that the VAE decodes
+        channels = vae.model.image_channels
+    shape = vae.model.latent_shape((*size, channels))
+    input_shape = sizes.input_shape(config.model)
+    if shape != input_shape:
         raise UserError(
-            f"latents.vae={config.latents.vae} takes images of {vae.model.image_channels} channels "
-            f"and multiples of {factor} pixels, not {image_channels=} and {image_size=}."
-        )
-    shape = height // factor, width // factor, vae.model.latent_channels
-    expected = sizes.input_shape(config.model)
-    if shape != expected:
-        raise UserError(
-            f"latents.vae={config.latents.vae} makes latents {shape} of {image_size=}, but "
-            f"model.input_size and model.in_channels take {expected}."
+            f"latents.vae={config.latents.vae} makes latents {sizes.show(shape)} of images "
+            f"{sizes.show(size)}, but the model takes {sizes.show(input_shape)}. Set "
+            "model.input_size and model.in_channels, or give another VAE."
         )
     return vae
 

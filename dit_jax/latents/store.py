@@ -112,9 +112,7 @@ def _open(config, vae_workdir, shard_images, dtype):
             f"encoder, not {config.model.condition!r}."
         )
     images = {n: conditions.open_images(config, split) for n, split in splits.items() if split}
-    # Traced only: it raises if the VAE does not take images of this shape.
-    shape = (mesh.size, *sizes.image_shape(config.data))
-    jax.eval_shape(codec.encode, vae, jax.ShapeDtypeStruct(shape, np.uint8))
+    vae.model.latent_shape(sizes.image_shape(config.data))  # raises unless the images fit
     provenance = {
         "record_format": RECORD_FORMAT,
         "vae_digest": vae.digest,
@@ -190,13 +188,13 @@ def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
 def _describe_features(config, vae):
     """Returns the features of a record, as TFDS describes them."""
     count = config.data.captions_per_image
-    size = (side // vae.model.factor for side in sizes.height_and_width(config.data.image_size))
+    *size, channels = vae.model.latent_shape(sizes.image_shape(config.data))
 
     def numbers(*shape):
         # Without encoding="bytes" TFDS stores f32, twice the size and 40 times slower.
         return tfds.features.Tensor(shape=shape, dtype=np.float16, encoding="bytes")
 
-    features = {"moments": numbers(*size, 2 * vae.model.latent_channels)}
+    features = {"moments": numbers(*size, 2 * channels)}
     if config.model.num_classes:
         features["label"] = tfds.features.ClassLabel(num_classes=config.model.num_classes)
     if config.data.caption_feature:

@@ -186,14 +186,8 @@ class Autoencoding:
     @classmethod
     def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Autoencoding":
         """Returns the task, if the model takes the images; errors as `build`."""
-        height, width, channels = sizes.image_shape(config.data)
-        size = sizes.simplify((height, width))
-        if height % model.factor or width % model.factor or channels != model.image_channels:
-            raise UserError(
-                f"data.image_size={size} must be a multiple of the factor {model.factor}, and "
-                f"data.image_channels={channels} must be model.image_channels="
-                f"{model.image_channels}."
-            )
+        *size, channels = sizes.image_shape(config.data)
+        model.latent_shape((*size, channels))  # raises unless the images fit
         if latents.build(config).uses_vae:
             raise UserError(
                 f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
@@ -206,12 +200,13 @@ class Autoencoding:
                 f"{loss.lpips_weight} must not be negative."
             )
         if config.sample_every_steps:  # the picture has pairs, an image and its reconstruction
-            pictures.check_grid(config.sample_num_images, (height, 2 * width))
-        if loss.lpips_weight and (not loss.lpips or min(height, width) < 16):
+            pair_shape = *size[:-1], 2 * size[-1], channels
+            pictures.check_grid(config.sample_num_images, pair_shape)
+        if loss.lpips_weight and (not loss.lpips or min(size) < 16):
             raise UserError(
                 f"autoencoder.lpips_weight={loss.lpips_weight} needs autoencoder.lpips, the "
-                f"workdir that dit_jax.convert lpips writes, and data.image_size={size} of at "
-                "least 16."
+                f"workdir that dit_jax.convert lpips writes, and data.image_size="
+                f"{sizes.simplify(size)} of at least 16."
             )
         return cls(config, model, mesh)
 
@@ -220,9 +215,7 @@ class Autoencoding:
     ) -> ImageExamples:
         """Returns the pixels of a batch, and the posterior's noise."""
         pixels = latents.pixels_from_image(batch["image"])
-        batch_size, height, width, _ = pixels.shape
-        factor, channels = self.model.factor, self.model.latent_channels
-        shape = (batch_size, height // factor, width // factor, channels)
+        shape = len(pixels), *self.model.latent_shape(pixels.shape[1:])
         return ImageExamples(pixels, jax.random.normal(key, shape))
 
     def losses(
@@ -265,7 +258,7 @@ class Autoencoding:
 
         def draw(params):
             reconstruction = reconstruct(params, jax.device_put(images, everywhere))
-            pairs = np.concatenate([images, np.asarray(reconstruction)], axis=2)
+            pairs = np.concatenate([images, np.asarray(reconstruction)], axis=-2)
             return pictures.image_grid(pairs, pictures.grid_columns(num))
 
         return draw
