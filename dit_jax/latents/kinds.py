@@ -194,8 +194,8 @@ class Moments(_Posterior):
         return batch["moments"]
 
     def make_batch(self, rows, rng):
-        height, width, channels = sizes.input_shape(self.config.model)
-        shape = rows, height, width, 2 * channels
+        *size, channels = sizes.input_shape(self.config.model)
+        shape = rows, *size, 2 * channels
         return {"moments": rng.standard_normal(shape).astype(np.float16)}
 
 

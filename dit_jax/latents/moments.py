@@ -58,8 +58,8 @@ def open_split(config, split: str) -> sources.Source:
 
 def _check_shape(features, model, origin):
     shape = tuple(features["moments"].shape)
-    height, width, channels = sizes.input_shape(model)
-    expected = (height, width, 2 * channels)
+    *size, channels = sizes.input_shape(model)
+    expected = (*size, 2 * channels)
     if shape != expected:
         raise UserError(
             f"{origin} holds moments {shape}, but the model takes {expected}: [h, w, 2C] by "

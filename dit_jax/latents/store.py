@@ -144,7 +144,7 @@ def _identify(source):
 def _round_to_groups(batch_size, config):
     """Rounds a batch up to whole groups of the images that the VAE takes together."""
     # A smaller group would change the rounding, so the moments would depend on the batch.
-    group = codec.images_at_once(*sizes.height_and_width(config.data.image_size))
+    group = codec.images_at_once(sizes.image_shape(config.data))
     return -(-batch_size // group) * group
 
 
@@ -163,7 +163,7 @@ def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
 
     def encode_images(vae, image):  # [B, H, W, C] uint8
         if mirrored:
-            pairs = jnp.stack([image, image[:, :, ::-1]], axis=1)
+            pairs = jnp.stack([image, image[..., ::-1, :]], axis=1)
             image = pairs.reshape(-1, *image.shape[1:])
         return codec.encode_in_groups(vae, image, mesh)
 

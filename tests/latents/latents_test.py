@@ -46,14 +46,15 @@ def test_image_is_clipped_and_truncated():
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_posterior_sample_is_scaled_once(channels):
+@pytest.mark.parametrize("size", [(64, 64), (4, 32, 32)])  # also of more axes than images have
+def test_posterior_sample_is_scaled_once(channels, size):
     """Moments with mean 5 and std 2, shift 1, scale 0.5: x_0 has mean 2 and std 1."""
-    mean = np.full((4, 64, 64, 4), 5.0)
+    mean = np.full((4, *size, 4), 5.0)
     moments = np.concatenate([mean, np.full_like(mean, np.log(4.0))], axis=-1).astype(np.float16)
     config = ConfigDict(dict(source="moments", scale=channels * (0.5,), shift=channels * (1.0,)))
     batch = {"moments": jnp.asarray(moments)}
     x_0 = _x_0(batch, KEY, config)
-    assert (x_0.shape, x_0.dtype) == ((4, 64, 64, 4), jnp.float32)
+    assert (x_0.shape, x_0.dtype) == ((4, *size, 4), jnp.float32)
     assert float(x_0.mean()) == pytest.approx(2.0, abs=0.02)
     assert float(x_0.std()) == pytest.approx(1.0, rel=0.02)
     other = _x_0(batch, jax.random.key(1), config)
