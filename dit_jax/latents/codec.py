@@ -118,6 +118,7 @@ def unscale(config, x_0: jax.Array) -> jax.Array:
 
 def _expand(values, x):
     """Returns the values of the channels as an array with as many axes as x."""
+    # Explicit axes: the tests run with jax_numpy_rank_promotion="raise".
     return jnp.array(values, jnp.float32).reshape(*(1,) * (x.ndim - 1), -1)
 
 

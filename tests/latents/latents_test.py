@@ -321,7 +321,7 @@ def test_resident_moments_are_read_once_into_memory_for_one_copy(monkeypatch):
 
 def test_moments_that_do_not_fit_the_devices_are_refused(latent_config, monkeypatch, tmp_path):
     latent_config.latents.source = "device"
-    monkeypatch.setattr(device, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(device, "_read_free_bytes", lambda device: 1000)
     # 320 records of 4 x 4 x 4 f16 and a label over two devices
     with pytest.raises(
         ValueError, match="needs 21,120 bytes on each device, but only 1,000 are free"
