@@ -40,8 +40,7 @@ def load_moments(mesh: jax.sharding.Mesh, source: sources.Source) -> dict[str, j
             "keeps only one. Set latents.source=moments to train on all."
         )
     # Each process reads only the records for its own devices.
-    rows = sharding.local_rows(mesh, num_shards * rows_per_shard)
-    indices = np.minimum(rows, len(source) - 1)
+    indices = np.minimum(sharding.local_rows(mesh, num_shards * rows_per_shard), len(source) - 1)
     arrays = {
         name: np.empty((len(indices), *array.shape), array.dtype) for name, array in example.items()
     }

@@ -232,9 +232,8 @@ def _read_batches(source, missing, batch_size, threads):
     """
 
     def read(index):
-        if not source.annotations.caption_feature:
-            return source[index]
-        return source[index] | {"captions": source.captions(index)}
+        has_captions = source.annotations.caption_feature
+        return source[index] | ({"captions": source.captions(index)} if has_captions else {})
 
     reading = (
         (path, [threads.submit(read, i) for i in indices[start : start + batch_size]])
