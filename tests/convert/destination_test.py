@@ -50,7 +50,7 @@ def test_what_is_there_is_kept(tmp_path):
         with pytest.raises(ValueError, match="full is not empty: choose a new directory, or rem"):
             check(full)
         for name in ("file", "dangling"):
-            with pytest.raises(ValueError, match=f"{name} is no directory: choose a new one"):
+            with pytest.raises(ValueError, match=f"{name} is no directory: choose a new dir"):
                 check(tmp_path / name)
         with pytest.raises(OSError, match=r"cannot write to .*/file/a/b: .*/file is no directory"):
             check(file / "a" / "b")
@@ -105,7 +105,7 @@ with destination.fill(pathlib.Path({str(tmp_path / "new")!r})) as new:
     first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe)
     try:
         assert first.stdout.readline() == b"begun\n"
-        with pytest.raises(OSError, match=r"another process converts to .*new now: wait for it"):
+        with pytest.raises(OSError, match=r"another process is converting to .*new: wait for it"):
             _fill(tmp_path / "new")
         assert (tmp_path / ".new.partial" / "half" / "a").read_text() == "half"
     finally:
