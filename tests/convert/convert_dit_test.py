@@ -63,12 +63,12 @@ def test_another_position_table_is_refused(golden_model_config, published):
 
 
 def test_unknown_format_lists_the_known(golden_model_config):
-    with pytest.raises(ValueError, match="unknown format='sit'; choose one of dit"):
+    with pytest.raises(ValueError, match="unknown kind='sit'; choose one of dit"):
         convert.load("sit", {}, golden_model_config)
 
 
 def test_another_model_s_config_is_refused(golden_model_config):
-    with pytest.raises(ValueError, match="'dit', but 'vae' is asked for"):
+    with pytest.raises(ValueError, match="'dit', but kind='vae'"):
         convert.load("vae", {}, golden_model_config)
 
 
@@ -134,7 +134,7 @@ def test_published_names_and_back_are_the_same_bits(golden_model_config, golden_
 
 def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_config, published):
     monkeypatch.setitem(dit.SIZES, "tiny", (48, 3, 4))
-    sizes = convert.dit.read_sizes(published)
+    sizes = convert.dit.infer_sizes(published)
     assert sizes == {name: golden_model_config[name] for name in sizes}
     others = {"name", "null_condition", "block", "dtype", "attention", "remat"}
     others |= {"scan_unroll", "condition", "context_size"}
@@ -146,7 +146,7 @@ def test_sizes_are_read_from_the_published_arrays(monkeypatch, golden_model_conf
     published["blocks.0.mlp.fc1.weight"] = np.zeros((96, 48), np.float32)
     changed = dict(learn_sigma=False, num_classes=1000, null_condition=False)
     changed |= dict(input_size=16, mlp_ratio=2.0)
-    assert convert.dit.read_sizes(published) == sizes | changed
+    assert convert.dit.infer_sizes(published) == sizes | changed
 
 
 def test_published_xl_2_is_its_config():
@@ -158,7 +158,7 @@ def test_published_xl_2_is_its_config():
     assert recipe == ("ddpm", 250, 1.5, 3)
     assert sum(math.prod(shape) for shape in shapes.values()) == 675_129_632  # with pos_embed
     actual = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    assert {**config.model, **convert.dit.read_sizes(actual)} == dict(config.model)
+    assert {**config.model, **convert.dit.infer_sizes(actual)} == dict(config.model)
 
 
 @pytest.mark.parametrize("block", ["in-context", "cross-attention", "adaLN"])
@@ -167,7 +167,7 @@ def test_other_blocks_have_no_published_names(
 ):
     config = dit_xl_2_256_published.get_config()
     config.model.update(golden_model_config, block=block)
-    message = f"model.block='{block}' has no published names .* only 'adaLN-Zero' can be converted"
+    message = f"model.block='{block}' has no published names .* Only 'adaLN-Zero' can be converted"
     np.savez(tmp_path / "dit.npz", **published)
     for source in (diffusers_dir, tmp_path / "dit.npz"):
         with pytest.raises(ValueError, match=message):
@@ -186,7 +186,7 @@ def test_models_of_captions_have_no_published_names(workdir, tmp_path):
     with pytest.raises(ValueError, match=r"model\.condition='tokens' has no published names"):
         convert.dit.make_table(config.model)
     workdirs.write_config(workdir, config)
-    with pytest.raises(ValueError, match="only 'label' can be converted"):
+    with pytest.raises(ValueError, match="Only 'label' can be converted"):
         exported.write(workdir, tmp_path / "dit.safetensors")
 
 
@@ -271,7 +271,7 @@ def test_sizes_of_a_config_hold(golden_model_config, diffusers_dir, published, t
         assert "wrong shape (0)" in str(error.value)
         assert "blocks.2." in str(error.value)
     config.model.update(depth=3, num_heads=3)  # of the same shapes
-    with pytest.raises(ValueError, match=r"has 4 heads, but the config's model\.num_heads is 3"):
+    with pytest.raises(ValueError, match=r"has 4 heads, but --config has model\.num_heads=3"):
         convert.to_workdir("dit", diffusers_dir, tmp_path / "ours", config=config)
 
 
@@ -329,9 +329,9 @@ def test_whole_pipeline_and_missing_files_are_refused_with_the_way_out(diffusers
 
 def test_file_of_other_names_or_sizes_without_a_name_is_refused(published, diffusers_dir, tmp_path):
     np.savez(tmp_path / "dit.npz", **published)
-    with pytest.raises(ValueError, match=r"hidden_size=48 and depth=3, .* give --config"):
+    with pytest.raises(ValueError, match=r"hidden_size=48 and depth=3, .* Give --config"):
         convert.to_workdir("dit", tmp_path / "dit.npz", tmp_path / "ours")
-    with pytest.raises(ValueError, match=r"'x_embedder.proj.weight': 'missing'.* as the directory"):
+    with pytest.raises(ValueError, match=r"'x_embedder.proj.weight': 'missing'.* the directory"):
         convert.to_workdir("dit", diffusers_dir / WEIGHTS, tmp_path / "ours")
 
 
@@ -420,7 +420,7 @@ def test_commands(diffusers_dir, published, tmp_path, run_command):
     [
         (
             ["sit", "SRC", "DST"],
-            "say which of sd, dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, "
+            "give one of sd, dit, vae, unet, adm, lpips, inception, dinov2, clip, dit-export, "
             "then SRC and DST",
         ),
         (["vae", "SRC", "DST", "--step=1"], "`convert vae` takes no --step"),
@@ -454,19 +454,19 @@ def test_export_takes_the_config_along(workdir, tmp_path):
     del config["sample"]["last_step_t"]  # an older version's file
     config["sample"]["last_step_size"] = 0.0
     arrays = safetensors.numpy.load_file(tmp_path / "flow.safetensors")
-    metadata = {exported.KEY: json.dumps(config)}
+    metadata = {exported.METADATA_KEY: json.dumps(config)}
     safetensors.numpy.save_file(arrays, tmp_path / "older.safetensors", metadata)
     older = convert.to_workdir("dit", tmp_path / "older.safetensors", tmp_path / "older")
     assert older.to_dict() == back.to_dict()
     other = smoke.get_config()
-    with pytest.raises(ValueError, match=r"was exported with diffusion=.* leave it out"):
+    with pytest.raises(ValueError, match=r"was exported with diffusion=.* Leave out --config"):
         convert.to_workdir("dit", tmp_path / "flow.safetensors", tmp_path / "other", config=other)
 
 
 def test_position_table_of_any_size_is_not_computed(golden_model_config):
     config = golden_model_config.copy_and_resolve_references()
     config.input_size = 2**20
-    message = "are 274,877,906,944 tokens, of more than 67,108,864 numbers: no DiT has as many"
+    message = "are 274,877,906,944 tokens. .* more than 67,108,864 numbers. Correct the sizes"
     with pytest.raises(ValueError, match=message):
         convert.dit.make_table(config)
 

@@ -312,12 +312,12 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
         (
             "unet/config.json",
             dict(cross_attention_dim=12),
-            "unet has cross_attention_dim=12 .*, but text_encoder hidden_size=16",
+            "unet has cross_attention_dim=12 .*, but text_encoder has hidden_size=16",
         ),
         (
             "vae/config.json",
             dict(latent_channels=4),
-            "unet has .* in_channels=2, but .* vae latent_channels=4",
+            "unet has .* in_channels=2, but .* vae has latent_channels=4",
         ),
         ("unet/config.json", dict(in_channels=9), "in_channels=9; supported: out_channels, witho"),
         ("vae/config.json", dict(layers_per_block=2), "does not fit the model"),

@@ -55,7 +55,7 @@ def _restore(workdir):
 
 def test_output_is_the_recorded_one(golden, diffusers_dir):
     published, inputs, expected = golden
-    config = convert.unet.read_config(diffusers_dir)
+    config = convert.unet.read_model_config(diffusers_dir)
     params = convert.load("unet", published, config)
     out = jax.jit(models.build(config).apply)({"params": params}, *inputs)
     assert out.shape == expected.shape
@@ -108,7 +108,7 @@ def test_the_weights_may_be_given_themselves(diffusers_dir, tmp_path):
 
 def test_axes_of_the_published_arrays(published, diffusers_dir):
     """Spot checks, entry by entry; that the whole is right the recorded output shows."""
-    config = convert.unet.read_config(diffusers_dir)
+    config = convert.unet.read_model_config(diffusers_dir)
     params = convert.load("unet", published, config)
     block = params["mid_block"]["attentions_0"]["transformer_blocks_0"]
     name = "mid_block.attentions.0.transformer_blocks.0"
@@ -123,7 +123,7 @@ def test_axes_of_the_published_arrays(published, diffusers_dir):
 
 def test_linear_projections_are_read_too(published, diffusers_dir):
     """As Stable Diffusion 2 has them, not convolutions of 1x1."""
-    config = convert.unet.read_config(diffusers_dir)
+    config = convert.unet.read_model_config(diffusers_dir)
     flat = {
         n: a[:, :, 0, 0] if n.endswith(("proj_in.weight", "proj_out.weight")) else a
         for n, a in published.items()
@@ -137,7 +137,7 @@ def test_linear_projections_are_read_too(published, diffusers_dir):
 
 
 def test_missing_and_unexpected_tensors_are_listed(published, diffusers_dir):
-    config = convert.unet.read_config(diffusers_dir)
+    config = convert.unet.read_model_config(diffusers_dir)
     renamed = dict(published)
     renamed["up_blocks.1.attentions.2.norm.bias"] = renamed.pop("time_embedding.linear_2.bias")
     with pytest.raises(ValueError, match="does not fit the model") as error:
@@ -148,7 +148,7 @@ def test_missing_and_unexpected_tensors_are_listed(published, diffusers_dir):
 
 def _read(directory, **changes):
     (directory / "config.json").write_text(json.dumps(published_configs.UNET | changes))
-    return convert.unet.read_config(directory)
+    return convert.unet.read_model_config(directory)
 
 
 def test_configs_of_stable_diffusion_are_the_presets(diffusers_dir):
@@ -218,8 +218,11 @@ def test_configs_may_say_more(diffusers_dir):
             "down_block_types=.*; supported: DownBlock2D or CrossAttnDownBlock2D for each level",
         ),
         (dict(down_block_types=BLOCKS[:1]), "down_block_types=.*; supported: .* for each level"),
-        (dict(up_block_types=["UpBlock2D"] * 2), "up_block_types=.*; supported: those of the way"),
-        (dict(block_out_channels=8), "block_out_channels=8; supported: a list of numbers"),
+        (
+            dict(up_block_types=["UpBlock2D"] * 2),
+            "up_block_types=.*; supported: down_block_types in reverse",
+        ),
+        (dict(block_out_channels=8), "block_out_channels=8; supported: a list of up to 8 numbers"),
         (dict(new_kind_of_norm=True), "new_kind_of_norm=True; supported: not this field"),
         (dict(_class_name="UNet2DModel"), "the class UNet2DModel, but only UNet2DCondition"),
     ],
@@ -364,7 +367,7 @@ def test_transformers_and_other_models_are_no_adm(tmp_path):
     with pytest.raises(ValueError, match=r"transformer_depth=1: .* `convert unet`"):
         adm.make_table(ConfigDict(fields))
     np.savez(tmp_path / "adm.npz", a=np.zeros(1))
-    with pytest.raises(ValueError, match="--config has a 'dit'; ADM's model is a 'unet'"):
+    with pytest.raises(ValueError, match=r"--config has model\.name='dit', but ADM is a 'unet'"):
         convert.to_workdir(
             "adm", tmp_path / "adm.npz", tmp_path / "ours", config=default.get_config()
         )
@@ -395,4 +398,4 @@ def test_commands(diffusers_dir, tmp_path, run_command):
     out = run_command("convert", "unet", diffusers_dir, tmp_path / "ours")
     assert f"{tmp_path / 'ours'}: " in out
     error = run_command("convert", "adm", "a.pt", "b", "--new_attention_order", fails=True)
-    assert "--new_attention_order is of a --config" in error
+    assert "--new_attention_order needs --config" in error

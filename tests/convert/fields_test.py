@@ -46,7 +46,7 @@ UNET = published_configs.UNET | dict(
 KINDS = {
     "clip": (
         {"architectures": ["CLIPTextModel"]} | published_configs.CLIP,
-        lambda path: clip.read_config(path.parent),
+        lambda path: clip.read_model_config(path.parent),
     ),
     "CLIPModel": (
         {
@@ -54,13 +54,13 @@ KINDS = {
             "text_config": published_configs.CLIP,
             "text_config_dict": {},
         },
-        lambda path: clip.read_config(path.parent),
+        lambda path: clip.read_model_config(path.parent),
     ),
     "dinov2": (DINOV2, lambda path: dinov2.read(path.parent)),
     "dit": (published_configs.DIT, lambda path: diffusers_dit.read_sizes(path.parent)),
     "scheduler": (published_configs.SCHEDULER, stable_diffusion.read_process),
-    "unet": (UNET, lambda path: unet.read_config(path.parent)),
-    "vae": (VAE, lambda path: vae.read_config(path.parent)),
+    "unet": (UNET, lambda path: unet.read_model_config(path.parent)),
+    "vae": (VAE, lambda path: vae.read_model_config(path.parent)),
 }
 PLACES = [(kind, name) for kind, (config, _) in KINDS.items() for name in config]
 

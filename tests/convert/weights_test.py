@@ -13,7 +13,7 @@ from helpers import torch_format
 
 from dit_jax import convert
 from dit_jax.convert import array_names, tensor_files, weights
-from dit_jax.convert.conversions import FORMATS
+from dit_jax.convert.conversions import CONVERTERS
 
 ARRAYS = {f"encoder.{i}.weight": np.full((2, 3), i, np.float32) for i in range(6)}
 
@@ -312,7 +312,7 @@ def test_published_names_are_no_original_code_s_and_have_no_prefix(kind):
     assert not {part for name in names for part in name.split(".")} & {*array_names.WRAPPERS}
 
 
-@pytest.mark.parametrize("kind", [*FORMATS, "adm"])
+@pytest.mark.parametrize("kind", [*CONVERTERS, "adm"])
 def test_quantised_weights_are_refused_of_every_kind(kind, tmp_path):
     _save(tmp_path / "x.pt", {name: array.astype(np.int8) for name, array in ARRAYS.items()})
     message = r"no floating-point numbers: encoder\.0\.weight \(int8\), .* and 1 more"

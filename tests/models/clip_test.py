@@ -308,7 +308,7 @@ def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp
     reference = {"architectures": ["CLIPModel"], "text_config": {"hidden_size": 1, "vocab_size": 9}}
     reference["text_config_dict"] = {"hidden_size": 768, "num_attention_heads": 12}
     (source / "config.json").write_text(json.dumps(reference))
-    assert convert.clip.read_config(source).to_dict() == dict(
+    assert convert.clip.read_model_config(source).to_dict() == dict(
         name="clip",
         vocab_size=9,
         length=77,
@@ -330,7 +330,7 @@ def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp
         ("CLIPModel", {"num_hidden_layers": None}, "num_hidden_layers=None; supported: a whole"),
         ("CLIPTextModel", {"num_hidden_layers": 4}, r"missing \(16\): encoder.layers.3.lay"),
         ("CLIPTextModel", {"num_hidden_layers": 2}, r"unexpected \(16\): encoder.layers.2"),
-        ("CLIPTextModel", {"vocab_size": 534}, r"ids up to 534, but the text model 534 tokens"),
+        ("CLIPTextModel", {"vocab_size": 534}, r"ids up to 534, but the text model has 534 tokens"),
     ],
 )
 def test_other_models_are_refused(published, tmp_path, kind, changes, message):

@@ -304,7 +304,7 @@ def test_transformers_directory_without_config_is_refused(official, tmp_path):
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*config.json: it must be .* that trans"):
         convert.to_workdir("dinov2", directory, tmp_path / "workdir")
-    with pytest.raises(ValueError, match="transformers' model is given as the directory"):
+    with pytest.raises(ValueError, match="To convert transformers' model, give the directory"):
         convert.to_workdir("dinov2", directory / "model.safetensors", tmp_path / "workdir")
 
 
@@ -312,9 +312,9 @@ def test_transformers_directory_without_config_is_refused(official, tmp_path):
     ("name", "shape", "message"),
     [
         ("register_tokens", (1, 4, 128), r"register_tokens \(1, 4, 128\), but this model has none"),
-        ("patch_embed.proj.weight", (128, 3, 16, 16), "patches of 16x16 pixels, DINOv2 of 14x14"),
+        ("patch_embed.proj.weight", (128, 3, 16, 16), "patches of 16x16 pixels instead of 14x14"),
         ("patch_embed.proj.weight", (96, 3, 14, 14), "hidden_size=96, not a multiple of the head"),
-        ("patch_embed.proj.weight", (128,), r"has shape \(128,\), not \[D, 3, 14, 14\]"),
+        ("patch_embed.proj.weight", (128,), r"weight is \(128,\), not \[D, 3, 14, 14\]"),
         ("blocks.0.mlp.w12.weight", (512, 128), "a gated MLP, as ViT-g's"),
         ("pos_embed", (1, 1371, 128), r"pos_embed \(1, 1371, 128\) instead of \(1, 257, 128\)"),
         ("head.weight", (10, 128), r"unexpected \(1\): head.weight"),

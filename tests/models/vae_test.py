@@ -41,7 +41,7 @@ def diffusers_dir(golden, tmp_path):
 
 @pytest.fixture
 def config(diffusers_dir):
-    return convert.vae.read_config(diffusers_dir)
+    return convert.vae.read_model_config(diffusers_dir)
 
 
 def _apply(config, params, method, x):
@@ -134,7 +134,7 @@ def test_vae_of_another_kind_is_refused(diffusers_dir, change):
     path.write_text(json.dumps(published_configs.VAE | change))
     name, value = next(iter(change.items()))
     with pytest.raises(ValueError, match="of another kind") as error:
-        convert.vae.read_config(diffusers_dir)
+        convert.vae.read_model_config(diffusers_dir)
     assert f"{name}={value!r}; supported: " in str(error.value)
 
 
@@ -167,7 +167,7 @@ def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, mes
     path = diffusers_dir / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        convert.vae.read_config(diffusers_dir)
+        convert.vae.read_model_config(diffusers_dir)
 
 
 def test_tensor_under_an_old_and_a_new_name_is_refused(golden, config):
