@@ -161,7 +161,7 @@ def read_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
 
 def make_position_table(model_config) -> np.ndarray:
     """Returns the published pos_embed [1, N, D] f32, equal to the bit."""
-    return layers.sincos_position_table(model_config.hidden_size, *_grid(model_config))[None]
+    return layers.make_position_table(model_config.hidden_size, *_grid(model_config))[None]
 
 
 def _grid(model_config):

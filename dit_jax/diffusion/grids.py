@@ -45,14 +45,6 @@ def from_config(config, process: Process, prediction: str, steps: int | None = N
     return build(process, steps, config.grid, prediction, rho=config.rho, shift=config.shift)
 
 
-def _make_uniform(process, steps, first_t, rho, shift):
-    return first_t * np.linspace(1, 0, steps + 1)
-
-
-def _make_quadratic(process, steps, first_t, rho, shift):
-    return first_t * np.linspace(1, 0, steps + 1) ** 2
-
-
 def _make_karras(process, steps, first_t, rho, shift):
     # first_t may be 1, where sigma / alpha is infinite if alpha is 0. So this grid begins at the
     # largest time at which the ratio is finite.
@@ -74,8 +66,10 @@ class GridSpec(NamedTuple):
 
 
 GRIDS: dict[str, GridSpec] = {
-    "uniform": GridSpec(_make_uniform),
-    "quadratic": GridSpec(_make_quadratic),
+    "uniform": GridSpec(lambda process, steps, first_t, *_: first_t * np.linspace(1, 0, steps + 1)),
+    "quadratic": GridSpec(
+        lambda process, steps, first_t, *_: first_t * np.linspace(1, 0, steps + 1) ** 2
+    ),
     "karras": GridSpec(_make_karras, ("rho",)),
     "shifted": GridSpec(_make_shifted, ("shift",)),
 }
@@ -100,9 +94,7 @@ def _make_chain_grid(process, steps, kind, first_t, rho, shift):
     elif re.fullmatch(r"\d{1,9}(,\d{1,9})*", kind, re.ASCII):
         indices = _make_sections(tuple(map(int, kind.split(","))), num_levels)
         if len(indices) != steps:
-            raise UserError(
-                f"grid={kind} has {len(indices)} steps, not {steps=}. Set steps={len(indices)}."
-            )
+            raise UserError(f"grid={kind} has {len(indices)} steps, not {steps=}.")
     elif kind in GRIDS:
         t = GRIDS[kind].make(process, steps, first_t, rho, shift)
         # Two times may be rounded to the same level. `check` refuses such a grid.

@@ -365,8 +365,7 @@ def build(config) -> Process:
     if config.process != "ddpm" and (config.schedule != "linear" or config.zero_terminal_snr):
         raise UserError(
             f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="
-            f"{config.zero_terminal_snr} are for diffusion.process=ddpm. Leave them out for "
-            f"{config.process!r}."
+            f"{config.zero_terminal_snr} are for process=ddpm. Omit them for {config.process!r}."
         )
     return PROCESSES[config.process](config, config.num_steps, config.sigma_data)
 

@@ -15,6 +15,9 @@ import numpy as np
 from dit_jax.diffusion import grids, processes, solvers
 from dit_jax.errors import UserError, check_choice
 
+CHAIN, CONTINUOUS = "diffusion.process=ddpm", "a process in continuous time"  # kinds of processes
+NO_CHURN, NO_GUIDANCE = ("churn", 0), ("cfg_scale", 1)  # keys of config.sample, and values
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
@@ -96,9 +99,6 @@ def _make_euler_maruyama(spec, config, process, prediction, grid):
     return Sampler(grid, grid, np.ones(len(grid) - 1, int), solve)
 
 
-CHAIN, CONTINUOUS = "diffusion.process=ddpm", "a process in continuous time"
-
-
 class SamplerSpec(NamedTuple):
     """A sampler's solver, help, keys of `config.sample`, and supported kinds of processes."""
 
@@ -174,10 +174,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "eta": Setting(float, "Noise: 0 is deterministic, 1 is DDPM's variance.", zero_if_unused=True),
     "churn": Setting(float, "EDM's S_churn: noise added before steps.", zero_if_unused=True),
-    "churn_range": Setting(
-        tuple, "LOW,HIGH of sigma / alpha in steps with churn.", unused_if=("churn", 0)
-    ),
-    "churn_noise": Setting(float, "Standard deviation of churn's noise.", unused_if=("churn", 0)),
+    "churn_range": Setting(tuple, "LOW,HIGH of sigma / alpha with churn.", unused_if=NO_CHURN),
+    "churn_noise": Setting(float, "Standard deviation of churn's noise.", unused_if=NO_CHURN),
     "sde_diffusion": Setting(
         str, "Noise of the SDE: sigma (SiT's) or sbdm (the process's).", ("sigma", "sbdm")
     ),
@@ -194,17 +192,17 @@ SETTINGS: dict[str, Setting] = {
     "clip_x_0": Setting(bool, "Clip x_0 of pixels to [-1, 1] in every step."),
     "cfg_scale": Setting(float, "Scale of guidance; 1 is none."),
     "cfg_channels": Setting(
-        int, "Guided channels; 0 is all, the paper's samples use 3.", unused_if=("cfg_scale", 1)
+        int, "Guided channels; 0 is all, the paper's samples use 3.", unused_if=NO_GUIDANCE
     ),
     "cfg_interval": Setting(
         tuple,
         "LOW,HIGH of the times t that are guided; with process edm, t = sigma / sigma_max.",
-        unused_if=("cfg_scale", 1),
+        unused_if=NO_GUIDANCE,
     ),
     "cfg_rescale": Setting(
         float,
         "0..1: how far guided outputs keep the standard deviation of unguided outputs.",
-        unused_if=("cfg_scale", 1),
+        unused_if=NO_GUIDANCE,
     ),
 }
 
@@ -242,13 +240,12 @@ def check_used(config, keys, learn_sigma: bool) -> None:
     """
     for key in keys:
         _check_key_is_used(config, key)
-        if SETTINGS[key].unused_if:
-            other_key, value = SETTINGS[key].unused_if
-            if config[other_key] == value:
-                raise UserError(
-                    f"{key}={config[key]} has no effect with {other_key}={value}. Give a larger "
-                    f"{other_key}."
-                )
+        other_key, value = SETTINGS[key].unused_if or (None, None)
+        if other_key and config[other_key] == value:
+            raise UserError(
+                f"{key}={config[key]} has no effect with {other_key}={value}. Give a larger "
+                f"{other_key}."
+            )
         if key == "variance" and learn_sigma:
             raise UserError(
                 f"variance={config.variance} has no effect, because the model predicts the "

@@ -11,8 +11,7 @@ def _cosine_betas(start, end, num_steps):
     Source: Nichol & Dhariwal 2021, eq. 17.
     """
     t = np.arange(num_steps + 1) / num_steps
-    # alpha_bar but for a constant factor, which cancels in the ratio.
-    f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2  # alpha_bar, but for a constant factor
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
 

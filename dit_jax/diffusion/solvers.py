@@ -3,10 +3,9 @@
 Every solver takes a `Problem` and x_T [B, h, w, C], N(0, x_T_std^2). It returns x_0 like x_T, and
 [n] bool: whether x was finite after each step.
 
-Step i leads from time t = grid[i] to s = grid[i + 1]. It calls `denoise(x_t, i)`, which returns x_0
-and eps at the i-th of the sampler's times, and `noise(i)`, which returns N(0, I) noise like x_T. So
-the caller owns the conditions and the random keys. Coefficients are f64 tables [n], computed on the
-host.
+Step i leads from t = grid[i] to s = grid[i + 1]. It calls `denoise(x_t, i)`, which returns x_0 and
+eps at the i-th of the sampler's times, and `noise(i)`, which returns N(0, I) noise like x_T. So the
+caller owns conditions and random keys. Coefficients are f64 tables, computed on the host.
 """
 
 import dataclasses
@@ -31,7 +30,6 @@ class Denoised(NamedTuple):
 
 Denoise = Callable[[jax.Array, jax.Array], Denoised]
 Noise = Callable[[jax.Array], jax.Array]
-Parts = Sequence[tuple[Denoise, int]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +38,7 @@ class Problem:
 
     process: processes.Process
     grid: np.ndarray  # [n + 1] f64, decreasing to 0, or near 0 without a last step
-    parts: Parts  # (denoiser, number of steps that use it) in order; n steps in all
+    parts: Sequence[tuple[Denoise, int]]  # denoisers, each with a number of steps; n in all
     noise: Noise
 
 
@@ -205,8 +203,7 @@ def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
 
 def _compute_adams_bashforth_weights(clock, order):
     """Returns the weights [n, order] f64 of the rates in each step's change, newest rate first."""
-    # Gauss-Legendre quadrature on [-1, 1] is exact for polynomials of degree 2 order - 1.
-    points, point_weights = np.polynomial.legendre.leggauss(order)
+    points, point_weights = np.polynomial.legendre.leggauss(order)  # exact for these polynomials
     weights = np.zeros((len(clock) - 1, order))
     for i in range(len(clock) - 1):
         nodes = clock[max(i - order + 1, 0) : i + 1][::-1]  # where the rates are known
@@ -232,8 +229,8 @@ def add_churn(process: processes.Process, grid: np.ndarray, churn: float, span) 
     """
     ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
     in_span = (span[0] <= ratio) & (ratio <= span[1])
-    gamma = np.where(in_span, min(churn / len(ratio), 2**0.5 - 1), 0)
-    return np.where(gamma > 0, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
+    gamma = min(churn / len(ratio), 2**0.5 - 1)
+    return np.where(in_span, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
 
 
 def heun(
@@ -309,16 +306,14 @@ def euler_maruyama(
         return x_t - at(t - s) * (u + at(w / (2 * sigma)) * denoised.eps)
 
     def step(denoise, x_t, i, history):
-        mean = compute_mean(denoise(x_t, i), x_t, i, w)
-        return mean + _at(std, i) * problem.noise(i), history
+        return compute_mean(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
 
     def last(denoise, x_t, i, history):
         denoised = denoise(x_t, i)
         if last_step == "tweedie":
             return denoised.x_0, history
         # With w = 0 this is Euler's step of the probability flow.
-        last_w = w if last_step == "mean" else np.zeros_like(w)
-        return compute_mean(denoised, x_t, i, last_w), history
+        return compute_mean(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
 
     return _scan(problem.parts, x_T, step, last=None if last_step == "none" else last)
 

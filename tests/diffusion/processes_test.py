@@ -176,7 +176,7 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
         (
             "vp",
             dict(schedule="cosine"),
-            "schedule='cosine' .*are for diffusion.process=ddpm. Leave them out for 'vp'",
+            "schedule='cosine' .*are for process=ddpm. Omit them for 'vp'",
         ),
     ],
 )
