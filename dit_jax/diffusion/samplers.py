@@ -61,8 +61,8 @@ def _make_heun(spec, config, process, prediction, grid):
     if config.churn:
         if isinstance(process, processes.DiscreteProcess) or process.ends_without_signal:
             raise UserError(
-                f"churn={config.churn} needs diffusion.process=edm or vp: times between the levels "
-                "of a grid, and signal at all of them."
+                f"churn={config.churn} needs diffusion.process=edm or vp, in continuous time and "
+                "with alpha > 0 at t = 1."
             )
         noisier_t = solvers.add_churn(process, grid, config.churn, config.churn_range)
         times = np.append(grid, noisier_t)
@@ -89,7 +89,7 @@ def _make_sde_grid(config, process, prediction):
         raise UserError(f"last_step_t={last_t} must be less than {grid[0]}, the grid's first time.")
     # These steps end at last_t. A last step from last_t to data is appended below.
     grid = last_t + (1 - last_t / grid[0]) * grid
-    return np.append(grid, 0.0) if last_t and config.last_step != "none" else grid
+    return np.append(grid, 0.0) if last_t > 0 and config.last_step != "none" else grid
 
 
 def _make_euler_maruyama(spec, config, process, prediction, grid):
