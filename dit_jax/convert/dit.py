@@ -158,7 +158,7 @@ def infer_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
 
 def make_position_table(model_config) -> np.ndarray:
     """Returns the published pos_embed [1, N, D] f32, equal to the bit."""
-    return layers.sincos_position_table(model_config.hidden_size, *_patch_grid(model_config))[None]
+    return layers.make_position_table(model_config.hidden_size, *_patch_grid(model_config))[None]
 
 
 def _patch_grid(model_config):

@@ -136,12 +136,12 @@ def draw(process: processes.Process, config, key: jax.Array, shape) -> tuple[jax
 
 
 def _logit_normal(process, config, u):
-    return process.nearest(jax.nn.sigmoid(_normal(config, u)), config.min_t)
+    return process.clip_time(jax.nn.sigmoid(_normal(config, u)), config.min_t)
 
 
 def _log_normal(process, config, u):
     ratio = jnp.exp(_normal(config, u))
-    return process.nearest(process.time_of_ratio(ratio), config.min_t)
+    return process.clip_time(process.time_of_ratio(ratio), config.min_t)
 
 
 def _normal(config, u):
@@ -151,7 +151,7 @@ def _normal(config, u):
 
 # Each maps u [B], uniform in [0, 1), to t [B].
 T_DISTRIBUTIONS = {
-    "uniform": lambda process, config, u: process.from_uniform(u, config.min_t),
+    "uniform": lambda process, config, u: process.map_uniform(u, config.min_t),
     "logit_normal": _logit_normal,
     "log_normal": _log_normal,
 }

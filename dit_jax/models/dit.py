@@ -109,7 +109,7 @@ class DiT(nn.Module):
         # The position table is a constant, as in the paper, and no parameter.
         x = patchify(x_t, p)  # [B, N, p*p*C]
         x = self._dense("x_embedder")(x)  # [B, N, D]
-        position = layers.sincos_position_table(self.hidden_size, *grid)
+        position = layers.make_position_table(self.hidden_size, *grid)
         x = x + position[None].astype(self.dtype)
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
         sequence, y_emb = self._embed_condition(cond)  # [B, M, D], [B, D]
@@ -196,7 +196,7 @@ def from_config(config) -> DiT:
             f"would have {size:,} numbers; at most {MAX_POSITIONS:,} fit."
         )
     check_choice("block", config.block, blocks.BLOCKS)
-    blocks.mlp_size(hidden_size, fields["mlp_ratio"])
+    blocks.compute_mlp_size(hidden_size, fields["mlp_ratio"])
     conditioning.check(config)
     check_choice("remat", config.remat, options.REMAT_POLICIES)
     fields["attention"] = options.resolve_attention(

@@ -72,7 +72,7 @@ class UNet(nn.Module):
         resnet, downsample, upsample = self._make_resnets()
         attention = {i: self._make_attention(i) for i in self.levels_with_attention}
         # The time, with the label if it is added to it, and what transformer blocks attend to.
-        t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
+        t_emb = layers.compute_time_sinusoids(t, self.base_channels)  # [B, D]
         t_emb = unet_blocks.TimeEmbedding(4 * self.base_channels, name="time_embedding")(t_emb)
         t_emb, context = self._embed_condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
 

@@ -44,7 +44,7 @@ def test_grid_by_sections_and_by_strides(process):
         grids.build(process, 5, "3,2,1")
     with pytest.raises(ValueError, match=r"cannot retain 400 of the 333 levels of a section"):
         grids.build(process, 402, "1,400,1")
-    with pytest.raises(ValueError, match=r"no stride retains 300 of 1000 levels; \[334, 250\]"):
+    with pytest.raises(ValueError, match=r"no stride retains 300 of 1000 levels.* \[334, 250\]"):
         grids.build(process, 300, "ddim")
 
 
@@ -95,7 +95,7 @@ def test_grid_that_does_not_decrease_names_the_step(process):
         grids.build(process, 900, "quadratic")
     with pytest.raises(ValueError, match=r"t = 0\.5 is followed by 0\.7 at step 2 of 3"):
         grids.check(np.array([1.0, 0.5, 0.7, 0.0]))
-    with pytest.raises(ValueError, match="ends on data"):
+    with pytest.raises(ValueError, match="end at data, t = 0, not"):
         grids.check(np.array([1.0, 0.5]))
 
 

@@ -199,7 +199,7 @@ def test_divergence_is_the_trace_on_average_over_all_probes_without_forward_mode
     f.defvjp(lambda x: (f(x), None), lambda _, g: (g @ matrix,))
     x = jnp.arange(8.0).reshape(2, 4)
     probes = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
-    actual = [likelihood.divergence(f, x, jnp.stack([probe, probe])) for probe in probes]
+    actual = [likelihood.estimate_divergence(f, x, jnp.stack([probe, probe])) for probe in probes]
     np.testing.assert_array_equal(actual[0][0], f(x))
     estimates = np.array([estimate for _, estimate in actual])
     assert_close(estimates.mean(0), np.full(2, np.trace(matrix)), 1e-5)

@@ -169,7 +169,7 @@ def test_gradients_near_both_ends_are_finite_in_bf16(build_process, name, predic
     """Of a bf16 network, for every weight, at the smallest and largest t that are drawn."""
     process = build_process(name)
     ends = jnp.array([0.0, 1e-4, 1 - 1e-4, 1 - 2**-24])
-    t = process.nearest(ends, _objective().min_t)
+    t = process.clip_time(ends, _objective().min_t)
     x_0, eps = (jax.random.normal(jax.random.key(i), (4, 2, 2, 1)) for i in (0, 1))
 
     def loss(w, config):
@@ -270,7 +270,7 @@ def test_objectives_that_do_not_exist_are_refused(
 
 def test_zero_terminal_snr_refuses_eps(build_process):
     process = build_process("ddpm", zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="says nothing of x_0"):
+    with pytest.raises(ValueError, match="does not determine x_0"):
         objectives.check(process, _objective(), learn_sigma=True)
     objectives.check(process, _objective(prediction="v"), learn_sigma=True)
     with pytest.raises(ValueError, match="weight=min_snr with prediction=v is 0 at the last level"):

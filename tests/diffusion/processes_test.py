@@ -150,11 +150,11 @@ def test_ode_is_the_velocity_of_x_t(build_process, name):
 def test_training_times_are_those_of_the_process(build_process):
     u = jnp.array([0.0, 1e-9, 0.4321, 1 - 2**-24])
     chain, flow = build_process("ddpm"), build_process("flow")
-    assert_close(chain.from_uniform(u, 0.1), [0.001, 0.001, 0.433, 1], 1e-7)
-    assert_close(chain.nearest(u, 0.1), [0.001, 0.001, 0.432, 1], 1e-7)
-    assert_close(flow.nearest(u, 0.1), [0.1, 0.1, 0.4321, 1], 2e-6)
-    assert flow.nearest(u, 0.1)[-1] < 1  # where weights of eps are infinite
-    level = chain.level(chain.from_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
+    assert_close(chain.map_uniform(u, 0.1), [0.001, 0.001, 0.433, 1], 1e-7)
+    assert_close(chain.clip_time(u, 0.1), [0.001, 0.001, 0.432, 1], 1e-7)
+    assert_close(flow.clip_time(u, 0.1), [0.1, 0.1, 0.4321, 1], 2e-6)
+    assert flow.clip_time(u, 0.1)[-1] < 1  # where weights of eps are infinite
+    level = chain.level(chain.map_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
     assert (level.min(), level.max()) == (1, 1000)
     assert abs(float(level.mean()) - 500.5) < 10
 
@@ -176,7 +176,7 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
         (
             "vp",
             dict(schedule="cosine"),
-            "schedule='cosine' .*are of diffusion.process=ddpm, not 'vp'",
+            "schedule='cosine' .*are for process=ddpm. Omit them for 'vp'",
         ),
     ],
 )

@@ -172,11 +172,11 @@ def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
     """Data are 0 and known, so that x keeps its noise: sigma falls in proportion in every step."""
     process, zero = build_process("edm"), jnp.zeros((1, 1, 1, 1))
     grid = np.array([0.5, 0.25, 0.0])
-    noisier = solvers.churn_levels(
+    noisier_t = solvers.add_churn(
         process, grid, 0.5, (0.0, 30.0)
     )  # the second step alone: 20 to 25
-    assert_close(process.sigma(noisier), [40, 25], 1e-9)
-    times = np.append(grid, noisier)
+    assert_close(process.sigma(noisier_t), [40, 25], 1e-9)
+    times = np.append(grid, noisier_t)
 
     def denoise(x_t, i):
         return solvers.Denoised(zero, x_t / jnp.asarray(process.sigma(times))[i], None)
@@ -189,7 +189,7 @@ def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
 
     problem = solvers.Problem(process, grid, [(recorded, 2)], lambda i: zero + 1)
     with jax.disable_jit():
-        solvers.heun(problem, zero + 40.0, noisier, noise_scale=1.1)
+        solvers.heun(problem, zero + 40.0, noisier_t, noise_scale=1.1)
     assert_close(seen, [40, 20, 20 + 1.1 * 15], 4e-6)  # 15 = sqrt(25^2 - 20^2)
 
 
@@ -358,18 +358,18 @@ def test_churn_goes_back_in_time_within_its_range(build_process):
     process = build_process("edm")
     grid = grids.build(process, 10, "karras")
     sigma = process.sigma(grid[:-1])
-    noisier = process.sigma(solvers.churn_levels(process, grid, 40.0, (0.05, 50.0)))
+    noisier_t = process.sigma(solvers.add_churn(process, grid, 40.0, (0.05, 50.0)))
     inside = (sigma >= 0.05) & (sigma <= 50)
     assert 0 < inside.sum() < 9
     expected = np.where(inside, 2**0.5, 1) * sigma
-    assert_trees_close(noisier.tolist(), expected.tolist(), 1e-9)
-    few = process.sigma(solvers.churn_levels(process, grid, 1.0, (0.0, 1e9)))
+    assert_trees_close(noisier_t.tolist(), expected.tolist(), 1e-9)
+    few = process.sigma(solvers.add_churn(process, grid, 1.0, (0.0, 1e9)))
     assert_trees_close(few.tolist(), (1.1 * sigma).tolist(), 1e-9)
 
 
 def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
     process = build_process("ddpm", zero_terminal_snr=True)
-    with pytest.raises(ValueError, match=r"a predicted eps says nothing of x_0.*prediction=v"):
+    with pytest.raises(ValueError, match=r"a predicted eps does not determine x_0.*prediction=v"):
         samplers.build(_settings(), process, "eps")
     assert samplers.build(_settings(), process, "v").grid[0] == 1
     assert isinstance(process, diffusion.DiscreteProcess)

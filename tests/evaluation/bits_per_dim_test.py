@@ -312,6 +312,8 @@ def test_flags_that_say_nothing_are_refused(run_command, workdir):
     message = error("--bpd", "--cfg_scale", 2, "--guide_step", 20)
     assert "--bpd takes no --cfg_scale, --guide_step." in message
     assert "--bpd_steps=3 goes with --bpd" in error("--bpd_steps", 3)
+    message = error("--bpd", "--variance=large")
+    assert "--variance=large is of process ddpm without a learned variance." in message
 
 
 @pytest.mark.slow

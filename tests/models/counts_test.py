@@ -44,7 +44,7 @@ def _count(model_config):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     gmacs, params = PUBLISHED[name]
-    actual = _count(counts.published_config(name))
+    actual = _count(counts.make_published_config(name))
     # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
     assert actual["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
     assert actual["params_with_pos_embed"] == params
@@ -55,7 +55,7 @@ def test_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_counts_of_the_blocks_are_the_published_ones(block):
     gmacs, params = BLOCKS[block]
-    actual = _count(counts.published_config("DiT-XL/2", block=block))
+    actual = _count(counts.make_published_config("DiT-XL/2", block=block))
     assert actual["gmacs"] == pytest.approx(gmacs, rel=0.003)
     # A unit of the last digit: adaLN's 600.7 is printed as 600.
     assert actual["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
@@ -63,7 +63,7 @@ def test_counts_of_the_blocks_are_the_published_ones(block):
 
 
 def test_counts_at_512_pixels():
-    actual = _count(counts.published_config("DiT-XL/2", image_size=512))
+    actual = _count(counts.make_published_config("DiT-XL/2", image_size=512))
     assert actual["gmacs"] == pytest.approx(524.6, rel=0.003)
     assert actual["tokens"] == 1024
 
@@ -79,7 +79,7 @@ def test_count_of_inception_is_the_published_one():
 
 def test_products_are_those_of_the_formula():
     """Of adaLN-Zero: N tokens of width D, L blocks, patches of p x p x C, twice as many outputs."""
-    config = counts.published_config("DiT-B/4")
+    config = counts.make_published_config("DiT-B/4")
     d, depth, tokens, patch = 768, 12, 64, 4 * 4 * 4
     block = tokens * 12 * d**2 + 2 * tokens**2 * d + 6 * d**2  # MLP and attention; modulation
     outside = tokens * (patch + 2 * patch) * d + (256 + d) * d + 2 * d**2
@@ -94,7 +94,7 @@ def test_products_are_those_of_the_formula():
     ],
 )
 def test_count_is_xla_s_of_the_unrolled_program(name, block):
-    config = counts.published_config(name, block=block)
+    config = counts.make_published_config(name, block=block)
     config.scan_unroll = True
     model = models.build(config)
     lowered = _lower(model, *model.example_inputs())
@@ -112,7 +112,7 @@ def _lower(model, *inputs, method=None):
 
 @pytest.mark.parametrize("option", [dict(scan_unroll=True), dict(remat="full"), dict(remat="dots")])
 def test_how_a_model_is_compiled_changes_no_count(option):
-    config = counts.published_config("DiT-S/8")
+    config = counts.make_published_config("DiT-S/8")
     expected = _count(config)
     config.update(option)
     assert _count(config) == expected
@@ -120,7 +120,7 @@ def test_how_a_model_is_compiled_changes_no_count(option):
 
 def test_captions_count_as_their_tokens_and_the_encoder_that_is_trained_along():
     """Of a frozen encoder CLIP's 77 tokens, without its own work."""
-    config = counts.published_config("DiT-S/8", block="cross-attention")
+    config = counts.make_published_config("DiT-S/8", block="cross-attention")
     config.update(condition="context", context_size=96)
     d, depth, width = 384, 12, 96
     frozen = _count(config)
@@ -262,13 +262,13 @@ def test_names_of_both_families():
     with pytest.raises(ValueError, match=r"unknown model 'XL/2'; the names are DiT-.*, sd15-unet"):
         counts.count_names(["XL/2"])
     for options in (dict(image_size=256), dict(block="adaLN")):
-        with pytest.raises(ValueError, match=r"sd15-unet is a UNet, of .* give --config"):
+        with pytest.raises(ValueError, match=r"sd15-unet is a UNet of .* give --config"):
             counts.count_names(["DiT-S/2", "sd15-unet"], **options)
 
 
 def test_unknown_block_is_refused():
     with pytest.raises(ValueError, match="unknown block='film'; choose one of in-context, "):
-        _count(counts.published_config("DiT-S/8", block="film"))
+        _count(counts.make_published_config("DiT-S/8", block="film"))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_models_that_cannot_be_are_not_counted(run_command, change, message):
 @pytest.mark.parametrize("image_size", [250, 8, 0])
 def test_image_size_that_patches_do_not_divide_is_refused(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):
-        counts.published_config("DiT-XL/2", image_size)
+        counts.make_published_config("DiT-XL/2", image_size)
 
 
 @pytest.mark.slow
@@ -322,5 +322,5 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     error = run_command("flops", "DiT-S/2", "--config", "configs/smoke.py", fails=True)
     assert "give a model name or --config, not both: DiT-S/2" in error
     flags = ["--config", "configs/smoke.py", "--image_size", "512"]
-    message = "--image_size is of a model name; of a --config set --config.model.input_size"
+    message = "--image_size is for a model name. With --config, set --config.model.input_size"
     assert message in run_command("flops", *flags, fails=True)

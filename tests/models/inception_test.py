@@ -138,9 +138,9 @@ def test_products_of_f32_are_full_whatever_the_caller_s_default(dtype, expected)
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((1, 8, 8, 3), np.float32), r"images are float32 \(1, 8, 8, 3\); .* uint8"),
-        (np.zeros((1, 8, 8, 4), np.uint8), r"images are uint8 \(1, 8, 8, 4\)"),
-        (np.zeros((8, 8, 3), np.uint8), r"images are uint8 \(8, 8, 3\)"),
+        (np.zeros((1, 8, 8, 3), np.float32), r"\(1, 8, 8, 3\) and dtype float32; .* uint8"),
+        (np.zeros((1, 8, 8, 4), np.uint8), r"image has shape \(1, 8, 8, 4\) and dtype uint8"),
+        (np.zeros((8, 8, 3), np.uint8), r"image has shape \(8, 8, 3\) and dtype uint8"),
     ],
 )
 def test_other_images_are_refused(params, image, message):

@@ -11,20 +11,20 @@ from dit_jax.models import layers
 
 
 def test_position_table_equals_the_published_one(golden):
-    table = layers.sincos_position_table(48, 4, 4)
+    table = layers.make_position_table(48, 4, 4)
     assert table.dtype == np.float32
     assert_close(table, golden["w/pos_embed"][0], 1e-6)
 
 
 def test_first_half_of_the_position_table_encodes_the_column():
-    table = layers.sincos_position_table(8, 3, 5).reshape(3, 5, 8)
+    table = layers.make_position_table(8, 3, 5).reshape(3, 5, 8)
     np.testing.assert_array_equal(table[0, :, :4], table[2, :, :4])  # same columns, other rows
     np.testing.assert_array_equal(table[:, 0, 4:], table[:, 4, 4:])
     assert_close(table[0, 2, 0], np.sin(2.0), 1e-6)  # sin first
 
 
-def test_time_frequencies_are_cosines_then_sines():
-    out = layers.time_frequencies(jnp.array([0.0, 7.0]))
+def test_time_sinusoids_are_cosines_then_sines():
+    out = layers.compute_time_sinusoids(jnp.array([0.0, 7.0]))
     np.testing.assert_array_equal(out[0], np.repeat([1.0, 0.0], 128))
     angles = 7 * 10000.0 ** (-np.arange(128) / 128)
     expected = np.concatenate([np.cos(angles), np.sin(angles)])

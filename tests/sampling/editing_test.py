@@ -115,7 +115,7 @@ def test_strength_is_the_share_of_the_steps():
     assert_close(grids.take_last(grid, 0.3), [0.3, 0.2, 0.1, 0.0], 1e-12)
     assert_close(grids.take_last(grid, 0.01), [0.1, 0.0], 1e-12)
     for strength in (0.0, 1.1, -0.5):
-        with pytest.raises(ValueError, match=rf"strength={strength} must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=rf"strength={strength} must be in \(0, 1\]"):
             grids.take_last(grid, strength)
 
 

@@ -305,7 +305,7 @@ def test_nan_names_the_step_and_the_images(model, process, golden_params):
     ("change", "message"),
     [
         (dict(sampler="plms"), "unknown sampler='plms'; choose one of ddpm, ddim"),
-        (dict(cfg_interval=(0.61, 0.62)), "=1.5 guides no step: .* cfg_interval=0.61,0.62; .* 1, "),
+        (dict(cfg_interval=(0.61, 0.62)), "=1.5 guides no step: .* cfg_interval=0.61,0.62. .* 1, "),
         (dict(cfg_channels=5), r"cfg_channels=5 must lie in 0 \(all\) .. 4"),
         (dict(cfg_interval=(0.8, 0.2)), "cfg_interval=0.8,0.2 must be two numbers, low < high"),
     ],

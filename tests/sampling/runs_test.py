@@ -89,7 +89,7 @@ def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path
 
 
 def test_settings_that_do_nothing_are_refused(trained_workdir):
-    with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 does nothing with cfg_scale=1"):
+    with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 has no effect with cfg_scale=1"):
         runs.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
 
 

@@ -390,6 +390,15 @@ def test_directory_that_another_command_removes_is_no_error(tmp_path, monkeypatc
     files.check_tree(tmp_path)
 
 
+def test_tree_with_a_pipe_in_any_folder_is_refused(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "cycle").symlink_to(tmp_path)
+    files.check_tree(tmp_path)  # ends, although the links form a cycle
+    os.mkfifo(tmp_path / "a" / "b" / "pipe")
+    with pytest.raises(OSError, match="/a/b/pipe is no file, but a pipe, socket or device"):
+        files.check_tree(tmp_path)
+
+
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, IsADirectoryError])
 def test_file_that_the_system_refuses_is_an_error_for_the_user(tmp_path, error):
     def read(path):
