@@ -41,10 +41,7 @@ COUNTS = dict.fromkeys(DEFAULTS, fields.MAX_SIZE) | dict(
     max_position_embeddings=text.MAX_LENGTH, num_hidden_layers=fields.MAX_LAYERS
 )
 # Field -> the values that this project's model supports; the first is the default.
-CHOICES = dict(
-    hidden_act=tuple(clip.ACTIVATIONS),
-    layer_norm_eps=(clip.NORM_EPSILON,),
-)
+CHOICES = dict(hidden_act=tuple(clip.ACTIVATIONS), layer_norm_eps=(clip.NORM_EPSILON,))
 
 
 def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
@@ -90,19 +87,18 @@ def read_model_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
     if not 0 <= skip_layers < depth:
         shown = files.printable(path)
         raise UserError(f"{skip_layers=} must be in 0..{depth - 1}: {shown} has {depth} layers.")
-    return ConfigDict(
-        dict(
-            name="clip",
-            vocab_size=config["vocab_size"],
-            length=config["max_position_embeddings"],
-            hidden_size=config["hidden_size"],
-            depth=depth - skip_layers,
-            num_heads=config["num_attention_heads"],
-            mlp_size=config["intermediate_size"],
-            activation=config["hidden_act"],
-            dtype="float32",
-        )
+    model_config = dict(
+        name="clip",
+        vocab_size=config["vocab_size"],
+        length=config["max_position_embeddings"],
+        hidden_size=config["hidden_size"],
+        depth=depth - skip_layers,
+        num_heads=config["num_attention_heads"],
+        mlp_size=config["intermediate_size"],
+        activation=config["hidden_act"],
+        dtype="float32",
     )
+    return ConfigDict(model_config)
 
 
 def _read_fields(path):

@@ -42,13 +42,13 @@ DEFAULT_PROCESS = stable_diffusion.Process(
 )
 # Kind -> to_params(published name -> array, config.model).
 CONVERTERS = {
-    "dit": dit.to_params,
-    "vae": vae.to_params,
-    "unet": unet.to_params,
-    "lpips": lpips.to_params,
-    "inception": inception.to_params,
-    "dinov2": dinov2.to_params,
-    "clip": clip.to_params,
+    "dit": dit.to_params,  # the published PyTorch code
+    "vae": vae.to_params,  # diffusers' AutoencoderKL
+    "unet": unet.to_params,  # diffusers' UNet2DConditionModel
+    "lpips": lpips.to_params,  # torchvision's VGG-16 and LPIPS's linear weights together
+    "inception": inception.to_params,  # torch-fidelity's and pytorch-fid's copy of Inception-2015
+    "dinov2": dinov2.to_params,  # the official PyTorch code
+    "clip": clip.to_params,  # transformers' CLIPTextModel
 }
 
 
@@ -65,10 +65,7 @@ def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model
     """Returns the parameters of a model from a published checkpoint.
 
     Args:
-      kind: 'dit' (the published PyTorch code), 'vae' (diffusers' AutoencoderKL), 'unet' (diffusers'
-        UNet2DConditionModel), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights together),
-        'inception' (the copy of Inception-2015 in torch-fidelity and pytorch-fid), 'dinov2' (the
-        official PyTorch code) or 'clip' (transformers' CLIPTextModel).
+      kind: a key of CONVERTERS, which says whose arrays they are.
       source: published name -> array, or a file of such arrays, or the directory that diffusers or
         transformers wrote. A file is a .npz, whose names may have the prefix 'w/', a .safetensors,
         or torch.save's .pt, .pth, .bin or .ckpt. No code in a file is run.

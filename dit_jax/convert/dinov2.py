@@ -130,15 +130,14 @@ def infer_model_config(tensors: Mapping[str, np.ndarray]) -> ConfigDict:
             f"the checkpoint has {problem}. Choose a ViT-S, -B or -L without registers, such as "
             "dinov2_vitl14_pretrain.pth."
         )
-    return ConfigDict(
-        dict(
-            name="dinov2",
-            hidden_size=hidden_size,
-            depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-            num_heads=hidden_size // HEAD_SIZE,
-            dtype="float32",
-        )
+    model_config = dict(
+        name="dinov2",
+        hidden_size=hidden_size,
+        depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+        num_heads=hidden_size // HEAD_SIZE,
+        dtype="float32",
     )
+    return ConfigDict(model_config)
 
 
 def read(source: pathlib.Path) -> dict[str, np.ndarray]:

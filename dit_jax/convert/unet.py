@@ -121,41 +121,37 @@ def read_model_config(source: pathlib.Path) -> ConfigDict:
     config = _read_fields(weights.find_config(source, "unet"))
     channels = config["block_out_channels"]
     num_heads, head_dim = _get_heads(config["attention_head_dim"], channels)
-    return ConfigDict(
-        dict(
-            name="unet",
-            input_size=config["sample_size"],
-            in_channels=config["in_channels"],
-            base_channels=channels[0],
-            channel_mult=tuple(
-                width / channels[0] if width % channels[0] else width // channels[0]
-                for width in channels
-            ),
-            blocks_per_level=config["layers_per_block"],
-            attention_levels=tuple(
-                level
-                for level, block_type in enumerate(config["down_block_types"])
-                if block_type.startswith("Cross")
-            ),
-            transformer_depth=config["transformer_layers_per_block"],
-            num_heads=num_heads,
-            head_dim=head_dim,
-            context_size=config["cross_attention_dim"],
-            time_scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
-            resample="conv",
-            norm_groups=config["norm_num_groups"],
-            norm_epsilon=float(config["norm_eps"]),
-            dropout=float(config["dropout"]),
-            condition="context",
-            num_classes=0,
-            null_condition=True,
-            **unet_presets.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
-            learn_sigma=config["out_channels"] != config["in_channels"],
-            dtype="float32",
-            attention="auto",
-            remat="none",
-        )
+    model_config = dict(
+        name="unet",
+        input_size=config["sample_size"],
+        in_channels=config["in_channels"],
+        base_channels=channels[0],
+        channel_mult=tuple(
+            c / channels[0] if c % channels[0] else c // channels[0] for c in channels
+        ),
+        blocks_per_level=config["layers_per_block"],
+        attention_levels=tuple(
+            i for i, block in enumerate(config["down_block_types"]) if block.startswith("Cross")
+        ),
+        transformer_depth=config["transformer_layers_per_block"],
+        num_heads=num_heads,
+        head_dim=head_dim,
+        context_size=config["cross_attention_dim"],
+        time_scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
+        resample="conv",
+        norm_groups=config["norm_num_groups"],
+        norm_epsilon=float(config["norm_eps"]),
+        dropout=float(config["dropout"]),
+        condition="context",
+        num_classes=0,
+        null_condition=True,
+        **unet_presets.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
+        learn_sigma=config["out_channels"] != config["in_channels"],
+        dtype="float32",
+        attention="auto",
+        remat="none",
     )
+    return ConfigDict(model_config)
 
 
 def _read_fields(path):
@@ -220,10 +216,9 @@ def _get_heads(attention_head_dim, channels):
 
     None if neither is. diffusers' attention_head_dim is the number of heads in this model.
     """
-    if isinstance(attention_head_dim, list):
-        head_counts = attention_head_dim
-    else:
-        head_counts = [attention_head_dim] * len(channels)
+    head_counts = attention_head_dim
+    if not isinstance(head_counts, list):
+        head_counts = [head_counts] * len(channels)
     if len(head_counts) != len(channels) or not all(map(fields.is_count, head_counts)):
         return None
     if len({*head_counts}) == 1:

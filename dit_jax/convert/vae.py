@@ -85,22 +85,21 @@ def read_model_config(source: pathlib.Path) -> ConfigDict:
     config = fields.complete(config, DEFAULTS, CHOICES)
     fields.check_class(path, config["_class_name"], ["AutoencoderKL"])
     fields.check_supported(path, "a VAE", config, _list_unsupported(config))
-    return ConfigDict(
-        dict(
-            name="vae",
-            image_channels=config["in_channels"],
-            latent_channels=config["latent_channels"],
-            block_channels=tuple(config["block_out_channels"]),
-            layers_per_block=config["layers_per_block"],
-            norm_groups=config["norm_num_groups"],
-            use_quant_conv=config["use_quant_conv"],
-            mid_attention=config["mid_block_add_attention"],
-            scale=config["scaling_factor"],
-            shift=config["shift_factor"] or 0.0,
-            dtype="float32",
-            remat=False,
-        )
+    model_config = dict(
+        name="vae",
+        image_channels=config["in_channels"],
+        latent_channels=config["latent_channels"],
+        block_channels=tuple(config["block_out_channels"]),
+        layers_per_block=config["layers_per_block"],
+        norm_groups=config["norm_num_groups"],
+        use_quant_conv=config["use_quant_conv"],
+        mid_attention=config["mid_block_add_attention"],
+        scale=config["scaling_factor"],
+        shift=config["shift_factor"] or 0.0,
+        dtype="float32",
+        remat=False,
     )
+    return ConfigDict(model_config)
 
 
 def _list_unsupported(config):
