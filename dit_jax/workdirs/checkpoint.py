@@ -196,8 +196,8 @@ def restore_latest(manager: ocp.CheckpointManager, state):
     steps = checkpoint_files.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
-    trees = {name: getattr(state, name) for name in STATE_ITEMS}
-    step, loaded, data_state = _restore_newest(pathlib.Path(manager.directory), steps, trees)
+    items = {name: ocp.args.StandardRestore(getattr(state, name)) for name in STATE_ITEMS}
+    step, loaded, data_state = _restore_newest(pathlib.Path(manager.directory), steps, items)
     # Only after another one was restored: if none can be read, nothing is moved.
     for corrupt in steps[: steps.index(step)]:
         _set_aside(manager, corrupt)
@@ -223,8 +223,11 @@ def _set_aside(manager, step):
 def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: bool = False):
     """Returns (EMA parameters, step) of a checkpoint; with `raw` the trained parameters instead.
 
+    Only the requested parameters are read. A checkpoint may have other top-level groups, which
+    training alone uses; but each requested group must be requested whole.
+
     Args:
-      params: a tree of jax.ShapeDtypeStruct with shardings.
+      params: the requested parameters, a tree of jax.ShapeDtypeStruct with shardings.
       step: the step of the checkpoint; None for the newest one that can be read.
     Raises: FileNotFoundError that lists the existing steps; OSError if the checkpoint cannot be
       read, and `files.LostError` if the workdir was moved; ValueError for raw parameters of a
@@ -243,7 +246,9 @@ def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: 
         candidates = steps[::-1] if step is None else [step]
         if raw and not (directory / str(steps[-1]) / item).is_dir():
             raise UserError(f"{workdir} holds EMA parameters alone: leave out --raw.")
-        step, loaded, _ = _restore_newest(directory, candidates, {item: params})
+        restore_args = ocp.checkpoint_utils.construct_restore_args(params)
+        request = ocp.args.PyTreeRestore(params, restore_args, partial_restore=True)
+        step, loaded, _ = _restore_newest(directory, candidates, {item: request})
     return loaded[item], step
 
 
@@ -264,15 +269,16 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
     return model, params
 
 
-def _restore_newest(directory, steps, trees):
+def _restore_newest(directory, steps, items):
     """Returns (step, {item: tree}, data_state) of the first step in `steps` that can be read.
 
+    Args: items, {item: Orbax's arguments for restoring it}.
     Raises: OSError if none can be read, or at once if one cannot be read but may be intact.
     """
     errors = []
     for step in steps:
         try:
-            return step, *_restore(directory, step, trees)
+            return step, *_restore(directory, step, items)
         except OSError as error:
             # With an errno the checkpoint may be intact, so an older one must not replace it.
             if error.errno is not None:
@@ -288,14 +294,13 @@ def _restore_newest(directory, steps, trees):
     )
 
 
-def _restore(directory, step, trees):
+def _restore(directory, step, items):
     """Returns ({item: tree}, data_state) of a checkpoint, bit by bit as it was saved.
 
     Raises: OSError if it cannot be read or is damaged, in all processes; with an errno if the
       checkpoint may be intact.
     """
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-    items |= {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
+    json_items = {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
     # Each process restores on its own, without Orbax's barriers. There, the processes that can read
     # would wait for one that cannot.
     alone = ocp.options.MultiprocessingOptions(
@@ -312,7 +317,10 @@ def _restore(directory, step, trees):
         files.check_tree(directory / str(step))
         run_config.check_step(directory.parent, step)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
+            arguments = ocp.args.Composite(**items, **json_items)
+            restored = checkpointer.restore(directory / str(step), args=arguments)
+        loaded = {name: restored[name] for name in items}
+        _check_names(loaded, restored["digest"])
     # Orbax, tensorstore and JSON each raise their own exceptions for a damaged file.
     except Exception as error:
         stopping.raise_wrapped(error)
@@ -329,13 +337,28 @@ def _restore(directory, step, trees):
     if not sharding.all_true(not problem):
         raise UserFileError(problem or "another process cannot read its part")
     # Orbax notices missing files, but not all changed bits: the digests are computed again.
-    loaded = {name: restored[name] for name in trees}
     saved, computed = restored["digest"], digests.digest_items(loaded, step, restored["data"])
-    if not isinstance(saved, dict):
-        raise UserFileError("its digest is not what was saved")
     changed = [path for path, digest in computed.items() if saved.get(path) != digest]
     if changed:
         raise UserFileError(
             f"{len(changed)} of {len(computed)} arrays are not what was saved, such as {changed[0]}"
         )
     return loaded, restored["data"]
+
+
+def _check_names(loaded, saved_digests):
+    """Raises OSError unless the loaded groups have exactly the arrays that were saved.
+
+    A group is what an item holds under one key, such as ema_params/blocks.
+    """
+    if not isinstance(saved_digests, dict):
+        raise UserFileError("its digest is not what was saved")
+    arrays = digests.name_leaves(loaded)
+    groups = tuple({"/".join(name.split("/")[:2]) + "/" for name in arrays})
+    for name, array in arrays.items():
+        # Orbax leaves the request in the place of an array that the checkpoint lacks.
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise UserFileError(f"it lacks {name}")
+    for name in saved_digests:
+        if name.startswith(groups) and name not in arrays:
+            raise UserFileError(f"it holds {name}, which is not in the model")

@@ -47,12 +47,18 @@ def digest_items(trees, step, data_state):
     The keys 'step' and 'data' are added, for the step and a digest of the JSON data_state.
     """
     # Only the digests leave the devices, not the arrays.
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(digest_arrays(trees)))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    digests = dict(zip(names, (int(digest) for _, digest in leaves), strict=True))
-    return digests | {
+    digests = name_leaves(jax.device_get(digest_arrays(trees)))
+    return {name: int(digest) for name, digest in digests.items()} | {
         "step": step,
         "data": zlib.crc32(json.dumps(data_state, sort_keys=True).encode()),
+    }
+
+
+def name_leaves(tree) -> dict:
+    """Returns {'blocks/norm1/scale': leaf} of a tree."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

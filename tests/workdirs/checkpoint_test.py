@@ -26,8 +26,11 @@ def _latest(workdir, config):
 def _restored(workdir, config, step):
     """The state of an older step."""
     state = programs.make_program(config).state
-    trees = {name: getattr(state, name) for name in checkpoint.STATE_ITEMS}
-    loaded, _ = checkpoint._restore(workdir / "checkpoints", step, trees)
+    items = {
+        name: checkpoint.ocp.args.StandardRestore(getattr(state, name))
+        for name in checkpoint.STATE_ITEMS
+    }
+    loaded, _ = checkpoint._restore(workdir / "checkpoints", step, items)
     return state.replace(step=step, **loaded)
 
 
@@ -227,6 +230,35 @@ def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
     assert step == 20
     different = jax.tree.map(lambda a, b: bool(np.any(a != b)), older, ema)
     assert any(jax.tree.leaves(different))
+
+
+def test_only_the_requested_groups_of_parameters_are_read(workdir, smoke_config, monkeypatch):
+    shapes = programs.make_program(smoke_config).state.params
+    whole, _ = checkpoint.restore_params(workdir, shapes)
+    computed, plain = [], digests.digest_arrays
+    monkeypatch.setattr(digests, "digest_arrays", lambda tree: computed.append(tree) or plain(tree))
+    blocks, step = checkpoint.restore_params(workdir, {"blocks": shapes["blocks"]})
+    assert step == 40
+    _assert_equal(blocks, {"blocks": whole["blocks"]})
+    _assert_equal(computed, [{"ema_params": blocks}])  # and what is read is verified
+    _flip_a_bit("ema_params")(workdir / "checkpoints" / "40")
+    assert checkpoint.restore_params(workdir, {"blocks": shapes["blocks"]})[1] == 30
+
+
+def test_parameters_that_a_checkpoint_lacks_are_named(workdir, smoke_config):
+    shapes = programs.make_program(smoke_config).state.params
+    kernel = shapes["x_embedder"]["kernel"]
+    for params in (shapes | {"new": {"kernel": kernel}}, {"new": {"kernel": kernel}}):
+        with pytest.raises(OSError, match="step 40: it lacks ema_params/new/kernel"):
+            checkpoint.restore_params(workdir, params)
+
+
+def test_part_of_a_group_of_parameters_is_refused(workdir, smoke_config):
+    """It would be a model without its bias, which none has been trained as."""
+    shapes = programs.make_program(smoke_config).state.params
+    part = shapes | {"x_embedder": {"kernel": shapes["x_embedder"]["kernel"]}}
+    with pytest.raises(OSError, match="it holds ema_params/x_embedder/bias, which is not in the"):
+        checkpoint.restore_params(workdir, part)
 
 
 def test_missing_step_lists_those_there_are(workdir, smoke_config):
