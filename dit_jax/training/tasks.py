@@ -136,10 +136,10 @@ class Denoising:
         """Returns 'loss' and its parts, each [B]."""
         # One key serves the micro-batch: what is dropped differs between its examples all the same.
         rngs = None if examples.keys is None else {"dropout": examples.keys[0]}
-        network = models.bind(self.model, params, self.mesh, rngs)
+        network = models.bind(self.model, params, self.mesh)
 
         def predict(x_t, network_time):
-            return network(x_t, network_time, examples.cond)
+            return network(x_t, network_time, examples.cond, rngs=rngs)
 
         objective, x_0 = self.config.objective, examples.x_0
         return objectives.denoising_loss(
