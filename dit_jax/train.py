@@ -20,12 +20,12 @@ from dit_jax.data import folders, loader
 from dit_jax.system import files, stopping
 from dit_jax.training import (
     best,
-    frozen_networks,
     initial_state,
     metric_log,
     profiler,
     programs,
     sample_distance,
+    tasks,
 )
 from dit_jax.workdirs import checkpoint, identity
 
@@ -47,7 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> programs.Tr
     # The data and the frozen networks complete the config, so the program is made after them.
     train_source = latents.open_split(config, "train")
     mesh = sharding.make_mesh(config.mesh)
-    config, frozen = frozen_networks.load(config, mesh, train_source.metadata)
+    config, frozen = tasks.load_frozen(config, mesh, train_source.metadata)
     program = programs.make_program(config)
     eval_source = None
     if config.eval_every_steps and config.data.eval_split:

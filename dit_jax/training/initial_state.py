@@ -5,7 +5,7 @@ import logging
 
 import jax
 
-from dit_jax import conditions, workdirs
+from dit_jax import conditions, models, workdirs
 from dit_jax.errors import UserError
 from dit_jax.system import files
 from dit_jax.training import programs
@@ -23,17 +23,19 @@ def new_state(program: programs.Program, key: jax.Array) -> programs.TrainState:
     Raises: as `checkpoint.restore_params`, for the weights of config.init_from; ValueError if
       they belong to another model, process or prediction.
     """
+    trained = {}
     if program.config.init_from:
         workdir = files.to_path(program.config.init_from, "init_from")
         _check_weights(program.config, workdir)
-        params, step = checkpoint.restore_params(workdir, program.state.params)
-        logger.info("beginning with the EMA weights of %s, step %d", workdir, step)
-        # Only the weights are taken: step, EMA and optimizer state begin anew.
-        begin = functools.partial(programs.begin, program.tx)
-        state = jax.jit(begin, out_shardings=program.shardings)(params)
-    else:
-        init = functools.partial(programs.init_state, program.model, program.tx)
-        state = jax.jit(init, out_shardings=program.shardings)(key)
+        # All of the model's parameters are taken, and nothing else: step, EMA, optimizer state and
+        # parameters that only training uses begin anew.
+        groups = models.param_shapes(program.model)
+        shapes = {group: program.state.params[group] for group in groups}
+        trained, step = checkpoint.restore_params(workdir, shapes)
+        taken = ", ".join(trained)
+        logger.info("beginning with the EMA weights of %s, step %d: %s", workdir, step, taken)
+    init = functools.partial(programs.init_state, program.task, program.tx)
+    state = jax.jit(init, out_shardings=program.shardings)(key, trained)
     # Raises here if memory cannot hold the state; on CPUs int(state.step) would never return.
     return jax.block_until_ready(state)
 

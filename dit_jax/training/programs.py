@@ -16,7 +16,7 @@ from dit_jax import models, sharding, workdirs
 from dit_jax.config import keys
 from dit_jax.data import loader, sources
 from dit_jax.errors import UserError
-from dit_jax.training import frozen_networks, optimizer, tasks
+from dit_jax.training import optimizer, tasks
 
 
 @struct.dataclass
@@ -35,10 +35,14 @@ class Program:
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    model: nn.Module
-    task: tasks.Denoising | tasks.Autoencoding
+    task: tasks.Task
     tx: optax.GradientTransformation
     state: TrainState  # a tree of jax.ShapeDtypeStruct with shardings
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
+        return self.task.model
 
     @property
     def shardings(self) -> TrainState:
@@ -61,14 +65,13 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None
         )
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
-    model = models.build(config.model)
-    task = tasks.build(config, model, mesh)
+    task = tasks.build(config, mesh)
     hidden_size = config.model.get("hidden_size")
     tx = optimizer.make_optimizer(config.optim, config.total_steps, hidden_size)
     # Only shapes: `initial_state.new_state` makes the arrays, sharded from the start.
-    shapes = jax.eval_shape(functools.partial(begin, tx), models.param_shapes(model))
+    shapes = jax.eval_shape(functools.partial(init_state, task, tx), jax.random.key(0), {})
     state = sharding.with_shardings(mesh, shapes)
-    return Program(config, mesh, model, task, tx, state)
+    return Program(config, mesh, task, tx, state)
 
 
 def _check_keys(config):
@@ -82,13 +85,14 @@ def _check_keys(config):
         raise UserError(f"the config has other keys than configs/default.py: {error}") from None
 
 
-def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Returns the state before the first step; the EMA begins at the initial parameters."""
-    return begin(tx, models.init_params(model, key))
+def init_state(
+    task: tasks.Task, tx: optax.GradientTransformation, key: jax.Array, trained: dict
+) -> TrainState:
+    """Returns the state before the first step; the EMA begins at the initial parameters.
 
-
-def begin(tx, params):
-    """Returns the state before the first step of a run that begins with these parameters."""
+    Args: trained, top-level groups of parameters that replace the task's initial ones.
+    """
+    params = task.init_params(key) | trained
     return TrainState(jnp.zeros((), jnp.int32), params, params, tx.init(params))
 
 
@@ -96,7 +100,7 @@ def train_step(
     state: TrainState,
     batch: dict,
     key: jax.Array,
-    frozen: frozen_networks.Frozen,
+    frozen: tasks.Frozen,
     *,
     program: Program,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -106,7 +110,7 @@ def train_step(
       batch: arrays [B, ...] as `data` yields them: 'image' or 'moments', with 'label' or captions;
         or 'record' alone, numbers of records on the devices.
       key: of the run; the step's key is folded from it.
-      frozen: from `frozen_networks.load`.
+      frozen: from `tasks.load_frozen`.
     Returns: the next state, and the scalars loss, its parts, grad_norm, param_norm and
       learning_rate.
     """
@@ -156,7 +160,7 @@ def _accumulate(program, grad, examples):
 
 
 def eval_step(
-    params, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, *, program: Program
+    params, batch: dict, key: jax.Array, frozen: tasks.Frozen, *, program: Program
 ) -> dict[str, jax.Array]:
     """Returns sums over the batch, weighted by batch['weight'].
 

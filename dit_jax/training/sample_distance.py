@@ -12,16 +12,15 @@ from dit_jax import sharding
 from dit_jax.evaluation import extractors, measures, metrics, references
 from dit_jax.sampling import generate, requests
 from dit_jax.system import files
-from dit_jax.training import frozen_networks
+from dit_jax.training import tasks
 
 logger = logging.getLogger("dit_jax")
 
 
-def compile_distance(task, frozen: frozen_networks.Frozen) -> tuple[Callable, dict]:
+def compile_distance(task: tasks.Denoising, frozen: tasks.Frozen) -> tuple[Callable, dict]:
     """Returns `distance(params) -> {'fid5k': value}` by `config.fid`, and its settings.
 
     Every call of distance draws the same noise.
-    Args: task, a `tasks.Denoising`.
     Returns: distance; its settings as JSON: values with other settings are not comparable.
     Raises: as `extractors.load`, `references.load_for_run` and `generate.make_sample_fn`.
     """

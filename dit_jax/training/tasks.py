@@ -1,10 +1,9 @@
 """What a run learns: to predict noise or, where the model is a VAE, to reconstruct images.
 
-A task turns a batch into examples, examples into losses, and parameters into a picture. All random
-values are drawn with the examples, for the whole batch. So gradient accumulation does not change
-what is learned.
+To add a task, write a subclass of `Task`, and let `_choose` return it.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -21,9 +20,29 @@ from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives, samplers
 from dit_jax.errors import UserError, check_choice
+from dit_jax.latents import loading
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures, requests
-from dit_jax.training import frozen_networks
+from dit_jax.system import files
+from dit_jax.workdirs import checkpoint
+
+
+@struct.dataclass
+class Frozen:
+    """Constant inputs of every step, a pytree; an array that a run does not need is None."""
+
+    vae: latents.Vae | None = None  # encodes images in each step, or decodes pictures
+    text_encoder: conditions.TextEncoder | None = None
+    null: jax.Array | None = None  # from `Condition.load_null`, such as the empty caption [M]
+    lpips: dict | None = None  # the LPIPS network's parameters
+    records: dict[str, jax.Array] | None = None  # all moments, with their labels or captions
+
+    def with_records(self, config: ConfigDict, mesh: Mesh, source: sources.Source) -> "Frozen":
+        """Returns a copy with the data that the run keeps on the devices, if any.
+
+        Raises: as `Latents.load_records`, if the data do not fit.
+        """
+        return self.replace(records=latents.build(config).load_records(source, mesh))
 
 
 @struct.dataclass
@@ -45,30 +64,115 @@ class ImageExamples:
     eps: jax.Array  # [B, h, w, c], the posterior's noise
 
 
-def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
-    """Returns the task of a config's model.
-
-    Raises: ValueError for values that do not fit together.
-    """
-    if config.model.name == "vae":
-        return Autoencoding.build(config, model, mesh)
-    return Denoising.build(config, model, mesh)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Denoising:
-    """Noise prediction, where x_0 is pixels or latents."""
+class Task(abc.ABC):
+    """A network that is trained, and the functions that a step of its training consists of.
+
+    All random values are drawn with the examples, for the whole batch. So gradient accumulation
+    does not change what is learned.
+    """
 
     config: ConfigDict
     model: nn.Module
     mesh: Mesh
+
+    @classmethod
+    @abc.abstractmethod
+    def load_frozen(
+        cls, config: ConfigDict, mesh: Mesh, metadata: dict
+    ) -> tuple[ConfigDict, Frozen]:
+        """As `load_frozen`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def build(cls, config: ConfigDict, mesh: Mesh) -> "Task":
+        """As `build`."""
+
+    def init_params(self, key: jax.Array) -> dict:
+        """Returns the initial parameters, f32.
+
+        They are the model's, and top-level groups that only training uses, if any.
+        """
+        return models.init_params(self.model, key)
+
+    @abc.abstractmethod
+    def examples(self, batch: dict, key: jax.Array, frozen: Frozen, dropout: bool):
+        """Returns the examples of a batch, a pytree of [B, ...]; with dropout as for training."""
+
+    @abc.abstractmethod
+    def losses(self, params, frozen: Frozen, examples) -> dict[str, jax.Array]:
+        """Returns 'loss', its parts and perhaps other measures of the examples, each [B]."""
+
+    @abc.abstractmethod
+    def compile_picture(self, frozen: Frozen, source: sources.Source) -> Callable:
+        """Returns `draw(params) -> [height, width, 3] uint8`; all calls use the same inputs."""
+
+    @abc.abstractmethod
+    def summary(self) -> str:
+        """Returns a one-line description of the model."""
+
+
+def _choose(config):
+    """Returns the class of a config's task."""
+    return Autoencoding if config.model.name == "vae" else Denoising
+
+
+def load_frozen(
+    config: ConfigDict, mesh: Mesh, metadata: dict | None = None
+) -> tuple[ConfigDict, Frozen]:
+    """Loads a run's frozen networks; returns the completed config and the networks on the mesh.
+
+    The config gets the digests, and an empty scale or shift, from the data and the networks. Each
+    network is read once, and compared with the digest that the config or the data record.
+    Args: metadata, of the moments that the run trains on.
+    Raises: as `Latents.resolve`, `Latents.load_vae`, `Condition.resolve` and
+      `checkpoint.load_model`.
+    """
+    return _choose(config).load_frozen(config, mesh, metadata or {})
+
+
+def build(config: ConfigDict, mesh: Mesh) -> Task:
+    """Returns the task of a config, with its model.
+
+    Raises: ValueError for values that do not fit together.
+    """
+    return _choose(config).build(config, mesh)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoising(Task):
+    """Noise prediction, where x_0 is pixels or latents."""
+
     process: diffusion.Process
     condition: conditions.Condition
     latents: latents.Latents
 
     @classmethod
-    def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
-        """Returns the task, if the model takes what the data yield; errors as `build`."""
+    def load_frozen(cls, config, mesh, metadata):
+        draws = config.sample_every_steps or config.fid.every_steps
+        # The data's record comes first: the networks are compared with its digests.
+        config = latents.build(config).resolve(metadata)
+        config, text_encoder = conditions.build(config).resolve(metadata, mesh)
+        condition, x_0 = conditions.build(config), latents.build(config)
+        vae = x_0.load_vae(mesh) if x_0.uses_vae and config.latents.vae else None
+        if vae and x_0.encodes:  # no dataset has recorded the VAE's digest
+            recorded = dict(vae_digest=vae.digest, published=vae.published)
+            config = loading.resolve(config, recorded)
+        elif not draws:  # only its digest had to be checked, and device memory is scarce
+            vae = None
+        # A stored null condition is the encoder's output, so it is made before the encoder is
+        # dropped.
+        null = condition.load_null(text_encoder)
+        if null is not None:
+            null = jax.device_put(null, sharding.replicated(mesh))
+        # Steps read stored outputs, so only drawing still needs the encoder.
+        if config.text.stored and not draws:
+            text_encoder = None
+        return config, Frozen(vae, text_encoder, null)
+
+    @classmethod
+    def build(cls, config, mesh):
+        model = models.build(config.model)
         condition, x_0 = conditions.build(config), latents.build(config)
         x_0.check(draws=bool(config.sample_every_steps or config.fid.every_steps))
         if config.text.stored and not (condition.needs_encoder and x_0.stored):
@@ -111,10 +215,8 @@ class Denoising:
         prediction = self.config.objective.prediction
         return generate.make_sample_fn(self.model, settings, self.process, prediction, self.mesh)
 
-    def examples(
-        self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
-    ) -> NoisyExamples:
-        """Returns the examples of a batch; with dropout some conditions are the null one."""
+    def examples(self, batch, key, frozen, dropout) -> NoisyExamples:
+        """As `Task.examples`; with dropout some conditions are the null one."""
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
         cond = self.condition.from_batch(batch, frozen.records)
         if dropout and self.model.null_condition:
@@ -130,10 +232,7 @@ class Denoising:
             keys = jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
         return NoisyExamples(x_0, cond, t, eps, keys)
 
-    def losses(
-        self, params, frozen: frozen_networks.Frozen, examples: NoisyExamples
-    ) -> dict[str, jax.Array]:
-        """Returns 'loss' and its parts, each [B]."""
+    def losses(self, params, frozen, examples):
         # One key serves the micro-batch: what is dropped differs between its examples all the same.
         rngs = None if examples.keys is None else {"dropout": examples.keys[0]}
         network = models.bind(self.model, params, self.mesh)
@@ -146,12 +245,12 @@ class Denoising:
             self.process, objective, predict, x_0, examples.t, examples.eps
         )
 
-    def to_image(self, frozen: frozen_networks.Frozen) -> Callable:
+    def to_image(self, frozen: Frozen) -> Callable:
         """Returns the function from x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
         return self.latents.make_to_image(frozen.vae, self.mesh)
 
-    def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
-        """Returns `draw(params) -> [height, width, 3] uint8`: samples; all calls use one noise."""
+    def compile_picture(self, frozen, source):
+        """As `Task.compile_picture`: the picture shows samples."""
         config, num = self.config, self.config.sample_num_images
         to_image, request = self.to_image(frozen), requests.draw_for_picture(config, num)
         sample = functools.partial(self.make_sample_fn(config.sample), encoder=frozen.text_encoder)
@@ -162,8 +261,7 @@ class Denoising:
 
         return draw
 
-    def summary(self) -> str:
-        """Returns a one-line description of the model."""
+    def summary(self):
         counts, model = models.count(self.config), self.model
         kind = f"{self.config.model.name} of {self.condition.description}"
         if self.config.model.name == "dit":
@@ -176,16 +274,20 @@ class Denoising:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Autoencoding:
+class Autoencoding(Task):
     """Reconstruction of images from samples of the VAE's posterior."""
 
-    config: ConfigDict
-    model: nn.Module
-    mesh: Mesh
+    @classmethod
+    def load_frozen(cls, config, mesh, metadata):
+        if not config.autoencoder.lpips_weight:
+            return config, Frozen()
+        workdir = files.to_path(config.autoencoder.lpips, "autoencoder.lpips")
+        _, params = checkpoint.load_model(workdir, mesh, config.model.dtype, "lpips")
+        return config, Frozen(lpips=params)
 
     @classmethod
-    def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Autoencoding":
-        """Returns the task, if the model takes the images; errors as `build`."""
+    def build(cls, config, mesh):
+        model = models.build(config.model)
         height, width, channels = sizes.image_shape(config.data)
         size = sizes.simplify((height, width))
         if height % model.factor or width % model.factor or channels != model.image_channels:
@@ -215,20 +317,15 @@ class Autoencoding:
             )
         return cls(config, model, mesh)
 
-    def examples(
-        self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
-    ) -> ImageExamples:
-        """Returns the pixels of a batch, and the posterior's noise."""
+    def examples(self, batch, key, frozen, dropout) -> ImageExamples:
         pixels = latents.pixels_from_image(batch["image"])
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
         shape = (batch_size, height // factor, width // factor, channels)
         return ImageExamples(pixels, jax.random.normal(key, shape))
 
-    def losses(
-        self, params, frozen: frozen_networks.Frozen, examples: ImageExamples
-    ) -> dict[str, jax.Array]:
-        """Returns 'loss', its parts and 'psnr', each [B]."""
+    def losses(self, params, frozen, examples):
+        """As `Task.losses`, with 'psnr'."""
         pixels, eps = examples.pixels, examples.eps
 
         def apply(x, method):
@@ -252,8 +349,8 @@ class Autoencoding:
             losses |= {"lpips": distance, "loss": losses["loss"] + weights.lpips_weight * distance}
         return losses
 
-    def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
-        """Returns `draw(params) -> [height, width, 3] uint8`: each image and its reconstruction."""
+    def compile_picture(self, frozen, source):
+        """As `Task.compile_picture`: the picture shows images, each with its reconstruction."""
         # The first images of the source, the same in every picture.
         num = min(self.config.sample_num_images, len(source))
         images = loader.gather(source, range(num))["image"]
@@ -270,8 +367,7 @@ class Autoencoding:
 
         return draw
 
-    def summary(self) -> str:
-        """Returns a one-line description of the model."""
+    def summary(self):
         counts, model = models.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "

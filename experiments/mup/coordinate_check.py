@@ -36,7 +36,7 @@ from dit_jax.data import loader
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.system import files
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -71,7 +71,7 @@ def measure_movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     source = latents.open_split(config, "train")
     devices = jax.devices()[:1]
     mesh = sharding.make_mesh(config.mesh, devices)
-    config, frozen = frozen_networks.load(config, mesh, source.metadata)
+    config, frozen = tasks.load_frozen(config, mesh, source.metadata)
     program = programs.make_program(config, devices)
     frozen = frozen.with_records(config, mesh, source)
     step_fn = programs.compile_train_step(program)
@@ -104,7 +104,7 @@ def compute_rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def compile_activations(program: programs.Program, frozen: frozen_networks.Frozen, examples):
+def compile_activations(program: programs.Program, frozen: tasks.Frozen, examples):
     """Returns a jitted `activations(params) -> {name: array}` for fixed examples.
 
     Arrays of modules inside the blocks have a leading axis [L] over the blocks.

@@ -21,7 +21,7 @@ from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
 from dit_jax.sampling import generate, requests
 from dit_jax.system import json_files
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_dropped_captions_are_empty():
 
 def _program(config):
     program = programs.make_program(config, jax.devices()[:1])
-    return program, frozen_networks.load(config, program.mesh)[1]
+    return program, tasks.load_frozen(config, program.mesh)[1]
 
 
 @pytest.mark.slow

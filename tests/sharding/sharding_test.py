@@ -17,7 +17,7 @@ from configs import default
 from dit_jax import models, sharding
 from dit_jax.models import blocks
 from dit_jax.sharding import axes
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 
 
 def _mesh(**sizes):
@@ -144,7 +144,7 @@ def _five_steps(config, devices=None):
         image = rng.integers(0, 256, (config.batch_size, 8, 8, 1), np.uint8)
         label = rng.integers(0, 10, config.batch_size, np.int32)
         batch = sharding.put_batch(program.mesh, {"image": image, "label": label})
-        state, scalars = step(state, batch, key, frozen_networks.Frozen())
+        state, scalars = step(state, batch, key, tasks.Frozen())
         losses.append(jax.device_get(scalars))
     assert int(state.step) == 5
     return losses, jax.device_get((state.params, state.ema_params))

@@ -14,7 +14,7 @@ from configs import vae_digits
 from dit_jax import conditions, latents, sharding, train, workdirs
 from dit_jax.data import loader
 from dit_jax.latents import store
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 from dit_jax.workdirs import checkpoint
 
 
@@ -118,7 +118,7 @@ def _two_steps(config, devices=None):
             state,
             sharding.put_batch(program.mesh, batch),
             jax.random.key(0),
-            frozen_networks.Frozen(),
+            tasks.Frozen(),
         )
     return jax.device_get((scalars, state.params))
 
@@ -139,7 +139,7 @@ def test_posterior_is_sampled_while_training(vae_config):
     program = programs.make_program(vae_config, jax.devices()[:1])
     params = initial_state.new_state(program, jax.random.key(0)).params
     batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
-    task, frozen = program.task, frozen_networks.Frozen()
+    task, frozen = program.task, tasks.Frozen()
     one, other = (
         task.losses(params, frozen, task.examples(batch, jax.random.key(i), frozen, dropout=True))
         for i in range(2)
