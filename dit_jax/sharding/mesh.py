@@ -72,17 +72,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def with_shardings(mesh: Mesh, tree):
     """Returns the tree of jax.ShapeDtypeStruct with the sharding of every leaf.
 
-    The end of a leaf's path names its sharding, so the tree may hold parameters, EMA or optimizer
-    moments. Other leaves (counters) are replicated. An axis that its mesh axes do not divide stays
+    The tree may hold parameters, their EMA or optimizer moments. Leaves without a row in
+    PARAMETER_AXES, such as counters, are replicated. An axis that its mesh axes do not divide stays
     whole, which is logged.
     """
     logged = set()  # names: the EMA and the moments would repeat each line
 
     def attach(key_path, leaf):
-        path = "/" + jax.tree_util.keystr(key_path, simple=True, separator="/")
-        name = next((name for name in axes.PARAMETER_AXES if path.endswith(f"/{name}")), None)
+        name = axes.find_name(key_path)
         if name is None and leaf.ndim:
-            logger.warning("no sharding for %s %s: every device holds it", path[1:], leaf.shape)
+            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+            logger.warning("no sharding for %s %s: every device holds it", path, leaf.shape)
         spec, left_out = _fit(mesh, axes.PARAMETER_AXES[name], leaf.shape) if name else ((), ())
         if left_out and name not in logged:
             logged.add(name)

@@ -3,19 +3,9 @@
 import jax
 import optax
 
+from dit_jax import sharding
 from dit_jax.config import keys
 from dit_jax.errors import UserError, check_choice
-
-# Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
-# sinusoids of the time, or the outputs of the captions' encoder. An encoder that is trained along
-# has a width of its own.
-WIDTH_INDEPENDENT_INPUT = (
-    "x_embedder/",
-    "t_embedder/mlp_0/",
-    "context_embedder/",
-    "pooled_embedder/",
-    "text_encoder/",
-)
 
 SCHEDULES = {  # after the warm-up: (peak, steps) -> schedule
     "constant": lambda peak, steps: optax.constant_schedule(peak),
@@ -89,11 +79,9 @@ def make_optimizer(
 
 
 def width_factors(params, factor: float):
-    """Returns the factor of each leaf's learning rate: `factor` if the fan-in grows with the width.
+    """Returns the factor of each leaf's learning rate: `factor` if its fan-in grows with the width.
 
-    The fan-in of every kernel does, in all blocks, except in WIDTH_INDEPENDENT_INPUT. Embeddings
-    have a row for each class and do not sum over their inputs. Biases and norms have no fan-in. All
-    these have factor 1.
+    Such leaves are the DIT_GROWING_KERNELS of `sharding`; all others have factor 1.
     Source: Yang et al. 2022, arXiv 2203.03466, table 3, Adam.
 
     The rest of muP holds nearly without changes. Scores are divided by the root of the head size,
@@ -103,12 +91,7 @@ def width_factors(params, factor: float):
     """
 
     def get_factor(key_path, _):
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        return (
-            factor
-            if path.endswith("/kernel") and not path.startswith(WIDTH_INDEPENDENT_INPUT)
-            else 1.0
-        )
+        return factor if sharding.find_name(key_path) in sharding.DIT_GROWING_KERNELS else 1.0
 
     return jax.tree_util.tree_map_with_path(get_factor, params)
 
