@@ -40,8 +40,28 @@ def denoising_loss(
       one uniformly drawn step is not multiplied by T here.
     """
     x_t = processes.q_sample(process, x_0, t, eps)
-    x_in = processes.expand(process.network_scale(t), x_t) * x_t
-    output, variance = split_prediction(predict(x_in, process.network_time(t)), x_0.shape[-1])
+    output = predict(*network_inputs(process, x_t, t))
+    return output_loss(process, config, output, x_0, x_t, t, eps)
+
+
+def network_inputs(
+    process: processes.Process, x_t: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the scaled x_t [B, h, w, C] and the time [B] that a network takes."""
+    return processes.expand(process.network_scale(t), x_t) * x_t, process.network_time(t)
+
+
+def output_loss(
+    process: processes.Process,
+    config,
+    output: jax.Array,
+    x_0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+) -> dict[str, jax.Array]:
+    """Returns `denoising_loss` of a network's output [B, h, w, C or 2C] for `network_inputs`."""
+    output, variance = split_prediction(output, x_0.shape[-1])
     a, b = (
         processes.expand(f, x_0) for f in predictions.coefficients(process, config.prediction, t)
     )
