@@ -41,7 +41,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import initial_state, programs, tasks
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
 NUM_WINDOWS = 3  # a time is their median
@@ -127,7 +127,7 @@ def _make_window_timer(program, steps, real_data):
     latent_kind = latents.build(config)
     if latent_kind.uses_vae and not latent_kind.encodes:
         config.latents.vae = ""  # no step uses the VAE, so its workdir need not exist
-    _, frozen = tasks.load_frozen(config, mesh)
+    _, frozen = program.task.load_frozen(config, mesh, {})
     frozen = frozen.with_records(program.config, mesh, source) if source else frozen
     step_arguments = state, next(batches), key, frozen
     step, compile_seconds = _compile(programs.compile_train_step(program), *step_arguments)

@@ -19,7 +19,7 @@ DIT_GROWING_KERNELS = {
     "final_layer/adaLN_modulation/kernel": ("fsdp", None, "tensor"),  # [D, 2, D]
     "final_layer/linear/kernel": ("fsdp", None),  # [D, P or 2P]
 }
-# The trained text encoder has in-context blocks of width C, so the inputs of its kernels do not grow.
+# A trained text encoder has in-context blocks of width C, so the inputs of its kernels do not grow.
 TEXT_ENCODER_KERNELS = {
     f"text_encoder/{name}": axes
     for name, axes in DIT_GROWING_KERNELS.items()

@@ -1,6 +1,6 @@
-"""What a run learns: to predict noise or, where the model is a VAE, to reconstruct images.
+"""The tasks that a run can train: noise prediction, and reconstruction of images by a VAE.
 
-To add a task, write a subclass of `Task`, and let `_choose` return it.
+To add a task, write a subclass of `Task`, and let `choose` return it.
 """
 
 import abc
@@ -29,7 +29,7 @@ from dit_jax.workdirs import checkpoint
 
 @struct.dataclass
 class Frozen:
-    """Constant inputs of every step, a pytree; an array that a run does not need is None."""
+    """Constant inputs of every step, a pytree; an input that a run does not need is None."""
 
     vae: latents.Vae | None = None  # encodes images in each step, or decodes pictures
     text_encoder: conditions.TextEncoder | None = None
@@ -38,9 +38,9 @@ class Frozen:
     records: dict[str, jax.Array] | None = None  # all moments, with their labels or captions
 
     def with_records(self, config: ConfigDict, mesh: Mesh, source: sources.Source) -> "Frozen":
-        """Returns a copy with the data that the run keeps on the devices, if any.
+        """Returns a copy with the records that the run keeps on the devices, if it keeps any.
 
-        Raises: as `Latents.load_records`, if the data do not fit.
+        Raises: ValueError as `Latents.load_records`, for data that do not fit.
         """
         return self.replace(records=latents.build(config).load_records(source, mesh))
 
@@ -53,7 +53,7 @@ class NoisyExamples:
     cond: jax.Array  # [B, ...]
     t: jax.Array  # [B]
     eps: jax.Array  # like x_0
-    keys: jax.Array | None = None  # [B], for the model's own dropout, if it has any
+    keys: jax.Array | None = None  # [B], for dropout inside the model; None without dropout
 
 
 @struct.dataclass
@@ -66,10 +66,10 @@ class ImageExamples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task(abc.ABC):
-    """A network that is trained, and the functions that a step of its training consists of.
+    """A model, with its frozen networks, its initial parameters, its losses and its picture.
 
     All random values are drawn with the examples, for the whole batch. So gradient accumulation
-    does not change what is learned.
+    does not change what the model learns.
     """
 
     config: ConfigDict
@@ -81,62 +81,53 @@ class Task(abc.ABC):
     def load_frozen(
         cls, config: ConfigDict, mesh: Mesh, metadata: dict
     ) -> tuple[ConfigDict, Frozen]:
-        """As `load_frozen`."""
+        """Loads the frozen networks onto the mesh; returns the completed config and the networks.
+
+        Empty digests, scales and shifts of the config are filled in from the metadata and the
+        networks. A network must have the digest that the config or the metadata record.
+        Args: metadata, of the moments that the run trains on; {} for other data.
+        Raises: as `Latents.resolve`, `Latents.load_vae`, `Condition.resolve` and
+          `checkpoint.load_model`.
+        """
 
     @classmethod
     @abc.abstractmethod
     def build(cls, config: ConfigDict, mesh: Mesh) -> "Task":
-        """As `build`."""
+        """Builds the task of a config, with its model.
+
+        Raises: ValueError for values that do not fit together.
+        """
 
     def init_params(self, key: jax.Array) -> dict:
-        """Returns the initial parameters, f32.
+        """Returns the initial parameters, f32: those of the model.
 
-        They are the model's, and top-level groups that only training uses, if any.
+        A task may add top-level groups that only training uses. Samplers do not load them.
         """
         return models.init_params(self.model, key)
 
     @abc.abstractmethod
-    def examples(self, batch: dict, key: jax.Array, frozen: Frozen, dropout: bool):
-        """Returns the examples of a batch, a pytree of [B, ...]; with dropout as for training."""
+    def draw_examples(self, batch: dict, key: jax.Array, frozen: Frozen, dropout: bool):
+        """Turns a batch into the inputs of `compute_losses`, a pytree of [B, ...].
+
+        Args: dropout, whether training drops conditions and activations.
+        """
 
     @abc.abstractmethod
-    def losses(self, params, frozen: Frozen, examples) -> dict[str, jax.Array]:
-        """Returns 'loss', its parts and perhaps other measures of the examples, each [B]."""
+    def compute_losses(self, params, frozen: Frozen, examples) -> dict[str, jax.Array]:
+        """Returns 'loss', its parts and other measures of the examples, each [B]."""
 
     @abc.abstractmethod
     def compile_picture(self, frozen: Frozen, source: sources.Source) -> Callable:
         """Returns `draw(params) -> [height, width, 3] uint8`; all calls use the same inputs."""
 
     @abc.abstractmethod
-    def summary(self) -> str:
-        """Returns a one-line description of the model."""
+    def describe_model(self) -> str:
+        """Returns a description of the model in one line."""
 
 
-def _choose(config):
+def choose(config: ConfigDict) -> type[Task]:
     """Returns the class of a config's task."""
     return Autoencoding if config.model.name == "vae" else Denoising
-
-
-def load_frozen(
-    config: ConfigDict, mesh: Mesh, metadata: dict | None = None
-) -> tuple[ConfigDict, Frozen]:
-    """Loads a run's frozen networks; returns the completed config and the networks on the mesh.
-
-    The config gets the digests, and an empty scale or shift, from the data and the networks. Each
-    network is read once, and compared with the digest that the config or the data record.
-    Args: metadata, of the moments that the run trains on.
-    Raises: as `Latents.resolve`, `Latents.load_vae`, `Condition.resolve` and
-      `checkpoint.load_model`.
-    """
-    return _choose(config).load_frozen(config, mesh, metadata or {})
-
-
-def build(config: ConfigDict, mesh: Mesh) -> Task:
-    """Returns the task of a config, with its model.
-
-    Raises: ValueError for values that do not fit together.
-    """
-    return _choose(config).build(config, mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,22 +141,21 @@ class Denoising(Task):
     @classmethod
     def load_frozen(cls, config, mesh, metadata):
         draws = config.sample_every_steps or config.fid.every_steps
-        # The data's record comes first: the networks are compared with its digests.
+        # The metadata come first, because the networks are compared with their digests.
         config = latents.build(config).resolve(metadata)
         config, text_encoder = conditions.build(config).resolve(metadata, mesh)
         condition, x_0 = conditions.build(config), latents.build(config)
         vae = x_0.load_vae(mesh) if x_0.uses_vae and config.latents.vae else None
-        if vae and x_0.encodes:  # no dataset has recorded the VAE's digest
+        if vae and x_0.encodes:  # the metadata of images have no digest of a VAE
             recorded = dict(vae_digest=vae.digest, published=vae.published)
             config = loading.resolve(config, recorded)
-        elif not draws:  # only its digest had to be checked, and device memory is scarce
+        elif not draws:  # the VAE was loaded to check its digest, and device memory is scarce
             vae = None
-        # A stored null condition is the encoder's output, so it is made before the encoder is
-        # dropped.
+        # Made before the encoder is dropped: a stored null condition is an output of the encoder.
         null = condition.load_null(text_encoder)
         if null is not None:
             null = jax.device_put(null, sharding.replicated(mesh))
-        # Steps read stored outputs, so only drawing still needs the encoder.
+        # Steps read stored outputs of the encoder, so only drawing still needs it.
         if config.text.stored and not draws:
             text_encoder = None
         return config, Frozen(vae, text_encoder, null)
@@ -177,9 +167,9 @@ class Denoising(Task):
         x_0.check(draws=bool(config.sample_every_steps or config.fid.every_steps))
         if config.text.stored and not (condition.needs_encoder and x_0.stored):
             raise UserError(
-                f"text.stored reads captions' context where dit_jax.encode put it: it needs "
-                f"model.condition='context', not {config.model.condition!r}, and latents.source="
-                f"'moments' or 'device', not {config.latents.source!r}."
+                f"text.stored=True reads the outputs of a text encoder from stored moments. It "
+                f"needs model.condition='context', not {config.model.condition!r}, and "
+                f"latents.source='moments' or 'device', not {config.latents.source!r}."
             )
         x_0.check_clip()
         # A run that begins with trained weights may have a trained null condition already.
@@ -187,8 +177,8 @@ class Denoising(Task):
             config.objective.condition_dropout or config.init_from
         ):
             raise UserError(
-                "objective.condition_dropout=0 with model.null_condition=True: nothing would train "
-                "what guidance leads away from. Set model.null_condition=False."
+                "objective.condition_dropout=0 with model.null_condition=True: the null condition "
+                "would never be trained. Set model.null_condition=False."
             )
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, config.model.learn_sigma)
@@ -197,11 +187,11 @@ class Denoising(Task):
         return task
 
     def _check_sampling(self):
-        """Raises ValueError for sampling settings with which training could not draw."""
+        """Raises ValueError for sampling settings that cannot draw images."""
         config = self.config
-        # Checked even if the run draws nothing: commands that load its workdir use them.
+        # Checked even if the run draws nothing, because later commands sample with these settings.
         samplers.check(config.sample)
-        # Making these functions checks the settings; nothing is compiled yet.
+        # Making the functions below checks their settings; nothing is compiled yet.
         if config.sample_every_steps:
             self.make_sample_fn(config.sample)
             pictures.check_grid(config.sample_num_images, sizes.image_shape(config.data))
@@ -211,29 +201,31 @@ class Denoising(Task):
             self.make_sample_fn(settings)
 
     def make_sample_fn(self, settings: ConfigDict) -> Callable:
-        """Returns `generate.make_sample_fn` of this model and process, for a `config.sample`."""
+        """Returns the sampler of this model, from `generate.make_sample_fn`.
+
+        Args: settings, a `config.sample`.
+        """
         prediction = self.config.objective.prediction
         return generate.make_sample_fn(self.model, settings, self.process, prediction, self.mesh)
 
-    def examples(self, batch, key, frozen, dropout) -> NoisyExamples:
-        """As `Task.examples`; with dropout some conditions are the null one."""
+    def draw_examples(self, batch, key, frozen, dropout) -> NoisyExamples:
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
         cond = self.condition.from_batch(batch, frozen.records)
         if dropout and self.model.null_condition:
             null, prob = self.condition.null(frozen.null), self.config.objective.condition_dropout
             cond = conditions.drop(drop_key, cond, prob, null)
-        # After the dropout: a null condition of token ids passes through the encoder too.
+        # Encoded after the dropout, because a null condition of token ids is encoded too.
         cond = self.condition.apply_frozen(frozen.text_encoder, cond)
         x_0 = self.latents.x_0(batch, posterior_key, self.mesh, frozen.vae, frozen.records)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
         keys = None
         if dropout and getattr(self.model, "dropout", 0):
-            # A key for each example, so that accumulation splits them with the batch.
+            # One key per example, so that gradient accumulation splits the keys with the batch.
             keys = jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
         return NoisyExamples(x_0, cond, t, eps, keys)
 
-    def losses(self, params, frozen, examples):
-        # One key serves the micro-batch: what is dropped differs between its examples all the same.
+    def compute_losses(self, params, frozen, examples):
+        # One key is enough for a micro-batch: a mask of dropout differs between its examples.
         rngs = None if examples.keys is None else {"dropout": examples.keys[0]}
         network = models.bind(self.model, params, self.mesh)
 
@@ -246,11 +238,11 @@ class Denoising(Task):
         )
 
     def to_image(self, frozen: Frozen) -> Callable:
-        """Returns the function from x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
+        """Returns the function that maps x_0 [B, h, w, C] f32 to images [B, H, W, C] uint8."""
         return self.latents.make_to_image(frozen.vae, self.mesh)
 
     def compile_picture(self, frozen, source):
-        """As `Task.compile_picture`: the picture shows samples."""
+        """As `Task.compile_picture`; the picture shows samples."""
         config, num = self.config, self.config.sample_num_images
         to_image, request = self.to_image(frozen), requests.draw_for_picture(config, num)
         sample = functools.partial(self.make_sample_fn(config.sample), encoder=frozen.text_encoder)
@@ -261,12 +253,12 @@ class Denoising(Task):
 
         return draw
 
-    def summary(self):
+    def describe_model(self):
         counts, model = models.count(self.config), self.model
         kind = f"{self.config.model.name} of {self.condition.description}"
         if self.config.model.name == "dit":
-            how = "unrolled" if model.scan_unroll else "in a loop"
-            kind += f", {counts['tokens']} tokens, {model.block} blocks {how}"
+            loop = "unrolled" if model.scan_unroll else "in a loop"
+            kind += f", {counts['tokens']} tokens, {model.block} blocks {loop}"
         return (
             f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {model.dtype}, "
             f"attention {model.attention}, remat {model.remat}, {kind}"
@@ -302,12 +294,7 @@ class Autoencoding(Task):
             )
         loss = config.autoencoder
         check_choice("autoencoder.distance", loss.distance, objectives.DISTANCES)
-        if min(loss.kl_weight, loss.lpips_weight) < 0:
-            raise UserError(
-                f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="
-                f"{loss.lpips_weight} must not be negative."
-            )
-        if config.sample_every_steps:  # the picture has pairs, an image and its reconstruction
+        if config.sample_every_steps:  # the picture has pairs of an image and its reconstruction
             pictures.check_grid(config.sample_num_images, (height, 2 * width))
         if loss.lpips_weight and (not loss.lpips or min(height, width) < 16):
             raise UserError(
@@ -317,15 +304,14 @@ class Autoencoding(Task):
             )
         return cls(config, model, mesh)
 
-    def examples(self, batch, key, frozen, dropout) -> ImageExamples:
+    def draw_examples(self, batch, key, frozen, dropout) -> ImageExamples:
         pixels = latents.pixels_from_image(batch["image"])
         batch_size, height, width, _ = pixels.shape
         factor, channels = self.model.factor, self.model.latent_channels
         shape = (batch_size, height // factor, width // factor, channels)
         return ImageExamples(pixels, jax.random.normal(key, shape))
 
-    def losses(self, params, frozen, examples):
-        """As `Task.losses`, with 'psnr'."""
+    def compute_losses(self, params, frozen, examples):
         pixels, eps = examples.pixels, examples.eps
 
         def apply(x, method):
@@ -350,8 +336,7 @@ class Autoencoding(Task):
         return losses
 
     def compile_picture(self, frozen, source):
-        """As `Task.compile_picture`: the picture shows images, each with its reconstruction."""
-        # The first images of the source, the same in every picture.
+        """As `Task.compile_picture`; the picture shows the first images, each reconstructed."""
         num = min(self.config.sample_num_images, len(source))
         images = loader.gather(source, range(num))["image"]
         everywhere = sharding.replicated(self.mesh)
@@ -367,7 +352,7 @@ class Autoencoding(Task):
 
         return draw
 
-    def summary(self):
+    def describe_model(self):
         counts, model = models.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "

@@ -160,4 +160,4 @@ def test_model_of_latents_needs_its_vae_for_the_distance(smoke_config):
     smoke_config.fid.every_steps = 1
     smoke_config.sample_every_steps = 0
     with pytest.raises(ValueError, match=r"fid\.every_steps=1 needs latents\.vae"):
-        tasks.build(smoke_config, None)
+        tasks.Denoising.build(smoke_config, None)

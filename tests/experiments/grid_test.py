@@ -116,7 +116,7 @@ def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
         )
         key = jax.random.fold_in(jax.random.key(config.seed), 5)
         return jax.device_get(
-            program.task.examples(next(batches), key, tasks.Frozen(), dropout=True)
+            program.task.draw_examples(next(batches), key, tasks.Frozen(), dropout=True)
         )
 
     found = [(cell.config.seed, examples(cell)) for cell in grid.make_cells(sweep)]

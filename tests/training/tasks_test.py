@@ -40,7 +40,7 @@ def vae_workdir(digits_dir, tmp_path_factory):
 
 def test_summaries_say_what_a_model_is_told(smoke_config, captioned_config):
     def summary(config):
-        return programs.make_program(config, jax.devices()[:1]).task.summary()
+        return programs.make_program(config, jax.devices()[:1]).task.describe_model()
 
     assert ", dit of labels, 16 tokens, adaLN-Zero blocks" in summary(smoke_config)
     description = "captions, by an encoder that is trained along"
@@ -141,7 +141,9 @@ def test_posterior_is_sampled_while_training(vae_config):
     batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
     task, frozen = program.task, tasks.Frozen()
     one, other = (
-        task.losses(params, frozen, task.examples(batch, jax.random.key(i), frozen, dropout=True))
+        task.compute_losses(
+            params, frozen, task.draw_examples(batch, jax.random.key(i), frozen, dropout=True)
+        )
         for i in range(2)
     )
     assert np.all(one["reconstruction"] != other["reconstruction"])
