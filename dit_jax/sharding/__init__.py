@@ -1,6 +1,6 @@
 """Devices and processes: the mesh, the axes that shard each parameter, several processes."""
 
-from dit_jax.sharding.axes import DIT_GROWING_KERNELS, PARAMETER_AXES, find_name
+from dit_jax.sharding.axes import DIT_GROWING_KERNELS, find_name
 from dit_jax.sharding.hosts import (
     all_true,
     broadcast_result,
@@ -27,7 +27,6 @@ __all__ = [
     "AXES",
     "BATCH",
     "DIT_GROWING_KERNELS",
-    "PARAMETER_AXES",
     "all_true",
     "batch_sharding",
     "broadcast_result",

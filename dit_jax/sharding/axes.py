@@ -61,20 +61,29 @@ DIT_OTHERS = {
     "final_layer/linear/bias": (None,),  # [P or 2P]
 }
 DIT_AXES = TEXT_ENCODER_KERNELS | DIT_GROWING_KERNELS | DIT_OTHERS
+
+
+def _spread(table: dict) -> dict:
+    """Returns {'name/leaf': axes} of a table {'name name ...': {leaf: axes}}."""
+    return {
+        f"{name}/{leaf}": axes
+        for names, leaves in table.items()
+        for name in names.split()
+        for leaf, axes in leaves.items()
+    }
+
+
 # Kernels are convolutions [h, w, in, out] or Linears [in, out]; scales are of norms.
-VAE_AXES = {
-    f"{name}/{leaf}": axes
-    for names, leaves in (
-        (
-            "conv_in conv_out conv conv1 conv2 conv_shortcut quant_conv post_quant_conv",
-            {"kernel": (None, None, None, "fsdp"), "bias": ("fsdp",)},
-        ),
-        ("to_q to_k to_v to_out_0", {"kernel": (None, "fsdp"), "bias": ("fsdp",)}),
-        ("norm1 norm2 conv_norm_out group_norm", {"scale": ("fsdp",), "bias": ("fsdp",)}),
-    )
-    for name in names.split()
-    for leaf, axes in leaves.items()
-}
+VAE_AXES = _spread(
+    {
+        "conv_in conv_out conv conv1 conv2 conv_shortcut quant_conv post_quant_conv": {
+            "kernel": (None, None, None, "fsdp"),
+            "bias": ("fsdp",),
+        },
+        "to_q to_k to_v to_out_0": {"kernel": (None, "fsdp"), "bias": ("fsdp",)},
+        "norm1 norm2 conv_norm_out group_norm": {"scale": ("fsdp",), "bias": ("fsdp",)},
+    }
+)
 # V is the number of tokens in the vocabulary, M = mlp_size. The columns of q_proj, k_proj and
 # v_proj are whole heads in order, so the tensor axis may shard them.
 CLIP_AXES = {
@@ -101,31 +110,21 @@ CLIP_AXES = {
 }
 # Parameters of the UNet that the VAE lacks or shards in another way; M = 4D. Attention without a
 # transformer is sharded as in the VAE: it may have one head, which the tensor axis would cut.
-UNET_AXES = {
-    f"{name}/{leaf}": axes
-    for names, leaves in (
-        (
-            "attn1/to_q attn1/to_k attn1/to_v attn2/to_q attn2/to_k attn2/to_v",
-            {"kernel": ("fsdp", "tensor", None)},  # [D or context_size, H, D/H]
-        ),
-        (
-            "attn1/to_out_0 attn2/to_out_0 ff/net_2",
-            {"kernel": ("tensor", "fsdp"), "bias": ("fsdp",)},  # [D or M, D]
-        ),
-        (
-            "ff/net_0_proj",
-            {"kernel": ("fsdp", None, "tensor"), "bias": (None, ("tensor", "fsdp"))},  # [D, 2, M]
-        ),
-        (
-            "linear_1 linear_2 time_emb_proj proj_in proj_out",
-            {"kernel": (None, "fsdp"), "bias": ("fsdp",)},
-        ),
-        ("norm norm3", {"scale": ("fsdp",), "bias": ("fsdp",)}),
-        ("class_embedding", {"embedding": (None, "fsdp")}),  # [classes + 1, 4D or context_size]
-    )
-    for name in names.split()
-    for leaf, axes in leaves.items()
-}
+UNET_AXES = _spread(
+    {
+        # [D or context_size, H, D/H]
+        "attn1/to_q attn1/to_k attn1/to_v": {"kernel": ("fsdp", "tensor", None)},
+        "attn2/to_q attn2/to_k attn2/to_v": {"kernel": ("fsdp", "tensor", None)},
+        # [D or M, D]
+        "attn1/to_out_0 attn2/to_out_0 ff/net_2": {"kernel": ("tensor", "fsdp"), "bias": ("fsdp",)},
+        # [D, 2, M]
+        "ff/net_0_proj": {"kernel": ("fsdp", None, "tensor"), "bias": (None, ("tensor", "fsdp"))},
+        "linear_1 linear_2 time_emb_proj": {"kernel": (None, "fsdp"), "bias": ("fsdp",)},
+        "proj_in proj_out": {"kernel": (None, "fsdp"), "bias": ("fsdp",)},
+        "norm norm3": {"scale": ("fsdp",), "bias": ("fsdp",)},
+        "class_embedding": {"embedding": (None, "fsdp")},  # [classes + 1, 4D or context_size]
+    }
+)
 # `find_name` takes the first name that ends a path, so longer names must precede their ends: those
 # of the text encoder precede the DiT's, and the UNet's precede the VAE's.
 PARAMETER_AXES = DIT_AXES | UNET_AXES | VAE_AXES | CLIP_AXES
