@@ -51,7 +51,7 @@ def test_parameters_of_the_best_step_stay(tmp_path, config, params):
     assert _kept(tmp_path) == (["30"], 30, 3)
     update(50, 0.3, 6)
     assert _kept(tmp_path) == (["50"], 50, 6)
-    with pytest.raises(ValueError, match="holds EMA parameters alone"):
+    with pytest.raises(ValueError, match="holds only EMA parameters"):
         runs.load(tmp_path / "best", raw=True)
 
 
