@@ -50,19 +50,14 @@ def _check_weights(config, workdir):
         saved = saved_config.get(section, {}).get(key)
         current = config.get(section, {}).get(key)
         if saved and current and saved != current:
-            name = f"{section}.{key}"
-            logger.warning(
-                "init_from=%s was trained on %s=%s, not %s", workdir, name, saved, current
-            )
+            message = "init_from=%s was trained on %s.%s=%s, not %s"
+            logger.warning(message, workdir, section, key, saved, current)
     actual, expected = _select_weight_keys(saved_config), _select_weight_keys(config)
     if differing := [key for key in expected if actual.get(key) != expected[key]]:
         lines = [f"  {key}: there {actual.get(key)!r}, here {expected[key]!r}" for key in differing]
         raise UserError(
             f"init_from={workdir} holds weights of another model, process or prediction; these "
-            "keys differ:\n"
-            + "\n".join(lines)
-            + "\nSet them to the values there, or set init_from "
-            "to another workdir."
+            "differ:\n" + "\n".join(lines) + "\nSet them as there, or set another init_from."
         )
 
 
