@@ -42,7 +42,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation import metrics, precision_recall
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
 NUM_WINDOWS = 3  # the median of their times is reported
@@ -128,7 +128,7 @@ def _make_window_timer(program, steps, real_data):
     latent_kind = latents.build(config)
     if latent_kind.uses_vae and not latent_kind.encodes:
         config.latents.vae = ""  # no step uses the VAE, so its workdir need not exist
-    _, frozen = frozen_networks.load(config, mesh)
+    _, frozen = program.task.load_frozen(config, mesh, {})
     frozen = frozen.with_records(program.config, mesh, source) if source else frozen
     step_arguments = state, next(batches), key, frozen
     step, compile_seconds = _compile(programs.compile_train_step(program), *step_arguments)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import default
 from dit_jax import benchmark
-from dit_jax.training import frozen_networks, programs
+from dit_jax.training import programs
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_synthetic_batches_have_captions(captioned_config, clip_dir, condition):
     batch = next(benchmark._synthetic_batches(program))
     if condition == "stored":
         assert batch["context"].shape == (16, 12, 16)
-    _, frozen = frozen_networks.load(config, program.mesh)
+    _, frozen = program.task.load_frozen(config, program.mesh, {})
     arguments = program.state, batch, jax.random.key(0), frozen
     step = functools.partial(programs.train_step, program=program)
     _, scalars = jax.eval_shape(step, *arguments)

@@ -90,15 +90,16 @@ def init_params(model: nn.Module, key: jax.Array) -> dict:
     return model.init(key, *model.example_inputs())["params"]
 
 
-def bind(model: nn.Module, params, mesh: jax.sharding.Mesh, rngs: dict | None = None) -> Callable:
+def bind(model: nn.Module, params, mesh: jax.sharding.Mesh) -> Callable:
     """Returns `apply(*inputs)`: the model with these parameters, and its activations on the mesh.
 
-    `sharding.pin_batch` pins activations only inside the context of the mesh.
+    Options of `apply` are those of `Module.apply`, such as `rngs`. `sharding.pin_batch` pins
+    activations only inside the context of the mesh.
     """
 
-    def apply(*inputs):
+    def apply(*inputs, **options):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return model.apply({"params": params}, *inputs, rngs=rngs)
+            return model.apply({"params": params}, *inputs, **options)
 
     return apply
 

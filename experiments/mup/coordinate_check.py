@@ -36,7 +36,7 @@ from dit_jax.data import loader
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.system import files
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -71,7 +71,7 @@ def measure_movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     source = latents.open_split(config, "train")
     devices = jax.devices()[:1]
     mesh = sharding.make_mesh(config.mesh, devices)
-    config, frozen = frozen_networks.load(config, mesh, source.metadata)
+    config, frozen = tasks.choose(config).load_frozen(config, mesh, source.metadata)
     program = programs.make_program(config, devices)
     frozen = frozen.with_records(config, mesh, source)
     step_fn = programs.compile_train_step(program)
@@ -80,7 +80,7 @@ def measure_movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     )
     # Every seed trains on the same batches; the last batch is the fixed input x of f.
     *batches, fixed = (sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1))
-    examples = program.task.examples(fixed, jax.random.key(config.seed), frozen, dropout=False)
+    examples = program.task.draw_examples(fixed, jax.random.key(config.seed), frozen, dropout=False)
     activations = compile_activations(program, frozen, examples)
     rows = []
     for seed in range(seeds):
@@ -104,7 +104,7 @@ def compute_rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def compile_activations(program: programs.Program, frozen: frozen_networks.Frozen, examples):
+def compile_activations(program: programs.Program, frozen: tasks.Frozen, examples):
     """Returns a jitted `activations(params) -> {name: array}` for fixed examples.
 
     Arrays of modules inside the blocks have a leading axis [L] over the blocks.
@@ -125,7 +125,7 @@ def compile_activations(program: programs.Program, frozen: frozen_networks.Froze
 
         # Without jit lax.scan is a Python loop, so the interceptor gets the values of every block.
         with jax.disable_jit(), nn.intercept_methods(intercept):
-            program.task.losses(params, frozen, examples)
+            program.task.compute_losses(params, frozen, examples)
         # Flax traces the body of the scan once before the loop. Those tracers come first in each
         # list and are of another trace, so only the last `depth` values are usable.
         depth = program.model.depth

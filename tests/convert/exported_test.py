@@ -53,7 +53,7 @@ def test_exported_config_that_is_none_is_refused(exported_file, tmp_path, text, 
         ("model", "other", 1, "has {'other': 1}"),
         ("model", "remat", None, "remat"),
         ("data", "name", None, "has {'name': None}"),
-        ("latents", None, 7, "latents=7 must be an object of keys"),
+        ("latents", None, 7, "latents=7 must be an object with keys"),
     ],
 )
 def test_exported_config_of_other_values_is_refused(

@@ -16,7 +16,7 @@ from dit_jax.evaluation import (
     references,
 )
 from dit_jax.sampling import generate, requests
-from dit_jax.training import frozen_networks, initial_state, programs, sample_distance, tasks
+from dit_jax.training import initial_state, programs, sample_distance, tasks
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
     program = programs.make_program(smoke_config)
     state = initial_state.new_state(program, train.jax.random.key(0))
-    distance, measured_by = sample_distance.compile_distance(program.task, frozen_networks.Frozen())
+    distance, measured_by = sample_distance.compile_distance(program.task, tasks.Frozen())
     row = distance(state.params)
     assert row == distance(state.params)
     assert list(row) == ["fd_pixels_90"] == [sample_distance.training_name(smoke_config)]
@@ -139,16 +139,14 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
         message,
         smoke_config.seed,
         program.mesh,
-        program.task.to_image(frozen_networks.Frozen()),
+        program.task.to_image(tasks.Frozen()),
     )
     real = references.load_for_run(smoke_config, "", extractors.load("pixels"))
     assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
     assert measured_by["reference"] == real.source["digest"]
     assert measured_by["extractor"] == real.extractor
     smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
-    assert (
-        sample_distance.compile_distance(program.task, frozen_networks.Frozen())[1] == measured_by
-    )
+    assert sample_distance.compile_distance(program.task, tasks.Frozen())[1] == measured_by
 
 
 @pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])
@@ -162,4 +160,4 @@ def test_model_of_latents_needs_its_vae_for_the_distance(smoke_config):
     smoke_config.fid.every_steps = 1
     smoke_config.sample_every_steps = 0
     with pytest.raises(ValueError, match=r"fid\.every_steps=1 needs latents\.vae"):
-        tasks.build(smoke_config, None, None)
+        tasks.Denoising.build(smoke_config, None)

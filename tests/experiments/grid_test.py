@@ -7,7 +7,7 @@ import pytest
 from configs import smoke
 from dit_jax import latents
 from dit_jax.data import loader
-from dit_jax.training import frozen_networks, programs
+from dit_jax.training import programs, tasks
 from experiments.scaling.cells import grid
 from experiments.scaling.configs import default
 from experiments.scaling.configs import smoke as smoke_sweep
@@ -116,7 +116,7 @@ def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
         )
         key = jax.random.fold_in(jax.random.key(config.seed), 5)
         return jax.device_get(
-            program.task.examples(next(batches), key, frozen_networks.Frozen(), dropout=True)
+            program.task.draw_examples(next(batches), key, tasks.Frozen(), dropout=True)
         )
 
     found = [(cell.config.seed, examples(cell)) for cell in grid.make_cells(sweep)]

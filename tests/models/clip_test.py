@@ -143,7 +143,7 @@ def test_table_of_axes_has_every_parameter():
         for path, shape in parameters.get_shapes(published_configs.CLIP_CONFIG).items()
     }
     assert ranks == {name: len(spec) for name, spec in axes.CLIP_AXES.items()}
-    assert axes.CLIP_AXES.items() <= sharding.PARAMETER_AXES.items()
+    assert axes.CLIP_AXES.items() <= axes.PARAMETER_AXES.items()
 
 
 @pytest.mark.parametrize(
