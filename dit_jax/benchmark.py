@@ -162,7 +162,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time_function(sample, arguments)
     # A guided step is two passes through the network.
-    num_passes = generate.forward_passes(*sampler_arguments)
+    num_passes = generate.count_forward_passes(*sampler_arguments)
     gflops_per_image = models.count(config)["gflops"] * num_passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
