@@ -145,10 +145,8 @@ def make_bits_fn(trained: runs.Trained, steps: int) -> Callable:
             return network(x_t, network_time, cond)
 
         def make_keys(i):  # 0 is for the posterior sample of moments, the others are for noise
-            def make_key(image_index):
-                return jax.random.fold_in(jax.random.fold_in(key, image_index), i)
-
-            return jax.vmap(make_key)(batch["index"])
+            image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+            return jax.vmap(jax.random.fold_in, (0, None))(image_keys, i)
 
         def draw(distribution, i):
             draw_image = functools.partial(distribution, shape=x_0.shape[1:], dtype=jnp.float32)

@@ -12,8 +12,8 @@ import numpy as np
 import tqdm
 
 BLOCK_SIZE = 2048  # points; the distances between two blocks are in memory at a time
-# Relative to |x|^2 + |y|^2. An f32 squared distance was off by at most 8e-7 of that, in 2048
-# dimensions.
+# Relative to |x|^2 + |y|^2. In 2048 dimensions an f32 squared distance was off by at most 8e-7 of
+# this sum.
 ROUNDING = 2e-6
 MAX_HALF_NORM = 32_000.0  # of a squared norm: the sum of two must not overflow float16
 
@@ -37,14 +37,11 @@ def make_blocks(x: np.ndarray, y: np.ndarray, half: bool) -> tuple[list[Block], 
     # |x|^2 + |y|^2 - 2 x.y cancels more the further the points are from the origin, so they are
     # centred. float16 reproduces the evaluator, which does not centre them.
     centre = np.zeros_like(y[0]) if half else np.mean(y, axis=0, dtype=np.float64)
-    return split_into_blocks(x, centre, half), split_into_blocks(y, centre, half), half
+    return _split(x, centre, half), _split(y, centre, half), half
 
 
-def split_into_blocks(features: np.ndarray, centre: np.ndarray, half: bool) -> list[Block]:
-    """Returns blocks of equal size of features [N, D] - centre [D], rounded to float16 by `half`.
-
-    Raises: FloatingPointError for NaN, infinite or huge features.
-    """
+def _split(features, centre, half):
+    """Splits features [N, D] - centre [D] into blocks of equal size; `half` rounds to float16."""
     num_blocks = -(-len(features) // BLOCK_SIZE)
     size = -(-len(features) // num_blocks)
     blocks = []

@@ -39,21 +39,7 @@ def test_rows_have_the_name_of_their_workdir(tmp_path):
         queries.read([f"{tmp_path}/x/*/*", f"{tmp_path}/z*"])
 
 
-WRONG_VALUES = (
-    None,
-    [],
-    [1, 2],
-    {},
-    "x",
-    True,
-    -1,
-    0,
-    1e400,
-    10**400,
-    {"a": [{}]},
-    [["x"]],
-    ["x", 1],
-)
+VALUES = (None, [], [1, 2], {}, "x", True, -1, 0, 1e400, 10**400, {"a": [{}]}, [["x"]], ["x", 1])
 
 
 def _list_keys(row, prefix=()):
@@ -76,7 +62,7 @@ def test_wrong_values_raise_no_error_but_value_error(tmp_path, kind):
         del row["sample"], row["step"]
     path, text = tmp_path / "evaluations.jsonl", json.dumps(row)
     for key in [*_list_keys(row), ("other",)]:
-        for value in WRONG_VALUES:
+        for value in VALUES:
             damaged = json.loads(text)
             section = damaged
             for name in key[:-1]:

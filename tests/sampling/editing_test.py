@@ -16,7 +16,7 @@ from PIL import Image
 from configs import default, smoke
 from dit_jax import conditions, latents
 from dit_jax.diffusion import edits, grids, samplers, solvers
-from dit_jax.sampling import editing, generate, runs
+from dit_jax.sampling import editing, runs
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -25,6 +25,11 @@ DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
 @pytest.fixture(scope="module")
 def trained(trained_workdir):
     return runs.load(trained_workdir, settings=DDIM)
+
+
+def _draw_x_0(trained):
+    """Returns a model that draws x_0 instead of images."""
+    return dataclasses.replace(trained, to_image=lambda x_0: x_0)
 
 
 @pytest.fixture
@@ -102,7 +107,7 @@ def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
     mask[:, 1:3, 2:] = 1
     x_0 = editing.encode(latent, image)
     request = editing.EditRequest(conditions.from_labels([3, 5], 10), edits.Inpaint(x_0, mask))
-    drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), request)
+    drawn = editing.draw(_draw_x_0(latent), request)
     known_error = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
     assert known_error.max() < 1e-6 * np.abs(x_0).max()
     new_difference = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
@@ -154,20 +159,18 @@ def test_ends_of_an_interpolation_are_images_that_sample_draws(trained):
     row = editing.draw(trained, editing.make_interpolation(first, second, (2, 7)))
     assert row.shape == (5, 8, 8, 1)
     request = conditions.from_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
-    arguments = trained.params, request, 0, trained.mesh, trained.to_image
-    drawn = generate.generate(trained.make_sample_fn(), *arguments)
+    drawn = trained.generate(request, seed=0)
     for end, index in ((0, 2), (-1, 7)):
         assert np.abs(row[end].astype(int) - drawn[index]).max() <= 1
     assert all(np.abs(a.astype(int) - b).max() > 2 for a, b in itertools.pairwise(row))
 
 
 def test_interpolation_between_equal_images_has_their_noise(trained):
-    # x_0 is compared, because rounded pixels may hide a difference.
-    trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
+    # Rounded pixels may hide a difference.
+    trained = _draw_x_0(trained)
     request = conditions.from_labels(3 * [3], 10)
     row = editing.draw(trained, editing.make_interpolation(request, request, (2, 2)))
-    arguments = trained.params, request, 0, trained.mesh, trained.to_image
-    drawn = generate.generate(trained.make_sample_fn(), *arguments)
+    drawn = trained.generate(request, seed=0)
     assert_close(row, np.broadcast_to(drawn[2], row.shape), 1e-5)
 
 
@@ -203,18 +206,16 @@ def test_predictions_are_mixed_by_the_share_of_the_second():
 
 
 def test_inverted_noise_leads_to_the_image_only_with_its_class(trained_workdir):
-    trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
+    trained = _draw_x_0(runs.load(trained_workdir, settings=DDIM | dict(steps=100)))
     request = conditions.from_labels([3], 10)
-    arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
-    x_0 = generate.generate(trained.make_sample_fn(), *arguments)
+    x_0 = trained.generate(request, seed=0)
     x_T = editing.invert(trained, request, x_0)
-    noise = generate.generate(trained.make_sample_fn(), *arguments)
-    assert noise.shape == x_T.shape
+    assert x_T.shape == x_0.shape
 
     def draw_again(label):
-        edited = editing.EditRequest(conditions.from_labels([label], 10), edits.FromNoise(x_T))
-        sample = trained.make_sample_fn(edits.FromNoise)
-        return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x: x)
+        edit = edits.FromNoise(x_T)
+        request = editing.EditRequest(conditions.from_labels([label], 10), edit)
+        return editing.draw(trained, request)
 
     assert np.abs(draw_again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
     assert np.abs(draw_again(8) - draw_again(3)).max() > 1e-3
@@ -224,17 +225,11 @@ def test_inversion_clips_x_0_if_samples_are_clipped(smoke_config, tmp_path):
     """Random weights lead far beyond the range of pixels, so an unclipped inversion would fail."""
     workdir = conftest.save_random(tmp_path / "run", smoke_config)
     settings = DDIM | dict(steps=100, cfg_scale=1.0, clip_x_0=True)
-    trained, request = runs.load(workdir, settings=settings), conditions.from_labels([3], 10)
-    sample = trained.make_sample_fn()
-
-    def draw(request):
-        arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
-        return generate.generate(sample, *arguments)
-
-    x_0 = draw(request)
-    sample = trained.make_sample_fn(edits.FromNoise)
-    noise = edits.FromNoise(editing.invert(trained, request, x_0))
-    drawn_again = draw(editing.EditRequest(request, noise))
+    trained = _draw_x_0(runs.load(workdir, settings=settings))
+    request = conditions.from_labels([3], 10)
+    x_0 = trained.generate(request, seed=0)
+    edit = edits.FromNoise(editing.invert(trained, request, x_0))
+    drawn_again = editing.draw(trained, editing.EditRequest(request, edit))
     assert np.abs(drawn_again - x_0).mean() < 0.1 * np.abs(x_0).mean()
 
 

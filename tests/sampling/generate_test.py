@@ -42,18 +42,21 @@ REQUEST = conditions.from_labels(LABELS, 7)
 
 
 def _sample(
-    model, process, params, num_devices=1, batch_size=None, seed=0, labels=LABELS, **changes
+    model,
+    process,
+    params,
+    num_devices=1,
+    batch_size=None,
+    seed=0,
+    labels=LABELS,
+    prediction="eps",
+    **changes,
 ):
-    mesh = _make_mesh(num_devices)
-    sample = generate.make_sample_fn(model, _make_settings(**changes), process, "eps", mesh)
+    """Samples x_0 of these labels, with changed settings."""
+    mesh, request = _make_mesh(num_devices), conditions.from_labels(labels, 7)
+    sample = generate.make_sample_fn(model, _make_settings(**changes), process, prediction, mesh)
     return generate.generate(
-        sample,
-        params,
-        conditions.from_labels(labels, 7),
-        seed,
-        mesh,
-        to_image=lambda x_0: x_0,
-        batch_size=batch_size,
+        sample, params, request, seed, mesh, to_image=lambda x_0: x_0, batch_size=batch_size
     )
 
 
@@ -118,18 +121,16 @@ def test_sampling_starts_with_the_deviation_of_the_process(model, build_process,
 
 
 SCRIPT = """
-import pathlib, sys
+import dataclasses, pathlib, sys
 import jax, numpy as np
 from dit_jax import conditions
-from dit_jax.sampling import generate, runs
+from dit_jax.sampling import runs
 workdir, out, *cluster = sys.argv[1:]
 if cluster:
     address, process_index = cluster
     jax.distributed.initialize(address, 2, int(process_index))
-trained = runs.load(pathlib.Path(workdir))
-request = conditions.from_labels(np.arange(8), 10)
-arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
-x_0 = generate.generate(trained.make_sample_fn(), *arguments, batch_size=4)
+trained = dataclasses.replace(runs.load(pathlib.Path(workdir)), to_image=lambda x_0: x_0)
+x_0 = trained.generate(conditions.from_labels(np.arange(8), 10), seed=0, batch_size=4)
 if jax.process_index() == 0:
     np.save(out, x_0)
 """
@@ -183,14 +184,8 @@ def test_samples_scale_with_sigma_max(model, build_process, golden_params):
 
     def compute_deviation(sigma_max):
         process = build_process("edm", sigma_max=sigma_max, sigma_data=100.0)
-        settings = dict(sampler="ddim", steps=1, cfg_scale=1.0)
-        sample = generate.make_sample_fn(
-            model, _make_settings(**settings), process, "edm", _make_mesh(1)
-        )
-        images = generate.generate(
-            sample, golden_params, REQUEST, 0, _make_mesh(1), to_image=lambda x_0: x_0
-        )
-        return images.std()
+        settings = dict(prediction="edm", sampler="ddim", steps=1, cfg_scale=1.0)
+        return _sample(model, process, golden_params, **settings).std()
 
     c_skip = 1e4 / (10.0**2 + 1e4)
     assert compute_deviation(10.0) == pytest.approx(10 * c_skip, rel=0.3)

@@ -1,5 +1,6 @@
 """Loading a trained model: its guide, VAE and text encoder, its requests, and refusals."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 
 from dit_jax import conditions
 from dit_jax.data import text
-from dit_jax.sampling import generate, runs
+from dit_jax.sampling import runs
 from dit_jax.training import programs
 
 REQUEST = conditions.from_labels(np.arange(10), 10)
@@ -17,10 +18,7 @@ REQUEST = conditions.from_labels(np.arange(10), 10)
 def test_earlier_checkpoint_guides_a_later_one(workdir):
     trained = runs.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
     assert (trained.step, trained.guide.step) == (40, 20)
-    images = generate.generate(
-        trained.make_sample_fn(), trained.params, REQUEST, 0, trained.mesh, trained.to_image
-    )
-    assert images.shape == (10, 8, 8, 1)
+    assert trained.generate(REQUEST, seed=0).shape == (10, 8, 8, 1)
 
 
 def test_guides_with_another_process_are_refused(trained_workdir, workdir):
@@ -36,8 +34,8 @@ def test_clipped_samples_are_in_the_range_of_pixels(trained_workdir):
     def compute_largest(**settings):
         settings = dict(sampler="ddim", steps=4, cfg_scale=4.0) | settings
         trained = runs.load(trained_workdir, settings=settings)
-        arguments = trained.params, REQUEST, 0, trained.mesh, lambda x_0: x_0
-        return np.abs(generate.generate(trained.make_sample_fn(), *arguments)).max()
+        trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
+        return np.abs(trained.generate(REQUEST, seed=0)).max()
 
     assert compute_largest(clip_x_0=True) <= 1 + 1e-6
     assert compute_largest() > 1.01
