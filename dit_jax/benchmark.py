@@ -39,7 +39,7 @@ from dit_jax import cli, conditions, latents, models, sharding, train
 from dit_jax.config import parsers, sizes
 from dit_jax.data import loader
 from dit_jax.errors import UserError
-from dit_jax.evaluation import metrics, precision_recall
+from dit_jax.evaluation import measures, metrics, references
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
 from dit_jax.training import initial_state, programs
@@ -163,7 +163,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time_function(sample, arguments)
     # A guided step is two passes through the network.
-    num_passes = generate.forward_passes(*sampler_arguments)
+    num_passes = generate.count_forward_passes(*sampler_arguments)
     gflops_per_image = models.count(config)["gflops"] * num_passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
@@ -257,16 +257,19 @@ def bench_metrics(num: int) -> dict:
     # Only array sizes affect speed, so probabilities and spatial features are taken from `samples`.
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
+    extracted = {"features": samples, "spatial": samples[:, :2023], "probabilities": probabilities}
     pooled = metrics.fit_gaussian(reference)
     spatial = metrics.Gaussian(pooled.mean[:2023], pooled.covariance[:2023, :2023], pooled.n)
-    measures = {
-        "fid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples), pooled),
-        "sfid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples[:, :2023]), spatial),
-        "inception_score": lambda: metrics.inception_score(probabilities),
-        "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
-        "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),
-    }
-    seconds = {f"{name}_seconds": _time_call(measure) for name, measure in measures.items()}
+    gaussians = {"features": pooled, "spatial": spatial}
+    extractor, source = {"name": "inception"}, {"num_images": len(reference)}
+    arguments = extractor, source, gaussians, reference, None
+    inputs = measures.Inputs(extracted, references.Reference(*arguments))
+    seconds = {}
+    for name, measure in measures.MEASURES.items():
+        began = time.perf_counter()
+        # A measure that Inception's features do not have computes nothing.
+        if measure.compute and measure.compute(inputs):
+            seconds[f"{name}_seconds"] = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         **seconds,

@@ -86,7 +86,7 @@ def test_names_with_commas_and_a_class_named_random():
 
 def test_columns_of_an_npz_are_refused(run_command, workdir, tmp_path):
     flags = ["--workdir", workdir, "--columns", 3, "--out", tmp_path / "x.npz"]
-    assert "--columns is of a .png" in run_command("sample", *flags, fails=True)
+    assert "needs --out to be a .png" in run_command("sample", *flags, fails=True)
 
 
 def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
@@ -94,7 +94,7 @@ def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
 ):
     flags = ["--workdir", workdir, "--out", tmp_path / "x.png"]
     error = run_command("sample", *flags, "--columns=1000000000", fails=True)
-    assert error == "error: --columns=1000000000 must be at most 16, the images of --num.\n"
+    assert error == "error: --columns=1000000000 must be at most 16, the number of images.\n"
     error = run_command("sample", *flags, "--num=1000000", fails=True)
     assert error.startswith(
         "error: a picture of 1,000,000 images of 8 x 8 pixels would have 50,000 x "

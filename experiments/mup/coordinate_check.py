@@ -191,8 +191,8 @@ def draw(rows: list[dict]):
                 axes.plot(moved.index, moved, label=f"{kind}, $p = {p:.2f}$", **look)
                 plot_style.draw_seeds(axes, points, look["color"])
             # On log axes a power of the width is a straight line.
-            plot_style.log_scale(axes.xaxis)
-            plot_style.log_scale(axes.yaxis)
+            plot_style.set_log_scale(axes.xaxis)
+            plot_style.set_log_scale(axes.yaxis)
             axes.set_ylabel(f"moved after {step} steps (rms)")
             axes.set_title(label, loc="left", fontsize=8)
             axes.legend(frameon=False)

@@ -82,7 +82,8 @@ def speed(process: str, settings: dict) -> dict:
     config.sample.update(settings)
     measured = benchmark.bench_sample(config, config.sample.steps, SPEED_BATCH_SIZE)
     prediction = config.objective.prediction
-    passes = generate.forward_passes(config.sample, diffusion.build(config.diffusion), prediction)
+    process = diffusion.build(config.diffusion)
+    passes = generate.count_forward_passes(config.sample, process, prediction)
     return {
         "passes": passes,
         "img_per_s": measured["img_per_s"],

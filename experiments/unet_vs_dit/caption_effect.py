@@ -97,7 +97,7 @@ def draw(results: dict[str, dict[str, np.ndarray]]):
             axes.set_title(f"{split} images")
             axes.set_xlabel("time t (1 is noise)")
         panels[0].set_ylabel("more loss by another's caption (%)")
-        plot_style.legend(panels[0], panels[0].lines, results, frameon=False)
+        plot_style.draw_legend(panels[0], panels[0].lines, results, frameon=False)
     return figure
 
 

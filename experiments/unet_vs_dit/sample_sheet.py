@@ -77,7 +77,7 @@ def draw(
     # The column of prompts is as wide as the longest line of text in it.
     cell = max(CELL, next(iter(panels.values())).shape[2])
     texts = {
-        p: f"{plot_style.literal(p)}\n({real[p][0] if p in real else 'in no caption'})"
+        p: f"{plot_style.escape(p)}\n({real[p][0] if p in real else 'in no caption'})"
         for p in prompts
     }
     names = LETTER * max(len(line) for text in texts.values() for line in text.split("\n"))
@@ -101,7 +101,7 @@ def draw(
             axes.imshow(grid, interpolation="none", aspect="auto")
             axes.axis("off")
             at = (left + grid.shape[1] / 2) / total[0], 1 - TOP / 2 / total[1]
-            figure.text(*at, plot_style.literal(name), ha="center", va="center")
+            figure.text(*at, plot_style.escape(name), ha="center", va="center")
             left += grid.shape[1]
         for i, prompt in enumerate(prompts):
             at = names / total[0], (height - (i + 0.5) * height / len(prompts)) / total[1]

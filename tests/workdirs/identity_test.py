@@ -193,7 +193,7 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
     data = workdirs.load_data(run)
     assert data["train"]["classes"] == ["ant", "bee"]
     assert data["eval"]["num_examples"] == 4
-    assert runs.load(run).request(2, labels="bee,ant").cond.tolist() == [1, 0]
+    assert runs.load(run).make_request(2, labels="bee,ant").cond.tolist() == [1, 0]
     change(folder)
     config.total_steps = 3
     message = rf"image folder .*train is not what the run in {run} was begun with:\n  .*differ"

@@ -41,10 +41,10 @@ def draw_tokens_depth(rows: pd.DataFrame, quality: str):
         for axes, (x, lines) in zip(panels, parts.items(), strict=True):
             for _, line in lines.groupby("line", sort=False):
                 _draw_line(axes, look, line, x, quality)
-            axes.set_xlabel(plot_style.label(x))
+            axes.set_xlabel(plot_style.get_label(x))
             axes.set_title(TITLES[x], fontsize=8)
             axes.margins(x=0.08)
-            plot_style.log_scale(axes.xaxis)
+            plot_style.set_log_scale(axes.xaxis)
             styles.tick_values(axes.xaxis, set(lines[x]))
             styles.name_quality(axes, lines, quality, log=True)
         look.draw_legend(figure, pd.concat(parts.values()))
@@ -126,7 +126,7 @@ def draw_blocks(rows: pd.DataFrame, quality: str):
                 color = colors[variant["block"].iloc[0]]
                 styles.draw_curve(axes, curve, color, "o", linestyle=dash)
             names.append(new_line([], [], color="0.3", linestyle=dash, label=name))
-        axes.set_xlabel(plot_style.label("step"))
+        axes.set_xlabel(plot_style.get_label("step"))
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))  # 400k, 1M
         styles.name_quality(axes, drawn, quality, log=True)
         used = set(drawn["block"])
@@ -164,11 +164,11 @@ def draw_networks(rows: pd.DataFrame, quality: str):
             curve = subsets.make_curve(model, "compute", quality)
             styles.draw_curve(by_compute, curve, colors[model["network"].iloc[0]], "o")
         by_size.set_title(f"after {last['step'].iloc[0]:,} steps", fontsize=8)
-        by_size.set_xlabel(plot_style.label("gmacs"))
+        by_size.set_xlabel(plot_style.get_label("gmacs"))
         by_compute.set_title("a line to a model", fontsize=8)
         by_compute.set_xlabel(f"training compute ({name})")
         for axes in (by_size, by_compute):
-            plot_style.log_scale(axes.xaxis)
+            plot_style.set_log_scale(axes.xaxis)
             styles.name_quality(axes, rows, quality, log=True)
         handles = [
             matplotlib.lines.Line2D(

@@ -42,8 +42,8 @@ def draw_gflops(rows: pd.DataFrame, quality: str):
         texts += [f"$r = {line.correlation:.2f}$"] if line else []
         _draw_law(axes, law, x)
         axes.set_title(", ".join(texts), fontsize=7, loc="right")
-        axes.set_xlabel(plot_style.label("gmacs"))
-        plot_style.log_scale(axes.xaxis)
+        axes.set_xlabel(plot_style.get_label("gmacs"))
+        plot_style.set_log_scale(axes.xaxis)
         styles.name_quality(axes, drawn, quality, log=is_loss)
         look.draw_legend(figure, drawn)
     return figure
@@ -78,9 +78,9 @@ def draw_compute(rows: pd.DataFrame, quality: str):
             _draw_models(axes, look, part, "compute", quality)
             _draw_law(axes, law, part["compute"])
             if tokens:
-                axes.set_title(plot_style.count("token", tokens), fontsize=8)
+                axes.set_title(plot_style.format_count("token", tokens), fontsize=8)
             axes.set_xlabel(f"training compute ({name})")
-            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(parts)))
+            plot_style.set_log_scale(axes.xaxis, room=min(1, 2 / len(parts)))
             styles.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
@@ -133,16 +133,16 @@ def draw_isoflop(rows: pd.DataFrame, quality: str):
                     model = models.loc[point["model"]]
                     at = point["gmacs"], point["quality"]
                     styles.draw_point(axes, at, look.get_color(model), look.get_marker(model))
-            axes.set_title(plot_style.count("token", count), fontsize=8)
-            axes.set_xlabel(plot_style.label("gmacs"))
+            axes.set_title(plot_style.format_count("token", count), fontsize=8)
+            axes.set_xlabel(plot_style.get_label("gmacs"))
             axes.margins(x=0.08)
-            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
+            plot_style.set_log_scale(axes.xaxis, room=min(1, 2 / len(tokens)))
             styles.name_quality(axes, drawn, quality, log=True)
         for axes in panels[1:]:
             axes.set_ylabel("")
         # All panels share one color bar. The legend has only models that are drawn.
         bar = figure.colorbar(greys, ax=panels, label=f"training compute ({name})", pad=0.02)
-        plot_style.log_scale(bar.ax.yaxis)
+        plot_style.set_log_scale(bar.ax.yaxis)
         shown = {point["model"] for budget in budgets for point in budget["models"]}
         star = matplotlib.lines.Line2D([], [], label="", **STAR)
         look.draw_legend(
@@ -172,7 +172,8 @@ def draw_extrapolation_tokens(rows: pd.DataFrame, quality: str):
     """
     drawn = subsets.select_last_step(subsets.select_standard(rows, "gmacs", "tokens"), quality)
     parts = {
-        plot_style.count("token", tokens): part for tokens, part in selection.split_by_tokens(drawn)
+        plot_style.format_count("token", tokens): part
+        for tokens, part in selection.split_by_tokens(drawn)
     }
     if len(parts) < 2:
         raise subsets.NoRowsError("all models have the same tokens")
@@ -201,7 +202,7 @@ def _draw_extrapolations(rows, parts, quality):
         for axes, (title, largest) in zip(panels, fits.items(), strict=True):
             narrow = len(fits) > 2
             _draw_extrapolation(axes, look, title, parts[title], largest, quality, narrow)
-            plot_style.log_scale(axes.xaxis, room=min(1, 2 / len(fits)))
+            plot_style.set_log_scale(axes.xaxis, room=min(1, 2 / len(fits)))
         for axes in panels[1:]:
             axes.set_ylabel("")
         look.draw_legend(figure, pd.concat([parts[title] for title in fits]))
@@ -219,7 +220,7 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
     _draw_law(axes, law, drawn["gmacs"])
     # In a narrow panel the title would run into the next one, so it has more lines.
     separator = "\n" if narrow else " "
-    text, model = f"{title}, " if title else "", plot_style.literal(found["model"])
+    text, model = f"{title}, " if title else "", plot_style.escape(found["model"])
     text += f"fit of all but {model}:{separator}{_equation(law, 'G')}\n"
     text += f"{model}: predicted {_digits(found['predicted'])}"
     if found["interval"]:
@@ -228,7 +229,7 @@ def _draw_extrapolation(axes, look, title, drawn, found, quality, narrow):
         text += f"{separator}({bootstrap.LEVEL:.0%}: {' to '.join(ends)})"
     text += f",{separator}measured {_digits(found['measured'])}"
     axes.set_title(text, fontsize=7, loc="right")
-    axes.set_xlabel(plot_style.label("gmacs"))
+    axes.set_xlabel(plot_style.get_label("gmacs"))
     styles.name_quality(axes, drawn, quality, log=True)
 
 

@@ -77,7 +77,7 @@ def draw_samples(rows: pd.DataFrame, arrays: dict[str, np.ndarray]):
 def _write(figure, at, total, text):
     """Writes a text centred at the pixel `at` (x, y from below) of a figure of `total` pixels."""
     figure.text(
-        at[0] / total[0], at[1] / total[1], plot_style.literal(text), ha="center", va="center"
+        at[0] / total[0], at[1] / total[1], plot_style.escape(text), ha="center", va="center"
     )
 
 

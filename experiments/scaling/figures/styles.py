@@ -119,7 +119,7 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
         for title, handles in broken
     ]
     handles, labels = zip(*(row[i] for i in range(columns) for row in cells), strict=True)
-    legend = plot_style.legend(
+    legend = plot_style.draw_legend(
         figure,
         handles,
         labels,
@@ -174,10 +174,10 @@ def name_quality(axes, rows: pd.DataFrame, quality: str, log: bool) -> None:
     """
     from_samples = not quality.startswith(selection.LOSSES)
     measured = table.to_rows(rows.filter([quality, "num"]))
-    axes.set_ylabel(plots.axis_label(measured, quality, with_num=from_samples))
+    axes.set_ylabel(plots.get_axis_label(measured, quality, with_num=from_samples))
     positive = (rows[quality] > 0).all()
     if log and positive and not quality.startswith(selection.HIGHER):
-        plot_style.log_scale(axes.yaxis)
+        plot_style.set_log_scale(axes.yaxis)
 
 
 def tick_values(axis, values: set[float]) -> None:

@@ -59,7 +59,8 @@ def comparable(rows: pd.DataFrame, quality: str, across: Collection[str] = ()) -
     """
     kept = rows[rows[quality].notna()] if quality in rows else rows[:0]
     if kept.empty:
-        counts = rows.filter(regex="^(eval_|fid|sfid|kid|fd_)").count()
+        names = [name for name in rows if name.startswith(LOSSES) or measures.find(name)]
+        counts = rows[names].count()
         known = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
         raise UserError(f"none of {len(rows)} rows has {quality!r}; there is {known or 'none'}.")
     alike = ("network", "block", "batch_size")

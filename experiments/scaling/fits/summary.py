@@ -154,7 +154,7 @@ def _model(row):
 
 def _tokens(found):
     """Returns '4 tokens', or 'UNets' without tokens."""
-    return plot_style.count("token", found["tokens"]) if found["tokens"] else "UNets"
+    return plot_style.format_count("token", found["tokens"]) if found["tokens"] else "UNets"
 
 
 # The parts of a study in their order, as keys of `fit.study`: (title, function).
