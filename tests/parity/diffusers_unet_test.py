@@ -77,7 +77,7 @@ def test_conditional_unet_agrees(name, tmp_path):
     torch.manual_seed(0)
     reference = _perturbed(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
     reference.save_pretrained(tmp_path)
-    config = convert.unet.read_config(tmp_path)
+    config = convert.unet.read_model_config(tmp_path)
     params = convert.load("unet", tmp_path, config)
     shape = (len(T), 77, config.context_size)
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)

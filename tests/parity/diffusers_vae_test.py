@@ -48,7 +48,7 @@ def _nchw(array):
 def test_moments_and_decoded_pixels_agree(sizes, image_size, tmp_path):
     reference = _reference(sizes)
     reference.save_pretrained(tmp_path)
-    config = convert.vae.read_config(tmp_path)
+    config = convert.vae.read_model_config(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     params = convert.load("vae", path, config)
     output = models.build(config)
