@@ -13,7 +13,7 @@ from helpers import published_configs
 from helpers.close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import convert, models, sharding
+from dit_jax import convert, models
 from dit_jax.convert import parameters
 from dit_jax.models import clip
 from dit_jax.sharding import axes
