@@ -175,7 +175,7 @@ class Context(Captions):
                 f"model.context_size={size}."
             )
         # No tokenizer: the stored outputs are read instead of the captions.
-        return Annotations(None, "captions", count, context=True)
+        return Annotations(None, "captions", count, reads_context=True)
 
     def load_encoder(self, mesh, dtype=None):
         return text_encoder.load(self.config, mesh, dtype)

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from dit_jax.data import sources
+from dit_jax.data import pixels, sources
 from dit_jax.errors import UserError
 from dit_jax.system import stopping
 
@@ -35,6 +35,7 @@ class _BatchReader:
     batch_size: int  # of the global batch
     rows: np.ndarray  # this process's rows of the global batch
     captions_per_image: int
+    image_features: tuple[str, ...]  # the arrays that are mirrored
 
     def __call__(self, i: int) -> Batch:
         positions = i * self.batch_size + self.rows
@@ -55,7 +56,8 @@ class _BatchReader:
             return with_caption(self.gather(2 * indices + mirrored), caption)
         batch = with_caption(self.gather(indices), caption)
         if self.flip:
-            batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
+            for feature in self.image_features:
+                batch[feature][mirrored] = pixels.mirror(batch[feature][mirrored])
         return batch
 
 
@@ -172,6 +174,7 @@ class TrainIterator:
             config.batch_size,
             rows,
             source.annotations.captions_per_image,
+            ("image", *source.annotations.images),
         )
         # The elements of Grain's dataset are batch indices, so it starts at any batch at once.
         options = grain.ReadOptions(

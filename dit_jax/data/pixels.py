@@ -142,6 +142,11 @@ def orientation(image: Image.Image) -> int:
     return value if value in range(2, 9) else 1
 
 
+def mirror(images: np.ndarray) -> np.ndarray:
+    """Mirrors images [..., W, C] left to right."""
+    return images[..., ::-1, :]
+
+
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Converts an image of any mode to 8-bit grey (1 channel) or RGB (3 channels).
 

@@ -48,7 +48,7 @@ def open_split(data_config, split: str, annotations: Annotations) -> sources.Sou
     builder = open_builder(data_config.name, data_config.data_dir, "image", build_command)
     annotations.check_features(builder.info.features, data_config.name)
     class_names = read_class_names(builder, annotations.num_classes)
-    records, origin, shards = read_split(builder, split, "image", build_command)
+    records, origin, shards = read_split(builder, split, build_command)
     return sources.Source(
         records,
         "image",
@@ -76,7 +76,8 @@ def open_builder(name: str, data_dir: str, feature: str, build_command: str):
     # Imported here because it takes most of a second and image folders do not need it.
     import tensorflow_datasets as tfds
 
-    directory = files.to_path(name, "data.name" if feature == "image" else "latents.moments")
+    is_moments = feature == "moments"
+    directory = files.to_path(name, "latents.moments" if is_moments else "data.name")
     data_dir = data_dir and str(files.to_path(data_dir, "data.data_dir"))
     for path in filter(None, (name, data_dir)):
         files.check_utf8(pathlib.Path(path))
@@ -91,9 +92,7 @@ def open_builder(name: str, data_dir: str, feature: str, build_command: str):
         builder = _find_builder(tfds, name, data_dir)
     # TFDS also has builders for datasets that are not prepared, so the directory is checked too.
     if builder is None or not pathlib.Path(builder.data_dir).is_dir():
-        can_build = (
-            builder is not None or name.partition("/")[0] in DATASETS or feature == "moments"
-        )
+        can_build = builder is not None or name.partition("/")[0] in DATASETS or is_moments
         build_hint = f" Build it with `{build_command}`." if can_build else ""
         raise MissingFileError(
             f"no prepared TFDS dataset {files.printable(name)!r} in "
@@ -201,13 +200,13 @@ def read_class_names(builder, num_classes: int | None) -> tuple[str, ...] | None
 
 
 def read_split(
-    builder, split: str, feature: str, build_command: str
+    builder, split: str, build_command: str
 ) -> tuple[Sequence, str, sources.Files | None]:
     """Returns (records, name for messages, shards) of a split; ((), name, None) if it is empty.
 
+    The images in the records are encoded bytes.
     Args:
       split: the name of a split, or a slice such as 'train[:90%]'.
-      feature: 'image', whose bytes stay encoded, or 'moments'.
       build_command: the command that prepares the dataset, for messages.
     Raises: ValueError if the split is unknown, if its files are outside the dataset's directory, if
       they are damaged, or if their format has no random access; FileNotFoundError if a shard is
@@ -234,7 +233,11 @@ def read_split(
         )
     shards = _read_shards(builder, info, build_command)
     # `pixels` decodes the images later, because TFDS would hide their mode.
-    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
+    decoders = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
     try:
         return builder.as_data_source(split=split, decoders=decoders), origin, shards
     # array_record raises all kinds of exceptions for a damaged shard.
