@@ -126,7 +126,9 @@ class Tokens(Captions):
     def encode(model, params, encoder, cond, mesh):
         if cond.ndim == 3:  # [B, M, D]: encoded already
             return cond
-        return models.bind(conditioning.encoder(model), params["text_encoder"], mesh)(cond)
+        return models.bind(conditioning.make_text_encoder(model), params["text_encoder"], mesh)(
+            cond
+        )
 
 
 class Context(Captions):
