@@ -12,14 +12,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli
+from dit_jax import cli, conditions
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.sampling import pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-NUM = 16  # images by default, without --prompt
+NUM = 16  # images by default, if the flags list no conditions
 
 
 def _write(out, images, labels):
@@ -44,13 +44,14 @@ def main(_):
     cli.check_out(out, (".png", ".npz"))
     if FLAGS.columns and out.suffix == ".npz":
         raise UserError(f"--columns is of a .png; --out={out} has no grid.")
-    num = FLAGS.num or len(FLAGS.prompt) or NUM
+    condition_flags = sampling_flags.get_conditions()
+    num = FLAGS.num or conditions.count_requested(condition_flags) or NUM
     if FLAGS.columns > num:
         raise UserError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
     trained = runs.load(**sampling_flags.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
-    request = trained.request(num, FLAGS.seed, **sampling_flags.get_conditions())
+    request = trained.request(num, FLAGS.seed, **condition_flags)
     progress = sys.stderr.isatty()
     images = trained.generate(request, FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)
     if jax.process_index() == 0:  # every process has all images, one writes them
@@ -63,7 +64,7 @@ if __name__ == "__main__":
     sampling_flags.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     sampling_flags.define_conditions()
-    text = f"Number of images; by default one of each --prompt, else {NUM}."
+    text = f"Number of images; by default one of each listed condition (--prompt), else {NUM}."
     flags.DEFINE_integer("num", None, text, 1, ranges.MAX_COUNT)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
     flags.DEFINE_integer(

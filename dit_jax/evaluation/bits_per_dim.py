@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict:
     """Returns the row with the bits per dimension of `num` held-out images, spread evenly over all.
 
-    The model gets labels or captions, and there is no guidance. The denoiser is the one that
+    The model gets the images' conditions, and there is no guidance. The denoiser is the one that
     samples, so x_0 is clipped if `config.sample.clip_x_0` is on. 'bits_per_latent_dim' is a
     density: compare it only between runs with the same VAE and scale.
     Args:
