@@ -63,7 +63,7 @@ class Folder(sources.Files):
 
 
 def open_split(data_config, split: str, annotations: Annotations) -> sources.Source:
-    """Opens a split of an image folder, with the annotations that are asked for.
+    """Opens a split of an image folder with these annotations.
 
     Raises: FileNotFoundError if the split has no folder; ValueError if a link breaks the rules, if
       a folder cannot be read, if metadata.jsonl has invalid lines, or if the folders do not match
@@ -139,24 +139,24 @@ def check_output_outside_data(config, directory: pathlib.Path) -> None:
             raise UserError(
                 f"{files.printable(directory)} lies in the image folder "
                 f"{files.printable(split_folder)}, where it would be read as a class. Choose a "
-                "directory outside of it."
+                "directory outside of the image folder."
             )
 
 
 def normalize_class_name(name: str) -> str:
-    """Returns a class name in Unicode's NFC form. Class names are compared in this form."""
+    """Returns a class name in Unicode's form NFC, in which class names are compared."""
     return unicodedata.normalize("NFC", name)
 
 
 def _scan(root, split, expected=()):
-    """Lists a split, and logs the skipped files but those with a suffix in `expected`."""
-    listed = listing.scan(_split_folder(root, split), root)
+    """Lists a split, and logs the skipped files except those with a suffix in `expected`."""
+    listed = listing.scan(_find_split_folder(root, split), root)
     listing.report(listed, expected)
     return listed
 
 
-def _split_folder(root, split):
-    """Returns the path of a split's folder, after checking that it exists in the root."""
+def _find_split_folder(root, split):
+    """Returns the path of a split's folder, after a check that it exists in the root."""
     if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
         raise UserError(
             f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
@@ -184,21 +184,21 @@ def _make_labelled_folder(listed, root, split, train_split, num_classes):
             raise UserError(
                 f"{origin} has {listing.count(len(listed.names), 'image')} and no class folders, "
                 f"which model.num_classes={num_classes} needs. Move the images of each class into "
-                "a folder of its own. To train without labels, set model.num_classes=0, "
+                "a folder of their own. To train without labels, set model.num_classes=0, "
                 "model.null_condition=False and sample.cfg_scale=1."
             )
         return _make_folder(listed)
     # The training split defines the classes, so its subfolders are listed for any other split too.
     train_names, train_origin = listed.folders, origin
     if os.path.normpath(split) != os.path.normpath(train_split):
-        folder = _split_folder(root, train_split)
+        folder = _find_split_folder(root, train_split)
         train_names, train_origin = listing.list_folders(folder, root), listing.describe(folder)
     classes, folders = _normalize(train_names, train_origin), _normalize(listed.folders, origin)
     if unknown := [name for key, name in folders.items() if key not in classes]:
         raise UserError(
             f"{origin} has folders that are no classes of {train_origin}: "
             f"{files.list_some(unknown, listing.SHOWN)}. data.train_split={train_split!r} defines "
-            "the classes. Rename the folders as there, or remove them."
+            "the classes. Rename the folders, or remove them."
         )
     # A label is an index into the training split's classes. This split may spell their names in
     # another Unicode form, and its images are labelled by its own spelling.
@@ -252,7 +252,7 @@ def _label(listed, label_by_folder):
         raise UserError(
             f"{listed.origin} has folders without images: "
             f"{files.list_some(descriptions, listing.SHOWN)}. Every folder there is a class. Add "
-            f"images ({pixels.READ}) to these folders, or remove them."
+            f"images ({pixels.READ}) to these folders, or remove the folders."
         )
     return np.array([label_by_folder[name] for name in folders], np.int32)
 

@@ -39,19 +39,14 @@ class ImageNames:
         """{path in Unicode's composed form, NFC: path}, built only if a name needs it."""
         return {_compose(path): path for path in self.paths}
 
-    def parse(self, key: str, value: Any) -> str:
-        """Returns the path of a further image; a `Parser`."""
-        if not (value and isinstance(value, str)):
-            raise UserError(f"must be JSON with {key}, the path of an image")
-        return self.resolve(value)
-
-    def resolve(self, name: str) -> str:
-        """Returns the path that a name in a line means.
+    def parse(self, key: str, name: Any) -> str:
+        """Returns the path that a name means; a `Parser`.
 
         The line and the file system may spell a path differently in Unicode: "é" is one character
         or two. "./a.png" and "sub//a.png" are valid too.
-        Raises: ValueError if the folder has no such image.
         """
+        if not (name and isinstance(name, str)):
+            raise UserError(f"must be JSON with {key}, a text")
         if name in self.paths:
             return name
         plain = "/".join(part for part in name.split("/") if part not in ("", "."))
@@ -87,11 +82,12 @@ def read(
     Raises: FileNotFoundError; ValueError that lists the invalid lines.
     """
     if not path.is_file():
-        example = json.dumps({"file_name": "a.png"} | dict.fromkeys(parsers, "..."))
+        example = json.dumps({"file_name": "a.png", **dict.fromkeys(parsers, "...")})
         raise MissingFileError(
             f"no {files.printable(path)}: the config reads {', '.join(parsers)} of each image "
             f"from there. Write one line of JSON for each image, such as {example}."
         )
+    parsers = {"file_name": image_names.parse, **parsers}
     num_images = len(image_names.paths)
     max_bytes = json_files.MAX_BYTES + MAX_BYTES_PER_IMAGE * num_images
     rows, line_numbers = {}, {}  # by image path
@@ -100,8 +96,8 @@ def read(
     # An invalid line does not stop the reading, so that one error can list all of them.
     for line_number, line in _read_lines(path):
         try:
-            name, values = _parse_line(line, parsers, image_names)
-            if name in rows:
+            values = _parse_line(line, parsers)
+            if (name := values.pop("file_name")) in rows:
                 raise UserError(
                     f'lists "{name[:MAX_SHOWN]}" again, as line {line_numbers[name]} does; remove '
                     "one"
@@ -148,11 +144,8 @@ def _read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
             yield line_number, line.removesuffix(b"\n")
 
 
-def _parse_line(line, parsers, image_names):
-    """Returns (image path, {key: value}) of a line.
-
-    Raises: ValueError with the fault, worded to follow "line 3".
-    """
+def _parse_line(line, parsers):
+    """Returns {key: value} of a line.   Raises: ValueError as a `Parser`."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -165,14 +158,10 @@ def _parse_line(line, parsers, image_names):
         reason = str(error).rstrip(".")
         raise UserError(f"must be JSON with file_name, a text: {shown}: {reason}") from None
     row = row if isinstance(row, dict) else {}
-    name = row.get("file_name")
-    if not (name and isinstance(name, str)):
-        raise UserError(f"must be JSON with file_name, a text: {shown}")
     try:
-        values = {key: parse(key, row.get(key)) for key, parse in parsers.items()}
+        return {key: parse(key, row.get(key)) for key, parse in parsers.items()}
     except ValueError as error:
         raise UserError(f"{error}: {shown}") from None
-    return image_names.resolve(name), values
 
 
 def _compose(name):

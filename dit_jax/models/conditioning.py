@@ -14,19 +14,18 @@ import jax.numpy as jnp
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import text_encoder
 
-# A condition inside a network: the sequence [B, M, D] that its blocks attend to, and the vector
-# [B, D] that is added to the time's embedding. Either may be None.
+# The sequence [B, M, D] that blocks attend to, and the vector [B, D] that is added to the time's
+# embedding. Either may be None.
 Embedded = tuple[jax.Array | None, jax.Array | None]
 
 
 class Kind:
-    """A kind of condition of a noise predictor.
+    """A kind of condition; `model` is the network, whose fields have the sizes.
 
-    The methods of a subclass are called with the network, whose fields have the sizes. `join` and
-    `embed` are called inside the network's compact method, so they may create submodules.
+    A network calls `join` and `embed` inside its compact method, so they may create submodules.
     """
 
-    is_sequence: ClassVar[bool] = False  # whether cond is a caption, which becomes a sequence
+    is_sequence: ClassVar[bool] = False  # whether `embed` returns a sequence
 
     def check(self, config) -> None:
         """Checks the sizes in a noise predictor or its `config.model`.   Raises: ValueError."""
@@ -36,11 +35,11 @@ class Kind:
         raise NotImplementedError
 
     def join(self, model: nn.Module, x_t: jax.Array, cond: jax.Array) -> jax.Array:
-        """Returns the network's input [B, h, w, C']: x_t, perhaps with channels from cond."""
+        """Returns the network's input [B, h, w, C']: x_t, for some kinds with more channels."""
         return x_t
 
     def embed(self, model: nn.Module, cond: jax.Array) -> Embedded:
-        """Returns the sequence and the vector of a condition that enters beside x_t."""
+        """Embeds the condition as a sequence, a vector, both, or neither."""
         return None, None
 
 

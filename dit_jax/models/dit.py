@@ -13,14 +13,14 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import blocks, conditioning, layers, options
 
-CONDITIONS = ("label", "tokens", "context")  # the kinds that it takes, of conditioning.KINDS
+CONDITIONS = ("label", "tokens", "context")  # the keys of conditioning.KINDS that a DiT takes
 MAX_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
 def parse_name(name: str) -> dict[str, int]:
-    """Returns the config fields for a name of the paper: 'DiT-XL/2' has patch size 2.
+    """Returns the config fields for a name of the paper, such as 'DiT-XL/2' with patch size 2.
 
     Raises: ValueError for an unknown name.
     """
@@ -191,9 +191,8 @@ def from_config(config) -> DiT:
     Raises: ValueError for sizes that do not fit together, with the values.
     """
     fields = {key: config[key] for key in config if key != "name"}
-    hidden_size, num_heads, patch_size = (
-        fields[name] for name in ("hidden_size", "num_heads", "patch_size")
-    )
+    hidden_size, num_heads = config.hidden_size, config.num_heads
+    patch_size = config.patch_size
     height, width = sizes.height_and_width(fields["input_size"])
     fields["input_size"] = input_size = sizes.simplify((height, width))
     if not num_heads or hidden_size % num_heads:
@@ -202,7 +201,7 @@ def from_config(config) -> DiT:
         raise UserError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
     if height % patch_size or width % patch_size:
         common = math.gcd(height, width)
-        divisors = [p for p in range(1, common + 1) if common % p == 0]
+        divisors = [number for number in range(1, common + 1) if common % number == 0]
         raise UserError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
     if (size := height * width // patch_size**2 * hidden_size) > MAX_POSITIONS:
         raise UserError(

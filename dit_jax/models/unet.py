@@ -15,21 +15,22 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import conditioning, layers, options, unet_blocks
 
-CONDITIONS = ("label", "tokens", "context")  # the kinds that it takes, of conditioning.KINDS
+CONDITIONS = ("label", "tokens", "context")  # the keys of conditioning.KINDS that a UNet takes
 
 
 class UNet(nn.Module):
     """A noise predictor: eps, and with learn_sigma the variance, from x_t, time and condition.
 
-    A label is added to the time; if there are transformer blocks, it is their only context instead.
-    The output is 0 at initialisation. Dropout is active if `apply` gets a key 'dropout'.
+    The embedding of a label is added to that of the time. If there are transformer blocks, they
+    attend to it instead. The output is 0 at initialisation. Dropout is active if `apply` gets a key
+    'dropout'.
     """
 
     input_size: sizes.Size  # of x_t: one number for a square, or (height, width)
     in_channels: int
     base_channels: int
     channel_mult: tuple[float, ...]  # channels of each level, divided by base_channels
-    blocks_per_level: int  # residual blocks of a level; on the way up one more
+    blocks_per_level: int  # residual blocks of a level on the way down; on the way up one more
     attention_levels: tuple[int, ...]  # 0 is the full size; the middle always has attention
     transformer_depth: int  # transformer blocks per attention; 0 is plain self-attention
     num_heads: int  # either this or head_dim is 0
@@ -38,7 +39,7 @@ class UNet(nn.Module):
     time_scale_shift: bool  # True: the time scales and shifts norms; False: it is added
     resample: str  # 'conv', by convolutions, or 'resnet', by residual blocks
     norm_groups: int
-    norm_epsilon: float  # the transformers' norms have other ones, in unet_blocks
+    norm_epsilon: float  # of all norms but the transformers', whose epsilons unet_blocks has
     dropout: float  # of residual blocks
     condition: str  # one of CONDITIONS
     num_classes: int  # 0: labels are ignored
@@ -71,11 +72,11 @@ class UNet(nn.Module):
         if x_t.shape[1:] != sizes.input_shape(self):
             expected = ("B", *sizes.input_shape(self))
             raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
-        # The makers of blocks, by width and name; those of attention by level, then by name.
+        # Makers of blocks: residual blocks by width and name, attention by level and name.
         widths, last = self.widths, len(self.channel_mult) - 1
         resnet, downsample, upsample = self._make_resnets()
         attention = {i: self._make_attention(i) for i in self.levels_with_attention}
-        # The time, with the label if it is added to it, and what transformer blocks attend to.
+        # The time, perhaps with the label, and the context that transformer blocks attend to.
         t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
         t_emb = unet_blocks.TimeEmbedding(self._time_size, name="time_embedding")(t_emb)
         kind = conditioning.KINDS[self.condition]
@@ -118,17 +119,17 @@ class UNet(nn.Module):
 
     @property
     def widths(self) -> list[int]:
-        """The channels of every level, from the full size inwards."""
+        """The channels of every level; level 0 has the full size."""
         return [round(mult * self.base_channels) for mult in self.channel_mult]
 
     @property
     def _time_size(self):
-        """Width of the time's embedding, to which a label's may be added."""
+        """Width of the embedding of the time, and of a label that is added to it."""
         return 4 * self.base_channels
 
     @property
     def levels_with_attention(self) -> list[int]:
-        """The attention_levels and the last, whose attention the middle has."""
+        """The attention_levels and the last level, because the middle has attention."""
         return sorted({*self.attention_levels, len(self.channel_mult) - 1})
 
     def heads(self, level: int) -> int:
@@ -218,21 +219,21 @@ def _check_levels(model):
     unit = 2 ** (levels - 1)
     if any(side % unit for side in sizes.height_and_width(model.input_size)):
         raise UserError(
-            f"input_size={model.input_size} must be a multiple of {unit}: each of the {levels} "
-            f"levels of channel_mult={model.channel_mult} but the first halves it. Take fewer "
-            "levels, or another size."
+            f"input_size={model.input_size} must be a multiple of {unit}: channel_mult="
+            f"{model.channel_mult} has {levels} levels, and each but the first halves the size. "
+            "Take fewer levels, or another size."
         )
     if base_channels % 2:
         raise UserError(f"{base_channels=} must be even for the sinusoids.")
-    if wrong := [c for c in model.widths if c < 1 or c % norm_groups]:
+    if invalid := [width for width in model.widths if width < 1 or width % norm_groups]:
         raise UserError(
-            f"{norm_groups=} must divide the channels of all levels, not {wrong}; all are "
-            f"{base_channels=} x channel_mult={model.channel_mult}."
+            f"{norm_groups=} must divide the channels of all levels, not {invalid}. The channels "
+            f"are {base_channels=} x channel_mult={model.channel_mult}."
         )
-    if wrong := [level for level in model.attention_levels if level >= levels]:
+    if invalid := [level for level in model.attention_levels if level >= levels]:
         raise UserError(
-            f"attention_levels={model.attention_levels} has {wrong}; the levels are "
-            f"0..{levels - 1}, 0 the full size."
+            f"attention_levels={model.attention_levels} has {invalid}; the levels are "
+            f"0..{levels - 1}, where 0 has the full size."
         )
 
 
@@ -248,7 +249,7 @@ def _check_heads(model):
 
 
 def _check_context(model, kind):
-    """Raises ValueError unless there is a context exactly if transformer blocks attend to it."""
+    """Checks that there are either transformer blocks and a context, or neither."""
     transformer_depth, condition = model.transformer_depth, model.condition
     context_size, num_classes = model.context_size, model.num_classes
     has_context = context_size > 0 and (num_classes > 0 or kind.is_sequence)
@@ -256,8 +257,8 @@ def _check_context(model, kind):
     if not (has_context if transformer_depth else has_none):
         raise UserError(
             f"{transformer_depth=}, {condition=}, {context_size=}, {num_classes=}: transformer "
-            "blocks attend to a context, a caption or a label. They need context_size, 768 for "
-            "Stable Diffusion 1, and for labels num_classes. Without such blocks, set "
+            "blocks attend to a caption or a label. They need context_size, 768 for Stable "
+            "Diffusion 1, and for labels num_classes. Without transformer blocks, set "
             "transformer_depth=0, condition='label' and context_size=0."
         )
 
@@ -269,7 +270,7 @@ def _resolve_attention(model):
     """
     choice, widths = model.attention, model.widths
     head_dims = {i: widths[i] // model.heads(i) for i in model.levels_with_attention}
-    # Head sizes differ between levels, so cuDNN may be possible at some of them only.
+    # Head sizes differ between levels, so cuDNN may be possible at only some levels.
     attempt = "auto" if choice == "cudnn" else choice
     resolved = {
         size: options.resolve_attention(attempt, model.dtype, size)
