@@ -12,14 +12,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli
+from dit_jax import cli, conditions
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.sampling import pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-DEFAULT_NUM = 16  # images, without --prompt
+DEFAULT_NUM = 16  # images, if the flags list no conditions
 
 
 def _write(out, images, labels):
@@ -44,13 +44,14 @@ def main(_):
     cli.check_out(out, (".png", ".npz"))
     if FLAGS.columns and out.suffix == ".npz":
         raise UserError(f"--columns={FLAGS.columns} needs --out to be a .png, not {out}.")
-    num = FLAGS.num or len(FLAGS.prompt) or DEFAULT_NUM
+    condition_flags = sampling_flags.get_conditions()
+    num = FLAGS.num or conditions.count_requested(condition_flags) or DEFAULT_NUM
     if FLAGS.columns > num:
         raise UserError(f"--columns={FLAGS.columns} must be at most {num}, the number of images.")
     trained = runs.load(**sampling_flags.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
-    request = trained.make_request(num, FLAGS.seed, **sampling_flags.get_conditions())
+    request = trained.make_request(num, FLAGS.seed, **condition_flags)
     progress = sys.stderr.isatty()
     images = trained.generate(request, FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)
     # Every process has all images, but only one writes them.

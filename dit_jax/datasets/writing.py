@@ -109,7 +109,7 @@ def _read(directory, anew):
     tfds_data.check_descriptions(directory)
     builder = tfds.builder_from_directory(directory)
     for split in SPLITS:
-        records, origin, _ = tfds_data.read_split(builder, split, "image", anew)
+        records, origin, _ = tfds_data.read_split(builder, split, anew)
         if not len(records):
             raise UserError(f"{origin} is empty")
         for i in range(len(records)):

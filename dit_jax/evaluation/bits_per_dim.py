@@ -35,7 +35,7 @@ def evaluate(
 ) -> dict:
     """Measures the bits per dimension of `num` held-out images, and writes them to a row.
 
-    The images are spread evenly over the split. The model gets their labels or captions, and there
+    The images are spread evenly over the split. The model gets their conditions, and there
     is no guidance. x_0 is clipped as in sampling, if `config.sample.clip_x_0` is on.
     'bits_per_latent_dim' is a density: compare it only between runs with the same VAE and scale.
     Args:

@@ -111,6 +111,7 @@ def _open(config, vae_workdir, shard_images, dtype):
             f"text.stored needs model.condition='context' and text.encoder, the workdir of a text "
             f"encoder, not {config.model.condition!r}."
         )
+    condition.check_storable()
     images = {n: conditions.open_images(config, split) for n, split in splits.items() if split}
     # Traced only: it raises if the VAE does not take images of this shape.
     shape = (mesh.size, *sizes.image_shape(config.data))

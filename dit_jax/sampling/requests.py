@@ -1,4 +1,4 @@
-"""Requests with drawn labels or captions, for measures and for pictures while training."""
+"""Requests with drawn conditions, for measures and for pictures while training."""
 
 import pathlib
 
@@ -14,12 +14,10 @@ KINDS = ("random", "balanced")
 def draw(
     config: ConfigDict, kind: str, num: int, seed: int = 0, workdir: pathlib.Path | None = None
 ) -> conditions.Request:
-    """Draws a request of `num` labels, or of the captions of `num` images.
+    """Returns a request with `num` drawn conditions, as `Condition.draw`.
 
-    Captions repeat only after all were used; 'balanced' takes the first captions in order.
-    Args:
-      kind: 'random' or 'balanced'.
-      workdir: of the run, whose data are compared with the captions' data.
+    If the condition reads images, they are held-out images where the config has any.
+    Args: workdir, of the run; the data must be the ones that the run began with.
     Raises: ValueError for another kind; as `latents.open_split` and `identity.check_splits`.
     """
     check_choice("labels", kind, KINDS)
@@ -27,12 +25,12 @@ def draw(
 
 
 def draw_for_picture(config: ConfigDict, num: int) -> conditions.Request:
-    """Draws a request of labels in equal blocks, or of the first captions of the data."""
+    """Returns the request for the picture that is drawn while training."""
     return conditions.build(config).draw_for_picture(num, lambda: _open_split(config))
 
 
 def _open_split(config, workdir=None):
-    # The model has not seen the captions of held-out images, so these are preferred.
+    # The model has not seen the conditions of held-out images, so these are preferred.
     split = "eval" if config.data.eval_split else "train"
     source = latents.open_split(config, split)
     if workdir:

@@ -289,6 +289,12 @@ def test_prompts_are_asked_for_in_blocks(config):
     assert [_read(tokens) for tokens in requested.null] == ["the digit"] * 5
 
 
+def test_an_image_of_each_prompt_is_requested():
+    flags = {"labels": "1,2,3", "prompt": ["a", "b"], "negative_prompt": "c"}
+    assert conditions.count_requested(flags) == 2
+    assert conditions.count_requested(flags | {"prompt": []}) == 0
+
+
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
     with pytest.raises(ValueError, match=r"model.condition='label': this model takes labels"):
         conditions.build(smoke_config).request(["a two"])

@@ -131,7 +131,7 @@ def test_matrices_whose_input_grows_learn_slower_in_wider_models():
     assert factors == {path: 0.25 if grows else 1.0 for path, grows in GROWS.items()}
 
 
-@pytest.mark.parametrize("condition", conditioning.CONDITIONS)
+@pytest.mark.parametrize("condition", conditioning.KINDS)
 def test_factors_are_of_the_kernels_whose_first_axis_grows(condition):
     """The first of an application: that of the stack of blocks comes before it."""
     narrow, wide = (_by_path(_shapes(size, condition)) for size in (32, 64))
