@@ -52,8 +52,8 @@ def evaluate(
             f"data.eval_split of {workdir} is empty, but bits per dimension need held-out images. "
             "Train with a split that data.train_split leaves out, such as 'test'."
         )
-    x_0 = latents.build(config)
-    source = x_0.open_split("eval")
+    latent_kind = latents.build(config)
+    source = latent_kind.open_split("eval")
     available = len(source) // source.views
     num = min(num, available)
     if num < 2:
@@ -65,7 +65,7 @@ def evaluate(
     # `rows.find` compares all that the result depends on. The parameters have their own digest.
     settings = {"kind": "vlb" if is_chain else "ode", "steps": steps, "num": num, "seed": seed}
     settings["images"] = identity.digest(identity.check_splits({"eval": source}, workdir)["eval"])
-    if x_0.encodes:
+    if latent_kind.encodes:
         settings["vae_digest"] = trained.vae_digest
     if is_chain:
         settings["variance"] = "learned" if config.model.learn_sigma else config.sample.variance
@@ -87,8 +87,8 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
     """Returns {name: mean} of the bits of `num` images, with their standard error."""
     config, mesh = trained.config, trained.mesh
     compute_bits, available = make_bits_fn(trained, steps), len(source) // source.views
-    x_0 = latents.build(config)
-    vae = x_0.load_vae(mesh) if x_0.encodes else None
+    latent_kind = latents.build(config)
+    vae = latent_kind.load_vae(mesh) if latent_kind.encodes else None
     # All shards get the same number of rows.
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or generate.BATCH_PER_DEVICE * shards, num)
@@ -102,7 +102,7 @@ def _measure(trained, source, num, seed, steps, batch_size, progress):
         batch["index"] = index.astype(np.int32)
         bits = compute_bits(trained.params, vae, key, sharding.put_batch(mesh, batch))
         batches.append(jax.tree.map(np.asarray, bits))
-    name = "bits_per_latent_dim" if x_0.uses_vae else "bits_per_dim"
+    name = "bits_per_latent_dim" if latent_kind.uses_vae else "bits_per_dim"
     bits = {part: np.concatenate([batch[part] for batch in batches])[:num] for part in batches[0]}
     if num_wrong := np.sum(~np.isfinite(bits[""])):
         raise FloatingPointError(

@@ -221,5 +221,5 @@ def parse_before_and_after(
     for flag, values in ((name, flags), (f"{name}_after", after_flags)):
         if len(condition.split_flags(values)) > 1 or values.get(name) == "random":
             raise UserError(f"--{flag}={values[name]}: invert takes a single value.")
-    before = trained.make_request(1, **flags)
-    return before, trained.make_request(1, **after_flags) if after else before
+    # Equal flags give equal requests.
+    return trained.make_request(1, **flags), trained.make_request(1, **after_flags)

@@ -128,19 +128,19 @@ def load(
       is given; ValueError for a guide with another input, process or prediction.
     """
     config = _load_config(workdir)
-    condition, x_0 = conditions.build(config), latents.build(config)
-    _set_frozen(config, workdir, "vae", vae_workdir, x_0.uses_vae)
+    condition, latent_kind = conditions.build(config), latents.build(config)
+    _set_frozen(config, workdir, "vae", vae_workdir, latent_kind.uses_vae)
     _set_frozen(config, workdir, "text_encoder", encoder_workdir, condition.needs_encoder)
     # Settings are checked before parameters are loaded, which takes long.
     config.sample.update(settings or {})
     keys.check(config)
     samplers.check(config.sample)
     samplers.check_used(config.sample, settings or {}, config.model.learn_sigma)
-    x_0.check_clip()
+    latent_kind.check_clip()
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
-    vae = x_0.load_vae(mesh)
-    to_image = x_0.make_to_image(vae, mesh)
+    vae = latent_kind.load_vae(mesh)
+    to_image = latent_kind.make_to_image(vae, mesh)
     guide = None
     if guide_workdir or guide_step is not None:
         guide = _load_guide(config, guide_workdir or workdir, guide_step, mesh)

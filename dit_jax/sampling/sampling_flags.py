@@ -26,9 +26,8 @@ def define_sampling(required: bool = True) -> None:
     )
     flags.DEFINE_bool("raw", False, "Use the trained parameters instead of their EMA.")
     cli.define_path("guide", None, "Workdir of a worse model for autoguidance.")
-    flags.DEFINE_integer(
-        "guide_step", None, "Step of --guide's checkpoint, or of an earlier one of --workdir.", 0
-    )
+    guide_help = "Step of the guide. Without --guide, an earlier step of --workdir is the guide."
+    flags.DEFINE_integer("guide_step", None, guide_help, 0)
     cli.define_seed("Image i depends on the model, the seed, i and its condition alone.")
     # One flag for each key of config.sample; None leaves the run's own value.
     for name, setting in samplers.SETTINGS.items():
