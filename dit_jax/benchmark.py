@@ -179,10 +179,9 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     program = programs.make_program(config)
     model, mesh = program.model, program.mesh
     vae = latents.Vae(_init_params(model, mesh), model, digest="")
-    height, width, channels = sizes.image_shape(config.data)
-    images = _random_batch(mesh, (batch_size, height, width, channels), np.uint8)
-    latent_shape = height // model.factor, width // model.factor, model.latent_channels
-    x_0 = _random_batch(mesh, (batch_size, *latent_shape), np.float32)
+    image_shape = sizes.image_shape(config.data)
+    images = _random_batch(mesh, (batch_size, *image_shape), np.uint8)
+    x_0 = _random_batch(mesh, (batch_size, *model.latent_shape(image_shape)), np.float32)
     unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
     functions = {
         "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), images),
@@ -196,7 +195,7 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
             **_speed(seconds, batch_size, 2 * counts[f"{name}_gmacs"], "batch", model.dtype),
             **_describe_run(mesh, model, config, compile_seconds),
             "batch_size": batch_size,
-            "image_size": sizes.simplify((height, width)),
+            "image_size": sizes.simplify(config.data.image_size),
         }
     return results
 
@@ -209,7 +208,7 @@ def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: 
     # All devices share the batch, and every device has all parameters.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     params = _init_params(model, mesh)
-    shape = batch_size, *sizes.height_and_width(image_size), 3
+    shape = batch_size, *sizes.sides(image_size), 3
     images = _random_batch(mesh, shape, np.uint8)
     extract = jax.jit(lambda params, images: model.apply({"params": params}, images))
     seconds, compile_seconds = _time_function(extract, (params, images), steps)

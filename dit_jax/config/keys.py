@@ -203,7 +203,7 @@ def _check_value(key, value):
     shown = f"{key}={ranges.shorten(value)}"
     if key in sizes.KEYS:
         check_type(key, value, int)
-        value = sizes.height_and_width(value)
+        value = sizes.sides(value)
     numbers = value if row.is_list or key in sizes.KEYS else (value,)
     if not isinstance(numbers, tuple | list):
         raise UserError(f"{shown} must be a list, and each of its values {valid}.")

@@ -117,11 +117,10 @@ class SizeParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> sizes.Size:
         """Returns the size.   Raises: ValueError for no size, or one out of range."""
-        match = re.fullmatch(r"\(?\s*(\d+)(?:\s*[x,]\s*(\d+))?\s*\)?", argument)
-        if not match:
+        if not re.fullmatch(r"\(?\s*\d+(\s*[x,]\s*\d+)*\s*\)?", argument):
             raise ValueError(argument)
-        height, width = match.groups()
-        size = int(height), int(width or height)
-        if not all(map(ranges.IMAGE_SIZE.holds, size)):
+        first, *others = map(int, re.findall(r"\d+", argument))
+        size = (first, *others) if others else first
+        if not sizes.is_size(size) or not all(map(ranges.IMAGE_SIZE.holds, sizes.sides(size))):
             raise ValueError(argument)
         return sizes.simplify(size)

@@ -280,14 +280,8 @@ class Autoencoding(Task):
     @classmethod
     def build(cls, config, mesh):
         model = models.build(config.model)
-        height, width, channels = sizes.image_shape(config.data)
-        size = sizes.simplify((height, width))
-        if height % model.factor or width % model.factor or channels != model.image_channels:
-            raise UserError(
-                f"data.image_size={size} must be a multiple of the factor {model.factor}, and "
-                f"data.image_channels={channels} must be model.image_channels="
-                f"{model.image_channels}."
-            )
+        *size, channels = sizes.image_shape(config.data)
+        model.latent_shape((*size, channels))  # raises unless the images fit
         if latents.build(config).uses_vae:
             raise UserError(
                 f"latents.source={config.latents.source!r}: a VAE is trained on 'pixels'."
@@ -295,20 +289,19 @@ class Autoencoding(Task):
         loss = config.autoencoder
         check_choice("autoencoder.distance", loss.distance, objectives.DISTANCES)
         if config.sample_every_steps:  # the picture has pairs of an image and its reconstruction
-            pictures.check_grid(config.sample_num_images, (height, 2 * width))
-        if loss.lpips_weight and (not loss.lpips or min(height, width) < 16):
+            pair_shape = *size[:-1], 2 * size[-1], channels
+            pictures.check_grid(config.sample_num_images, pair_shape)
+        if loss.lpips_weight and (not loss.lpips or min(size) < 16):
             raise UserError(
                 f"autoencoder.lpips_weight={loss.lpips_weight} needs autoencoder.lpips, the "
-                f"workdir that dit_jax.convert lpips writes, and data.image_size={size} of at "
-                "least 16."
+                f"workdir that dit_jax.convert lpips writes, and data.image_size="
+                f"{sizes.simplify(size)} of at least 16."
             )
         return cls(config, model, mesh)
 
     def draw_examples(self, batch, key, frozen, dropout) -> ImageExamples:
         pixels = latents.pixels_from_image(batch["image"])
-        batch_size, height, width, _ = pixels.shape
-        factor, channels = self.model.factor, self.model.latent_channels
-        shape = (batch_size, height // factor, width // factor, channels)
+        shape = len(pixels), *self.model.latent_shape(pixels.shape[1:])
         return ImageExamples(pixels, jax.random.normal(key, shape))
 
     def compute_losses(self, params, frozen, examples):
@@ -347,7 +340,7 @@ class Autoencoding(Task):
 
         def draw(params):
             reconstruction = reconstruct(params, jax.device_put(images, everywhere))
-            pairs = np.concatenate([images, np.asarray(reconstruction)], axis=2)
+            pairs = np.concatenate([images, np.asarray(reconstruction)], axis=-2)
             return pictures.image_grid(pairs, pictures.grid_columns(num))
 
         return draw

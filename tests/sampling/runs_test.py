@@ -44,12 +44,12 @@ def test_clipped_samples_are_in_the_range_of_pixels(trained_workdir):
 def test_clipping_latents_is_refused(workdir, smoke_config):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"pixels"', '"moments"'))
-    with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels, .*='moments' has no bounds"):
+    with pytest.raises(ValueError, match=r"clip_x_0=True clips x_0 to .*='moments' has no bounds"):
         runs.load(workdir, vae_workdir="vae", settings=dict(clip_x_0=True))
     smoke_config.latents.update(source="moments", moments="m", scale=(1.0,), shift=(0.0,))
     smoke_config.update(sample_every_steps=0)
     smoke_config.sample.clip_x_0 = True
-    with pytest.raises(ValueError, match=r"clip_x_0=True is of pixels"):
+    with pytest.raises(ValueError, match=r"clip_x_0=True clips x_0 to"):
         programs.make_program(smoke_config)
 
 

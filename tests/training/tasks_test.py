@@ -159,8 +159,8 @@ def test_noise_predictor_is_no_vae_and_a_vae_no_noise_predictor(vae_workdir, run
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.image_size", 9, "data.image_size=9 must be a multiple of the factor 2"),
-        ("data.image_channels", 3, "data.image_channels=3 must be model.image_channels=1"),
+        ("data.image_size", 9, "sides that are multiples of 2, not 9 x 9 x 1"),
+        ("data.image_channels", 3, "takes images of 1 channels and .*, not 8 x 8 x 3"),
         ("latents.source", "moments", "a VAE is trained on 'pixels'"),
         ("autoencoder.distance", "l3", "'l3'; choose one of l1, l2"),
         (
