@@ -67,7 +67,7 @@ def define_path(name: str, default: str | None, text: str, required: bool = Fals
 
 def define_images(name: str, text: str) -> None:
     """Defines a flag for existing images: a path as text, with `~` expanded, or NAME:SPLIT."""
-    flags.DEFINE(parsers.PathParser(name, text=True), name, None, text)
+    flags.DEFINE(parsers.PathParser(name, as_string=True), name, None, text)
 
 
 def define_paths(name: str, text: str) -> None:
