@@ -257,7 +257,7 @@ def _explain_errors(start, words, kept, repairable_status=1):
 def _resume_hint(kept):
     """Returns the text that says what is kept, if anything, and which command continues."""
     sentence = f"\n{kept[0].upper()}{kept[1:]}." if kept else ""
-    return f"{sentence} To go on, run: {terminal.command_line(sys.orig_argv)}"
+    return f"{sentence} To go on, run: {terminal.format_command(sys.orig_argv)}"
 
 
 def _fail(message, status=1):
@@ -273,7 +273,7 @@ def _end(stopped, kept, status):
     if is_first_process or not stopped.kept:
         kept = stopped.kept or (kept() if FLAGS.is_parsed() else "nothing is kept")
         line = f"{stopping.NAMES[stopped.number]}: {kept}."
-        command = terminal.command_line(sys.orig_argv)
+        command = terminal.format_command(sys.orig_argv)
         sys.stderr.write(terminal.escape(f"{line}\nTo go on, run: {command}\n"))
     sys.stdout.flush()
     if stopped.kept:

@@ -203,7 +203,7 @@ class ClipTokenizer:
         """
         contents, shown = _read_json(path), files.printable(path)
         model, added = contents.get("model"), contents.get("added_tokens", [])
-        wrong = schemas.invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
+        wrong = schemas.list_invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
         if wrong := wrong + ["added_tokens"] * (not ADDED_TOKENS(added)):
             raise UserError(
                 f"{shown} is not CLIP's, a model 'BPE' with words that end in {WORD_END!r}: its "

@@ -108,7 +108,7 @@ def check_metadata(metadata: dict, channels: int, name: object) -> None:
       name: the source of the metadata in messages.
     Raises: ValueError with the name and the key.
     """
-    wrong = schemas.invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
+    wrong = schemas.list_invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
     wrong = wrong or [
         f"{key} has {len(metadata[key])} numbers, not {channels}"
         for key in ("mean", "std")

@@ -43,7 +43,7 @@ class Best:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
-        if saved and (wrong := schemas.invalid_keys(saved, SAVED, DISTANCE)):
+        if saved and (wrong := schemas.list_invalid_keys(saved, SAVED, DISTANCE)):
             logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(wrong))
             saved = {"metric": ""}  # not empty, because there is a checkpoint
         if "sample" in saved:  # an older version may have written it

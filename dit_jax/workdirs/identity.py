@@ -301,7 +301,7 @@ def check_identities(value: object, name: object) -> None:
             continue
         wrong = ["no object"]
         if isinstance(identity, dict):
-            wrong = schemas.invalid_keys(identity, IDENTITY, {"times"})
+            wrong = schemas.list_invalid_keys(identity, IDENTITY, {"times"})
         if wrong:
             shown = files.printable(f"{name}: {split}")
             raise UserError(f"{shown} holds no identity of a dataset: {', '.join(wrong)}.")

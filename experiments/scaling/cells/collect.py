@@ -117,7 +117,7 @@ def _add_place(row, workdir, number):
 def _list_invalid_keys(row):
     """Returns the keys of a row that are missing or have a wrong type."""
     form = NEEDED if "sample" in row else {}
-    return row_schema.list_invalid_keys(row) or schemas.invalid_keys(row, form)
+    return row_schema.list_invalid_keys(row) or schemas.list_invalid_keys(row, form)
 
 
 def _record(directory):

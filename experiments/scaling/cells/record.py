@@ -52,7 +52,7 @@ def read(directory: pathlib.Path) -> dict:
         raise UserError(f"{files.printable(path)} is damaged: it is no record of a cell")
     # A finished cell has run to its end, so the keys of COST_KEYS must be there.
     done = record.get("state") == "done"
-    if wrong := schemas.invalid_keys(
+    if wrong := schemas.list_invalid_keys(
         record, FORM, OPTIONAL_KEYS - {*COST_KEYS} if done else OPTIONAL_KEYS
     ):
         raise UserError(

@@ -143,7 +143,7 @@ def describe_cost(path: pathlib.Path) -> str:
     if not path.is_file():
         return "not measured"
     total = json_files.read_json(path, "the cost of a sweep")
-    if not isinstance(total, dict) or schemas.invalid_keys(total, COST):
+    if not isinstance(total, dict) or schemas.list_invalid_keys(total, COST):
         raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(total["devices"])
     return f"{total['cells']} cells, {total['hours']:.1f} hours added up, each on {devices}"
