@@ -203,7 +203,7 @@ class ClipTokenizer:
         """
         contents, shown = _read_json(path), files.printable(path)
         model, added = contents.get("model"), contents.get("added_tokens", [])
-        invalid = schemas.invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
+        invalid = schemas.list_invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
         if not ADDED_TOKENS(added):
             invalid.append("added_tokens")
         if invalid:

@@ -21,9 +21,9 @@ SAMPLE: schemas.Schema = {
 # All keys of a row except its measures.
 ROW: schemas.Schema = {
     "step": schemas.is_count,
-    "sample": schemas.object_of(SAMPLE, SAMPLE, others=schemas.is_setting),
+    "sample": schemas.object_of(SAMPLE, SAMPLE, check_unknown=schemas.is_setting),
     "samples": schemas.object_of({"num": schemas.is_count}),
-    "likelihood": schemas.object_of(SAMPLE, SAMPLE, others=schemas.is_setting),
+    "likelihood": schemas.object_of(SAMPLE, SAMPLE, check_unknown=schemas.is_setting),
     "extractor": schemas.optional(schemas.object_of({})),
     "reference": schemas.optional(schemas.object_of({})),
     "picture": schemas.is_string,
@@ -53,4 +53,4 @@ def list_invalid_keys(row: Mapping) -> list[str]:
     if "likelihood" in row and not bits:
         measures["bits_per_dim"] = schemas.is_number
     other_keys = dict.fromkeys(names, schemas.is_value)
-    return schemas.invalid_keys(row, other_keys | measures | dict(ROW), ROW)
+    return schemas.list_invalid_keys(row, other_keys | measures | dict(ROW), ROW)

@@ -116,7 +116,7 @@ def check_metadata(metadata: dict, channels: int, name: object) -> None:
       name: of the dataset, for messages.
     Raises: ValueError with the name and the key.
     """
-    problems = schemas.invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
+    problems = schemas.list_invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
     problems = problems or [
         f"{key} has {len(metadata[key])} numbers, not {channels}"
         for key in ("mean", "std")

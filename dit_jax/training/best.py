@@ -45,7 +45,7 @@ class Best:
             return
         _check(config)
         saved = checkpoint.saved_values(self._workdir)
-        if saved and (invalid := schemas.invalid_keys(saved, SAVED_VALUES, DISTANCE_SETTINGS)):
+        if saved and (invalid := schemas.list_invalid_keys(saved, SAVED_VALUES, DISTANCE_SETTINGS)):
             logger.warning("cannot read how %s was chosen: %s", self._workdir, ", ".join(invalid))
             saved = {"metric": ""}  # not empty, because there is a checkpoint
         if "sample" in saved:  # an older version may have written it

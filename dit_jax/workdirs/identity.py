@@ -280,7 +280,7 @@ def check_identities(value: object, name: object) -> None:
             continue
         invalid = ["no object"]
         if isinstance(identity, dict):
-            invalid = schemas.invalid_keys(identity, IDENTITY, {"times"})
+            invalid = schemas.list_invalid_keys(identity, IDENTITY, {"times"})
         if invalid:
             shown = files.printable(f"{name}: {split}")
             raise UserError(f"{shown} holds no identity of a dataset: {', '.join(invalid)}.")

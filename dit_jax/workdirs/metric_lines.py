@@ -20,7 +20,7 @@ def _list_invalid_keys(line):
     is_scalar = schemas.optional(lambda value: isinstance(value, float) or schemas.is_number(value))
     form = dict.fromkeys(line, is_scalar)
     form |= {"step": schemas.is_count, "img_per_s": schemas.is_positive}
-    return schemas.invalid_keys(line, form, {"img_per_s"})
+    return schemas.list_invalid_keys(line, form, {"img_per_s"})
 
 
 def training_speed(workdir: pathlib.Path, step: int, batch_size: int) -> dict[str, float]:

@@ -419,7 +419,7 @@ def test_picture_that_would_replace_the_image_is_refused(run_command, image, tmp
     same = tmp_path / ".." / tmp_path.name / "a.png"
     flags = ["--workdir", tmp_path, "--out", same, f"--{name}", path]
     error = run_command("edit", "inpaint", *flags, fails=True)
-    assert f"a.png is the file of --{name}, which would be lost: choose another" in error
+    assert f"a.png would overwrite the file of --{name}: choose another file." in error
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ def test_directories_that_libraries_cannot_write_to_are_refused_first(
 ):
     """Names that are not in UTF-8."""
     name = tmp_path / "a\udcff"
-    message = r"a\\udcff.* is not in UTF-8, but checkpoints and datasets can lie"
+    message = r"a\\udcff.* is not valid UTF-8, but directories of checkpoints"
     with pytest.raises(ValueError, match=message):
         train.train_and_evaluate(smoke_config, name)
     assert not name.exists()

@@ -118,7 +118,7 @@ def _add_place(evaluation, workdir, line_number):
 def _list_invalid_keys(evaluation):
     """Returns the keys of an evaluation that are missing or have a wrong type."""
     form = NEEDED if "sample" in evaluation else {}
-    return row_schema.list_invalid_keys(evaluation) or schemas.invalid_keys(evaluation, form)
+    return row_schema.list_invalid_keys(evaluation) or schemas.list_invalid_keys(evaluation, form)
 
 
 def _read_record(directory):

@@ -53,7 +53,7 @@ def read(directory: pathlib.Path) -> dict:
     # A finished cell has run to its end, so the keys of COST_KEYS must be there.
     done = record.get("state") == "done"
     optional = OPTIONAL_KEYS - {*COST_KEYS} if done else OPTIONAL_KEYS
-    if invalid_keys := schemas.invalid_keys(record, FORM, optional):
+    if invalid_keys := schemas.list_invalid_keys(record, FORM, optional):
         raise UserError(
             f"{files.printable(path)} is damaged: it is no record of a cell, with a wrong "
             f"{files.list_some(invalid_keys)}"

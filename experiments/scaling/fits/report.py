@@ -134,7 +134,7 @@ def describe_cost(path: pathlib.Path) -> str:
     if not path.is_file():
         return "not measured"
     cost = json_files.read_json(path, "the cost of a sweep")
-    if not isinstance(cost, dict) or schemas.invalid_keys(cost, COST):
+    if not isinstance(cost, dict) or schemas.list_invalid_keys(cost, COST):
         raise UserError(f"{path} is damaged: experiments.scaling.collect writes it again.")
     devices = " or ".join(cost["devices"])
     return f"{cost['cells']} cells, {cost['hours']:.1f} hours added up, each on {devices}"
