@@ -39,10 +39,10 @@ from dit_jax import cli, conditions, latents, models, sharding, train
 from dit_jax.config import parsers, sizes
 from dit_jax.data import loader
 from dit_jax.errors import UserError
-from dit_jax.evaluation import metrics, precision_recall
+from dit_jax.evaluation import measures, metrics, references
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
 NUM_WINDOWS = 3  # the median of their times is reported
@@ -128,7 +128,7 @@ def _make_window_timer(program, steps, real_data):
     latent_kind = latents.build(config)
     if latent_kind.uses_vae and not latent_kind.encodes:
         config.latents.vae = ""  # no step uses the VAE, so its workdir need not exist
-    _, frozen = frozen_networks.load(config, mesh)
+    _, frozen = program.task.load_frozen(config, mesh, {})
     frozen = frozen.with_records(program.config, mesh, source) if source else frozen
     step_arguments = state, next(batches), key, frozen
     step, compile_seconds = _compile(programs.compile_train_step(program), *step_arguments)
@@ -163,7 +163,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time_function(sample, arguments)
     # A guided step is two passes through the network.
-    num_passes = generate.forward_passes(*sampler_arguments)
+    num_passes = generate.count_forward_passes(*sampler_arguments)
     gflops_per_image = models.count(config)["gflops"] * num_passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
@@ -179,10 +179,9 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
     program = programs.make_program(config)
     model, mesh = program.model, program.mesh
     vae = latents.Vae(_init_params(model, mesh), model, digest="")
-    height, width, channels = sizes.image_shape(config.data)
-    images = _random_batch(mesh, (batch_size, height, width, channels), np.uint8)
-    latent_shape = height // model.factor, width // model.factor, model.latent_channels
-    x_0 = _random_batch(mesh, (batch_size, *latent_shape), np.float32)
+    image_shape = sizes.image_shape(config.data)
+    images = _random_batch(mesh, (batch_size, *image_shape), np.uint8)
+    x_0 = _random_batch(mesh, (batch_size, *model.latent_shape(image_shape)), np.float32)
     unscaled = ConfigDict(dict(scale=(1.0,), shift=(0.0,)))
     functions = {
         "encode": (jax.jit(lambda vae, x: latents.encode_in_groups(vae, x, mesh)), images),
@@ -196,7 +195,7 @@ def bench_vae(config: ConfigDict, steps: int, batch_size: int) -> dict[str, dict
             **_speed(seconds, batch_size, 2 * counts[f"{name}_gmacs"], "batch", model.dtype),
             **_describe_run(mesh, model, config, compile_seconds),
             "batch_size": batch_size,
-            "image_size": sizes.simplify((height, width)),
+            "image_size": sizes.simplify(config.data.image_size),
         }
     return results
 
@@ -209,7 +208,7 @@ def bench_inception(steps: int, batch_size: int, image_size: sizes.Size, dtype: 
     # All devices share the batch, and every device has all parameters.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     params = _init_params(model, mesh)
-    shape = batch_size, *sizes.height_and_width(image_size), 3
+    shape = batch_size, *sizes.sides(image_size), 3
     images = _random_batch(mesh, shape, np.uint8)
     extract = jax.jit(lambda params, images: model.apply({"params": params}, images))
     seconds, compile_seconds = _time_function(extract, (params, images), steps)
@@ -257,16 +256,19 @@ def bench_metrics(num: int) -> dict:
     # Only array sizes affect speed, so probabilities and spatial features are taken from `samples`.
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
+    extracted = {"features": samples, "spatial": samples[:, :2023], "probabilities": probabilities}
     pooled = metrics.fit_gaussian(reference)
     spatial = metrics.Gaussian(pooled.mean[:2023], pooled.covariance[:2023, :2023], pooled.n)
-    measures = {
-        "fid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples), pooled),
-        "sfid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples[:, :2023]), spatial),
-        "inception_score": lambda: metrics.inception_score(probabilities),
-        "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
-        "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),
-    }
-    seconds = {f"{name}_seconds": _time_call(measure) for name, measure in measures.items()}
+    gaussians = {"features": pooled, "spatial": spatial}
+    extractor, source = {"name": "inception"}, {"num_images": len(reference)}
+    arguments = extractor, source, gaussians, reference, None
+    inputs = measures.Inputs(extracted, references.Reference(*arguments))
+    seconds = {}
+    for name, measure in measures.MEASURES.items():
+        began = time.perf_counter()
+        # A measure that Inception's features do not have computes nothing.
+        if measure.compute and measure.compute(inputs):
+            seconds[f"{name}_seconds"] = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         **seconds,

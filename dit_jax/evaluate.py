@@ -102,14 +102,16 @@ def _evaluate_images(extractor, progress):
     arguments = FLAGS.samples, FLAGS.image_size, int(FLAGS.image_channels), data_dir
     images = image_sets.open_images(*arguments)
     # The reference is made at the size of the images.
-    height, width, channels = images.shape
-    size = sizes.simplify((height, width))
-    if FLAGS.image_size not in (None, size):
-        name = files.printable(images.name)
+    *size, channels = images.shape
+    image_size = sizes.simplify(size)
+    if FLAGS.image_size not in (None, image_size):
         raise UserError(
-            f"--image_size={FLAGS.image_size}, but {name} has images of {height} x {width} pixels."
+            f"--image_size={FLAGS.image_size}, but {files.printable(images.name)} has images of "
+            f"{sizes.show(size)} pixels. Leave the flag out."
         )
-    reference = references.load(FLAGS.reference, extractor, size, channels, data_dir, progress)
+    reference = references.load(
+        FLAGS.reference, extractor, image_size, channels, data_dir, progress
+    )
     options = FLAGS.num, FLAGS.batch_size, progress
     row = samples.evaluate_images(images, extractor, reference, *options)
     return row, samples.path_beside(images).parent

@@ -79,7 +79,7 @@ def reconstruct(
     means = {name: value / num for name, value in total.items()}
     shown = np.stack(shown[: min(SHOWN, num)])
     images = loader.gather(source, range(len(shown)))["image"]
-    pairs = np.concatenate([images, shown], axis=2)
+    pairs = np.concatenate([images, shown], axis=-2)
     picture = pictures.image_grid(pairs, pictures.grid_columns(len(pairs)))
     # The loss calls its distance 'reconstruction'; here it is L1.
     row = {"psnr": means["psnr"], "l1": means["reconstruction"], "kl": means["kl"]}

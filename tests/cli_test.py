@@ -158,8 +158,8 @@ def test_every_command_refuses_words_that_it_does_not_understand(command, words,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num_processes=2", "--process_id=0"], "--num_processes, --process_id: say"),
-        (["--coordinator_bind_address=localhost:1"], "--coordinator_bind_address: say"),
+        (["--num_processes=2", "--process_id=0"], "--num_processes, --process_id: give"),
+        (["--coordinator_bind_address=localhost:1"], "--coordinator_bind_address: give"),
         (["--coordinator_address=localhost"], "--coordinator_address=localhost must be HOST:PORT"),
         (["--coordinator_address=localhost:1", "--num_processes=2"], "needs both --num_processes"),
         (["--coordinator_address=localhost:1", "--process_id=0"], "needs both --num_processes"),
@@ -202,11 +202,11 @@ def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
     long = OSError(errno.ENAMETOOLONG, "File name too long", "x\x1b" * 1000)
     assert cli._is_user_error(long)
     assert re.fullmatch(
-        r"(x\\x1b)+.{0,4}\.\.\..{0,4}(x\\x1b)+: File name too long", cli._message(long)
+        r"(x\\x1b)+.{0,4}\.\.\..{0,4}(x\\x1b)+: File name too long", cli._format_error(long)
     )
     with pytest.raises(NotADirectoryError) as error:
         (pathlib.Path(__file__) / "x").read_text()
-    assert cli._message(error.value) == f"{__file__}/x: Not a directory"
+    assert cli._format_error(error.value) == f"{__file__}/x: Not a directory"
     assert cli._is_user_error(OSError(errno.ENOSPC, "No space left on device"))
     assert not cli._is_user_error(OSError("a bug"))
     assert not cli._is_user_error(BrokenPipeError(errno.EPIPE, "Broken pipe"))
@@ -219,7 +219,7 @@ def test_a_temporary_directory_that_is_missing_is_a_message():
     message = (
         "No usable temporary directory found in ['/tmp']: make room in one of them, or set TMP"
     )
-    assert cli._message(error).startswith(message)
+    assert cli._format_error(error).startswith(message)
 
 
 def test_names_too_long_for_the_temporary_file_are_refused_before_the_work(tmp_path):
@@ -298,7 +298,7 @@ def test_process_whose_others_have_ended_says_how_to_go_on(monkeypatch, capsys):
     assert error.value.code == 1
     assert capsys.readouterr().err == (
         "error: UNKNOWN: Gloo: timed out\nAnother process may have ended first: see its output. "
-        f"{cli.TRACEBACK}\nStep 3 is kept. To go on, run: python -m a 'b c'\n"
+        f"{cli.TRACEBACK_HINT}\nStep 3 is kept. To go on, run: python -m a 'b c'\n"
     )
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs/ of th
 import jax
 import numpy as np
 import pytest
-from helpers import bpe
+from helpers import bpe, tiny_sweep
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -40,8 +40,7 @@ from dit_jax.datasets import digits
 from dit_jax.evaluation import extractors
 from dit_jax.latents import store
 from dit_jax.workdirs import checkpoint
-from experiments.scaling.cells import cell, grid
-from experiments.scaling.configs import smoke as smoke_sweep
+from experiments.scaling.cells import cell_run, grid
 
 # A shell's background jobs ignore it, and so would all processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -314,14 +313,11 @@ def trained_workdir(digits_dir, make_once):
 @pytest.fixture(scope="session")
 def swept(digits_dir, make_once):
     """A finished sweep of two cells, evaluated at steps 10 and 20. Do not change."""
-    config = smoke_sweep.get_config().unlock()
-    config.base.data.data_dir = str(digits_dir)
-    config.grids = dict(main=dict(size=("XS",), model=dict(patch_size=(2, 4))))
-    config.steps = (10, 20)
+    config = tiny_sweep.make_sweep(digits_dir)
 
     def run(workdir):
-        for one in grid.make_cells(config):
-            cell.run(one, config.evaluate, workdir / one.name)
+        for cell in grid.make_cells(config):
+            cell_run.run(cell, config.evaluate, workdir / cell.name)
 
     return make_once("sweep", run)
 

@@ -32,7 +32,7 @@ class ImageSet:
 
     name: str
     num: int
-    shape: tuple[int, int, int]  # height, width, channels
+    shape: tuple[int, ...]  # of an image: height, width, channels
     digest: str  # of the images in an .npz, or of the files that hold them
     read: Callable[[int], Iterator[loader.Batch]]  # from image i on: 'image', perhaps 'label'
     class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
@@ -167,7 +167,7 @@ def check_labels(labels: np.ndarray, num: int, name: str) -> None:
 def _open_folder(path, image_size, channels):
     """Returns the images of a folder, cropped to image_size unless that is None."""
     folder = folders.open_single_folder(path)
-    size = sizes.height_and_width(image_size) if image_size else _read_size(folder, 0)
+    size = sizes.sides(image_size) if image_size else _read_size(folder, 0)
     shape = (*size, channels)
     source = sources.Source(folder, "image", shape, origin=str(path), files=folder)
 
@@ -209,9 +209,8 @@ def _digest_files(source):
     Of large datasets only a sample of the contents is read. The digest then includes the files'
     times.
     """
-    height, width, channels = source.image_shape
-    size = sizes.simplify((height, width))
-    return _digest(identity.identify_contents(source), size, channels)
+    *size, channels = source.image_shape
+    return _digest(identity.identify_contents(source), sizes.simplify(size), channels)
 
 
 def _digest(*parts):

@@ -53,14 +53,15 @@ class Reference:
     labels: np.ndarray | None  # [M]
     class_names: tuple[str, ...] | None = None  # of the labels, in order; None without names
 
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """Raises ValueError unless samples (height, width, channels) have the reference's shape."""
-        size, channels = self.source["image_size"], self.source["image_channels"]
-        if shape != (needed := (*sizes.height_and_width(size), channels)):
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless samples of this shape can be compared with the reference."""
+        expected = *sizes.sides(self.source["image_size"]), self.source["image_channels"]
+        if shape != expected:
             raise UserError(
                 f"the samples are {sizes.show(shape)}, but the reference "
-                f"{files.printable(self.source['name'])} was made of images {sizes.show(needed)}: "
-                "make one of the samples' size, with --image_size and --image_channels."
+                f"{files.printable(self.source['name'])} was made of images "
+                f"{sizes.show(expected)}. Make it again with the --image_size and "
+                "--image_channels of the samples."
             )
 
     def save(self, path: pathlib.Path) -> None:
@@ -295,11 +296,11 @@ def from_images(
                 labels.append(block["label"][chosen])
             digest.update(block["image"])
             bar.update(len(numbers))
-    height, width, channels = images.shape
+    *size, channels = images.shape
     source = {
         "name": images.name,
         "num_images": images.num,
-        "image_size": sizes.to_json((height, width)),
+        "image_size": sizes.to_json(size),
         "image_channels": channels,
         "crop": "adm",  # of images that do not have this size
         "digest": digest.hexdigest()[:16],

@@ -1,4 +1,4 @@
-"""The kinds of x_0 by `config.latents.source`: pixels, or latents from a VAE."""
+"""The kinds of x_0, selected by `config.latents.source`: pixels, or latents of a VAE."""
 
 import abc
 import dataclasses
@@ -18,23 +18,22 @@ from dit_jax.latents import codec, device, loading, moments
 
 
 class Latents(abc.ABC):
-    """A source of x_0 and its conversion to images, built from the config.
+    """A kind of x_0: how it is made from a run's data, and how it becomes images.
 
     To add a kind, write a subclass and a row of `KINDS`.
     """
 
-    uses_vae: ClassVar[bool] = True  # whether a VAE decodes x_0, which then has no bounds
+    uses_vae: ClassVar[bool] = True  # whether x_0 are latents: a VAE decodes them, without bounds
     encodes: ClassVar[bool] = False  # whether the VAE encodes images in every step
-    # Whether dit_jax.encode stored x_0's moments, perhaps with the captions' context.
-    stored: ClassVar[bool] = False
+    stored: ClassVar[bool] = False  # whether the data are moments that `dit_jax.encode` stored
 
     def __init__(self, config: ConfigDict):
         self.config = config
 
     def check(self, draws: bool) -> None:
-        """Raises ValueError if the config lacks what a run needs.
+        """Raises ValueError for settings with which a run cannot train.
 
-        Args: draws, whether the run draws images while it trains.
+        Args: draws, whether the run draws images during training.
         """
         config = self.config
         if (self.encodes or draws) and not config.latents.vae:
@@ -44,28 +43,28 @@ class Latents(abc.ABC):
                 "latents.vae, the workdir of a VAE."
             )
         for key in ("scale", "shift"):
-            numbers = config.latents[key]
-            if len(numbers) not in (1, config.model.in_channels):
+            values = config.latents[key]
+            if len(values) not in (1, config.model.in_channels):
                 raise UserError(
-                    f"latents.{key}={numbers} must be one number, or one for each of "
+                    f"latents.{key}={values} must be one number, or one for each of "
                     f"model.in_channels={config.model.in_channels}."
                 )
 
     def check_clip(self) -> None:
-        """Raises ValueError if sampling would clip an x_0 that has no bounds."""
+        """Raises ValueError if sampling would clip latents, because they have no bounds."""
         if self.uses_vae and self.config.sample.clip_x_0:
             raise UserError(
-                f"clip_x_0=True is of pixels, which lie in [-1, 1]; latents.source="
-                f"{self.config.latents.source!r} has no bounds."
+                "clip_x_0=True clips x_0 to [-1, 1], the range of pixels, but latents.source="
+                f"{self.config.latents.source!r} has no bounds. Set clip_x_0=False."
             )
 
     def resolve(self, recorded: dict) -> ConfigDict:
-        """Returns the config completed by what the data record; as `loading.resolve`."""
+        """Completes the config as `loading.resolve` from the metadata of the data."""
         return loading.resolve(self.config, recorded)
 
     @abc.abstractmethod
     def open_split(self, split: str) -> sources.Source:
-        """Opens one split of a run's data, 'train' or 'eval'.
+        """Opens a split of a run's data, 'train' or 'eval'.
 
         Raises: as `formats.open_images` or `moments.open_split`.
         """
@@ -82,53 +81,52 @@ class Latents(abc.ABC):
         """Returns the clean x_0 [B, h, w, C] f32 of a batch, with scale and shift applied.
 
         Args:
-          batch: 'image' [B, H, W, C] uint8; or 'moments' [B, h, w, 2C] f16, the unscaled mean and
-            log-variance; or 'record' [B] int32, their row numbers in records['moments'].
-          key: draws the posterior samples, new ones at each call. With keys [B], one per image,
-            the sample of an image depends on its own key alone.
+          batch: 'image' [B, H, W, C] uint8; or 'moments' [B, h, w, 2C] f16, not scaled; or
+            'record' [B] int32, the indices of the moments in records['moments'].
+          key: for the posterior samples: one key, or keys [B], one for each image.
           mesh: the mesh over which the batch is sharded.
-          vae: the one that encodes images, if they are encoded in every step.
-          records: what `load_records` returned.
+          vae: encodes the images; None for kinds that do not encode.
+          records: the result of `load_records`.
         """
 
     def load_vae(self, mesh: jax.sharding.Mesh) -> codec.Vae | None:
-        """Loads the VAE that decodes x_0; returns None for pixels.
+        """Loads the VAE of `config.latents`; returns None for pixels.
 
         Raises: as `loading.load_run_vae`.
         """
         return loading.load_run_vae(self.config, mesh, self.encodes)
 
     def make_to_image(self, vae: codec.Vae | None, mesh: jax.sharding.Mesh) -> Callable:
-        """Returns the function from x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
+        """Returns a function that turns x_0 [B, h, w, C] f32 into images [B, H, W, C] uint8."""
         return functools.partial(codec.make_decode_fn(self.config.latents, mesh), vae)
 
     def load_records(
         self, source: sources.Source, mesh: jax.sharding.Mesh
     ) -> dict[str, jax.Array] | None:
-        """Loads the data that a run keeps on the devices; returns None if it keeps none.
+        """Loads the records that a run keeps on the devices; returns None if it keeps none.
 
-        Raises: as `device.load_moments`, if the data do not fit.
+        Raises: as `device.load_moments`.
         """
         return None
 
     @abc.abstractmethod
-    def make_batch(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Returns the arrays for x_0 in a batch of `rows` arbitrary examples."""
+    def make_batch(self, batch_size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Makes random arrays of the form that `x_0` takes as its batch."""
 
 
 class Pixels(Latents):
-    """The images themselves as x_0, in [-1, 1]."""
+    """Pixels in [-1, 1] as x_0."""
 
     uses_vae = False
 
     def check(self, draws):
         config = self.config
-        shape, expected = sizes.image_shape(config.data), sizes.input_shape(config.model)
-        if shape != expected:
+        image_shape, input_shape = sizes.image_shape(config.data), sizes.input_shape(config.model)
+        if image_shape != input_shape:
             raise UserError(
-                f"data.image_size, data.image_channels make images {shape}, but model.input_size, "
-                f"model.in_channels take {expected}: a model of pixels needs the same. For latents "
-                "set latents.source."
+                f"the images are {sizes.show(image_shape)}, but the model takes "
+                f"{sizes.show(input_shape)}. Set model.input_size and model.in_channels like "
+                "data.image_size and data.image_channels, or set latents.source for latents."
             )
 
     def resolve(self, recorded):
@@ -146,12 +144,12 @@ class Pixels(Latents):
     def make_to_image(self, vae, mesh):
         return codec.image_from_x_0
 
-    def make_batch(self, rows, rng):
-        return _make_images(self.config, rows, rng)
+    def make_batch(self, batch_size, rng):
+        return _make_images(self.config, batch_size, rng)
 
 
 class _Posterior(Latents):
-    """Latents that are samples of the VAE's posterior."""
+    """Latents as x_0, sampled from the VAE's posterior."""
 
     def x_0(self, batch, key, mesh, vae=None, records=None):
         mean, log_variance = codec.posterior(self._moments(batch, mesh, vae, records))
@@ -163,7 +161,7 @@ class _Posterior(Latents):
 
     @abc.abstractmethod
     def _moments(self, batch, mesh, vae, records) -> jax.Array:
-        """Returns the moments [B, h, w, 2C] f16 of a batch, unscaled."""
+        """Returns the moments [B, h, w, 2C] f16 of a batch, not scaled."""
 
 
 class Images(_Posterior):
@@ -175,11 +173,11 @@ class Images(_Posterior):
         return _open_images(self.config, split)
 
     def _moments(self, batch, mesh, vae, records):
-        # In f16 like stored moments: a run on moments stored in the same dtype is then equal.
+        # In f16 like stored moments, so that a run on stored moments is equal.
         return codec.encode_in_groups(vae, batch["image"], mesh)
 
-    def make_batch(self, rows, rng):
-        return _make_images(self.config, rows, rng)
+    def make_batch(self, batch_size, rng):
+        return _make_images(self.config, batch_size, rng)
 
 
 class Moments(_Posterior):
@@ -193,17 +191,17 @@ class Moments(_Posterior):
     def _moments(self, batch, mesh, vae, records):
         return batch["moments"]
 
-    def make_batch(self, rows, rng):
-        height, width, channels = sizes.input_shape(self.config.model)
-        shape = rows, height, width, 2 * channels
+    def make_batch(self, batch_size, rng):
+        *size, channels = sizes.input_shape(self.config.model)
+        shape = batch_size, *size, 2 * channels
         return {"moments": rng.standard_normal(shape).astype(np.float16)}
 
 
 class DeviceMoments(Moments):
-    """Latents of stored moments, all kept in device memory."""
+    """Latents of stored moments that are all in device memory."""
 
     def open_split(self, split):
-        # Training batches then hold record numbers in place of moments.
+        # Training batches then hold the indices of records instead of moments.
         return dataclasses.replace(super().open_split(split), on_device=True)
 
     def _moments(self, batch, mesh, vae, records):
@@ -219,8 +217,8 @@ def _open_images(config, split):
     return conditions.open_images(config, config.data[f"{split}_split"])
 
 
-def _make_images(config, rows, rng):
-    return {"image": rng.integers(0, 256, (rows, *sizes.image_shape(config.data)), np.uint8)}
+def _make_images(config, batch_size, rng):
+    return {"image": rng.integers(0, 256, (batch_size, *sizes.image_shape(config.data)), np.uint8)}
 
 
 KINDS: dict[str, type[Latents]] = {
@@ -232,7 +230,7 @@ KINDS: dict[str, type[Latents]] = {
 
 
 def build(config: ConfigDict) -> Latents:
-    """Returns the kind of x_0 of a config.
+    """Builds the kind of x_0 that a config selects.
 
     Raises: ValueError for an unknown `latents.source`.
     """
@@ -241,7 +239,7 @@ def build(config: ConfigDict) -> Latents:
 
 
 def open_split(config: ConfigDict, split: str) -> sources.Source:
-    """Opens the data that a run trains on or, with split 'eval', is evaluated on.
+    """Opens a split of a run's data: 'train', or 'eval' for held-out images.
 
     Raises: ValueError for an unknown `latents.source`; as `Latents.open_split`.
     """

@@ -47,10 +47,9 @@ def _count(model, image_size):
     params = sum(math.prod(leaf.shape) for leaf in shapes)
     counts = {"params": params}
     if isinstance(model, vae.AutoencoderKL):
-        height, width = sizes.height_and_width(image_size)
-        image = jnp.zeros((1, height, width, model.image_channels))
-        factor, channels = model.factor, model.latent_channels
-        latent = jnp.zeros((1, height // factor, width // factor, channels))
+        image_shape = *sizes.sides(image_size), model.image_channels
+        image = jnp.zeros((1, *image_shape))
+        latent = jnp.zeros((1, *model.latent_shape(image_shape)))
         counts["encode_gmacs"] = _count_gmacs(model, image, method="encode")
         counts["decode_gmacs"] = _count_gmacs(model, latent, method="decode")
         gmacs = counts["encode_gmacs"] + counts["decode_gmacs"]

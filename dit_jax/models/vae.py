@@ -6,11 +6,13 @@ Source: Rombach et al. 2022, appendix G.
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.config import sizes
 from dit_jax.errors import UserError
 from dit_jax.models import layers
 
@@ -46,19 +48,31 @@ class AutoencoderKL(nn.Module):
         """The number of pixels per latent along a side."""
         return 2 ** (len(self.block_channels) - 1)
 
+    def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape (h, w, latent_channels) of the latents of an image (H, W, channels).
+
+        Raises: ValueError for other channels, or a size that `factor` does not divide.
+        """
+        *size, channels = image_shape
+        if channels != self.image_channels or any(side % self.factor for side in size):
+            raise UserError(
+                f"the VAE takes images of {self.image_channels} channels and sides that are "
+                f"multiples of {self.factor}, not {sizes.show(image_shape)}. Set "
+                "data.image_channels and data.image_size, or take another VAE."
+            )
+        return *(side // self.factor for side in size), self.latent_channels
+
+    def image_shape(self, latent_shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape (H, W, image_channels) of the image of latents (h, w, channels)."""
+        return *(side * self.factor for side in latent_shape[:-1]), self.image_channels
+
     def encode(self, image: jax.Array) -> jax.Array:
         """Maps images [B, H, W, image_channels] f32 in [-1, 1] to moments [B, h, w, 2C] f32.
 
         The moments are the mean and the log-variance of the posterior, unscaled.
-        Raises: ValueError for other channels, or a size that `factor` does not divide.
+        Raises: as `latent_shape`.
         """
-        _, height, width, channels = image.shape
-        if height % self.factor or width % self.factor or channels != self.image_channels:
-            raise UserError(
-                f"image has shape {image.shape}; height and width must be multiples of the VAE's "
-                f"factor {self.factor}, with {self.image_channels} channels. Set data.image_size "
-                "and data.image_channels."
-            )
+        self.latent_shape(image.shape[1:])  # raises unless the images fit
         moments = self.encoder(image).astype(jnp.float32)
         return self.quant_conv(moments) if self.use_quant_conv else moments
 

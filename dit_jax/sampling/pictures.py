@@ -8,65 +8,71 @@ import numpy as np
 from dit_jax.config import sizes
 from dit_jax.errors import UserError
 
-CELL, GAP = 48, 2  # pixels: least height of an image, and between images
-MAX_PIXELS = 2**30  # of a picture, 3 GiB in RGB
+CELL, GAP = 48, 2  # pixels: the least height of an image, and the space between images
+MAX_PIXELS = 2**30  # of a picture; in RGB they take 3 GiB
 
 
 def grid_columns(count: int) -> int:
-    """Returns how many columns make a grid about square."""
+    """Returns the number of columns of a grid that is about square."""
     return math.isqrt(count - 1) + 1
 
 
-def check_grid(count: int, shape: Sequence[int], columns: int = 0) -> None:
-    """Raises ValueError, before images are drawn, if their picture would not fit in memory.
+def check_grid(count: int, image_shape: Sequence[int], columns: int = 0) -> None:
+    """Raises ValueError if `image_grid` would make a picture of more than MAX_PIXELS.
 
-    Args: shape, of an image, (height, width, ...).   columns, 0 for a grid that is about square.
+    Args: image_shape, (height, width, channels).   columns, 0 for a grid that is about square.
     """
     columns = columns or grid_columns(count)
-    # Small images are enlarged, as in `image_grid`.
-    factor = max(1, CELL // shape[0])
-    cell_height, cell_width = (side * factor + GAP for side in shape[:2])
-    height, width = -(-count // columns) * cell_height, columns * cell_width
-    if height * width > MAX_PIXELS:
+    height, width, _ = image_shape
+    factor = _enlargement(height, CELL)
+    grid_height = math.ceil(count / columns) * (height * factor + GAP)
+    grid_width = columns * (width * factor + GAP)
+    if grid_height * grid_width > MAX_PIXELS:
         raise UserError(
-            f"a picture of {count:,} images of {shape[0]} x {shape[1]} pixels would have {width:,} "
-            f"x {height:,} pixels, but at most {MAX_PIXELS:,} are drawn: take fewer images."
+            f"a picture of {count:,} images of {height} x {width} pixels would have "
+            f"{grid_width:,} x {grid_height:,} pixels, but may have {MAX_PIXELS:,}. Take fewer "
+            "images."
         )
 
 
 def image_grid(images: np.ndarray, columns: int, cell: int = CELL, gap: int = GAP) -> np.ndarray:
-    """Puts images [N, H, W, C] uint8 into one picture [height, width, 3] uint8.
+    """Arranges images [N, H, W, C] uint8 in a picture [height, width, 3] uint8.
 
     Images less than `cell` pixels high are enlarged by a whole factor. Gaps and empty cells are
     grey.
     """
     count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    factor = max(1, cell // height)
+    rows, factor = math.ceil(count / columns), _enlargement(height, cell)
     height, width = height * factor, width * factor
     grid = np.full((rows, height + gap, columns, width + gap, 3), 128, np.uint8)
     images = images if channels == 3 else images.repeat(3, axis=-1)  # grey to RGB
     for i, image in enumerate(images.repeat(factor, axis=1).repeat(factor, axis=2)):
         grid[i // columns, :height, i % columns, :width] = image
     grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return grid[:-gap, :-gap] if gap else grid  # none at the right and bottom edges
+    return grid[:-gap, :-gap] if gap else grid  # no gap at the right and bottom edges
 
 
 def split_grid(grid: np.ndarray, size: sizes.Size) -> np.ndarray:
-    """Returns the images [N, H, W, 3] of a picture that `image_grid` made; grey ones at the end.
+    """Returns the images [N, H, W, 3] in a picture that `image_grid` made.
 
-    Raises: ValueError if a grid of images of this size cannot have the picture's size.
+    The images of empty cells, at the end, are grey.
+    Raises: ValueError if the picture is no grid of images of this size.
     """
     height, width = sizes.height_and_width(size)
-    factor = max(1, CELL // height)
-    cell = height * factor + GAP, width * factor + GAP
-    rows, columns = (grid.shape[i] // cell[i] + 1 for i in range(2))
-    if (rows * cell[0] - GAP, columns * cell[1] - GAP) != grid.shape[:2]:
+    factor = _enlargement(height, CELL)
+    cell_height, cell_width = height * factor + GAP, width * factor + GAP
+    rows, columns = grid.shape[0] // cell_height + 1, grid.shape[1] // cell_width + 1
+    if grid.shape[:2] != (rows * cell_height - GAP, columns * cell_width - GAP):
         raise UserError(
             f"{grid.shape[:2]} pixels are no grid of images of {height} x {width} pixels."
         )
-    # Adds the gaps that `image_grid` cut off at the edges, so that all cells are equal.
+    # `image_grid` cuts off the gaps at the right and bottom edges. With them all cells are equal.
     grid = np.pad(grid, ((0, GAP), (0, GAP), (0, 0)))
-    images = grid.reshape(rows, cell[0], columns, cell[1], 3).swapaxes(1, 2)
-    images = images[:, :, : height * factor : factor, : width * factor : factor]
+    cells = grid.reshape(rows, cell_height, columns, cell_width, 3).swapaxes(1, 2)
+    images = cells[:, :, : height * factor : factor, : width * factor : factor]
     return images.reshape(-1, height, width, 3)
+
+
+def _enlargement(height, cell):
+    """Returns the whole factor by which images of this height are enlarged."""
+    return max(1, cell // height)

@@ -16,8 +16,8 @@ def test_size_is_read_from_a_word(text, size):
     overrides.override(config, "data.image_size", text)
     overrides.override(config, "model.input_size", text)
     assert (config.data.image_size, config.model.input_size) == (size, size)
-    assert sizes.image_shape(config.data) == (*sizes.height_and_width(size), 3)
-    assert sizes.input_shape(config.model) == (*sizes.height_and_width(size), 4)
+    assert sizes.image_shape(config.data) == (*sizes.sides(size), 3)
+    assert sizes.input_shape(config.model) == (*sizes.sides(size), 4)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,14 @@ def test_square_has_one_form():
     assert sizes.simplify([8, 12]) == (8, 12)
     assert sizes.to_json((8, 12)) == [8, 12]
     assert sizes.scale((4, 6), 8) == (32, 48)
+
+
+def test_size_may_have_more_than_two_sides():
+    """Configs have sizes of images only, so `is_size` refuses others."""
+    assert sizes.simplify([16, 8, 12]) == sizes.sides((16, 8, 12)) == (16, 8, 12)
+    assert sizes.simplify((8, 8, 8)) == (8, 8, 8)  # 8 stands for (8, 8)
+    assert sizes.to_json((8, 8, 8)) == [8, 8, 8]
+    assert sizes.scale((2, 4, 6), 8) == (16, 32, 48)
+    assert not sizes.is_size((8, 8, 8))
+    with pytest.raises(ValueError, match="too many values"):
+        sizes.height_and_width((8, 8, 8))

@@ -72,7 +72,7 @@ def test_impossible_exports_are_refused(published, monkeypatch, tmp_path):
         exported.write(tmp_path, out)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 3 in"):
         exported.write(tmp_path / "ours", out, step=3)
-    with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
+    with pytest.raises(ValueError, match="holds only EMA parameters: leave out --raw"):
         exported.write(tmp_path / "ours", out, raw=True)
 
     out.write_bytes(b"older file")
@@ -166,7 +166,7 @@ def test_exported_config_that_is_no_config_is_refused(
         ("model", "other", 1, "has {'other': 1}"),
         ("model", "remat", None, "remat"),
         ("data", "name", None, "has {'name': None}"),
-        ("latents", None, 7, "latents=7 must be an object of keys"),
+        ("latents", None, 7, "latents=7 must be an object with keys"),
     ],
 )
 def test_invalid_values_in_an_exported_config_are_refused(

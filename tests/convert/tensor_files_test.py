@@ -84,10 +84,10 @@ def test_damaged_file_is_named_with_the_way_out(suffix, damage, tmp_path):
     with pytest.raises(ValueError, match=f"cannot read .*weights{suffix}: ") as error:
         tensor_files.read(path)
     message = str(error.value)
-    assert (
-        f"Its {len(damaged):,} bytes begin with {damaged[:20]!r}: it is cut short, damaged"
-        in message
+    beginning = (
+        f"has {len(damaged):,} bytes and begins with {damaged[:20]!r}. It is cut short, damaged"
     )
+    assert beginning in message
     assert message.endswith("compare its size and SHA-256 with docs/weights.md.")
 
 

@@ -257,8 +257,8 @@ def test_noise_and_times_are_the_key_s(process):
         ("ddpm", dict(prediction="noise"), True, "unknown objective.prediction='noise'"),
         ("ddpm", dict(weight="snr"), True, "unknown objective.weight='snr'; choose one of uniform"),
         ("flow", dict(t_distribution="cosine"), False, "unknown objective.t_distribution='cosine'"),
-        ("ddpm", dict(min_t=1e-3), True, "min_t=0.001 is of processes in continuous time"),
-        ("flow", {}, True, "diffusion.process=ddpm only: set model.learn_sigma=False"),
+        ("ddpm", dict(min_t=1e-3), True, "min_t=0.001 has no effect with diffusion.process=ddpm"),
+        ("flow", {}, True, "a learned variance needs diffusion.process=ddpm. Set"),
     ],
 )
 def test_objectives_that_do_not_exist_are_refused(

@@ -167,7 +167,9 @@ def _files(directory):
 
 def test_sizes_that_differ_are_shown():
     before, now = {"image_size": [8, 12]}, {"image_size": 8}
-    assert "image_size: then [8, 12], now 8" in shards._compare(pathlib.Path("out"), before, now)
+    assert "image_size: then [8, 12], now 8" in shards._describe_difference(
+        pathlib.Path("out"), before, now
+    )
 
 
 def test_workdir_of_a_run_takes_no_shards(tmp_path):

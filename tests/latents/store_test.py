@@ -18,6 +18,7 @@ from PIL import Image
 from configs import vae_digits
 from dit_jax import conditions, latents
 from dit_jax.data import loader
+from dit_jax.data.annotations import Annotations
 from dit_jax.latents import codec, store
 from dit_jax.system import locks
 from dit_jax.workdirs import checkpoint
@@ -93,7 +94,7 @@ def test_batch_size_changes_neither_the_bytes_nor_what_is_encoded_at_once(
         out = tmp_path / str(batch_size)
         store.encode(config, vae_dir, out, shard_images=64, batch_size=batch_size)
         assert _files(out) == _files(tmp_path / "1")
-    assert set(shapes) == {(2, 8, 8, 1), (8, 8, 8, 1)}  # the former is the check of the size
+    assert set(shapes) == {(8, 8, 8, 1)}
 
 
 def test_other_vae_images_or_settings_do_not_mix(config, vae_dir, tmp_path, monkeypatch):
@@ -120,7 +121,7 @@ def test_one_command_at_a_time_writes_a_dataset(config, vae_dir, tmp_path):
 
 def test_size_that_the_factor_does_not_divide_is_refused(config, vae_dir, tmp_path):
     config.data.image_size = 7
-    with pytest.raises(ValueError, match=r"multiples of the VAE's factor 2"):
+    with pytest.raises(ValueError, match=r"sides that are multiples of 2, not 7 x 7 x 1"):
         store.encode(config, vae_dir, tmp_path)
     assert not list(tmp_path.iterdir())  # the right size may follow
 
@@ -194,6 +195,17 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
     config.model.num_classes = 10
     with pytest.raises(ValueError, match=r"holds no labels, which model.num_classes=10 needs"):
         latents.open_split(config, "train")
+
+
+def test_further_images_are_not_stored_with_moments(config, vae_dir, tmp_path, monkeypatch):
+    class Depth(conditions.Labels):
+        def annotations(self):
+            return Annotations(images={"depth": 1})
+
+    monkeypatch.setitem(conditions.KINDS, "label", Depth)
+    with pytest.raises(ValueError, match=r"condition='label' reads depth beside each image, but"):
+        store.encode(config, vae_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

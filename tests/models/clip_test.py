@@ -13,7 +13,7 @@ from helpers import published_configs
 from helpers.close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import convert, models, sharding
+from dit_jax import convert, models
 from dit_jax.convert import parameters
 from dit_jax.models import clip
 from dit_jax.sharding import axes
@@ -139,7 +139,7 @@ def test_table_of_axes_has_every_parameter():
         for path, shape in parameters.get_shapes(published_configs.CLIP_CONFIG).items()
     }
     assert ranks == {name: len(spec) for name, spec in axes.CLIP_AXES.items()}
-    assert axes.CLIP_AXES.items() <= sharding.PARAMETER_AXES.items()
+    assert axes.CLIP_AXES.items() <= axes.PARAMETER_AXES.items()
 
 
 @pytest.mark.parametrize(

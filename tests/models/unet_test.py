@@ -328,11 +328,17 @@ def test_names_of_presets():
     [
         (dict(channel_mult=()), r"channel_mult=\(\) needs a number for each level"),
         (dict(blocks_per_level=0), r"blocks_per_level=0 must be a whole number in 1\.\.100"),
-        (dict(input_size=9), r"input_size=9 must be a multiple of 2: each of the 2 levels"),
+        (
+            dict(input_size=9),
+            r"input_size=9 must be a multiple of 2: .* has 2 levels",
+        ),
         (dict(base_channels=15), "base_channels=15 must be even"),
-        (dict(norm_groups=32), r"norm_groups=32 must divide .*, not \[16\]; .* channel_mult"),
+        (dict(norm_groups=32), r"norm_groups=32 must divide .*, not \[16\]. .* channel_mult"),
         (dict(norm_groups=0), r"model.norm_groups=0 must be a whole number in 1..1048576"),
-        (dict(attention_levels=(1, 2)), r"attention_levels=\(1, 2\) has \[2\]; .* 0..1, 0 the"),
+        (
+            dict(attention_levels=(1, 2)),
+            r"attention_levels=\(1, 2\) has \[2\]; .* 0..1, where 0",
+        ),
         (dict(head_dim=8), "num_heads=2, head_dim=8: exactly one must not be 0"),
         (dict(num_heads=0), "num_heads=0, head_dim=0: exactly one must not be 0"),
         (dict(num_heads=3), r"num_heads=3, head_dim=0: .* must divide .* middle, \[32\]"),

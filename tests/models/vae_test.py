@@ -118,6 +118,8 @@ def test_free_sizes(levels, latent_channels):
         lambda p, x: model.apply({"params": p}, x, method="encode"), params, image
     )
     assert moments.shape == (1, 64 // model.factor, 128 // model.factor, 2 * latent_channels)
+    assert model.latent_shape((64, 128, 3)) == (*moments.shape[1:3], latent_channels)
+    assert model.image_shape((*moments.shape[1:3], latent_channels)) == (64, 128, 3)
     decoded = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, image)
     assert decoded.shape == image.shape
 
@@ -128,7 +130,7 @@ def test_sizes_that_do_not_fit_are_refused():
     model = models.build(_sizes(block_channels=(32, 32, 32)))
     params = models.param_shapes(model)
     for shape in ((1, 30, 32, 3), (1, 32, 32, 1)):
-        with pytest.raises(ValueError, match=r"multiples of the VAE's factor 4, with 3 channels"):
+        with pytest.raises(ValueError, match=r"takes images of 3 channels .* multiples of 4, not"):
             jax.eval_shape(
                 lambda p, x: model.apply({"params": p}, x, method=vae.AutoencoderKL.encode),
                 params,

@@ -162,19 +162,19 @@ def _zip(path, members, compression=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (_npy((2**40,)), r"'x.npy' in it has \d+ bytes, which are not those of a float32 of shape"),
-        (_npy((10**30, 10**30)), r"which are not those of a float32 of shape \(1000000"),
-        (_npy((-2, -3), data=b"0" * 24), r"not those of a float32 of shape \(-2, -3\)"),
-        (_npy((-1,), data=b""), r"not those of a float32 of shape \(-1,\)"),
-        (_npy((10**15,), "|V0"), "not those of a"),
-        (_npy((2,), data=b"0" * 9), "not those of a float32"),
+        (_npy((2**40,)), r"'x.npy' in it has \d+ bytes, which do not match a float32 of shape"),
+        (_npy((10**30, 10**30)), r"which do not match a float32 of shape \(1000000"),
+        (_npy((-2, -3), data=b"0" * 24), r"not match a float32 of shape \(-2, -3\)"),
+        (_npy((-1,), data=b""), r"not match a float32 of shape \(-1,\)"),
+        (_npy((10**15,), "|V0"), "not match a"),
+        (_npy((2,), data=b"0" * 9), "not match a float32"),
         (_npy((1,), "|O", b"cos\nsystem\n."), "holds Python objects, which could run code"),
         (_npy((1,), [("a", "|O")], b"N."), "holds Python objects, which could run code"),
         (
             _npy("(" * 2000),
-            "TokenError|Cannot parse header|header that is no header",
+            "TokenError|Cannot parse header|invalid header",
         ),
-        (_npy("-" * 9000 + "1"), "header that is no header|Cannot parse|shape is not valid"),
+        (_npy("-" * 9000 + "1"), "invalid header|Cannot parse|shape is not valid"),
         (_npy((1,), data=b"1234", version=b"\x09\x00"), r"version \(9, 0\)"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{" + b" " * 10**6, "EOF: reading array header"),
         (b"no array", "magic string is not correct"),
@@ -212,7 +212,7 @@ def test_archive_of_zeros_is_refused_before_it_fills_the_memory(tmp_path, monkey
     assert npz_files.read_npz(path)["zeros"].shape == (2**25,)  # 1 GiB is always allowed
     monkeypatch.setattr(npz_files, "FREE_BYTES", 2**20)
     with pytest.raises(
-        ValueError, match=r"would take 33,554,504 bytes, but the file has 3\d,\d+: "
+        ValueError, match=r"would take 33,554,504 bytes, but the file has 3\d,\d+ bytes\. "
     ):
         npz_files.read_npz(path)
     assert npz_files.read_npz(path, ["ones"])["ones"].sum() == 9
@@ -262,7 +262,7 @@ def test_json_lines_that_are_too_many_are_refused(tmp_path, monkeypatch):
     assert len(json_files.read_json_lines(path)) == 2**14  # what is left out does not count
     with path.open("ab") as file:
         file.write(b"{}\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl has more than 1 MiB of .*; line 18433 goes"):
+    with pytest.raises(ValueError, match=r"a\.jsonl has more than 1 MiB .*: line 18433 exceeds"):
         json_files.read_json_lines(path)
 
 
@@ -277,12 +277,12 @@ def test_home_directories_are_expanded(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gs://bucket/x", "latents.vae=gs://bucket/x: remote paths are not read or written yet"),
+        ("gs://bucket/x", "latents.vae=gs://bucket/x: remote paths are not supported"),
         ("s3://x", "remote paths"),
         ("file:///x", "remote paths"),
         ("", "latents.vae is empty"),
         ("a\0b", r"latents.vae=a\\x00b has a NUL character"),
-        ("~no-such-user/x", "~no-such-user has no home directory; write ./~no-such-user/x"),
+        ("~no-such-user/x", r"~no-such-user has no home directory\. .* write ./~no-such-user/x"),
     ],
 )
 def test_texts_that_are_no_local_path_are_refused(text, message):

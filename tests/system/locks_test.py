@@ -158,7 +158,7 @@ def test_what_cannot_be_written_into_a_vanished_directory_says_that_it_vanished(
 
 def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
     def flock(*_):
-        raise OSError(locks.UNSUPPORTED[0], "No locks available")
+        raise OSError(locks.UNSUPPORTED_ERRNOS[0], "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     with locks.hold(path) as lock:
@@ -166,7 +166,7 @@ def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
         path.parent.rename(path.parent.with_name("moved"))
         with pytest.raises(files.LostError, match=r"run is gone: it was removed or moved"):
             lock.check()
-    assert "cannot be locked (No locks available): see that no other command" in caplog.text
+    assert "cannot be locked (No locks available): make sure that no other command" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])

@@ -41,7 +41,7 @@ VALUES = [
         (schemas.object_of({}), [{}, {"a": 1}, {"a": {}}]),
         (schemas.object_of({"a": schemas.is_count}), [{"a": 1}]),
         (schemas.object_of({"a": schemas.is_count}, optional_keys=["a"]), [{}, {"a": 1}]),
-        (schemas.object_of({}, others=schemas.is_setting), [{}, {"a": 1}]),
+        (schemas.object_of({}, check_unknown=schemas.is_setting), [{}, {"a": 1}]),
     ],
 )
 def test_only_values_of_the_schema_pass(check, passing):
@@ -51,5 +51,5 @@ def test_only_values_of_the_schema_pass(check, passing):
 
 def test_wrong_keys_are_named():
     schema = {"a": schemas.is_string, "b": schemas.is_string, "c": schemas.is_string}
-    assert schemas.invalid_keys({"a": "x", "b": 3}, schema) == ["b", "c"]
-    assert schemas.invalid_keys({"a": "x", "b": 3}, schema, optional_keys=["b", "c"]) == ["b"]
+    assert schemas.list_invalid_keys({"a": "x", "b": 3}, schema) == ["b", "c"]
+    assert schemas.list_invalid_keys({"a": "x", "b": 3}, schema, optional_keys=["b", "c"]) == ["b"]

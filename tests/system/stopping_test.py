@@ -68,7 +68,7 @@ def test_a_command_is_left_where_it_is_and_its_temporaries_go(number, capfd):
 
 
 def test_a_command_that_does_not_end_soon_says_that_it_will(monkeypatch, capfd):
-    monkeypatch.setattr(stopping.Raising, "patience", 0.05)
+    monkeypatch.setattr(stopping.Raising, "notice_seconds", 0.05)
 
     def work():
         try:

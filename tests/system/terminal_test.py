@@ -38,7 +38,7 @@ def test_characters_that_the_terminal_lacks_do_not_end_the_command():
 
 
 def test_progress_bars_pass_and_names_in_them_are_escaped():
-    raw, stream = _stream(bars=True)
+    raw, stream = _stream(allow_bars=True)
     stream.write("\r 50%\x1b[A\x1b[31m\x07")
     assert raw.getvalue() == b"\r 50%\x1b[A\\x1b[31m\\x07"
 
@@ -69,7 +69,7 @@ def test_log_lines_are_escaped():
 
 def test_shell_reads_a_command_line_as_the_words_that_it_shows():
     words = ["printf", r"%s\0", "a b", "it's", "", "x\x1b[31m\n\u202eé\\'", "\udc80"]
-    line = terminal.command_line(words)
+    line = terminal.format_command(words)
     assert line.isprintable()
     done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
     assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in words[2:]]

@@ -70,7 +70,7 @@ def test_values_after_a_loss_of_the_file_are_written(tmp_path, caplog, name, rep
     assert [line["step"] for line in _lines(tmp_path)] == ([10] if saved else []) + [20, 30]
     assert len(list((tmp_path / "tensorboard").iterdir())) >= 1
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path / name} was removed or replaced: what follows is in a new one"
+        f"{tmp_path / name} was removed or replaced: the next values go to a new one"
     ]
 
 
