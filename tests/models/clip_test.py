@@ -1,4 +1,4 @@
-"""CLIP's text transformer against a recorded one of transformers, and the files it is read from."""
+"""CLIP's text transformer against a recording from transformers, and its import from files."""
 
 import functools
 import json
@@ -25,9 +25,10 @@ from dit_jax.workdirs import checkpoint
 
 @pytest.fixture(scope="module")
 def golden():
-    """A tiny CLIPTextModel of transformers 5.23: parameters, tokens, and its last hidden states.
+    """A recorded CLIPTextModel of transformers 5.23: parameters "w/...", "tokens", and outputs.
 
-    'gelu' has the other activation, 'skipped' the final LayerNorm after the last layer but one.
+    "quick_gelu" and "gelu" are the last hidden states with this activation. "skipped" is with
+    quick_gelu too, but the final LayerNorm follows the last layer but one.
     """
     with np.load(GOLDENS / "clip_tiny_reference.npz") as file:
         return {name: file[name] for name in file.files}
@@ -50,7 +51,7 @@ def encode(params):
     return lambda tokens: np.asarray(apply({"params": params}, tokens))
 
 
-def _changed(**changes):
+def _change_config(**changes):
     return ConfigDict(published_configs.CLIP_CONFIG.to_dict() | changes)
 
 
@@ -60,8 +61,8 @@ def _error(actual, expected):
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_hidden_states_are_the_recorded_ones(golden, params, activation):
-    model = models.build(_changed(activation=activation))
+def test_hidden_states_equal_the_recording(golden, params, activation):
+    model = models.build(_change_config(activation=activation))
     actual = jax.jit(model.apply)({"params": params}, golden["tokens"])
     assert actual.dtype == jnp.float32
     assert _error(actual, golden[activation]) < 1e-5
@@ -69,7 +70,7 @@ def test_hidden_states_are_the_recorded_ones(golden, params, activation):
     assert _error(actual, golden[other]) > 1e-2
 
 
-def test_tokens_see_themselves_and_those_before_them(golden, encode):
+def test_tokens_attend_to_themselves_and_earlier_tokens_alone(golden, encode):
     tokens = golden["tokens"]
     before, changed = encode(tokens), tokens.copy()
     changed[:, 5] = 100
@@ -78,13 +79,13 @@ def test_tokens_see_themselves_and_those_before_them(golden, encode):
     assert (np.abs(after[:, 5:] - before[:, 5:]).max(axis=-1) > 1e-3).all()
 
 
-def test_fewer_tokens_are_the_beginning_of_more(golden, encode):
+def test_shorter_sequences_give_the_first_states_of_longer_ones(golden, encode):
     expected = encode(golden["tokens"])[:, :7]
     assert_close(encode(golden["tokens"][:, :7]), expected, 1e-5)
 
 
-def test_bfloat16_rounds_activations_not_parameters_nor_outputs(golden, params, encode):
-    model = models.build(_changed(dtype="bfloat16"))
+def test_bfloat16_changes_the_dtype_of_neither_parameters_nor_outputs(golden, params, encode):
+    model = models.build(_change_config(dtype="bfloat16"))
     shapes = models.param_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     actual = jax.jit(model.apply)({"params": params}, golden["tokens"])
@@ -92,30 +93,30 @@ def test_bfloat16_rounds_activations_not_parameters_nor_outputs(golden, params, 
     assert 1e-4 < _error(actual, encode(golden["tokens"])) < 5e-2
 
 
-def test_products_are_full_f32_whatever_the_default(golden, params):
-    def products(dtype):
-        model = models.build(_changed(dtype=dtype))
+def test_f32_products_are_full_precision_under_any_default(golden, params):
+    def list_products(dtype):
+        model = models.build(_change_config(dtype=dtype))
         with jax.default_matmul_precision("default"):
             jaxpr = jax.make_jaxpr(model.apply)({"params": params}, golden["tokens"])
         return [line for line in str(jaxpr).splitlines() if "precision=" in line]
 
-    assert len(products("float32")) == 8  # q, k, v, logits, values, out; fc1, fc2
-    assert all("HIGHEST" in line for line in products("float32"))
-    assert not any("HIGHEST" in line for line in products("bfloat16"))
+    assert len(list_products("float32")) == 8  # q, k, v, logits, values, out; fc1, fc2
+    assert all("HIGHEST" in line for line in list_products("float32"))
+    assert not any("HIGHEST" in line for line in list_products("bfloat16"))
 
 
 @pytest.mark.parametrize(
     ("name", "count"), [("clip-vit-l-14", 123_060_480), ("openclip-h", 340_387_840)]
 )
-def test_presets_have_the_published_counts(name, count):
+def test_presets_have_the_published_parameter_counts(name, count):
     shapes = parameters.get_shapes(
         ConfigDict(clip.PRESETS[name] | dict(name="clip", dtype="float32"))
     )
     assert sum(map(math.prod, shapes.values())) == count
 
 
-def test_initial_deviations_are_clip_s():
-    config = _changed(hidden_size=64, mlp_size=256, depth=8, num_heads=4, length=77)
+def test_initial_deviations_equal_clip_s():
+    config = _change_config(hidden_size=64, mlp_size=256, depth=8, num_heads=4, length=77)
     init = jax.jit(functools.partial(models.init_params, models.build(config)))
     params = init(jax.random.key(0))
     flat = flax.traverse_util.flatten_dict(params, sep="/")
@@ -137,7 +138,7 @@ def test_initial_deviations_are_clip_s():
     assert not expected
 
 
-def test_table_of_axes_has_every_parameter():
+def test_axes_table_has_every_parameter():
     ranks = {
         path: len(shape)
         for path, shape in parameters.get_shapes(published_configs.CLIP_CONFIG).items()
@@ -155,26 +156,26 @@ def test_table_of_axes_has_every_parameter():
         ({"depth": 0}, "depth=0 must be a whole number"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(changes, message):
+def test_invalid_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        models.build(_changed(**changes))
+        models.build(_change_config(**changes))
 
 
 @pytest.mark.parametrize(
     "tokens",
     [np.zeros((1, 13), np.int32), np.zeros((12,), np.int32), np.zeros((1, 12), np.float32)],
 )
-def test_other_tokens_are_refused(params, tokens):
+def test_tokens_with_a_wrong_shape_or_dtype_are_refused(params, tokens):
     with pytest.raises(ValueError, match=r"takes \[B, M\] of int32, M up to 12"):
         models.build(published_configs.CLIP_CONFIG).apply({"params": params}, tokens)
 
 
-def test_token_outside_the_vocabulary_is_seen(encode):
+def test_tokens_outside_the_vocabulary_give_nan(encode):
     assert np.isnan(encode(np.full((1, 2), 535, np.int32))).all()
 
 
-# Of a whole CLIP, beside the text transformer.
-OTHERS = {
+# Shapes of a CLIPModel's arrays outside the text transformer.
+UNUSED = {
     "vision_model.embeddings.class_embedding": (16,),
     "vision_model.embeddings.position_ids": (1, 5),
     "vision_model.encoder.layers.0.mlp.fc1.bias": (48,),
@@ -184,19 +185,19 @@ OTHERS = {
 }
 
 
-def _write(directory, result, kind="CLIPTextModel", **changes):
-    """Writes the arrays as transformers does, and returns the directory."""
+def _write(directory, arrays, class_name="CLIPTextModel", **changes):
+    """Writes the arrays and a config as transformers does, and returns the directory."""
     directory.mkdir(parents=True)
     sizes = published_configs.CLIP | changes
-    config = {"text_config": sizes} if kind == "CLIPModel" else sizes
-    (directory / "config.json").write_text(json.dumps({"architectures": [kind]} | config))
-    safetensors.numpy.save_file(result, directory / "model.safetensors")
+    config = {"text_config": sizes} if class_name == "CLIPModel" else sizes
+    (directory / "config.json").write_text(json.dumps({"architectures": [class_name]} | config))
+    safetensors.numpy.save_file(arrays, directory / "model.safetensors")
     return directory
 
 
 @pytest.fixture
 def stable_diffusion(published, tmp_path):
-    """The text model and the tokenizer as diffusers has them: returns the text model's folder."""
+    """The text model's folder in a pipeline of diffusers, with the tokenizer beside it."""
     bpe.write(tmp_path / "sd" / "tokenizer")
     (tmp_path / "sd" / "tokenizer" / "tokenizer_config.json").write_text('{"pad_token": "!"}')
     return _write(tmp_path / "sd" / "text_encoder", published)
@@ -207,18 +208,17 @@ def _load(workdir):
     return checkpoint.load_model(workdir, mesh, "float32", "clip")
 
 
-def test_layouts(params, published):
-    """Spot checks, entry by entry; that the whole is right the golden output shows."""
+def test_kernels_are_the_published_weights_transposed(params, published):
     layers = params["encoder_layers"]
     assert layers["self_attn"]["k_proj"]["kernel"].shape == (3, 16, 16)
-    for output, reference in (
+    for value, name in (
         (layers["self_attn"]["k_proj"]["kernel"][1, 5, 9], "layers.1.self_attn.k_proj.weight"),
         (layers["mlp"]["fc2"]["kernel"][2, 5, 9], "layers.2.mlp.fc2.weight"),
     ):
-        assert output == published[f"text_model.encoder.{reference}"][9, 5]
+        assert value == published[f"text_model.encoder.{name}"][9, 5]
 
 
-def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, tmp_path):
+def test_converted_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, tmp_path):
     config = convert.to_workdir("clip", stable_diffusion, tmp_path / "workdir")
     assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
     tokenizer = text.load_tokenizer(tmp_path / "workdir")
@@ -233,7 +233,7 @@ def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, t
 
 
 @pytest.mark.parametrize(
-    ("config", "older", "pad"),
+    ("tokenizer_config", "special_tokens", "pad"),
     [
         ({"pad_token": text.END}, {"pad_token": "!"}, "!"),
         ({"pad_token": "!"}, {"eos_token": text.END}, "!"),
@@ -242,24 +242,27 @@ def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, t
         (None, None, text.END),
     ],
 )
-def test_padding_is_what_the_files_say(config, older, pad, tmp_path):
+def test_padding_token_is_read_from_the_tokenizer_files(
+    tokenizer_config, special_tokens, pad, tmp_path
+):
+    """special_tokens_map.json takes precedence, unless the config has added_tokens_decoder."""
     bpe.write(tmp_path)
-    for name, contents in (("tokenizer_config.json", config), ("special_tokens_map.json", older)):
-        if contents is not None:
-            (tmp_path / name).write_text(json.dumps(contents))
+    if tokenizer_config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    if special_tokens is not None:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(special_tokens))
     tokenizer = convert.clip.read_tokenizer(tmp_path, published_configs.CLIP_CONFIG)
     assert tokenizer([""])[0, -1] == bpe.VOCAB[pad]
 
 
-def test_command_leaves_out_the_last_layers(golden, run_command, stable_diffusion, tmp_path):
+def test_skip_layers_omits_the_last_layers(golden, run_command, stable_diffusion, tmp_path):
     workdir = tmp_path / "workdir"
     out = run_command("convert", "clip", stable_diffusion, workdir, "--skip_layers=1")
-    assert out == f"{workdir}: {json.dumps(_changed(depth=2).to_dict())}\n"
+    assert out == f"{workdir}: {json.dumps(_change_config(depth=2).to_dict())}\n"
     assert text.load_tokenizer(workdir).length == 12
     model, params = _load(workdir)
-    assert (
-        _error(jax.jit(model.apply)({"params": params}, golden["tokens"]), golden["skipped"]) < 1e-5
-    )
+    actual = jax.jit(model.apply)({"params": params}, golden["tokens"])
+    assert _error(actual, golden["skipped"]) < 1e-5
     for skip_layers in (3, -1):
         with pytest.raises(
             ValueError, match=rf"{skip_layers=} must be in 0..2: .*config.json has 3"
@@ -268,46 +271,49 @@ def test_command_leaves_out_the_last_layers(golden, run_command, stable_diffusio
 
 
 @pytest.mark.parametrize(
-    ("kind", "others"),
+    ("class_name", "unused"),
     [
         ("CLIPTextModel", {}),
         ("CLIPTextModelWithProjection", {"text_projection.weight"}),
-        ("CLIPModel", OTHERS.keys()),
+        ("CLIPModel", UNUSED.keys()),
     ],
 )
-def test_classes_differ_by_what_is_not_used(kind, others, published, params, tmp_path):
-    result = published | {name: np.ones(OTHERS[name], np.float32) for name in others}
-    result["text_model.embeddings.position_ids"] = np.arange(12, dtype=np.int64)[None]
-    source = bpe.write(_write(tmp_path / "hf", result, kind))
+def test_every_clip_class_may_have_its_own_unused_arrays_and_no_others(
+    class_name, unused, published, params, tmp_path
+):
+    arrays = published | {name: np.ones(UNUSED[name], np.float32) for name in unused}
+    arrays["text_model.embeddings.position_ids"] = np.arange(12, dtype=np.int64)[None]
+    source = bpe.write(_write(tmp_path / "hf", arrays, class_name))
     config = convert.to_workdir("clip", source, tmp_path / "workdir")
     assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
     _, loaded = _load(tmp_path / "workdir")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    # The array that one class does not use is unexpected in another.
-    result["visual_projection.weight"] = result["text_model.other"] = np.ones(3, np.float32)
-    source = bpe.write(_write(tmp_path / "others", result, kind))
+    # visual_projection.weight is unused in CLIPModel, but unexpected in the other classes.
+    arrays["visual_projection.weight"] = arrays["text_model.other"] = np.ones(3, np.float32)
+    source = bpe.write(_write(tmp_path / "unexpected", arrays, class_name))
     with pytest.raises(ValueError, match="does not fit the model") as error:
         convert.to_workdir("clip", source, tmp_path / "other")
     assert "other (3,)" in str(error.value)
-    assert ("visual_projection.weight" in str(error.value)) == (kind != "CLIPModel")
+    assert ("visual_projection.weight" in str(error.value)) == (class_name != "CLIPModel")
     assert not (tmp_path / "other").exists()
 
 
-def test_names_of_transformers_5_have_no_prefix(published, params):
-    result = {name.removeprefix("text_model."): array for name, array in published.items()}
-    result["embeddings.position_ids"] = np.zeros((1, 12), np.float32)
-    loaded = convert.load("clip", result, published_configs.CLIP_CONFIG)
+def test_names_without_the_prefix_are_read_if_no_name_has_it(published, params):
+    """transformers 5 writes names without the prefix text_model."""
+    arrays = {name.removeprefix("text_model."): array for name, array in published.items()}
+    arrays["embeddings.position_ids"] = np.zeros((1, 12), np.float32)
+    loaded = convert.load("clip", arrays, published_configs.CLIP_CONFIG)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    result["text_model.final_layer_norm.bias"] = result.pop("final_layer_norm.bias")
+    arrays["text_model.final_layer_norm.bias"] = arrays.pop("final_layer_norm.bias")
     with pytest.raises(ValueError, match=r"missing \(1\): final_layer_norm.bias \(16,\)"):
-        convert.load("clip", result, published_configs.CLIP_CONFIG)
+        convert.load("clip", arrays, published_configs.CLIP_CONFIG)
 
 
-def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp_path):
+def test_sizes_missing_from_the_config_default_to_those_of_transformers(published, tmp_path):
     source = _write(tmp_path / "hf", published, "CLIPModel")
-    reference = {"architectures": ["CLIPModel"], "text_config": {"hidden_size": 1, "vocab_size": 9}}
-    reference["text_config_dict"] = {"hidden_size": 768, "num_attention_heads": 12}
-    (source / "config.json").write_text(json.dumps(reference))
+    config = {"architectures": ["CLIPModel"], "text_config": {"hidden_size": 1, "vocab_size": 9}}
+    config["text_config_dict"] = {"hidden_size": 768, "num_attention_heads": 12}
+    (source / "config.json").write_text(json.dumps(config))
     assert convert.clip.read_config(source).to_dict() == dict(
         name="clip",
         vocab_size=9,
@@ -322,7 +328,7 @@ def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "message"),
+    ("class_name", "changes", "message"),
     [
         ("T5EncoderModel", {}, "the class T5EncoderModel, but only CLIPTextModel, CLIPText"),
         ("CLIPTextModel", {"hidden_act": "relu"}, "hidden_act='relu'; supported: quick_gelu, gelu"),
@@ -333,8 +339,8 @@ def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp
         ("CLIPTextModel", {"vocab_size": 534}, r"ids up to 534, but the text model 534 tokens"),
     ],
 )
-def test_other_models_are_refused(published, tmp_path, kind, changes, message):
-    source = bpe.write(_write(tmp_path / "hf", published, kind, **changes))
+def test_unsupported_models_are_refused(published, tmp_path, class_name, changes, message):
+    source = bpe.write(_write(tmp_path / "hf", published, class_name, **changes))
     with pytest.raises(ValueError, match=message):
         convert.to_workdir("clip", source, tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
@@ -351,13 +357,13 @@ def test_other_models_are_refused(published, tmp_path, kind, changes, message):
         ),
     ],
 )
-def test_missing_files_are_named(stable_diffusion, tmp_path, missing, message):
+def test_errors_name_missing_files(stable_diffusion, tmp_path, missing, message):
     (tmp_path / "sd" / missing).unlink()
     with pytest.raises(FileNotFoundError, match=message):
         convert.to_workdir("clip", stable_diffusion, tmp_path / "workdir")
 
 
-def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
+def test_error_for_a_missing_checkpoint_names_its_variants(stable_diffusion, tmp_path):
     folder = stable_diffusion
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     message = r"; model.fp16.safetensors is there: give a copy named model.safetensors, which is re"
@@ -369,10 +375,10 @@ def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
         convert.tensor_files.read(folder / "other.safetensors")
 
 
-def test_tokenizer_json_serves_where_there_are_no_lists(stable_diffusion, golden, tmp_path):
-    tokenizer = stable_diffusion.parent / "tokenizer"
-    (tokenizer / "merges.txt").unlink()
-    (tokenizer / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
-    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 5, "!").save(tokenizer / "tokenizer.json")
-    read = convert.clip.read_tokenizer(stable_diffusion, published_configs.CLIP_CONFIG)
-    np.testing.assert_array_equal(read(["the cat's on", ""]), golden["tokens"][:2])
+def test_tokenizer_json_is_read_if_merges_txt_is_missing(stable_diffusion, golden, tmp_path):
+    folder = stable_diffusion.parent / "tokenizer"
+    (folder / "merges.txt").unlink()
+    (folder / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
+    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 5, "!").save(folder / "tokenizer.json")
+    tokenizer = convert.clip.read_tokenizer(stable_diffusion, published_configs.CLIP_CONFIG)
+    np.testing.assert_array_equal(tokenizer(["the cat's on", ""]), golden["tokens"][:2])

@@ -1,4 +1,4 @@
-"""DINOv2: its resize against Pillow, what its class token depends on, and its files."""
+"""DINOv2: its resize against Pillow, properties of its features, and its import from files."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ CONFIG = ConfigDict(
 
 @pytest.fixture(scope="module")
 def params():
-    """Random, so that no scale is 1 and no bias 0."""
+    """Random parameters, among which no scale is 1 and no bias is 0."""
     shapes = parameters.get_shapes(CONFIG)
     rng = np.random.default_rng(0)
     flat = {
@@ -42,11 +42,11 @@ def features():
     return jax.jit(lambda params, image: model.apply({"params": params}, image)["features"])
 
 
-def _images(shape):
+def _draw_images(shape):
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
 
 
-def _pillow(image, width, height):
+def _resize_with_pillow(image, width, height):
     bicubic = PIL.Image.Resampling.BICUBIC
     return np.stack(
         [np.asarray(PIL.Image.fromarray(x).resize((width, height), bicubic)) for x in image]
@@ -57,24 +57,25 @@ def _pillow(image, width, height):
     ("height", "width"),
     [(32, 32), (256, 256), (299, 299), (512, 512), (224, 224), (1, 1), (3, 640), (300, 100)],
 )
-def test_resize_is_pillow_s_to_the_bit(height, width):
-    image = _images((3, height, width, 3))
-    image[1] = 255 * (image[1] > 127)  # overshoots, so that clipping counts
+def test_resize_equals_pillow_s_bit_for_bit(height, width):
+    image = _draw_images((3, height, width, 3))
+    image[1] = 255 * (image[1] > 127)  # the resize overshoots, and must clip
     image[2] = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
     resized = dinov2.resize(image, 224)
     assert resized.dtype == jnp.uint8
-    np.testing.assert_array_equal(resized, _pillow(_pillow(image, 224, height), 224, 224))
-    if height <= width:  # else Pillow 13 may begin with the height
-        np.testing.assert_array_equal(resized, _pillow(image, 224, 224))
+    width_first = _resize_with_pillow(_resize_with_pillow(image, 224, height), 224, 224)
+    np.testing.assert_array_equal(resized, width_first)
+    if height <= width:  # otherwise Pillow 13 may begin with the height
+        np.testing.assert_array_equal(resized, _resize_with_pillow(image, 224, 224))
 
 
-def test_grey_is_rgb_of_equal_channels(params, features):
-    grey = _images((2, 40, 48, 1))
+def test_grey_images_equal_rgb_images_with_three_equal_channels(params, features):
+    grey = _draw_images((2, 40, 48, 1))
     assert_close(features(params, grey), features(params, grey.repeat(3, -1)), 1e-5)
 
 
 def test_pixels_are_normalised_channel_by_channel(params):
-    """An image of one colour is patches of one vector: that of the colour's normalised value."""
+    """An image of one colour has patches that are all embedded as one known vector."""
     colour = np.array([10, 200, 90], np.uint8)
     image = np.broadcast_to(colour, (1, 8, 8, 3))
     apply = functools.partial(
@@ -89,52 +90,52 @@ def test_pixels_are_normalised_channel_by_channel(params):
     assert_close(patches[0], np.tile(expected, (256, 1)), 1e-5)
 
 
-def test_class_token_sees_the_order_of_patches_by_their_positions_alone(params, features):
-    image = _images((1, 224, 224, 3))
+def test_patch_order_matters_through_position_embeddings_alone(params, features):
+    image = _draw_images((1, 224, 224, 3))
     patches = image.reshape(16, 14, 16, 14, 3).swapaxes(1, 2).reshape(256, 14, 14, 3)
     shuffled = np.random.default_rng(2).permutation(patches).reshape(16, 16, 14, 14, 3)
     shuffled = shuffled.swapaxes(1, 2).reshape(1, 224, 224, 3)
-    nowhere = params | {"pos_embed": params["pos_embed"].at[:, 1:].set(0)}
-    expected = features(nowhere, image)
-    assert_close(features(nowhere, shuffled), expected, 1e-5)
-    moved = features(params, shuffled) - features(params, image)
-    assert np.abs(moved).max() > 1e-2
+    without_positions = params | {"pos_embed": params["pos_embed"].at[:, 1:].set(0)}
+    expected = features(without_positions, image)
+    assert_close(features(without_positions, shuffled), expected, 1e-5)
+    difference = features(params, shuffled) - features(params, image)
+    assert np.abs(difference).max() > 1e-2
 
 
-def test_images_of_a_batch_do_not_mix(params, features):
-    image = _images((3, 32, 32, 3))
-    one = features(params, image[1:2])
-    assert_close(features(params, image)[1:2], one, 1e-5)
+def test_features_do_not_depend_on_other_images_of_the_batch(params, features):
+    image = _draw_images((3, 32, 32, 3))
+    expected = features(params, image[1:2])
+    assert_close(features(params, image)[1:2], expected, 1e-5)
 
 
-@pytest.mark.parametrize("closed", ["ls1", "ls2"])
-def test_layer_scale_gates_its_branch(params, features, closed):
+@pytest.mark.parametrize("layer_scale", ["ls1", "ls2"])
+def test_layer_scale_gates_its_branch(params, features, layer_scale):
     """Without attention the class token is the same for all images; without MLPs it is not."""
     blocks = params["blocks"]
-    blocks = blocks | {closed: {"gamma": jnp.zeros_like(blocks[closed]["gamma"])}}
-    a, b = features(params | {"blocks": blocks}, _images((2, 32, 32, 3)))
-    assert np.array_equal(a, b) == (closed == "ls1")
+    blocks = blocks | {layer_scale: {"gamma": jnp.zeros_like(blocks[layer_scale]["gamma"])}}
+    a, b = features(params | {"blocks": blocks}, _draw_images((2, 32, 32, 3)))
+    assert np.array_equal(a, b) == (layer_scale == "ls1")
 
 
-def test_features_are_normalised(params, features):
-    plain = params | {"norm": {"scale": jnp.ones(128), "bias": jnp.zeros(128)}}
-    x = np.asarray(features(plain, _images((2, 32, 32, 3))))
+def test_features_are_normalised_with_the_published_epsilon(params, features):
+    params = params | {"norm": {"scale": jnp.ones(128), "bias": jnp.zeros(128)}}
+    x = np.asarray(features(params, _draw_images((2, 32, 32, 3))))
     assert np.abs(x.mean(axis=1)).max() < 1e-5
     assert_close(x.var(axis=1), np.ones(2), 1e-4)
-    # Where nothing is added to a class token of variance 1e-6, epsilon is half of the divisor.
-    closed = {name: {"gamma": jnp.zeros((2, 128))} for name in ("ls1", "ls2")}
-    small = jnp.tile(jnp.array([1e-3, -1e-3]), 64).reshape(1, 1, 128)
-    plain |= {"blocks": params["blocks"] | closed, "cls_token": small}
-    plain |= {"pos_embed": jnp.zeros_like(params["pos_embed"])}
-    x = features(plain, _images((1, 32, 32, 3)))
-    assert_close(x[0], small[0, 0] / np.sqrt(2e-6), 1e-4)
+    # Nothing is added to a class token with variance 1e-6, which equals epsilon.
+    zero_scales = {name: {"gamma": jnp.zeros((2, 128))} for name in ("ls1", "ls2")}
+    cls_token = jnp.tile(jnp.array([1e-3, -1e-3]), 64).reshape(1, 1, 128)
+    params |= {"blocks": params["blocks"] | zero_scales, "cls_token": cls_token}
+    params |= {"pos_embed": jnp.zeros_like(params["pos_embed"])}
+    x = features(params, _draw_images((1, 32, 32, 3)))
+    assert_close(x[0], cls_token[0, 0] / np.sqrt(2e-6), 1e-4)
 
 
-def test_bfloat16_rounds_activations_not_parameters_nor_features(params, features):
+def test_bfloat16_changes_the_dtype_of_neither_parameters_nor_features(params, features):
     model = models.build(ConfigDict(CONFIG.to_dict() | {"dtype": "bfloat16"}))
     shapes = models.param_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    image = _images((2, 32, 32, 3))
+    image = _draw_images((2, 32, 32, 3))
     x = jax.jit(model.apply)({"params": params}, image)["features"]
     expected = features(params, image)
     assert x.dtype == jnp.float32
@@ -142,23 +143,23 @@ def test_bfloat16_rounds_activations_not_parameters_nor_features(params, feature
     assert 1e-5 < error < 5e-2
 
 
-def test_products_are_full_f32_whatever_the_default(params):
-    def products(dtype):
+def test_f32_products_are_full_precision_under_any_default(params):
+    def list_products(dtype):
         model = models.build(ConfigDict(CONFIG.to_dict() | {"dtype": dtype}))
         with jax.default_matmul_precision("default"):
-            jaxpr = jax.make_jaxpr(model.apply)({"params": params}, _images((1, 32, 32, 3)))
+            jaxpr = jax.make_jaxpr(model.apply)({"params": params}, _draw_images((1, 32, 32, 3)))
         lines = str(jaxpr).splitlines()
         return [line for line in lines if "precision=" in line]
 
-    assert len(products("float32")) == 9  # patches; q, k, v, logits, values, proj; fc1, fc2
-    assert all("HIGHEST" in line for line in products("float32"))
-    assert not any("HIGHEST" in line for line in products("bfloat16"))
+    assert len(list_products("float32")) == 9  # patches; q, k, v, logits, values, proj; fc1, fc2
+    assert all("HIGHEST" in line for line in list_products("float32"))
+    assert not any("HIGHEST" in line for line in list_products("bfloat16"))
 
 
 @pytest.mark.parametrize(
     "image", [np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 4), np.uint8)]
 )
-def test_other_images_are_refused(params, image):
+def test_images_with_a_wrong_dtype_or_channel_count_are_refused(params, image):
     with pytest.raises(ValueError, match=r"\(1, 8, 8, .\) and dtype (float32|uint8); DINOv2 takes"):
         models.build(CONFIG).apply({"params": params}, image)
 
@@ -171,12 +172,12 @@ def test_other_images_are_refused(params, image):
         ({"dtype": "float16"}, "unknown dtype='float16'"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(changes, message):
+def test_invalid_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         models.build(ConfigDict(CONFIG.to_dict() | changes))
 
 
-# Of one block of the official file, from D = 128.
+# Shapes of one block's arrays in the official file, for D = 128.
 BLOCK = {
     "norm1.weight": (128,),
     "norm1.bias": (128,),
@@ -229,17 +230,18 @@ def test_official_file_becomes_a_workdir(official, run_command, tmp_path):
     np.testing.assert_array_equal(params["pos_embed"][:, 0], official["pos_embed"][:, 0])
 
 
-def _transformers(official, directory, **changes):
-    """Writes the arrays as transformers does."""
-    actual = {}
+def _write_transformers(official, directory, **changes):
+    """Writes the arrays and a config as transformers does, and returns the directory."""
+    renamed = {}
     for name, array in official.items():
         block = f"encoder.layer.{name.split('.')[1]}" if name.startswith("blocks.") else ""
         leaf = name.rpartition(".")[2]
         if "attn.qkv" in name:
-            for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                actual[f"{block}.attention.attention.{part}.{leaf}"] = rows
+            query_key_value = zip(("query", "key", "value"), np.split(array, 3), strict=True)
+            for part, part_array in query_key_value:
+                renamed[f"{block}.attention.attention.{part}.{leaf}"] = part_array
             continue
-        for output, reference in {
+        for official_name, transformers_name in {
             "cls_token": "embeddings.cls_token",
             "mask_token": "embeddings.mask_token",
             "pos_embed": "embeddings.position_embeddings",
@@ -249,8 +251,8 @@ def _transformers(official, directory, **changes):
             "ls1.gamma": "layer_scale1.lambda1",
             "ls2.gamma": "layer_scale2.lambda1",
         }.items():
-            name = name.replace(output, reference)
-        actual[name if block else name.replace("norm.", "layernorm.")] = array
+            name = name.replace(official_name, transformers_name)
+        renamed[name if block else name.replace("norm.", "layernorm.")] = array
     config = dict(
         hidden_act="gelu",
         hidden_size=128,
@@ -262,23 +264,25 @@ def _transformers(official, directory, **changes):
         use_swiglu_ffn=False,
     )
     directory.mkdir()
-    actual = {name: np.ascontiguousarray(a) for name, a in actual.items()}
-    safetensors.numpy.save_file(actual, directory / "model.safetensors")
+    renamed = {name: np.ascontiguousarray(a) for name, a in renamed.items()}
+    safetensors.numpy.save_file(renamed, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config | changes))
     return directory
 
 
-def test_transformers_directory_holds_the_same_arrays(official, tmp_path):
-    actual = convert.dinov2.read(_transformers(official, tmp_path / "hf"))
+def test_transformers_directory_is_read_as_the_official_arrays(official, tmp_path):
+    actual = convert.dinov2.read(_write_transformers(official, tmp_path / "hf"))
     assert actual.keys() == official.keys()
     for name, array in official.items():
         np.testing.assert_array_equal(actual[name], array)
 
 
-def test_transformers_arrays_of_no_other_name_are_listed(official, tmp_path):
+def test_error_for_unexpected_arrays_of_transformers_lists_their_names(official, tmp_path):
     official["head.weight"] = np.zeros((10, 128), np.float32)
     with pytest.raises(ValueError, match=r"unexpected \(1\): head.weight \(10, 128\)"):
-        convert.to_workdir("dinov2", _transformers(official, tmp_path / "hf"), tmp_path / "workdir")
+        convert.to_workdir(
+            "dinov2", _write_transformers(official, tmp_path / "hf"), tmp_path / "workdir"
+        )
 
 
 @pytest.mark.parametrize(
@@ -292,15 +296,17 @@ def test_transformers_arrays_of_no_other_name_are_listed(official, tmp_path):
         ({"num_attention_heads": 4}, r"hidden_size=128; supported: num_attention_heads \* 64, 256"),
     ],
 )
-def test_other_models_of_transformers_are_refused(official, tmp_path, changes, message):
+def test_unsupported_models_of_transformers_are_refused(official, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         convert.to_workdir(
-            "dinov2", _transformers(official, tmp_path / "hf", **changes), tmp_path / "workdir"
+            "dinov2",
+            _write_transformers(official, tmp_path / "hf", **changes),
+            tmp_path / "workdir",
         )
 
 
 def test_transformers_directory_without_config_is_refused(official, tmp_path):
-    directory = _transformers(official, tmp_path / "hf")
+    directory = _write_transformers(official, tmp_path / "hf")
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*config.json: it must be .* that trans"):
         convert.to_workdir("dinov2", directory, tmp_path / "workdir")
@@ -321,7 +327,7 @@ def test_transformers_directory_without_config_is_refused(official, tmp_path):
         ("blocks.2.norm1.bias", (128,), r"missing \(13\): blocks.2.attn.proj.bias \(128,\)"),
     ],
 )
-def test_other_files_are_refused(official, name, shape, message, tmp_path):
+def test_files_of_unsupported_models_are_refused(official, name, shape, message, tmp_path):
     official[name] = np.zeros(shape, np.float32)
     np.savez(tmp_path / "dinov2.npz", **official)
     with pytest.raises(ValueError, match=message):
@@ -329,25 +335,25 @@ def test_other_files_are_refused(official, name, shape, message, tmp_path):
     assert not (tmp_path / "workdir").exists()
 
 
-def test_positions_are_read_with_the_official_offset():
-    """Between two points of a line this cubic is off by s (1 - s) (1 - 2 s) / 2: a ramp tells s."""
+def test_positions_are_interpolated_with_the_official_offset():
+    """At fraction s between two points of a ramp, this cubic is off by s (1 - s) (1 - 2 s) / 2."""
     ramp = np.zeros((1, 1 + 37 * 37, 2), np.float32)
     ramp[0, 1:] = np.stack(np.divmod(np.arange(37 * 37), 37), axis=-1)  # row, column
     ramp[0, 0] = 7
     positions = convert.dinov2.interpolate_positions(ramp, 16)
     assert positions.dtype == np.float32
     np.testing.assert_array_equal(positions[:, 0], 7)
-    at = (np.arange(1, 15) + 0.5) * 37 / 16.1 - 0.5  # inside, away from the border
-    s = at % 1
-    expected = at + s * (1 - s) * (1 - 2 * s) / 2
+    sampled_at = (np.arange(1, 15) + 0.5) * 37 / 16.1 - 0.5  # away from the border
+    s = sampled_at % 1
+    expected = sampled_at + s * (1 - s) * (1 - 2 * s) / 2
     grid = positions[0, 1:].reshape(16, 16, 2)[1:15, 1:15]
     assert_close(grid[..., 0], np.tile(expected[:, None], (1, 14)), 1e-6)
     assert_close(grid[..., 1], np.tile(expected[None], (14, 1)), 1e-6)
-    flat = np.full((1, 1 + 37 * 37, 2), 3, np.float32)  # the border repeats
-    positions = convert.dinov2.interpolate_positions(flat, 16)
+    constant = np.full((1, 1 + 37 * 37, 2), 3, np.float32)  # shows that the border is repeated
+    positions = convert.dinov2.interpolate_positions(constant, 16)
     assert_close(positions, np.full_like(positions, 3), 1e-6)
 
 
-def test_positions_of_224_px_stay_as_they_are():
+def test_positions_for_224_px_are_not_interpolated():
     positions = np.random.default_rng(0).standard_normal((1, 257, 8), np.float32)
     np.testing.assert_array_equal(convert.dinov2.interpolate_positions(positions, 16), positions)

@@ -1,4 +1,4 @@
-"""Inception-2015's resize, outputs and parameters; tests/parity has it beside torch-fidelity's."""
+"""Inception-2015's resize, outputs and import; tests/parity compares it with torch-fidelity's."""
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,17 @@ CONFIG = ConfigDict(dict(name="inception", dtype="float32"))
 
 @pytest.fixture(scope="module")
 def published():
-    """Random arrays by their published names, which neither fade nor grow through the layers."""
-    rng, actual = np.random.default_rng(0), {"fc.bias": np.ones(1008, np.float32)}
+    """Random arrays by their published names, scaled so that activations neither fade nor grow."""
+    rng, arrays = np.random.default_rng(0), {"fc.bias": np.ones(1008, np.float32)}
     for name, shape in published_inception.list_published(CONFIG).items():
         normal = rng.standard_normal(shape, np.float32)
         if name.endswith(("bn.weight", "running_var")):
-            actual[name] = 0.5 + rng.random(shape, np.float32)
+            arrays[name] = 0.5 + rng.random(shape, np.float32)
         elif name.endswith("conv.weight"):
-            actual[name] = normal * np.float32(2 / np.prod(shape[1:])) ** 0.5
+            arrays[name] = normal * np.float32(2 / np.prod(shape[1:])) ** 0.5
         else:
-            actual[name] = (0.002 if name == "fc.weight" else 0.3) * normal
-    return actual
+            arrays[name] = (0.002 if name == "fc.weight" else 0.3) * normal
+    return arrays
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def params(published):
 
 @pytest.fixture(scope="module")
 def extract(params):
-    """extract(image): (the outputs, what every branch1x1 has before its ReLU, by block)."""
+    """extract(image) -> (outputs, {block: output of its branch1x1 before the ReLU})."""
     model = models.build(CONFIG)
 
     @jax.jit
@@ -57,13 +57,13 @@ def extract(params):
 
 @pytest.fixture(scope="module")
 def images():
-    """[2, 40, 52, 3]: noise, and the same in grey."""
+    """Two images [2, 40, 52, 3]: noise in colour, and its red channel in grey."""
     colour = np.random.default_rng(1).integers(0, 256, (40, 52, 3), np.uint8)
     return np.stack([colour, colour[..., :1].repeat(3, -1)])
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(5, 7, 13), (13, 13, 13), (30, 17, 8)])
-def test_resize_takes_pixel_i_from_i_times_the_ratio(height, width, size):
+def test_resize_samples_pixel_i_at_i_times_the_ratio(height, width, size):
     x = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.float32)
     expected = np.zeros((2, size, size, 3))
     for i in range(size):
@@ -80,7 +80,7 @@ def test_resize_takes_pixel_i_from_i_times_the_ratio(height, width, size):
         np.testing.assert_array_equal(actual, x)
 
 
-def test_outputs_are_the_blocks_and_the_classifier_s(extract, images, published):
+def test_outputs_come_from_mixed_6d_and_the_classifier(extract, images, published):
     outputs, branches = extract(images)
     features, probabilities = (np.asarray(outputs[k]) for k in ("features", "probabilities"))
     assert features.shape == (2, 2048)
@@ -91,7 +91,7 @@ def test_outputs_are_the_blocks_and_the_classifier_s(extract, images, published)
     np.testing.assert_array_equal(spatial, branch[..., :7].reshape(2, 2023))
     assert spatial[0, (3 * 17 + 5) * 7 + 2] == branch[0, 3, 5, 2]  # channels last, rows first
     assert len(np.unique(spatial)) > 1000
-    # The classifier's bias of 1 in the file makes no difference.
+    # These logits leave out fc.bias, which is 1 for all classes here.
     logits = features.astype(np.float64) @ published["fc.weight"].T
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -99,7 +99,7 @@ def test_outputs_are_the_blocks_and_the_classifier_s(extract, images, published)
     assert 2 / 1008 < expected.max() < 0.5
 
 
-def test_grey_images_are_those_of_three_equal_channels(extract, images):
+def test_grey_images_equal_rgb_images_with_three_equal_channels(extract, images):
     outputs, _ = extract(images)
     grey, _ = extract(np.stack([images[1, ..., :1]] * 2))
     for name, array in outputs.items():
@@ -107,21 +107,21 @@ def test_grey_images_are_those_of_three_equal_channels(extract, images):
         assert np.abs(array[0] - array[1]).max() > 1e-2 * array.max()
 
 
-def test_pools_leave_the_padding_out_and_the_last_one_is_a_maximum():
+def test_average_pools_ignore_padding_and_mixed_7c_takes_the_maximum():
     x = jnp.full((1, 4, 4, 1), -1.0).at[0, 0, 0, 0].set(8.0)
     average = inception._pool(x, "Mixed_7b", halves=False)
     assert_close(average[0, 0, 0], [(8 - 3) / 4], 1e-7)
     assert_close(average[0, 0, 1], [(8 - 5) / 6], 1e-7)
     assert_close(average[0, 3, 3], [-1], 1e-7)
-    largest = inception._pool(x, "Mixed_7c", halves=False)
-    assert (largest[0, 1, 1, 0], largest[0, 2, 2, 0]) == (8, -1)
+    maximum = inception._pool(x, "Mixed_7c", halves=False)
+    assert (maximum[0, 1, 1, 0], maximum[0, 2, 2, 0]) == (8, -1)
     assert inception._pool(x, "Mixed_6a", halves=True).shape == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("float32", {"HIGHEST"}), ("bfloat16", {"DEFAULT"})]
 )
-def test_products_of_f32_are_full_whatever_the_caller_s_default(dtype, expected):
+def test_f32_products_are_full_precision_under_any_default(dtype, expected):
     model = models.build(ConfigDict(dict(name="inception", dtype=dtype)))
     with jax.default_matmul_precision("bfloat16"):
         jaxpr = jax.make_jaxpr(lambda: model.init(jax.random.key(0), *model.example_inputs()))()
@@ -143,24 +143,24 @@ def test_products_of_f32_are_full_whatever_the_caller_s_default(dtype, expected)
         (np.zeros((8, 8, 3), np.uint8), r"image has shape \(8, 8, 3\) and dtype uint8"),
     ],
 )
-def test_other_images_are_refused(params, image, message):
+def test_images_with_a_wrong_shape_or_dtype_are_refused(params, image, message):
     with pytest.raises(ValueError, match=message):
         models.build(CONFIG).apply({"params": params}, image)
 
 
-def test_batch_norm_is_folded_into_the_convolution_before_it(params, published):
+def test_batch_norm_is_folded_into_the_preceding_convolution(params, published):
     x = np.random.default_rng(0).standard_normal((100, 64))
     weight, bias, mean, variance = (
         published[f"Conv2d_3b_1x1.bn.{leaf}"].astype(np.float64)[None]
         for leaf in ("weight", "bias", "running_mean", "running_var")
     )
-    summed = x @ published["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].T.astype(np.float64)
-    expected = weight * (summed - mean) / np.sqrt(variance + 1e-3) + bias
+    convolved = x @ published["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].T.astype(np.float64)
+    expected = weight * (convolved - mean) / np.sqrt(variance + 1e-3) + bias
     kernel, shift = (params["Conv2d_3b_1x1"][leaf] for leaf in ("kernel", "bias"))
     assert_close(x @ kernel[0, 0] + shift[None], expected, 1e-6)
 
 
-def test_names_are_those_of_the_file(published):
+def test_published_names_equal_the_file_s(published):
     assert len(published) == 94 * 5 + 2
     for name, shape in {
         "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
@@ -175,18 +175,18 @@ def test_names_are_those_of_the_file(published):
 
 
 def test_missing_and_unexpected_arrays_are_refused(published):
-    actual = dict(published)
-    del actual["fc.bias"], actual["Mixed_5b.branch1x1.bn.running_mean"]
-    actual["AuxLogits.fc.bias"] = np.zeros(1000, np.float32)  # torchvision's Inception v3 has it
-    actual["fc.weight"] = np.zeros((1000, 2048), np.float32)
+    arrays = dict(published)
+    del arrays["fc.bias"], arrays["Mixed_5b.branch1x1.bn.running_mean"]  # fc.bias is not needed
+    arrays["AuxLogits.fc.bias"] = np.zeros(1000, np.float32)  # torchvision's Inception v3 has it
+    arrays["fc.weight"] = np.zeros((1000, 2048), np.float32)
     with pytest.raises(ValueError, match=r"missing \(1\): Mixed_5b\.branch1x1") as error:
-        convert.load("inception", actual, CONFIG)
+        convert.load("inception", arrays, CONFIG)
     assert "unexpected (1): AuxLogits.fc.bias (1000,)" in str(error.value)
     assert "fc.weight (1000, 2048) instead of (1008, 2048)" in str(error.value)
 
 
 @pytest.mark.slow
-def test_command_writes_a_workdir(published, params, tmp_path, run_command):
+def test_convert_command_writes_a_workdir(published, params, tmp_path, run_command):
     counters = {"Conv2d_1a_3x3.bn.num_batches_tracked": np.zeros((), np.int64)}
     safetensors.numpy.save_file(published | counters, tmp_path / "weights.safetensors")
     workdir = tmp_path / "inception"

@@ -1,4 +1,4 @@
-"""LPIPS against recorded distances of its authors' code, and as part of a VAE's loss."""
+"""LPIPS against distances recorded from its authors' code, and as a term of a VAE's loss."""
 
 import conftest
 import jax
@@ -19,7 +19,7 @@ CONFIG = ConfigDict(dict(name="lpips", dtype="float32"))
 
 @pytest.fixture(scope="module")
 def published():
-    """The random parameters that the golden was recorded with, by their published names."""
+    """The random parameters of the recording, by their published names."""
     shapes = parameters.list_published(lpips.make_table(CONFIG))
     rng, params = np.random.RandomState(0), {}
     for name in sorted(shapes):
@@ -37,26 +37,26 @@ def params(published):
     return convert.load("lpips", published, CONFIG)
 
 
-def test_names_are_those_of_the_files(published):
+def test_published_names_equal_the_files(published):
     convolutions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
     names = {f"features.{i}.{leaf}" for i in convolutions for leaf in ("weight", "bias")}
     assert published.keys() == names | {f"lin{i}.model.1.weight" for i in range(5)}
 
 
-def test_distances_are_the_published_code_s(params):
+def test_distances_equal_the_published_code_s(params):
     with np.load(conftest.GOLDENS / "lpips_reference.npz") as golden:
         x, y, expected = (golden[name] for name in ("x", "y", "distance"))
     apply = jax.jit(models.build(CONFIG).apply)
     distance = apply({"params": params}, x, y)
     assert_close(distance, expected, 1e-5)
-    assert distance[2] == expected[2] == 0  # of equal images
+    assert distance[2] == expected[2] == 0  # the third pair are equal images
     grey = apply({"params": params}, x[..., :1], y[..., :1])
-    three = apply({"params": params}, x[..., :1].repeat(3, -1), y[..., :1].repeat(3, -1))
-    assert_close(grey, three, 1e-5)
+    rgb = apply({"params": params}, x[..., :1].repeat(3, -1), y[..., :1].repeat(3, -1))
+    assert_close(grey, rgb, 1e-5)
 
 
 @pytest.mark.slow
-def test_gradient_is_finite_where_no_feature_fires(params):
+def test_gradient_is_finite_where_all_features_are_0(params):
     dead = jax.tree.map(lambda a: -jnp.abs(a), params)
     x, y = jnp.ones((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3))
     distance = models.build(CONFIG).apply
@@ -65,7 +65,7 @@ def test_gradient_is_finite_where_no_feature_fires(params):
 
 
 @pytest.mark.slow
-def test_vae_s_loss_takes_it_in_with_its_weight(params, tmp_path):
+def test_vae_loss_includes_lpips_times_lpips_weight(params, tmp_path):
     checkpoint.save_params(tmp_path / "lpips", ConfigDict({"model": CONFIG}), params)
     config = default.get_config("vae")
     config.update(batch_size=2)

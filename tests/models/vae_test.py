@@ -1,4 +1,4 @@
-"""The autoencoder against a recorded one of diffusers, its import, and its sizes."""
+"""The autoencoder against a recording from diffusers, its import from files, and its sizes."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from dit_jax.workdirs import checkpoint
 
 @pytest.fixture(scope="module")
 def golden():
-    """A tiny AutoencoderKL of diffusers: its parameters by name, and arrays as NHWC."""
+    """A recorded AutoencoderKL of diffusers: (parameters, inputs and outputs as NHWC), by name."""
     with np.load(GOLDENS / "vae_tiny_reference.npz") as file:
         arrays = {name: file[name] for name in file.files}
     published = {n.removeprefix("w/"): a for n, a in arrays.items() if n.startswith("w/")}
@@ -33,7 +33,7 @@ def golden():
 
 @pytest.fixture
 def diffusers_dir(golden, tmp_path):
-    """The files that diffusers writes."""
+    """A directory with the files that diffusers writes."""
     safetensors.numpy.save_file(golden[0], tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(published_configs.VAE))
     return tmp_path
@@ -49,7 +49,7 @@ def _apply(config, params, method, x):
     return jax.jit(apply)({"params": params}, x)
 
 
-def test_moments_and_decoded_pixels_are_the_recorded_ones(golden, config):
+def test_moments_and_decoded_pixels_equal_the_recording(golden, config):
     published, images = golden
     params = convert.load("vae", published, config)
     moments = _apply(config, params, "encode", images["image"])
@@ -61,7 +61,7 @@ def test_moments_and_decoded_pixels_are_the_recorded_ones(golden, config):
 
 
 @pytest.mark.slow
-def test_dtype_and_remat_change_only_the_rounding(golden, config):
+def test_dtype_and_remat_change_only_rounding(golden, config):
     published, images = golden
     params = convert.load("vae", published, config)
 
@@ -70,8 +70,8 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
             return jnp.mean(_apply(config, params, None, images["image"]) ** 2)
 
         jaxpr = str(jax.make_jaxpr(loss)(params))
-        # The encoder's two levels have a residual block each, the decoder's two each; each has a
-        # middle of two.
+        # Residual blocks: 2 levels of 1 in the encoder, 2 levels of 2 in the decoder, and 2 in the
+        # middle of each.
         recomputed = 2 + 4 + 2 * 2 if config.remat else 0
         assert len(re.findall(r"(remat2?|checkpoint)\[", jaxpr)) == recomputed
         return jax.jit(jax.value_and_grad(loss))(params)
@@ -80,7 +80,7 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
     config.remat = True
     value_remat, grads_remat = loss_and_grads(config)
     assert_close(value_remat, value, 1e-6)
-    # As one array: the gradients of the keys' biases are 0 but for rounding.
+    # As one array, because the gradients of the keys' biases are 0 but for rounding.
     ravel = flatten_util.ravel_pytree
     assert_close(ravel(grads_remat)[0], ravel(grads)[0], 5e-6)
     config.dtype = "bfloat16"
@@ -89,13 +89,13 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
     assert np.abs(moments - images["moments"]).max() < 0.05 * np.abs(images["moments"]).max()
 
 
-def test_old_names_of_the_attention_are_read_too(golden, config):
+def test_old_names_of_attention_arrays_are_read_too(golden, config):
     published, _ = golden
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
     def rename(name):
-        for new, renamed in old.items():
-            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{renamed}.")
+        for new, old in old_names.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         return name
 
     renamed = {rename(name): a for name, a in published.items()}
@@ -116,7 +116,7 @@ def test_missing_and_unexpected_tensors_are_listed(golden, config):
     assert "unexpected (1): encoder.mid_block.resnets.7.norm1.weight (4,)" in str(error.value)
 
 
-def test_config_defaults_are_stable_diffusion_s(config):
+def test_config_defaults_equal_stable_diffusion_s(config):
     assert (config.scale, config.shift, config.use_quant_conv) == (0.18215, 0.0, True)
 
 
@@ -129,7 +129,7 @@ def test_config_defaults_are_stable_diffusion_s(config):
         {"out_channels": 4},
     ],
 )
-def test_vae_of_another_kind_is_refused(diffusers_dir, change):
+def test_unsupported_vaes_are_refused(diffusers_dir, change):
     path = diffusers_dir / "config.json"
     path.write_text(json.dumps(published_configs.VAE | change))
     name, value = next(iter(change.items()))
@@ -139,7 +139,7 @@ def test_vae_of_another_kind_is_refused(diffusers_dir, change):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("contents", "message"),
     [
         (
             json.dumps(published_configs.VAE)[:50],
@@ -163,14 +163,14 @@ def test_vae_of_another_kind_is_refused(diffusers_dir, change):
         ),
     ],
 )
-def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, message):
+def test_damaged_or_foreign_configs_are_refused(diffusers_dir, contents, message):
     path = diffusers_dir / "config.json"
-    path.write_text(text)
+    path.write_text(contents)
     with pytest.raises(ValueError, match=message):
         convert.vae.read_config(diffusers_dir)
 
 
-def test_tensor_under_an_old_and_a_new_name_is_refused(golden, config):
+def test_tensor_with_both_an_old_and_a_new_name_is_refused(golden, config):
     new = "encoder.mid_block.attentions.0.to_q.weight"
     published = dict(golden[0])
     published[new.replace("to_q", "query")] = -published[new]
@@ -178,7 +178,9 @@ def test_tensor_under_an_old_and_a_new_name_is_refused(golden, config):
         convert.load("vae", published, config)
 
 
-def test_command_says_what_is_wrong_with_a_file_in_a_message(diffusers_dir, tmp_path, run_command):
+def test_convert_command_reports_a_damaged_file_without_traceback(
+    diffusers_dir, tmp_path, run_command
+):
     path = diffusers_dir / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     error = run_command("convert", "vae", diffusers_dir, tmp_path / "vae", fails=True)
@@ -216,7 +218,7 @@ def _sizes(**changes):
     return ConfigDict(VAE | dict(image_channels=3, norm_groups=32) | changes)
 
 
-def test_stable_diffusion_s_sizes_have_its_count():
+def test_stable_diffusion_s_sizes_have_its_parameter_count():
     channels = (128, 256, 512, 512)
     config = _sizes(latent_channels=4, block_channels=channels, layers_per_block=2)
     shapes = convert.parameters.get_shapes(config)
@@ -225,7 +227,7 @@ def test_stable_diffusion_s_sizes_have_its_count():
 
 @pytest.mark.parametrize("levels", [2, 3, 6])
 @pytest.mark.parametrize("latent_channels", [4, 32])
-def test_free_sizes(levels, latent_channels):
+def test_shapes_follow_the_number_of_levels_and_latent_channels(levels, latent_channels):
     model = models.build(
         _sizes(
             block_channels=(32,) * levels,
@@ -247,7 +249,7 @@ def test_free_sizes(levels, latent_channels):
     assert decoded.shape == image.shape
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_invalid_configs_and_image_shapes_are_refused():
     with pytest.raises(ValueError, match=r"norm_groups=32 must divide .* not \[48\]"):
         models.build(_sizes(block_channels=(32, 48)))
     model = models.build(_sizes(block_channels=(32, 32, 32)))
