@@ -1,4 +1,4 @@
-"""The embedded dataset is written once and is the same every time."""
+"""Building the digits, and refusals of damaged ones."""
 
 import concurrent.futures
 import os
@@ -13,7 +13,7 @@ from dit_jax.datasets import digits, writing
 from dit_jax.system import locks
 
 
-def test_written_once_and_identically(digits_dir, tmp_path):
+def test_digits_are_written_once_and_are_the_same_in_every_build(digits_dir, tmp_path):
     directory = digits.prepare(digits_dir)
     files = sorted(f for f in os.listdir(directory) if "array_record" in f)
     assert len(files) == 2
@@ -21,11 +21,11 @@ def test_written_once_and_identically(digits_dir, tmp_path):
     assert digits.prepare(digits_dir) == directory
     assert os.stat(os.path.join(directory, files[0])).st_mtime_ns == before
 
-    again = tfds.builder_from_directory(digits.prepare(tmp_path)).as_data_source(split="train")
-    first = tfds.builder_from_directory(directory).as_data_source(split="train")
+    rebuilt = tfds.builder_from_directory(digits.prepare(tmp_path)).as_data_source(split="train")
+    expected = tfds.builder_from_directory(directory).as_data_source(split="train")
     for i in (0, 7, 1616):
-        assert again[i]["label"] == first[i]["label"]
-        assert (again[i]["image"] == first[i]["image"]).all()
+        assert rebuilt[i]["label"] == expected[i]["label"]
+        assert (rebuilt[i]["image"] == expected[i]["image"]).all()
 
 
 def test_digits_command_builds_the_dataset(run_command, tmp_path):
@@ -52,7 +52,7 @@ def _shard(directory, split="train"):
     return path
 
 
-def _flip(path):
+def _flip_bit(path):
     contents = bytearray(path.read_bytes())
     contents[len(contents) // 2] ^= 1
     path.write_bytes(contents)
@@ -79,7 +79,7 @@ DAMAGES = {
         "cannot read .*/digits-train",
     ),
     "empty shard": (lambda d: os.truncate(_shard(d, "test"), 0), "test"),
-    "changed shard": (lambda d: _flip(_shard(d)), "record .* of split 'train' of"),
+    "changed shard": (lambda d: _flip_bit(_shard(d)), "record .* of split 'train' of"),
     "other count": (_change_count, "holds 1,617 records, but .* counts 1,700"),
     "no info": (lambda d: (d / "dataset_info.json").unlink(), "it has no dataset_info.json"),
     "no features": (lambda d: (d / "features.json").unlink(), "it has no features.json"),
@@ -96,25 +96,27 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_there_and_not_whole_is_an_error_with_the_way_out(digits_dir, tmp_path, damage):
+def test_damaged_dataset_is_refused_with_the_command_that_rebuilds_it(digits_dir, tmp_path, damage):
     directory = tmp_path / "digits" / "1.0.0"
     shutil.copytree(digits_dir / "digits" / "1.0.0", directory)
     change, message = DAMAGES[damage]
     change(directory)
     before = sorted(directory.iterdir()) if directory.is_dir() else None
-    anew = f"rm -r {directory}; python -m dit_jax.datasets.digits --data_dir {tmp_path}"
+    rebuild = f"rm -r {directory}; python -m dit_jax.datasets.digits --data_dir {tmp_path}"
     with pytest.raises(
         ValueError, match=f"1.0.0 is there and is not whole: .*({message})"
     ) as error:
         digits.prepare(tmp_path)
-    assert str(error.value).count(f"`{anew}`") == 1
+    assert str(error.value).count(f"`{rebuild}`") == 1
     assert "\n" not in str(error.value)
     assert before == (sorted(directory.iterdir()) if directory.is_dir() else None)
     subprocess.run(["rm", "-r", directory], check=True)
     assert digits.prepare(tmp_path) == str(directory)
 
 
-def test_command_says_it_in_a_line(run_command, digits_dir, tmp_path):
+def test_digits_command_reports_a_damaged_dataset_without_traceback(
+    run_command, digits_dir, tmp_path
+):
     shutil.copytree(digits_dir / "digits", tmp_path / "digits")
     os.truncate(tmp_path / "digits" / "1.0.0" / "dataset_info.json", 0)
     error = run_command("datasets.digits", "--data_dir", tmp_path, fails=True)
@@ -122,14 +124,14 @@ def test_command_says_it_in_a_line(run_command, digits_dir, tmp_path):
     assert "Traceback" not in error
 
 
-def test_directory_that_cannot_be_written_is_named(tmp_path):
+def test_error_names_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write the dataset .*/file/digits/1\.0\.0: "):
         digits.prepare(tmp_path / "file")
 
 
-def test_full_disk_of_array_record_is_an_os_error(tmp_path, monkeypatch):
-    def fail(_):
+def test_full_disk_is_reported_as_os_error(tmp_path, monkeypatch):
+    def fail(_):  # like array_record
         raise RuntimeError("write() failed: No space left on device")
 
     monkeypatch.setattr(digits.Digits, "download_and_prepare", fail)

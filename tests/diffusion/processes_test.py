@@ -33,7 +33,7 @@ def test_variance_is_preserved(build_process, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_t_0_is_data_and_t_1_is_noise_with_deviation_x_T_std(build_process, name):
+def test_t_0_is_data_and_t_1_is_noise_with_the_initial_deviation_of_samplers(build_process, name):
     process = build_process(name)
     ends = np.array([0.0, 1.0])
     alpha, sigma = process.alpha(ends), process.sigma(ends)
