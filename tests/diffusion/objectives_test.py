@@ -165,7 +165,7 @@ def test_every_objective_has_the_same_minimiser(build_process, name, prediction,
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
-def test_losses_of_a_bf16_network_and_gradients_are_finite_near_both_ends(
+def test_losses_and_gradients_of_a_bf16_network_are_finite_near_both_ends(
     build_process, name, prediction
 ):
     process = build_process(name)

@@ -78,10 +78,7 @@ def _draw_repetitions(rng):
 
 
 def kill(this_round: Round) -> None:
-    """Sends SIGKILL to a process, with or without its children, then ends the others.
-
-    As with a scheduler, the others get SIGTERM first and SIGKILL later.
-    """
+    """Kills a process, with or without its children, then ends the others like a scheduler."""
     for _ in _draw_repetitions(this_round.rng):
         running = this_round.start()
         group = this_round.rng.random() < 0.5
@@ -95,34 +92,31 @@ def kill(this_round: Round) -> None:
 
 
 def stop(this_round: Round) -> None:
-    """Sends SIGTERM or SIGINT to one process or also to its children.
-
-    In 30% of cases it repeats the signal to all processes until they have ended.
-    """
+    """Sends SIGTERM or SIGINT to one process, or sometimes to all until they have ended."""
     for _ in _draw_repetitions(this_round.rng):
         running = this_round.start()
-        signal_ = this_round.rng.choice([signal.SIGTERM, signal.SIGINT])
+        stop_signal = this_round.rng.choice([signal.SIGTERM, signal.SIGINT])
         repeats = this_round.rng.random() < 0.3
         group = this_round.rng.random() < 0.5
         struck = this_round.wait_for_random_point(running)
         target = this_round.rng.randrange(len(running))
-        running.send(signal_, [target], group)
-        this_round.history.append(f"{signal_.name} again" if repeats else signal_.name)
+        running.send(stop_signal, [target], group)
+        this_round.history.append(f"{stop_signal.name} again" if repeats else stop_signal.name)
         until = time.monotonic() + (MAX_SECONDS if repeats else 0)
         while time.monotonic() < until and not running.wait(this_round.rng.uniform(0, 0.5)):
-            running.send(signal_, group=group)
+            running.send(stop_signal, group=group)
         succeeded = running.wait_for_end()
         this_round.events["struck" if struck else "too late"] += 1
         if succeeded:
             continue
-        allowed = {0, 128 + signal.SIGTERM, 128 + signal_}
-        if repeats and signal_ == signal.SIGINT:  # it may arrive while Python itself shuts down
-            allowed.add(-signal_)
+        allowed = {0, 128 + signal.SIGTERM, 128 + stop_signal}
+        if repeats and stop_signal == signal.SIGINT:  # it may arrive while Python itself shuts down
+            allowed.add(-stop_signal)
         # A process that ends during its start leaves the others waiting, until they fail too.
         allowed_for_others = allowed | {1, -signal.SIGABRT}
         others = set(running.statuses[:target] + running.statuses[target + 1 :])
         if running.statuses[target] not in allowed or others - allowed_for_others:
-            message = f"ends with {running.statuses} after {signal_.name}"
+            message = f"ends with {running.statuses} after {stop_signal.name}"
             raise LostError(f"{message}:\n{running.read_stderr()}")
         if "again: ended at once" not in running.read_stderr():
             running.check_way_on()

@@ -64,10 +64,7 @@ class Running:
         return True
 
     def wait_until_handled(self) -> None:
-        """Waits until all processes have installed the commands' signal handlers.
-
-        An earlier signal would only end Python's imports.
-        """
+        """Waits until all processes have signal handlers; earlier signals only end the imports."""
         required = (1 << signal.SIGTERM - 1) | (1 << signal.SIGINT - 1)
         while not self.poll():
             with contextlib.suppress(OSError):
@@ -94,9 +91,8 @@ class Running:
 
     def check_error(self, message: str = "error: ") -> None:
         """Raises LostError if a status is neither 0 nor 1, or if no error has this message."""
-        allowed = {0, 1}
-        if len(self) > 1:
-            allowed.add(-signal.SIGABRT)  # JAX aborts a process whose peer has failed
+        # JAX aborts a process whose peer has failed.
+        allowed = {0, 1} if len(self) == 1 else {0, 1, -signal.SIGABRT}
         if set(self.statuses) - allowed or message not in self.read_stderr():
             raise LostError(
                 f"ends with {self.statuses}, without {message!r}:\n{self.read_stderr()}"
@@ -109,13 +105,8 @@ class Running:
         if not any(line.endswith(way) for line in lines for way in ways):
             raise LostError(f"does not say how to go on, {self.statuses}:\n{self.read_stderr()}")
 
-    def send(
-        self, signal_number: int, indices: Sequence[int] | None = None, group: bool = False
-    ) -> None:
-        """Sends a signal to the processes with these indices, by default to all.
-
-        Args: group: whether to send it to their descendants too.
-        """
+    def send(self, signum: int, indices: Sequence[int] | None = None, group: bool = False) -> None:
+        """Sends a signal to these processes or to all, and with `group` to their descendants."""
         for i in list(self._running_pids) if indices is None else indices:
             if i not in self._running_pids:
                 continue
@@ -124,7 +115,7 @@ class Running:
                 pids += _list_descendants(pids[0])
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal_number)
+                    os.kill(pid, signum)
 
     def kill(self) -> None:
         """Kills all processes that still run, and their descendants."""
@@ -145,7 +136,6 @@ def _command(words):
 
 
 def _read_status(pid, name):
-    """Returns a field of a process from /proc."""
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
 

@@ -84,7 +84,7 @@ def test_shorter_sequences_give_the_first_states_of_longer_ones(golden, encode):
     assert_close(encode(golden["tokens"][:, :7]), expected, 1e-5)
 
 
-def test_bfloat16_changes_the_dtype_of_neither_parameters_nor_outputs(golden, params, encode):
+def test_bfloat16_rounds_activations_but_neither_parameters_nor_outputs(golden, params, encode):
     model = models.build(_change_config(dtype="bfloat16"))
     shapes = models.param_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

@@ -131,7 +131,7 @@ def test_features_are_normalised_with_the_published_epsilon(params, features):
     assert_close(x[0], cls_token[0, 0] / np.sqrt(2e-6), 1e-4)
 
 
-def test_bfloat16_changes_the_dtype_of_neither_parameters_nor_features(params, features):
+def test_bfloat16_rounds_activations_but_neither_parameters_nor_features(params, features):
     model = models.build(ConfigDict(CONFIG.to_dict() | {"dtype": "bfloat16"}))
     shapes = models.param_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
