@@ -1,4 +1,4 @@
-"""Settings of config.sample: which are refused, and which are named because they do nothing."""
+"""Refusals of invalid settings in config.sample, and of settings without an effect."""
 
 import pathlib
 import re
@@ -65,7 +65,7 @@ def _settings(**changes):
     ],
     ids=str,
 )
-def test_settings_out_of_range_are_refused(build_process, process, change, message):
+def test_invalid_settings_are_refused(build_process, process, change, message):
     with pytest.raises(ValueError, match=message):
         samplers.build(_settings(**change), build_process(process), "eps")
 
@@ -88,19 +88,19 @@ def test_settings_out_of_range_are_refused(build_process, process, change, messa
     ],
     ids=str,
 )
-def test_keys_that_do_nothing_are_named(change, keys, learn_sigma, message):
+def test_keys_without_an_effect_are_refused(change, keys, learn_sigma, message):
     with pytest.raises(ValueError, match=message):
         samplers.check_used(_settings(**change), keys, learn_sigma)
 
 
-def test_keys_that_are_heeded_pass():
+def test_keys_with_an_effect_are_accepted():
     config = _settings(sampler="heun", churn=1.0)
     guidance = ["cfg_scale", "cfg_channels", "cfg_interval", "cfg_rescale"]
     samplers.check_used(config, ["churn", "churn_noise", "steps", "sampler", *guidance], True)
     samplers.check_used(_settings(), ["variance"], False)
 
 
-def test_count_of_thousands_of_digits_is_no_grid(process):
+def test_grid_with_thousands_of_digits_is_refused_as_unknown(process):
     with pytest.raises(ValueError, match="unknown grid"):
         samplers.build(_settings(grid="9" * 5000), process, "eps")
 
@@ -109,7 +109,7 @@ def test_count_of_thousands_of_digits_is_no_grid(process):
     ("flag", "names"),
     [("--sampler", samplers.SAMPLERS), ("--grid", {**grids.GRIDS, **grids.CHAIN_GRIDS})],
 )
-def test_page_lists_every_choice(flag, names):
+def test_docs_list_every_sampler_and_grid(flag, names):
     page = pathlib.Path(__file__).parents[2] / "docs" / "sampling.md"
     (row,) = [line for line in page.read_text().splitlines() if line.startswith(f"| `{flag}` |")]
     assert re.findall(r"`([a-z]\w*)`", row) == list(names)
