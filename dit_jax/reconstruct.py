@@ -1,11 +1,12 @@
-"""Images encoded and decoded by a VAE: PSNR, L1 and KL, and a picture of the images in pairs.
+"""Encodes and decodes images with a VAE: PSNR, L1 and KL, and a picture of images in pairs.
 
   python -m dit_jax.reconstruct --config configs/imagenet256.py --vae runs/vae --num 5000
 
-The images are the first of the config's eval_split or, if that is empty, of its train_split.
+The images are the first of the config's eval_split, or of its train_split if that is empty.
 """
 
 import functools
+import math
 import pathlib
 import sys
 
@@ -24,7 +25,7 @@ from dit_jax.sampling import pictures
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-SHOWN = 16  # pairs in the picture, at most
+MAX_PAIRS = 16  # in the picture
 
 
 def reconstruct(
@@ -35,17 +36,17 @@ def reconstruct(
     dtype: str = "float32",
     progress: bool = False,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Returns means over `num` images, decoded from the posterior's mean, and a picture.
+    """Reconstructs `num` images, or all of a smaller split, from the posterior's mean.
 
     Args:
       batch_size: images at a time, per device.
       dtype: of the VAE's activations.
-    Returns: 'num_images', fewer than `num` if the split has fewer; 'psnr' (dB), 'l1' (pixels in
-      [-1, 1]), 'kl' (nats per image); and the picture [height, width, 3] uint8 of the first
-      images, each beside its reconstruction.
+    Returns: ({'num_images', and means over the images: 'psnr' in dB, 'l1' of pixels in [-1, 1],
+      'kl' in nats per image}, picture [height, width, 3] uint8). The picture has the first images,
+      each beside its reconstruction.
     Raises: ValueError if the VAE does not take the images.
     """
-    # The config's mesh is for training; here each device takes its own images.
+    # The config's mesh is for training. Here each device takes its own images.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     vae = latents.load_vae(vae_workdir, mesh, dtype)
     split = config.data.eval_split or config.data.train_split
@@ -59,29 +60,29 @@ def reconstruct(
         pixels = latents.pixels_from_image(batch["image"])
         mean, log_variance = latents.posterior(latents.encode(vae, batch["image"]))
         decoded = vae.model.apply({"params": vae.params}, mean, method="decode")
-        # Only the parts of the loss are used, so the weight of the KL does not matter.
+        # Only the terms of the loss are used, so the weight of the KL does not matter.
         losses = objectives.autoencoder_loss(
             pixels, decoded, mean, log_variance, distance="l1", kl_weight=0.0
         )
-        # The last batch may repeat an image, with weight 0.
+        # Images that fill up the last batch have weight 0.
         sums = {name: jnp.sum(batch["weight"] * loss) for name, loss in losses.items()}
-        return sums, latents.image_from_x_0(decoded[:SHOWN])
+        return sums, latents.image_from_x_0(decoded[:MAX_PAIRS])
 
-    # The pictures come from the first batches, the sums from all.
-    total, shown = {}, []
+    totals, decoded_images = {}, []
     rows = sharding.local_rows(mesh, batch_size)
     batches = loader.eval_batches(source, batch_size, rows, num)
-    for batch in tqdm(batches, total=-(-num // batch_size), disable=not progress):
+    for batch in tqdm(batches, total=math.ceil(num / batch_size), disable=not progress):
         sums, decoded = measure(vae, sharding.put_batch(mesh, batch))
-        total = {name: total.get(name, 0) + float(value) for name, value in sums.items()}
-        if len(shown) < SHOWN:
-            shown.extend(np.asarray(decoded))
-    means = {name: value / num for name, value in total.items()}
-    shown = np.stack(shown[: min(SHOWN, num)])
-    images = loader.gather(source, range(len(shown)))["image"]
-    pairs = np.concatenate([images, shown], axis=-2)
+        totals = {name: totals.get(name, 0) + float(value) for name, value in sums.items()}
+        # Only the first batches are in the picture.
+        if len(decoded_images) < MAX_PAIRS:
+            decoded_images.extend(np.asarray(decoded))
+    means = {name: total / num for name, total in totals.items()}
+    decoded = np.stack(decoded_images[: min(MAX_PAIRS, num)])
+    images = loader.gather(source, range(len(decoded)))["image"]
+    pairs = np.concatenate([images, decoded], axis=-2)
     picture = pictures.image_grid(pairs, pictures.grid_columns(len(pairs)))
-    # The loss calls its distance 'reconstruction'; here it is L1.
+    # The loss calls its distance 'reconstruction', which is L1 here.
     row = {"psnr": means["psnr"], "l1": means["reconstruction"], "kl": means["kl"]}
     return {"num_images": num, **row}, picture
 

@@ -1,7 +1,4 @@
-"""Sizes of images and latents in configs: one number for a square, or (height, width).
-
-A size may have any number of sides, except in `is_size` and `height_and_width`.
-"""
+"""Sizes of images and latents in configs: one number for a square, or (height, width)."""
 
 from collections.abc import Sequence
 

@@ -78,6 +78,11 @@ def open_split(data_config, split: str, annotations: Annotations) -> sources.Sou
             "folder, leave data.caption_feature empty. For captions, set model.condition. For "
             "neither, set model.num_classes=0 and model.null_condition=False."
         )
+    if annotations.images and num_classes:
+        raise UserError(
+            f"an image folder with further images, {', '.join(annotations.images)}, has no classes "
+            f"for model.num_classes={num_classes}. Set model.num_classes=0, or take a TFDS dataset."
+        )
     reads_metadata = bool(feature or annotations.images)
     # metadata.jsonl is read, so the log does not count it as skipped.
     listed = _scan(root, split, [".jsonl"] if reads_metadata else [])

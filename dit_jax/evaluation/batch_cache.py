@@ -1,4 +1,4 @@
-"""On-disk cache of computed batches, from which an interrupted evaluation resumes."""
+"""Cache of computed batches on disk, with which an interrupted evaluation resumes."""
 
 import io
 import logging
@@ -22,10 +22,10 @@ MAX_TEXT_BYTES = 4096
 
 
 class BatchCache:
-    """On-disk cache of computed batches, from which an interrupted evaluation resumes.
+    """Directory with a file for each computed batch of arrays.
 
-    A batch is a file in the directory. It is written in one piece, and its name holds its checksum.
-    Damaged batches are deleted, and their images are computed again.
+    A file is written in one piece, and its name holds its checksum. Damaged files are deleted, and
+    their images are computed again.
     Args:
       revision: of the code that computes the batches. Batches of two revisions are not mixed.
     """
@@ -35,14 +35,14 @@ class BatchCache:
         self._specs = {}  # array name -> (shape for one image, dtype), from all batches so far
 
     def _accepts(self, specs):
-        """Returns whether arrays agree with the batches so far; only 'image' may be missing."""
+        """Returns whether arrays fit the batches so far. Only 'image' may be missing in some."""
         agree = all(self._specs.get(name, spec) == spec for name, spec in specs.items())
         return agree and (not self._specs or specs.keys() ^ self._specs.keys() <= {"image"})
 
     def prepare(self, num_images: int) -> list[range]:
         """Creates the directory, deletes damaged batches and lists the missing images.
 
-        Returns: ranges of the indices of the missing images, in order.
+        Returns: ranges of indices, in order.
         Raises: OSError if the directory cannot be written; ValueError if another revision of the
           code made the batches.
         """
@@ -66,9 +66,9 @@ class BatchCache:
         return missing
 
     def _validate(self, path, num_images):
-        """Returns whether a batch is undamaged and fits the others; if so, records its arrays.
+        """Returns whether a batch is undamaged and fits the other batches; records its arrays.
 
-        Raises: ValueError if another revision of the code made it.
+        Raises: ValueError if another revision of the code made the batch.
         """
         if NAME.fullmatch(path.name)[3] != f"{_crc(path):08x}":
             return False
@@ -85,8 +85,8 @@ class BatchCache:
         if revision != self.revision:
             raise UserError(
                 f"{self.directory} was begun by revision {files.printable(revision)} of the code, "
-                f"but this is {self.revision}. The samples of the two may differ. Go on with the "
-                "old revision, or remove the directory to begin again."
+                f"but this is {self.revision}. Their samples may differ. Go on with the old "
+                "revision, or remove the directory to begin again."
             )
         return True
 
@@ -117,7 +117,7 @@ class BatchCache:
             ) from error
 
     def read(self, num_images: int) -> dict[str, np.ndarray]:
-        """Returns the arrays of all images, but 'image' only for the first `num_images`."""
+        """Returns the arrays of all images, except for 'image': of the first `num_images`."""
         batches, merged, images = list(self._files()), {}, []
         total = batches[-1][0].stop
         for indices, path in batches:
@@ -132,9 +132,9 @@ class BatchCache:
         return merged | {"image": np.concatenate(images)[:num_images]}
 
     def write_npz(self, out: pathlib.Path, name: str) -> None:
-        """Writes an .npz of all images, 'arr_0', their labels, if any, and the name.
+        """Writes an .npz of all images: 'arr_0', 'label' if they have labels, and the name.
 
-        Only one batch of images is in memory at a time. `get_name` reads the name back.
+        Only one batch of images is in memory at a time. `get_name` reads the name.
         Raises: OSError if the file cannot be written.
         """
         batches = list(self._files())
@@ -153,9 +153,9 @@ class BatchCache:
                         member.write(np.ascontiguousarray(batch["image"]).data)
                         if "label" in batch:
                             labels.append(batch["label"])
-                small = {"label": np.concatenate(labels)} if labels else {}
-                small["name"] = np.array(name)
-                for key, array in small.items():
+                other_arrays = {"label": np.concatenate(labels)} if labels else {}
+                other_arrays["name"] = np.array(name)
+                for key, array in other_arrays.items():
                     with npz.open(f"{key}.npy", "w") as member:
                         np.lib.format.write_array(member, array)
 
@@ -171,7 +171,7 @@ class BatchCache:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _files(self) -> Iterator[tuple[range, pathlib.Path]]:
-        """Yields (range of image indices, path) for the batches, in order."""
+        """Yields (indices of the images, path) for each batch, in order."""
         for path in sorted(self.directory.glob("*.npz")):
             # Older versions wrote batches without a checksum, which are ignored.
             if match := NAME.fullmatch(path.name):
@@ -196,7 +196,7 @@ def _crc(path):
 
 
 def _read_text(path, name):
-    """Returns a short text from an .npz.   Raises: OSError; ValueError if there is no such text."""
+    """Reads a short text in an .npz.   Raises: OSError; ValueError if there is no such text."""
     text = npz_files.describe_npz(path).get(name)
     if not text or text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MAX_TEXT_BYTES:
         raise UserError(f"{files.printable(path)} holds no text {name!r}")

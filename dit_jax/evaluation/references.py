@@ -1,4 +1,4 @@
-"""References that samples are compared with: statistics and features of real images."""
+"""References for samples: statistics and features of real images."""
 
 import dataclasses
 import hashlib
@@ -23,10 +23,9 @@ logger = logging.getLogger("dit_jax")
 FORMS = f"{image_sets.FORMS}; or an .npz that the ADM evaluator or --make_reference wrote"
 MAX_FEATURES = 10_000  # kept for precision, recall and KID, as many as in the ADM evaluator
 BATCH_PER_DEVICE = 64
-# Features that distances are taken of -> names of their mean and covariance in files, this
-# project's and ADM's.
+# Features with a Frechet distance -> names of mean and covariance in files, also in ADM's.
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-# The form of the metadata in this project's files.
+# The form of the metadata that `Reference.save` writes.
 METADATA = {
     "extractor": schemas.object_of({"name": schemas.is_string, "dtype": schemas.is_string}),
     "source": schemas.object_of(
@@ -46,7 +45,7 @@ ADM_KEYS = {"arr_0", *(key for keys in MOMENTS.values() for key in keys)}
 class Reference:
     """Statistics and features of real images, computed by one extractor."""
 
-    extractor: dict[str, str]  # its identity
+    extractor: dict[str, str]  # the extractor's identity
     source: dict  # name, num_images (None: unknown), image_size, image_channels, digest
     gaussians: dict[str, metrics.Gaussian]  # 'features'; with inception also 'spatial'
     features: np.ndarray  # [M, D] f32 of at most MAX_FEATURES of the images, spread evenly
@@ -65,7 +64,7 @@ class Reference:
             )
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes an .npz that `load` reads.   Raises: OSError."""
+        """Writes the reference to an .npz that `load` reads.   Raises: OSError."""
         arrays = {"features": self.features}
         for kind, gaussian in self.gaussians.items():
             mean, covariance = MOMENTS[kind]
@@ -83,7 +82,7 @@ class Reference:
 
 
 def default_extractor(spec: str | None) -> str:
-    """Returns the extractor that made a reference: inception for images, pixels without `spec`.
+    """Returns the name of a reference's extractor: inception for images, pixels without `spec`.
 
     Raises: FileNotFoundError or ValueError as `load`, in all processes.
     """
@@ -107,28 +106,28 @@ def load_for_run(
     progress: bool = False,
     workdir: pathlib.Path | None = None,
 ) -> Reference | None:
-    """Returns the reference for a run's samples: that of `spec`, by default its training images.
+    """Loads the reference for a run's samples; without `spec`, of the training images.
 
-    Only the first process loads it. The others return None.
-    Args: workdir, of the run, to check that the images are the ones it was trained on.
+    Only the first process loads the reference. The others return None.
+    Args: workdir, of the run; without `spec`, the images are compared with those it records.
     Raises: as `load` and `Reference.check`, in all processes.
     """
 
     def read():
         if jax.process_index() != 0:
             return None
-        keys = config.data
+        data = config.data
         if spec:
-            size_arguments = keys.image_size, keys.image_channels, keys.data_dir
-            reference = load(spec, extractor, *size_arguments, progress)
+            arguments = data.image_size, data.image_channels, data.data_dir, progress
+            reference = load(spec, extractor, *arguments)
         else:
-            source = conditions.open_images(config, keys.train_split)
+            source = conditions.open_images(config, data.train_split)
             if workdir:
                 recorded = identity.get_training_images(workdirs.load_data(workdir))
                 identity.check(source, recorded, f"the run in {workdir}")
-            images = image_sets.from_source(source, f"{keys.name}:{keys.train_split}")
+            images = image_sets.from_source(source, f"{data.name}:{data.train_split}")
             reference = from_images(images, extractor, progress)
-        reference.check(sizes.image_shape(keys))
+        reference.check(sizes.image_shape(data))
         return reference
 
     return sharding.in_every_process(read)
@@ -142,61 +141,61 @@ def load(
     data_dir: str = "",
     progress: bool = False,
 ) -> Reference:
-    """Returns the reference in an .npz that `save` or ADM wrote, or that of other images.
+    """Loads a reference that `save` or the ADM evaluator wrote, or makes one of images.
 
-    Uses this process's devices only. The images of a folder or split are read as by
-    `image_sets.open_images`.
+    Uses only this process's devices.
+    Args: spec, in one of the FORMS; the others as for `image_sets.open_images`.
     Raises: FileNotFoundError; ValueError for a file of another extractor or with other arrays.
     """
     path = files.to_path(spec, "reference")
     if path.suffix != ".npz":
         images = image_sets.open_images(spec, image_size, channels, data_dir)
         if images.num > 2 * MAX_FEATURES:
-            logger.info("%s: --make_reference extracts these %d images once", spec, images.num)
+            logger.info("%s: --make_reference saves the features of %d images", spec, images.num)
         return from_images(images, extractor, progress)
     members, metadata = _open(path)
     if metadata:
         return _read(path, members, metadata, extractor)
-    # A file of samples has images, perhaps labels, and no moments.
+    # A file of images has none of the moments in an ADM reference.
     if "arr_0" in members and not members.keys() & (ADM_KEYS - {"arr_0"}):
         return from_images(image_sets.open_npz(path), extractor, progress)
     return _read_adm(path, members, extractor, progress)
 
 
 def _open(path):
-    """Returns (descriptions of the arrays in an .npz, this project's metadata or None)."""
+    """Returns the descriptions of the arrays in an .npz, and its metadata or None."""
     if not path.is_file():
         raise MissingFileError(f"no reference {files.printable(path)}.")
     members = npz_files.describe_npz(path)
     if "metadata" not in members:
         return members, None
     name = f"the metadata in {files.printable(path)}"
-    text = npz_files.read_npz(path, ["metadata"])["metadata"]
-    metadata = json_files.parse_json(str(text), name, METADATA_EXPECTED)
+    text = str(npz_files.read_npz(path, ["metadata"])["metadata"])
+    metadata = json_files.parse_json(text, name, METADATA_EXPECTED)
     if not schemas.object_of(METADATA)(metadata):
         raise UserError(f"{name} lack values or have others. It must be {METADATA_EXPECTED}.")
     return members, metadata
 
 
 def _read(path, members, metadata, extractor):
-    """Returns the reference in a file that `Reference.save` wrote."""
+    """Reads the reference in a file that `Reference.save` wrote."""
     name = files.printable(path)
     if metadata["extractor"] != extractor.identity:
         raise UserError(
-            f"{name} is of another extractor than the samples': it has {metadata['extractor']}, "
-            f"the samples' is {extractor.identity}. Make the reference again with --make_reference."
+            f"{name} is of another extractor than the samples': {metadata['extractor']}, not "
+            f"{extractor.identity}. Make the reference again with --make_reference."
         )
     if missing := [key for key in ("features", *MOMENTS["features"]) if key not in members]:
         raise UserError(
             f"{name} has lost its {', '.join(missing)}: make it again with --make_reference."
         )
-    # The file may be damaged or made by hand: the moments are checked against the features too.
+    # The file may be damaged or made by hand, so the moments are compared with the features.
     arrays = npz_files.read_npz(path, members.keys() & {"features", "labels"})
     features, labels, source = arrays["features"], arrays.get("labels"), metadata["source"]
     if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
         raise UserError(
-            f"features in {name} are {features.dtype} {list(features.shape)}, and must be finite "
-            "numbers [M, D]: make it again with --make_reference."
+            f"features in {name} are {features.dtype} {list(features.shape)}, but must be finite "
+            "numbers [M, D]. Make the reference again with --make_reference."
         )
     if labels is not None:
         image_sets.check_labels(labels, len(features), f"labels in {name}")
@@ -204,26 +203,26 @@ def _read(path, members, metadata, extractor):
     gaussians = _read_gaussians(path, members, dims, extractor, source["num_images"])
     means = {"features": features.mean(axis=0, dtype=np.float64)}
     _check_sample(path, gaussians, means, len(features))
-    names = metadata.get("class_names")
-    names = tuple(map(str, names)) if isinstance(names, list) else None
-    return Reference(metadata["extractor"], source, gaussians, features, labels, names)
+    class_names = metadata.get("class_names")
+    class_names = tuple(map(str, class_names)) if isinstance(class_names, list) else None
+    return Reference(metadata["extractor"], source, gaussians, features, labels, class_names)
 
 
 def _read_adm(path, members, extractor, progress):
-    """Returns the reference in a file of the ADM evaluator: moments, and some of their images."""
+    """Reads the ADM evaluator's reference: moments of all images, and a sample of the images."""
     name = files.printable(path)
     if not members.keys() >= ADM_KEYS:
         raise UserError(
-            f"{name} holds {files.list_some(sorted(members))}. A reference is the "
-            f"ADM evaluator's, with {', '.join(sorted(ADM_KEYS))}, or one that --make_reference "
-            "wrote of the images: moments alone do not tell how images were resized for them."
+            f"{name} holds {files.list_some(sorted(members))}. A reference of the ADM evaluator "
+            f"holds {', '.join(sorted(ADM_KEYS))}. Other moments do not tell how their images were "
+            "resized. Make a reference of the images with --make_reference."
         )
     if extractor.name != "inception" or extractor.dtype != "float32":
         raise UserError(
-            f"{name} has the ADM evaluator's moments, of inception in float32, which cannot be "
-            f"compared with features of {extractor.name} in {extractor.dtype}."
+            f"{name} has the ADM evaluator's moments, of inception in float32. Features of "
+            f"{extractor.name} in {extractor.dtype} cannot be compared with them."
         )
-    # The extractor's features of the images in the file must have the means in the file.
+    # The features of the images in the file must have means near the means in the file.
     images = image_sets.open_npz(path)
     shape = jax.ShapeDtypeStruct((1, *images.shape), np.uint8)
     features = jax.eval_shape(extractor.apply, extractor.params, shape)
@@ -238,7 +237,7 @@ def _read_adm(path, members, extractor, progress):
 
 
 def _read_gaussians(path, members, dims, extractor, num_images):
-    """Returns kind -> the moments in a file, checked against dims: kind -> dimensions, if known."""
+    """Reads and checks {kind: moments} in a file; dims is {kind: number of features}."""
     gaussians = {}
     for kind, keys in MOMENTS.items():
         if not members.keys() >= set(keys):
@@ -249,15 +248,15 @@ def _read_gaussians(path, members, dims, extractor, num_images):
         except ValueError as error:
             raise UserError(
                 f"{' and '.join(keys)} in {files.printable(path)} are no moments of {kind} of "
-                f"{extractor.name}: {error}. Get or make it again."
+                f"{extractor.name}: {error}. Get or make the file again."
             ) from error
-        arrays = (np.asarray(array, np.float64) for array in (mean, covariance))
-        gaussians[kind] = metrics.Gaussian(*arrays, num_images)
+        mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+        gaussians[kind] = metrics.Gaussian(mean, covariance, num_images)
     return gaussians
 
 
 def _check_sample(path, gaussians, means, num):
-    """Raises ValueError unless the means of `num` of the images are near the means of all."""
+    """Raises ValueError unless the means of `num` images are near the means of all images."""
     for kind, mean in means.items():
         deviation = np.sqrt(np.diag(gaussians[kind].covariance))
         varies = deviation > 0
@@ -266,19 +265,19 @@ def _check_sample(path, gaussians, means, num):
         if varies.any() and (shift := shifts.mean()) > 0.25 + 2 / np.sqrt(num):
             raise UserError(
                 f"{MOMENTS[kind][0]} in {files.printable(path)} is {shift:.2f} deviations "
-                f"from the mean of {num:,} of its images, on average over the {kind}: the moments "
-                "are of other images or of another extractor. Get or make it again."
+                f"from the mean of {num:,} of its images, on average over the {kind}. The moments "
+                "are of other images or of another extractor. Get or make the file again."
             )
 
 
 def from_images(
     images: image_sets.ImageSet, extractor: Extractor, progress: bool = False
 ) -> Reference:
-    """Returns the reference of all images of a set, computed by this process's devices.
+    """Computes the reference of all images of a set, with this process's devices.
 
     Raises: FloatingPointError for features that are not finite.
     """
-    # Features of MAX_FEATURES images, spread evenly, are kept. All images count in the moments.
+    # The moments are of all images. Features are kept of MAX_FEATURES images, spread evenly.
     num_kept = min(MAX_FEATURES, images.num)
     keep = np.zeros(images.num, bool)
     keep[np.arange(num_kept) * images.num // num_kept] = True
@@ -286,16 +285,16 @@ def from_images(
     features, labels, digest = [], [], hashlib.sha256()
     batch_size = BATCH_PER_DEVICE * jax.local_device_count()
     with image_progress.ImageProgress(images.num, 0, progress, "reference") as bar:
-        for numbers, block, extracted in extractors.extract(extractor, images, batch_size):
-            extractors.check_finite(extracted, numbers)
+        for indices, block, extracted in extractors.extract(extractor, images, batch_size):
+            extractors.check_finite(extracted, indices)
             for kind in moments.keys() & extracted.keys():
                 moments[kind].add(extracted[kind])
-            chosen = keep[numbers.start : numbers.stop]
-            features.append(extracted["features"][chosen])
+            keep_in_block = keep[indices.start : indices.stop]
+            features.append(extracted["features"][keep_in_block])
             if "label" in block:
-                labels.append(block["label"][chosen])
+                labels.append(block["label"][keep_in_block])
             digest.update(block["image"])
-            bar.update(len(numbers))
+            bar.update(len(indices))
     *size, channels = images.shape
     source = {
         "name": images.name,
@@ -306,6 +305,5 @@ def from_images(
         "digest": digest.hexdigest()[:16],
     }
     gaussians = {kind: moments[kind].gaussian() for kind in MOMENTS if kind in extracted}
-    labels = np.concatenate(labels) if labels else None
-    arrays = np.concatenate(features), labels
-    return Reference(extractor.identity, source, gaussians, *arrays, images.class_names)
+    features, labels = np.concatenate(features), np.concatenate(labels) if labels else None
+    return Reference(extractor.identity, source, gaussians, features, labels, images.class_names)

@@ -1,4 +1,4 @@
-"""Evaluation of samples against a reference, for a run's samples or for images that exist."""
+"""Compares a run's samples, or existing images, with a reference: a row of measures."""
 
 import functools
 import logging
@@ -41,20 +41,20 @@ def evaluate(
     save_npz: pathlib.Path | None = None,
     progress: bool = False,
 ) -> dict:
-    """Returns the row of `num` samples. A row that was measured before is read back.
+    """Draws `num` samples and measures them; returns the row, or reads an earlier one.
 
-    Finished batches are kept in the workdir until the row is written: a killed command continues.
+    The workdir keeps finished batches until the row is written, so that a killed command resumes.
     Args:
-      reference: as `references.load_for_run` returns it.
-      labels: a kind of `requests.draw`.
-      save_npz: where to write all images in the form of the ADM evaluator: 'arr_0' [N, H, W, C]
-        uint8, and 'label' if they have any.
-    Raises: ValueError for a reference of other images, or too few samples; FloatingPointError if
-      samples or features are not finite; OSError if something cannot be written.
+      reference: the result of `references.load_for_run`.
+      labels: the `labels` of `requests.draw`.
+      save_npz: a file for all images, which the ADM evaluator reads: 'arr_0' [N, H, W, C] uint8,
+        and 'label' if they have labels.
+    Raises: ValueError for too few samples; FloatingPointError if samples or features are not
+      finite; OSError if something cannot be written.
     """
     config, mesh = trained.config, trained.mesh
     request = requests.draw(config, labels, num, seed, workdir)
-    # All that the samples depend on apart from the parameters: `rows.find` compares it.
+    # Everything that changes the samples apart from the parameters: `rows.find` compares it.
     settings = {**config.sample.to_dict(), "num": num, "seed": seed, "labels": labels}
     settings |= {"raw": trained.raw, "vae_digest": trained.vae_digest}
     settings |= trained.condition.describe(request)
@@ -66,19 +66,19 @@ def evaluate(
     # Images become features on the devices, without a copy to the host.
     extract = extractor.compile(mesh)
 
-    def output(x_0):
+    def to_arrays(x_0):
         image = trained.to_image(x_0)
         return {"image": image, **extract(image)}
 
-    def batches(wanted):
+    def make_batches(ranges):
         sample = trained.make_sample_fn()
-        arguments = trained.params, request, seed, mesh, output, batch_size, wanted
-        for numbers, batch in generate.batches(sample, *arguments):
+        arguments = trained.params, request, seed, mesh, to_arrays, batch_size, ranges
+        for indices, batch in generate.batches(sample, *arguments):
             if trained.condition.has_classes:
-                # The last batch has more images than numbers.
-                label = np.resize(request.cond[numbers], len(batch["image"]))
+                # The last batch may have more images than indices.
+                label = np.resize(request.cond[indices], len(batch["image"]))
                 batch = {**batch, "label": label}
-            yield numbers, batch
+            yield indices, batch
 
     speed = metric_lines.training_speed(workdir, trained.step, config.batch_size)
 
@@ -86,7 +86,7 @@ def evaluate(
         return _measure(arrays, reference, trained.class_names, progress) | speed
 
     path = workdir / "evaluations.jsonl"
-    return _add_row(path, row, num, batches, measure, save_npz, progress)
+    return _add_row(path, row, num, make_batches, measure, save_npz, progress)
 
 
 def evaluate_images(
@@ -97,7 +97,7 @@ def evaluate_images(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> dict:
-    """Returns the row of the first `num` images of a set, by default of all.
+    """Measures the first `num` images of a set, by default all; returns the row.
 
     Uses this process's devices. The row is written to NAME.evaluations.jsonl beside the images, and
     its picture to NAME.evaluations/.
@@ -113,19 +113,19 @@ def evaluate_images(
     row |= _describe_comparison(extractor, reference, num)
     batch_size = batch_size or generate.BATCH_PER_DEVICE * jax.local_device_count()
 
-    def batches(wanted):
-        for part in wanted:
-            extracted = extractors.extract(extractor, images, batch_size, part)
-            yield from ((numbers, block | features) for numbers, block, features in extracted)
+    def make_batches(ranges):
+        for indices in ranges:
+            extracted = extractors.extract(extractor, images, batch_size, indices)
+            yield from ((part, block | features) for part, block, features in extracted)
 
     def measure(arrays):
         return _measure(arrays, reference, images.class_names, progress)
 
-    return _add_row(path_beside(images), row, num, batches, measure, progress=progress)
+    return _add_row(path_beside(images), row, num, make_batches, measure, progress=progress)
 
 
 def path_beside(images: image_sets.ImageSet) -> pathlib.Path:
-    """Returns NAME.evaluations.jsonl beside the images; of a split, in the working directory."""
+    """Returns NAME.evaluations.jsonl beside the images; for a split, in the working directory."""
     path = pathlib.Path(images.name).expanduser().resolve()
     if not path.exists():
         path = pathlib.Path(images.name.replace("/", "_"))
@@ -133,7 +133,7 @@ def path_beside(images: image_sets.ImageSet) -> pathlib.Path:
 
 
 def _describe_comparison(extractor, reference, num):
-    """Returns the part of a row about extractor and reference, which the first process has."""
+    """Returns the part of a row about extractor and reference; the first process has both."""
 
     def describe():
         measures.check_counts(num, reference)
@@ -143,7 +143,7 @@ def _describe_comparison(extractor, reference, num):
 
 
 def _measure(arrays, reference, class_names, progress):
-    """Returns the measures of samples from their features and labels."""
+    """Measures samples by their features and labels."""
     label = arrays.get("label")
     if label is not None and "probabilities" in arrays:
         _warn_if_sorted(label)
@@ -153,42 +153,40 @@ def _measure(arrays, reference, class_names, progress):
     return values
 
 
-def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
-    """Returns the row with its measures, and writes it to `path`, or reads it back from there.
+def _add_row(path, row, num, make_batches, measure, save_npz=None, progress=False):
+    """Measures a row and writes it to `path`; an earlier one is read. Returns the row.
 
     Args:
-      batches: as for `_fill`.
-      measure: measure(arrays) returns the values of all images' features and labels.
+      make_batches: as for `_fill`.
+      measure: measure(arrays) returns the measures of the features and labels of all images.
     """
     with rows.hold(path, row) as lock:
         name, first_process = rows.get_name(row), jax.process_index() == 0
         row["picture"] = f"{path.with_suffix('').name}/{name}.png"
         picture = path.parent / row["picture"]
-        # The first process keeps batches in one of two directories: with or without all images.
-        few_images, all_images = (
-            batch_cache.BatchCache(picture.with_suffix(suffix), row["git_revision"])
-            for suffix in ("", ".images")
-        )
+        # The first process keeps batches in one of two directories: with all images, or with few.
+        all_images = batch_cache.BatchCache(picture.with_suffix(".images"), row["git_revision"])
+        few_images = batch_cache.BatchCache(picture.with_suffix(""), row["git_revision"])
         cache = all_images if save_npz else few_images
 
         def remove_batches():
             few_images.remove()
             all_images.remove()
 
-        # A finished row is read back only if its picture, and the .npz if requested, exist as well.
-        measured = rows.find(path, row)
+        # An earlier row is read only if its picture, and the .npz if requested, exist as well.
+        earlier_row = rows.find(path, row)
         complete = sharding.broadcast_result(
             lambda: picture.is_file() and (not save_npz or batch_cache.get_name(save_npz) == name)
         )
-        if measured and complete:
+        if earlier_row and complete:
             logger.info("measured before: %s", path)
             if first_process:
-                remove_batches()  # left by a command that was killed after the row
-            return measured
+                remove_batches()  # of a command that was killed after it wrote the row
+            return earlier_row
 
-        _fill(cache, num, batches, bool(save_npz), lock, progress)
+        _fill(cache, num, make_batches, bool(save_npz), lock, progress)
 
-        # The first process alone has all features, so it measures for all.
+        # Only the first process has all features, so it measures for all.
         def finish():
             arrays = cache.read(SHOWN)
             row.update(measure(arrays))
@@ -203,13 +201,13 @@ def _add_row(path, row, num, batches, measure, save_npz=None, progress=False):
         return sharding.broadcast_result(finish)
 
 
-def _fill(cache, num, batches, all_images, lock, progress):
+def _fill(cache, num, make_batches, all_images, lock, progress):
     """Adds the images that a cache lacks: none, some after an interruption, or all.
 
     Args:
-      batches: batches(wanted) yields (numbers, arrays) for the images in these ranges. The arrays
-        are 'image', perhaps 'label', and the features. They may have more rows than there are
-        numbers.
+      make_batches: make_batches(ranges) yields (indices, arrays) for the images in these ranges.
+        The arrays are 'image', perhaps 'label', and the features. Rows after those of the indices
+        only fill up the batch.
       all_images: whether the cache takes all images, or only those of the picture.
     """
     bounds = sharding.broadcast_result(
@@ -217,36 +215,36 @@ def _fill(cache, num, batches, all_images, lock, progress):
     )
     missing = [range(*pair) for pair in bounds]
     with image_progress.ImageProgress(num, num - sum(map(len, missing)), progress) as bar:
-        for numbers, batch in batches(missing) if missing else ():
-            arrays = {key: np.asarray(a) for key, a in batch.items() if key != "image"}
+        for indices, batch in make_batches(missing) if missing else ():
+            arrays = {name: np.asarray(a) for name, a in batch.items() if name != "image"}
             # Images are large: only those that will be written leave the device.
-            if all_images or numbers.start < SHOWN:
+            if all_images or indices.start < SHOWN:
                 arrays["image"] = generate.to_host(batch["image"])
-            arrays = {key: array[: len(numbers)] for key, array in arrays.items()}
-            extractors.check_finite(arrays, numbers)
+            arrays = {name: array[: len(indices)] for name, array in arrays.items()}
+            extractors.check_finite(arrays, indices)
             # The directory may have been moved or removed since the last batch.
             lock.check_together()
-            sharding.broadcast_result(functools.partial(cache.add, numbers, arrays))
-            bar.update(len(numbers))
+            sharding.broadcast_result(functools.partial(cache.add, indices, arrays))
+            bar.update(len(indices))
 
 
 def _warn_if_sorted(label):
-    """Logs a warning if images sorted by class make the Inception Score too low."""
+    """Logs a warning if images are sorted by class, so that the Inception Score is too low."""
     size = metrics.SPLIT_SIZE
     parts = [label[i : i + size] for i in range(0, len(label) - size + 1, size)]
     if not parts:
         return
-    classes = len(np.unique(label))
-    classes_in_part = np.mean([len(np.unique(part)) for part in parts])
-    # The expected number of different classes in a part of shuffled images.
-    in_random_order = classes * (1 - (1 - 1 / classes) ** size)
-    if classes_in_part < in_random_order / 2:
+    num_classes = len(np.unique(label))
+    classes_per_part = np.mean([len(np.unique(part)) for part in parts])
+    # The expected number of classes in a part of shuffled images.
+    classes_if_shuffled = num_classes * (1 - (1 - 1 / num_classes) ** size)
+    if classes_per_part < classes_if_shuffled / 2:
         logger.warning(
-            "the images are sorted by class: of %d classes the parts of %d images, in their order, "
-            "whose mean the Inception Score is, have %.0f, so it is too low. Shuffle them.",
-            classes,
+            "the images are sorted by class, so the Inception Score is too low: it is the mean of "
+            "parts of %d images, which have %.0f of the %d classes. Shuffle the images.",
             size,
-            classes_in_part,
+            classes_per_part,
+            num_classes,
         )
 
 

@@ -5,12 +5,9 @@
 
 from dit_jax.latents.codec import (
     Vae,
-    decode,
-    decode_in_groups,
     encode,
     encode_in_groups,
     image_from_x_0,
-    images_at_once,
     make_decode_fn,
     pixels_from_image,
     posterior,
@@ -20,20 +17,16 @@ from dit_jax.latents.codec import (
     unscale,
 )
 from dit_jax.latents.kinds import KINDS, Latents, build, open_split
-from dit_jax.latents.loading import check_digest, load_vae
+from dit_jax.latents.loading import load_vae
 
 __all__ = [
     "KINDS",
     "Latents",
     "Vae",
     "build",
-    "check_digest",
-    "decode",
-    "decode_in_groups",
     "encode",
     "encode_in_groups",
     "image_from_x_0",
-    "images_at_once",
     "load_vae",
     "make_decode_fn",
     "open_split",

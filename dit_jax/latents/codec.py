@@ -70,10 +70,7 @@ def decode_in_groups(vae: Vae, config, x_0: jax.Array, mesh: jax.sharding.Mesh) 
 
 
 def make_decode_fn(config, mesh: jax.sharding.Mesh) -> Callable:
-    """Returns the jitted function (vae, x_0 [B, h, w, C]) -> images [B, H, W, channels] uint8.
-
-    Args: config, as for `decode`.
-    """
+    """Returns the jitted function (vae, x_0) -> images of `decode_in_groups`."""
     return jax.jit(lambda vae, x_0: decode_in_groups(vae, config, x_0, mesh))
 
 

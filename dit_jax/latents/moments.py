@@ -57,9 +57,8 @@ def _check_shape(features, model, origin):
     expected = (*size, 2 * channels)
     if shape != expected:
         raise UserError(
-            f"{origin} holds moments {sizes.show(shape)}, but a model of model.input_size="
-            f"{model.input_size} and model.in_channels={model.in_channels} takes "
-            f"{sizes.show(expected)}. Set these keys, or encode the images with another VAE."
+            f"{origin} holds moments {sizes.show(shape)}, but the model takes "
+            f"{sizes.show(expected)}. Set model.input_size and model.in_channels."
         )
 
 

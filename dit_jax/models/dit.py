@@ -136,16 +136,18 @@ class DiT(nn.Module):
         # The condition enters as more tokens, by cross-attention or by modulation. Only the image's
         # tokens become the output.
         num_tokens = x.shape[1]
-        sequences = [] if sequence is None else [sequence]
         if self._modulates:
             c = (t_emb if y_emb is None else t_emb + y_emb).astype(self.dtype)  # [B, D]
             # A caption modulates by its mean, and its words are also tokens that are attended to.
-            for sequence in sequences:
+            if sequence is not None:
                 x = jnp.concatenate([x, sequence.astype(self.dtype)], axis=1)  # [B, N + M, D]
             x, _ = stack(x, c)
             x = final_layer(x[:, :num_tokens], c)  # [B, N, p*p*C or twice that]
         else:
-            context = jnp.concatenate([t_emb[:, None], *sequences], axis=1).astype(self.dtype)
+            context = t_emb[:, None]
+            if sequence is not None:
+                context = jnp.concatenate([context, sequence], axis=1)
+            context = context.astype(self.dtype)  # [B, 1 + M, D]
             if self.block == "in-context":
                 x, _ = stack(jnp.concatenate([x, context], axis=1))  # [B, N + 1 + M, D]
             else:

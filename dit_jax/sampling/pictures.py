@@ -29,9 +29,8 @@ def check_grid(count: int, image_shape: Sequence[int], columns: int = 0) -> None
     grid_width = columns * (width * factor + GAP)
     if grid_height * grid_width > MAX_PIXELS:
         raise UserError(
-            f"a picture of {count:,} images of {height} x {width} pixels would have "
-            f"{grid_width:,} x {grid_height:,} pixels, but may have {MAX_PIXELS:,}. Take fewer "
-            "images."
+            f"a picture of {count:,} images of {height} x {width} pixels would have {grid_width:,} "
+            f"x {grid_height:,} pixels, more than {MAX_PIXELS:,}. Take fewer images."
         )
 
 

@@ -125,6 +125,14 @@ def test_a_further_image_of_another_size_is_refused(tmp_path):
         source[2]
 
 
+def test_folders_with_further_images_have_no_classes(tmp_path):
+    """Else all images would be of the class 0."""
+    config = default.get_config()
+    config.data.update(source="folder", name=str(_write_folder(tmp_path)), image_size=8)
+    with pytest.raises(ValueError, match=r"further images, depth, has no classes for .*=2"):
+        formats.open_images(config, "train", Annotations(2, images={"depth": 1}))
+
+
 def test_captions_and_further_images_are_read_from_one_line(tmp_path):
     config = default.get_config()
     config.data.update(source="folder", name=str(_write_folder(tmp_path)), image_size=8)

@@ -64,7 +64,7 @@ def test_digest_is_of_the_images(tmp_path, pixels):
         ({"arr_0": np.zeros((2, 3, 6, 6), np.uint8)}, r"is \[2, 3, 6, 6\]; expected \[N, H, W"),
         ({"arr_0": np.zeros((2, 6, 0, 3), np.uint8)}, r"is \[2, 6, 0, 3\]; expected"),
         ({"arr_0": np.zeros((6, 6, 3), np.uint8)}, r"is \[6, 6, 3\]; expected"),
-        ({"arr_0": np.asfortranarray(np.zeros((2, 6, 6, 3), np.uint8))}, "in Fortran's order"),
+        ({"arr_0": np.asfortranarray(np.zeros((2, 6, 6, 3), np.uint8))}, "in Fortran order"),
     ],
 )
 def test_npz_of_something_else(tmp_path, arrays, message):
@@ -189,7 +189,7 @@ def test_tfds_split(digits_dir):
 
 
 def test_threads_read_no_further_ahead_than_allowed(monkeypatch):
-    monkeypatch.setattr(image_sets, "AHEAD", 3)
+    monkeypatch.setattr(image_sets, "IMAGES_AT_ONCE", 3)
     loaded = []
     reading = image_sets._read_in_threads(lambda i: loaded.append(i) or i, 50, 10)
     assert [next(reading) for _ in range(5)] == [10, 11, 12, 13, 14]

@@ -233,10 +233,10 @@ def test_covariances_of_rounding_are_accepted(pixels, toy_extractor, tmp_path, n
     [
         (
             {"features": np.zeros((130, 5), int)},
-            r"features in .* are int64 \[130, 5\], and must be",
+            r"features in .* are int64 \[130, 5\], but must be",
         ),
-        ({"features": np.full((130, 5), np.nan)}, "and must be finite numbers"),
-        ({"features": np.zeros(5)}, r"are float64 \[5\], and must be finite"),
+        ({"features": np.full((130, 5), np.nan)}, "but must be finite numbers"),
+        ({"features": np.zeros(5)}, r"are float64 \[5\], but must be finite"),
         ({"features": None}, "has lost its features: make it again"),
         ({"mu": None}, "has lost its mu: make it again"),
         ({"sigma": None}, "has lost its sigma: make it again"),

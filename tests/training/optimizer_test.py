@@ -135,7 +135,7 @@ def test_matrices_whose_input_grows_learn_slower_in_wider_models():
 def test_factors_are_of_the_kernels_whose_first_axis_grows(condition):
     """The first of an application: that of the stack of blocks comes before it."""
     narrow, wide = (_by_path(_shapes(size, condition)) for size in (32, 64))
-    assert ("context_embedder/kernel" in narrow) == (condition != "label")
+    assert ("context_embedder/kernel" in narrow) == conditioning.KINDS[condition].is_sequence
     for path, factor in _by_path(optimizer.width_factors(_shapes(32, condition), 0.25)).items():
         axis = path.startswith("blocks/")
         grows = path.endswith("kernel") and wide[path].shape[axis] > narrow[path].shape[axis]
