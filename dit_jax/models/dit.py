@@ -107,12 +107,11 @@ class DiT(nn.Module):
             raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         out_channels = channels * (2 if self.learn_sigma else 1)
 
-        # The position table is a constant, as in the paper, and no parameter.
         kind = conditioning.KINDS[self.condition]
         x = patchify(kind.join(self, x_t, cond), p)  # [B, N, p*p*C]
         x = self._dense("x_embedder")(x)  # [B, N, D]
-        position = layers.make_position_table(self.hidden_size, *grid)
-        x = x + position[None].astype(self.dtype)
+        # The position table is a constant, as in the paper, and no parameter.
+        x = x + layers.make_position_table(self.hidden_size, *grid)[None].astype(self.dtype)
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
         sequence, y_emb = kind.embed(self, cond)  # [B, M, D] or None, [B, D] or None
 
